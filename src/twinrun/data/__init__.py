@@ -1,0 +1,1 @@
+"""From a source to batches: decoding, facts, splits, expectations, keyed randomness."""

@@ -1,0 +1,1 @@
+"""Scores with intervals, and the pictures that explain them."""

@@ -1,0 +1,174 @@
+"""How a file becomes visible: written beside its place, synced, renamed. Refuses to know what is in it.
+
+A reader sees the old file or the new one and never a half. In a folder of several files the manifest, with the sha256
+of each, comes last: a folder without a manifest that verifies does not exist. The order write, fsync, rename, fsync of
+the folder is that of Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinrun.errors import PublishError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MANIFEST = "manifest.json"
+_TEMP_PREFIX = ".unfinished-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what was written there takes the place of `path` on a clean exit.
+
+    Raises PublishError, naming the path and the need, where the folder is read-only or the disk full.
+    """
+    temp = path.with_name(f"{_TEMP_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            yield temp
+            _sync(temp)
+            os.replace(temp, path)
+            _sync(path.parent)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on a clean exit it gets its manifest and takes the place of `path`.
+
+    The manifest holds the sha256 of every file and is written last. Raises PublishError as `replacing` does.
+    """
+    temp = path.with_name(f"{_TEMP_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
+    old = temp.with_name(temp.name + "-old")
+    try:
+        with _explained(path):
+            temp.mkdir(parents=True)
+            _sweep(path, keep=temp)
+            yield temp
+            for file in sorted(temp.rglob("*")):
+                if file.is_file():
+                    _sync(file)
+            write_json({"sha256": folder_hashes(temp)}, temp / MANIFEST)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temp, path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """Map the path of each file in `folder`, but the manifest, to its sha256 in hexadecimal."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST)
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
+
+
+def folder_faults(folder: Path) -> list[str]:
+    """Say what differs between `folder` and its manifest, a line for each fault; an empty list means that it verifies."""
+    try:
+        wanted = json.loads((folder / MANIFEST).read_bytes())["sha256"]
+        if not isinstance(wanted, dict):
+            raise ValueError("sha256 is not a mapping")
+    except FileNotFoundError:
+        return [f"{folder / MANIFEST} is missing"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{folder / MANIFEST} cannot be read: {error}"]
+    found = folder_hashes(folder)
+    faults = [f"{folder / name} is missing" for name in wanted.keys() - found.keys()]
+    faults += [f"{folder / name} is not in the manifest" for name in found.keys() - wanted.keys()]
+    faults += [
+        f"{folder / name} has sha256 {found[name][:12]}... and its manifest says {str(wanted[name])[:12]}..."
+        for name in wanted.keys() & found.keys()
+        if wanted[name] != found[name]
+    ]
+    return sorted(faults)
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way to write `value` as JSON: sorted keys, no spaces, UTF-8. For hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Publish `value` as indented JSON that ends with a newline."""
+    write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Publish `text` as UTF-8."""
+    with replacing(path) as temp:
+        temp.write_text(text, encoding="utf-8")
+
+
+def write_table(table: "pa.Table", path: Path) -> None:
+    """Publish an Arrow table as Parquet, byte for byte the same for the same table."""
+    import pyarrow.parquet as pq
+
+    with replacing(path) as temp:
+        pq.write_table(table, temp, compression="zstd")
+
+
+def ensure_writable(folder: Path, needed_bytes: int) -> None:
+    """Raise PublishError unless `folder` can be written and its disk has `needed_bytes` free."""
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{_TEMP_PREFIX}probe-{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise PublishError(
+            f"The disk of {folder} is too full: {needed_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free. "
+            "Free some space and run again; what was finished is kept."
+        )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PublishError(
+                f"{path} cannot be written: its folder is read-only for this user ({error.strerror}). "
+                f"Make {path.parent} writable and run again."
+            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PublishError(
+                f"{path} cannot be written: the disk is full. Free some space and run again; what was finished is kept."
+            ) from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(path: Path, keep: Path | None = None) -> None:
+    """Remove what a killed writer of the same `path` left behind."""
+    for leftover in path.parent.glob(f"{_TEMP_PREFIX}????????-{path.name}*"):
+        if leftover != keep:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

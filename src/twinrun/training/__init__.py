@@ -1,0 +1,1 @@
+"""Shards, the LightningModule, fit and resume."""
