@@ -1,0 +1,171 @@
+"""Networks by name, with the right input channels and number of classes. Refuses to know how they are trained.
+
+`mlp`, `lenet5` and `resnet9` are written here; every classification network of torchvision is taken from there by its
+own name, without weights of others.
+"""
+
+import difflib
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from twinrun.errors import ModelError
+
+OWN_MODELS = ("mlp", "lenet5", "resnet9")
+
+
+def model_names() -> list[str]:
+    """Names of all networks that `build_network` knows, our own first."""
+    import torchvision
+
+    return [*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def build_network(name: str, *, channels: int, size_px: int, classes: int, seed: int) -> nn.Module:
+    """Build a network whose initial weights are a function of `seed`.
+
+    It takes float tensors of shape (N, channels, size_px, size_px) and gives logits of shape (N, classes). Raises
+    ModelError for an unknown name, with the nearest known ones, and for a size that the network cannot take.
+    """
+    names = model_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ModelError(
+            f'params.yaml: train.model: no network is called "{name}".{hint}\nKnown networks: {", ".join(names)}.'
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network = _build(name, channels, size_px, classes)
+            _check_size(network, channels, size_px)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            raise ModelError(
+                f"{name} cannot take images of {size_px} x {size_px} pixels ({str(error).splitlines()[0]}). "
+                "Set ingest.size_px in params.yaml to a larger size (most networks of torchvision are made for 224), "
+                "or choose another train.model."
+            ) from error
+    return network
+
+
+def _build(name: str, channels: int, size_px: int, classes: int) -> nn.Module:
+    match name:
+        case "mlp":
+            return _mlp(channels, size_px, classes)
+        case "lenet5":
+            return _lenet5(channels, size_px, classes)
+        case "resnet9":
+            return ResNet9(channels, classes)
+    return _from_torchvision(name, channels, size_px, classes)
+
+
+def _mlp(channels: int, size_px: int, classes: int) -> nn.Module:
+    """Two hidden layers of 256 and 128 units: the baseline that convolutions are compared with."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * size_px**2, 256),
+        nn.ReLU(),
+        nn.Linear(256, 128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
+    )
+
+
+def _lenet5(channels: int, size_px: int, classes: int) -> nn.Module:
+    """LeNet-5 of LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998.
+
+    With ReLU, max pooling and a linear output in place of tanh, trained subsampling and radial basis functions.
+    """
+    side = ((size_px - 4) // 2 - 4) // 2
+    if side < 1:
+        raise ValueError("two 5 x 5 convolutions with pooling need at least 16 pixels")
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * side**2, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+class ResNet9(nn.Module):
+    """A residual network of nine layers, after David Page, "How to train your ResNet", 2018: small and fast."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = _conv_block(channels, 64)
+        self.layer1 = _conv_block(64, 128, pool=True)
+        self.residual1 = nn.Sequential(_conv_block(128, 128), _conv_block(128, 128))
+        self.layer2 = _conv_block(128, 256, pool=True)
+        self.layer3 = _conv_block(256, 512, pool=True)
+        self.residual3 = nn.Sequential(_conv_block(512, 512), _conv_block(512, 512))
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.classifier = nn.Linear(512, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.layer1(self.stem(images))
+        features = features + self.residual1(features)
+        features = self.layer3(self.layer2(features))
+        features = features + self.residual3(features)
+        return cast(Tensor, self.classifier(self.pool(features).flatten(1)))
+
+
+def _conv_block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+def _from_torchvision(name: str, channels: int, size_px: int, classes: int) -> nn.Module:
+    import torchvision
+
+    settings: dict[str, object] = {"weights": None, "num_classes": classes}
+    if name in ("googlenet", "inception_v3"):
+        settings |= {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_"):
+        settings["image_size"] = size_px
+    elif name.startswith("maxvit"):
+        settings["input_size"] = (size_px, size_px)
+    network: nn.Module = torchvision.models.get_model(name, **settings)
+    return network if channels == 3 else _with_input_channels(network, channels)
+
+
+def _with_input_channels(network: nn.Module, channels: int) -> nn.Module:
+    """Replace the first convolution by one that takes `channels` and is otherwise the same."""
+    path, first = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    parent, _, child = path.rpartition(".")
+    replacement = nn.Conv2d(
+        channels,
+        first.out_channels,
+        cast("tuple[int, int]", first.kernel_size),
+        cast("tuple[int, int]", first.stride),
+        cast("tuple[int, int]", first.padding),
+        cast("tuple[int, int]", first.dilation),
+        first.groups,
+        first.bias is not None,
+    )
+    nn.init.kaiming_normal_(replacement.weight, mode="fan_out", nonlinearity="relu")
+    if replacement.bias is not None:
+        nn.init.zeros_(replacement.bias)
+    setattr(network.get_submodule(parent), child, replacement)
+    return network
+
+
+def _check_size(network: nn.Module, channels: int, size_px: int) -> None:
+    """Run one image through; raises what the network raises for a size that it cannot take."""
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        network(torch.zeros(1, channels, size_px, size_px))
+    network.train(was_training)
