@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temp = path.with_name(f"{_TEMP_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        with _explained(path):
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
             yield temp
@@ -53,7 +53,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temp = path.with_name(f"{_TEMP_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
     old = temp.with_name(temp.name + "-old")
     try:
-        with _explained(path):
+        with explained(path):
             temp.mkdir(parents=True)
             _sweep(path, keep=temp)
             yield temp
@@ -129,7 +129,7 @@ def write_table(table: "pa.Table", path: Path) -> None:
 
 def ensure_writable(folder: Path, needed_bytes: int) -> None:
     """Raise PublishError unless `folder` can be written and its disk has `needed_bytes` free."""
-    with _explained(folder):
+    with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"{_TEMP_PREFIX}probe-{uuid.uuid4().hex[:8]}"
         probe.touch()
@@ -143,7 +143,8 @@ def ensure_writable(folder: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn "read-only" and "disk full" on the way to `path` into a PublishError that says what to do."""
     try:
         yield
     except OSError as error:

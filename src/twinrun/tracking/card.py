@@ -1,0 +1,255 @@
+"""The run card: what made a model, complete enough to make it again elsewhere. No MLflow, no torch.
+
+What only training knows (GPU, precision, fingerprint) is handed in.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from twinrun.errors import RepositoryError
+from twinrun.publish import file_sha256
+
+LOCK = "requirements.lock"
+DVC_LOCK = "dvc.lock"
+LARGEST_UNTRACKED_BYTES = 1_000_000
+
+# Those that decide which kernels a numeric library picks, and so the last bits of a result.
+_NUMERIC_FLAGS = frozenset(
+    "avx avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512_fp16 avx_vnni "
+    "amx_tile amx_bf16 amx_int8 amx_fp16 sse4_1 sse4_2 asimd asimddp bf16 i8mm sve sve2 sme".split()
+)
+_POWERCAP = Path("/sys/class/powercap")
+
+
+@dataclass(frozen=True)
+class Code:
+    """The source as it was: a commit and what differed from it.
+
+    `diff` is a patch for `git apply`, of changed and of untracked files alike; dvc.lock is no source. `left_out` names
+    untracked files that are too large for source code.
+    """
+
+    commit: str
+    dirty: bool
+    diff: str
+    left_out: tuple[str, ...]
+
+
+def collect_code(root: Path) -> Code:
+    """Read the state of the git repository at `root`.
+
+    Raises RepositoryError, with what to do, where git is missing, `root` is no repository or has no commit.
+    """
+    if _git(root, "rev-parse", "--git-dir").returncode:
+        found = _git(root, "rev-parse", "--git-dir").stderr.strip()
+        raise RepositoryError(
+            f"{root.resolve()} is no git repository, so what made a model could not be found again ({found}).\n"
+            'Make it one: git init && git add -A && git commit -m "Begin"'
+        )
+    head = _git(root, "rev-parse", "--verify", "HEAD")
+    if head.returncode:
+        raise RepositoryError(
+            f"The git repository at {root.resolve()} has no commit yet, so what made a model could not be found again.\n"
+            'Make one: git add -A && git commit -m "Begin"'
+        )
+    top = Path(_git(root, "rev-parse", "--show-toplevel").stdout.strip())
+    changed = _git(top, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", f":(exclude,glob)**/{DVC_LOCK}")
+    patches = [changed.stdout]
+    left_out = []
+    untracked = _git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
+    for name in sorted(filter(None, untracked.split("\0"))):
+        file = top / name
+        if Path(name).name == DVC_LOCK or not file.is_file():
+            continue
+        if file.stat().st_size > LARGEST_UNTRACKED_BYTES:
+            left_out.append(name)
+        else:
+            patches.append(_git(top, "diff", "--binary", "--no-color", "--no-ext-diff", "--no-index", os.devnull, name).stdout)
+    diff = "".join(patches)
+    return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out))
+
+
+def collect_dvc_lock(root: Path) -> dict[str, Any]:
+    """The hashes in dvc.lock, `{stage: {deps: {path: md5}, outs: {path: md5}}}`; empty where there is none yet."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load((root / DVC_LOCK).read_text(encoding="utf-8"))
+        return {
+            stage: {
+                side: {entry["path"]: entry.get("md5") or entry.get("hash") for entry in facts.get(side, [])}
+                for side in ("deps", "outs")
+            }
+            for stage, facts in content["stages"].items()
+        }
+    except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def collect_environment(root: Path) -> dict[str, Any]:
+    """Python, the platform, the hash of requirements.lock, and the packages that differ from it.
+
+    `differing` maps a package's name to its locked and its installed version, None where there is none.
+    """
+    lock = root / LOCK
+    return {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "lock_sha256": file_sha256(lock) if lock.is_file() else None,
+        "differing": _differing(lock.read_text(encoding="utf-8")) if lock.is_file() else {},
+    }
+
+
+def collect_hardware(gpus: list[Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """The processor, the instructions that decide numerics, cores and memory; `gpus` as training describes them."""
+    import psutil
+
+    return {
+        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": sorted(_NUMERIC_FLAGS.intersection((_cpu_field("flags") or _cpu_field("Features")).split())),
+        "cores_physical": psutil.cpu_count(logical=False),
+        "cores_logical": psutil.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [dict(gpu) for gpu in gpus or []],
+    }
+
+
+class EnergyMeter:
+    """Energy that the processors took since the meter was made, where the machine tells (Linux powercap, RAPL)."""
+
+    def __init__(self, powercap: Path = _POWERCAP) -> None:
+        """Start measuring. `powercap` is the folder that holds the packages, intel-rapl:0 and so on."""
+        self._powercap = powercap
+        self._start = self._read()
+
+    def joules(self) -> float | None:
+        """Joules so far, over all packages; None where the counters cannot be read. A counter may wrap once."""
+        if not self._start:
+            return None
+        now = self._read()
+        total = 0
+        for package, (start, _) in self._start.items():
+            if package not in now:
+                return None
+            end, limit = now[package]
+            total += end - start if end >= start else end - start + limit
+        return total / 1e6
+
+    def _read(self) -> dict[str, tuple[int, int]]:
+        counters = {}
+        for package in sorted(self._powercap.glob("*-rapl:*")):
+            # intel-rapl:0:1 is a part of intel-rapl:0, and intel-rapl-mmio:0 the same counter once more.
+            if not re.fullmatch(r"(intel|amd)-rapl:\d+", package.name):
+                continue
+            try:
+                counters[package.name] = (
+                    int((package / "energy_uj").read_text()),
+                    int((package / "max_energy_range_uj").read_text()),
+                )
+            except (OSError, ValueError):
+                continue
+        return counters
+
+
+def build_card(
+    *,
+    code: Code,
+    params: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+    dvc_lock: Mapping[str, Any],
+    weights_hash: str,
+    fingerprint: str,
+    fingerprint_parts: Mapping[str, Any],
+    threads: int,
+    shards: int,
+    precision: str,
+    started: datetime,
+    wall_time_s: float,
+    energy_j: float | None,
+    journal_id: str,
+) -> dict[str, Any]:
+    """Put the card together, in the order in which a person reads it. `params` are nested as in params.yaml."""
+    return {
+        "weights_hash": weights_hash,
+        "fingerprint": fingerprint,
+        "fingerprint_parts": dict(fingerprint_parts),
+        "params": dict(params),
+        "commit": code.commit,
+        "dirty": code.dirty,
+        "diff": code.diff,
+        "untracked_left_out": list(code.left_out),
+        "dvc_lock": dict(dvc_lock),
+        "environment": dict(environment),
+        "hardware": dict(hardware),
+        "threads": threads,
+        "shards": shards,
+        "precision": precision,
+        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "wall_time_s": round(wall_time_s, 3),
+        "energy_j": None if energy_j is None else round(energy_j, 1),
+        "journal_id": journal_id,
+    }
+
+
+def diff_hash(diff: str) -> str:
+    """Sha256 of a patch, in hexadecimal."""
+    return hashlib.sha256(diff.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            ["git", "-C", os.fspath(folder), "-c", "core.quotePath=false", *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
+            check=False,
+        )
+    except FileNotFoundError:
+        raise RepositoryError(
+            "git is not installed (or not on PATH), so what made a model could not be found again.\n"
+            "Install it (Debian: apt install git; macOS: xcode-select --install) and run again."
+        ) from None
+
+
+def _differing(lock: str) -> dict[str, dict[str, str | None]]:
+    from importlib.metadata import distributions
+
+    from packaging.markers import Marker
+    from packaging.utils import canonicalize_name
+
+    locked: dict[str, str] = {}
+    for name, version, marker in re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;\s*([^\\\n]+))?", lock, re.M):
+        if not marker or Marker(marker.strip()).evaluate():
+            locked[canonicalize_name(name)] = version
+    installed: dict[str, str] = {}
+    for distribution in distributions():
+        installed.setdefault(canonicalize_name(distribution.name), distribution.version)
+    installed.pop("twinrun", None)
+    return {
+        name: {"locked": locked.get(name), "installed": installed.get(name)}
+        for name in sorted(locked.keys() | installed.keys())
+        if locked.get(name) != installed.get(name)
+    }
+
+
+def _cpu_field(field: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return ""
+    found = re.search(rf"^{re.escape(field)}\s*:\s*(.*)$", text, re.M)
+    return found.group(1) if found else ""

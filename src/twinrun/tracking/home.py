@@ -1,0 +1,93 @@
+"""Where a project keeps its diary, and which process is alive. Light: no MLflow, nothing is created."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+STATE = ".twinrun"
+
+
+def home(folder: Path | None = None) -> Path:
+    """The project's folder, absolute; for a workspace of `dvc exp run --temp` or `--queue` the outer project's.
+
+    DVC runs such an experiment in .dvc/tmp/exps/<name>/ and removes it afterwards: what was written there is lost.
+    """
+    folder = (folder or Path.cwd()).resolve()
+    for outer in folder.parents:
+        if folder.is_relative_to(outer / ".dvc" / "tmp" / "exps"):
+            return outer
+    return folder
+
+
+def journals_folder(folder: Path | None = None) -> Path:
+    """The folder that holds one folder for each journal that is not fully published."""
+    return home(folder) / STATE / "journals"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One process, distinguishable from every later one with the same number."""
+
+    host: str
+    boot_id: str
+    namespace: str
+    pid: int
+    started: float
+
+    def dead(self) -> bool:
+        """Whether this process has certainly ended; a process of another machine or container is never called dead."""
+        here = this_process()
+        if self.host != here.host:
+            return False
+        if self.boot_id != here.boot_id:
+            return True
+        if self.namespace != here.namespace:
+            return False
+        return _started(self.pid) != self.started
+
+
+def this_process() -> Process:
+    """The identity of the running process."""
+    return Process(
+        host=socket.gethostname(),
+        boot_id=_boot_id(),
+        namespace=_namespace(),
+        pid=os.getpid(),
+        started=_started(os.getpid()) or 0.0,
+    )
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        import psutil
+
+        return str(int(psutil.boot_time()))
+
+
+def _namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> float | None:
+    """When the process started, in the machine's own unit, or None if there is none or it is a zombie."""
+    try:
+        # After the name, which may hold spaces and brackets: state is the first field, the start in ticks the twentieth.
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if after_name[0] in "ZX" else float(after_name[19])
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    except ProcessLookupError:
+        return None
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None

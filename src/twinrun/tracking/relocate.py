@@ -1,0 +1,93 @@
+"""Mending the local MLflow store after the project's folder was moved or copied: `python -m twinrun.tracking.relocate`.
+
+MLflow keeps absolute places of artifacts in its database; in a moved project they point nowhere, and the artifacts seem
+to be gone, with no error. Here they are rewritten. Only the standard library, since every shell that enters the project
+runs it.
+"""
+
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+DATABASE = "mlflow.db"
+LOCATION = ".location"
+_COLUMNS = ("artifact_location", "artifact_uri", "source", "storage_location")
+
+
+def relocate(mlruns: Path) -> int:
+    """Make every place in `mlruns`/mlflow.db that lay in this folder's former location lie in its present one.
+
+    Returns the number of places that were rewritten. Does nothing where there is no database or nothing was moved.
+    """
+    mlruns = mlruns.resolve()
+    database = mlruns / DATABASE
+    record = mlruns / LOCATION
+    if not database.is_file():
+        return 0
+    try:
+        before = record.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        before = ""
+    if before == str(mlruns):
+        return 0
+    rewritten = 0
+    # Autocommit, so that the one transaction is ours: a reader sees all places moved or none.
+    with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        columns = _place_columns(connection)
+        former = {before} if before else _former_locations(connection, columns, mlruns)
+        for old in former - {str(mlruns)}:
+            for table, column in columns:
+                for old_form, new_form in {(old, str(mlruns)), (quote(old), quote(str(mlruns)))}:
+                    for start in (old_form, f"file://{old_form}"):
+                        new_start = start.removesuffix(old_form) + new_form
+                        rewritten += connection.execute(
+                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                            f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                            (new_start, len(start) + 1, start, len(start) + 1, f"{start}/"),
+                        ).rowcount
+        connection.execute("COMMIT")
+    temp = record.with_suffix(".new")
+    temp.write_text(f"{mlruns}\n", encoding="utf-8")
+    temp.replace(record)
+    return rewritten
+
+
+def _place_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return [
+        (table, column)
+        for table in ("experiments", "runs", "model_versions", "logged_models")
+        if table in tables
+        for _, column, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall()
+        if column in _COLUMNS
+    ]
+
+
+def _former_locations(connection: sqlite3.Connection, columns: list[tuple[str, str]], mlruns: Path) -> set[str]:
+    """Folders with the name of ours that the database speaks of and that are not there any more."""
+    former = set()
+    for table, column in columns:
+        for (place,) in connection.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"):
+            path = unquote(place.removeprefix("file://")) if place.startswith("file://") else place
+            head, name, _ = path.partition(f"/{mlruns.name}/")
+            if name and head.startswith("/") and not Path(head, mlruns.name, DATABASE).exists():
+                former.add(f"{head}/{mlruns.name}")
+    return former
+
+
+def main() -> None:
+    """Mend the store of the project in the working folder, and say so if there was something to mend."""
+    try:
+        rewritten = relocate(Path("mlruns"))
+    except (OSError, sqlite3.Error) as error:
+        print(f"mlruns was moved, and its artifacts could not be found again: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    if rewritten:
+        print(f"This project was moved: {rewritten} places in mlruns/{DATABASE} now point here.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Opening the MLflow store: a server named by MLFLOW_TRACKING_URI, or SQLite at mlruns/mlflow.db with mlruns/artifacts.
+
+Finding out which store it is costs nothing; only `open_client` imports MLflow. Two processes that create a new SQLite
+store at once would break it, so creation stands behind a lock.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinrun.errors import TrackingError
+from twinrun.publish import explained
+from twinrun.tracking.home import home
+from twinrun.tracking.relocate import relocate
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MLRUNS = "mlruns"
+DATABASE = "mlflow.db"
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # A tracker that hangs must not hold up anybody for MLflow's own two minutes and seven retries.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """Which store this project's runs go to."""
+
+    home: Path
+    uri: str
+    database: Path | None
+
+    @property
+    def state(self) -> Path:
+        """The folder that remembers what was published to this store; it goes when a local store is removed."""
+        key = "local" if self.database == self.home / MLRUNS / DATABASE else hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+        return self.home / MLRUNS / "published" / key
+
+    @property
+    def artifacts(self) -> Path | None:
+        """Where a local store keeps artifacts; None where a server decides."""
+        return self.database.parent / "artifacts" if self.database else None
+
+
+def find_tracker(folder: Path | None = None) -> Tracker:
+    """The store that `folder` (the working folder) uses. Creates and imports nothing."""
+    project = home(folder)
+    uri = os.environ.get(URI_VARIABLE, "").strip()
+    if not uri:
+        database = project / MLRUNS / DATABASE
+        return Tracker(project, f"sqlite:///{database}", database)
+    if uri.startswith("sqlite:///"):
+        # Absolute, since a stage of `dvc exp run --temp` works in a folder that is removed afterwards.
+        database = (project / uri.removeprefix("sqlite:///")).resolve()
+        return Tracker(project, f"sqlite:///{database}", database)
+    return Tracker(project, uri, None)
+
+
+def open_client(tracker: Tracker) -> "MlflowClient":
+    """A client of the store, which is created, or mended where the project was moved. Imports MLflow (3 s).
+
+    Raises TrackingError, naming the store, where it refuses; a server is not asked anything yet.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if tracker.database is None:
+        return _client(tracker)
+    from filelock import FileLock
+
+    with explained(tracker.database):
+        tracker.database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(tracker.database.with_suffix(".lock")):
+            relocate(tracker.database.parent)
+            client = _client(tracker)
+            client.search_experiments(max_results=1)
+            relocate(tracker.database.parent)
+    return client
+
+
+def _client(tracker: Tracker) -> "MlflowClient":
+    import logging
+
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for noisy in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        mlflow.set_tracking_uri(tracker.uri)
+        mlflow.set_registry_uri(tracker.uri)
+        return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"MLflow cannot open {tracker.uri}: {error}") from error
+
+
+def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:
+    """The experiment's id; it is created where there is none, with its artifacts in the project."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        where = tracker.artifacts
+        options: dict[str, Any] = {} if where is None else {"artifact_location": (where / _folder_name(name)).as_uri()}
+        try:
+            return str(client.create_experiment(name, **options))
+        except MlflowException:
+            # Another process was first.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _folder_name(name: str) -> str:
+    plain = "".join(character if character.isalnum() or character in "-_" else "-" for character in name)
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
