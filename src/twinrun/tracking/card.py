@@ -61,7 +61,9 @@ def collect_code(root: Path) -> Code:
             'Make one: git add -A && git commit -m "Begin"'
         )
     top = Path(_git(root, "rev-parse", "--show-toplevel").stdout.strip())
-    changed = _git(top, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", f":(exclude,glob)**/{DVC_LOCK}")
+    changed = _git(
+        top, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", f":(exclude,glob)**/{DVC_LOCK}"
+    )
     patches = [changed.stdout]
     left_out = []
     untracked = _git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
@@ -72,7 +74,9 @@ def collect_code(root: Path) -> Code:
         if file.stat().st_size > LARGEST_UNTRACKED_BYTES:
             left_out.append(name)
         else:
-            patches.append(_git(top, "diff", "--binary", "--no-color", "--no-ext-diff", "--no-index", os.devnull, name).stdout)
+            patches.append(
+                _git(top, "diff", "--binary", "--no-color", "--no-ext-diff", "--no-index", os.devnull, name).stdout
+            )
     diff = "".join(patches)
     return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out))
 
@@ -232,7 +236,9 @@ def _differing(lock: str) -> dict[str, dict[str, str | None]]:
     from packaging.utils import canonicalize_name
 
     locked: dict[str, str] = {}
-    for name, version, marker in re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;\s*([^\\\n]+))?", lock, re.M):
+    for name, version, marker in re.findall(
+        r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;\s*([^\\\n]+))?", lock, re.M
+    ):
         if not marker or Marker(marker.strip()).evaluate():
             locked[canonicalize_name(name)] = version
     installed: dict[str, str] = {}

@@ -57,7 +57,9 @@ class Journal:
         return cls._begin(root, journal_id, name, experiment)
 
     @classmethod
-    def resume(cls, root: Path, journal_id: str, *, name: str = "resumed training", experiment: str = "Default") -> Self:
+    def resume(
+        cls, root: Path, journal_id: str, *, name: str = "resumed training", experiment: str = "Default"
+    ) -> Self:
         """Go on with the journal of a training that was stopped.
 
         What was recorded before is never recorded again: a metric of an epoch that had to be computed anew is dropped.
@@ -96,7 +98,9 @@ class Journal:
         if new:
             self._append(event="metrics", step=step, time_ms=_now_ms(), values=new)
 
-    def dataset(self, *, name: str, digest: str, source: str, context: str = "training", images: int | None = None) -> None:
+    def dataset(
+        self, *, name: str, digest: str, source: str, context: str = "training", images: int | None = None
+    ) -> None:
         """Record the data set that was trained on; `digest` is at most 36 characters of its hash."""
         if ("dataset", name + digest + context) not in self._seen:
             profile = {} if images is None else {"images": images}

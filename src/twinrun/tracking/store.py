@@ -44,7 +44,11 @@ class Tracker:
     @property
     def state(self) -> Path:
         """The folder that remembers what was published to this store; it goes when a local store is removed."""
-        key = "local" if self.database == self.home / MLRUNS / DATABASE else hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+        key = (
+            "local"
+            if self.database == self.home / MLRUNS / DATABASE
+            else hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+        )
         return self.home / MLRUNS / "published" / key
 
     @property

@@ -1,0 +1,185 @@
+"""Publishing a journal while its training goes on: `python -m twinrun.tracking.publisher JOURNAL_FOLDER`.
+
+A process of its own, of low priority, so that the training neither waits for MLflow nor shares its interpreter with
+it. It outlives its trainer for a while: it sees a trainer die and marks the run KILLED, and it goes on trying for some
+seconds where the tracker is away. What it cannot publish stays in the journal for `twinrun sync`.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twinrun.errors import InterruptedTraining
+from twinrun.tracking.journal import FILE, Journal, Summary, summarize
+from twinrun.tracking.replay import Replay, unpublished
+from twinrun.tracking.store import find_tracker
+
+GRACE_S = 15.0
+LOCK = "publisher.lock"
+LOG = "publisher.log"
+_LOOK_S = 0.2
+_BATCH_S = 1.0
+_LONGEST_PAUSE_S = 8.0
+_STOP_GRACE_S = 2.0
+# What it takes from a training on busy cores: about a tenth of one.
+_NICENESS = 10
+
+
+class Publication:
+    """What became of the publishing of one training."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is known before `publishing` has ended."""
+        self.folder = folder
+        self.unpublished = 0
+
+    def notice(self) -> str | None:
+        """One line for the terminal, or None where everything is in MLflow."""
+        if not self.unpublished:
+            return None
+        events = "1 event is" if self.unpublished == 1 else f"{self.unpublished} events are"
+        return f"{events} still to be published to {find_tracker(project_of(self.folder)).uri}; run `twinrun sync`."
+
+
+@contextmanager
+def publishing(journal: Journal, *, grace_s: float = GRACE_S) -> Iterator[Publication]:
+    """Publish `journal` from another process while the body runs, then wait for it, at most `grace_s` seconds.
+
+    A body that is left by an error has the journal's end recorded, KILLED for an interruption and FAILED otherwise, and
+    waits 2 s at most. The tracker's troubles never reach the body.
+    """
+    publication = Publication(journal.folder)
+    process = _start(journal.folder)
+    try:
+        yield publication
+    except BaseException as error:
+        journal.end("KILLED" if isinstance(error, InterruptedTraining | KeyboardInterrupt) else "FAILED")
+        publication.unpublished = _wait(journal.folder, process, min(grace_s, _STOP_GRACE_S))
+        raise
+    journal.end("FINISHED")
+    publication.unpublished = _wait(journal.folder, process, grace_s)
+
+
+def follow(folder: Path, grace_s: float = GRACE_S) -> None:
+    """Publish the journal in `folder` until its training has ended and all is published, or `grace_s` after that.
+
+    Where another process publishes the journal already, wait for it and go on from where it stops.
+    """
+    from filelock import FileLock, Timeout
+
+    watch = _Watch(folder)
+    lock = FileLock(folder / LOCK)
+    while True:
+        try:
+            with lock.acquire(timeout=_LOOK_S, poll_interval=_LOOK_S / 2):
+                _follow(folder, watch, grace_s)
+                return
+        except Timeout:
+            if watch.look() is None or watch.over_for_s() > grace_s:
+                return
+
+
+def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:
+    replay = Replay(folder, find_tracker(project_of(folder)))
+    next_try, pause = 0.0, _BATCH_S
+    while (summary := watch.look()) is not None:
+        over = watch.over_for_s() > 0
+        failed = False
+        # The end of a training is published at once, unless the tracker was just found away.
+        if time.monotonic() >= next_try or (over and pause == _BATCH_S):
+            try:
+                while replay.step():
+                    pause = _BATCH_S
+                if summary.dead():
+                    replay.mark_killed()
+                if over and not replay.pending():
+                    return
+            except Exception as error:  # whatever a tracker does, the journal waits
+                print(f"{time.strftime('%H:%M:%S')} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                pause, failed = min(_LONGEST_PAUSE_S, 2 * pause), True
+            next_try = time.monotonic() + pause
+        if failed and watch.over_for_s() > grace_s:
+            return
+        time.sleep(_LOOK_S)
+
+
+class _Watch:
+    """Looks at a journal often without reading it often."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._size = -1
+        self._summary: Summary | None = None
+        self._over_since: float | None = None
+
+    def look(self) -> Summary | None:
+        """The journal's summary as of now; None where it is gone or empty."""
+        try:
+            size = self._file.stat().st_size
+        except FileNotFoundError:
+            return None
+        if size != self._size:
+            self._size, self._summary = size, summarize(self._file)
+        over = self._summary is not None and (self._summary.ended is not None or self._summary.process.dead())
+        if not over:
+            self._over_since = None
+        elif self._over_since is None:
+            self._over_since = time.monotonic() - 1e-9
+        return self._summary
+
+    def over_for_s(self) -> float:
+        """Seconds since the training was seen to have ended or died; 0 while it goes on."""
+        return 0.0 if self._over_since is None else time.monotonic() - self._over_since
+
+
+def project_of(folder: Path) -> Path:
+    """The project that a journal's folder, .twinrun/journals/<journal_id>, lies in."""
+    return folder.resolve().parents[2]
+
+
+def _start(folder: Path) -> "subprocess.Popen[bytes] | None":
+    try:
+        with (folder / LOG).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "twinrun.tracking.publisher", os.fspath(folder.resolve())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=project_of(folder),
+                # Its libraries' thread pools would compete with the training.
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                # So that a signal to the training's group leaves it alive to say what happened.
+                start_new_session=True,
+            )
+    except OSError:
+        return None
+
+
+def _wait(folder: Path, process: "subprocess.Popen[bytes] | None", grace_s: float) -> int:
+    """Wait until the publisher has ended, at most `grace_s` seconds; return how many events are unpublished."""
+    if process is not None:
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            pass
+    return unpublished(folder, find_tracker(project_of(folder)))
+
+
+def main() -> None:
+    """Follow the journal whose folder is the only argument."""
+    if len(sys.argv) != 2:
+        print("usage: python -m twinrun.tracking.publisher JOURNAL_FOLDER", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        os.nice(_NICENESS)
+    except OSError:
+        pass
+    follow(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Replaying one journal to MLflow, each event exactly once. Knows nothing of processes or of waiting.
+
+How far it came stands in mlruns/published/<store>/<journal_id>.json, written after each accepted request. A crash
+between the two sends one batch again, which is harmless: events carry fixed times, a run is looked up by its
+journal's id before it is made, and MLflow's SQL store keeps an equal metric once.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinrun.publish import write_json
+from twinrun.tracking.home import Process
+from twinrun.tracking.journal import ARTIFACTS, FILE, Event, events_from
+from twinrun.tracking.store import Tracker, experiment_id, open_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+JOURNAL_TAG = "twinrun.journal_id"
+PROCESS_TAG = "twinrun.process"
+# MLflow takes 1,000 entities in one request, of them 100 params and 100 tags.
+_MOST_METRICS, _MOST_PARAMS, _MOST_TAGS = 800, 90, 90
+_REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
+
+
+@dataclass
+class Published:
+    """How far a journal was published to one store."""
+
+    file: Path
+    offset: int = 0
+    run_id: str | None = None
+    killed_at: int | None = None
+    deleted: bool = False
+    attached: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, tracker: Tracker, journal_id: str) -> "Published":
+        """Read the state; a new one where nothing was published yet."""
+        file = tracker.state / f"{journal_id}.json"
+        try:
+            return cls(file, **json.loads(file.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return cls(file)
+
+    def save(self) -> None:
+        """Write the state so that a crash leaves the old one or this one."""
+        write_json({name: value for name, value in vars(self).items() if name != "file"}, self.file)
+
+    def forget(self) -> None:
+        """Begin anew: the store does not know the run."""
+        self.offset, self.run_id, self.killed_at, self.deleted, self.attached = 0, None, None, False, {}
+
+
+def unpublished(folder: Path, tracker: Tracker) -> int:
+    """How many events of the journal in `folder` are not yet in the store."""
+    state = Published.load(tracker, folder.name)
+    return 0 if state.deleted else sum(1 for _ in events_from(folder / FILE, state.offset))
+
+
+class Replay:
+    """Publishes one journal; hold the journal's publisher lock while using it."""
+
+    def __init__(self, folder: Path, tracker: Tracker, client: "MlflowClient | None" = None) -> None:
+        """Prepare; nothing is imported or asked before `step`."""
+        self.file = folder / FILE
+        self.artifacts = folder / ARTIFACTS
+        self.journal_id = folder.name
+        self.tracker = tracker
+        self.state = Published.load(tracker, self.journal_id)
+        self._client = client
+
+    @property
+    def client(self) -> "MlflowClient":
+        """The client, opened at first use."""
+        if self._client is None:
+            self._client = open_client(self.tracker)
+        return self._client
+
+    def pending(self) -> bool:
+        """Whether the journal holds events that are not yet published."""
+        return not self.state.deleted and next(events_from(self.file, self.state.offset), None) is not None
+
+    def step(self) -> bool:
+        """Send the next request's worth of events; False where nothing was left to send. Raises what MLflow raises."""
+        if not self.pending():
+            return False
+        batch: list[Event] = []
+        end = self.state.offset
+        for offset, event in events_from(self.file, self.state.offset):
+            if event["event"] not in _BATCHED:
+                if not batch:
+                    batch, end = [event], offset
+                break
+            if batch and not _fits([*batch, event]):
+                break
+            batch.append(event)
+            end = offset
+        self._send(batch)
+        self.state.offset = end
+        self.state.killed_at = None
+        self.state.save()
+        return True
+
+    def mark_killed(self, last_time_ms: int | None = None) -> None:
+        """Say in MLflow that the process behind the published part of the journal died, once."""
+        if self.state.run_id is None or self.state.killed_at == self.state.offset or self.state.deleted:
+            return
+        times = [event["time_ms"] for _, event in events_from(self.file, 0) if "time_ms" in event]
+        self.client.set_terminated(self.state.run_id, "KILLED", end_time=last_time_ms or max(times, default=None))
+        self.state.killed_at = self.state.offset
+        self.state.save()
+
+    def _send(self, batch: list[Event]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._deliver(batch)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and self.state.run_id is not None and self._run_is_gone():
+                self.state.forget()
+                self.state.save()
+                raise
+            if error.error_code not in _REFUSED:
+                raise
+            if self._run_is_deleted():
+                self.state.deleted = True
+                return
+            if len(batch) > 1:
+                for event in batch:
+                    self._send([event])
+                return
+            print(f"MLflow refused {batch[0]}: {error}", file=sys.stderr, flush=True)
+
+    def _deliver(self, batch: list[Event]) -> None:
+        event = batch[0]
+        if self.state.run_id is None or event["event"] == "run":
+            self._enter_run(event)
+        run_id = str(self.state.run_id)
+        match event["event"]:
+            case "run":
+                pass
+            case "end":
+                self.client.set_terminated(run_id, event["status"], end_time=event["time_ms"])
+                self._drop_doubles(run_id)
+            case "artifact":
+                self._upload(run_id, self.artifacts / event["path"], event["to"])
+            case "dataset":
+                self.client.log_inputs(run_id, datasets=[_dataset(event)])
+            case _:
+                self._log_batch(run_id, batch)
+
+    def _log_batch(self, run_id: str, batch: list[Event]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics, params, tags = [], [], []
+        for event in batch:
+            match event["event"]:
+                case "metrics":
+                    metrics += [
+                        Metric(k, float(v), event["time_ms"], event["step"]) for k, v in event["values"].items()
+                    ]
+                case "params":
+                    params += [Param(name, str(value)[:6000]) for name, value in event["values"].items()]
+                case "tags":
+                    tags += [RunTag(name, str(value)[:5000]) for name, value in event["values"].items()]
+        # More than fit into one request only where a single event holds more.
+        while metrics or params or tags:
+            self.client.log_batch(run_id, metrics[:_MOST_METRICS], params[:_MOST_PARAMS], tags[:_MOST_TAGS])
+            metrics, params, tags = metrics[_MOST_METRICS:], params[_MOST_PARAMS:], tags[_MOST_TAGS:]
+
+    def _upload(self, run_id: str, path: Path, to: str) -> None:
+        if path.is_dir():
+            self.client.log_artifacts(run_id, str(path), "/".join(filter(None, [to, path.name])))
+        elif path.is_file():
+            self.client.log_artifact(run_id, str(path), to or None)
+        else:
+            print(f"{path} is not there any more, so MLflow does not get it", file=sys.stderr, flush=True)
+
+    def _enter_run(self, event: Event) -> None:
+        """Find the journal's run, or make it; a resumed training's run is running again."""
+        if event["event"] != "run":
+            # The state was lost or the store replaced: the journal's first event says what the run is called.
+            event = next(each for _, each in events_from(self.file, 0) if each["event"] == "run")
+        experiment = experiment_id(self.client, self.tracker, event["experiment"])
+        process = json.dumps(event["process"], sort_keys=True)
+        known = self._runs(experiment)
+        if known:
+            run = known[0]
+            self.state.run_id = run.info.run_id
+            if run.info.lifecycle_stage == "deleted":
+                self.state.deleted = True
+                return
+            self.client.set_tag(run.info.run_id, PROCESS_TAG, process)
+            if run.info.status != "RUNNING":
+                self.client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **_source_tags()}
+            run = self.client.create_run(experiment, start_time=event["time_ms"], tags=tags, run_name=event["name"])
+            self.state.run_id = run.info.run_id
+        self.state.save()
+
+    def _runs(self, experiment: str) -> list[Any]:
+        """This journal's runs, oldest first, those in the bin too."""
+        from mlflow.entities import ViewType
+
+        found = self.client.search_runs(
+            [experiment], f"tags.`{JOURNAL_TAG}` = '{self.journal_id}'", run_view_type=ViewType.ALL
+        )
+        return sorted(
+            found, key=lambda run: (run.info.lifecycle_stage == "deleted", run.info.start_time, run.info.run_id)
+        )
+
+    def _drop_doubles(self, run_id: str) -> None:
+        """A request to make the run that timed out here may yet have succeeded there, after we had looked."""
+        experiment = self.client.get_run(run_id).info.experiment_id
+        for run in self._runs(experiment):
+            if run.info.run_id != run_id and run.info.lifecycle_stage != "deleted" and not run.data.metrics:
+                self.client.delete_run(run.info.run_id)
+
+    def _run_is_deleted(self) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(str(self.state.run_id)).info.lifecycle_stage == "deleted")
+        except MlflowException:
+            return False
+
+    def _run_is_gone(self) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_run(str(self.state.run_id))
+        except MlflowException as error:
+            return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+        return False
+
+
+_BATCHED = frozenset({"metrics", "params", "tags"})
+
+
+def _fits(batch: list[Event]) -> bool:
+    return all(
+        sum(len(event["values"]) for event in batch if event["event"] == kind) <= most
+        for kind, most in (("metrics", _MOST_METRICS), ("params", _MOST_PARAMS), ("tags", _MOST_TAGS))
+    )
+
+
+def _dataset(event: Event) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    profile: Mapping[str, Any] = event["profile"]
+    dataset = Dataset(
+        name=event["name"],
+        digest=event["digest"],
+        source_type="local",
+        source=json.dumps({"uri": event["source"]}),
+        profile=json.dumps(profile) if profile else None,
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", event["context"])])
+
+
+def _source_tags() -> dict[str, str]:
+    import getpass
+
+    tags = {"mlflow.source.name": "pipeline/train.py", "mlflow.source.type": "LOCAL"}
+    try:
+        tags["mlflow.user"] = getpass.getuser()
+    except (KeyError, OSError):
+        pass
+    return tags
+
+
+def process_of(tags: Mapping[str, str]) -> Process | None:
+    """The process that a run's tags name, if they do."""
+    try:
+        return Process(**json.loads(tags[PROCESS_TAG]))
+    except (KeyError, ValueError, TypeError):
+        return None
