@@ -22,10 +22,7 @@ DVC_LOCK = "dvc.lock"
 LARGEST_UNTRACKED_BYTES = 1_000_000
 
 # Those that decide which kernels a numeric library picks, and so the last bits of a result.
-_NUMERIC_FLAGS = frozenset(
-    "avx avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni avx512_bf16 avx512_fp16 avx_vnni "
-    "amx_tile amx_bf16 amx_int8 amx_fp16 sse4_1 sse4_2 asimd asimddp bf16 i8mm sve sve2 sme".split()
-)
+_NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8mm|sve\w*|sme\w*")
 _POWERCAP = Path("/sys/class/powercap")
 
 
@@ -57,7 +54,7 @@ def collect_code(root: Path) -> Code:
     head = _git(root, "rev-parse", "--verify", "HEAD")
     if head.returncode:
         raise RepositoryError(
-            f"The git repository at {root.resolve()} has no commit yet, so what made a model could not be found again.\n"
+            f"The git repository at {root.resolve()} has no commit yet, so what made a model could not be found.\n"
             'Make one: git add -A && git commit -m "Begin"'
         )
     top = Path(_git(root, "rev-parse", "--show-toplevel").stdout.strip())
@@ -83,7 +80,8 @@ def collect_code(root: Path) -> Code:
 
 def collect_dvc_lock(root: Path) -> dict[str, Any]:
     """The hashes in dvc.lock, `{stage: {deps: {path: md5}, outs: {path: md5}}}`; empty where there is none yet."""
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         content = YAML(typ="safe", pure=True).load((root / DVC_LOCK).read_text(encoding="utf-8"))
@@ -120,7 +118,7 @@ def collect_hardware(gpus: list[Mapping[str, Any]] | None = None) -> dict[str, A
 
     return {
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
-        "cpu_flags": sorted(_NUMERIC_FLAGS.intersection((_cpu_field("flags") or _cpu_field("Features")).split())),
+        "cpu_flags": sorted(filter(_NUMERIC_FLAGS.fullmatch, (_cpu_field("flags") or _cpu_field("Features")).split())),
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),

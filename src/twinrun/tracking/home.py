@@ -77,7 +77,7 @@ def _namespace() -> str:
 def _started(pid: int) -> float | None:
     """When the process started, in the machine's own unit, or None if there is none or it is a zombie."""
     try:
-        # After the name, which may hold spaces and brackets: state is the first field, the start in ticks the twentieth.
+        # After the name, which may hold spaces and brackets: state is the first field, the start, in ticks, the 20th.
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if after_name[0] in "ZX" else float(after_name[19])
     except FileNotFoundError:

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from twinrun.errors import TrackingError
 from twinrun.publish import canonical_json, explained, file_sha256, folder_hashes, replacing
-from twinrun.tracking.home import Process, home, journals_folder, this_process
+from twinrun.tracking.home import Process, journals_folder, this_process
 
 FILE = "journal.jsonl"
 ARTIFACTS = "artifacts"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from twinrun.errors import InterruptedTraining
@@ -162,10 +162,8 @@ def _start(folder: Path) -> "subprocess.Popen[bytes] | None":
 def _wait(folder: Path, process: "subprocess.Popen[bytes] | None", grace_s: float) -> int:
     """Wait until the publisher has ended, at most `grace_s` seconds; return how many events are unpublished."""
     if process is not None:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            pass
     return unpublished(folder, find_tracker(project_of(folder)))
 
 
@@ -174,10 +172,8 @@ def main() -> None:
     if len(sys.argv) != 2:
         print("usage: python -m twinrun.tracking.publisher JOURNAL_FOLDER", file=sys.stderr)
         raise SystemExit(2)
-    try:
+    with suppress(OSError):
         os.nice(_NICENESS)
-    except OSError:
-        pass
     follow(Path(sys.argv[1]))
 
 

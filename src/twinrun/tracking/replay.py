@@ -8,6 +8,7 @@ journal's id before it is made, and MLflow's SQL store keeps an equal metric onc
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,10 +269,8 @@ def _source_tags() -> dict[str, str]:
     import getpass
 
     tags = {"mlflow.source.name": "pipeline/train.py", "mlflow.source.type": "LOCAL"}
-    try:
+    with suppress(KeyError, OSError):
         tags["mlflow.user"] = getpass.getuser()
-    except (KeyError, OSError):
-        pass
     return tags
 
 
