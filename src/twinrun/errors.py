@@ -4,7 +4,8 @@
     ├── ParamsError          params.yaml does not describe a run
     ├── SourceError          the images cannot be found or read as a data set
     ├── DataError            values that do not fit together: shapes, labels, empty splits
-    │   └── ValidationFailed the data were judged and a critical expectation failed
+    │   ├── ValidationFailed the data were judged and a critical expectation failed
+    │   └── DecodeError      bytes that are no image that can be decoded
     ├── ModelError           no such architecture, or it cannot take these images
     ├── BundleError          a model on disk is incomplete or was changed
     ├── TrainingError        training cannot start or go on
@@ -44,6 +45,10 @@ class DataError(TwinrunError):
 
 class ValidationFailed(DataError):
     """The data were judged and a critical expectation failed."""
+
+
+class DecodeError(DataError):
+    """Bytes that are no image that can be decoded."""
 
 
 class ModelError(TwinrunError):

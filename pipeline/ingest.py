@@ -1,0 +1,31 @@
+"""Stage `ingest`: a source -> the pack of decoded images and the table of facts. Run with `dvc repro ingest`."""
+
+from pathlib import Path
+
+from twinrun.data.pack import creating_pack
+from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, summary
+from twinrun.data.sources import list_source
+from twinrun.errors import run_main
+from twinrun.params import load_params
+from twinrun.publish import write_table
+
+OUT = Path("data/out/ingest")
+PACK = OUT / "images.npy"
+TABLE = OUT / "table.parquet"
+
+
+def main() -> None:
+    params = load_params().ingest
+    listing = list_source(params)
+    shape = Shape(params.size_px, params.channels, params.fit, params.max_pixels)
+    workers = available_cores() if params.workers == "auto" else params.workers
+
+    TABLE.unlink(missing_ok=True)  # it comes last: a pack without its table is no result
+    with creating_pack(PACK, (len(listing.items), *shape.of_image)) as pack:
+        facts = fill_pack(listing, shape, pack, workers)
+    write_table(facts_table(listing, facts), TABLE)
+    print(summary(listing, facts))
+
+
+if __name__ == "__main__":
+    run_main(main)

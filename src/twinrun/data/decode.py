@@ -1,0 +1,203 @@
+"""From the bytes of an image file to pixels of one kind. Refuses to know where the bytes come from.
+
+What is decided here, once, for ingest and for serving: the kind of file is told by its content and not by its name;
+only the first frame counts; the EXIF orientation is applied; transparency shows white, as in a browser; 16 bits become
+the 8 upper ones, rounded; colour profiles are ignored, as most training sets were made. A JPEG is decoded at full size
+even where less would do, since the hash of its pixels must not depend on the size asked for.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from twinrun.errors import DecodeError
+
+Channels = Literal["gray", "rgb"]
+Fit = Literal["pad", "crop"]
+Pixels = npt.NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the file says of itself before any pixel is decoded: size as stored, colour mode by Pillow's name."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels, uint8 (H, W, C), upright, and the header of the file that they came from."""
+
+    pixels: Pixels
+    header: Header
+
+
+class BrokenImage(DecodeError):
+    """Why an image could not be decoded, with its header where that much could be read."""
+
+    def __init__(self, message: str, header: Header | None = None) -> None:
+        super().__init__(message)
+        self.header = header
+
+
+def decode(data: bytes, *, channels: Channels, fit: Fit, size_px: int, max_pixels: int) -> Pixels:
+    """The image in `data` as a network takes it: uint8 (size_px, size_px, C). Raises DecodeError that says why not."""
+    return fit_image(decode_image(data, channels=channels, max_pixels=max_pixels).pixels, size_px, fit)
+
+
+def decode_image(
+    source: bytes | BinaryIO,
+    *,
+    channels: Channels,
+    max_pixels: int,
+    on_header: Callable[[Header], None] | None = None,
+) -> Decoded:
+    """Decode the first frame to uint8 (H, W, C), upright, C = 1 for gray and 3 for rgb.
+
+    `on_header` is called when the header was read and its size accepted, before memory is taken for the pixels.
+    Raises BrokenImage whatever the decoder raises.
+    """
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    header = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(stream, formats=FORMATS)
+            header = _header(image)
+            _check_size(header, max_pixels)
+            if on_header is not None:
+                on_header(header)
+            image.load()
+            return Decoded(_to_array(_to_channels(_upright(image), channels)), header)
+    except BrokenImage:
+        raise
+    except UnidentifiedImageError:
+        raise BrokenImage(_unknown(stream)) from None
+    except MemoryError:
+        raise BrokenImage("cannot be decoded: it needs more memory than there is", header) from None
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, ValueError, TypeError, SyntaxError, IndexError, struct.error, ...
+        raise BrokenImage(f"cannot be decoded: {_in_words(error)}", header) from None
+
+
+def fit_image(pixels: Pixels, size_px: int, fit: Fit) -> Pixels:
+    """Resize uint8 (H, W, C) to (size_px, size_px, C), bilinear with antialias, keeping the aspect.
+
+    `pad` shows all of the image, centred on black; `crop` fills the square and cuts what is beyond it on two sides.
+    """
+    height, width, channels = pixels.shape
+    if (height, width) == (size_px, size_px):
+        return pixels
+    image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return _to_array(image.resize((size_px, size_px), Image.Resampling.BILINEAR, box=box))
+    scale = size_px / max(width, height)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if inner != (width, height):
+        image = image.resize(inner, Image.Resampling.BILINEAR)
+    square = np.zeros((size_px, size_px, channels), np.uint8)
+    left, top = (size_px - inner[0]) // 2, (size_px - inner[1]) // 2
+    square[top : top + inner[1], left : left + inner[0]] = _to_array(image)
+    return square
+
+
+def _header(image: Image.Image) -> Header:
+    kind = image.format or "unknown"
+    # A phone's JPEG with a second picture behind the first calls itself MPO; a bitmap without file header, DIB.
+    kind = {"MPO": "JPEG", "DIB": "BMP", "WEBP": "WebP"}.get(kind, kind)
+    return Header(width=image.width, height=image.height, mode=image.mode, format=kind)
+
+
+def _check_size(header: Header, max_pixels: int) -> None:
+    if header.width < 1 or header.height < 1:
+        raise BrokenImage(f"claims to be {header.width} x {header.height} pixels", header)
+    if (pixels := header.width * header.height) > max_pixels:
+        raise BrokenImage(
+            f"claims {header.width} x {header.height} = {pixels:,} pixels and at most {max_pixels:,} are decoded "
+            "(params.yaml: ingest.max_pixels)",
+            header,
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block says nothing of the orientation, and the pixels are as good as before
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_channels(image: Image.Image, channels: Channels) -> Image.Image:
+    mode = "L" if channels == "gray" else "RGB"
+    if image.mode.startswith("I;16"):
+        image = _from_16_bits(np.asarray(image))
+    elif image.mode == "I":
+        image = _from_32_bits(np.asarray(image))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, which have no set range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white.convert("RGB")
+    elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") and mode == "L":
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _from_16_bits(values: npt.NDArray[np.uint16]) -> Image.Image:
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _from_32_bits(values: npt.NDArray[np.int32]) -> Image.Image:
+    # Pillow opens some 16-bit files with 32-bit pixels; more than 16 bits have no range that all agree on.
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its pixels have 32 bits, which have no set range; save it with 8 or 16 bits")
+    return _from_16_bits(values.astype(np.uint16))
+
+
+def _to_array(image: Image.Image) -> Pixels:
+    array = np.asarray(image, dtype=np.uint8)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _unknown(stream: BinaryIO) -> str:
+    stream.seek(0)
+    start = stream.read(8)
+    if not start:
+        return "is empty"
+    return f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file that can be read (it starts with {start!r})"
+
+
+def _in_words(error: Exception) -> str:
+    # An object's address or a file's place would make two equal tables differ.
+    words = re.sub(r"\s*<[^<>]* (object at|name=)[^<>]*>", "", str(error)).strip()
+    return f"{words} ({type(error).__name__})" if words else type(error).__name__

@@ -1,0 +1,225 @@
+"""Sources that are trees of image files: `<class>/...` or `<split>/<class>/...`. Refuses to open an image.
+
+The label is the name of the first folder, or of the second where the first level is made of splits; what lies deeper
+belongs to the same class. Every file in a class folder becomes an item, an image or not, since a file that vanished
+without a word is worse than one that was refused; only names that begin with a dot and systems' litter do not.
+"""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from twinrun.data.listing import Files, Item, Listing, sorted_listing
+from twinrun.data.manifest import SplitName
+from twinrun.errors import SourceError
+
+_SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_LITTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
+_SHOWN = 5
+
+_TRASHNET_LISTS: dict[SplitName, str] = {
+    "train": "one-indexed-files-notrash_train.txt",
+    "val": "one-indexed-files-notrash_val.txt",
+    "test": "one-indexed-files-notrash_test.txt",
+}
+
+
+def list_folder(root: Path, splits_file: Path | None = None) -> Listing:
+    """List a tree of images; `splits_file` names the split of images and then stands above folders named as splits.
+
+    Raises SourceError where the folder is missing, empty or has one class, or the splits file does not fit.
+    """
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise SourceError(f"The source folder {root} {what} (params.yaml: ingest.path). {_LAYOUT} and name it there.")
+    files = [path for path in _walk(root) if not _is_file(path, splits_file)]
+    if not files:
+        raise SourceError(f"The source folder {root} has no files (params.yaml: ingest.path). {_LAYOUT}.")
+    by_split = _is_split_by_folders(root, files)
+    items, kept, left_out = [], [], []
+    for path in files:
+        item = _item(path.relative_to(root).parts, by_split)
+        if item.label is None and not _looks_like_an_image(path):
+            left_out.append(item.path)
+            continue
+        items.append(item)
+        kept.append(path)
+    classes = sorted({item.label for item in items if item.label is not None})
+    if len(classes) < 2:
+        found = f"one class, {classes[0]!r}," if classes else "no class folders"
+        raise SourceError(
+            f"The source folder {root} has {found} and a classifier needs at least two (params.yaml: ingest.path). "
+            f"{_LAYOUT}."
+        )
+    notes = []
+    if left_out:
+        notes.append(f"Left out, since they lie in no class folder and are no images: {_some(left_out)}.")
+    if splits_file is not None:
+        items, note = _with_splits(items, {splits_file: None})
+        notes += note
+    return sorted_listing(items, Files(kept), notes)
+
+
+def list_trashnet(root: Path, splits_file: Path | None = None) -> Listing:
+    """TrashNet: `dataset-resized/<class>/` and the three published lists beside it, one for each split."""
+    images = root / "dataset-resized"
+    if not images.is_dir():
+        raise SourceError(
+            f"{images} does not exist (params.yaml: ingest.path). TrashNet is dataset-resized.zip and the lists "
+            f"{', '.join(_TRASHNET_LISTS.values())} of "
+            f"https://github.com/garythung/trashnet (folder data): unpack them into {root}."
+        )
+    if splits_file is not None:
+        return list_folder(images, splits_file)
+    lists = {root / name: split for split, name in _TRASHNET_LISTS.items()}
+    if missing := [path.name for path in lists if not path.is_file()]:
+        raise SourceError(
+            f"{root} lacks TrashNet's published split lists {', '.join(missing)}. Fetch them from "
+            "https://github.com/garythung/trashnet (folder data), or let us split: ingest.source: folder, "
+            f"ingest.path: {images}."
+        )
+    listing = list_folder(images)
+    items, notes = _with_splits(listing.items, dict(lists))
+    return Listing(items, listing.content, listing.notes + notes)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files below `root`, links followed, each real folder once."""
+    seen: set[str] = set()
+
+    def stop(error: OSError) -> None:
+        raise SourceError(f"The folder {error.filename} cannot be read: {error.strerror}.")
+
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=stop):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if _counts(name))
+        yield from (Path(folder, name) for name in sorted(names) if _counts(name))
+
+
+def _counts(name: str) -> bool:
+    return not name.startswith(".") and name not in _LITTER
+
+
+def _is_file(path: Path, other: Path | None) -> bool:
+    return other is not None and path.name == other.name and other.exists() and path.samefile(other)
+
+
+def _is_split_by_folders(root: Path, files: list[Path]) -> bool:
+    """Whether the first level of folders is made of splits; a single one among others is a class that is called so."""
+    first = {path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1}
+    splits = {name for name in first if name.lower() in _SPLIT_NAMES}
+    others = sorted(first - splits)
+    if len(splits) < 2 or not others:
+        return bool(splits) and not others
+    raise SourceError(
+        f"{root} has folders named as splits ({', '.join(sorted(splits))}) beside others ({_some(others)}). "
+        f"{_LAYOUT}, and move the others elsewhere."
+    )
+
+
+def _item(parts: tuple[str, ...], by_split: bool) -> Item:
+    # A name that is no UTF-8 has no place in a table; its bytes do.
+    name = os.fsencode("/".join(parts)).decode("utf-8", "backslashreplace")
+    split = _SPLIT_NAMES[parts[0].lower()] if by_split and len(parts) > 1 else None
+    label = parts[1 if by_split else 0] if len(parts) > (2 if by_split else 1) else None
+    if label is None:
+        return Item(name, None, split, "lies in no class folder, so that it has no label")
+    return Item(name, os.fsencode(label).decode("utf-8", "backslashreplace"), split)
+
+
+def _looks_like_an_image(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(8).startswith(_IMAGE_STARTS)
+    except OSError:
+        return True
+
+
+def _with_splits(items: list[Item], lists: dict[Path, SplitName | None]) -> tuple[list[Item], list[str]]:
+    """Items with the splits that `lists` name; a list of one split names only images."""
+    named: dict[str, SplitName] = {}
+    for path, split in lists.items():
+        for name, its_split in _read_splits(path, split):
+            if named.setdefault(name, its_split) != its_split:
+                raise SourceError(f"{path} puts {name} into {its_split}, and it was put into {named[name]} before.")
+    where = ", ".join(map(str, lists))
+    by_name = Counter(item.path.rsplit("/", 1)[-1] for item in items)
+    result, used = [], set()
+    for item in items:
+        short = item.path.rsplit("/", 1)[-1]
+        key = item.path if item.path in named else short if short in named else None
+        if key == short != item.path and by_name[short] > 1:
+            raise SourceError(
+                f"{where} names {short}, and {by_name[short]} images are called so: write its path, <class>/{short}."
+            )
+        if key is not None:
+            used.add(key)
+        split = named[key] if key is not None else item.split
+        result.append(Item(item.path, item.label, split, item.problem))
+    if absent := sorted(named.keys() - used):
+        raise SourceError(f"{where} names {len(absent):,} images that are not there: {_some(absent)}.")
+    unnamed = [item.path for item in result if item.split is None]
+    note = f"Not named in {where}, and so for validate to decide: {_some(unnamed)}." if unnamed else ""
+    return result, [note] if note else []
+
+
+def _read_splits(path: Path, split: SplitName | None) -> Iterator[tuple[str, SplitName]]:
+    """Names of images with their splits: two columns of a CSV (with or without a header) or of a text.
+
+    Where `split` is given, the file is a list of images of that split, whatever stands in further columns.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise SourceError(
+            f"The splits file {path} cannot be read: {error.strerror} (params.yaml: ingest.splits_file)."
+        ) from None
+    except UnicodeDecodeError:
+        raise SourceError(f"The splits file {path} is no UTF-8 text (params.yaml: ingest.splits_file).") from None
+    commas = path.suffix.lower() == ".csv"
+    name_column, split_column = 0, 1
+    first = True
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        cells = [cell.strip() for cell in (next(csv.reader([line])) if commas else line.rsplit(None, 1))]
+        if split is not None:
+            yield cells[0], split
+            continue
+        if first and commas and "split" in (header := [cell.lower() for cell in cells]):
+            split_column = header.index("split")
+            name_column = next(
+                (header.index(n) for n in ("path", "image", "file", "filename") if n in header), 1 - split_column
+            )
+            first = False
+            continue
+        first = False
+        found = cells[split_column].lower() if len(cells) > max(split_column, name_column, 0) else ""
+        if found not in _SPLIT_NAMES:
+            raise SourceError(
+                f"{path}, line {number}: wanted an image and its split (train, val or test), found {line.strip()!r}."
+            )
+        yield cells[name_column].removeprefix("./"), _SPLIT_NAMES[found]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else shown

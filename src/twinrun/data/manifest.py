@@ -1,0 +1,111 @@
+"""The manifest: which rows of the pack may be used, each with its split and its class. Refuses to know pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from twinrun.errors import DataError
+from twinrun.publish import write_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The usable images of one split, in the order of the pack."""
+
+    rows: IntArray
+    ids: list[str]
+    targets: IntArray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The classes, sorted by name, and the usable images of each split."""
+
+    classes: tuple[str, ...]
+    splits: dict[SplitName, Split]
+
+    def split(self, name: SplitName) -> Split:
+        """The images of one split: rows of the pack (n,), ids and targets (n,), which index `classes`.
+
+        Raises DataError for another name.
+        """
+        if name not in self.splits:
+            raise DataError(f"There is no split {name!r}; the splits are {', '.join(self.splits)}.")
+        return self.splits[name]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read what `write_manifest` wrote; raises DataError where it is missing or not a manifest."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=_schema().names)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Make it: dvc repro validate") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a manifest ({error}). Make it again: dvc repro -f validate") from None
+    used = table.filter(pa.compute.is_null(table["dropped"]))
+    rows, ids = used["row"].to_numpy(), used["id"].to_pylist()
+    targets, names = used["target"].to_numpy(), np.array(used["split"].to_pylist(), dtype=object)
+    by_target = dict(zip(targets.tolist(), used["label"].to_pylist(), strict=True))
+    if sorted(by_target) != list(range(len(by_target))):
+        raise DataError(f"{path} has images for only some of its classes. Make it again: dvc repro -f validate")
+    return Manifest(
+        classes=tuple(by_target[target] for target in sorted(by_target)),
+        splits={
+            name: Split(
+                rows=rows[names == name],
+                ids=[ids[i] for i in np.flatnonzero(names == name)],
+                targets=targets[names == name],
+            )
+            for name in SPLITS
+        },
+    )
+
+
+def write_manifest(
+    path: Path,
+    *,
+    ids: Sequence[str],
+    labels: Sequence[str | None],
+    splits: Sequence[str | None],
+    dropped: Sequence[str | None],
+) -> None:
+    """Publish a manifest with a row for every image of the pack, those with a reason in `dropped` as not usable."""
+    import pyarrow as pa
+
+    targets = {label: index for index, label in enumerate(sorted({label for label in labels if label is not None}))}
+    columns = {
+        "row": range(len(ids)),
+        "id": ids,
+        "label": labels,
+        "target": [
+            targets[label] if label is not None and reason is None else -1
+            for label, reason in zip(labels, dropped, strict=True)
+        ],
+        "split": splits,
+        "dropped": dropped,
+    }
+    write_table(pa.table(columns, schema=_schema()), path)
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    fields = {"row": pa.int64(), "id": pa.string(), "label": pa.string()}
+    return pa.schema({**fields, "target": pa.int64(), "split": pa.string(), "dropped": pa.string()})

@@ -1,0 +1,342 @@
+"""From a listing to the pack and its facts, over processes. The result does not depend on how many there are.
+
+Workers write pixels straight into the pack's file and hand back facts alone, in chunks of which few are under way at
+once, so that memory is bounded by the images being decoded and not by the data set. Large images are decoded under a
+common budget of pixels. A worker that dies (a decoder that crashed, the kernel out of memory) costs one image its place:
+the images that it may have been at are tried again, each alone, and the one that kills again gets a row that says so.
+"""
+
+import errno
+import hashlib
+import multiprocessing
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from twinrun.data.decode import BrokenImage, Channels, Fit, Header, Pixels, decode_image, fit_image
+from twinrun.data.facts import Facts, broken, measured, with_header
+from twinrun.data.listing import Arrays, Listing
+from twinrun.data.pack import PackWriter
+from twinrun.data.progress import progress
+from twinrun.data.table import table_schema
+from twinrun.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_FILES_PER_CHUNK = 8
+_ARRAYS_PER_CHUNK = 1024
+_UNDER_WAY_PER_WORKER = 3
+_BUDGET_UNITS = 4
+_PIXELS_PER_UNIT = 1 << 24
+_FREE_PIXELS = 1 << 22
+_MOST_POOLS = 100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every image is made into."""
+
+    size_px: int
+    channels: Channels
+    fit: Fit
+    max_pixels: int
+
+    @property
+    def of_image(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return (self.size_px, self.size_px, 1 if self.channels == "gray" else 3)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Neighbouring rows: paths of files, or their pixels (n, H, W, C)."""
+
+    first_row: int
+    files: list[Path] | None = None
+    pixels: Pixels | None = None
+    format: str = ""
+
+    def __len__(self) -> int:
+        return len(self.files) if self.files is not None else len(self.pixels)  # type: ignore[arg-type]
+
+
+def fill_pack(listing: Listing, shape: Shape, pack: Path, workers: int) -> list[Facts]:
+    """Decode all of `listing` into the rows of `pack` and return the facts of each, in order.
+
+    Rows of images that cannot be decoded stay zero; their facts say why.
+    """
+    chunks = _chunks(listing)
+    facts: list[Facts | None] = [None] * len(listing.items)
+    with progress("Decoding images", len(listing.items)) as advance:
+
+        def take(chunk: Chunk, found: list[Facts]) -> None:
+            facts[chunk.first_row : chunk.first_row + len(chunk)] = found
+            advance(len(chunk))
+
+        suspects = _run(chunks, shape, pack, max(1, min(workers, len(listing.items))), take)
+        while suspects:
+            suspects = _run_alone(suspects, shape, pack, take)
+    return [_explained(fact) for fact in facts]
+
+
+def facts_table(listing: Listing, facts: list[Facts]) -> "pa.Table":
+    """The table of a listing and its facts, see `table.table_schema`."""
+    import pyarrow as pa
+
+    columns: dict[str, list[Any]] = {
+        "id": [item.id for item in listing.items],
+        "path": [item.path for item in listing.items],
+        "label": [item.label for item in listing.items],
+        "split": [item.split for item in listing.items],
+    }
+    for name in table_schema().names[len(columns) :]:
+        columns[name] = [getattr(fact, name) for fact in facts]
+    problems = [item.problem for item in listing.items]
+    columns["error"] = [problem or error for problem, error in zip(problems, columns["error"], strict=True)]
+    return pa.table(columns, schema=table_schema())
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chunks(listing: Listing) -> Iterator[Chunk]:
+    content = listing.content
+    if isinstance(content, Arrays):
+        for start in range(0, len(content.pixels), _ARRAYS_PER_CHUNK):
+            yield Chunk(start, pixels=content.pixels[start : start + _ARRAYS_PER_CHUNK], format=content.format)
+    else:
+        for start in range(0, len(content.paths), _FILES_PER_CHUNK):
+            yield Chunk(start, files=content.paths[start : start + _FILES_PER_CHUNK])
+
+
+def _run(
+    chunks: Iterator[Chunk], shape: Shape, pack: Path, workers: int, take: Callable[[Chunk, list[Facts]], None]
+) -> list[Chunk]:
+    """Work through `chunks`; returns those that were lost with a dead worker, after which the rest went on."""
+    lost: list[Chunk] = []
+    exhausted = False
+    pools = 0
+    while not exhausted:
+        if (pools := pools + 1) > _MOST_POOLS:
+            raise DataError(
+                f"{_MOST_POOLS} processes that decode images have died. The machine may be out of memory: close other "
+                "programs, or lower ingest.workers or ingest.max_pixels in params.yaml."
+            )
+        under_way: dict[Future[list[Facts]], Chunk] = {}
+        with _pool(shape, pack, workers) as pool:
+            try:
+                while True:
+                    while not exhausted and len(under_way) < workers * _UNDER_WAY_PER_WORKER:
+                        if (chunk := next(chunks, None)) is None:
+                            exhausted = True
+                            break
+                        try:
+                            under_way[pool.submit(_work, chunk)] = chunk
+                        except BrokenProcessPool:
+                            lost.append(chunk)
+                            raise
+                    if not under_way:
+                        break
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        take(under_way[future], future.result())
+                        del under_way[future]
+            except BrokenProcessPool:
+                lost += [chunk for future, chunk in under_way.items() if not _taken(future, chunk, take)]
+    return lost
+
+
+def _taken(future: Future[list[Facts]], chunk: Chunk, take: Callable[[Chunk, list[Facts]], None]) -> bool:
+    """Take a result that was ready before the pool broke."""
+    if future.done() and future.exception() is None:
+        take(chunk, future.result())
+        return True
+    return False
+
+
+def _run_alone(
+    suspects: list[Chunk], shape: Shape, pack: Path, take: Callable[[Chunk, list[Facts]], None]
+) -> list[Chunk]:
+    """Work through the images of `suspects` one by one; returns what is left after the first that kills its worker."""
+    singles = [single for chunk in suspects for single in _singles(chunk)]
+    with _pool(shape, pack, 1) as pool:
+        for position, single in enumerate(singles):
+            try:
+                take(single, pool.submit(_work, single).result())
+            except BrokenProcessPool:
+                words = "cannot be decoded: the decoder crashed or ran out of memory, and took its process with it"
+                take(single, [broken(_file_facts(single), words)])
+                return singles[position + 1 :]
+    return []
+
+
+def _singles(chunk: Chunk) -> Iterator[Chunk]:
+    for offset in range(len(chunk)):
+        if chunk.files is not None:
+            yield Chunk(chunk.first_row + offset, files=[chunk.files[offset]])
+        elif chunk.pixels is not None:
+            yield Chunk(chunk.first_row + offset, pixels=chunk.pixels[offset : offset + 1], format=chunk.format)
+
+
+@contextmanager
+def _pool(shape: Shape, pack: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
+    # Spawned, since a fork copies the locks of threads that it does not copy.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(shape, pack, _Budget(context))
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _explained(fact: Facts | None) -> Facts:
+    if fact is None:
+        raise AssertionError("a row without facts")
+    return fact
+
+
+class _Budget:
+    """Bounds the pixels of large images that all workers together decode at a time."""
+
+    def __init__(self, context: SpawnContext) -> None:
+        self._turn = context.Lock()
+        self._units = context.Semaphore(_BUDGET_UNITS)
+
+    def take(self, header: Header) -> int:
+        """Wait for the units that an image of this size needs; returns how many to give back."""
+        pixels = header.width * header.height
+        if pixels <= _FREE_PIXELS:
+            return 0
+        units = min(_BUDGET_UNITS, -(-pixels // _PIXELS_PER_UNIT))
+        with self._turn:  # one at a time, or two that hold half each would wait for ever
+            for _ in range(units):
+                self._units.acquire()
+        return units
+
+    def give_back(self, units: int) -> None:
+        for _ in range(units):
+            self._units.release()
+
+
+@dataclass
+class _Worker:
+    shape: Shape
+    writer: PackWriter
+    budget: _Budget
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(shape: Shape, pack: Path, budget: _Budget) -> None:
+    global _worker
+    _worker = _Worker(shape, PackWriter(pack), budget)
+
+
+def _work(chunk: Chunk) -> list[Facts]:
+    if _worker is None:
+        raise AssertionError("the pool starts its workers")
+    if chunk.files is not None:
+        return [_work_file(_worker, chunk.first_row + i, path) for i, path in enumerate(chunk.files)]
+    return _work_array(_worker, chunk)
+
+
+def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
+    known = Facts(file_bytes=0, bytes_sha256=None)
+    with ExitStack() as stack:
+        try:
+            known, file = _open(path)
+            stack.enter_context(file)
+        except OSError as error:
+            return broken(known, f"cannot be read: {error.strerror or error}")
+
+        def wait_for_room(header: Header) -> None:
+            stack.callback(worker.budget.give_back, worker.budget.take(header))
+
+        try:
+            image = decode_image(
+                file, channels=worker.shape.channels, max_pixels=worker.shape.max_pixels, on_header=wait_for_room
+            )
+        except BrokenImage as error:
+            return broken(known, str(error), error.header)
+        worker.writer.write(row, fit_image(image.pixels, worker.shape.size_px, worker.shape.fit)[None])
+        return measured(with_header(known, image.header), image.pixels)
+
+
+def _open(path: Path) -> tuple[Facts, BinaryIO]:
+    """Open an image file at its start, with its size and hash; raises OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    file = path.open("rb")
+    try:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+        file.seek(0)
+    except OSError:
+        file.close()
+        raise
+    return Facts(file_bytes=size, bytes_sha256=digest), file
+
+
+def _file_facts(chunk: Chunk) -> Facts:
+    """What is known of the one image of `chunk` without decoding it."""
+    if chunk.pixels is not None:
+        return _array_facts(chunk.pixels[0], chunk.format)
+    try:
+        known, file = _open((chunk.files or [])[0])
+    except OSError:
+        return Facts(file_bytes=0, bytes_sha256=None)
+    file.close()
+    return known
+
+
+def _work_array(worker: _Worker, chunk: Chunk) -> list[Facts]:
+    if chunk.pixels is None:
+        raise AssertionError("a chunk holds files or pixels")
+    images = _to_channels(chunk.pixels, worker.shape.channels)
+    fitted = np.stack([fit_image(image, worker.shape.size_px, worker.shape.fit) for image in images])
+    worker.writer.write(chunk.first_row, fitted)
+    return [
+        measured(_array_facts(stored, chunk.format), image) for stored, image in zip(chunk.pixels, images, strict=True)
+    ]
+
+
+def _array_facts(stored: Pixels, kind: str) -> Facts:
+    height, width, channels = stored.shape
+    header = Header(width=width, height=height, mode="L" if channels == 1 else "RGB", format=kind)
+    return with_header(
+        Facts(file_bytes=stored.nbytes, bytes_sha256=hashlib.sha256(stored.tobytes()).hexdigest()), header
+    )
+
+
+def _to_channels(images: Pixels, channels: Channels) -> Pixels:
+    if images.shape[3] == 1:
+        return images if channels == "gray" else np.repeat(images, 3, axis=3)
+    if channels == "rgb":
+        return images
+    return np.stack([np.asarray(Image.fromarray(image).convert("L"))[:, :, None] for image in images])
+
+
+def summary(listing: Listing, facts: list[Facts]) -> str:
+    """What was taken in, for the person at the terminal."""
+    labels = {item.label for item in listing.items if item.label is not None}
+    errors = [
+        problem for item, fact in zip(listing.items, facts, strict=True) if (problem := item.problem or fact.error)
+    ]
+    lines = [*listing.notes, f"Took in {len(facts):,} images of {len(labels)} classes"]
+    lines[-1] += f"; {len(errors):,} of them cannot be used, which validate will judge." if errors else "."
+    return "\n".join(lines)

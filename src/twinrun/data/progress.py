@@ -1,0 +1,42 @@
+"""How far a long piece of work is: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number of things done since the last call."""
+    if sys.stderr.isatty():
+        with _bar(what, total) as advance:
+            yield advance
+    else:
+        yield _lines(what, total)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+def _lines(what: str, total: int) -> Callable[[int], None]:
+    done, last = 0, time.monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done, last
+        done += more
+        if (now := time.monotonic()) - last >= _LINE_EVERY_S and done < total:
+            last = now
+            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    return advance
