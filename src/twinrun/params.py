@@ -154,7 +154,8 @@ def parse_params(settings: Any, origin: str = "params.yaml") -> Params:
 
 def _read_yaml(path: Path) -> Any:
     # YAML 1.2, as DVC reads it: to PyYAML 1e-3 is a text.
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -174,7 +175,9 @@ def _problem(error: Any) -> str:
     match error["type"]:
         case "unexpected_keyword_argument":
             near = difflib.get_close_matches(str(where[-1]), _names_at(where[:-1]), n=1)
-            return f"{name}: not a setting" + (f"; did you mean {'.'.join([*map(str, where[:-1]), near[0]])}?" if near else "")
+            return f"{name}: not a setting" + (
+                f"; did you mean {'.'.join([*map(str, where[:-1]), near[0]])}?" if near else ""
+            )
         case "missing":
             return f"{name}: missing"
         case "literal_error":

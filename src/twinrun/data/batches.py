@@ -6,6 +6,8 @@ A batch of a single image cannot be normalised over its batch, so an epoch that 
 before; and a shard has at least two images wherever its batch has.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +25,7 @@ def epoch_batches(keys: UInt64Array, seed: int, epoch: int, batch_size: int) -> 
     """
     order = keyed_order(keys, seed, _ORDER, epoch)
     edges = [0, *np.cumsum(batch_sizes(len(keys), batch_size)).tolist()]
-    return [order[start:end] for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [order[start:end] for start, end in pairwise(edges)]
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
@@ -35,6 +37,6 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 
 
 def shard_slices(images: int, shards: int) -> list[slice]:
-    """Cut a batch into at most `shards` parts whose sizes differ by at most one; fewer where they would get one image."""
+    """Cut a batch into at most `shards` parts of sizes that differ by at most one; fewer where one would get one image."""
     count = min(shards, max(1, images // 2))
     return [slice(images * k // count, images * (k + 1) // count) for k in range(count)]

@@ -1,6 +1,7 @@
-"""A model on disk: weights.safetensors, model.json and a manifest with the sha256 of both. No pickle is written or read.
+"""A model on disk: weights.safetensors, model.json and a manifest with the sha256 of both.
 
-The hashes are checked before anything is parsed. Knows nothing of how the weights were found.
+The hashes are checked before anything is parsed, and no pickle is written or read. Knows nothing of how the weights
+were found.
 """
 
 import hashlib

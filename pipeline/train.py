@@ -1,0 +1,123 @@
+"""Stage `train`: pack + manifest -> bundle, history and card. Run with `dvc repro train`."""
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from twinrun.errors import run_main
+from twinrun.models.bundle import save_bundle
+from twinrun.params import Params, load_params
+from twinrun.publish import ensure_writable, write_json, write_text
+from twinrun.tracking.card import (
+    EnergyMeter,
+    build_card,
+    collect_code,
+    collect_dvc_lock,
+    collect_environment,
+    collect_hardware,
+)
+from twinrun.tracking.journal import Journal
+from twinrun.tracking.publisher import publishing
+from twinrun.training.fit import Trained, announce
+from twinrun.training.history import history_csv
+from twinrun.training.interruption import StopRequest, training_lock
+from twinrun.training.job import Job, prepare_job
+from twinrun.training.module import EpochScores
+from twinrun.training.numerics import describe_gpu
+from twinrun.training.processes import rank
+from twinrun.training.shards import thread_count
+
+PROJECT = Path()
+PACK = Path("data/out/ingest/images.npy")
+MANIFEST = Path("data/out/validate/manifest.parquet")
+OUT = Path("data/out/train")
+STATE = Path(".twinrun")
+
+
+def main() -> None:
+    params = load_params()
+    stop = StopRequest()
+    stop.watch_parent()
+    if rank() > 0:
+        _prepare(params).run(stop, on_epoch=lambda *_: None)
+        return
+    code = collect_code(PROJECT)
+    with training_lock(STATE):
+        job = _prepare(params)
+        ensure_writable(OUT, needed_bytes=job.bundle_bytes())
+        ensure_writable(STATE, needed_bytes=job.checkpoint_bytes())
+        journal = _open_journal(job, params)
+        with publishing(journal) as publication:
+            started, clock, energy = datetime.now(UTC), time.monotonic(), EnergyMeter()
+            trained = job.run(stop, on_epoch=lambda scores, speed: _tell(scores, speed, journal, params))
+            digest = _write_model(job, trained)
+            card = build_card(
+                code=code,
+                params=asdict(params),
+                environment=collect_environment(PROJECT),
+                hardware=collect_hardware([describe_gpu()] if describe_gpu() else None),
+                dvc_lock=collect_dvc_lock(PROJECT),
+                weights_hash=digest,
+                fingerprint=job.fingerprint,
+                fingerprint_parts=job.parts,
+                threads=thread_count(params.train.threads),
+                shards=params.train.shards,
+                precision=job.parts["numerics"]["precision"],
+                started=started,
+                wall_time_s=time.monotonic() - clock,
+                energy_j=energy.joules(),
+                journal_id=journal.id,
+            )
+            write_json(card, OUT / "card.json")
+            _finish(journal, card)
+        job.checkpoints.clear()
+    print(f"Weights of epoch {trained.kept_epoch}: {digest}\n{publication.notice() or ''}".rstrip(), flush=True)
+
+
+def _prepare(params: Params) -> Job:
+    return prepare_job(params.ingest, params.train, PACK, MANIFEST, STATE / "resume")
+
+
+def _open_journal(job: Job, params: Params) -> Journal:
+    name = f"{params.train.model} on {params.ingest.source}"
+    journal = Journal.resume(PROJECT, job.checkpoints.owner(), name=name, experiment=params.register.model_name)
+    journal.params(asdict(params))
+    journal.tags({"twinrun.fingerprint": job.fingerprint})
+    journal.dataset(
+        name=params.ingest.source,
+        digest=job.parts["data"]["pack"],
+        source=params.ingest.path or params.ingest.source,
+        images=len(job.manifest.split("train")),
+    )
+    return journal
+
+
+def _tell(scores: EpochScores, images_per_second: float, journal: Journal, params: Params) -> None:
+    values: dict[str, float] = {name: value for name, value in asdict(scores).items() if name != "epoch"}
+    journal.metrics(scores.epoch, {**values, "images_per_second": images_per_second})
+    announce(scores, images_per_second, params.train.epochs)
+
+
+def _write_model(job: Job, trained: Trained) -> str:
+    write_text(history_csv(trained.history), OUT / "history.csv")
+    return save_bundle(
+        OUT / "bundle",
+        trained.tensors,
+        architecture=job.params.model,
+        classes=job.manifest.classes,
+        preprocessing=job.preprocessing,
+    )
+
+
+def _finish(journal: Journal, card: dict[str, Any]) -> None:
+    journal.tags({"twinrun.weights_hash": card["weights_hash"]})
+    for name in ("card.json", "history.csv", "bundle"):
+        journal.artifact(OUT / name)
+    journal.end("FINISHED")
+    journal.copy_to(OUT / "journal.jsonl")
+
+
+if __name__ == "__main__":
+    run_main(main)

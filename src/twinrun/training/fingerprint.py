@@ -1,0 +1,66 @@
+"""The fingerprint: a sha256 of all that decides the weights. Two trainings with the same one are twins."""
+
+import hashlib
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from twinrun.data.manifest import SPLITS, Manifest
+from twinrun.params import TrainParams
+from twinrun.publish import canonical_json, file_sha256
+
+LOCK = Path("requirements.lock")
+
+_PACKAGE = Path(__file__).parent.parent
+_DECIDING_CODE = (
+    "data/augment.py",
+    "data/batches.py",
+    "data/keyed.py",
+    "data/manifest.py",
+    "data/pack.py",
+    "models/architectures.py",
+    "models/bundle.py",
+    "models/predict.py",
+    "training/*.py",
+)
+_DECIDING_PACKAGES = ("numpy", "pytorch-lightning", "safetensors", "torch", "torchvision")
+_NOT_DECIDING = ("threads", "devices", "accelerator")
+
+
+def fingerprint_parts(
+    params: TrainParams, preparation: dict[str, Any], pack: Path, manifest: Manifest, numerics: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides the weights, by part: code, params, data, environment, numerics; all of it JSON.
+
+    `preparation` is how images were prepared, which the model remembers; `numerics` comes from `describe_numerics`.
+    Threads, processes and the folder are not among the parts: they change no weights.
+    """
+    settings = {name: value for name, value in asdict(params).items() if name not in _NOT_DECIDING}
+    return {
+        "code": {path: file_sha256(_PACKAGE / path) for path in _deciding_files()},
+        "params": {**settings, "preparation": preparation},
+        "data": {"pack": file_sha256(pack), "manifest": _manifest_hash(manifest)},
+        "environment": {
+            "lock": file_sha256(LOCK) if LOCK.exists() else None,
+            "packages": {name: version(name) for name in _DECIDING_PACKAGES},
+        },
+        "numerics": numerics,
+    }
+
+
+def fingerprint(parts: dict[str, Any]) -> str:
+    """Sha256 of the parts as canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+
+def _deciding_files() -> list[str]:
+    return sorted(
+        file.relative_to(_PACKAGE).as_posix() for pattern in _DECIDING_CODE for file in _PACKAGE.glob(pattern)
+    )
+
+
+def _manifest_hash(manifest: Manifest) -> str:
+    """Of the images that may be used, and what is said of them; not of those that were dropped, nor of why."""
+    splits = {name: [manifest.split(name).ids, manifest.split(name).targets.tolist()] for name in SPLITS}
+    return hashlib.sha256(canonical_json({"classes": manifest.classes, "splits": splits})).hexdigest()

@@ -1,0 +1,226 @@
+"""One training from first weights to last, or from the last finished epoch on. Knows no tracker and no stage."""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from twinrun.data.manifest import Manifest
+from twinrun.errors import DataError, DivergedError
+from twinrun.params import TrainParams
+from twinrun.training.checkpoints import Checkpoint, Checkpoints
+from twinrun.training.interruption import StopRequest
+from twinrun.training.module import Classifier, EpochScores, ImageArray, SplitImages
+from twinrun.training.processes import build_strategy, rank
+from twinrun.training.shards import Numerics, ShardedNetwork, thread_count
+
+_LINE_EVERY_S = 30.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights that a training ends with, those of `kept_epoch`, and the scores of every epoch."""
+
+    tensors: dict[str, Tensor]
+    history: tuple[EpochScores, ...]
+    kept_epoch: int
+
+
+OnEpoch = Callable[[EpochScores, float], None]
+"""Called after each epoch, in the first process, with its scores and the training speed in images per second."""
+
+
+def fit(
+    network: nn.Module,
+    images: ImageArray,
+    manifest: Manifest,
+    params: TrainParams,
+    numerics: Numerics,
+    *,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    on_epoch: OnEpoch,
+) -> Trained:
+    """Train `network` on the train split and judge it on the val split after each epoch.
+
+    Goes on after the newest checkpoint, and ends with the same weights as a training that was never stopped. Raises
+    DataError where a batch is larger than the training set, DivergedError where the loss is not finite, and
+    InterruptedTraining where `stop` asks for it.
+    """
+    train, val = SplitImages(images, manifest.split("train")), SplitImages(images, manifest.split("val"))
+    check_batch_size(len(train), params.batch_size)
+    network.to(numerics.device).to(memory_format=torch.channels_last)
+    with ShardedNetwork(
+        network,
+        numerics,
+        shards=params.shards,
+        threads=thread_count(params.threads),
+        label_smoothing=params.label_smoothing,
+        seed=params.seed,
+    ) as sharded:
+        module = Classifier(sharded, train, val, params)
+        progress = _Progress(module, checkpoints, stop, on_epoch, params)
+        progress.restore()
+        if progress.epochs_done < params.epochs:
+            _run(module, progress, params, numerics)
+    return Trained(progress.kept_tensors, tuple(progress.history), progress.kept_epoch)
+
+
+def check_batch_size(images: int, batch_size: int) -> None:
+    """Raise DataError where a batch would be larger than the training set."""
+    if batch_size > images:
+        raise DataError(
+            f"A batch of {batch_size} images (params.yaml: train.batch_size) is larger than the training split, which "
+            f"has {images}. Set it to {images} or less, or add images."
+        )
+
+
+def announce(scores: EpochScores, images_per_second: float, epochs: int) -> None:
+    """Print what an epoch gave; on a terminal the progress bar stands above it."""
+    print(
+        f"epoch {scores.epoch:>{len(str(epochs))}}/{epochs}  train loss {scores.train_loss:.4f}  "
+        f"val loss {scores.val_loss:.4f}  val accuracy {scores.val_accuracy:.2%}  {images_per_second:,.0f} images/s",
+        flush=True,
+    )
+
+
+def _run(module: Classifier, progress: "_Progress", params: TrainParams, numerics: Numerics) -> None:
+    on_terminal = sys.stdout.isatty() and rank() == 0
+    callbacks: list[pl.Callback] = [progress]
+    if on_terminal:
+        callbacks.append(pl.callbacks.RichProgressBar(leave=True))
+    with warnings.catch_warnings():
+        # Lightning advises more data workers; the shards' threads read the images here.
+        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning")
+        trainer = pl.Trainer(
+            accelerator="gpu" if numerics.device.type == "cuda" else "cpu",
+            devices=params.devices,
+            strategy=build_strategy(params, numerics.device),
+            max_epochs=params.epochs,
+            logger=False,
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=on_terminal,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        # Lightning's own count of epochs, so that its loop and its display go on where the training stopped.
+        counts = trainer.fit_loop.epoch_progress.current
+        for count in ("ready", "started", "processed", "completed"):
+            setattr(counts, count, progress.epochs_done)
+        trainer.fit(module)
+
+
+class _Progress(pl.Callback):
+    """After each epoch: keeps the weights that count, writes the checkpoint, tells the world; stops when asked to."""
+
+    def __init__(
+        self, module: Classifier, checkpoints: Checkpoints, stop: StopRequest, on_epoch: OnEpoch, params: TrainParams
+    ) -> None:
+        self.history: list[EpochScores] = []
+        self.kept_epoch = 0
+        self.kept_tensors: dict[str, Tensor] = {}
+        self._module, self._checkpoints, self._stop = module, checkpoints, stop
+        self._on_epoch, self._params = on_epoch, params
+        self._resumed: Checkpoint | None = None
+        self._epoch_started = self._line_written = time.monotonic()
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    def restore(self) -> None:
+        """Put the newest checkpoint's state into the module; the optimizer's follows when Lightning has made it."""
+        checkpoint, passed_over = self._checkpoints.newest()
+        for line in passed_over:
+            print(f"Warning: {line}", file=sys.stderr, flush=True)
+        if checkpoint is None:
+            return
+        self._resumed = checkpoint
+        self.history = [EpochScores(**row) for row in checkpoint.facts["history"]]
+        self.kept_epoch = checkpoint.facts["kept_epoch"]
+        self.kept_tensors = _under(checkpoint.tensors, "kept.")
+        self._module.load_state_dict(_under(checkpoint.tensors, "module."))
+        self._module.steps_done = checkpoint.facts["steps_done"]
+        if rank() == 0:
+            print(
+                f"Resuming after epoch {checkpoint.epoch} of {self._params.epochs} from {self._checkpoints.folder}",
+                flush=True,
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._stop.install()  # now, since Lightning has installed its own, which would end the process with 0
+        if self._resumed is not None:
+            _load_optimizer(trainer.optimizers[0], self._resumed)
+            self._resumed = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._epoch_started = self._line_written = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._stop.check()
+        now = time.monotonic()
+        if trainer.progress_bar_callback is None and rank() == 0 and now - self._line_written > _LINE_EVERY_S:
+            self._line_written = now
+            done, total = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
+            print(f"epoch {trainer.current_epoch + 1}/{self._params.epochs}  step {done}/{total}", flush=True)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._epoch_s = time.monotonic() - self._epoch_started
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        scores = self._module.scores
+        assert scores is not None
+        if not torch.tensor(scores.val_loss).isfinite():
+            raise DivergedError(
+                f"The validation loss became {scores.val_loss} after epoch {scores.epoch}, where the learning rate was "
+                f"{scores.learning_rate:.3g}. Lower train.learning_rate in params.yaml or set train.gradient_clip."
+            )
+        self.history.append(scores)
+        if self._params.keep == "last" or scores.epoch == _best_epoch(self.history):
+            self.kept_epoch = scores.epoch
+            state = self._module.result_network.state_dict()
+            self.kept_tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        if rank() == 0:
+            self._checkpoints.save(scores.epoch, self._tensors(trainer.optimizers[0]), self._facts())
+            self._on_epoch(scores, self._module.images_per_epoch / max(self._epoch_s, 1e-9))
+        self._stop.check()
+
+    def _tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        states = optimizer.state_dict()["state"]
+        return {
+            **{f"module.{name}": tensor for name, tensor in self._module.state_dict().items()},
+            **{f"kept.{name}": tensor for name, tensor in self.kept_tensors.items()},
+            **{f"optimizer.{i}.{key}": value for i, state in states.items() for key, value in state.items()},
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "history": [asdict(scores) for scores in self.history],
+            "kept_epoch": self.kept_epoch,
+            "steps_done": self._module.steps_done,
+        }
+
+
+def _best_epoch(history: list[EpochScores]) -> int:
+    """The epoch with the highest validation accuracy; of equals the one with the lowest loss, then the first."""
+    return min(history, key=lambda scores: (-scores.val_accuracy, scores.val_loss, scores.epoch)).epoch
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under(checkpoint.tensors, "optimizer.").items():
+        index, _, key = name.partition(".")
+        states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,119 @@
+"""Stopping cleanly, and one training at a time: signals, a vanished parent, and the lock of an output folder."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from twinrun.errors import InterruptedTraining, LockHeldError
+from twinrun.publish import explained
+
+_POLL_S = 0.25
+
+
+class StopRequest:
+    """Whether this process was asked to stop: by SIGTERM, by SIGINT, or by the end of the process it works for."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._reason = ""
+
+    def install(self) -> None:
+        """Take over SIGTERM and SIGINT; a second signal ends the process at once. Call from the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def watch_parent(self) -> None:
+        """Ask to stop when the process that this one works for ends: dvc, where a dvc runs it, or the first trainer."""
+        employer = _employer()
+        if employer is None:
+            return
+
+        def watch() -> None:
+            while employer.is_running() and employer.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_POLL_S)
+            self._request(signal.SIGTERM, f"the process that it worked for ({employer.pid}) ended")
+
+        def watch_quietly() -> None:
+            try:
+                watch()
+            except psutil.NoSuchProcess:
+                self._request(signal.SIGTERM, f"the process that it worked for ({employer.pid}) ended")
+
+        threading.Thread(target=watch_quietly, daemon=True, name="parent-watch").start()
+
+    def check(self) -> None:
+        """Raise InterruptedTraining if a stop was asked for."""
+        if self._signal is not None:
+            raise InterruptedTraining(
+                f"Training stopped: {self._reason}. The last finished epoch is kept; `dvc repro` continues after it.",
+                self._signal,
+            )
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._signal is not None:
+            os._exit(128 + number)
+        self._request(number, f"{signal.Signals(number).name} arrived")
+
+    def _request(self, number: int, reason: str) -> None:
+        self._signal, self._reason = number, reason
+
+
+@contextmanager
+def training_lock(folder: Path, wait_s: float = 30.0) -> Iterator[None]:
+    """Let one training at a time write to the project; a second one waits, then is refused.
+
+    Raises LockHeldError with the holder's process and its age after `wait_s` seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    holder = folder / "train.holder.json"
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "train.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{_described(holder)} Waiting up to {wait_s:.0f} s for it to end.", flush=True)
+            try:
+                lock.acquire(timeout=wait_s)
+            except Timeout:
+                raise LockHeldError(f"{_described(holder)} Wait for it to end, or stop it, and run again.") from None
+    try:
+        holder.write_text(json.dumps({"pid": os.getpid(), "started": time.time()}), encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _described(holder: Path) -> str:
+    try:
+        facts = json.loads(holder.read_text(encoding="utf-8"))
+        age_s = time.time() - facts["started"]
+        return f"Another training, process {facts['pid']}, has been writing to this project for {age_s:.0f} s."
+    except (OSError, ValueError, KeyError):
+        return "Another training is writing to this project."
+
+
+def _employer() -> psutil.Process | None:
+    """The nearest ancestor that this process must not outlive, or None."""
+    if "LOCAL_RANK" in os.environ:
+        return psutil.Process().parent()
+    if "DVC_ROOT" not in os.environ:
+        return None
+    for ancestor in psutil.Process().parents():
+        try:
+            command = ancestor.cmdline()
+        except psutil.Error:
+            continue
+        if any(Path(word).name == "dvc" for word in command[:3]):
+            return ancestor
+    return None

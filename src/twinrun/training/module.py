@@ -1,0 +1,190 @@
+"""The LightningModule: steps, epochs and scores of one training. Knows no files, no tracker and no clock."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from twinrun.data.augment import augment
+from twinrun.data.batches import batch_sizes, epoch_batches
+from twinrun.data.keyed import UInt64Array, id_keys
+from twinrun.data.manifest import Split
+from twinrun.errors import DivergedError, ModelError
+from twinrun.models.predict import CHUNK
+from twinrun.params import TrainParams
+from twinrun.training.schedule import learning_rate
+from twinrun.training.shards import ShardedNetwork
+
+ImageArray = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class EpochScores:
+    """What one epoch gave; the learning rate is that of its last step."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+
+
+class SplitImages:
+    """The images of one split with their targets and keys, read from the pack as they are asked for."""
+
+    def __init__(self, images: ImageArray, split: Split) -> None:
+        self._images = images
+        self._rows = split.rows
+        self._targets = torch.from_numpy(split.targets)
+        self.keys: UInt64Array = id_keys(split.ids)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, indices: NDArray[np.int64]) -> tuple[ImageArray, Tensor]:
+        """Images as uint8 of shape (n, H, W, C), a copy, and their targets as int64 of shape (n,)."""
+        return np.ascontiguousarray(self._images[self._rows[indices]]), self._targets[torch.from_numpy(indices)]
+
+
+class Classifier(pl.LightningModule):
+    """Trains `sharded.network` by manual optimization: the gradient is the shards' and Lightning keeps the loop.
+
+    After each epoch `scores` holds its EpochScores, and `result_network` the network that validation judged: the moving
+    average of the weights where the settings ask for one.
+    """
+
+    def __init__(self, sharded: ShardedNetwork, train: SplitImages, val: SplitImages, params: TrainParams) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network = sharded.network.eval()
+        self.average = _moving_average(self.network, params.ema_decay)
+        self.steps_done = 0
+        self.scores: EpochScores | None = None
+        self._sharded, self._train_images, self._val_images, self._params = sharded, train, val, params
+        self._losses: list[tuple[float, int]] = []
+
+    @property
+    def images_per_epoch(self) -> int:
+        return len(self._train_images)
+
+    @property
+    def result_network(self) -> nn.Module:
+        return self.network if self.average is None else self.average.module
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.network, self._params)
+
+    def train_dataloader(self) -> "EpochBatches":
+        return EpochBatches(self, self._train_images.keys, self._params)
+
+    def val_dataloader(self) -> list[list[slice]]:
+        return [_chunks(len(self._val_images))]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        return batch  # indices; the images go to the device shard by shard
+
+    def training_step(self, batch: NDArray[np.int64], batch_idx: int) -> None:  # noqa: ARG002
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        rate = learning_rate(self.steps_done, self._steps_per_epoch, self._params)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        def load(part: slice) -> tuple[Tensor, Tensor]:
+            indices = batch[part]
+            pixels, targets = self._train_images.take(indices)
+            keys = self._train_images.keys[indices]
+            changed = augment(pixels, keys, self._params.seed, self.current_epoch, self._params.augment)
+            return torch.from_numpy(changed), targets
+
+        result = self._sharded.backward(load, len(batch), self.steps_done)
+        if not np.isfinite(result.loss):
+            raise DivergedError(
+                f"The loss became {result.loss} at step {self.steps_done} (epoch {self.current_epoch + 1}), "
+                f"where the learning rate was {rate:.3g}. Lower train.learning_rate, lengthen train.warmup_epochs "
+                "or set train.gradient_clip in params.yaml."
+            )
+        if self._params.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._params.gradient_clip)
+        optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.steps_done += 1
+        self._losses.append((result.loss, len(batch)))
+
+    def on_train_epoch_start(self) -> None:
+        self._losses = []
+        self._random_state = torch.get_rng_state()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        if batch_idx == 0 and not torch.equal(self._random_state, torch.get_rng_state()):
+            raise ModelError(
+                f"{self._params.model} draws random numbers in a way that Twinrun cannot key to (seed, step, shard), "
+                "so that a second training would give other weights. Choose another train.model."
+            )
+
+    def validation_step(self, batch: list[slice], batch_idx: int) -> None:  # noqa: ARG002
+        everything = np.arange(len(self._val_images))
+
+        def load(part: slice) -> tuple[Tensor, Tensor]:
+            pixels, targets = self._val_images.take(everything[part])
+            return torch.from_numpy(pixels), targets
+
+        network = self.result_network.eval()
+        val_loss, correct = self._sharded.scores(network, load, batch).sum(dim=0).tolist()
+        images = len(self._val_images)
+        trained = sum(count for _, count in self._losses)
+        self.scores = EpochScores(
+            epoch=self.current_epoch + 1,
+            train_loss=sum(loss * count for loss, count in self._losses) / trained,
+            val_loss=val_loss / images,
+            val_accuracy=correct / images,
+            learning_rate=learning_rate(self.steps_done - 1, self._steps_per_epoch, self._params),
+        )
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return len(batch_sizes(len(self._train_images), self._params.batch_size))
+
+
+class EpochBatches:
+    """The batches of the module's current epoch, anew for each epoch; each is an array of indices."""
+
+    def __init__(self, module: Classifier, keys: UInt64Array, params: TrainParams) -> None:
+        self._module, self._keys, self._params = module, keys, params
+
+    def __len__(self) -> int:
+        return len(batch_sizes(len(self._keys), self._params.batch_size))
+
+    def __iter__(self) -> Any:
+        return iter(epoch_batches(self._keys, self._params.seed, self._module.current_epoch, self._params.batch_size))
+
+
+def build_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; weight decay spares tensors of one dimension: biases and normalisation."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": params.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if params.optimizer == "sgd":
+        nesterov = params.momentum > 0
+        return torch.optim.SGD(groups, lr=params.learning_rate, momentum=params.momentum, nesterov=nesterov, fused=True)
+    return torch.optim.AdamW(groups, lr=params.learning_rate, betas=(params.momentum, 0.999), fused=True)
+
+
+def _moving_average(network: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    return average.eval().requires_grad_(False)
+
+
+def _chunks(images: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, images)) for start in range(0, images, CHUNK)]

@@ -1,0 +1,266 @@
+"""The gradient of a batch, the same to the bit on any number of threads and processes. Knows no optimizer and no epoch.
+
+On a CPU the gradient of a convolution's weights changes with the number of threads that compute it, and no setting of
+PyTorch changes that. So a batch is cut into K shards, fixed by the settings. Each is computed forward and backward by
+one thread, and the K gradients are added in a fixed binary tree:
+
+    shard 0 ─┐
+    shard 1 ─┴─┐            A pool of P threads takes the shards in any order, and every process its share of them;
+    shard 2 ─┐ ├─ gradient  the tree is the same, so the sum is the same to the bit.
+    shard 3 ─┴─┘
+
+Batch normalisation uses the statistics of its shard ("ghost batch normalisation", Hoffer et al., 2017), and running
+statistics are the mean over the shards, added in the same tree. Dropout is drawn from (seed, step, shard).
+
+The K replicas of the network share its Parameter objects and own their buffers. `torch.func.functional_call` would swap
+the tensors of one module in place, which threads must not do.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from twinrun.data.batches import shard_slices
+from twinrun.data.keyed import keyed_seed
+from twinrun.models.predict import channel_tensor, normalised
+from twinrun.training import collectives
+
+_DROPOUT = 2  # the stream of draws that decides dropout
+
+R = TypeVar("R")
+LoadImages = Callable[[slice], tuple[Tensor, Tensor]]
+"""Given a part of the batch, its images, uint8 (n, H, W, C), and its targets, int64 (n,); called from many threads."""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How numbers are computed: where, and in which type the matrix products are."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Mean loss and number of right answers of a batch before its step."""
+
+    loss: float
+    correct: int
+
+
+@dataclass
+class _ShardResult:
+    gradients: list[Tensor]
+    statistics: list[Tensor]
+    score: Tensor  # float64 (2,): sum of losses, number of right answers
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.gradients, *self.statistics, self.score]
+
+
+class ShardedNetwork:
+    """Computes the gradients of a network shard by shard; a context manager, since it owns a pool of threads."""
+
+    def __init__(
+        self, network: nn.Module, numerics: Numerics, *, shards: int, threads: int, label_smoothing: float, seed: int
+    ) -> None:
+        self.network = network
+        self.shards = shards
+        self._numerics = numerics
+        self._mean = channel_tensor(numerics.mean, numerics.device)
+        self._std = channel_tensor(numerics.std, numerics.device)
+        self._label_smoothing = label_smoothing
+        self._seed = seed
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._statistics = _batch_statistics(network)
+        self._counters = _batch_counters(network)
+        self._replicas = [_Replica(network, numerics.device) for _ in range(shards)]
+        # On a GPU the shards run one after the other; on a CPU more threads than shards would idle.
+        self._threads = 1 if numerics.device.type == "cuda" else min(threads, shards)
+        self._pool = ThreadPoolExecutor(self._threads, "shard", torch.set_num_threads, (1,))
+
+    def __enter__(self) -> "ShardedNetwork":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def backward(self, load: LoadImages, images: int, step: int) -> BatchResult:
+        """Set the gradient of every parameter to that of the mean loss over a batch of `images` images.
+
+        Updates the running statistics of batch normalisation too. `step`, from 0, is part of the key of dropout.
+        """
+        slices = shard_slices(images, self.shards)
+        mine = collectives.share_of(len(slices))
+        results = self._map(lambda k: self._shard(load, slices[k], images, step, k), mine)
+        gathered = collectives.gather_shards([result.tensors() for result in results], len(slices))
+        total = self._tree_sum(gathered)
+        count = len(self._parameters)
+        for parameter, gradient in zip(self._parameters, total[:count], strict=True):
+            parameter.grad = _laid_out_like(gradient, parameter)
+        with torch.no_grad():
+            for statistic, summed in zip(self._statistics, total[count:-1], strict=True):
+                statistic.copy_(summed.div_(len(slices)))
+            for counter in self._counters:
+                counter.add_(1)
+        loss, correct = total[-1].tolist()
+        return BatchResult(loss / images, int(correct))
+
+    def scores(self, network: nn.Module, load: LoadImages, slices: Sequence[slice]) -> Tensor:
+        """Sum of cross-entropy losses and number of right answers for each slice; float64 of shape (slices, 2).
+
+        `network` must be in evaluation mode. Every process computes its share of the slices and gets all results.
+        """
+
+        def score(k: int) -> Tensor:
+            with torch.inference_mode():
+                pixels, targets = self._on_device(*load(slices[k]))
+                with self._autocast():
+                    logits = network(normalised(pixels, self._mean, self._std))
+                return _score(cross_entropy(logits.float(), targets, reduction="sum"), logits, targets)
+
+        results = self._map(score, collectives.share_of(len(slices)))
+        gathered = collectives.gather_shards([[result.clone()] for result in results], len(slices))
+        return torch.stack([tensors[0] for tensors in gathered]) if gathered else torch.zeros(0, 2)
+
+    def _shard(self, load: LoadImages, part: slice, images: int, step: int, k: int) -> _ShardResult:
+        replica = self._replicas[k]
+        replica.begin(self._statistics, keyed_seed(self._seed, _DROPOUT, step, k))
+        pixels, targets = self._on_device(*load(part))
+        with self._autocast():
+            logits = replica.network(normalised(pixels, self._mean, self._std))
+        loss = cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self._label_smoothing)
+        gradients = torch.autograd.grad(loss / images, self._parameters, allow_unused=True, materialize_grads=True)
+        return _ShardResult(
+            list(gradients), [s.clone() for s in replica.statistics], _score(loss.detach(), logits.detach(), targets)
+        )
+
+    def _tree_sum(self, parts: list[list[Tensor]]) -> list[Tensor]:
+        """Add the parts' tensors in a binary tree of fixed shape, in place; each tensor's tree is one thread's work."""
+
+        def add(chunk: slice) -> None:
+            stride = 1
+            while stride < len(parts):
+                for i in range(0, len(parts) - stride, 2 * stride):
+                    torch._foreach_add_(parts[i][chunk], parts[i + stride][chunk])
+                stride *= 2
+
+        width = -(-len(parts[0]) // self._threads)
+        with torch.no_grad():
+            self._map(lambda k: add(slice(k * width, (k + 1) * width)), range(self._threads))
+        return parts[0]
+
+    def _map(self, work: Callable[[int], R], indices: Sequence[int]) -> list[R]:
+        if self._threads == 1:
+            return [work(k) for k in indices]
+        return list(self._pool.map(work, indices))
+
+    def _on_device(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        device = self._numerics.device
+        return (pixels, targets) if device.type == "cpu" else (pixels.to(device), targets.to(device))
+
+    def _autocast(self) -> "torch.autocast | nullcontext[None]":
+        dtype = self._numerics.autocast
+        if dtype is None:
+            return nullcontext()
+        # Its cache of cast weights is shared between threads and gives nothing here: each weight is used once.
+        return torch.autocast(self._numerics.device.type, dtype=dtype, cache_enabled=False)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask comes from a generator that the shard seeds for each step.
+
+    `mask_dims` leading dimensions have draws of their own and the rest is dropped together: all of them for plain
+    dropout, 2 for whole channels, 1 for whole samples, 0 for the whole batch.
+    """
+
+    def __init__(self, probability: float, generator: torch.Generator, mask_dims: int | None) -> None:
+        super().__init__()
+        self.probability = probability
+        self._generator = generator
+        self._mask_dims = mask_dims
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return features
+        kept = 1 - self.probability
+        own = features.dim() if self._mask_dims is None else self._mask_dims
+        shape = [*features.shape[:own], *[1] * (features.dim() - own)]
+        mask = torch.empty(shape, dtype=features.dtype, device=features.device)
+        mask.bernoulli_(kept, generator=self._generator)
+        return features * (mask.div_(kept) if kept > 0 else mask)
+
+
+class _Replica:
+    """A network that shares the parameters of another, has buffers of its own and draws from a generator of its own."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.network = copy.deepcopy(network, {id(p): p for p in network.parameters()}).train()
+        self._generator = torch.Generator(device)
+        _key_dropout(self.network, self._generator)
+        self.statistics = _batch_statistics(self.network)
+
+    def begin(self, statistics: list[Tensor], seed: int) -> None:
+        self._generator.manual_seed(seed)
+        if statistics:
+            torch._foreach_copy_(self.statistics, statistics)
+
+
+def thread_count(threads: "int | Literal['auto']") -> int:
+    """Number of threads that `train.threads` asks for; `auto` is the number of cores that this process may use."""
+    if threads != "auto":
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _laid_out_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter, which fused optimizers rely on."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
+def _score(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    correct = (logits.argmax(dim=1) == targets).sum()
+    return torch.stack([loss.double(), correct.double()])
+
+
+def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+def _batch_statistics(network: nn.Module) -> list[Tensor]:
+    return [cast(Tensor, s) for norm in _batch_norms(network) for s in (norm.running_mean, norm.running_var)]
+
+
+def _batch_counters(network: nn.Module) -> list[Tensor]:
+    return [cast(Tensor, norm.num_batches_tracked) for norm in _batch_norms(network)]
+
+
+def _key_dropout(network: nn.Module, generator: torch.Generator) -> None:
+    """Replace every module that draws at random by one that draws from `generator`."""
+    from torchvision.ops import StochasticDepth
+
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            match child:
+                case nn.Dropout():
+                    keyed = KeyedDropout(child.p, generator, None)
+                case nn.Dropout1d() | nn.Dropout2d() | nn.Dropout3d():
+                    keyed = KeyedDropout(child.p, generator, 2)
+                case StochasticDepth():
+                    keyed = KeyedDropout(child.p, generator, 1 if child.mode == "row" else 0)
+                case _:
+                    continue
+            setattr(parent, name, keyed)
