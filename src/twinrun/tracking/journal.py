@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any, Literal, Self
 
 from twinrun.errors import TrackingError
 from twinrun.publish import canonical_json, explained, file_sha256, folder_hashes, replacing
+from twinrun.tracking.card import Code
 from twinrun.tracking.home import Process, journals_folder, this_process
 
 FILE = "journal.jsonl"
@@ -126,6 +128,24 @@ class Journal:
             source=source.relative_to(project).as_posix() if source.is_relative_to(project) else source.name,
             sha256=sha256,
         )
+
+    def text(self, name: str, text: str, to: str = "") -> None:
+        """Keep a text as an artifact named `name`."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, name)
+            file.write_text(text, encoding="utf-8", errors="surrogateescape")
+            self.artifact(file, to)
+
+    def code(self, code: Code) -> None:
+        """Record the commit and what differed from it; at the start, so that a killed run has it too."""
+        self.tags({"mlflow.source.git.commit": code.commit, "twinrun.dirty": str(code.dirty).lower()})
+        if code.diff:
+            self.text("uncommitted.diff", code.diff, "code")
+
+    def card(self, card: Mapping[str, Any]) -> None:
+        """Record the card of a finished training, and as tags what a run is looked up by."""
+        self.tags({f"twinrun.{name}": str(card[name]) for name in ("weights_hash", "fingerprint")})
+        self.text("card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
     def end(self, status: Status = "FINISHED") -> None:
         """Record how the training ended. A resumed training may follow."""

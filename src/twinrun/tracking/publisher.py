@@ -16,7 +16,7 @@ from pathlib import Path
 from twinrun.errors import InterruptedTraining
 from twinrun.tracking.journal import FILE, Journal, Summary, summarize
 from twinrun.tracking.replay import Replay, unpublished
-from twinrun.tracking.store import find_tracker
+from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker
 
 GRACE_S = 15.0
 LOCK = "publisher.lock"
@@ -172,6 +172,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         print("usage: python -m twinrun.tracking.publisher JOURNAL_FOLDER", file=sys.stderr)
         raise SystemExit(2)
+    os.environ.setdefault(TIMEOUT_VARIABLE, "5")
     with suppress(OSError):
         os.nice(_NICENESS)
     follow(Path(sys.argv[1]))

@@ -107,14 +107,15 @@ class Replay:
         self.state.save()
         return True
 
-    def mark_killed(self, last_time_ms: int | None = None) -> None:
-        """Say in MLflow that the process behind the published part of the journal died, once."""
+    def mark_killed(self) -> bool:
+        """Say in MLflow that the process behind the journal died, once; False where that was said before."""
         if self.state.run_id is None or self.state.killed_at == self.state.offset or self.state.deleted:
-            return
+            return False
         times = [event["time_ms"] for _, event in events_from(self.file, 0) if "time_ms" in event]
-        self.client.set_terminated(self.state.run_id, "KILLED", end_time=last_time_ms or max(times, default=None))
+        self.client.set_terminated(self.state.run_id, "KILLED", end_time=max(times, default=None))
         self.state.killed_at = self.state.offset
         self.state.save()
+        return True
 
     def _send(self, batch: list[Event]) -> None:
         from mlflow.exceptions import MlflowException

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 MLRUNS = "mlruns"
 DATABASE = "mlflow.db"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # A tracker that hangs must not hold up anybody for MLflow's own two minutes and seven retries.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # A request that makes something must not be sent twice behind our back; we look first, and then try again.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -69,6 +70,29 @@ def find_tracker(folder: Path | None = None) -> Tracker:
         database = (project / uri.removeprefix("sqlite:///")).resolve()
         return Tracker(project, f"sqlite:///{database}", database)
     return Tracker(project, uri, None)
+
+
+def require_reachable(tracker: Tracker, timeout_s: float = 5) -> None:
+    """Raise TrackingError, with what to do, where a server does not answer. Costs one small request and no MLflow."""
+    if not tracker.uri.startswith(("http://", "https://")):
+        return
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{tracker.uri.rstrip('/')}/health", timeout=timeout_s):
+            return
+    except HTTPError as error:
+        # It answers; whether it lets us in is for MLflow, which knows the credentials, to find out.
+        if error.code < 500:
+            return
+        found = f"it answers with {error.code} {error.reason}"
+    except (OSError, ValueError) as error:
+        found = str(getattr(error, "reason", error))
+    raise TrackingError(
+        f"The tracker at {tracker.uri} ({URI_VARIABLE}) cannot be reached: {found}.\n"
+        f"Start it, correct {URI_VARIABLE}, or unset it to use {MLRUNS}/{DATABASE}; nothing that was trained is lost."
+    )
 
 
 def open_client(tracker: Tracker) -> "MlflowClient":

@@ -1,0 +1,315 @@
+"""Bringing MLflow up to date with the files: what `twinrun sync` does, and the stages at their end.
+
+It publishes journals that are waiting, adopts the result of a training that DVC restored or pulled, attaches what later
+stages found out about the model, and marks runs KILLED whose process is dead. Everything is looked up before it is
+sent, so doing it again does nothing; and where there is nothing to do, MLflow is not even imported.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from twinrun.publish import file_sha256, write_json
+from twinrun.tracking.home import journals_folder
+from twinrun.tracking.journal import ARTIFACTS, FILE, Summary, content_hash, keep_copy, read_events, summarize
+from twinrun.tracking.publisher import LOCK
+from twinrun.tracking.replay import Published, Replay, unpublished
+from twinrun.tracking.store import Tracker, find_tracker, require_reachable
+
+OUT = Path("data/out")
+METRIC_NAMES = {
+    "accuracy": "test_accuracy",
+    "balanced_accuracy": "test_balanced_accuracy",
+    "macro_f1": "test_macro_f1",
+    "log_loss": "test_log_loss",
+    "calibration_error": "test_calibration_error",
+}
+
+
+@dataclass
+class SyncReport:
+    """What one sync did, and what it could not do."""
+
+    tracker: Tracker
+    events: int = 0
+    runs: int = 0
+    attached: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    pending: int = 0
+    problem: str | None = None
+
+    def lines(self) -> list[str]:
+        """For a person: one line for each thing that was done or is left to do."""
+        lines = []
+        if self.events:
+            lines.append(
+                f"{_count(self.events, 'event')} of {_count(self.runs, 'run')} published to {self.tracker.uri}."
+            )
+        if self.attached:
+            lines.append(f"Added to the run: {', '.join(self.attached)}.")
+        lines += [f"Run {run_id} was left by a dead process; it is marked KILLED now." for run_id in self.killed]
+        if self.pending:
+            are = "is" if self.pending == 1 else "are"
+            lines.append(f"{_count(self.pending, 'event')} {are} still to be published; run `twinrun sync`.")
+        if self.problem:
+            lines.append(f"MLflow at {self.tracker.uri} is not up to date: {self.problem}")
+        return lines
+
+
+def sync(workspace: Path | None = None) -> SyncReport:
+    """Bring the store of `workspace` (the working folder) up to date.
+
+    A tracker that is away never raises; the report names the problem. What another process publishes just now is left
+    to it.
+    """
+    workspace = (workspace or Path.cwd()).resolve()
+    tracker = find_tracker(workspace)
+    report = SyncReport(tracker)
+    if not _is_anything_to_do(workspace, tracker):
+        return report
+    from filelock import FileLock, Timeout
+
+    tracker.state.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(tracker.state / "sync.lock", timeout=60):
+            require_reachable(tracker)
+            _adopt(workspace, tracker)
+            for folder in _journals(tracker):
+                _publish(folder, tracker, report)
+            _attach(workspace, tracker, report)
+    except Timeout:
+        report.problem = "another `twinrun sync` has been at it for a minute."
+    except Exception as error:  # whatever a tracker does, the files are the truth and wait
+        report.problem = f"{type(error).__name__}: {error}"
+    report.pending = sum(unpublished(folder, tracker) for folder in _journals(tracker) if not _held(folder))
+    return report
+
+
+def run_of(workspace: Path, weights_hash: str) -> str | None:
+    """The id of the published run that made the model in `workspace`, if its weights are those."""
+    result = _Result.read(workspace)
+    if result is None or result.weights_hash != weights_hash:
+        return None
+    return Published.load(find_tracker(workspace), result.summary.journal_id).run_id
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The training whose outputs stand in a workspace."""
+
+    workspace: Path
+    journal: Path
+    summary: Summary
+    weights_hash: str | None
+
+    @classmethod
+    def read(cls, workspace: Path) -> "_Result | None":
+        journal = workspace / OUT / "train" / FILE
+        summary = summarize(journal)
+        if summary is None:
+            return None
+        return cls(workspace, journal, summary, summary.tags.get("twinrun.weights_hash"))
+
+    def additions(self) -> dict[str, tuple[str, Path]]:
+        """What later stages say of this very model: name, hash and place of each."""
+        found: dict[str, tuple[str, Path]] = {}
+        evaluation = self.workspace / OUT / "evaluate"
+        metrics = evaluation / "metrics.json"
+        if metrics.is_file() and _read_json(metrics).get("weights_hash") == self.weights_hash is not None:
+            found["test metrics"] = (file_sha256(metrics), metrics)
+            for name, place in (("predictions", evaluation / "predictions.parquet"), ("report", evaluation / "report")):
+                if place.exists():
+                    found[name] = (content_hash(place), place)
+        validation = self.workspace / OUT / "validate"
+        for name, place in (
+            ("validation result", validation / "result.json"),
+            ("validation report", validation / "report"),
+        ):
+            if place.exists():
+                found[name] = (content_hash(place), place)
+        lock = self.workspace / "dvc.lock"
+        # While a stage runs, dvc.lock speaks of the run before.
+        if lock.is_file() and hashlib.md5(self.journal.read_bytes()).hexdigest() in lock.read_text(encoding="utf-8"):
+            found["dvc.lock"] = (file_sha256(lock), lock)
+        return found
+
+
+_FOLDERS = {
+    "predictions": "evaluation",
+    "report": "evaluation",
+    "validation result": "validation",
+    "validation report": "validation",
+    "dvc.lock": "",
+}
+# What describes the data that was trained on: a later one belongs to a later training.
+_ONCE = frozenset({"validation result", "validation report"})
+
+
+def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
+    for folder in _journals(tracker):
+        summary = summarize(folder / FILE)
+        if summary is not None and not _held(folder):
+            state = Published.load(tracker, folder.name)
+            if unpublished(folder, tracker) or summary.ended == "FINISHED":
+                return True
+            if summary.dead() and state.killed_at != state.offset:
+                return True
+    result = _Result.read(workspace)
+    if result is None:
+        return False
+    state = Published.load(tracker, result.summary.journal_id)
+    if state.run_id is None and not state.deleted:
+        return True
+    return bool(_missing(result, state))
+
+
+def _missing(result: _Result, state: Published) -> dict[str, tuple[str, Path]]:
+    if state.deleted:
+        return {}
+    return {
+        name: (digest, place)
+        for name, (digest, place) in result.additions().items()
+        if state.attached.get(name) != digest and not (name in _ONCE and name in state.attached)
+    }
+
+
+def _journals(tracker: Tracker) -> list[Path]:
+    """Folders of the journals that wait, the one that was begun first first."""
+    folders = journals_folder(tracker.home)
+    if not folders.is_dir():
+        return []
+    return sorted((f for f in folders.iterdir() if (f / FILE).is_file()), key=lambda f: (_begun(f / FILE), f.name))
+
+
+def _begun(file: Path) -> int:
+    return next((int(event["time_ms"]) for event in read_events(file) if event["event"] == "run"), 0)
+
+
+def _adopt(workspace: Path, tracker: Tracker) -> None:
+    """Take a training's result that DVC restored or pulled, and that was never published here, as a waiting journal."""
+    result = _Result.read(workspace)
+    if result is None:
+        return
+    state = Published.load(tracker, result.summary.journal_id)
+    folder = journals_folder(tracker.home) / result.summary.journal_id
+    if folder.exists() or state.deleted or (state.run_id and state.offset >= result.journal.stat().st_size):
+        return
+    temp = Path(tempfile.mkdtemp(prefix=".adopted-", dir=_made(folder.parent)))
+    try:
+        for event in read_events(result.journal):
+            if event["event"] == "artifact":
+                source = workspace / event["source"]
+                if source.exists() and content_hash(source) == event["sha256"]:
+                    keep_copy(source, temp / ARTIFACTS / event["path"])
+        shutil.copyfile(result.journal, temp / FILE)
+        os.replace(temp, folder)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
+    with _publisher_lock(folder) as mine:
+        summary = summarize(folder / FILE)
+        if not mine or summary is None:
+            return
+        waiting = unpublished(folder, tracker)
+        replay = Replay(folder, tracker)
+        try:
+            while replay.step():
+                pass
+        finally:
+            done = waiting - unpublished(folder, tracker)
+            report.events += done
+            report.runs += bool(done)
+        if summary.dead() and replay.mark_killed():
+            report.killed.append(str(replay.state.run_id))
+    if summary.ended == "FINISHED":
+        # data/out/train/journal.jsonl, MLflow and the state in mlruns hold all of it.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
+    result = _Result.read(workspace)
+    if result is None:
+        return
+    state = Published.load(tracker, result.summary.journal_id)
+    if state.run_id is None:
+        return
+    missing = _missing(result, state)
+    if not missing:
+        return
+    from twinrun.tracking.store import open_client
+
+    client = open_client(tracker)
+    for name, (digest, place) in missing.items():
+        if name == "test metrics":
+            _attach_metrics(client, state.run_id, place)
+        elif place.is_dir():
+            client.log_artifacts(state.run_id, str(place), "/".join(filter(None, [_FOLDERS[name], place.name])))
+        else:
+            client.log_artifact(state.run_id, str(place), _FOLDERS[name] or None)
+        state.attached[name] = digest
+        state.save()
+        report.attached.append(name)
+
+
+def _attach_metrics(client: Any, run_id: str, file: Path) -> None:
+    from mlflow.entities import Metric
+
+    metrics = _read_json(file)
+    known = client.get_run(run_id).data.metrics
+    new = {METRIC_NAMES[name]: float(metrics[name]) for name in METRIC_NAMES if name in metrics}
+    time_ms = int(file.stat().st_mtime * 1000)
+    client.log_batch(run_id, [Metric(k, v, time_ms, 0) for k, v in new.items() if known.get(k) != v])
+    client.log_artifact(run_id, str(file), "evaluation")
+    if per_class := metrics.get("per_class"):
+        columns = ["label", *next(iter(per_class.values()))]
+        table = {"columns": columns, "data": [[label, *facts.values()] for label, facts in per_class.items()]}
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder, "per_class.json")
+            write_json(table, place)
+            client.log_artifact(run_id, str(place), "evaluation")
+        client.set_tag(
+            run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
+        )
+
+
+@contextmanager
+def _publisher_lock(folder: Path) -> Iterator[bool]:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield True
+    except Timeout:
+        yield False
+
+
+def _held(folder: Path) -> bool:
+    """Whether a publisher is at this journal just now."""
+    with _publisher_lock(folder) as mine:
+        return not mine
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
