@@ -1,0 +1,131 @@
+"""What a network sees: the maps of one image after every convolution, activation and pooling. Refuses to draw them.
+
+Module hooks say where in the network we are; a function mode sees the operations themselves, since many networks of
+torchvision call activation and pooling as functions, which no module hook meets.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+_KINDS = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose2d"), "convolution"),
+    **dict.fromkeys(
+        (
+            "relu",
+            "hardtanh",
+            "leaky_relu",
+            "elu",
+            "gelu",
+            "silu",
+            "mish",
+            "hardswish",
+            "hardsigmoid",
+            "sigmoid",
+            "tanh",
+        ),
+        "activation",
+    ),
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"), "pooling"),
+}
+
+
+@dataclass(frozen=True)
+class FeatureMaps:
+    """One operation's output for one image: float32 of shape (maps, height, width), (units, 1, 1) for a vector."""
+
+    layer: str
+    kind: str
+    operation: str
+    maps: npt.NDArray[np.float32]
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the output has no height and width left."""
+        return self.maps.shape[1:] == (1, 1)
+
+
+def feature_maps(network: nn.Module, image: Tensor) -> list[FeatureMaps]:
+    """Run one image, a float tensor of shape (1, C, H, W), through a network in evaluation mode and keep what it does.
+
+    Outputs come in the order of computation. Computed by one thread, so that the numbers do not depend on the cores.
+    """
+    recorder = _Recorder()
+    hooks = list(_naming_hooks(network, recorder.path))
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(), recorder:
+            network(image)
+    finally:
+        torch.set_num_threads(threads_before)
+        for hook in hooks:
+            hook.remove()
+    return recorder.seen
+
+
+def spread(seen: list[FeatureMaps], limit: int) -> list[FeatureMaps]:
+    """At most `limit` of the outputs, evenly spaced; where there are too many, those in which a shape can be seen."""
+    shapely = [maps for maps in seen if min(maps.maps.shape[1:]) >= 4]
+    chosen = seen if len(seen) <= limit or not shapely else shapely
+    if len(chosen) <= limit:
+        return chosen
+    return [chosen[at] for at in np.linspace(0, len(chosen) - 1, limit).round().astype(int)]
+
+
+def liveliest(maps: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.int64]:
+    """Indices of the `limit` maps (maps, height, width) that vary most over the image, in the network's order."""
+    order = np.argsort(-maps.std(axis=(1, 2)), kind="stable")[:limit]
+    return np.sort(order)
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees every call of a torch function; the end of `path` is the module that makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path: list[str] = [""]
+        self.seen: list[FeatureMaps] = []
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        operation = getattr(function, "__name__", "").strip("_")
+        kind = _KINDS.get(operation)
+        if kind is not None and isinstance(output, Tensor):
+            # A copy: the next operation may work in place.
+            maps = _as_maps(output).float().cpu().numpy().copy()
+            self.seen.append(FeatureMaps(self.path[-1], kind, operation, maps))
+        return output
+
+
+def _naming_hooks(network: nn.Module, path: list[str]) -> Iterator[RemovableHandle]:
+    def leave(*_: object) -> None:
+        path.pop()
+
+    for name, module in network.named_modules():
+        yield module.register_forward_pre_hook(lambda *_, name=name: path.append(name))
+        yield module.register_forward_hook(leave, always_call=True)
+
+
+def _as_maps(output: Tensor) -> Tensor:
+    """Shape a batch of one as (maps, height, width), whichever side the channels are on."""
+    one = output[0]
+    if one.ndim == 1:
+        return one[:, None, None]
+    if one.ndim == 2:  # tokens of a transformer: a square of patches, perhaps after a class token
+        side = math.isqrt(len(one))
+        patches = one[len(one) - side**2 :]
+        return patches.T.reshape(-1, side, side)
+    if one.shape[1] != one.shape[2] and one.shape[0] == one.shape[1]:
+        return one.permute(2, 0, 1)
+    return one

@@ -1,0 +1,72 @@
+"""A bundle meets the images of a split: its predictions, and one image followed through it. Refuses to score them."""
+
+import numpy as np
+import numpy.typing as npt
+
+from twinrun.data.manifest import Manifest, Split, SplitName
+from twinrun.errors import DataError
+from twinrun.evaluation.features import feature_maps
+from twinrun.evaluation.predictions import Predictions, require_same_classes
+from twinrun.evaluation.report import Example
+from twinrun.models.bundle import Bundle
+
+Images = npt.NDArray[np.uint8]
+
+
+def predict(bundle: Bundle, images: Images, manifest: Manifest, split: SplitName) -> Predictions:
+    """Probabilities of every image of a split, in the order of the pack `images` (N, H, W, C).
+
+    Raises DataError where the split is empty, or where the images have other classes, another size or other channels
+    than those that the model was trained on.
+    """
+    from twinrun.models.predict import probabilities
+
+    chosen = manifest.split(split)
+    _require_images(chosen, split)
+    require_same_classes(bundle.classes, manifest.classes)
+    _require_shape(bundle, images)
+    return Predictions(
+        ids=chosen.ids,
+        targets=chosen.targets,
+        probabilities=probabilities(bundle, images, chosen.rows),
+        classes=bundle.classes,
+    )
+
+
+def follow_one(bundle: Bundle, images: Images, rows: npt.NDArray[np.int64], predictions: Predictions) -> Example:
+    """The first image that is named rightly, or else the first, and what the network makes of it on the way.
+
+    `rows` (n,) says where in `images` (N, H, W, C) the predicted images are.
+    """
+    import torch
+
+    from twinrun.models.predict import channel_tensor, normalised
+
+    at = int(np.argmax(predictions.predicted == predictions.targets))
+    image = np.array(images[rows[at]])
+    settings = bundle.preprocessing
+    pixels = normalised(torch.from_numpy(image[None]), channel_tensor(settings.mean), channel_tensor(settings.std))
+    return Example(image=image, seen=feature_maps(bundle.network, pixels), probabilities=predictions.probabilities[at])
+
+
+def _require_images(split: Split, name: str) -> None:
+    if len(split) == 0:
+        raise DataError(
+            f"The {name} split has no images, so there is nothing to evaluate on. Give it some: raise "
+            f"validate.fractions.{name} in params.yaml, or name images for it where the source has splits of its own."
+        )
+
+
+def _require_shape(bundle: Bundle, images: Images) -> None:
+    settings = bundle.preprocessing
+    wanted = (settings.size_px, settings.size_px, len(settings.mean))
+    if images.shape[1:] != wanted:
+        raise DataError(
+            f"The images are {_shape(images.shape[1:])} and the model was trained on {_shape(wanted)}. "
+            "Train again on these images: dvc repro train."
+        )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    height, width, channels = shape
+    return f"{width} x {height} pixels with {channels} channel{'' if channels == 1 else 's'}"

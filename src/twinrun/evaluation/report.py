@@ -1,0 +1,227 @@
+"""The page that explains a model's scores to a person: one offline HTML file and its pictures. Computes no score."""
+
+import base64
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twinrun.evaluation.features import FeatureMaps, spread
+from twinrun.evaluation.history import History
+from twinrun.evaluation.metrics import ClassScores, Scores, calibration_bins, confusion_matrix
+from twinrun.evaluation.pictures import (
+    DPI,
+    confusion_picture,
+    curves_picture,
+    features_picture,
+    mistakes_picture,
+    reliability_picture,
+)
+from twinrun.evaluation.predictions import Confusion, Mistake, Predictions, confusions
+from twinrun.publish import replacing_folder
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_LAYERS_SHOWN = 20
+_PAIRS_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What the page says of the model itself; `bytes` is the size of its bundle on disk."""
+
+    architecture: str
+    weights_hash: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One image (H, W, C), what the network made of it on the way, and its probabilities (C,)."""
+
+    image: npt.NDArray[np.uint8]
+    seen: list[FeatureMaps]
+    probabilities: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """The mistakes to show, with their images (N, H, W, C) and their files' paths inside the source."""
+
+    mistakes: list[Mistake]
+    images: npt.NDArray[np.uint8]
+    paths: list[str]
+
+
+def write_report(
+    folder: Path,
+    *,
+    model: Model,
+    scores: Scores,
+    predictions: Predictions,
+    history: History,
+    mistakes: Mistakes,
+    example: Example,
+    bins: int,
+    samples: int,
+) -> None:
+    """Publish `folder` with index.html, which holds its pictures, and each picture as a PNG of its own.
+
+    `bins` and `samples` are those that the scores were computed with.
+    """
+    matrix = confusion_matrix(predictions.targets, predictions.predicted, len(predictions.classes))
+    pairs = confusions(matrix, predictions.classes, _PAIRS_SHOWN)
+    order = np.argsort(-example.probabilities, kind="stable")
+    answer = [(predictions.classes[i], float(example.probabilities[i])) for i in order[:5]]
+    shown = spread(example.seen, _LAYERS_SHOWN)
+    pictures = {
+        "confusion.png": confusion_picture(matrix, predictions.classes),
+        "reliability.png": reliability_picture(
+            calibration_bins(predictions.targets, predictions.probabilities, bins), scores.calibration_error
+        ),
+        "learning_curves.png": curves_picture(history),
+        "features.png": features_picture(example.image, shown, answer),
+    }
+    if mistakes.mistakes:
+        pictures["mistakes.png"] = mistakes_picture(mistakes.images, mistakes.mistakes)
+    values = {
+        "title": f"{model.architecture}: {_percent(scores.accuracy)} of {scores.images:,} test images",
+        "kind": f"{model.architecture} · {len(predictions.classes)} classes · {len(history.epoch)} epochs",
+        "verdict": verdict(scores),
+        "findings": findings(scores, predictions, pairs),
+        "numbers": _numbers(model, scores),
+        "samples": samples,
+        "per_class": _per_class(scores),
+        "confusions": [(pair.actual, pair.predicted, f"{pair.images:,}", f"{pair.of:,}") for pair in pairs],
+        "wrong": int((predictions.predicted != predictions.targets).sum()),
+        "mistakes": [
+            (path, one.actual, one.predicted, f"{one.probability:.3f}")
+            for path, one in zip(mistakes.paths, mistakes.mistakes, strict=True)
+        ],
+        "layers_shown": len(shown),
+        "layers_seen": len(example.seen),
+        "weights_hash": model.weights_hash,
+    }
+    page = _page(values, pictures)
+    with replacing_folder(folder) as temp:
+        for name, picture in pictures.items():
+            (temp / name).write_bytes(picture)
+        (temp / "index.html").write_text(page, encoding="utf-8")
+
+
+def verdict(scores: Scores) -> str:
+    """The result in one sentence."""
+    low, high = scores.intervals["accuracy"]
+    return (
+        f"{_percent(scores.accuracy)} of {scores.images:,} test images are named rightly "
+        f"(95 % interval {_percent(low, '')} to {_percent(high)})."
+    )
+
+
+def findings(scores: Scores, predictions: Predictions, pairs: Sequence[Confusion]) -> list[str]:
+    """What a person should know next: guessing, the weakest class, the commonest confusion, the model's sureness."""
+    counts = np.bincount(predictions.targets)
+    common = predictions.classes[int(counts.argmax())]
+    sentences = [
+        f"Always guessing “{common}”, the commonest class, would name {_percent(counts.max() / scores.images)}."
+    ]
+    weakest = min(
+        (name for name in scores.per_class if scores.per_class[name].images), key=lambda name: _recall(scores, name)
+    )
+    if _recall(scores, weakest) < 1:
+        sentences.append(
+            f"The weakest class is “{weakest}”: {_percent(_recall(scores, weakest))} of its "
+            f"{_images(scores.per_class[weakest].images)} are found."
+        )
+    else:
+        sentences.append(
+            f"No image is named wrongly. On {_images(scores.images)} that still allows an error rate of up to about "
+            f"{_percent(3 / scores.images)}: resampling cannot see mistakes that it has never met."
+        )
+    if pairs:
+        first = pairs[0]
+        part = f"{first.images} of {_images(first.of)} of “{first.actual}”"
+        sentences.append(f"The commonest confusion: {part} are named “{first.predicted}”.")
+    excess = float(predictions.probabilities.max(axis=1).mean()) - scores.accuracy
+    if abs(excess) < 0.005:
+        sentences.append("On average the model is as sure as it is right.")
+    else:
+        sentences.append(
+            f"On average the model is {'surer' if excess > 0 else 'less sure'} than it is right, "
+            f"by {100 * abs(excess):.1f} percentage points."
+        )
+    return sentences
+
+
+def _page(values: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """Fill the template; pictures go into the page, so that it can be mailed and shown by a viewer of single files."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    inline = {
+        name: {
+            "source": f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+            "width": round(struct.unpack(">I", picture[16:20])[0] * 96 / DPI),
+        }
+        for name, picture in pictures.items()
+    }
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(**values, pictures=inline)
+
+
+def _numbers(model: Model, scores: Scores) -> list[dict[str, str]]:
+    headlines: list[tuple[str, str, Callable[[float], str]]] = [
+        ("accuracy", "Accuracy", _percent),
+        ("balanced_accuracy", "Balanced accuracy", _percent),
+        ("macro_f1", "Macro F1", _percent),
+        ("log_loss", "Log loss, nats", _decimal),
+        ("calibration_error", "Calibration error", _decimal),
+    ]
+    numbers = []
+    for name, title, written in headlines:
+        low, high = scores.intervals[name]
+        detail = f"{written(low)} to {written(high)}"
+        numbers.append({"name": title, "value": written(scores.headlines()[name]), "detail": detail})
+    size = f"{model.bytes / 1e6:.1f} MB" if model.bytes >= 1e5 else f"{model.bytes / 1e3:.1f} kB"
+    numbers.append({"name": "Parameters", "value": f"{model.parameters:,}", "detail": f"{size} on disk"})
+    return numbers
+
+
+def _per_class(scores: Scores) -> list[dict[str, Any]]:
+    """The classes, the weakest recall first."""
+    names = sorted(scores.per_class, key=lambda name: _recall(scores, name))
+
+    def row(name: str, one: ClassScores) -> dict[str, Any]:
+        values = {"precision": _percent(one.precision), "recall": _percent(one.recall), "f1": _percent(one.f1)}
+        return {
+            "name": name,
+            "images": f"{one.images:,}",
+            "weak": one.recall < scores.balanced_accuracy - 0.05,
+            **values,
+        }
+
+    return [row(name, scores.per_class[name]) for name in names]
+
+
+def _recall(scores: Scores, name: str) -> float:
+    return scores.per_class[name].recall
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _percent(share: float, unit: str = " %") -> str:
+    """A share as a percentage that is 0 or 100 only where the share is."""
+    percent = 100 * share
+    if 0 < percent < 100:
+        percent = min(max(percent, 0.01), 99.99)
+    digits = 2 if 0 < percent < 0.1 or 99.9 < percent < 100 else 1
+    return f"{percent:.{digits}f}{unit}"
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.3f}"
