@@ -7,7 +7,6 @@ sent, so doing it again does nothing; and where there is nothing to do, MLflow i
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -209,7 +208,7 @@ def _adopt(workspace: Path, tracker: Tracker) -> None:
                 if source.exists() and content_hash(source) == event["sha256"]:
                     keep_copy(source, temp / ARTIFACTS / event["path"])
         shutil.copyfile(result.journal, temp / FILE)
-        os.replace(temp, folder)
+        temp.replace(folder)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 

@@ -1,0 +1,57 @@
+"""Stage `register`: a bundle and its metrics -> a version in the MLflow registry. Run with `dvc repro register`."""
+
+import json
+from pathlib import Path
+
+from twinrun.errors import DataError, TrackingError, run_main
+from twinrun.params import load_params
+from twinrun.publish import write_json
+from twinrun.tracking.registry import Registry
+from twinrun.tracking.store import find_tracker, require_reachable
+from twinrun.tracking.sync import run_of, sync
+
+BUNDLE = Path("data/out/train/bundle")
+CARD = Path("data/out/train/card.json")
+METRICS = Path("data/out/evaluate/metrics.json")
+OUT = Path("data/out/register")
+
+
+def main() -> None:
+    """Register the model once, and say which version it is."""
+    params = load_params().register
+    metrics = json.loads(METRICS.read_bytes())
+    card = json.loads(CARD.read_bytes())
+    if metrics["weights_hash"] != card["weights_hash"]:
+        raise DataError(f"{METRICS} is of another model than {CARD}. Evaluate this one: dvc repro evaluate")
+    tracker = find_tracker()
+    require_reachable(tracker)
+    report = sync()
+    if report.problem:
+        raise TrackingError("\n".join(report.lines()))
+
+    version = Registry(tracker, params.model_name).register(
+        BUNDLE,
+        metrics,
+        passed=metrics["accuracy"] >= params.min_accuracy,
+        fingerprint=card["fingerprint"],
+        run_id=run_of(Path.cwd(), metrics["weights_hash"]),
+    )
+
+    facts = {
+        "name": version.name,
+        "version": version.version,
+        "weights_hash": version.weights_hash,
+        "fingerprint": version.fingerprint,
+        "accuracy": metrics["accuracy"],
+        "passed": version.passed,
+    }
+    write_json(facts, OUT / "registered.json")
+    verdict = "has passed" if version.passed else "has not passed"
+    if "candidate" in version.aliases:
+        verdict += " and is the candidate"
+    wanted = f"register.min_accuracy is {params.min_accuracy:g}"
+    print(f"{version.name} version {version.version} {verdict}: test accuracy {metrics['accuracy']:.4f}, {wanted}.")
+
+
+if __name__ == "__main__":
+    run_main(main)

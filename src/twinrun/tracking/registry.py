@@ -1,0 +1,389 @@
+"""The MLflow registry: versions of a model made from bundles, and which of them is candidate and which champion.
+
+A version is a pyfunc whose loader is twinrun.models.serving and whose data is the bundle, so no pickle is written or
+read. The same bundle never makes a second version: MLflow would number a repeated request anew, so we look first,
+behind a lock.
+"""
+
+import getpass
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from twinrun.errors import BundleError, RegistryError, TrackingError
+from twinrun.publish import explained, folder_faults
+from twinrun.tracking.store import MLRUNS, Tracker, experiment_id, open_client, require_reachable
+from twinrun.tracking.sync import METRIC_NAMES
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+PROMOTIONS = "promotions.jsonl"
+LOADER = "twinrun.models.serving"
+_BUNDLE_TAG = "twinrun.bundle"
+_FORMER_TAG = "twinrun.former_champions"
+# What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
+_REQUIRED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    version: int
+    weights_hash: str
+    fingerprint: str
+    passed: bool
+    metrics: Mapping[str, float]
+    aliases: tuple[str, ...]
+    run_id: str | None
+    created: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """A change of the champion; `before` is None where there was none."""
+
+    name: str
+    action: str
+    before: int | None
+    after: int
+    reason: str | None
+
+
+class Registry:
+    """One registered model in one store."""
+
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        """Raises TrackingError, naming the store, where it cannot be reached."""
+        require_reachable(tracker)
+        self.tracker = tracker
+        self.name = name
+        with _explaining(tracker):
+            self._client = open_client(tracker)
+
+    def register(
+        self,
+        bundle: Path,
+        metrics: Mapping[str, Any],
+        *,
+        passed: bool,
+        fingerprint: str,
+        run_id: str | None,
+    ) -> Version:
+        """Make a version from `bundle`, or find the one that was made from it, and keep `candidate` up to date.
+
+        `metrics` are those of data/out/evaluate/metrics.json. Raises BundleError where the bundle was changed.
+        """
+        description = _checked_description(bundle)
+        key = hashlib.sha256((bundle / "model.json").read_bytes()).hexdigest()
+        facts = {
+            f"twinrun.{METRIC_NAMES[each]}": repr(float(metrics[each])) for each in METRIC_NAMES if each in metrics
+        }
+        tags = {
+            "twinrun.weights_hash": str(description["weights_hash"]),
+            "twinrun.fingerprint": fingerprint,
+            "twinrun.passed": str(passed).lower(),
+            **facts,
+        }
+        with self._alone(), _explaining(self.tracker):
+            self._ensure_model()
+            found = self._of_bundle(key)
+            if found is None:
+                model_id = self._model_of(bundle, description, key, run_id, tags)
+                found = self._create_version(model_id, key, run_id, tags)
+            else:
+                for tag, value in tags.items():
+                    if found.tags.get(tag) != value:
+                        self._client.set_model_version_tag(self.name, found.version, tag, value)
+            self._point_candidate()
+        return self.version(int(found.version))
+
+    def versions(self) -> list[Version]:
+        """All versions, the newest first."""
+        with _explaining(self.tracker):
+            aliases = self._aliases()
+            found = self._client.search_model_versions(f"name = '{self.name}'")
+        return sorted((_version(each, aliases) for each in found), key=lambda each: -each.version)
+
+    def version(self, number: int) -> Version:
+        """One version. Raises RegistryError, naming those there are, where there is no such version."""
+        versions = self.versions()
+        for version in versions:
+            if version.version == number:
+                return version
+        if not versions:
+            raise RegistryError(
+                f"There is no model {self.name!r} in {self.tracker.uri} yet. Make a version of it: dvc repro register"
+            )
+        there = ", ".join(str(each.version) for each in reversed(versions))
+        raise RegistryError(f"{self.name!r} has no version {number}; it has {there}. See them: twinrun models")
+
+    def promote(self, number: int, *, force: bool = False, reason: str | None = None) -> Promotion:
+        """Make a version the champion. Raises RegistryError where it has not passed, unless forced with a reason."""
+        version = self.version(number)
+        if force and not (reason or "").strip():
+            raise RegistryError('A forced promotion needs a reason that others can read: --force --reason "..."')
+        if not version.passed and not force:
+            accuracy = version.metrics.get("test_accuracy")
+            found = f" (its test accuracy is {accuracy:.4f})" if accuracy is not None else ""
+            raise RegistryError(
+                f"Version {number} of {self.name!r} has not passed its gates{found}, so it was not promoted.\n"
+                f'Improve it, or promote it all the same and say why: twinrun promote {number} --force --reason "..."'
+            )
+        with self._alone(), _explaining(self.tracker):
+            before = self._aliases().get(CHAMPION)
+            if before == number:
+                raise RegistryError(f"Version {number} of {self.name!r} is the champion already; nothing was changed.")
+            if before is not None:
+                self._set_former([*self._former(), before])
+            return self._move("promote", before, number, reason)
+
+    def rollback(self, reason: str | None = None) -> Promotion:
+        """Make the champion before this one the champion again. Raises RegistryError where there was none."""
+        existing = {version.version for version in self.versions()}
+        with self._alone(), _explaining(self.tracker):
+            before = self._aliases().get(CHAMPION)
+            former = [number for number in self._former() if number in existing and number != before]
+            if not former:
+                now = "has no champion" if before is None else f"has had no champion before version {before}"
+                raise RegistryError(f"{self.name!r} {now}, so there is nothing to go back to. See: twinrun models")
+            self._set_former(former[:-1])
+            return self._move("rollback", before, former[-1], reason)
+
+    def _move(self, action: str, before: int | None, after: int, reason: str | None) -> Promotion:
+        self._client.set_registered_model_alias(self.name, CHAMPION, str(after))
+        promotion = Promotion(name=self.name, action=action, before=before, after=after, reason=reason)
+        self._record(promotion)
+        return promotion
+
+    def _record(self, promotion: Promotion) -> None:
+        user = "unknown"
+        with suppress(KeyError, OSError):
+            user = getpass.getuser()
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "user": user,
+            "action": promotion.action,
+            "model": promotion.name,
+            "from": promotion.before,
+            "to": promotion.after,
+            "reason": promotion.reason,
+            "tracker": "local" if self.tracker.database else self.tracker.uri,
+        }
+        file = self.tracker.home / MLRUNS / PROMOTIONS
+        with explained(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as record:
+                record.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                record.flush()
+                os.fsync(record.fileno())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        folder = self.tracker.home / MLRUNS
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / "registry.lock", timeout=120):
+                yield
+        except Timeout:
+            raise RegistryError(f"Another process has been changing the registry for 2 minutes ({folder}).") from None
+
+    def _ensure_model(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _of_bundle(self, key: str) -> Any | None:
+        found = self._client.search_model_versions(f"name = '{self.name}'")
+        same = [each for each in found if each.tags.get(_BUNDLE_TAG) == key]
+        return min(same, key=lambda each: int(each.version), default=None)
+
+    def _create_version(self, model_id: str, key: str, run_id: str | None, tags: Mapping[str, str]) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.create_model_version(
+                self.name,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                tags={_BUNDLE_TAG: key, **tags},
+                model_id=model_id,
+            )
+        except MlflowException:
+            # An answer that was lost is no version that was not made.
+            found = self._of_bundle(key)
+            if found is None:
+                raise
+            return found
+
+    def _model_of(
+        self, bundle: Path, description: Mapping[str, Any], key: str, run_id: str | None, tags: Mapping[str, str]
+    ) -> str:
+        """The id of a finished MLflow model with this bundle: one that a killed register left, or a new one."""
+        if run_id is not None:
+            experiment = self._client.get_run(run_id).info.experiment_id
+        else:
+            experiment = experiment_id(self._client, self.tracker, self.name)
+        for model in self._client.search_logged_models([experiment], f"tags.`{_BUNDLE_TAG}` = '{key}'"):
+            if str(model.status) == "READY" and model.source_run_id == run_id:
+                return str(model.model_id)
+        return self._log_model(experiment, bundle, description, run_id, {_BUNDLE_TAG: key, **tags})
+
+    def _log_model(
+        self,
+        experiment: str,
+        bundle: Path,
+        description: Mapping[str, Any],
+        run_id: str | None,
+        tags: dict[str, str],
+    ) -> str:
+        import mlflow
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        model = self._client.create_logged_model(
+            experiment, "model", source_run_id=run_id, tags=tags, model_type="image-classifier"
+        )
+        example = _example(description)
+        with tempfile.TemporaryDirectory() as folder:
+            mlflow.pyfunc.save_model(
+                Path(folder, "model"),
+                loader_module=LOADER,
+                data_path=str(bundle),
+                mlflow_model=Model(model_id=model.model_id, model_uuid=model.model_id, run_id=run_id),
+                signature=_signature(),
+                input_example=example,
+                pip_requirements=_requirements(),
+                metadata={"weights_hash": description["weights_hash"], "classes": list(description["classes"])},
+            )
+            self._client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
+        self._client.finalize_logged_model(model.model_id, "READY")
+        if run_id is not None:
+            self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return str(model.model_id)
+
+    def _point_candidate(self) -> None:
+        """Candidate is the newest version that has passed."""
+        now = self._aliases().get(CANDIDATE)
+        found = self._client.search_model_versions(f"name = '{self.name}'")
+        newest = max((int(each.version) for each in found if each.tags.get("twinrun.passed") == "true"), default=None)
+        if newest is None and now is not None:
+            self._client.delete_registered_model_alias(self.name, CANDIDATE)
+        elif newest is not None and newest != now:
+            self._client.set_registered_model_alias(self.name, CANDIDATE, str(newest))
+
+    def _aliases(self) -> dict[str, int]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            aliases = self._client.get_registered_model(self.name).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        return {alias: int(version) for alias, version in aliases.items()}
+
+    def _former(self) -> list[int]:
+        text = self._client.get_registered_model(self.name).tags.get(_FORMER_TAG, "[]")
+        try:
+            return [int(number) for number in json.loads(text)]
+        except (ValueError, TypeError):
+            return []
+
+    def _set_former(self, former: list[int]) -> None:
+        # A tag of the registry and not the local file, so that a rollback works from every machine.
+        self._client.set_registered_model_tag(self.name, _FORMER_TAG, json.dumps(former[-100:]))
+
+
+def _version(found: Any, aliases: Mapping[str, int]) -> Version:
+    number = int(found.version)
+    metrics = {
+        name: float(found.tags[f"twinrun.{name}"]) for name in METRIC_NAMES.values() if f"twinrun.{name}" in found.tags
+    }
+    return Version(
+        name=found.name,
+        version=number,
+        weights_hash=found.tags.get("twinrun.weights_hash", ""),
+        fingerprint=found.tags.get("twinrun.fingerprint", ""),
+        passed=found.tags.get("twinrun.passed") == "true",
+        metrics=metrics,
+        aliases=tuple(sorted(alias for alias, version in aliases.items() if version == number)),
+        run_id=found.run_id or None,
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+    )
+
+
+def _checked_description(bundle: Path) -> dict[str, Any]:
+    """The bundle's model.json, once every byte of the bundle is known to be the one that was written."""
+    faults = folder_faults(bundle)
+    if faults:
+        raise BundleError(
+            f"The model in {bundle} is not the one that was written:\n"
+            + "".join(f"  {fault}\n" for fault in faults)
+            + "It was not registered. Train again (dvc repro -f train) or restore it (dvc checkout --force train)."
+        )
+    content: dict[str, Any] = json.loads((bundle / "model.json").read_bytes())
+    return content
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, DataType, Map, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Map(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+
+
+def _example(description: Mapping[str, Any]) -> Any:
+    """A request as the model takes it: one PNG, a bright stroke on black, of the size and channels of the bundle."""
+    import io
+
+    import pandas as pd
+    from PIL import Image, ImageDraw
+
+    preparation = description["preprocessing"]
+    size = int(preparation["size_px"])
+    image = Image.new("L", (size, size))
+    ImageDraw.Draw(image).line((size // 4, 3 * size // 4, 3 * size // 4, size // 4), fill=255, width=max(1, size // 10))
+    file = io.BytesIO()
+    image.convert("L" if preparation["channels"] == "gray" else "RGB").save(file, "PNG")
+    return pd.DataFrame({"image": [file.getvalue()]})
+
+
+def _requirements() -> list[str]:
+    from importlib.metadata import version
+
+    return [f"twinrun=={version('twinrun')}", *(f"{name}=={version(name).partition('+')[0]}" for name in _REQUIRED)]
+
+
+@contextmanager
+def _explaining(tracker: Tracker) -> Iterator[None]:
+    """Turn what MLflow raises into a TrackingError that names the store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {tracker.uri} refused: {error.message}") from error
