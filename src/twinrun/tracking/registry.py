@@ -65,7 +65,7 @@ class Registry:
         require_reachable(tracker)
         self.tracker = tracker
         self.name = name
-        with _explaining(tracker):
+        with explaining(tracker):
             self._client = open_client(tracker)
 
     def register(
@@ -92,7 +92,7 @@ class Registry:
             "twinrun.passed": str(passed).lower(),
             **facts,
         }
-        with self._alone(), _explaining(self.tracker):
+        with self._alone(), explaining(self.tracker):
             self._ensure_model()
             found = self._of_bundle(key)
             if found is None:
@@ -107,7 +107,7 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All versions, the newest first."""
-        with _explaining(self.tracker):
+        with explaining(self.tracker):
             aliases = self._aliases()
             found = self._client.search_model_versions(f"name = '{self.name}'")
         return sorted((_version(each, aliases) for each in found), key=lambda each: -each.version)
@@ -137,7 +137,7 @@ class Registry:
                 f"Version {number} of {self.name!r} has not passed its gates{found}, so it was not promoted.\n"
                 f'Improve it, or promote it all the same and say why: twinrun promote {number} --force --reason "..."'
             )
-        with self._alone(), _explaining(self.tracker):
+        with self._alone(), explaining(self.tracker):
             before = self._aliases().get(CHAMPION)
             if before == number:
                 raise RegistryError(f"Version {number} of {self.name!r} is the champion already; nothing was changed.")
@@ -148,7 +148,7 @@ class Registry:
     def rollback(self, reason: str | None = None) -> Promotion:
         """Make the champion before this one the champion again. Raises RegistryError where there was none."""
         existing = {version.version for version in self.versions()}
-        with self._alone(), _explaining(self.tracker):
+        with self._alone(), explaining(self.tracker):
             before = self._aliases().get(CHAMPION)
             former = [number for number in self._former() if number in existing and number != before]
             if not former:
@@ -379,7 +379,7 @@ def _requirements() -> list[str]:
 
 
 @contextmanager
-def _explaining(tracker: Tracker) -> Iterator[None]:
+def explaining(tracker: Tracker) -> Iterator[None]:
     """Turn what MLflow raises into a TrackingError that names the store."""
     from mlflow.exceptions import MlflowException
 

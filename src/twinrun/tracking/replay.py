@@ -37,6 +37,7 @@ class Published:
     run_id: str | None = None
     killed_at: int | None = None
     deleted: bool = False
+    complete: bool = False
     attached: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -54,7 +55,13 @@ class Published:
 
     def forget(self) -> None:
         """Begin anew: the store does not know the run."""
-        self.offset, self.run_id, self.killed_at, self.deleted, self.attached = 0, None, None, False, {}
+        self.offset, self.run_id, self.killed_at, self.attached = 0, None, None, {}
+        self.deleted = self.complete = False
+
+    def finish(self) -> None:
+        """Remember that all is published and the journal gone; should its training be resumed, a new one begins."""
+        self.offset, self.complete = 0, True
+        self.save()
 
 
 def unpublished(folder: Path, tracker: Tracker) -> int:
@@ -103,7 +110,7 @@ class Replay:
             end = offset
         self._send(batch)
         self.state.offset = end
-        self.state.killed_at = None
+        self.state.killed_at, self.state.complete = None, False
         self.state.save()
         return True
 

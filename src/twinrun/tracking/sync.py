@@ -10,14 +10,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from twinrun.publish import file_sha256, write_json
 from twinrun.tracking.home import journals_folder
-from twinrun.tracking.journal import ARTIFACTS, FILE, Summary, content_hash, keep_copy, read_events, summarize
+from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, require_reachable
@@ -164,7 +164,7 @@ def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
     if result is None:
         return False
     state = Published.load(tracker, result.summary.journal_id)
-    if state.run_id is None and not state.deleted:
+    if not state.complete and not state.deleted and not (journals_folder(tracker.home) / state.file.stem).exists():
         return True
     return bool(_missing(result, state))
 
@@ -198,7 +198,7 @@ def _adopt(workspace: Path, tracker: Tracker) -> None:
         return
     state = Published.load(tracker, result.summary.journal_id)
     folder = journals_folder(tracker.home) / result.summary.journal_id
-    if folder.exists() or state.deleted or (state.run_id and state.offset >= result.journal.stat().st_size):
+    if folder.exists() or state.deleted or state.complete:
         return
     temp = Path(tempfile.mkdtemp(prefix=".adopted-", dir=_made(folder.parent)))
     try:
@@ -208,9 +208,20 @@ def _adopt(workspace: Path, tracker: Tracker) -> None:
                 if source.exists() and content_hash(source) == event["sha256"]:
                     keep_copy(source, temp / ARTIFACTS / event["path"])
         shutil.copyfile(result.journal, temp / FILE)
+        _rebuild(workspace, result, temp)
         temp.replace(folder)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _rebuild(workspace: Path, result: _Result, folder: Path) -> None:
+    """The patch of uncommitted changes is no file of the training's outputs; the card holds it."""
+    card = _read_json(workspace / OUT / "train" / "card.json")
+    for event in read_events(result.journal):
+        place = folder / ARTIFACTS / event.get("path", "")
+        if event["event"] == "artifact" and place.name == DIFF and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(str(card.get("diff", "")), encoding="utf-8", errors="surrogateescape")
 
 
 def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
@@ -229,34 +240,35 @@ def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
             report.runs += bool(done)
         if summary.dead() and replay.mark_killed():
             report.killed.append(str(replay.state.run_id))
-    if summary.ended == "FINISHED":
-        # data/out/train/journal.jsonl, MLflow and the state in mlruns hold all of it.
-        shutil.rmtree(folder, ignore_errors=True)
+        if summary.ended == "FINISHED":
+            # MLflow and data/out/train/journal.jsonl hold all of it.
+            replay.state.finish()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
     result = _Result.read(workspace)
     if result is None:
         return
-    state = Published.load(tracker, result.summary.journal_id)
-    if state.run_id is None:
-        return
-    missing = _missing(result, state)
-    if not missing:
-        return
-    from twinrun.tracking.store import open_client
+    folder = journals_folder(tracker.home) / result.summary.journal_id
+    with _publisher_lock(folder) if folder.exists() else nullcontext(True) as mine:
+        state = Published.load(tracker, result.summary.journal_id)
+        missing = _missing(result, state)
+        if not mine or state.run_id is None or not missing:
+            return
+        from twinrun.tracking.store import open_client
 
-    client = open_client(tracker)
-    for name, (digest, place) in missing.items():
-        if name == "test metrics":
-            _attach_metrics(client, state.run_id, place)
-        elif place.is_dir():
-            client.log_artifacts(state.run_id, str(place), "/".join(filter(None, [_FOLDERS[name], place.name])))
-        else:
-            client.log_artifact(state.run_id, str(place), _FOLDERS[name] or None)
-        state.attached[name] = digest
-        state.save()
-        report.attached.append(name)
+        client = open_client(tracker)
+        for name, (digest, place) in missing.items():
+            if name == "test metrics":
+                _attach_metrics(client, state.run_id, place)
+            elif place.is_dir():
+                client.log_artifacts(state.run_id, str(place), "/".join(filter(None, [_FOLDERS[name], place.name])))
+            else:
+                client.log_artifact(state.run_id, str(place), _FOLDERS[name] or None)
+            state.attached[name] = digest
+            state.save()
+            report.attached.append(name)
 
 
 def _attach_metrics(client: Any, run_id: str, file: Path) -> None:

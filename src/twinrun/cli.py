@@ -1,0 +1,249 @@
+"""The command line: `twinrun models | promote | rollback | sync | show`. Each command calls the library and prints.
+
+Whatever is slow to import is imported by the command that needs it, so that `twinrun --help` answers at once.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twinrun.errors import TrackingError, run_main
+
+if TYPE_CHECKING:
+    from twinrun.tracking.registry import Registry
+
+app = typer.Typer(
+    name="twinrun",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Which models there are, what made them, and which one is in use.
+
+Training, evaluation and registration are DVC's: [bold]dvc repro[/bold]. This is for what comes after.
+
+A day with it:
+
+[bold]twinrun models[/bold]                 the versions, their accuracy, which is candidate and which champion
+
+[bold]twinrun promote 3[/bold]              version 3 is the champion from now on
+
+[bold]twinrun rollback[/bold]               the one before it is the champion again
+
+[bold]twinrun show 3[/bold]                 what made version 3: commit, params, data, machine
+
+[bold]twinrun sync[/bold]                   bring MLflow up to date after it was away
+
+Serve the champion, and ask it about an image:
+
+[bold]mlflow models serve -m models:/twinrun-digits@champion --env-manager local --port 5001[/bold]
+
+[bold]echo '{"dataframe_split": {"columns": \\["image"], "data": \\[\\["'$(base64 -w0 digit.png)'"]]}}' |
+curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @-[/bold]
+
+(The server runs outside this project's command line, so it needs to know the store:
+export MLFLOW_TRACKING_URI=sqlite:///$PWD/mlruns/mlflow.db; the project's activated shell has it set.)""",
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Name of the registered model; by default register.model_name of params.yaml."),
+]
+
+
+@app.command()
+def models(model: Model = None) -> None:
+    """List the versions of a model: accuracy, aliases, hashes.
+
+    Example: twinrun models --model twinrun-trashnet
+    """
+    from rich.table import Table
+
+    registry = _registry(model)
+    versions = registry.versions()
+    if not versions:
+        print(f"There is no model {registry.name!r} in {registry.tracker.uri} yet. Make a version: dvc repro register")
+        return
+    table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("version", "aliases", "passed", "accuracy", "balanced", "log loss", "weights", "fingerprint", "run"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("made", no_wrap=True)
+    for each in versions:
+        table.add_row(
+            str(each.version),
+            ", ".join(each.aliases),
+            "yes" if each.passed else "no",
+            _number(each.metrics.get("test_accuracy")),
+            _number(each.metrics.get("test_balanced_accuracy")),
+            _number(each.metrics.get("test_log_loss")),
+            each.weights_hash[:8],
+            each.fingerprint[:8],
+            (each.run_id or "")[:8],
+            each.created.astimezone().strftime("%Y-%m-%d %H:%M"),
+        )
+    _print(table)
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="Number of the version, as `twinrun models` shows it.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote a version that has not passed; needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; it is recorded.")] = None,
+    model: Model = None,
+) -> None:
+    """Make a version the champion, the one that is in use.
+
+    A version that has not passed is refused. The change is recorded in mlruns/promotions.jsonl, and `twinrun rollback`
+    undoes it.
+
+    Examples: twinrun promote 3, or twinrun promote 4 --force --reason "the shop opens tomorrow"
+    """
+    promotion = _registry(model).promote(version, force=force, reason=reason)
+    before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
+    print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; it is recorded.")] = None,
+    model: Model = None,
+) -> None:
+    """Make the champion before this one the champion again.
+
+    Repeated, it goes further back. The change is recorded in mlruns/promotions.jsonl.
+
+    Example: twinrun rollback --reason "it fails on photos taken at night"
+    """
+    promotion = _registry(model).rollback(reason)
+    print(f"Version {promotion.after} of {promotion.name} is the champion again (it was version {promotion.before}).")
+
+
+@app.command()
+def sync() -> None:
+    """Bring MLflow up to date with the files.
+
+    Publishes what was recorded while the tracker was away, results that DVC restored or pulled, and what evaluation
+    found out; marks runs KILLED whose process is dead. Nothing is published twice.
+
+    Example: MLFLOW_TRACKING_URI=http://mlflow.example:5000 twinrun sync
+    """
+    from twinrun.tracking.sync import sync as bring_up_to_date
+
+    report = bring_up_to_date()
+    if report.problem:
+        raise TrackingError("\n".join(report.lines()))
+    print("\n".join(report.lines()) or f"MLflow at {report.tracker.uri} is up to date.")
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="A run's id or its first characters, or the number of a version.")],
+    model: Model = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Print the uncommitted changes too, as a patch.")] = False,
+) -> None:
+    """Print what made a run: commit, params, data, environment, machine, results.
+
+    Examples: twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
+    """
+    from twinrun.tracking.runs import find_run
+    from twinrun.tracking.store import find_tracker
+
+    facts = find_run(find_tracker(), run, model or _model_name())
+    _show(facts)
+    if diff and facts.card:
+        print(facts.card.get("diff", ""), end="")
+
+
+def main() -> None:
+    """Entry point of the `twinrun` command."""
+    run_main(app)
+
+
+def _registry(model: str | None) -> "Registry":
+    from twinrun.tracking.registry import Registry
+    from twinrun.tracking.store import find_tracker
+
+    return Registry(find_tracker(), model or _model_name())
+
+
+def _model_name() -> str:
+    from twinrun.params import load_params
+
+    return load_params().register.model_name
+
+
+def _show(facts: Any) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("run", f"{facts.name} ({facts.run_id}, {facts.status})")
+    for name, value in sorted(facts.metrics.items()):
+        table.add_row(name, f"{value:.6g}")
+    if facts.card is None:
+        table.add_row("card", "none: this training did not finish")
+    else:
+        for name, value in card_lines(facts.card):
+            table.add_row(name, value)
+    _print(table)
+
+
+def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """A card as pairs of a name and a text, in reading order."""
+    environment, hardware = card.get("environment", {}), card.get("hardware", {})
+    state = "with uncommitted changes (--diff prints them)" if card.get("dirty") else "clean"
+    lines = [
+        ("weights hash", str(card.get("weights_hash"))),
+        ("fingerprint", str(card.get("fingerprint"))),
+        ("commit", f"{card.get('commit')}, {state}"),
+        ("started", f"{card.get('started')}, took {card.get('wall_time_s')} s"),
+        ("energy", "not told by this machine" if card.get("energy_j") is None else f"{card['energy_j']} J"),
+        ("numerics", f"{card.get('precision')}, {card.get('shards')} shards, {card.get('threads')} threads"),
+        ("processor", f"{hardware.get('cpu')}, {hardware.get('cores_usable')} cores"),
+        ("instructions", " ".join(hardware.get("cpu_flags", []))),
+        ("memory", f"{hardware.get('memory_bytes', 0) / 2**30:.1f} GiB"),
+        ("gpu", ", ".join(" ".join(map(str, gpu.values())) for gpu in hardware.get("gpus", [])) or "none"),
+        ("python", f"{environment.get('python')} on {environment.get('platform')}"),
+        ("lock", str(environment.get("lock_sha256"))),
+        ("packages off the lock", _differing(environment.get("differing", {}))),
+    ]
+    lines += [(f"params.{name}", value) for name, value in _flat(card.get("params", {}))]
+    for stage, facts in card.get("dvc_lock", {}).items():
+        lines += [(f"data of {stage}", f"{md5}  {path}") for path, md5 in facts.get("outs", {}).items()]
+    return lines
+
+
+def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    flat = []
+    for name, value in params.items():
+        flat += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", str(value))]
+    return flat
+
+
+def _differing(packages: dict[str, dict[str, str | None]]) -> str:
+    return (
+        ", ".join(
+            f"{name} {each['installed'] or 'missing'} (locked: {each['locked'] or 'not'})"
+            for name, each in packages.items()
+        )
+        or "none"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    # In a pipe a table is for grep: nothing is cut to 80 columns.
+    Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

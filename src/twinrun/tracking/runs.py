@@ -1,0 +1,79 @@
+"""Finding a run by what a person calls it, and reading its card back. Refuses to change anything."""
+
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinrun.errors import TrackingError
+from twinrun.tracking.journal import CARD
+from twinrun.tracking.registry import Registry, explaining
+from twinrun.tracking.store import Tracker, open_client, require_reachable
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """One run as MLflow knows it, with its card; a run that was killed has none."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    card: dict[str, Any] | None
+
+
+def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
+    """The run that `reference` names: a run's id or the beginning of one, a journal's, or a version of `model_name`.
+
+    Raises TrackingError, saying what would be one, where there is none or more than one.
+    """
+    require_reachable(tracker)
+    with explaining(tracker):
+        client = open_client(tracker)
+    run_id = _of_version(tracker, reference, model_name) or _of_prefix(client, tracker, reference)
+    with explaining(tracker):
+        run = client.get_run(run_id)
+        card = None
+        if any(file.path == CARD for file in client.list_artifacts(run_id)):
+            with tempfile.TemporaryDirectory() as folder:
+                card = json.loads(Path(client.download_artifacts(run_id, CARD, folder)).read_bytes())
+    return RunFacts(
+        run_id=run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        tags=dict(run.data.tags),
+        metrics=dict(run.data.metrics),
+        card=card,
+    )
+
+
+def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None:
+    name, _, number = reference.rpartition("/")
+    # A run's id may begin with digits alone, but nobody has a million versions.
+    if not re.fullmatch(r"v?\d{1,6}", number):
+        return None
+    return Registry(tracker, name.removeprefix("models:/") or model_name).version(int(number.removeprefix("v"))).run_id
+
+
+def _of_prefix(client: Any, tracker: Tracker, reference: str) -> str:
+    found = []
+    if re.fullmatch(r"[0-9a-f]{4,32}", reference):
+        with explaining(tracker):
+            experiments = [each.experiment_id for each in client.search_experiments()]
+            runs = client.search_runs(experiments, max_results=10_000)
+        found = [
+            run.info.run_id
+            for run in runs
+            if run.info.run_id.startswith(reference)
+            or run.data.tags.get("twinrun.journal_id", "").startswith(reference)
+        ]
+    if len(found) == 1:
+        return str(found[0])
+    problem = f"{len(found)} runs begin with {reference!r}" if found else f"No run or version is called {reference!r}"
+    raise TrackingError(
+        f"{problem} in {tracker.uri}.\n"
+        "Name a run by its id (or its first 4 or more characters, as in the MLflow UI), or a version by its number."
+    )
