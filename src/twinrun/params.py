@@ -142,6 +142,20 @@ def load_params(path: Path = PARAMS) -> Params:
     return parse_params(_read_yaml(path), path.as_posix())
 
 
+def setting_line(name: str, path: Path = PARAMS) -> int | None:
+    """The line of params.yaml, counted from 1, where a setting such as `validate.on_leak` stands; None if nowhere."""
+    from ruamel.yaml import YAML
+
+    section, _, key = name.rpartition(".")
+    try:
+        settings = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
+        for part in section.split("."):
+            settings = settings[part]
+        return int(settings.lc.key(key)[0]) + 1
+    except (OSError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def parse_params(settings: Any, origin: str = "params.yaml") -> Params:
     """Check settings that were read already; raises ParamsError, which names `origin` and lists every problem."""
     try:

@@ -25,6 +25,15 @@ Pixels = npt.NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")
 
+_STARTS = (
+    ("JPEG", b"\xff\xd8\xff"),
+    ("PNG", b"\x89PNG\r\n"),
+    ("GIF", b"GIF8"),
+    ("TIFF", b"II*\0"),
+    ("TIFF", b"MM\0*"),
+    ("WebP", b"RIFF"),
+    ("BMP", b"BM"),
+)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,6 +105,8 @@ def decode_image(
         raise
     except UnidentifiedImageError:
         raise BrokenImage(_unknown(stream)) from None
+    except Image.DecompressionBombError as error:  # Pillow's own cap, which guards some headers before they reach ours
+        raise BrokenImage(_too_large(error, max_pixels), header) from None
     except MemoryError:
         raise BrokenImage("cannot be decoded: it needs more memory than there is", header) from None
     except (
@@ -191,13 +202,24 @@ def _to_array(image: Image.Image) -> Pixels:
 
 def _unknown(stream: BinaryIO) -> str:
     stream.seek(0)
-    start = stream.read(8)
+    start = stream.read(12)
     if not start:
         return "is empty"
-    return f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file that can be read (it starts with {start!r})"
+    for kind, magic in _STARTS:
+        if start.startswith(magic):
+            return f"starts like {kind} and has a header that cannot be read"
+    return f"is no image: it is neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]} (it starts with {start[:8]!r})"
+
+
+def _too_large(error: Exception, max_pixels: int) -> str:
+    claimed = re.search(r"\d+", str(error))
+    pixels = f"{int(claimed.group()):,}" if claimed else "too many"
+    return f"claims {pixels} pixels and at most {max_pixels:,} are decoded (params.yaml: ingest.max_pixels)"
 
 
 def _in_words(error: Exception) -> str:
     # An object's address or a file's place would make two equal tables differ.
     words = re.sub(r"\s*<[^<>]* (object at|name=)[^<>]*>", "", str(error)).strip()
+    if words.startswith("decoder error"):  # a bare number of Pillow's
+        words = f"its data are damaged, {words}"
     return f"{words} ({type(error).__name__})" if words else type(error).__name__

@@ -2,7 +2,7 @@
 
 The label is the name of the first folder, or of the second where the first level is made of splits; what lies deeper
 belongs to the same class. Every file in a class folder becomes an item, an image or not, since a file that vanished
-without a word is worse than one that was refused; only names that begin with a dot and systems' litter do not.
+without a word is worse than one that was refused. Hidden folders and what file browsers leave behind do not count.
 """
 
 import csv
@@ -24,7 +24,7 @@ _SPLIT_NAMES: dict[str, SplitName] = {
     "test": "test",
     "testing": "test",
 }
-_LITTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
+_LITTER = frozenset({".DS_Store", ".directory", ".gitkeep", "Thumbs.db", "desktop.ini", "__MACOSX"})
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 _LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
 _SHOWN = 5
@@ -108,12 +108,12 @@ def _walk(root: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if _counts(name))
+        subfolders[:] = sorted(name for name in subfolders if _counts(name) and not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if _counts(name))
 
 
 def _counts(name: str) -> bool:
-    return not name.startswith(".") and name not in _LITTER
+    return name not in _LITTER and not name.startswith("._")
 
 
 def _is_file(path: Path, other: Path | None) -> bool:

@@ -2,7 +2,7 @@
 
 Workers write pixels straight into the pack's file and hand back facts alone, in chunks of which few are under way at
 once, so that memory is bounded by the images being decoded and not by the data set. Large images are decoded under a
-common budget of pixels. A worker that dies (a decoder that crashed, the kernel out of memory) costs one image its place:
+common budget of pixels. A worker that dies (a decoder crashed, or the kernel out of memory) costs one image its place:
 the images that it may have been at are tried again, each alone, and the one that kills again gets a row that says so.
 """
 
@@ -244,6 +244,8 @@ _worker: _Worker | None = None
 
 def _start_worker(shape: Shape, pack: Path, budget: _Budget) -> None:
     global _worker
+    # libtiff and others write to the terminal by themselves what the rows say in words.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _worker = _Worker(shape, PackWriter(pack), budget)
 
 
