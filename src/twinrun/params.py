@@ -22,6 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 AutoCount = Literal["auto"] | Count
+PixelCap = Annotated[int, Field(ge=1, le=178_956_970)]  # more than that Pillow refuses by itself
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -36,7 +37,7 @@ class IngestParams:
     size_px: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal["gray", "rgb"]
     fit: Literal["pad", "crop"]
-    max_pixels: Count
+    max_pixels: PixelCap
     workers: AutoCount
 
 

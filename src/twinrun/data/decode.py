@@ -35,15 +35,7 @@ _STARTS = (
     ("BMP", b"BM"),
 )
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_STRIP_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def decode_image(
             if on_header is not None:
                 on_header(header)
             image.load()
-            return Decoded(_to_array(_to_channels(_upright(image), channels)), header)
+            return Decoded(_upright(_pixels(image, channels), _orientation(image)), header)
     except BrokenImage:
         raise
     except UnidentifiedImageError:
@@ -157,13 +149,37 @@ def _check_size(header: Header, max_pixels: int) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _pixels(image: Image.Image, channels: Channels) -> Pixels:
+    """Convert in strips, since a conversion of all of a large image at once takes several times its memory."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    if height <= rows:
+        return _to_array(_to_channels(image, channels))
+    pixels = np.empty((height, width, 1 if channels == "gray" else 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = _to_array(_to_channels(image.crop((0, top, width, bottom)), channels))
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a loaded image, 1 to 8; 1, upright, where it has none that makes sense."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block says nothing of the orientation, and the pixels are as good as before
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    if orientation == 1:
+        return pixels
+    turned = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    if orientation in (3, 4, 7, 8):
+        turned = turned[::-1]
+    if orientation in (2, 3, 6, 7):
+        turned = turned[:, ::-1]
+    return np.ascontiguousarray(turned)
 
 
 def _to_channels(image: Image.Image, channels: Channels) -> Image.Image:

@@ -42,8 +42,8 @@ def with_header(known: Facts, header: Header) -> Facts:
 
 def measured(known: Facts, pixels: Pixels) -> Facts:
     """`known` with what is measured of uint8 pixels (H, W, C) at full size, in the channels asked for."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    gray = image if image.mode == "L" else image.convert("L")
+    grays = _gray(pixels)
+    gray = Image.fromarray(grays)
     brightness, contrast = _light(gray)
     return replace(
         known,
@@ -51,7 +51,7 @@ def measured(known: Facts, pixels: Pixels) -> Facts:
         phash=_phash(gray),
         brightness=brightness,
         contrast=contrast,
-        sharpness=_sharpness(np.asarray(gray)),
+        sharpness=_sharpness(grays),
     )
 
 
@@ -60,6 +60,18 @@ def pixels_sha256(pixels: Pixels) -> str:
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
+
+
+def _gray(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """Gray values (H, W), by Pillow's weights (ITU-R 601)."""
+    height, width, channels = pixels.shape
+    if channels == 1:
+        return np.ascontiguousarray(pixels[:, :, 0])
+    gray = np.empty((height, width), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        gray[top : top + rows] = np.asarray(Image.fromarray(pixels[top : top + rows]).convert("L"))
+    return gray
 
 
 def _light(gray: Image.Image) -> tuple[float, float]:

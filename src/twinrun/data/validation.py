@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SHOWN = 10
+_TWINS_NAMED = 4
 FORMAT = 1
 
 
@@ -140,8 +141,8 @@ Facts = dict[str, list[Any]]
 
 
 def _places(settings: tuple[str, ...]) -> str:
-    lines = [(name, setting_line(name)) for name in settings]
-    return ", ".join(f"params.yaml, line {line}: {name}" if line else f"params.yaml: {name}" for name, line in lines)
+    named = (f"line {line}: {name}" if (line := setting_line(name)) else name for name in settings)
+    return "params.yaml, " + " and ".join(named)
 
 
 def _drop(facts: Facts, params: ValidateParams) -> list[str | None]:
@@ -214,7 +215,8 @@ def _findings(
             by_pixels[facts["pixels_sha256"][row]].append(row)
         for same in by_pixels.values():
             named = [f"{facts['path'][row]} ({facts['label'][row]}, {facts['split'][row]})" for row in same]
-            yield Offence(tuple(rows[row] for row in same), " = ".join(named))
+            more = [f"{len(same) - _TWINS_NAMED:,} more"] if len(same) > _TWINS_NAMED else []
+            yield Offence(tuple(rows[row] for row in same), " = ".join([*named[:_TWINS_NAMED], *more]))
 
     def size(row: int) -> str:
         return f"{facts['width'][row]} x {facts['height'][row]} pixels"
