@@ -78,7 +78,7 @@ def confusion_picture(matrix: IntArray, classes: tuple[str, ...]) -> bytes:
             widest = len(str(matrix.max()))
             size = min(9.0, cell_in * 72 / (0.72 * max(widest, 2)))
             for row, column in np.argwhere(matrix > 0):
-                dark = strength[row, column, 0] > 0.45
+                dark = strength[row, column, 0] > 0.6
                 axes.text(
                     column, row, str(matrix[row, column]), ha="center", va="center", fontsize=size,
                     color="white" if dark else _INK,
@@ -154,11 +154,11 @@ def mistakes_picture(images: Images, mistakes: Sequence[Mistake]) -> bytes:
     columns, tile_in, text_in, gap_in = 6, 1.28, 0.44, 0.16
     rows = -(-len(mistakes) // columns)
     used = min(columns, len(mistakes))
-    width, height = used * (tile_in + gap_in) + gap_in, rows * (tile_in + text_in + gap_in) + gap_in
+    width, height = used * (tile_in + gap_in), rows * (tile_in + text_in + gap_in) + gap_in
     with _figure(width, height, layout="none") as figure:
         for at, (image, mistake) in enumerate(zip(images, mistakes, strict=True)):
             row, column = divmod(at, columns)
-            x, top = gap_in + column * (tile_in + gap_in), gap_in + row * (tile_in + text_in + gap_in)
+            x, top = column * (tile_in + gap_in), gap_in + row * (tile_in + text_in + gap_in)
             _place(figure, _enlarged(_as_rgb(image), round(tile_in * DPI)), x, top)
             lines = (
                 (f"{_short(mistake.predicted, 14)}?  {_percent(mistake.probability)}", _RED, "bold"),
@@ -179,36 +179,36 @@ def features_picture(
     (light). The units of a vector are one bar, in order.
     """
     tile_in, gap_in, text_in, first_in, maps_shown = 0.52, 0.05, 0.3, 1.5, 14
-    width = maps_shown * (tile_in + gap_in) + 0.2
+    width = maps_shown * (tile_in + gap_in)
     heights = [text_in + (0.2 if maps.is_vector else tile_in) + 0.1 for maps in seen]
-    height = first_in + 0.35 + sum(heights)
+    height = first_in + 0.25 + sum(heights)
     with _figure(width, height, layout="none") as figure:
 
         def write(text: str, x: float, top: float, **settings: Any) -> None:
             figure.text(x / width, 1 - top / height, text, va="top", **settings)
 
-        _place(figure, _enlarged(_as_rgb(image), round(first_in * DPI)), 0.1, 0.1)
-        write("What goes in, and what comes out", first_in + 0.35, 0.12, fontweight="bold", fontsize=10)
+        _place(figure, _enlarged(_as_rgb(image), round(first_in * DPI)), 0, 0.1)
+        write("What goes in, and what comes out", first_in + 0.25, 0.12, fontweight="bold", fontsize=10)
         for number, (name, probability) in enumerate(answer[:5]):
             top = 0.42 + number * 0.23
-            write(_short(name, 26), first_in + 0.35, top, fontsize=8.5)
+            write(_short(name, 26), first_in + 0.25, top, fontsize=8.5)
             bar = np.tile(
                 _rgb255(_BLUE if number == 0 else _FAINT), (round(0.13 * DPI), max(1, round(2 * probability * DPI)), 1)
             )
-            _place(figure, bar.astype(np.uint8), first_in + 2.4, top)
-            write(_percent(probability), first_in + 2.4 + 2 * probability + 0.06, top, fontsize=8.5)
+            _place(figure, bar.astype(np.uint8), first_in + 2.3, top)
+            write(_percent(probability), first_in + 2.3 + 2 * probability + 0.06, top, fontsize=8.5)
 
         top = first_in + 0.3
         for maps, high in zip(seen, heights, strict=True):
-            write(f"{maps.kind}", 0.1, top, fontsize=8.5, fontweight="bold", color=_BLUE)
-            write(f"{_described(maps)}", 1.0, top, fontsize=8.5)
+            write(maps.kind, 0, top, fontsize=8.5, fontweight="bold", color=_BLUE)
+            write(_described(maps), 0.9, top, fontsize=8.5)
             if maps.is_vector:
-                strip = _strip(maps.maps[:, 0, 0], round((width - 0.2) * DPI), round(0.2 * DPI))
-                _place(figure, strip, 0.1, top + 0.2)
+                strip = _strip(maps.maps[:, 0, 0], round((width - gap_in) * DPI), round(0.2 * DPI))
+                _place(figure, strip, 0, top + 0.2)
             else:
                 for column, index in enumerate(liveliest(maps.maps, maps_shown)):
                     tile = _enlarged(_coloured(maps.maps[index]), round(tile_in * DPI))
-                    _place(figure, tile, 0.1 + column * (tile_in + gap_in), top + 0.2)
+                    _place(figure, tile, column * (tile_in + gap_in), top + 0.2)
             top += high
         return _png(figure, tight=False)
 
@@ -276,7 +276,7 @@ def _strip(values: npt.NDArray[np.float32], width_px: int, height_px: int) -> Im
 def _described(maps: FeatureMaps) -> str:
     count, height, width = maps.maps.shape
     size = f"{count} units" if maps.is_vector else f"{count} maps of {height} x {width}"
-    return f"{size}   {maps.operation}" + (f", layer {maps.layer}" if maps.layer else "")
+    return f"{size}   {maps.operation}" + (f" at {maps.layer}" if maps.layer else "")
 
 
 def _plain_log_ticks(axes: "Axes") -> None:

@@ -34,7 +34,7 @@ def predict(bundle: Bundle, images: Images, manifest: Manifest, split: SplitName
 
 
 def follow_one(bundle: Bundle, images: Images, rows: npt.NDArray[np.int64], predictions: Predictions) -> Example:
-    """The first image that is named rightly, or else the first, and what the network makes of it on the way.
+    """The first image that is classified correctly, or else the first, and what the network makes of it on the way.
 
     `rows` (n,) says where in `images` (N, H, W, C) the predicted images are.
     """

@@ -117,7 +117,7 @@ def verdict(scores: Scores) -> str:
     """The result in one sentence."""
     low, high = scores.intervals["accuracy"]
     return (
-        f"{_percent(scores.accuracy)} of {scores.images:,} test images are named rightly "
+        f"{_percent(scores.accuracy)} of {scores.images:,} test images are classified correctly "
         f"(95 % interval {_percent(low, '')} to {_percent(high)})."
     )
 
@@ -127,7 +127,7 @@ def findings(scores: Scores, predictions: Predictions, pairs: Sequence[Confusion
     counts = np.bincount(predictions.targets)
     common = predictions.classes[int(counts.argmax())]
     sentences = [
-        f"Always guessing “{common}”, the commonest class, would name {_percent(counts.max() / scores.images)}."
+        f"Always guessing “{common}”, the commonest class, would be right for {_percent(counts.max() / scores.images)}."
     ]
     weakest = min(
         (name for name in scores.per_class if scores.per_class[name].images), key=lambda name: _recall(scores, name)
@@ -139,13 +139,13 @@ def findings(scores: Scores, predictions: Predictions, pairs: Sequence[Confusion
         )
     else:
         sentences.append(
-            f"No image is named wrongly. On {_images(scores.images)} that still allows an error rate of up to about "
-            f"{_percent(3 / scores.images)}: resampling cannot see mistakes that it has never met."
+            f"No image is classified wrongly. On {_images(scores.images)} that still allows an error rate of up to "
+            f"about {_percent(min(1.0, 3 / scores.images))}: resampling cannot see mistakes that it has never met."
         )
     if pairs:
         first = pairs[0]
         part = f"{first.images} of {_images(first.of)} of “{first.actual}”"
-        sentences.append(f"The commonest confusion: {part} are named “{first.predicted}”.")
+        sentences.append(f"The commonest confusion: {part} are taken for “{first.predicted}”.")
     excess = float(predictions.probabilities.max(axis=1).mean()) - scores.accuracy
     if abs(excess) < 0.005:
         sentences.append("On average the model is as sure as it is right.")

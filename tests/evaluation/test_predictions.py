@@ -1,0 +1,45 @@
+"""Which mistakes and confusions are shown, and the tables that others read."""
+
+import csv
+import io
+
+import numpy as np
+
+from twinrun.evaluation.metrics import confusion_matrix
+from twinrun.evaluation.predictions import Predictions, confusion_csv, confusions, mistakes
+
+CLASSES = ("glass, clear", "metal", 'a "quoted" name')
+
+
+def predictions() -> Predictions:
+    return Predictions(
+        ids=["a", "b", "c", "d"],
+        targets=np.array([0, 0, 1, 2]),
+        probabilities=np.array([[0.9, 0.1, 0.0], [0.3, 0.7, 0.0], [0.05, 0.05, 0.9], [0.4, 0.6, 0.0]]),
+        classes=CLASSES,
+    )
+
+
+def test_mistakes_come_with_the_surest_first_and_no_right_answer_among_them() -> None:
+    found = mistakes(predictions(), limit=2)
+
+    assert [(one.position, one.probability) for one in found] == [(2, 0.9), (1, 0.7)]
+    assert (found[0].actual, found[0].predicted) == ("metal", 'a "quoted" name')
+
+
+def test_confusions_come_with_the_commonest_first_and_their_class_size() -> None:
+    matrix = confusion_matrix(np.array([0, 0, 0, 1, 1]), np.array([1, 1, 0, 2, 1]), 3)
+
+    found = confusions(matrix, CLASSES, limit=5)
+
+    assert [(one.actual, one.predicted, one.images, one.of) for one in found] == [
+        ("glass, clear", "metal", 2, 3),
+        ("metal", 'a "quoted" name', 1, 2),
+    ]
+
+
+def test_class_names_with_commas_and_quotes_survive_the_confusion_csv() -> None:
+    rows = list(csv.DictReader(io.StringIO(confusion_csv(predictions()))))
+
+    assert [row["actual"] for row in rows] == [CLASSES[0], CLASSES[0], CLASSES[1], CLASSES[2]]
+    assert [row["predicted"] for row in rows] == [CLASSES[0], CLASSES[1], CLASSES[2], CLASSES[1]]

@@ -1,0 +1,307 @@
+"""The stage on real handwritten digits, read back from its files as DVC, MLflow and a person would."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from twinrun.errors import run_main
+
+REPOSITORY = Path(__file__).parents[2]
+STAGE = REPOSITORY / "pipeline/evaluate.py"
+SIZE_PX = 16
+OUT = Path("data/out/evaluate")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as it is after `train`: 600 digits, and a lenet5 that has seen some of them for a second."""
+    return make_trained(tmp_path_factory.mktemp("trained"), images=600, steps=40)
+
+
+@pytest.fixture
+def workspace(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `trained` of its own, as the current folder."""
+    folder = tmp_path / "workspace"
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def make_trained(folder: Path, *, images: int, steps: int, size_px: int = SIZE_PX, model: str = "lenet5") -> Path:
+    import torch
+    from sklearn.datasets import load_digits
+
+    from twinrun.data.manifest import write_manifest
+    from twinrun.models.architectures import build_network
+    from twinrun.models.bundle import Preprocessing, save_bundle
+    from twinrun.publish import write_table
+
+    digits = load_digits()
+    ids = [f"{row:016x}" for row in range(images)]
+    labels = [str(label) for label in digits.target[:images]]
+    splits = [("train", "train", "test", "val")[row % 4] for row in range(images)]
+    small = torch.tensor(digits.images[:images, None] * (255 / 16), dtype=torch.float32)
+    pixels = torch.nn.functional.interpolate(small, size=(size_px, size_px), mode="bilinear")
+    pack = pixels.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+
+    out = folder / "data/out"
+    (out / "ingest").mkdir(parents=True)
+    np.save(out / "ingest/images.npy", pack)
+    write_ingest_table(out / "ingest/table.parquet", ids, labels, write_table)
+    write_manifest(out / "validate/manifest.parquet", ids=ids, labels=labels, splits=splits, dropped=[None] * images)
+
+    torch.manual_seed(0)
+    network = build_network(model, channels=1, size_px=size_px, classes=10, seed=0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    rows = torch.tensor([row for row in range(images) if splits[row] == "train"])
+    targets = torch.tensor(digits.target)
+    for _ in range(steps):
+        batch = rows[torch.randint(len(rows), (64,))]
+        loss = torch.nn.functional.cross_entropy(network(pixels[batch] / 255 / 0.3 - 1), targets[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    save_bundle(
+        out / "train/bundle",
+        network.state_dict(),
+        architecture=model,
+        classes=tuple("0123456789"),
+        preprocessing=Preprocessing(
+            size_px=size_px, channels="gray", fit="pad", max_pixels=10**6, mean=(0.3,), std=(0.3,)
+        ),
+    )
+    (out / "train/history.csv").write_text(
+        "epoch,train_loss,val_loss,val_accuracy,learning_rate\n1,1.9,1.2,0.6,0.003\n2,0.9,0.7,0.8,0.002\n3,0.5,0.4,0.9,0.0\n"
+    )
+    shutil.copy(REPOSITORY / "presets/digits.yaml", folder / "params.yaml")
+    return folder
+
+
+def write_ingest_table(path: Path, ids: list[str], labels: list[str], write: Callable[[pa.Table, Path], None]) -> None:
+    from twinrun.data.table import table_schema
+
+    known = {"id": ids, "path": [f"{label}/{id_}.png" for id_, label in zip(ids, labels, strict=True)], "label": labels}
+    schema = table_schema()
+    columns = [pa.array(known.get(field.name, [None] * len(ids)), field.type) for field in schema]
+    write(pa.Table.from_arrays(columns, schema=schema), path)
+
+
+def evaluate() -> None:
+    from pipeline.evaluate import main
+
+    run_main(main)
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the stage, which must stop with exit code 1, and return what it says."""
+    with pytest.raises(SystemExit) as stopped:
+        evaluate()
+    assert stopped.value.code == 1
+    return capsys.readouterr().err
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def metrics() -> dict[str, Any]:
+    return json.loads((OUT / "metrics.json").read_text())
+
+
+def test_metrics_hold_each_headline_number_inside_its_interval_and_say_which_weights_they_are_of(
+    workspace: Path,
+) -> None:
+    evaluate()
+
+    written = metrics()
+    assert list(written) == [
+        "weights_hash", "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error",
+        "images", "parameters", "model_bytes", "intervals", "per_class",
+    ]  # fmt: skip
+    for name, (low, high) in written["intervals"].items():
+        assert low <= written[name] <= high
+        assert low < high
+    assert (
+        written["weights_hash"]
+        == json.loads((workspace / "data/out/train/bundle/model.json").read_text())["weights_hash"]
+    )
+    assert written["images"] == sum(one["images"] for one in written["per_class"].values()) == 150
+    assert written["model_bytes"] > 4 * written["parameters"] > 0
+
+
+@pytest.mark.usefixtures("workspace")
+def test_predictions_give_the_accuracy_of_the_metrics_and_name_only_test_images() -> None:
+    evaluate()
+
+    table = pq.read_table(OUT / "predictions.parquet")
+    assert table.column_names == ["id", "label", "predicted", "probabilities"]
+    right = [
+        label == said for label, said in zip(*table.select(["label", "predicted"]).to_pydict().values(), strict=True)
+    ]
+    assert np.mean(right) == pytest.approx(metrics()["accuracy"])
+    assert np.allclose(np.sum(table["probabilities"].to_pylist(), axis=1), 1)
+    assert table["id"].to_pylist() == [f"{row:016x}" for row in range(600) if row % 4 == 2]
+    assert json.loads(table.schema.metadata[b"classes"]) == list("0123456789")
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_process_with_other_threads_locale_and_styles(
+    workspace: Path,
+) -> None:
+    evaluate()
+    first = hashes(OUT)
+    shutil.rmtree(OUT)
+    style = workspace / "matplotlibrc"
+    style.write_text("font.size: 20\nsavefig.dpi: 50\naxes.facecolor: red\n")
+
+    subprocess.run(
+        [sys.executable, STAGE],
+        check=True,
+        capture_output=True,
+        env=environment(MATPLOTLIBRC=str(style), OMP_NUM_THREADS="1", LC_ALL="C", TZ="Asia/Tokyo"),
+    )
+
+    assert hashes(OUT) == first
+    assert {"report/index.html", "report/features.png", "confusion.csv"} < first.keys()
+
+
+@pytest.mark.usefixtures("workspace")
+def test_no_output_holds_a_time_and_no_picture_says_what_made_it() -> None:
+    evaluate()
+
+    for picture in (OUT / "report").glob("*.png"):
+        chunks = picture.read_bytes()
+        assert not any(kind in chunks for kind in (b"tEXt", b"iTXt", b"zTXt", b"tIME"))
+    assert not any(word in (OUT / "metrics.json").read_text() for word in ("time", "date", "seconds"))
+
+
+@pytest.mark.usefixtures("workspace")
+def test_the_page_needs_no_other_file_and_shows_every_picture() -> None:
+    evaluate()
+
+    page = (OUT / "report/index.html").read_text()
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 5
+    assert len(list((OUT / "report").glob("*.png"))) == 5
+    assert "http" not in page
+    assert f"{100 * metrics()['accuracy']:.1f} % of 150 test images" in page
+
+
+@pytest.mark.usefixtures("workspace")
+def test_the_confusion_csv_has_a_line_for_every_test_image() -> None:
+    evaluate()
+
+    lines = (OUT / "confusion.csv").read_text().splitlines()
+    assert lines[0] == "actual,predicted"
+    pairs = [line.split(",") for line in lines[1:]]
+    assert np.mean([actual == said for actual, said in pairs]) == pytest.approx(metrics()["accuracy"])
+
+
+def test_a_model_without_convolutions_and_one_without_mistakes_get_a_page_too(tmp_path: Path, monkeypatch: Any) -> None:
+    make_trained(tmp_path / "sure", images=240, steps=1, model="mlp")
+    monkeypatch.chdir(tmp_path / "sure")
+    pretend_everything_is_classified_correctly(tmp_path / "sure")
+
+    evaluate()
+
+    page = (OUT / "report/index.html").read_text()
+    assert metrics()["accuracy"] == 1
+    assert "every test image is classified correctly" in page
+    assert not (OUT / "report/mistakes.png").exists()
+
+
+def pretend_everything_is_classified_correctly(folder: Path) -> None:
+    """Relabel the images in the manifest with what the model says, keeping all ten classes through the train split."""
+    from twinrun.data.manifest import read_manifest, write_manifest
+    from twinrun.models.bundle import load_bundle
+    from twinrun.models.predict import probabilities
+
+    path = folder / "data/out/validate/manifest.parquet"
+    manifest = read_manifest(path)
+    table = pq.read_table(path).to_pydict()
+    said = probabilities(load_bundle(folder / "data/out/train/bundle"), np.load(folder / "data/out/ingest/images.npy"))
+    for row in manifest.split("test").rows:
+        table["label"][row] = str(said[row].argmax())
+    write_manifest(path, ids=table["id"], labels=table["label"], splits=table["split"], dropped=table["dropped"])
+
+
+def test_a_changed_byte_in_the_bundle_is_refused_on_the_command_line_and_nothing_is_written(workspace: Path) -> None:
+    weights = workspace / "data/out/train/bundle/weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+
+    done = subprocess.run([sys.executable, STAGE], capture_output=True, text=True, env=environment(), check=False)
+
+    assert done.returncode == 1
+    assert "weights.safetensors has sha256" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(OUT.glob("*"))
+
+
+def test_an_empty_test_split_is_refused_with_the_setting_that_fills_it(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from twinrun.data.manifest import write_manifest
+
+    path = workspace / "data/out/validate/manifest.parquet"
+    table = pq.read_table(path).to_pydict()
+    splits = ["train" if split == "test" else split for split in table["split"]]
+    write_manifest(path, ids=table["id"], labels=table["label"], splits=splits, dropped=table["dropped"])
+
+    said = refusal(capsys)
+
+    assert "The test split has no images" in said
+    assert "validate.fractions.test" in said
+    assert not list(OUT.glob("*"))
+
+
+def test_a_model_of_other_classes_is_refused_and_both_differences_are_named(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from twinrun.data.manifest import write_manifest
+
+    path = workspace / "data/out/validate/manifest.parquet"
+    table = pq.read_table(path).to_pydict()
+    labels = ["ten" if label == "9" else label for label in table["label"]]
+    write_manifest(path, ids=table["id"], labels=labels, splits=table["split"], dropped=table["dropped"])
+
+    said = refusal(capsys)
+
+    assert "Unknown to the model: ten." in said
+    assert "Not in the images: 9." in said
+
+
+def test_images_of_another_size_than_the_model_was_trained_on_are_refused(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.load(workspace / "data/out/ingest/images.npy")
+    np.save(workspace / "data/out/ingest/images.npy", images[:, :12, :12])
+
+    said = refusal(capsys)
+
+    assert "12 x 12 pixels with 1 channel" in said
+    assert "16 x 16 pixels" in said
+
+
+def test_a_history_without_its_columns_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workspace / "data/out/train/history.csv").write_text("epoch,loss\n1,0.5\n")
+
+    assert "history.csv is not a training history" in refusal(capsys)
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, **more}
