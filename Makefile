@@ -1,0 +1,68 @@
+# The words that people and CI use. Every target sets up .venv first, unless it is up to date.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+PORT ?= 5000
+ACTIVATE := source .venv/bin/activate
+# What the environment is made from, and where: a change of any of them makes it out of date.
+WANTED = $$(cat requirements.lock pyproject.toml Makefile | sha256sum | cut -c1-64)
+
+# Appended to .venv/bin/activate: the plain tools find the project's runs, and nothing is reported to anyone.
+define ACTIVATE_HOOK
+
+if [ "$${MLFLOW_TRACKING_URI:-}" = "$${_TWINRUN_DEFAULT_URI:-}" ]; then
+    MLFLOW_TRACKING_URI="sqlite:///$$(realpath "$$VIRTUAL_ENV/..")/mlruns/mlflow.db"
+    _TWINRUN_DEFAULT_URI="$$MLFLOW_TRACKING_URI"
+    export MLFLOW_TRACKING_URI _TWINRUN_DEFAULT_URI
+fi
+export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
+python -m twinrun.tracking.relocate
+endef
+export ACTIVATE_HOOK
+
+.PHONY: repro test check format ui serve lock setup help
+
+repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
+	@$(ACTIVATE) && dvc repro && twinrun sync
+
+test: setup  ## run the tests (TWINRUN_TEST_DATA=FOLDER adds those on real image sets)
+	@$(ACTIVATE) && pytest
+
+check: setup  ## check format, lint, types and the direction of imports
+	@$(ACTIVATE) && ruff format --check . && ruff check . && mypy && lint-imports
+
+format: setup  ## rewrite the code in the project's format
+	@$(ACTIVATE) && ruff format . && ruff check --fix .
+
+ui: setup  ## show runs, pictures and the registry at http://127.0.0.1:5000 (PORT=5001 for another port)
+	@$(ACTIVATE) && twinrun sync && echo "MLflow: http://127.0.0.1:$(PORT) (Ctrl-C ends it)" && \
+	  mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
+
+serve: setup  ## answer requests with the champion at http://127.0.0.1:5001
+	@$(ACTIVATE) && twinrun serve
+
+lock: setup  ## write requirements.lock anew: every package, version and hash
+	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --python-version 3.11 \
+	  --group dev pyproject.toml --output-file requirements.lock
+
+setup:  # uv comes from the lock too; a moved project gets its own path back without the package index
+	@[[ "$$(cat .venv/.made-from 2>/dev/null)" == "$(WANTED)" ]] || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Twinrun needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Try: make PYTHON=python3.12 ...")'; \
+	  echo "Setting up .venv (about a minute, once)"; rm -f .venv/.made-from; \
+	  .venv/bin/uv --version &> /dev/null || { \
+	    $(PYTHON) -m venv --clear .venv; \
+	    awk '/^uv==/ {on = 1} on {print} on && !/\\$$/ {exit}' requirements.lock > .venv/uv.lock; \
+	    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock; }; \
+	  .venv/bin/uv venv --quiet --allow-existing --relocatable --python .venv/bin/python .venv; \
+	  .venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock; \
+	  .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; \
+	  echo ../../../../src > $$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_twinrun.pth; \
+	  echo "$$ACTIVATE_HOOK" >> .venv/bin/activate; \
+	  echo "$(WANTED)" > .venv/.made-from; }
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,40 @@
+"""Which of our own modules a file imports, directly or not, read from the source. Runs none of it."""
+
+import ast
+from pathlib import Path
+
+
+def imported_modules(file: Path, source_root: Path = Path("src")) -> list[str]:
+    """Paths of the modules under `source_root` that `file` imports, at its top or inside functions, in order of name.
+
+    Paths are those that dvc.yaml names, such as src/twinrun/publish.py. An `__init__.py` that holds only a docstring is
+    left out: it decides nothing.
+    """
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        for module in _imports(waiting.pop(), source_root) - found:
+            found.add(module)
+            waiting.append(module)
+    return sorted(path.as_posix() for path in found if path.name != "__init__.py" or not _only_docstring(path))
+
+
+def _imports(file: Path, source_root: Path) -> set[Path]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {path for name in names for path in _module_files(name, source_root)}
+
+
+def _module_files(name: str, source_root: Path) -> list[Path]:
+    place = source_root.joinpath(*name.split("."))
+    return [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+
+
+def _only_docstring(path: Path) -> bool:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
