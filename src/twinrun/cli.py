@@ -42,8 +42,7 @@ Serve the champion, and ask it about an image:
 [bold]echo '{"dataframe_split": {"columns": \\["image"], "data": \\[\\["'$(base64 -w0 digit.png)'"]]}}' |
 curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @-[/bold]
 
-(The server runs outside this project's command line, so it needs to know the store:
-export MLFLOW_TRACKING_URI=sqlite:///$PWD/mlruns/mlflow.db; the project's activated shell has it set.)""",
+MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
 )
 
 Model = Annotated[

@@ -22,7 +22,7 @@ DVC_LOCK = "dvc.lock"
 LARGEST_UNTRACKED_BYTES = 1_000_000
 
 # Those that decide which kernels a numeric library picks, and so the last bits of a result.
-_NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8mm|sve\w*|sme\w*")
+_NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8mm|sve\w*|sme2?")
 _POWERCAP = Path("/sys/class/powercap")
 
 

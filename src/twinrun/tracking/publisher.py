@@ -53,7 +53,7 @@ def publishing(journal: Journal, *, grace_s: float = GRACE_S) -> Iterator[Public
     waits 2 s at most. The tracker's troubles never reach the body.
     """
     publication = Publication(journal.folder)
-    process = _start(journal.folder)
+    process = _start(journal.folder, grace_s)
     try:
         yield publication
     except BaseException as error:
@@ -141,11 +141,11 @@ def project_of(folder: Path) -> Path:
     return folder.resolve().parents[2]
 
 
-def _start(folder: Path) -> "subprocess.Popen[bytes] | None":
+def _start(folder: Path, grace_s: float) -> "subprocess.Popen[bytes] | None":
     try:
         with (folder / LOG).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "twinrun.tracking.publisher", os.fspath(folder.resolve())],
+                [sys.executable, "-m", "twinrun.tracking.publisher", os.fspath(folder.resolve()), str(grace_s)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -168,14 +168,14 @@ def _wait(folder: Path, process: "subprocess.Popen[bytes] | None", grace_s: floa
 
 
 def main() -> None:
-    """Follow the journal whose folder is the only argument."""
-    if len(sys.argv) != 2:
-        print("usage: python -m twinrun.tracking.publisher JOURNAL_FOLDER", file=sys.stderr)
+    """Follow the journal whose folder is the first argument; the second is the grace in seconds."""
+    if len(sys.argv) not in (2, 3):
+        print("usage: python -m twinrun.tracking.publisher JOURNAL_FOLDER [GRACE_S]", file=sys.stderr)
         raise SystemExit(2)
     os.environ.setdefault(TIMEOUT_VARIABLE, "5")
     with suppress(OSError):
         os.nice(_NICENESS)
-    follow(Path(sys.argv[1]))
+    follow(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else GRACE_S)
 
 
 if __name__ == "__main__":

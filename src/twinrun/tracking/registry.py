@@ -28,7 +28,7 @@ LOADER = "twinrun.models.serving"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
 # What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
-_REQUIRED = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
+_REQUIRED = ("twinrun", "mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,19 +258,23 @@ class Registry:
         model = self._client.create_logged_model(
             experiment, "model", source_run_id=run_id, tags=tags, model_type="image-classifier"
         )
-        example = _example(description)
-        with tempfile.TemporaryDirectory() as folder:
-            mlflow.pyfunc.save_model(
-                Path(folder, "model"),
-                loader_module=LOADER,
-                data_path=str(bundle),
-                mlflow_model=Model(model_id=model.model_id, model_uuid=model.model_id, run_id=run_id),
-                signature=_signature(),
-                input_example=example,
-                pip_requirements=_requirements(),
-                metadata={"weights_hash": description["weights_hash"], "classes": list(description["classes"])},
-            )
-            self._client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                mlflow.pyfunc.save_model(
+                    Path(folder, "model"),
+                    loader_module=LOADER,
+                    data_path=str(bundle),
+                    mlflow_model=Model(model_id=model.model_id, model_uuid=model.model_id, run_id=run_id),
+                    signature=_signature(),
+                    input_example=_example(description),
+                    pip_requirements=_requirements(),
+                    metadata={"weights_hash": description["weights_hash"], "classes": list(description["classes"])},
+                )
+                self._client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
+        except BaseException:
+            with suppress(Exception):
+                self._client.delete_logged_model(model.model_id)
+            raise
         self._client.finalize_logged_model(model.model_id, "READY")
         if run_id is not None:
             self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
@@ -373,9 +377,14 @@ def _example(description: Mapping[str, Any]) -> Any:
 
 
 def _requirements() -> list[str]:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return [f"twinrun=={version('twinrun')}", *(f"{name}=={version(name).partition('+')[0]}" for name in _REQUIRED)]
+    requirements = []
+    for name in _REQUIRED:
+        # Twinrun itself has no version where it is used from its source without being installed.
+        with suppress(PackageNotFoundError):
+            requirements.append(f"{name}=={version(name).partition('+')[0]}")
+    return requirements
 
 
 @contextmanager

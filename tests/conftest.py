@@ -1,0 +1,3 @@
+"""Fixtures that several folders of tests share stand in modules beside this one."""
+
+pytest_plugins = ["tracking_support"]

@@ -1,0 +1,167 @@
+"""Publishing while training goes on: exactly once, whatever the tracker does, and never in the training's way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tracking_support import FaultyTracker, runs, train
+
+from twinrun.errors import InterruptedTraining
+from twinrun.tracking.journal import Journal
+from twinrun.tracking.publisher import follow, publishing
+from twinrun.tracking.replay import Published, Replay, unpublished
+from twinrun.tracking.store import find_tracker
+from twinrun.tracking.sync import sync
+
+
+def test_a_training_is_in_mlflow_when_its_stage_ends(project: Path) -> None:
+    journal = Journal.create(project, name="mlp on digits", experiment="digits")
+
+    with publishing(journal, grace_s=60) as publication:
+        journal.params({"train": {"epochs": 2}})
+        journal.metrics(0, {"train_loss": 0.5})
+        journal.metrics(1, {"train_loss": 0.25})
+
+    (run,) = runs(project)
+    assert publication.notice() is None
+    assert run.status == "FINISHED"
+    assert run.info.info.run_name == f"mlp on digits, {journal.id[:6]}"
+    assert run.info.data.params == {"train.epochs": "2"}
+    assert run.history == {"train_loss": [(0, 0.5), (1, 0.25)]}
+
+
+def test_replaying_a_journal_from_its_beginning_doubles_nothing(project: Path) -> None:
+    journal = train(project)
+    follow(journal.folder)
+    first = runs(project)
+
+    Published.load(find_tracker(project), journal.id).file.unlink()
+    follow(journal.folder)
+
+    assert [(run.id, run.history, run.artifacts) for run in runs(project)] == [
+        (run.id, run.history, run.artifacts) for run in first
+    ]
+
+
+def test_a_run_holds_all_that_its_journal_holds(project: Path) -> None:
+    journal = train(project)
+
+    follow(journal.folder)
+
+    (run,) = runs(project)
+    (dataset,) = run.info.inputs.dataset_inputs
+    assert run.tags["twinrun.journal_id"] == journal.id
+    assert run.tags["twinrun.weights_hash"] == "ab" * 32
+    assert run.history["train_loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert run.artifacts == ["bundle/manifest.json", "bundle/model.json", "bundle/weights.safetensors", "card.json"]
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "0123456789abcdef")
+
+
+def test_a_stopped_training_is_killed_and_a_resumed_one_goes_on_in_the_same_run(project: Path) -> None:
+    journal = Journal.create(project, name="mlp on digits", experiment="digits")
+    journal.metrics(0, {"train_loss": 0.5})
+    with pytest.raises(InterruptedTraining), publishing(journal, grace_s=0.1):
+        raise InterruptedTraining("stopped", signal.SIGTERM)
+    journal.close()
+    follow(journal.folder)
+    (stopped,) = runs(project)
+
+    resumed = Journal.resume(project, journal.id)
+    resumed.metrics(0, {"train_loss": 0.5})
+    resumed.metrics(1, {"train_loss": 0.25})
+    replay = Replay(journal.folder, find_tracker(project))
+    while replay.step():
+        pass
+    (running,) = runs(project)
+    resumed.end()
+    follow(journal.folder)
+
+    (finished,) = runs(project)
+    assert [stopped.status, running.status, finished.status] == ["KILLED", "RUNNING", "FINISHED"]
+    assert finished.history == {"train_loss": [(0, 0.5), (1, 0.25)]}
+
+
+def test_the_run_of_a_trainer_that_was_killed_is_marked_by_its_publisher(project: Path) -> None:
+    script = (
+        "import os, signal, sys, time; from pathlib import Path\n"
+        "from twinrun.tracking.journal import Journal; from twinrun.tracking.publisher import publishing\n"
+        "journal = Journal.create(Path('.'), name='mlp on digits', experiment='digits')\n"
+        "with publishing(journal):\n"
+        "    journal.metrics(0, {'train_loss': 0.5})\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=project, start_new_session=True
+    )
+    assert trainer.stdout is not None
+    trainer.stdout.readline()
+
+    os.killpg(trainer.pid, signal.SIGKILL)
+    trainer.wait()
+    trainer.stdout.close()
+
+    deadline = time.monotonic() + 60
+    while not (found := runs(project)) or found[0].status != "KILLED":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+    assert found[0].history == {"train_loss": [(0, 0.5)]}
+
+
+def test_a_run_that_a_person_deleted_stays_deleted(project: Path) -> None:
+    journal = train(project, end=False)
+    replay = Replay(journal.folder, find_tracker(project))
+    while replay.step():
+        pass
+    replay.client.delete_run(str(replay.state.run_id))
+
+    journal.metrics(9, {"train_loss": 0.1})
+    journal.end()
+    follow(journal.folder)
+    report = sync()
+
+    assert report.problem is None
+    assert runs(project) == []
+    assert unpublished(journal.folder, find_tracker(project)) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "after"),
+    [("error", 0), ("error", 4), ("hang", 0), ("hang", 4), *(("lost", after) for after in range(8))],
+)
+def test_nothing_is_lost_or_doubled_by_a_tracker_that_breaks(
+    fault: str, after: int, tracker: FaultyTracker, project: Path
+) -> None:
+    journal = train(project)
+    tracker.break_down(fault, after)
+
+    began = time.monotonic()
+    follow(journal.folder, grace_s=0)
+    gave_up_after_s = time.monotonic() - began
+    waiting = unpublished(journal.folder, find_tracker(project))
+    tracker.break_down(None)
+    report = sync()
+    again = sync()
+
+    (run,) = [run for run in runs(project) if run.tags["twinrun.journal_id"] == journal.id]
+    assert waiting > 0
+    assert gave_up_after_s < 15
+    assert (report.problem, report.pending) == (None, 0)
+    assert again.lines() == []
+    assert run.status == "FINISHED"
+    assert run.history["train_loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert len(run.artifacts) == 4
+
+
+def test_a_stage_says_what_is_still_to_be_published(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    journal = Journal.create(project, name="mlp on digits", experiment="digits")
+
+    with publishing(journal, grace_s=0.1) as publication:
+        journal.metrics(0, {"train_loss": 0.5})
+
+    assert publication.notice() == "3 events are still to be published to http://127.0.0.1:9; run `twinrun sync`."

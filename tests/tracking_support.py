@@ -1,0 +1,273 @@
+"""A project with a real MLflow store of its own for each test; the store is made once and copied."""
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twinrun.publish import replacing_folder, write_json, write_text
+from twinrun.tracking.journal import Journal
+from twinrun.tracking.store import find_tracker, open_client
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store, as MLflow makes it."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)
+        open_client(find_tracker(folder))
+    return folder / "mlruns"
+
+
+@pytest.fixture
+def project(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a project with an empty store."""
+    folder = tmp_path / "my project"
+    shutil.copytree(new_store, folder / "mlruns")
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    return folder
+
+
+def train(project: Path, *, epochs: int = 3, weights_hash: str = "ab" * 32, end: bool = True) -> Journal:
+    """Leave what the train stage leaves: a bundle, a card, a history, a journal that waits."""
+    out = project / "data/out/train"
+    with replacing_folder(out / "bundle") as temp:
+        (temp / "weights.safetensors").write_bytes(bytes.fromhex(weights_hash))
+        description = {
+            "weights_hash": weights_hash,
+            "classes": ["0", "1"],
+            "preprocessing": {"size_px": 16, "channels": "gray"},
+        }
+        write_json(description, temp / "model.json")
+    journal = Journal.create(project, name="lenet5 on digits", experiment="twinrun-digits")
+    journal.params({"train": {"epochs": epochs, "model": "lenet5"}})
+    journal.dataset(name="digits", digest="0123456789abcdef", source="digits", images=10)
+    for epoch in range(epochs):
+        journal.metrics(epoch, {"train_loss": 1 / (epoch + 1), "val_accuracy": 0.9})
+    card = {"weights_hash": weights_hash, "fingerprint": "f" * 64, "journal_id": journal.id, "commit": "c0ffee"}
+    write_json(card, out / "card.json")
+    journal.card(card)
+    journal.artifact(out / "bundle")
+    if end:
+        journal.end()
+        journal.copy_to(out / "journal.jsonl")
+    return journal
+
+
+def evaluate(project: Path, *, weights_hash: str = "ab" * 32, accuracy: float = 0.99) -> dict[str, Any]:
+    """Leave what the evaluate stage leaves."""
+    metrics = {
+        "weights_hash": weights_hash,
+        "accuracy": accuracy,
+        "balanced_accuracy": 0.98,
+        "macro_f1": 0.97,
+        "log_loss": 0.1,
+        "calibration_error": 0.01,
+        "images": 10,
+        "per_class": {"0": {"precision": 1.0, "recall": 0.9, "f1": 0.95, "images": 5}},
+    }
+    write_json(metrics, project / "data/out/evaluate/metrics.json")
+    write_text("<html></html>", project / "data/out/evaluate/report/index.html")
+    return metrics
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run, read back."""
+
+    id: str
+    status: str
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    info: Any
+    history: dict[str, list[tuple[int, float]]]
+    artifacts: list[str]
+
+
+def runs(project: Path) -> list[StoredRun]:
+    """Every run in the project's store, with the whole history of its metrics and all artifacts."""
+    client = open_client(find_tracker(project))
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    return [
+        StoredRun(
+            run.info.run_id,
+            run.info.status,
+            run.data.metrics,
+            run.data.tags,
+            run,
+            {
+                name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
+                for name in run.data.metrics
+            },
+            _artifacts(client, run.info.run_id, None),
+        )
+        for run in found
+    ]
+
+
+def _artifacts(client: Any, run_id: str, folder: str | None) -> list[str]:
+    found: list[str] = []
+    for entry in client.list_artifacts(run_id, folder):
+        found += _artifacts(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return sorted(found)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class FaultyTracker(ThreadingHTTPServer):
+    """Stands before a real MLflow server and breaks in a chosen way.
+
+    `fault`: None passes everything on; "error" answers 500; "hang" never answers; "lost" lets the request through and
+    loses the answer. `after` requests are passed on before the fault begins.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, behind: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Relay)
+        self.behind = behind
+        self.fault: str | None = None
+        self.after = 0
+        self.released = threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def break_down(self, fault: str | None, after: int = 0) -> None:
+        self.fault, self.after = fault, after
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up is what these tests are about."""
+
+
+class _Relay(BaseHTTPRequestHandler):
+    server: FaultyTracker
+
+    def do_GET(self) -> None:
+        self._relay()
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+    def _relay(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.server.fault
+        if fault and self.server.after > 0:
+            self.server.after -= 1
+            fault = None
+        if fault == "error":
+            self.send_error(500)
+            return
+        if fault == "hang":
+            self.server.released.wait(20)
+            return
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "accept-encoding")}
+        upstream.request(self.command, self.path, body, headers)
+        answer = upstream.getresponse()
+        content = answer.read()
+        if fault == "lost":
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Silence."""
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Iterator[int]:
+    """A real MLflow server; its port."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(new_store / "mlflow.db", folder)
+    port = free_port()
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+                "--backend-store-uri",
+                f"sqlite:///{folder}/mlflow.db",
+                "--artifacts-destination",
+                str(folder / "a"),
+            ],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env=_server_environment(),
+        )
+    try:
+        wait_for(port, "/health", server, folder / "server.log")
+        yield port
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _server_environment() -> dict[str, str]:
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return {**{k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}, **quiet}
+
+
+def wait_for(port: int, path: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Until the server answers; fails with its log where it does not."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", path)
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"The server did not come up:\n{log.read_text()}")
+
+
+@pytest.fixture
+def tracker(mlflow_server: int, monkeypatch: pytest.MonkeyPatch, project: Path) -> Iterator[FaultyTracker]:  # noqa: ARG001
+    """A tracking server that MLFLOW_TRACKING_URI names and that can be broken."""
+    server = FaultyTracker(mlflow_server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    yield server
+    server.released.set()
+    server.shutdown()
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
