@@ -1,5 +1,6 @@
 """One training from first weights to last, or from the last finished epoch on. Knows no tracker and no stage."""
 
+import logging
 import sys
 import time
 import warnings
@@ -95,9 +96,10 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
     callbacks: list[pl.Callback] = [progress]
     if on_terminal:
         callbacks.append(pl.callbacks.RichProgressBar(leave=True))
+    # Lightning names the devices it sees, recommends products and deplores its own use of PyTorch.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # Lightning advises more data workers; the shards' threads read the images here.
-        warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning")
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
         trainer = pl.Trainer(
             accelerator="gpu" if numerics.device.type == "cuda" else "cpu",
             devices=params.devices,

@@ -1,5 +1,6 @@
 """The LightningModule: steps, epochs and scores of one training. Knows no files, no tracker and no clock."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +83,8 @@ class Classifier(pl.LightningModule):
     def train_dataloader(self) -> "EpochBatches":
         return EpochBatches(self, self._train_images.keys, self._params)
 
-    def val_dataloader(self) -> list[list[slice]]:
-        return [_chunks(len(self._val_images))]
+    def val_dataloader(self) -> "WholeSplit":
+        return WholeSplit(len(self._val_images))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         return batch  # indices; the images go to the device shard by shard
@@ -161,8 +162,21 @@ class EpochBatches:
     def __len__(self) -> int:
         return len(batch_sizes(len(self._keys), self._params.batch_size))
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
         return iter(epoch_batches(self._keys, self._params.seed, self._module.current_epoch, self._params.batch_size))
+
+
+class WholeSplit:
+    """A split as a single batch: the list of its chunks, which the shards' threads share."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[list[slice]]:
+        yield [slice(start, min(start + CHUNK, self._images)) for start in range(0, self._images, CHUNK)]
 
 
 def build_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
@@ -184,7 +198,3 @@ def _moving_average(network: nn.Module, decay: float | None) -> AveragedModel | 
         return None
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
     return average.eval().requires_grad_(False)
-
-
-def _chunks(images: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK, images)) for start in range(0, images, CHUNK)]
