@@ -115,8 +115,8 @@ class EvaluateParams:
 
     bootstrap_samples: Annotated[int, Field(ge=100)]
     bootstrap_seed: Seed
-    calibration_bins: Annotated[int, Field(ge=2)]
-    mistakes_shown: Count
+    calibration_bins: Annotated[int, Field(ge=2, le=1000)]
+    mistakes_shown: Annotated[int, Field(ge=1, le=240)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
