@@ -11,6 +11,7 @@ from twinrun.models.bundle import save_bundle
 from twinrun.params import Params, load_params
 from twinrun.publish import ensure_writable, write_json, write_text
 from twinrun.tracking.card import (
+    Code,
     EnergyMeter,
     build_card,
     collect_code,
@@ -48,7 +49,7 @@ def main() -> None:
         job = _prepare(params)
         ensure_writable(OUT, needed_bytes=job.bundle_bytes())
         ensure_writable(STATE, needed_bytes=job.checkpoint_bytes())
-        journal = _open_journal(job, params)
+        journal = _open_journal(job, params, code)
         with publishing(journal) as publication:
             started, clock, energy = datetime.now(UTC), time.monotonic(), EnergyMeter()
             trained = job.run(stop, on_epoch=lambda scores, speed: _tell(scores, speed, journal, params))
@@ -80,9 +81,10 @@ def _prepare(params: Params) -> Job:
     return prepare_job(params.ingest, params.train, PACK, MANIFEST, STATE / "resume")
 
 
-def _open_journal(job: Job, params: Params) -> Journal:
+def _open_journal(job: Job, params: Params, code: Code) -> Journal:
     name = f"{params.train.model} on {params.ingest.source}"
     journal = Journal.resume(PROJECT, job.checkpoints.owner(), name=name, experiment=params.register.model_name)
+    journal.code(code)
     journal.params(asdict(params))
     journal.tags({"twinrun.fingerprint": job.fingerprint})
     journal.dataset(

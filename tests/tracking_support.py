@@ -65,7 +65,8 @@ def train(project: Path, *, epochs: int = 3, weights_hash: str = "ab" * 32, end:
         journal.metrics(epoch, {"train_loss": 1 / (epoch + 1), "val_accuracy": 0.9})
     card = {"weights_hash": weights_hash, "fingerprint": "f" * 64, "journal_id": journal.id, "commit": "c0ffee"}
     write_json(card, out / "card.json")
-    journal.card(card)
+    journal.tags({"twinrun.weights_hash": weights_hash, "twinrun.fingerprint": card["fingerprint"]})
+    journal.artifact(out / "card.json")
     journal.artifact(out / "bundle")
     if end:
         journal.end()

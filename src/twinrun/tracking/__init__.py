@@ -8,7 +8,8 @@ A training is recorded so:
         journal.params(params)                                        # nested, as in params.yaml
         journal.dataset(name="digits", digest=pack_hash, source="data/out/ingest", images=1797)
         journal.metrics(epoch, {"train_loss": ..., "val_accuracy": ...})       # after each epoch
-        journal.card(card)
+        journal.tags({"twinrun.weights_hash": ..., "twinrun.fingerprint": ...})
+        journal.artifact(Path("data/out/train/card.json"))
         journal.artifact(Path("data/out/train/bundle"))
         journal.artifact(Path("data/out/train/history.csv"))
     journal.copy_to(Path("data/out/train/journal.jsonl"))

@@ -26,7 +26,6 @@ from twinrun.tracking.home import Process, journals_folder, this_process
 
 FILE = "journal.jsonl"
 ARTIFACTS = "artifacts"
-CARD = "card.json"
 DIFF = "uncommitted.diff"
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
@@ -143,11 +142,6 @@ class Journal:
         self.tags({"mlflow.source.git.commit": code.commit, "twinrun.dirty": str(code.dirty).lower()})
         if code.diff:
             self.text(DIFF, code.diff, "code")
-
-    def card(self, card: Mapping[str, Any]) -> None:
-        """Record the card of a finished training, and as tags what a run is looked up by."""
-        self.tags({f"twinrun.{name}": str(card[name]) for name in ("weights_hash", "fingerprint")})
-        self.text(CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
     def end(self, status: Status = "FINISHED") -> None:
         """Record how the training ended. A resumed training may follow."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from twinrun.errors import BundleError, RegistryError, TrackingError
 from twinrun.publish import explained, folder_faults
-from twinrun.tracking.store import MLRUNS, Tracker, experiment_id, open_client, require_reachable
+from twinrun.tracking.store import MLRUNS, Tracker, as_default, experiment_id, open_client, require_reachable
 from twinrun.tracking.sync import METRIC_NAMES
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -216,13 +216,14 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._client.create_model_version(
-                self.name,
-                source=f"models:/{model_id}",
-                run_id=run_id,
-                tags={_BUNDLE_TAG: key, **tags},
-                model_id=model_id,
-            )
+            with as_default(self.tracker):
+                return self._client.create_model_version(
+                    self.name,
+                    source=f"models:/{model_id}",
+                    run_id=run_id,
+                    tags={_BUNDLE_TAG: key, **tags},
+                    model_id=model_id,
+                )
         except MlflowException:
             # An answer that was lost is no version that was not made.
             found = self._of_bundle(key)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.errors import TrackingError
-from twinrun.tracking.journal import CARD
 from twinrun.tracking.registry import Registry, explaining
 from twinrun.tracking.store import Tracker, open_client, require_reachable
+
+CARD = "card.json"
 
 
 @dataclass(frozen=True, kw_only=True)

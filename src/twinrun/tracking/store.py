@@ -6,6 +6,8 @@ store at once would break it, so creation stands behind a lock.
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,18 +122,31 @@ def open_client(tracker: Tracker) -> "MlflowClient":
 def _client(tracker: Tracker) -> "MlflowClient":
     import logging
 
-    import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        mlflow.set_tracking_uri(tracker.uri)
-        mlflow.set_registry_uri(tracker.uri)
         return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"MLflow cannot open {tracker.uri}: {error}") from error
+
+
+@contextmanager
+def as_default(tracker: Tracker) -> Iterator[None]:
+    """Make it MLflow's own default store for a while: what resolves a models:/ address asks no client."""
+    import mlflow
+
+    before = os.environ.get(URI_VARIABLE)
+    mlflow.set_tracking_uri(tracker.uri)
+    try:
+        yield
+    finally:
+        # It wrote the environment too, and that decides for whoever asks after us.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if before is not None:
+            os.environ[URI_VARIABLE] = before
 
 
 def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:

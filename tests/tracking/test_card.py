@@ -1,0 +1,154 @@
+"""The card: enough to make the run again."""
+
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from twinrun.errors import RepositoryError
+from twinrun.tracking.card import (
+    EnergyMeter,
+    build_card,
+    collect_code,
+    collect_dvc_lock,
+    collect_environment,
+    collect_hardware,
+)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    _git(folder, "init", "-q")
+    (folder / "train.py").write_text("epochs = 3\n")
+    (folder / ".gitignore").write_text("ignored\n")
+    (folder / "dvc.lock").write_text("one\n")
+    _git(folder, "add", "-A")
+    _git(folder, "commit", "-qm", "Begin")
+    return folder
+
+
+def test_a_clean_repository_is_its_commit(repository: Path) -> None:
+    (repository / "dvc.lock").write_text("two\n")
+    (repository / "ignored").write_text("x")
+
+    code = collect_code(repository)
+
+    assert (code.commit, code.dirty, code.diff) == (_git(repository, "rev-parse", "HEAD"), False, "")
+
+
+def test_the_patch_makes_the_uncommitted_code_again(repository: Path, tmp_path: Path) -> None:
+    (repository / "train.py").write_text("epochs = 4\n")
+    (repository / "new file ä.py").write_text("x = 1")
+    (repository / "logo.png").write_bytes(bytes(range(256)))
+    code = collect_code(repository)
+
+    clone = tmp_path / "clone"
+    _git(tmp_path, "clone", "-q", str(repository), str(clone))
+    subprocess.run(["git", "apply"], cwd=clone, input=code.diff, text=True, check=True)
+
+    assert code.dirty
+    for name in ("train.py", "new file ä.py", "logo.png"):
+        assert (clone / name).read_bytes() == (repository / name).read_bytes()
+
+
+def test_a_large_untracked_file_is_named_and_not_copied(repository: Path) -> None:
+    (repository / "photos.bin").write_bytes(bytes(2_000_000))
+
+    code = collect_code(repository)
+
+    assert code.dirty
+    assert code.left_out == ("photos.bin",)
+    assert code.diff == ""
+
+
+def test_a_folder_that_is_no_repository_says_how_to_make_it_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+    with pytest.raises(RepositoryError, match=r"is no git repository[\s\S]*git init"):
+        collect_code(tmp_path)
+
+
+def test_a_repository_without_a_commit_says_how_to_make_one(tmp_path: Path) -> None:
+    _git(tmp_path, "init", "-q")
+
+    with pytest.raises(RepositoryError, match=r"has no commit yet[\s\S]*git commit"):
+        collect_code(tmp_path)
+
+
+def test_a_missing_git_is_named(repository: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(repository))
+
+    with pytest.raises(RepositoryError, match="git is not installed"):
+        collect_code(repository)
+
+
+def test_packages_that_differ_from_the_lock_are_named(tmp_path: Path) -> None:
+    (tmp_path / "requirements.lock").write_text(
+        "pytest==0.1 \\\n    --hash=sha256:00\nabsent-package==1.0 ; python_version >= '3.0' \\\n    --hash=sha256:00\n"
+        "only-windows==1.0 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n"
+    )
+
+    differing = collect_environment(tmp_path)["differing"]
+
+    assert differing["pytest"] == {"locked": "0.1", "installed": pytest.__version__}
+    assert differing["absent-package"] == {"locked": "1.0", "installed": None}
+    assert "only-windows" not in differing
+
+
+def test_dvc_lock_becomes_hashes_by_stage(tmp_path: Path) -> None:
+    (tmp_path / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  ingest:\n    cmd: x\n    outs:\n    - path: data/images.npy\n      hash: md5\n"
+        "      md5: abc\n      size: 1\n"
+    )
+
+    assert collect_dvc_lock(tmp_path) == {"ingest": {"deps": {}, "outs": {"data/images.npy": "abc"}}}
+    assert collect_dvc_lock(tmp_path / "nowhere") == {}
+
+
+def test_energy_is_counted_over_packages_and_a_wrapped_counter(tmp_path: Path) -> None:
+    for name, energy in (("intel-rapl:0", 900), ("intel-rapl:1", 0), ("intel-rapl:0:0", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(str(energy))
+        (tmp_path / name / "max_energy_range_uj").write_text("1000")
+    meter = EnergyMeter(tmp_path)
+
+    (tmp_path / "intel-rapl:0/energy_uj").write_text("100")
+    (tmp_path / "intel-rapl:1/energy_uj").write_text("300")
+
+    assert meter.joules() == pytest.approx(500e-6)
+    assert EnergyMeter(tmp_path / "nowhere").joules() is None
+
+
+def test_the_card_opens_with_what_a_run_is_looked_up_by(repository: Path) -> None:
+    card = build_card(
+        code=collect_code(repository),
+        params={"train": {"epochs": 3}},
+        environment=collect_environment(repository),
+        hardware=collect_hardware([{"name": "a GPU"}]),
+        dvc_lock={},
+        weights_hash="ab",
+        fingerprint="cd",
+        fingerprint_parts={"code": "ef"},
+        threads=2,
+        shards=4,
+        precision="fp32",
+        started=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        wall_time_s=1.23456,
+        energy_j=None,
+        journal_id="j",
+    )
+
+    assert list(card)[:2] == ["weights_hash", "fingerprint"]
+    assert card["started"] == "2026-01-02T03:04:05+00:00"
+    assert card["hardware"]["cores_usable"] >= 1
+    assert card["hardware"]["gpus"] == [{"name": "a GPU"}]

@@ -1,0 +1,168 @@
+"""Bringing MLflow up to date: what waited, what DVC restored, what was found out later; and nothing twice."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tracking_support import evaluate, runs, train
+
+from twinrun.publish import write_text
+from twinrun.tracking.home import journals_folder
+from twinrun.tracking.journal import Journal
+from twinrun.tracking.sync import run_of, sync
+
+
+def test_a_journal_that_waited_is_published_once_and_cleared_away(project: Path) -> None:
+    journal = train(project)
+
+    first = sync()
+    second = sync()
+
+    (run,) = runs(project)
+    assert first.runs == 1
+    assert (second.events, second.attached, second.problem) == (0, [], None)
+    assert run.history["val_accuracy"] == [(0, 0.9), (1, 0.9), (2, 0.9)]
+    assert not journal.folder.exists()
+
+
+def test_a_result_that_dvc_restored_appears_in_mlflow_once(project: Path) -> None:
+    train(project)
+    shutil.rmtree(journals_folder(project))
+
+    sync()
+    sync()
+
+    (run,) = runs(project)
+    assert run.status == "FINISHED"
+    assert run.history["train_loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert run.artifacts == ["bundle/manifest.json", "bundle/model.json", "bundle/weights.safetensors", "card.json"]
+
+
+def test_a_result_comes_back_after_its_store_was_removed(project: Path) -> None:
+    train(project)
+    sync()
+    shutil.rmtree(project / "mlruns")
+
+    sync()
+
+    (run,) = runs(project)
+    assert run.status == "FINISHED"
+
+
+def test_what_evaluation_found_out_is_added_to_the_run_of_its_model(project: Path) -> None:
+    train(project)
+    sync()
+    metrics = evaluate(project)
+
+    sync()
+    sync()
+
+    (run,) = runs(project)
+    assert run.history["test_accuracy"] == [(0, metrics["accuracy"])]
+    assert run.history["test_calibration_error"] == [(0, metrics["calibration_error"])]
+    assert {"evaluation/metrics.json", "evaluation/per_class.json", "evaluation/report/index.html"} <= set(
+        run.artifacts
+    )
+    assert run_of(project, metrics["weights_hash"]) == run.id
+
+
+def test_the_evaluation_of_another_model_is_not_added(project: Path) -> None:
+    train(project, weights_hash="ab" * 32)
+    evaluate(project, weights_hash="cd" * 32)
+
+    sync()
+
+    (run,) = runs(project)
+    assert "test_accuracy" not in run.metrics
+    assert run_of(project, "cd" * 32) is None
+
+
+def test_dvc_lock_is_added_when_it_speaks_of_this_training(project: Path) -> None:
+    train(project)
+    write_text("stages: {}\n", project / "dvc.lock")
+    sync()
+    (before,) = runs(project)
+
+    md5 = hashlib.md5((project / "data/out/train/journal.jsonl").read_bytes()).hexdigest()
+    write_text(
+        f"stages: {{train: {{outs: [{{path: data/out/train/journal.jsonl, md5: {md5}}}]}}}}\n", project / "dvc.lock"
+    )
+    sync()
+
+    (after,) = runs(project)
+    assert "dvc.lock" not in before.artifacts
+    assert "dvc.lock" in after.artifacts
+
+
+def test_a_later_validation_report_does_not_replace_that_of_the_training(project: Path) -> None:
+    train(project)
+    write_text("the data as trained on", project / "data/out/validate/report/index.html")
+    sync()
+
+    write_text("other data", project / "data/out/validate/report/index.html")
+    report = sync()
+
+    (run,) = runs(project)
+    place = Path(run.info.info.artifact_uri.removeprefix("file://").replace("%20", " "), "validation/report/index.html")
+    assert report.lines() == []
+    assert place.read_text() == "the data as trained on"
+
+
+def test_a_dead_trainers_run_is_marked_killed_and_a_living_ones_is_not(project: Path) -> None:
+    alive = Journal.create(project, name="mlp on digits", experiment="digits")
+    script = (
+        "from pathlib import Path; from twinrun.tracking.journal import Journal\n"
+        "Journal.create(Path('.'), name='dead', experiment='digits').metrics(0, {'train_loss': 0.5})\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=project)
+
+    first = sync()
+    second = sync()
+
+    status = {run.info.info.run_name.partition(",")[0]: run.status for run in runs(project)}
+    assert status == {"mlp on digits": "RUNNING", "dead": "KILLED"}
+    assert len(first.killed) == 1
+    assert second.killed == []
+    assert alive.folder.exists()
+
+
+def test_a_tracker_that_is_away_is_named_and_nothing_is_lost(project: Path, monkeypatch) -> None:
+    journal = train(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+
+    report = sync()
+
+    assert report.pending == 10
+    assert report.problem is not None
+    assert "http://127.0.0.1:9 (MLFLOW_TRACKING_URI) cannot be reached" in report.problem
+    assert journal.folder.exists()
+
+
+def test_with_nothing_to_do_mlflow_is_not_even_imported(project: Path) -> None:
+    train(project)
+    evaluate(project)
+    sync()
+    script = "import sys; from twinrun.tracking.sync import sync; print(sync().lines(), 'mlflow' in sys.modules)"
+
+    printed = subprocess.run([sys.executable, "-c", script], check=True, cwd=project, capture_output=True, text=True)
+
+    assert printed.stdout == "[] False\n"
+
+
+def test_a_temporary_experiment_publishes_to_the_outer_project(project: Path, monkeypatch) -> None:
+    workspace = project / ".dvc/tmp/exps/tmpabc"
+    workspace.mkdir(parents=True)
+    os.chdir(workspace)
+    train(workspace)
+    evaluate(workspace)
+
+    sync()
+    monkeypatch.chdir(project)
+    shutil.rmtree(workspace)
+
+    (run,) = runs(project)
+    assert run.metrics["test_accuracy"] == 0.99
+    assert "card.json" in run.artifacts
