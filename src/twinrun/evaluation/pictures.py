@@ -231,7 +231,7 @@ def _png(figure: "Figure", tight: bool = True) -> bytes:
 
     drawn = io.BytesIO()
     extent: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.08} if tight else {}
-    figure.savefig(drawn, format="png", metadata={"Software": None}, **extent)
+    figure.savefig(drawn, format="png", **extent)
     picture = Image.open(drawn).convert("RGB")
     few = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     encoded = io.BytesIO()
