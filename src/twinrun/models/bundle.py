@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,8 @@ class Preprocessing:
     """
 
     size_px: int
-    channels: str
-    fit: str
+    channels: Literal["gray", "rgb"]
+    fit: Literal["pad", "crop"]
     max_pixels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

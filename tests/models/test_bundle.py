@@ -1,0 +1,101 @@
+"""A model on disk is loaded only if every byte is what was written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twinrun.errors import BundleError
+from twinrun.models.architectures import build_network
+from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle, weights_hash
+from twinrun.models.predict import probabilities
+
+PREPARATION = Preprocessing(size_px=16, channels="gray", fit="pad", max_pixels=1000, mean=(0.3,), std=(0.2,))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    network = build_network("lenet5", channels=1, size_px=16, classes=3, seed=5)
+    save_bundle(
+        tmp_path / "bundle",
+        network.state_dict(),
+        architecture="lenet5",
+        classes=("a", "b", "c"),
+        preprocessing=PREPARATION,
+    )
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_comes_back_as_it_was_written(folder: Path) -> None:
+    bundle = load_bundle(folder)
+
+    assert bundle.classes == ("a", "b", "c")
+    assert bundle.preprocessing == PREPARATION
+    assert bundle.weights_hash == json.loads((folder / "model.json").read_bytes())["weights_hash"]
+
+
+def test_the_same_weights_are_written_as_the_same_bytes(folder: Path) -> None:
+    first = {file.name: file.read_bytes() for file in folder.iterdir()}
+    bundle = load_bundle(folder)
+
+    save_bundle(
+        folder,
+        bundle.network.state_dict(),
+        architecture=bundle.architecture,
+        classes=bundle.classes,
+        preprocessing=bundle.preprocessing,
+    )
+
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == first
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.json", "manifest.json"])
+def test_a_changed_byte_anywhere_is_refused_before_anything_is_parsed(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safetensors.torch.load", lambda data: pytest.fail("the weights were parsed"))
+    content = bytearray((folder / name).read_bytes())
+
+    for place in {0, len(content) // 3, len(content) // 2, len(content) - 2}:
+        changed = content.copy()
+        changed[place] ^= 1
+        (folder / name).write_bytes(changed)
+
+        with pytest.raises(BundleError, match="is not the one that was written"):
+            load_bundle(folder)
+
+
+def test_the_weights_hash_sees_names_shapes_types_and_values() -> None:
+    base = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
+    others = [
+        {"a": torch.zeros(3, 2), "b": torch.ones(2)},
+        {"a": torch.zeros(2, 3).double(), "b": torch.ones(2)},
+        {"a": torch.zeros(2, 3), "c": torch.ones(2)},
+        {"a": torch.zeros(2, 3), "b": -torch.ones(2)},
+        {"a": -torch.zeros(2, 3), "b": torch.ones(2)},
+    ]
+
+    hashes = {weights_hash(tensors) for tensors in [base, *others]}
+
+    assert len(hashes) == 6
+    assert weights_hash(dict(reversed(base.items()))) == weights_hash(base)
+
+
+def test_the_weights_hash_does_not_see_the_layout_in_memory() -> None:
+    tensor = torch.rand(2, 3, 4, 4)
+
+    assert weights_hash({"a": tensor}) == weights_hash({"a": tensor.to(memory_format=torch.channels_last)})
+
+
+def test_probabilities_are_shares_and_do_not_depend_on_the_company(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    images = np.random.default_rng(0).integers(0, 256, (600, 16, 16, 1), dtype=np.uint8)
+
+    shares = probabilities(bundle, images)
+
+    assert shares.shape == (600, 3)
+    assert np.allclose(shares.sum(axis=1), 1)
+    assert (shares[100:200] == probabilities(bundle, images, np.arange(100, 200))).mean() > 0.9
+    assert (shares == probabilities(bundle, images, np.arange(600))).all()

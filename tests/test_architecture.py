@@ -1,0 +1,93 @@
+"""The map in the README and in dvc.yaml is the house as it stands."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from twinrun.dependencies import imported_modules
+from twinrun.params import Params
+
+STAGES = ("ingest", "validate", "train", "evaluate", "register")
+DVC: dict[str, Any] = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
+
+
+def _paths(entries: list[Any]) -> list[str]:
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def test_the_stages_of_dvc_are_the_sections_of_the_params_in_the_same_order() -> None:
+    assert tuple(DVC) == STAGES
+    assert tuple(field.name for field in fields(Params)) == STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_one_name_in_five_places(stage: str) -> None:
+    outs = _paths([*DVC[stage]["outs"], *DVC[stage].get("metrics", []), *DVC[stage].get("plots", [])])
+
+    assert DVC[stage]["cmd"] == f"PYTHONPATH=src python -m pipeline.{stage}"
+    assert stage in DVC[stage]["params"]
+    assert all(out.startswith(f"data/out/{stage}/") for out in outs)
+    assert Path(f"pipeline/{stage}.py").is_file()
+    assert Path(f"tests/pipeline/test_{stage}.py").is_file()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_deps_of_a_stage_name_every_module_that_it_imports(stage: str) -> None:
+    wanted = {f"pipeline/{stage}.py", *imported_modules(Path(f"pipeline/{stage}.py"))}
+
+    named = {dep for dep in DVC[stage]["deps"] if dep.endswith(".py")}
+
+    assert named == wanted, f"dvc.yaml, {stage}: add {sorted(wanted - named)}, remove {sorted(named - wanted)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_nothing_that_changes_from_run_to_run(stage: str) -> None:
+    assert not {"data/out/train/card.json", "data/out/train/journal.jsonl"} & set(DVC[stage]["deps"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_files_beside_a_module_are_deps_of_the_stages_that_import_it(stage: str) -> None:
+    folders = {Path(dep).parent for dep in DVC[stage]["deps"] if dep.startswith("src/")}
+    templates = {
+        path.as_posix()
+        for folder in folders
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix != ".py" and f'"{path.name}"' in _sources_of(stage, folder)
+    }
+
+    assert templates <= set(DVC[stage]["deps"])
+
+
+def test_every_module_of_the_map_in_the_readme_exists_and_every_package_is_on_it() -> None:
+    readme = Path("README.md").read_text(encoding="utf-8")
+    packages = [path.name for path in Path("src/twinrun").iterdir() if (path / "__init__.py").is_file()]
+
+    assert all(f"{package}/" in readme for package in packages)
+    for name in ("pipeline/", "presets/", "params.yaml", "dvc.yaml", "requirements.lock", "benchmarks/", "tests/"):
+        assert name in readme
+        assert Path(name).exists()
+
+
+def test_the_default_params_are_the_digits_preset() -> None:
+    assert Path("params.yaml").read_bytes() == Path("presets/digits.yaml").read_bytes()
+
+
+def test_importing_the_command_line_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, twinrun.cli; "
+        "print([m for m in ('torch', 'mlflow', 'great_expectations', 'pandas', 'sklearn') if m in sys.modules])"
+    )
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert said.strip() == "[]"
+
+
+def _sources_of(stage: str, folder: Path) -> str:
+    files = [dep for dep in DVC[stage]["deps"] if Path(dep).parent == folder and dep.endswith(".py")]
+    return "".join(Path(file).read_text(encoding="utf-8") for file in files)
