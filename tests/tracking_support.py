@@ -36,7 +36,7 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tracked_project(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: a project with an empty store."""
     folder = tmp_path / "my project"
     shutil.copytree(new_store, folder / "mlruns")
@@ -261,7 +261,7 @@ def wait_for(port: int, path: str, server: "subprocess.Popen[bytes]", log: Path)
 
 
 @pytest.fixture
-def tracker(mlflow_server: int, monkeypatch: pytest.MonkeyPatch, project: Path) -> Iterator[FaultyTracker]:  # noqa: ARG001
+def tracker(mlflow_server: int, monkeypatch: pytest.MonkeyPatch, tracked_project: Path) -> Iterator[FaultyTracker]:  # noqa: ARG001
     """A tracking server that MLFLOW_TRACKING_URI names and that can be broken."""
     server = FaultyTracker(mlflow_server)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)

@@ -119,9 +119,7 @@ class Registry:
             if version.version == number:
                 return version
         if not versions:
-            raise RegistryError(
-                f"There is no model {self.name!r} in {self.tracker.uri} yet. Make a version of it: dvc repro register"
-            )
+            raise self._no_model()
         there = ", ".join(str(each.version) for each in reversed(versions))
         raise RegistryError(f"{self.name!r} has no version {number}; it has {there}. See them: twinrun models")
 
@@ -148,6 +146,8 @@ class Registry:
     def rollback(self, reason: str | None = None) -> Promotion:
         """Make the champion before this one the champion again. Raises RegistryError where there was none."""
         existing = {version.version for version in self.versions()}
+        if not existing:
+            raise self._no_model()
         with self._alone(), explaining(self.tracker):
             before = self._aliases().get(CHAMPION)
             former = [number for number in self._former() if number in existing and number != before]
@@ -156,6 +156,11 @@ class Registry:
                 raise RegistryError(f"{self.name!r} {now}, so there is nothing to go back to. See: twinrun models")
             self._set_former(former[:-1])
             return self._move("rollback", before, former[-1], reason)
+
+    def _no_model(self) -> RegistryError:
+        return RegistryError(
+            f"There is no model {self.name!r} in {self.tracker.uri} yet. Make a version of it: dvc repro register"
+        )
 
     def _move(self, action: str, before: int | None, after: int, reason: str | None) -> Promotion:
         self._client.set_registered_model_alias(self.name, CHAMPION, str(after))

@@ -1,0 +1,181 @@
+"""The command line: it teaches, it answers at once, and its errors are messages."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tracking_support import evaluate, free_port, lines, train, wait_for
+
+from pipeline import register
+from twinrun import cli
+from twinrun.publish import write_json
+
+
+@pytest.fixture
+def project(tracked_project: Path) -> Path:
+    return tracked_project
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """The real entry point, in this process, since each new one would import MLflow anew."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["twinrun", *arguments])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def test_help_answers_at_once_and_shows_every_command() -> None:
+    used = time.process_time() + os.times().children_user
+    printed = subprocess.run(
+        [sys.executable, "-m", "twinrun.cli", "--help"], capture_output=True, text=True, check=True
+    )
+
+    assert os.times().children_user + time.process_time() - used < 0.5
+    for word in ("models", "promote", "rollback", "sync", "show", "mlflow models serve", "/invocations"):
+        assert word in printed.stdout
+
+
+def test_a_model_is_listed_promoted_and_rolled_back(project: Path, twinrun: Callable[..., Ended]) -> None:
+    for weights in ("ab", "cd"):
+        train(project, weights_hash=weights * 32)
+        evaluate(project, weights_hash=weights * 32)
+        register.main()
+
+    promoted = [twinrun("promote", "1"), twinrun("promote", "2", "--reason", "better")]
+    back = twinrun("rollback", "--reason", "worse")
+    listed = twinrun("models").out
+    shown = twinrun("show", "2").out
+
+    rows = [line.split() for line in listed.splitlines()]
+    assert [each.code for each in (*promoted, back)] == [0, 0, 0]
+    assert back.out == "Version 1 of twinrun-digits is the champion again (it was version 2).\n"
+    assert ["1", "champion", "yes", "0.9900"] in [row[:4] for row in rows]
+    assert ["2", "candidate", "yes", "0.9900"] in [row[:4] for row in rows]
+    assert "cd" * 32 in shown
+    assert [each["action"] for each in lines(project / "mlruns/promotions.jsonl")] == ["promote", "promote", "rollback"]
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["promote", "3"], "There is no model 'twinrun-digits'"),
+        (["rollback"], "There is no model 'twinrun-digits'"),
+        (["show", "beef"], "No run or version is called 'beef'"),
+    ],
+)
+def test_what_cannot_be_done_is_a_message_and_an_exit_code(
+    arguments: list[str], message: str, twinrun: Callable[..., Ended]
+) -> None:
+    ended = twinrun(*arguments)
+
+    assert ended.code == 1
+    assert re.search(message, ended.err)
+    assert "Traceback" not in ended.err
+
+
+def test_sync_says_what_it_did_and_fails_where_the_tracker_is_away(
+    project: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    train(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    away = twinrun("sync")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    first, second = twinrun("sync"), twinrun("sync")
+
+    assert away.code == 1
+    assert "10 events are still to be published" in away.err
+    assert "http://127.0.0.1:9 (MLFLOW_TRACKING_URI) cannot be reached" in away.err
+    assert first.out.startswith("10 events of 1 run published")
+    assert "is up to date" in second.out
+
+
+def test_a_served_champion_answers_a_request_with_an_image(
+    project: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    from PIL import Image
+
+    _train_really(project)
+    register.main()
+    twinrun("promote", "1")
+    file = io.BytesIO()
+    Image.new("L", (28, 28), 90).save(file, "PNG")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    port = free_port()
+    log = project / "serve.log"
+
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/twinrun-digits@champion"),
+                *("--env-manager", "local", "--port", str(port)),
+            ],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_for(port, "/ping", server, log)
+        image = base64.b64encode(file.getvalue()).decode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"dataframe_split": {"columns": ["image"], "data": [[image]]}}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        answer = json.load(urllib.request.urlopen(request, timeout=30))
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+    (prediction,) = answer["predictions"]
+    assert prediction["label"] in "0123456789"
+    assert sum(prediction["probabilities"].values()) == pytest.approx(1)
+
+
+def _train_really(project: Path) -> None:
+    """The outputs of the train stage with a network that can be loaded, its weights as they begin."""
+    from twinrun.models.architectures import build_network
+    from twinrun.models.bundle import Preprocessing, save_bundle
+
+    preprocessing = Preprocessing(size_px=32, channels="gray", fit="pad", max_pixels=10**6, mean=(0.3,), std=(0.3,))
+    network = build_network("lenet5", channels=1, size_px=32, classes=10, seed=0)
+    train(project)
+    digest = save_bundle(
+        project / "data/out/train/bundle",
+        network.state_dict(),
+        architecture="lenet5",
+        classes=tuple("0123456789"),
+        preprocessing=preprocessing,
+    )
+    write_json({"weights_hash": digest, "fingerprint": "f" * 64}, project / "data/out/train/card.json")
+    evaluate(project, weights_hash=digest)

@@ -1,0 +1,179 @@
+"""Versions are made once, champions moved on purpose, and both can be traced."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracking_support import FaultyTracker, evaluate, lines, train
+
+from twinrun.errors import BundleError, RegistryError, TrackingError
+from twinrun.tracking.registry import Registry, Version
+from twinrun.tracking.runs import find_run
+from twinrun.tracking.store import find_tracker, open_client
+from twinrun.tracking.sync import run_of, sync
+
+
+def _register(project: Path, weights: str = "ab", *, passed: bool = True, name: str = "digits") -> Version:
+    train(project, weights_hash=weights * 32, epochs=1)
+    metrics = evaluate(project, weights_hash=weights * 32)
+    sync()
+    return Registry(find_tracker(project), name).register(
+        project / "data/out/train/bundle",
+        metrics,
+        passed=passed,
+        fingerprint="f" * 64,
+        run_id=run_of(project, weights * 32),
+    )
+
+
+def _aliases(project: Path) -> dict[int, tuple[str, ...]]:
+    return {each.version: each.aliases for each in Registry(find_tracker(project), "digits").versions()}
+
+
+def test_a_version_carries_what_made_it(project: Path) -> None:
+    version = _register(project)
+
+    facts = find_run(find_tracker(project), "1", "digits")
+    assert version.version == 1
+    assert version.aliases == ("candidate",)
+    assert version.metrics["test_accuracy"] == 0.99
+    assert (version.weights_hash, version.fingerprint, version.passed) == ("ab" * 32, "f" * 64, True)
+    assert facts.run_id == version.run_id
+    assert facts.card is not None
+    assert facts.card["weights_hash"] == "ab" * 32
+
+
+def test_the_same_bundle_never_makes_a_second_version(project: Path) -> None:
+    first = _register(project)
+    again = _register(project)
+    other = _register(project, "cd")
+
+    assert [first.version, again.version, other.version] == [1, 1, 2]
+    assert _aliases(project) == {2: ("candidate",), 1: ()}
+
+
+def test_a_request_whose_answer_is_lost_makes_one_version(tracker: FaultyTracker, project: Path) -> None:
+    lost = []
+    for after in range(0, 16, 3):
+        weights = f"{after:02x}"
+        tracker.break_down("lost", after)
+        try:
+            _register(project, weights, name="lossy")
+        except TrackingError:
+            lost.append(after)
+        tracker.break_down(None)
+        _register(project, weights, name="lossy")
+
+    versions = Registry(find_tracker(project), "lossy").versions()
+    assert lost
+    assert sorted(each.weights_hash[:2] for each in versions) == ["00", "03", "06", "09", "0c", "0f"]
+
+
+def test_no_file_of_a_version_is_a_pickle(project: Path) -> None:
+    version = _register(project)
+
+    client = open_client(find_tracker(project))
+    place = Path(client.get_model_version_download_uri("digits", str(version.version)).removeprefix("file://"))
+    names = {file.name for file in Path(str(place).replace("%20", " ")).rglob("*") if file.is_file()}
+    assert {"MLmodel", "weights.safetensors", "model.json", "manifest.json", "input_example.json"} <= names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))]
+
+
+def test_a_changed_bundle_is_refused_and_makes_no_version(project: Path) -> None:
+    _register(project)
+    weights = project / "data/out/train/bundle/weights.safetensors"
+    weights.write_bytes(b"x" + weights.read_bytes()[1:])
+
+    with pytest.raises(BundleError, match=r"weights\.safetensors has sha256"):
+        Registry(find_tracker(project), "digits").register(
+            weights.parent, {"accuracy": 1.0}, passed=True, fingerprint="f", run_id=None
+        )
+
+    assert list(_aliases(project)) == [1]
+
+
+def test_a_version_that_fails_its_gates_is_no_candidate(project: Path) -> None:
+    _register(project, "ab", passed=True)
+    _register(project, "cd", passed=False)
+
+    assert _aliases(project) == {2: (), 1: ("candidate",)}
+
+
+def test_promotions_are_recorded_and_rolled_back_one_by_one(project: Path) -> None:
+    for weights in ("ab", "cd", "ef"):
+        _register(project, weights)
+    registry = Registry(find_tracker(project), "digits")
+    for version in (1, 2, 3):
+        registry.promote(version, reason="better")
+
+    registry.rollback("worse")
+    after_one = _aliases(project)
+    registry.rollback()
+    after_two = _aliases(project)
+
+    record = lines(project / "mlruns/promotions.jsonl")
+    assert "champion" in after_one[2]
+    assert "champion" in after_two[1]
+    assert [(each["action"], each["from"], each["to"], each["reason"]) for each in record] == [
+        ("promote", None, 1, "better"),
+        ("promote", 1, 2, "better"),
+        ("promote", 2, 3, "better"),
+        ("rollback", 3, 2, "worse"),
+        ("rollback", 2, 1, None),
+    ]
+    with pytest.raises(RegistryError, match="nothing to go back to"):
+        registry.rollback()
+
+
+def test_a_version_that_has_not_passed_is_promoted_only_by_force_and_with_a_reason(project: Path) -> None:
+    _register(project, passed=False)
+    registry = Registry(find_tracker(project), "digits")
+
+    with pytest.raises(RegistryError, match="has not passed its gates"):
+        registry.promote(1)
+    with pytest.raises(RegistryError, match="needs a reason"):
+        registry.promote(1, force=True)
+    registry.promote(1, force=True, reason="a demonstration")
+
+    (entry,) = lines(project / "mlruns/promotions.jsonl")
+    assert entry["reason"] == "a demonstration"
+    assert "champion" in _aliases(project)[1]
+
+
+def test_an_unknown_version_or_run_is_named(project: Path) -> None:
+    registry = Registry(find_tracker(project), "digits")
+    with pytest.raises(RegistryError, match="There is no model 'digits'"):
+        registry.promote(1)
+    _register(project)
+
+    with pytest.raises(RegistryError, match="has no version 7; it has 1"):
+        registry.promote(7)
+    with pytest.raises(TrackingError, match="No run or version is called 'abcd'"):
+        find_run(find_tracker(project), "abcd", "digits")
+
+
+def _die_while_registering(project: Path, metrics: dict[str, Any], run_id: str | None) -> None:
+    registry = Registry(find_tracker(project), "digits")
+    registry._client.create_model_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    registry.register(project / "data/out/train/bundle", metrics, passed=True, fingerprint="f" * 64, run_id=run_id)
+
+
+def test_a_register_that_was_killed_half_way_leaves_nothing_double(project: Path) -> None:
+    train(project)
+    metrics = evaluate(project)
+    sync()
+    run_id = run_of(project, metrics["weights_hash"])
+    child = multiprocessing.get_context("fork").Process(target=_die_while_registering, args=(project, metrics, run_id))
+    child.start()
+    child.join(60)
+
+    _register(project)
+    client = open_client(find_tracker(project))
+    experiments = [each.experiment_id for each in client.search_experiments()]
+
+    assert child.exitcode == -signal.SIGKILL
+    assert list(_aliases(project)) == [1]
+    assert len([each for each in client.search_logged_models(experiments) if each.source_run_id == run_id]) == 1
