@@ -7,7 +7,7 @@ from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack,
 from twinrun.data.sources import list_source
 from twinrun.errors import run_main
 from twinrun.params import load_params
-from twinrun.publish import write_table
+from twinrun.publish import ensure_writable, write_table
 
 OUT = Path("data/out/ingest")
 PACK = OUT / "images.npy"
@@ -20,6 +20,7 @@ def main() -> None:
     shape = Shape(params.size_px, params.channels, params.fit, params.max_pixels)
     workers = available_cores() if params.workers == "auto" else params.workers
 
+    ensure_writable(OUT, 0)
     TABLE.unlink(missing_ok=True)  # it comes last: a pack without its table is no result
     with creating_pack(PACK, (len(listing.items), *shape.of_image)) as pack:
         facts = fill_pack(listing, shape, pack, workers)

@@ -51,6 +51,7 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Read what `write_manifest` wrote; raises DataError where it is missing or not a manifest."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
@@ -59,7 +60,7 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(f"{path} is missing. Make it: dvc repro validate") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is not a manifest ({error}). Make it again: dvc repro -f validate") from None
-    used = table.filter(pa.compute.is_null(table["dropped"]))
+    used = table.filter(pc.is_null(table["dropped"]))
     rows, ids = used["row"].to_numpy(), used["id"].to_pylist()
     targets, names = used["target"].to_numpy(), np.array(used["split"].to_pylist(), dtype=object)
     by_target = dict(zip(targets.tolist(), used["label"].to_pylist(), strict=True))

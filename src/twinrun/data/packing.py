@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -247,6 +248,14 @@ def _start_worker(shape: Shape, pack: Path, budget: _Budget) -> None:
     # libtiff and others write to the terminal by themselves what the rows say in words.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _worker = _Worker(shape, PackWriter(pack), budget)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Otherwise the workers of a killed ingest would wait for work for ever.
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(chunk: Chunk) -> list[Facts]:

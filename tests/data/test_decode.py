@@ -1,0 +1,200 @@
+"""Decoding: every format and mode that people have, and words for everything else."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from twinrun.data.decode import Header, decode, decode_image, fit_image
+from twinrun.errors import DecodeError
+
+LIMIT = 1_000_000
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels_of(data: bytes, channels: str = "rgb") -> Any:
+    return decode_image(data, channels=channels, max_pixels=LIMIT).pixels  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WebP", {"lossless": True})])
+def test_formats_without_loss_give_back_the_pixels_and_their_header(
+    picture: Image.Image, kind: str, options: dict[str, Any]
+) -> None:
+    decoded = decode_image(encoded(picture, kind, **options), channels="rgb", max_pixels=LIMIT)
+
+    assert np.array_equal(decoded.pixels, np.asarray(picture))
+    assert decoded.header == Header(width=9, height=6, mode="RGB", format=kind)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "GIF"])
+def test_formats_with_loss_give_nearly_the_pixels(kind: str) -> None:
+    smooth = Image.linear_gradient("L").resize((64, 64))
+
+    pixels = pixels_of(encoded(smooth, kind), "gray")[:, :, 0]
+
+    assert np.abs(pixels.astype(int) - np.asarray(smooth)).max() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WebP"])
+def test_every_exif_orientation_is_applied(picture: Image.Image, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture, kind, exif=exif, **({"lossless": True} if kind == "WebP" else {}))
+
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(picture, "PNG", exif=exif))))
+
+    assert np.array_equal(pixels_of(data), np.asarray(upright))
+
+
+def test_a_broken_exif_block_does_not_cost_the_image(picture: Image.Image) -> None:
+    data = encoded(picture, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+
+    assert np.array_equal(pixels_of(data), np.asarray(picture))
+
+
+def test_sixteen_bits_become_the_nearest_of_eight() -> None:
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+    image = Image.fromarray(values)
+
+    for kind in ("PNG", "TIFF"):
+        assert pixels_of(encoded(image, kind), "gray")[:, :, 0].tolist() == [[0, 0, 1, 1, 128, 255]]
+
+
+def test_transparency_shows_white_in_every_mode_that_has_it() -> None:
+    clear, half = (200, 0, 0, 0), (0, 0, 0, 128)
+    image = Image.new("RGBA", (2, 1))
+    image.putdata([clear, half])
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 0, 0, 0])
+    palette.putdata([0, 1])
+
+    assert pixels_of(encoded(image, "PNG")).tolist() == [[[255, 255, 255], [127, 127, 127]]]
+    assert pixels_of(encoded(image.convert("LA"), "PNG"), "gray").tolist() == [[[255], [127]]]
+    assert pixels_of(encoded(palette, "PNG", transparency=0)).tolist() == [[[255, 255, 255], [0, 0, 0]]]
+    assert pixels_of(encoded(palette, "PNG")).tolist() == [[[10, 20, 30], [0, 0, 0]]]
+
+
+def test_cmyk_and_one_bit_and_gray_become_what_is_asked_for() -> None:
+    cmyk = encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG", quality=100)
+    bits = encoded(Image.new("1", (3, 1), 1), "PNG")
+    gray = encoded(Image.new("L", (3, 1), 77), "PNG")
+
+    assert (pixels_of(cmyk) == 255).all()
+    assert pixels_of(bits, "gray").tolist() == [[[255]] * 3]
+    assert pixels_of(gray).tolist() == [[[77, 77, 77]] * 3]
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+
+    for kind in ("GIF", "WebP", "PNG", "TIFF"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert pixels_of(data)[0, 0, 0] > 250, kind
+        assert pixels_of(data)[0, 0, 2] < 5, kind
+
+
+def test_large_images_are_converted_in_strips_with_the_same_result() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (2600, 2000, 4), dtype=np.uint8)
+    image = Image.fromarray(values)
+
+    pixels = decode_image(encoded(image, "PNG", compress_level=0), channels="gray", max_pixels=10**7).pixels
+
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+    assert np.array_equal(pixels[:, :, 0], np.asarray(white.convert("RGB").convert("L")))
+
+
+def test_a_bomb_is_refused_from_its_header_and_before_memory_is_taken() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1001, 1000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"never looked at") + chunk(b"IEND", b"")
+    seen: list[Header] = []
+
+    with pytest.raises(DecodeError, match=r"claims 1001 x 1000 = 1,001,000 pixels and at most 1,000,000") as caught:
+        decode_image(bomb, channels="gray", max_pixels=LIMIT, on_header=seen.append)
+
+    assert seen == []
+    assert caught.value.header == Header(width=1001, height=1000, mode="L", format="PNG")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (b"hello world", "is no image"),
+        (b"\x89PNG\r\n\x1a\n and more", "starts like PNG"),
+        (encoded(Image.new("RGB", (99, 99)), "JPEG")[:300], "Truncated"),
+        (encoded(Image.new("F", (9, 9)), "TIFF"), "floating-point"),
+        (encoded(Image.new("I", (9, 9), 1 << 20), "TIFF"), "32 bits"),
+        (encoded(Image.new("RGB", (9, 9)), "PPM"), "is no image"),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused_in_words(data: bytes, words: str) -> None:
+    with pytest.raises(DecodeError, match=words):
+        decode(data, channels="rgb", fit="pad", size_px=8, max_pixels=LIMIT)
+
+
+def test_nothing_but_a_decode_error_comes_out_of_hostile_files(hostile_images: list[Path]) -> None:
+    refused = 0
+    for path in hostile_images:
+        try:
+            pixels = decode(path.read_bytes(), channels="rgb", fit="crop", size_px=8, max_pixels=LIMIT * 60)
+            assert pixels.shape == (8, 8, 3)
+        except DecodeError:
+            refused += 1
+
+    assert 100 < refused < 250
+
+
+def test_padding_keeps_all_of_the_image_centred_on_black() -> None:
+    white = np.full((10, 40, 1), 255, np.uint8)
+
+    fitted = fit_image(white, 20, "pad")
+
+    assert fitted.shape == (20, 20, 1)
+    assert np.flatnonzero(fitted[:, 10, 0]).tolist() == [7, 8, 9, 10, 11]
+    assert (fitted[7:12] == 255).all()
+
+
+def test_cropping_fills_the_square_with_the_middle() -> None:
+    image = np.zeros((10, 40, 3), np.uint8)
+    image[:, 15:25] = 255
+
+    assert (fit_image(image, 10, "crop") == 255).all()
+
+
+def test_shrinking_is_antialiased_and_equal_size_changes_nothing() -> None:
+    stripes = np.zeros((64, 64, 1), np.uint8)
+    stripes[:, ::2] = 255
+
+    small = fit_image(stripes, 8, "pad")
+
+    assert abs(int(small.mean()) - 127) < 3
+    assert small.std() < 20
+    assert np.array_equal(fit_image(stripes, 64, "crop"), stripes)
+
+
+def test_a_thread_of_an_image_survives_both_ways_of_fitting() -> None:
+    thread = np.full((1, 3000, 1), 200, np.uint8)
+
+    assert fit_image(thread, 16, "pad").max() == 200
+    assert fit_image(thread, 16, "crop").shape == (16, 16, 1)

@@ -1,0 +1,329 @@
+"""Stage `ingest`, run as a person runs it."""
+
+import gzip
+import os
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from conftest import Project
+from PIL import Image
+
+OFFLINE = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https", "HTTP", "HTTPS")}
+WriteDigits = Callable[..., Path]
+
+
+def test_digits_become_a_pack_and_a_table_with_a_row_for_each(project: Project) -> None:
+    ran = project.run("ingest")
+
+    assert ran.code == 0, ran.said
+    rows, images = project.table(), project.pack()
+    assert images.shape == (1797, 32, 32, 1)
+    assert len(rows) == len({row["id"] for row in rows}) == 1797
+    assert Counter(row["label"] for row in rows)["3"] == 183
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+    assert all(row["error"] is None and row["split"] is None for row in rows)
+    assert all(image.any() for image in images)
+
+
+def test_the_number_of_workers_changes_no_byte(project: Project, write_digits: WriteDigits) -> None:
+    write_digits(each=15)
+    (project.folder / "images/1/broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    project.set(ingest__source="folder", ingest__path="images")
+
+    found = []
+    for workers in (1, 3):
+        assert project.set(ingest__workers=workers).run("ingest").code == 0
+        found.append(contents(project.folder / "data/out/ingest"))
+
+    assert found[0] == found[1]
+
+
+def test_every_file_in_a_class_folder_gets_a_row_however_deep_and_whatever_it_is(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    root = write_digits(each=2, classes=(0, 1))
+    (root / "0/deep/er").mkdir(parents=True)
+    Image.new("L", (9, 9), 200).save(root / "0/deep/er/photo.with.no.known.ending", "PNG")
+    (root / "1/README").write_text("not an image")
+    (root / "1/empty.jpg").touch()
+    (root / "1/secret.png").touch(mode=0)
+    (root / "1/gone.png").symlink_to("nowhere")
+    os.mkfifo(root / "1/pipe.png")
+    (root / "1/caf\N{LATIN SMALL LETTER E WITH ACUTE}.png").write_bytes(b"GIF89a")
+    (root / "1/.DS_Store").write_bytes(b"litter")
+    (root / "1/.ipynb_checkpoints").mkdir()
+    (root / "1/.ipynb_checkpoints/000.png").write_bytes((root / "1/000.png").read_bytes())
+    (root / "README.md").write_text("about this folder")
+    Image.new("L", (9, 9)).save(root / "stray.png")
+
+    ran = project.set(ingest__source="folder", ingest__path="images").run("ingest")
+
+    assert ran.code == 0, ran.said
+    errors = {row["path"]: row["error"] for row in project.table()}
+    assert errors.pop("0/deep/er/photo.with.no.known.ending") is None
+    assert errors.pop("1/README").startswith("is no image")
+    assert errors.pop("1/empty.jpg") == "is empty"
+    assert errors.pop("1/secret.png") == "cannot be read: Permission denied"
+    assert errors.pop("1/gone.png") == "cannot be read: No such file or directory"
+    assert errors.pop("1/pipe.png") == "cannot be read: it is no regular file"
+    assert errors.pop("1/caf\N{LATIN SMALL LETTER E WITH ACUTE}.png").startswith("starts like GIF")
+    assert errors.pop("stray.png") == "lies in no class folder, so that it has no label"
+    assert errors == dict.fromkeys(("0/000.png", "0/001.png", "1/000.png", "1/001.png"))
+    assert "README.md" in ran.said
+
+
+def test_a_tree_of_splits_keeps_its_splits_and_takes_its_labels_from_the_second_level(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    for name in ("train", "valid", "test"):
+        write_digits(each=2, classes=(0, 1), root=f"images/{name}")
+
+    assert project.set(ingest__source="folder", ingest__path="images").run("ingest").code == 0
+
+    found = Counter((row["split"], row["label"]) for row in project.table())
+    assert found == {(split, label): 2 for split in ("train", "val", "test") for label in "01"}
+
+
+def test_a_splits_file_names_the_split_of_each_image(project: Project, write_digits: WriteDigits) -> None:
+    write_digits(each=2, classes=(0, 1))
+    lines = ["split,path", "train,0/000.png", "test,0/001.png", "val,1/000.png"]
+    (project.folder / "images/splits.csv").write_text("\n".join(lines))
+    project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="images/splits.csv")
+
+    ran = project.run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert [row["split"] for row in project.table()] == ["train", "test", "val", None]
+    assert "1/001.png" in ran.said
+
+
+def test_a_decoder_that_crashes_costs_its_image_and_no_other(project: Project, write_digits: WriteDigits) -> None:
+    root = write_digits(each=12)
+    Image.new("L", (666, 1)).save(root / "1/crash.bmp")
+    Image.new("L", (666, 1)).save(root / "2/crash.bmp")
+    project.set(ingest__source="folder", ingest__path="images")
+    (project.folder / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "from PIL.BmpImagePlugin import BmpImageFile\n"
+        "BmpImageFile.load = lambda self: os.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+
+    ran = project.run("ingest")
+
+    assert ran.code == 0, ran.said
+    errors = {row["path"]: row["error"] for row in project.table() if row["error"] is not None}
+    assert list(errors) == ["1/crash.bmp", "2/crash.bmp"]
+    assert "the decoder crashed" in errors["1/crash.bmp"]
+    assert len(project.table()) == 38
+    assert sum(image.any() for image in project.pack()) == 36
+
+
+def test_neither_a_killed_worker_nor_a_killed_run_changes_a_byte_or_leaves_half_of_one(project: Project) -> None:
+    values = np.random.default_rng(0)
+    for number in range(60):
+        path = project.folder / "images" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = values.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((800, 600)).save(path)
+    project.set(ingest__source="folder", ingest__path="images", ingest__workers=2)
+    assert project.run("ingest").code == 0
+    out = project.folder / "data/out/ingest"
+    undisturbed = contents(out)
+
+    running = project.start("ingest")
+    first_worker(running.pid).kill()
+    said, _ = running.communicate(timeout=120)
+    after_worker = (running.returncode, contents(out))
+
+    running = project.start("ingest")
+    first_worker(running.pid)
+    below = psutil.Process(running.pid).children(recursive=True)
+    running.kill()
+    running.communicate()
+    _, left = psutil.wait_procs(below, timeout=20)
+    after_run = contents(out)
+
+    assert after_worker == (0, undisturbed), said
+    assert left == []
+    assert "table.parquet" not in after_run
+    assert project.run("ingest").code == 0
+    assert contents(out) == undisturbed
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of each file."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def first_worker(process: int) -> psutil.Process:
+    """The first of its workers, as soon as it decodes."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for child in psutil.Process(process).children():
+            if "spawn_main" in " ".join(child.cmdline()) and child.cpu_times().user > 0.1:
+                return child
+        time.sleep(0.005)
+    raise AssertionError("no worker was seen")
+
+
+def test_idx_files_are_read_plain_and_gzipped(project: Project) -> None:
+    write_idx(project.folder / "files", gzipped=("t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"))
+    project.set(ingest__source="fashion-mnist", ingest__path="files", ingest__size_px=28)
+
+    ran = project.run("ingest")
+
+    assert ran.code == 0, ran.said
+    rows = project.table()
+    assert Counter(row["split"] for row in rows) == {"train": 20, "test": 10}
+    assert [row["label"] for row in rows[:3]] == ["T-shirt/top", "Trouser", "Pullover"]
+    assert project.pack()[10, 0, 0, 0] == 0
+    assert project.pack()[11, 0, 0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:100], "cut short"),
+        (lambda data: b"<html>" + data, "no IDX file"),
+        (lambda data: gzip.compress(data)[:-30], "cannot be unpacked"),
+    ],
+)
+def test_a_damaged_idx_file_is_refused_by_name(project: Project, damage: Callable[[bytes], bytes], words: str) -> None:
+    write_idx(project.folder / "files")
+    path = project.folder / "files/train-images-idx3-ubyte"
+    path.write_bytes(damage(path.read_bytes()))
+
+    ran = project.set(ingest__source="mnist", ingest__path="files").run("ingest")
+
+    assert_refused(project, ran.code, ran.said, "files/train-images-idx3-ubyte", words)
+
+
+def test_offline_the_four_files_their_folder_and_the_command_that_fetches_them_are_named(project: Project) -> None:
+    ran = project.set(ingest__source="mnist").run("ingest", **OFFLINE)
+
+    names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    assert_refused(project, ran.code, ran.said, "data/raw/mnist", *names, "dvc repro ingest", "curl -fL")
+
+
+def test_files_missing_from_a_folder_of_ones_own_are_named(project: Project) -> None:
+    write_idx(project.folder / "files")
+    (project.folder / "files/t10k-labels-idx1-ubyte").unlink()
+
+    ran = project.set(ingest__source="fashion-mnist", ingest__path="files").run("ingest")
+
+    assert_refused(project, ran.code, ran.said, "files lacks t10k-labels-idx1-ubyte", "curl -fL")
+
+
+def test_cifar10_is_read_from_its_binary_version(project: Project) -> None:
+    folder = project.folder / "files/cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    red = bytes([6]) + bytes([255]) * 1024 + bytes(2048)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        (folder / f"{name}.bin").write_bytes(red + bytes([9]) + bytes(3072))
+    project.set(ingest__source="cifar10", ingest__path="files", ingest__channels="rgb")
+
+    ran = project.run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert Counter((row["label"], row["split"]) for row in project.table()) == {
+        ("frog", "train"): 5, ("truck", "train"): 5, ("frog", "test"): 1, ("truck", "test"): 1,
+    }  # fmt: skip
+    assert project.pack()[0, 5, 5].tolist() == [255, 0, 0]
+
+
+def test_a_source_folder_that_is_missing_empty_or_of_one_class_is_refused(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    project.set(ingest__source="folder", ingest__path="images")
+
+    ran = project.run("ingest")
+    assert_refused(project, ran.code, ran.said, "images does not exist", "ingest.path")
+
+    (project.folder / "images").mkdir()
+    ran = project.run("ingest")
+    assert_refused(project, ran.code, ran.said, "images has no files", "ingest.path")
+
+    write_digits(each=3, classes=(7,))
+    ran = project.run("ingest")
+    assert_refused(project, ran.code, ran.said, "one class, '7'", "at least two")
+
+
+def test_an_unknown_source_is_refused_with_the_list_of_known_ones(project: Project) -> None:
+    ran = project.set(ingest__source="fashionmnist").run("ingest")
+
+    assert_refused(project, ran.code, ran.said, "digits", "cifar10", "trashnet", "did you mean fashion-mnist?")
+
+
+def test_a_read_only_output_folder_is_refused(project: Project) -> None:
+    out = project.folder / "data/out/ingest"
+    out.mkdir(parents=True)
+    (out / "table.parquet").write_bytes(b"of an earlier run")
+    out.chmod(0o555)
+
+    ran = project.run("ingest")
+
+    assert ran.code == 1
+    assert "Traceback" not in ran.said
+    assert "data/out/ingest" in ran.said
+    assert "read-only for this user" in ran.said
+    assert contents(out) == {"table.parquet": b"of an earlier run"}
+
+
+def test_hostile_images_each_get_a_row_in_bounded_memory(project: Project, real_images: Path) -> None:
+    source = real_images / "hostile-images"
+    project.set(ingest__source="folder", ingest__path=str(source), ingest__channels="rgb")
+
+    running = project.start("ingest")
+    peak = 0
+    while running.poll() is None:
+        peak = max(peak, memory(running.pid))
+        time.sleep(0.05)
+    said, _ = running.communicate()
+
+    assert running.returncode == 0, said
+    assert len(project.table()) == sum(path.is_file() for path in source.rglob("*"))
+    assert 100 < sum(row["error"] is not None for row in project.table()) < 250
+    assert all(len(row["error"] or "") < 250 and "0x" not in (row["error"] or "") for row in project.table())
+    assert peak < 1_500_000_000
+    assert len(said.splitlines()) < 5
+
+
+def memory(process: int) -> int:
+    """Resident bytes of a process and all below it."""
+    total = 0
+    try:
+        for member in (root := psutil.Process(process), *root.children(recursive=True)):
+            total += member.memory_info().rss
+    except psutil.Error:
+        pass
+    return total
+
+
+def write_idx(folder: Path, gzipped: tuple[str, ...] = ()) -> None:
+    """The four files, with 20 and 10 images of 28 x 28, all pixels the number of the image."""
+    folder.mkdir()
+    for part, count in (("train", 20), ("t10k", 10)):
+        numbers = np.arange(count, dtype=np.uint8)
+        images = np.broadcast_to(numbers[:, None, None], (count, 28, 28))
+        contents = {
+            f"{part}-images-idx3-ubyte": struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28) + images.tobytes(),
+            f"{part}-labels-idx1-ubyte": struct.pack(">4BI", 0, 0, 8, 1, count) + (numbers % 10).tobytes(),
+        }
+        for name, data in contents.items():
+            packed = name in gzipped
+            (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(data) if packed else data)
+
+
+def assert_refused(project: Project, code: int, said: str, *words: str) -> None:
+    """A clear error: non-zero, no traceback, the words, and nothing half-written."""
+    assert code == 1, said
+    assert "Traceback" not in said
+    assert [word for word in words if word not in said] == [], said
+    out = project.folder / "data/out/ingest"
+    assert not out.exists() or not list(out.iterdir())

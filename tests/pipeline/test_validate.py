@@ -1,0 +1,279 @@
+"""Stage `validate`, run as a person runs it, on what `ingest` made of real images."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Project, Ran
+from PIL import Image
+
+from pipeline import validate
+from twinrun.errors import TwinrunError
+
+WriteDigits = Callable[..., Path]
+Stage = Callable[[Project], Ran]
+
+
+@pytest.fixture
+def validated(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Stage:
+    """Ingest, then validate inside this process: Great Expectations takes seconds to import."""
+
+    def run(project: Project, ingest: bool = True) -> Ran:
+        if ingest:
+            ran = project.set(ingest__workers=1).run("ingest")
+            assert ran.code == 0, ran.said
+        monkeypatch.chdir(project.folder)
+        try:
+            validate.main()
+        except TwinrunError as error:
+            return Ran(error.exit_code, str(error))
+        return Ran(0, capsys.readouterr().out)
+
+    return run
+
+
+def test_good_data_get_a_manifest_of_all_rows_a_result_and_a_report(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    write_digits(each=150)
+    assert project.set(ingest__source="folder", ingest__path="images").run("ingest").code == 0
+
+    ran = project.run("validate")
+
+    assert ran.code == 0, ran.said
+    assert "Calculating" not in ran.said
+    assert len(ran.said.splitlines()) == 1
+    rows = project.manifest()
+    assert [row["row"] for row in rows] == list(range(450))
+    assert [row["id"] for row in rows] == [row["id"] for row in project.table()]
+    assert all(row["dropped"] is None and row["target"] == int(row["label"]) for row in rows)
+    shares = Counter(row["split"] for row in rows)
+    assert 0.6 < shares["train"] / 450 < 0.8
+    assert project.result()["passed"]
+    assert project.result()["splits"] == shares
+    assert "The data passed" in project.report()
+    assert "http" not in project.report().replace("http-equiv", "")
+
+
+def test_data_that_fail_stop_the_pipeline_on_the_terminal_and_leave_a_report_but_no_manifest(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    root = write_digits(each=20)
+    (root / "1/broken.png").write_bytes((root / "1/000.png").read_bytes()[:60])
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+    assert project.run("ingest").code == 0
+    (project.folder / "data/out/validate").mkdir()
+    (project.folder / "data/out/validate/manifest.parquet").write_bytes(b"of an earlier run")
+
+    ran = project.run("validate")
+
+    assert ran.code == 1
+    assert "Traceback" not in ran.said
+    assert "1 of 10 expectations failed" in ran.said
+    assert "1/broken.png: " in ran.said
+    line = 1 + (project.folder / "params.yaml").read_text().splitlines().index(
+        next(line for line in (project.folder / "params.yaml").read_text().splitlines() if "on_broken" in line)
+    )
+    assert f"params.yaml, line {line}: validate.on_broken" in ran.said
+    assert "data/out/validate/report/index.html" in ran.said
+    assert "1/broken.png" in project.report()
+    assert not (project.folder / "data/out/validate/manifest.parquet").exists()
+
+
+def test_broken_images_are_dropped_where_the_policy_says_so(
+    project: Project, write_digits: WriteDigits, validated: Stage
+) -> None:
+    root = write_digits(each=20)
+    (root / "1/broken.png").write_bytes(b"")
+    project.set(ingest__source="folder", ingest__path="images")
+    project.set(validate__min_images_per_class=1, validate__on_broken="drop")
+
+    ran = validated(project)
+
+    assert ran.code == 0, ran.said
+    assert "1 broken" in ran.said
+    dropped = [row for row in project.manifest() if row["dropped"] is not None]
+    assert [(row["dropped"], row["target"]) for row in dropped] == [("broken: is empty", -1)]
+    assert "1/broken.png" in project.report()
+
+
+@pytest.mark.parametrize("policy", ["stop", "drop"])
+def test_all_images_broken_is_refused_whatever_the_policy(
+    project: Project, write_digits: WriteDigits, validated: Stage, policy: str
+) -> None:
+    for path in write_digits(each=3).rglob("*.png"):
+        path.write_bytes(b"GIF89a")
+    project.set(ingest__source="folder", ingest__path="images", validate__on_broken=policy)
+
+    ran = validated(project)
+
+    assert ran.code == 1
+    assert ("9 images do not meet it" if policy == "stop" else "0 images are left") in ran.said
+    assert 'Class "0" has 0 images in train' in ran.said
+
+
+def test_a_class_with_too_few_images_is_named_with_the_split_and_the_setting(
+    project: Project, write_digits: WriteDigits, validated: Stage
+) -> None:
+    root = write_digits(each=60, classes=(0, 1))
+    for path in sorted((root / "1").iterdir())[4:]:
+        path.unlink()
+
+    ran = validated(project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=3))
+
+    assert ran.code == 1
+    assert 'Class "1" has' in ran.said
+    assert 'Class "0" has' not in ran.said
+    assert "validate.min_images_per_class" in ran.said
+    assert 'Class "1" has 4 images and the largest has 60' in ran.said
+    assert "validate.max_imbalance" in ran.said
+
+
+def test_sizes_and_modes_outside_the_set_ranges_are_named(
+    project: Project, write_digits: WriteDigits, validated: Stage
+) -> None:
+    root = write_digits(each=20)
+    Image.new("L", (16, 500)).save(root / "0/tall.png")
+    Image.new("RGBA", (16, 16), "red").save(root / "2/see-through.png")
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+    project.set(validate__max_side_px=400)
+
+    ran = validated(project)
+
+    assert ran.code == 1
+    assert "0/tall.png: 16 x 500 pixels" in ran.said
+    assert "2/see-through.png: mode RGBA" in ran.said
+    assert {e["name"] for e in project.result()["expectations"] if not e["passed"]} == {"height", "mode"}
+
+
+def test_identical_pixels_in_two_splits_are_a_leak_whatever_the_files_and_can_be_dropped_from_the_earlier(
+    project: Project, write_digits: WriteDigits, validated: Stage
+) -> None:
+    for name in ("train", "val", "test"):
+        write_digits(each=0, classes=(0, 1), root=f"images/{name}")
+    digits = sorted(path for path in write_digits(each=9, classes=(0, 1), root="all").rglob("*.png"))
+    for number, path in enumerate(digits):
+        split = ("train", "val", "test")[number % 3]
+        path.rename(project.folder / "images" / split / path.parent.name / path.name)
+    copy = project.folder / "images/test/0/copy.bmp"
+    Image.open(project.folder / "images/train/0/000.png").save(copy)
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+
+    stopped = validated(project)
+    dropped = validated(project.set(validate__on_leak="drop"), ingest=False)
+
+    assert stopped.code == 1
+    assert "test/0/copy.bmp (0, test) = train/0/000.png (0, train)" in stopped.said
+    assert dropped.code == 0, dropped.said
+    paths = [row["path"] for row in project.table()]
+    gone = [(paths[row["row"]], row["dropped"]) for row in project.manifest() if row["dropped"] is not None]
+    assert gone == [("train/0/000.png", "leak: identical pixels in a later split")]
+
+
+def test_identical_pixels_under_two_labels_are_a_contradiction_and_can_be_dropped_on_both_sides(
+    project: Project, write_digits: WriteDigits, validated: Stage
+) -> None:
+    root = write_digits(each=30)
+    (root / "2/same.png").write_bytes((root / "0/004.png").read_bytes())
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+
+    stopped = validated(project)
+    dropped = validated(project.set(validate__on_contradiction="drop"), ingest=False)
+
+    assert stopped.code == 1
+    assert "0/004.png (0, " in stopped.said
+    assert " = 2/same.png (2, " in stopped.said
+    assert "split" not in stopped.said.partition("The report")[0].replace("splits", "")
+    assert dropped.code == 0, dropped.said
+    assert sum(row["dropped"] is not None for row in project.manifest()) == 2
+
+
+def test_adding_images_moves_no_other_to_another_split(
+    project: Project, write_digits: WriteDigits, validated: Stage
+) -> None:
+    write_digits(each=30)
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+    assert validated(project).code == 0
+    before = {row["id"]: row["split"] for row in project.manifest()}
+
+    write_digits(each=30, classes=(5, 6))
+    assert validated(project).code == 0
+
+    after = {row["id"]: row["split"] for row in project.manifest()}
+    assert len(after) == 150
+    assert {name: after[name] for name in before} == before
+    other_seed = validated(project.set(validate__seed=1), ingest=False)
+    assert other_seed.code == 0
+    assert {row["id"]: row["split"] for row in project.manifest()} != after
+
+
+def test_the_same_data_give_the_same_bytes(project: Project, write_digits: WriteDigits, validated: Stage) -> None:
+    root = write_digits(each=20)
+    (root / "0/broken.png").write_bytes(b"BM")
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+    out = project.folder / "data/out/validate"
+
+    found = []
+    for _ in range(2):
+        assert validated(project.set(validate__on_broken="drop"), ingest=not found).code == 0
+        found.append({path: path.read_bytes() for path in out.rglob("*") if path.is_file()})
+
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
+
+
+def test_without_ingest_the_missing_file_is_named(project: Project, validated: Stage) -> None:
+    ran = validated(project, ingest=False)
+
+    assert ran.code == 1
+    assert "data/out/ingest/table.parquet is missing. Make it: dvc repro ingest" in ran.said
+
+
+def test_fashion_mnist_is_ingested_and_validated_in_a_minute_with_val_carved_out_of_train(
+    project: Project, real_images: Path
+) -> None:
+    project.set(ingest__source="fashion-mnist", ingest__path=str(real_images / "fashion-mnist"))
+
+    started = time.monotonic()
+    for stage in ("ingest", "validate"):
+        ran = project.run(stage)
+        assert ran.code == 0, ran.said
+
+    assert time.monotonic() - started < 60
+    splits = project.result()["splits"]
+    assert splits["test"] == 10_000
+    assert splits["train"] + splits["val"] == 60_000
+    assert abs(splits["val"] / 60_000 - 0.15 / 0.85) < 0.01
+    assert {row["split"] for row in project.manifest()[:10_000]} == {"test"}
+
+
+def test_trashnet_stops_and_names_the_three_contradicting_pairs_and_dropping_them_lets_it_pass(
+    project: Project, real_images: Path, validated: Stage
+) -> None:
+    project.set(ingest__source="trashnet", ingest__path=str(real_images / "trashnet"), ingest__channels="rgb")
+
+    started = time.monotonic()
+    assert project.run("ingest").code == 0
+    ingest_s = time.monotonic() - started
+    stopped = validated(project, ingest=False)
+    pictures = project.report().count("data:image/png")
+    dropped = validated(project.set(validate__on_leak="drop", validate__on_contradiction="drop"), ingest=False)
+
+    assert ingest_s < 30
+    rows = project.table()
+    assert Counter(row["split"] for row in rows) == {"train": 1768, "val": 328, "test": 431}
+    assert Counter(row["label"] for row in rows)["trash"] == 137
+    assert stopped.code == 1
+    pairs = (
+        ("glass/glass115", "metal/metal91"),
+        ("glass/glass176", "plastic/plastic152"),
+        ("glass/glass389", "plastic/plastic332"),
+    )
+    for pair in pairs:
+        assert any(all(f"{name}.jpg" in line for name in pair) for line in stopped.said.splitlines()), pair
+    assert pictures > 10
+    assert dropped.code == 0, dropped.said
+    assert json.dumps(project.result()["images"]["dropped"]) == '{"contradiction": 6}'
