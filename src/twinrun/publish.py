@@ -110,7 +110,12 @@ def canonical_json(value: Any) -> bytes:
 
 def write_json(value: Any, path: Path) -> None:
     """Publish `value` as indented JSON that ends with a newline."""
-    write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that were no UTF-8, such as those of a patch, become escapes
+        text = json.dumps(value, indent=2) + "\n"
+    write_text(text, path)
 
 
 def write_text(text: str, path: Path) -> None:

@@ -45,25 +45,25 @@ def collect_code(root: Path) -> Code:
 
     Raises RepositoryError, with what to do, where git is missing, `root` is no repository or has no commit.
     """
-    if _git(root, "rev-parse", "--git-dir").returncode:
-        found = _git(root, "rev-parse", "--git-dir").stderr.strip()
+    if run_git(root, "rev-parse", "--git-dir").returncode:
+        found = run_git(root, "rev-parse", "--git-dir").stderr.strip()
         raise RepositoryError(
             f"{root.resolve()} is no git repository, so what made a model could not be found again ({found}).\n"
             'Make it one: git init && git add -A && git commit -m "Begin"'
         )
-    head = _git(root, "rev-parse", "--verify", "HEAD")
+    head = run_git(root, "rev-parse", "--verify", "HEAD")
     if head.returncode:
         raise RepositoryError(
             f"The git repository at {root.resolve()} has no commit yet, so what made a model could not be found.\n"
             'Make one: git add -A && git commit -m "Begin"'
         )
-    top = Path(_git(root, "rev-parse", "--show-toplevel").stdout.strip())
-    changed = _git(
+    top = Path(run_git(root, "rev-parse", "--show-toplevel").stdout.strip())
+    changed = run_git(
         top, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", f":(exclude,glob)**/{DVC_LOCK}"
     )
     patches = [changed.stdout]
     left_out = []
-    untracked = _git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
+    untracked = run_git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
     for name in sorted(filter(None, untracked.split("\0"))):
         file = top / name
         if Path(name).name == DVC_LOCK or not file.is_file():
@@ -72,7 +72,7 @@ def collect_code(root: Path) -> Code:
             left_out.append(name)
         else:
             patches.append(
-                _git(top, "diff", "--binary", "--no-color", "--no-ext-diff", "--no-index", os.devnull, name).stdout
+                run_git(top, "diff", "--binary", "--no-color", "--no-ext-diff", "--no-index", os.devnull, name).stdout
             )
     diff = "".join(patches)
     return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out))
@@ -210,26 +210,8 @@ def diff_hash(diff: str) -> str:
     return hashlib.sha256(diff.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            ["git", "-C", os.fspath(folder), "-c", "core.quotePath=false", *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
-            check=False,
-        )
-    except FileNotFoundError:
-        raise RepositoryError(
-            "git is not installed (or not on PATH), so what made a model could not be found again.\n"
-            "Install it (Debian: apt install git; macOS: xcode-select --install) and run again."
-        ) from None
-
-
-def _differing(lock: str) -> dict[str, dict[str, str | None]]:
-    from importlib.metadata import distributions
-
+def locked_versions(lock: str) -> dict[str, str]:
+    """Package -> version in the text of a requirements.lock, of those that this platform needs."""
     from packaging.markers import Marker
     from packaging.utils import canonicalize_name
 
@@ -239,10 +221,44 @@ def _differing(lock: str) -> dict[str, dict[str, str | None]]:
     ):
         if not marker or Marker(marker.strip()).evaluate():
             locked[canonicalize_name(name)] = version
+    return locked
+
+
+def installed_versions() -> dict[str, str]:
+    """Package -> version as installed here, but for twinrun itself."""
+    from importlib.metadata import distributions
+
+    from packaging.utils import canonicalize_name
+
     installed: dict[str, str] = {}
     for distribution in distributions():
         installed.setdefault(canonicalize_name(distribution.name), distribution.version)
     installed.pop("twinrun", None)
+    return installed
+
+
+def run_git(folder: Path, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+    """Run git in `folder`, with names as they are and messages in English; the caller looks at the exit code."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", os.fspath(folder), "-c", "core.quotePath=false", *arguments],
+            capture_output=True,
+            input=stdin,
+            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
+            check=False,
+        )
+    except FileNotFoundError:
+        raise RepositoryError(
+            "git is not installed (or not on PATH), so what made a model could not be found again.\n"
+            "Install it (Debian: apt install git; macOS: xcode-select --install) and run again."
+        ) from None
+    # Not decoded by subprocess, which would change the line ends of a patch.
+    stdout, stderr = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
+
+
+def _differing(lock: str) -> dict[str, dict[str, str | None]]:
+    locked, installed = locked_versions(lock), installed_versions()
     return {
         name: {"locked": locked.get(name), "installed": installed.get(name)}
         for name in sorted(locked.keys() | installed.keys())

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATE = ".twinrun"
+TWINS = Path(STATE, "twins")
+_EXPERIMENTS = Path(".dvc", "tmp", "exps")
 
 
 def home(folder: Path | None = None) -> Path:
-    """The project's folder, absolute; for a workspace of `dvc exp run --temp` or `--queue` the outer project's.
+    """The project's folder, absolute; for a workspace that is removed afterwards the outer project's.
 
-    DVC runs such an experiment in .dvc/tmp/exps/<name>/ and removes it afterwards: what was written there is lost.
+    Such are .dvc/tmp/exps/<name>/, where DVC runs `dvc exp run --temp` or `--queue`, and .twinrun/twins/<name>/.
     """
     folder = (folder or Path.cwd()).resolve()
     for outer in folder.parents:
-        if folder.is_relative_to(outer / ".dvc" / "tmp" / "exps"):
+        if any(folder.is_relative_to(outer / inner) for inner in (_EXPERIMENTS, TWINS)):
             return outer
     return folder
 

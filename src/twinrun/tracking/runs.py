@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import TrackingError
+from twinrun.errors import RegistryError, TrackingError
 from twinrun.tracking.registry import Registry, explaining
 from twinrun.tracking.store import Tracker, open_client, require_reachable
 
@@ -27,7 +27,8 @@ class RunFacts:
 
 
 def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
-    """The run that `reference` names: a run's id or the beginning of one, a journal's, or a version of `model_name`.
+    """The run that `reference` names: a run's id or the beginning of one, a journal's, or a version of `model_name`,
+    given as 3, v3, NAME/3, @champion or NAME@champion.
 
     Raises TrackingError, saying what would be one, where there is none or more than one.
     """
@@ -51,7 +52,29 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
     )
 
 
+def fetch_artifact(tracker: Tracker, run_id: str, path: str, folder: Path) -> Path | None:
+    """Put a copy of a run's artifact into `folder`; None where the run has none of that name."""
+    from mlflow.exceptions import MlflowException
+
+    client = open_client(tracker)
+    try:
+        if not any(entry.path == path for entry in client.list_artifacts(run_id, path.rpartition("/")[0] or None)):
+            return None
+        return Path(client.download_artifacts(run_id, path, str(folder)))
+    except (MlflowException, OSError):
+        return None
+
+
 def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None:
+    if "@" in reference:
+        name, _, alias = reference.removeprefix("models:/").rpartition("@")
+        versions = Registry(tracker, name or model_name).versions()
+        found = next((version for version in versions if alias in version.aliases), None)
+        if found is None:
+            raise RegistryError(
+                f"{name or model_name!r} has no version with the alias {alias!r}. See them: twinrun models"
+            )
+        return found.run_id
     name, _, number = reference.rpartition("/")
     # A run's id may begin with digits alone, but nobody has a million versions.
     if not re.fullmatch(r"v?\d{1,6}", number):
