@@ -14,6 +14,7 @@
     │   └── InterruptedTraining  SIGTERM or SIGINT; the last finished epoch is kept
     ├── PublishError         a file could not be written: read-only, full, gone
     ├── RepositoryError      git is missing, or this is no repository
+    ├── TwinError            a run cannot be rebuilt from what there is
     └── TrackingError        MLflow refused or cannot be reached
         └── RegistryError    no such model version, or it may not be promoted
 
@@ -85,6 +86,10 @@ class PublishError(TwinrunError):
 
 class RepositoryError(TwinrunError):
     """Git is missing, or this folder is no repository."""
+
+
+class TwinError(TwinrunError):
+    """A run cannot be rebuilt from what there is."""
 
 
 class TrackingError(TwinrunError):
