@@ -1,5 +1,6 @@
 """Stage `train`: pack + manifest -> bundle, history and card. Run with `dvc repro train`."""
 
+import os
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from twinrun.tracking.card import (
     collect_environment,
     collect_hardware,
 )
+from twinrun.tracking.home import TWIN_OF, TWIN_VARIABLE
 from twinrun.tracking.journal import Journal
 from twinrun.tracking.publisher import publishing
 from twinrun.training.fit import Trained, announce
@@ -87,6 +89,8 @@ def _open_journal(job: Job, params: Params, code: Code) -> Journal:
     journal.code(code)
     journal.params(asdict(params))
     journal.tags({"twinrun.fingerprint": job.fingerprint})
+    if TWIN_VARIABLE in os.environ:
+        journal.tags({TWIN_OF: os.environ[TWIN_VARIABLE]})
     journal.dataset(
         name=params.ingest.source,
         digest=job.parts["data"]["pack"],

@@ -4,6 +4,7 @@ Whatever is slow to import is imported by the command that needs it, so that `tw
 """
 
 import sys
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,12 @@ A day with it:
 
 [bold]twinrun show 3[/bold]                 what made version 3: commit, params, data, machine
 
+[bold]twinrun reproduce 3[/bold]            train version 3 again: are the weights the same?
+
+[bold]twinrun diff 2 3[/bold]               what differs between two runs, and what came of it
+
+[bold]twinrun doctor[/bold]                 check the whole set-up, and how to mend it
+
 [bold]twinrun sync[/bold]                   bring MLflow up to date after it was away
 
 Serve the champion, and ask it about an image:
@@ -44,6 +51,15 @@ curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d
 
 MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
 )
+
+
+class DataChoice(StrEnum):
+    """Where a twin's data come from."""
+
+    auto = "auto"
+    recorded = "recorded"
+    workspace = "workspace"
+
 
 Model = Annotated[
     str | None,
@@ -154,6 +170,39 @@ def show(
     _show(facts)
     if diff and facts.card:
         print(facts.card.get("diff", ""), end="")
+
+
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(help="A run's id or its first characters, a version's number, or @champion.")],
+    data: Annotated[
+        DataChoice,
+        typer.Option(
+            "--data",
+            help="recorded: by the run's hashes. workspace: what the source holds now. auto: recorded, unless an image "
+            "that the run used was changed since.",
+        ),
+    ] = DataChoice.auto,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the twin's folder in .twinrun/twins/.")] = False,
+    model: Model = None,
+) -> None:
+    """Train a run again from its commit and its data, and say whether it gives the same weights.
+
+    Whatever cannot be had again is said before anything is computed. The verdict is recorded on both runs. Exit code:
+    0 identical, 3 equivalent (another processor or library, and metrics within the run's interval), 4 different.
+
+    Examples: twinrun reproduce 3, twinrun reproduce 5f2c --keep, twinrun reproduce @champion --data workspace
+    """
+    from pathlib import Path
+
+    from twinrun.tracking.twin import reproduce as make_twin
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    report = make_twin(Path.cwd(), run, model or _model_name(), data=data.value, keep=keep, say=say)
+    print("\n" + "\n".join(report.lines()))
+    raise SystemExit(report.verdict.exit_code)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATE = ".twinrun"
+TWIN_VARIABLE, TWIN_OF = "TWINRUN_TWIN_OF", "twinrun.twin_of"  # tells a training that it is a twin; tag of its run
 TWINS = Path(STATE, "twins")
 _EXPERIMENTS = Path(".dvc", "tmp", "exps")
 
