@@ -150,13 +150,20 @@ def _start(folder: Path, grace_s: float) -> "subprocess.Popen[bytes] | None":
                 stdout=log,
                 stderr=log,
                 cwd=project_of(folder),
-                # Its libraries' thread pools would compete with the training.
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env=_environment(),
                 # So that a signal to the training's group leaves it alive to say what happened.
                 start_new_session=True,
             )
     except OSError:
         return None
+
+
+def _environment() -> dict[str, str]:
+    # A stage's PYTHONPATH is relative, and the publisher works in another folder.
+    path = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]  # noqa: PTH100
+    python_path = {"PYTHONPATH": os.pathsep.join(path)} if path else {}
+    # Its libraries' thread pools would compete with the training.
+    return {**os.environ, **python_path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _wait(folder: Path, process: "subprocess.Popen[bytes] | None", grace_s: float) -> int:

@@ -73,7 +73,7 @@ def _former_locations(connection: sqlite3.Connection, columns: list[tuple[str, s
         for (place,) in connection.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"):
             path = unquote(place.removeprefix("file://")) if place.startswith("file://") else place
             head, name, _ = path.partition(f"/{mlruns.name}/")
-            if name and head.startswith("/") and not Path(head, mlruns.name, DATABASE).exists():
+            if name and head.startswith("/") and not Path(head, mlruns.name).exists():
                 former.add(f"{head}/{mlruns.name}")
     return former
 

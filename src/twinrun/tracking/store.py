@@ -111,11 +111,15 @@ def open_client(tracker: Tracker) -> "MlflowClient":
 
     with explained(tracker.database):
         tracker.database.parent.mkdir(parents=True, exist_ok=True)
+        # A database elsewhere may speak of folders that are not ours to move.
+        ours = tracker.database.parent.name == MLRUNS
         with FileLock(tracker.database.with_suffix(".lock")):
-            relocate(tracker.database.parent)
+            if ours:
+                relocate(tracker.database.parent)
             client = _client(tracker)
             client.search_experiments(max_results=1)
-            relocate(tracker.database.parent)
+            if ours:
+                relocate(tracker.database.parent)
     return client
 
 

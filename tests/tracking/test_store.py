@@ -1,0 +1,45 @@
+"""Which store a project uses, and its creation."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from twinrun.tracking.store import experiment_id, find_tracker, open_client
+
+
+def _use_new_store(folder: Path) -> None:
+    tracker = find_tracker(folder)
+    client = open_client(tracker)
+    client.create_run(experiment_id(client, tracker, "digits"))
+
+
+def test_two_processes_that_need_a_new_store_at_once_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow  # noqa: F401 - so that both children start at once
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=_use_new_store, args=(tmp_path,)) for _ in range(2)]
+
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(100)
+
+    client = open_client(find_tracker(tmp_path))
+    assert [child.exitcode for child in children] == [0, 0]
+    assert len(client.search_runs([experiment_id(client, find_tracker(tmp_path), "digits")])) == 2
+
+
+def test_the_environment_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    default = find_tracker(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    relative = find_tracker(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
+    server = find_tracker(tmp_path)
+
+    assert default == relative
+    assert default.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert (server.uri, server.database) == ("https://mlflow.example", None)
+    assert server.state != default.state
