@@ -19,7 +19,7 @@ from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest
 from twinrun.training.module import Classifier, EpochScores, ImageArray, SplitImages
 from twinrun.training.processes import build_strategy, rank
-from twinrun.training.shards import Numerics, ShardedNetwork, thread_count
+from twinrun.training.shards import Numerics, ShardedNetwork, laid_out_like, thread_count
 
 _LINE_EVERY_S = 30.0
 
@@ -221,8 +221,12 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under(checkpoint.tensors, "optimizer.").items():
         index, _, key = name.partition(".")
-        states.setdefault(int(index), {})[key] = tensor
+        parameter = parameters[int(index)]
+        # A file holds no strides, and the moments of a parameter must lie in memory as it does.
+        moment = laid_out_like(tensor, parameter.detach()) if tensor.shape == parameter.shape else tensor
+        states.setdefault(int(index), {})[key] = moment
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -15,6 +15,7 @@ import psutil
 from twinrun.errors import InterruptedTraining, LockHeldError
 from twinrun.publish import explained
 
+LOCK_WAIT_S = 30.0
 _POLL_S = 0.25
 
 
@@ -67,10 +68,10 @@ class StopRequest:
 
 
 @contextmanager
-def training_lock(folder: Path, wait_s: float = 30.0) -> Iterator[None]:
+def training_lock(folder: Path) -> Iterator[None]:
     """Let one training at a time write to the project; a second one waits, then is refused.
 
-    Raises LockHeldError with the holder's process and its age after `wait_s` seconds.
+    Raises LockHeldError with the holder's process and its age after LOCK_WAIT_S seconds.
     """
     from filelock import FileLock, Timeout
 
@@ -81,9 +82,9 @@ def training_lock(folder: Path, wait_s: float = 30.0) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"{_described(holder)} Waiting up to {wait_s:.0f} s for it to end.", flush=True)
+            print(f"{_described(holder)} Waiting up to {LOCK_WAIT_S:.0f} s for it to end.", flush=True)
             try:
-                lock.acquire(timeout=wait_s)
+                lock.acquire(timeout=LOCK_WAIT_S)
             except Timeout:
                 raise LockHeldError(f"{_described(holder)} Wait for it to end, or stop it, and run again.") from None
     try:

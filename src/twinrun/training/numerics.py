@@ -93,7 +93,6 @@ def _matrix_instructions() -> dict[str, bool]:
 
 
 def _make_deterministic(device: torch.device) -> None:
-    torch.set_num_threads(1)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

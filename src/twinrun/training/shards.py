@@ -70,7 +70,10 @@ class _ShardResult:
 
 
 class ShardedNetwork:
-    """Computes the gradients of a network shard by shard; a context manager, since it owns a pool of threads."""
+    """Computes the gradients of a network shard by shard.
+
+    A context manager: while it is entered it owns a pool of threads, and every operation of PyTorch uses one thread.
+    """
 
     def __init__(
         self, network: nn.Module, numerics: Numerics, *, shards: int, threads: int, label_smoothing: float, seed: int
@@ -91,10 +94,13 @@ class ShardedNetwork:
         self._pool = ThreadPoolExecutor(self._threads, "shard", torch.set_num_threads, (1,))
 
     def __enter__(self) -> "ShardedNetwork":
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(1)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads_before)
 
     def backward(self, load: LoadImages, images: int, step: int) -> BatchResult:
         """Set the gradient of every parameter to that of the mean loss over a batch of `images` images.
@@ -108,7 +114,7 @@ class ShardedNetwork:
         total = self._tree_sum(gathered)
         count = len(self._parameters)
         for parameter, gradient in zip(self._parameters, total[:count], strict=True):
-            parameter.grad = _laid_out_like(gradient, parameter)
+            parameter.grad = laid_out_like(gradient, parameter)
         with torch.no_grad():
             for statistic, summed in zip(self._statistics, total[count:-1], strict=True):
                 statistic.copy_(summed.div_(len(slices)))
@@ -217,18 +223,18 @@ class _Replica:
             torch._foreach_copy_(self.statistics, statistics)
 
 
+def laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor with the strides of its parameter: a fused optimizer walks through both as they lie in memory."""
+    if tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+
+
 def thread_count(threads: "int | Literal['auto']") -> int:
     """Number of threads that `train.threads` asks for; `auto` is the number of cores that this process may use."""
     if threads != "auto":
         return threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _laid_out_like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient with the strides of its parameter, which fused optimizers rely on."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _score(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,215 @@
+"""The stage `train`, run as `dvc repro` runs it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracking_support import runs
+from training_support import TrainableProject
+
+import pipeline.train
+from twinrun.errors import run_main
+from twinrun.models.bundle import load_bundle
+
+
+LONG: dict[str, Any] = {"epochs": 40, "ema_decay": 0.9, "keep": "last"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(validated_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights hash of the long training, when nothing stops it."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "project"
+    shutil.copytree(validated_digits, folder)
+    project = TrainableProject(folder).set(**LONG)
+    code, said = project.train(MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlruns/mlflow.db")
+    assert code == 0, said
+    return project.weights_hash()
+
+
+def refused(capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the stage's entry point in this process, which must refuse, and return what it said."""
+    with pytest.raises(SystemExit) as raised:
+        run_main(pipeline.train.main)
+    assert raised.value.code == 1
+    assert not Path("data/out/train/bundle").exists()
+    return capsys.readouterr().err
+
+
+def test_it_writes_a_bundle_a_history_a_card_and_a_journal_and_the_run_is_in_mlflow(
+    trainable: TrainableProject,
+) -> None:
+    code, said = trainable.train()
+
+    assert code == 0, said
+    out = trainable.folder / "data/out/train"
+    card = json.loads((out / "card.json").read_bytes())
+    assert sorted(path.name for path in out.iterdir()) == ["bundle", "card.json", "history.csv", "journal.jsonl"]
+    assert load_bundle(out / "bundle").weights_hash == card["weights_hash"]
+    assert {"weights_hash", "fingerprint", "params", "commit"} <= card.keys()
+    assert (out / "history.csv").read_text().startswith("epoch,train_loss,val_loss,val_accuracy,learning_rate\n1,")
+    (run,) = runs(trainable.folder)
+    assert run.status == "FINISHED"
+    assert [step for step, _ in run.history["val_accuracy"]] == [1, 2, 3]
+    assert run.tags["twinrun.weights_hash"] == card["weights_hash"]
+    assert not (trainable.folder / ".twinrun/resume" / card["fingerprint"]).exists()
+
+
+def test_a_second_training_with_other_threads_and_processes_gives_the_same_files(trainable: TrainableProject) -> None:
+    out = trainable.folder / "data/out/train"
+    trainable.set(threads=1, devices=1).train()
+    first = {
+        name: (out / name).read_bytes() for name in ("bundle/weights.safetensors", "bundle/model.json", "history.csv")
+    }
+    shutil.rmtree(out)
+
+    code, said = trainable.set(threads=2, devices=2).train()
+
+    assert code == 0, said
+    assert {name: (out / name).read_bytes() for name in first} == first
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_training_says_so_and_its_continuation_ends_with_the_same_weights(
+    trainable: TrainableProject, undisturbed: str, number: signal.Signals, code: int
+) -> None:
+    process = trainable.set(**LONG).start()
+    _wait_for_epoch(process, 3)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    stopped_as = process.returncode
+    continued, said_then = trainable.train()
+
+    assert stopped_as == code
+    assert "The last finished epoch is kept" in said
+    assert "Traceback" not in said
+    assert continued == 0
+    assert re.search(r"Resuming after epoch ([3-9]|\d\d) of 40", said_then)
+    assert trainable.weights_hash() == undisturbed
+    assert sorted((run.status, len(run.history["val_loss"])) for run in runs(trainable.folder)) == [("FINISHED", 40)]
+
+
+def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(
+    trainable: TrainableProject, undisturbed: str
+) -> None:
+    process = trainable.set(**LONG).start()
+    _wait_for_epoch(process, 5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    code, said = trainable.train()
+
+    assert code == 0
+    assert "Resuming after epoch" in said
+    assert trainable.weights_hash() == undisturbed
+
+
+def test_a_second_trainer_is_refused_with_the_process_and_age_of_the_first(
+    trainable: TrainableProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("twinrun.training.interruption.LOCK_WAIT_S", 0.2)
+    process = trainable.set(epochs=2000).start()
+    _wait_for_epoch(process, 1)
+
+    said = refused(capsys)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+    assert re.search(rf"process {process.pid}, has been writing to this project for \d+ s", said)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(
+    trainable: TrainableProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainable.set(model="lenet6")
+
+    said = refused(capsys)
+
+    assert 'no network is called "lenet6". Did you mean lenet5' in said
+    assert "resnet50" in said
+
+
+def test_a_batch_larger_than_the_training_split_is_refused_with_both_numbers(
+    trainable: TrainableProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainable.set(batch_size=100_000)
+
+    said = refused(capsys)
+
+    assert re.search(r"A batch of 100000 images \(params.yaml: train.batch_size\) .* has 1\d{3}", said)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_learning_rate(
+    trainable: TrainableProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainable.set(learning_rate=1e30)
+
+    said = refused(capsys)
+
+    assert re.search(r"The loss became (nan|inf) at step \d+ \(epoch 1\), where the learning rate was 1e\+30", said)
+    (run,) = runs(trainable.folder)
+    assert run.status == "FAILED"
+
+
+def test_a_folder_that_is_no_repository_is_refused_with_what_to_do(
+    trainable: TrainableProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(trainable.folder / ".git")
+
+    assert "git init" in refused(capsys)
+
+
+def test_missing_git_is_refused_with_what_to_do(
+    trainable: TrainableProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(trainable.folder))
+
+    assert "git" in refused(capsys).lower()
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    trainable: TrainableProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    trainable.set(accelerator="gpu")
+
+    assert "train.accelerator: gpu" in refused(capsys)
+
+
+def test_a_read_only_output_folder_is_refused_before_the_first_batch(trainable: TrainableProject) -> None:
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("root may write everywhere, and there is no setpriv to be somebody else")
+    out = trainable.folder / "data/out/train"
+    out.mkdir(mode=0o555)
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+
+    done = subprocess.run(
+        [*command, os.environ.get("PYTHON", "python"), "-m", "pipeline.train"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(_python_path())},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 1, done.stderr
+    assert "data/out/train cannot be written: its folder is read-only" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "epoch" not in done.stdout
+
+
+def _python_path() -> list[str]:
+    repository = Path(pipeline.train.__file__).parents[1]
+    return [str(repository / "src"), str(repository)]
+
+
+def _wait_for_epoch(process: "subprocess.Popen[str]", epoch: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.match(rf"epoch +{epoch}/", line):
+            return
+    pytest.fail(f"the training ended before epoch {epoch}")

@@ -1,0 +1,113 @@
+"""The gradient of a batch is the same to the bit on any number of threads, and the right one."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from twinrun.models.architectures import build_network
+from twinrun.models.bundle import weights_hash
+from twinrun.models.predict import channel_tensor, normalised
+from twinrun.training.shards import Numerics, ShardedNetwork
+
+DIGITS = load_digits()
+IMAGES = torch.from_numpy((DIGITS.images[:64] * 15).astype(np.uint8).repeat(4, 1).repeat(4, 2)[..., None].copy())
+TARGETS = torch.from_numpy(DIGITS.target[:64].astype(np.int64))
+FP32 = Numerics(torch.device("cpu"), None, (0.3,), (0.35,))
+BF16 = Numerics(torch.device("cpu"), torch.bfloat16, (0.3,), (0.35,))
+
+
+def load(part: slice) -> tuple[Tensor, Tensor]:
+    return IMAGES[part], TARGETS[part]
+
+
+def hash_after_steps(name: str, numerics: Numerics, *, threads: int, shards: int = 4, steps: int = 3) -> str:
+    network = build_network(name, channels=1, size_px=32, classes=10, seed=1).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    sharded = ShardedNetwork(network, numerics, shards=shards, threads=threads, label_smoothing=0.1, seed=3)
+    with sharded:
+        for step in range(steps):
+            sharded.backward(load, len(IMAGES), step)
+            optimizer.step()
+    return weights_hash(network.state_dict())
+
+
+@pytest.mark.parametrize("numerics", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["lenet5", "resnet9", "mobilenet_v3_small"])
+def test_training_with_one_thread_and_with_several_gives_the_same_weights(name: str, numerics: Numerics) -> None:
+    hashes = {hash_after_steps(name, numerics, threads=threads) for threads in (1, 2, 4)}
+
+    assert len(hashes) == 1
+
+
+def test_the_number_of_shards_is_part_of_the_recipe_where_batches_are_normalised() -> None:
+    assert hash_after_steps("resnet9", FP32, threads=2, shards=4) != hash_after_steps(
+        "resnet9", FP32, threads=2, shards=2
+    )
+
+
+@pytest.mark.parametrize("shards", [1, 3, 4, 7])
+def test_the_gradient_is_that_of_the_mean_loss_over_the_whole_batch(shards: int) -> None:
+    network = build_network("lenet5", channels=1, size_px=32, classes=10, seed=1)
+    pixels = normalised(IMAGES, channel_tensor(FP32.mean), channel_tensor(FP32.std))
+    loss = cross_entropy(network(pixels), TARGETS, label_smoothing=0.1)
+    wanted = torch.autograd.grad(loss, list(network.parameters()))
+
+    with ShardedNetwork(network, FP32, shards=shards, threads=2, label_smoothing=0.1, seed=0) as sharded:
+        result = sharded.backward(load, len(IMAGES), step=0)
+
+    assert result.loss == pytest.approx(loss.item(), rel=1e-5)
+    for parameter, gradient in zip(network.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_running_statistics_are_the_mean_over_the_shards() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32 * 32), nn.Linear(32 * 32, 10))
+    norm = network[1]
+    pixels = normalised(IMAGES, channel_tensor(FP32.mean), channel_tensor(FP32.std)).flatten(1)
+    wanted = torch.stack([0.1 * pixels[k : k + 16].mean(dim=0) for k in range(0, 64, 16)]).mean(dim=0)
+
+    with ShardedNetwork(network, FP32, shards=4, threads=2, label_smoothing=0.0, seed=0) as sharded:
+        sharded.backward(load, len(IMAGES), step=0)
+
+    torch.testing.assert_close(norm.running_mean, wanted, rtol=1e-4, atol=1e-6)
+    assert int(norm.num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [lambda: nn.Dropout(0.5), lambda: nn.Dropout(0.5, inplace=True), lambda: nn.Dropout2d(0.5)],
+    ids=["plain", "in place", "channels"],
+)
+def test_dropout_depends_on_the_step_and_leaves_the_global_generator_alone(layer: Callable[[], nn.Module]) -> None:
+    def gradient(step: int, seed: int = 0) -> Tensor:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 8, 3), layer(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+        with ShardedNetwork(network, FP32, shards=4, threads=2, label_smoothing=0.0, seed=seed) as sharded:
+            before = torch.get_rng_state()
+            sharded.backward(load, len(IMAGES), step)
+            assert torch.equal(before, torch.get_rng_state())
+        gradient = network[0].weight.grad
+        assert gradient is not None
+        return gradient
+
+    assert torch.equal(gradient(0), gradient(0))
+    assert not torch.equal(gradient(0), gradient(1))
+    assert not torch.equal(gradient(0), gradient(0, seed=1))
+
+
+def test_scores_do_not_depend_on_the_number_of_threads() -> None:
+    network = build_network("resnet9", channels=1, size_px=32, classes=10, seed=1).eval()
+    slices = [slice(k, k + 16) for k in range(0, 64, 16)]
+    scores = []
+
+    for threads in (1, 3):
+        with ShardedNetwork(network, FP32, shards=4, threads=threads, label_smoothing=0.0, seed=0) as sharded:
+            scores.append(sharded.scores(network, load, slices))
+
+    assert torch.equal(*scores)
+    assert scores[0].shape == (4, 2)
