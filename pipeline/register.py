@@ -6,7 +6,7 @@ from pathlib import Path
 from twinrun.errors import DataError, TrackingError, run_main
 from twinrun.params import load_params
 from twinrun.publish import write_json
-from twinrun.tracking.registry import Registry
+from twinrun.tracking.registry import Registry, check_bundle
 from twinrun.tracking.store import find_tracker, require_reachable
 from twinrun.tracking.sync import run_of, sync
 
@@ -23,6 +23,7 @@ def main() -> None:
     card = json.loads(CARD.read_bytes())
     if metrics["weights_hash"] != card["weights_hash"]:
         raise DataError(f"{METRICS} is of another model than {CARD}. Evaluate this one: dvc repro evaluate")
+    check_bundle(BUNDLE)
     tracker = find_tracker()
     require_reachable(tracker)
     report = sync()

@@ -12,7 +12,7 @@ from tracking_support import FaultyTracker, runs, train
 
 from twinrun.errors import InterruptedTraining
 from twinrun.tracking.journal import Journal
-from twinrun.tracking.publisher import follow, publishing
+from twinrun.tracking.publisher import FAILING, follow, publishing
 from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import find_tracker
 from twinrun.tracking.sync import sync
@@ -165,3 +165,19 @@ def test_a_stage_says_what_is_still_to_be_published(project: Path, monkeypatch: 
         journal.metrics(0, {"train_loss": 0.5})
 
     assert publication.notice() == "3 events are still to be published to http://127.0.0.1:9; run `twinrun sync`."
+
+
+def test_a_training_does_not_wait_for_a_tracker_that_was_found_away(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    journal = Journal.create(project, name="mlp on digits", experiment="digits")
+
+    with publishing(journal, grace_s=30) as publication:
+        journal.metrics(0, {"train_loss": 0.5})
+        while not (journal.folder / FAILING).exists():
+            time.sleep(0.1)
+        ended = time.monotonic()
+
+    assert time.monotonic() - ended < 1
+    assert publication.unpublished == 3

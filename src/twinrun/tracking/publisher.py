@@ -21,10 +21,13 @@ from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker
 GRACE_S = 15.0
 LOCK = "publisher.lock"
 LOG = "publisher.log"
+FAILING = "publisher.failing"
 _LOOK_S = 0.2
 _BATCH_S = 1.0
 _LONGEST_PAUSE_S = 8.0
 _STOP_GRACE_S = 2.0
+# A server may be slow for reasons of its own: a training waits for it this long, or this share of its own time.
+_SERVER_GRACE_S, _SERVER_GRACE_SHARE = 5.0, 0.02
 # What it takes from a training on busy cores: about a tenth of one.
 _NICENESS = 10
 
@@ -49,11 +52,13 @@ class Publication:
 def publishing(journal: Journal, *, grace_s: float = GRACE_S) -> Iterator[Publication]:
     """Publish `journal` from another process while the body runs, then wait for it, at most `grace_s` seconds.
 
-    A body that is left by an error has the journal's end recorded, KILLED for an interruption and FAILED otherwise, and
-    waits 2 s at most. The tracker's troubles never reach the body.
+    For a server it waits shorter, and not at all for a tracker that was found away: the publisher goes on by itself for
+    `grace_s` seconds. A body that is left by an error has the journal's end recorded, KILLED for an interruption and
+    FAILED otherwise, and waits 2 s at most. The tracker's troubles never reach the body.
     """
     publication = Publication(journal.folder)
     process = _start(journal.folder, grace_s)
+    began = time.monotonic()
     try:
         yield publication
     except BaseException as error:
@@ -61,6 +66,8 @@ def publishing(journal: Journal, *, grace_s: float = GRACE_S) -> Iterator[Public
         publication.unpublished = _wait(journal.folder, process, min(grace_s, _STOP_GRACE_S))
         raise
     journal.end("FINISHED")
+    if find_tracker(project_of(journal.folder)).database is None:
+        grace_s = min(grace_s, max(_SERVER_GRACE_S, _SERVER_GRACE_SHARE * (time.monotonic() - began)))
     publication.unpublished = _wait(journal.folder, process, grace_s)
 
 
@@ -94,6 +101,7 @@ def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:
             try:
                 while replay.step():
                     pause = _BATCH_S
+                (folder / FAILING).unlink(missing_ok=True)
                 if summary.dead():
                     replay.mark_killed()
                 if over and not replay.pending():
@@ -101,6 +109,8 @@ def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:
             except Exception as error:  # whatever a tracker does, the journal waits
                 print(f"{time.strftime('%H:%M:%S')} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 pause, failed = min(_LONGEST_PAUSE_S, 2 * pause), True
+                with suppress(OSError):
+                    (folder / FAILING).touch()
             next_try = time.monotonic() + pause
         if failed and watch.over_for_s() > grace_s:
             return
@@ -143,6 +153,7 @@ def project_of(folder: Path) -> Path:
 
 def _start(folder: Path, grace_s: float) -> "subprocess.Popen[bytes] | None":
     try:
+        (folder / FAILING).unlink(missing_ok=True)
         with (folder / LOG).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "twinrun.tracking.publisher", os.fspath(folder.resolve()), str(grace_s)],
@@ -167,10 +178,12 @@ def _environment() -> dict[str, str]:
 
 
 def _wait(folder: Path, process: "subprocess.Popen[bytes] | None", grace_s: float) -> int:
-    """Wait until the publisher has ended, at most `grace_s` seconds; return how many events are unpublished."""
-    if process is not None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(grace_s)
+    """Wait until the publisher has ended or failed, at most `grace_s` seconds; return the number of unpublished events."""
+    deadline = time.monotonic() + grace_s
+    while process is not None and process.poll() is None and time.monotonic() < deadline:
+        if (folder / FAILING).exists():
+            break
+        time.sleep(_LOOK_S / 10)
     return unpublished(folder, find_tracker(project_of(folder)))
 
 

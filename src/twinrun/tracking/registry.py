@@ -81,7 +81,7 @@ class Registry:
 
         `metrics` are those of data/out/evaluate/metrics.json. Raises BundleError where the bundle was changed.
         """
-        description = _checked_description(bundle)
+        description = check_bundle(bundle)
         key = hashlib.sha256((bundle / "model.json").read_bytes()).hexdigest()
         facts = {
             f"twinrun.{METRIC_NAMES[each]}": repr(float(metrics[each])) for each in METRIC_NAMES if each in metrics
@@ -337,7 +337,7 @@ def _version(found: Any, aliases: Mapping[str, int]) -> Version:
     )
 
 
-def _checked_description(bundle: Path) -> dict[str, Any]:
+def check_bundle(bundle: Path) -> dict[str, Any]:
     """The bundle's model.json, once every byte of the bundle is known to be the one that was written."""
     faults = folder_faults(bundle)
     if faults:
