@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PORT ?= 5000
+MODEL ?= $$(awk '$$1 == "model_name:" {print $$2}' params.yaml)
 ACTIVATE := source .venv/bin/activate
 # What the environment is made from, and where: a change of any of them makes it out of date.
 WANTED = $$(cat requirements.lock pyproject.toml Makefile | sha256sum | cut -c1-64)
@@ -42,8 +43,8 @@ ui: setup  ## show runs, pictures and the registry at http://127.0.0.1:5000 (POR
 	@$(ACTIVATE) && twinrun sync && echo "MLflow: http://127.0.0.1:$(PORT) (Ctrl-C ends it)" && \
 	  mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
 
-serve: setup  ## answer requests with the champion at http://127.0.0.1:5001
-	@$(ACTIVATE) && twinrun serve
+serve: setup  ## answer requests with the champion at http://127.0.0.1:5001 (MODEL=name for another model)
+	@$(ACTIVATE) && mlflow models serve --model-uri "models:/$(MODEL)@champion" --env-manager local --port 5001
 
 lock: setup  ## write requirements.lock anew: every package, version and hash
 	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --python-version 3.11 \
