@@ -1,4 +1,4 @@
-"""The command line: `twinrun models | promote | rollback | sync | show`. Each command calls the library and prints.
+"""The command line: `twinrun reproduce | diff | show | models | ...`. Each command calls the library and prints.
 
 Whatever is slow to import is imported by the command that needs it, so that `twinrun --help` answers at once.
 """
@@ -203,6 +203,50 @@ def reproduce(
     report = make_twin(Path.cwd(), run, model or _model_name(), data=data.value, keep=keep, say=say)
     print("\n" + "\n".join(report.lines()))
     raise SystemExit(report.verdict.exit_code)
+
+
+@app.command("diff")
+def compare(
+    before: Annotated[str, typer.Argument(help="A run or version, as for `twinrun show`.")],
+    after: Annotated[str, typer.Argument(help="Another one.")],
+    model: Model = None,
+) -> None:
+    """Say what differs between two runs: code, params, data, environment, hardware; then what came of it.
+
+    Examples: twinrun diff 2 3, twinrun diff @champion 5f2c
+    """
+    from pathlib import Path
+
+    from twinrun.tracking.rundiff import diff_runs, draw
+    from twinrun.tracking.store import find_tracker
+
+    for part in draw(diff_runs(Path.cwd(), find_tracker(), before, after, model or _model_name())):
+        _print(part)
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Hash the DVC cache and data/out again.")] = False,
+) -> None:
+    """Check the whole set-up; every finding names the command that mends it. Exit code: 0 none, 1 findings.
+
+    Looks at code, params, environment, dvc.yaml, tracker, store, journals, runs, locks, twins and data, and changes
+    nothing.
+
+    Example: twinrun doctor --deep
+    """
+    from pathlib import Path
+
+    from twinrun.tracking.doctor import examine
+
+    found = 0
+    for check in examine(Path.cwd(), deep=deep):
+        print(f"{'!!' if check.findings else 'ok'}  {check.name:<12} {check.seen}", flush=True)
+        for finding in check.findings:
+            print(f"      {finding.problem}\n      mend: {finding.mend}", flush=True)
+        found += len(check.findings)
+    print(f"\n{found} finding{'' if found == 1 else 's'}." if found else "\nNothing was found.")
+    raise SystemExit(1 if found else 0)
 
 
 def main() -> None:

@@ -19,6 +19,24 @@ def imported_modules(file: Path, source_root: Path = Path("src")) -> list[str]:
     return sorted(path.as_posix() for path in found if path.name != "__init__.py" or not _only_docstring(path))
 
 
+def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """For each stage of dvc.yaml whose deps and imports differ: modules to add to its deps, and modules to remove."""
+    from ruamel.yaml import YAML
+
+    stages = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    found = {}
+    for stage, facts in stages.items():
+        file = root / "pipeline" / f"{stage}.py"
+        if not file.is_file():
+            continue
+        modules = [Path(module).relative_to(root).as_posix() for module in imported_modules(file, root / "src")]
+        wanted = {f"pipeline/{stage}.py", *modules}
+        named = {dep for dep in facts.get("deps", []) if isinstance(dep, str) and dep.endswith(".py")}
+        if wanted != named:
+            found[stage] = (sorted(wanted - named), sorted(named - wanted))
+    return found
+
+
 def _imports(file: Path, source_root: Path) -> set[Path]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

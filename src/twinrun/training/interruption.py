@@ -32,7 +32,7 @@ class StopRequest:
             signal.signal(number, self._on_signal)
 
     def watch_parent(self) -> None:
-        """Ask to stop when the process that this one works for ends: dvc, where a dvc runs it, or the first trainer."""
+        """Ask to stop when the process that this one works for ends: dvc, `twinrun reproduce`, or the first trainer."""
         employer = _employer()
         if employer is None:
             return
@@ -106,7 +106,7 @@ def _described(holder: Path) -> str:
 
 def _employer() -> psutil.Process | None:
     """The nearest ancestor that this process must not outlive, or None."""
-    if "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ or "TWINRUN_TWIN_OF" in os.environ:
         return psutil.Process().parent()
     if "DVC_ROOT" not in os.environ:
         return None

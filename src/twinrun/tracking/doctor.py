@@ -1,0 +1,362 @@
+"""A check of the whole set-up. It looks and changes nothing; every finding names the command that mends it."""
+
+import json
+import os
+import shlex
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinrun.errors import TwinrunError
+from twinrun.tracking.card import LOCK, collect_code, collect_dvc_lock, installed_versions, locked_versions
+from twinrun.tracking.difference import compare_packages
+from twinrun.tracking.home import STATE, journals_folder
+from twinrun.tracking.journal import FILE, summarize
+from twinrun.tracking.objects import Objects, file_md5
+from twinrun.tracking.publisher import LOCK as PUBLISHER_LOCK
+from twinrun.tracking.relocate import LOCATION
+from twinrun.tracking.replay import Published, process_of, unpublished
+from twinrun.tracking.store import MLRUNS, URI_VARIABLE, Tracker, find_tracker, require_reachable
+from twinrun.tracking.worktree import abandoned
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, and the command that mends it."""
+
+    problem: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of the set-up: what was looked at, and what was found."""
+
+    name: str
+    seen: str
+    findings: tuple[Finding, ...]
+
+
+def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
+    """Check the project at `root`, part by part. `deep` hashes the DVC cache and data/out again, which takes its time.
+
+    A part that cannot be looked at is a finding itself and does not keep the others from being looked at.
+    """
+    root = root.resolve()
+    tracker = find_tracker(root)
+    parts: list[tuple[str, Callable[[], tuple[str, list[Finding]]]]] = [
+        ("code", lambda: _code(root)),
+        ("params", lambda: _params(root)),
+        ("environment", lambda: _environment(root)),
+        ("dvc.yaml", lambda: _dependencies(root)),
+        ("tracker", lambda: _tracker(tracker)),
+        ("store", lambda: _store(tracker)),
+        ("journals", lambda: _journals(tracker)),
+        ("runs", lambda: _runs(tracker)),
+        ("locks", lambda: _locks(root, tracker)),
+        ("twins", lambda: _twins(root)),
+        ("data", lambda: _data(root, deep)),
+    ]
+    for name, look in parts:
+        try:
+            seen, findings = look()
+        except TwinrunError as error:
+            seen, findings = "", [Finding(str(error).splitlines()[0], str(error).splitlines()[-1])]
+        except Exception as error:  # one broken part must not hide the rest
+            seen, findings = (
+                "",
+                [Finding(f"it could not be looked at: {type(error).__name__}: {error}", "twinrun sync")],
+            )
+        yield Check(name, seen, tuple(findings))
+
+
+def _code(root: Path) -> tuple[str, list[Finding]]:
+    code = collect_code(root)
+    findings = []
+    if code.dirty:
+        changed = sorted(
+            {line.split(" b/", 1)[-1] for line in code.diff.splitlines() if line.startswith("diff --git ")}
+        )
+        findings.append(
+            Finding(
+                f"{_counted([*changed, *code.left_out], 'file')} not committed; a run's card keeps them as a patch",
+                'git add -A && git commit -m "..."',
+            )
+        )
+    findings += [
+        Finding(
+            f"{name} is untracked and too large for a card, so a twin would lack it", f"git add {shlex.quote(name)}"
+        )
+        for name in code.left_out
+    ]
+    return f"commit {code.commit[:12]}", findings
+
+
+def _params(root: Path) -> tuple[str, list[Finding]]:
+    from twinrun.params import load_params
+
+    params = load_params(root / "params.yaml")
+    return f"{params.train.model} on {params.ingest.source}", []
+
+
+def _environment(root: Path) -> tuple[str, list[Finding]]:
+    lock = root / LOCK
+    if not lock.is_file():
+        return "", [Finding(f"{LOCK} is missing, so no run can name its environment", "make lock")]
+    locked = locked_versions(lock.read_text(encoding="utf-8"))
+    changes = compare_packages(locked, installed_versions())
+    findings = []
+    if differing := [c for c in changes if c.before is not None]:
+        text = _counted([f"{c.name} {c.after or 'missing'} (locked: {c.before})" for c in differing], "package")
+        findings.append(Finding(f"{text} not as {LOCK} says", "make setup"))
+    if extra := [c for c in changes if c.before is None]:
+        text = _counted([f"{c.name} {c.after}" for c in extra], "package")
+        findings.append(Finding(f"{text} installed and not in {LOCK}", "rm .venv/.made-from && make setup"))
+    return f"{len(locked)} packages in {LOCK}", findings
+
+
+def _dependencies(root: Path) -> tuple[str, list[Finding]]:
+    from twinrun.dependencies import unlisted_imports
+
+    findings = []
+    for stage, (missing, superfluous) in unlisted_imports(root).items():
+        wrong = [f"add {', '.join(missing)}"] if missing else []
+        wrong += [f"remove {', '.join(superfluous)}"] if superfluous else []
+        findings.append(
+            Finding(
+                f"the deps of {stage} are not what pipeline/{stage}.py imports: {'; '.join(wrong)}", "edit dvc.yaml"
+            )
+        )
+    return "deps and imports", findings
+
+
+def _tracker(tracker: Tracker) -> tuple[str, list[Finding]]:
+    try:
+        require_reachable(tracker)
+    except TwinrunError as error:
+        return tracker.uri, [Finding(str(error).splitlines()[0], f"unset {URI_VARIABLE}, or start the server")]
+    if tracker.database is not None and tracker.database.is_file():
+        with closing(sqlite3.connect(f"file:{tracker.database}?mode=ro", uri=True, timeout=10)) as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            mend = f"sqlite3 {tracker.database} .recover | sqlite3 mended.db"
+            return tracker.uri, [Finding(f"{tracker.database} is damaged: {found}", mend)]
+    return tracker.uri, []
+
+
+def _store(tracker: Tracker) -> tuple[str, list[Finding]]:
+    """Whether the local store still lies where its database says."""
+    if tracker.database is None or not tracker.database.is_file():
+        return "nothing local", []
+    folder = tracker.database.parent
+    record = folder / LOCATION
+    before = record.read_text(encoding="utf-8").strip() if record.is_file() else str(folder)
+    findings = []
+    if before != str(folder):
+        findings.append(
+            Finding(
+                f"the store was moved here from {before}, so MLflow cannot find its artifacts",
+                "python -m twinrun.tracking.relocate",
+            )
+        )
+    return str(folder), findings
+
+
+def _journals(tracker: Tracker) -> tuple[str, list[Finding]]:
+    folders = _journal_folders(tracker)
+    findings = []
+    for folder in folders:
+        summary = summarize(folder / FILE)
+        if summary is None:
+            problem = f"{_shown(folder, tracker.home)} holds no journal that can be read"
+            findings.append(Finding(problem, f"rm -r {shlex.quote(_shown(folder, tracker.home))}"))
+        elif summary.dead() and Published.load(tracker, folder.name).killed_at is None:
+            findings.append(
+                Finding(f"the training {summary.name} was left by process {summary.process.pid}, dead", "twinrun sync")
+            )
+        elif (waiting := unpublished(folder, tracker)) and summary.ended is not None:
+            findings.append(Finding(f"{waiting} events of {summary.name} are not yet in MLflow", "twinrun sync"))
+    return f"{len(folders)} waiting", findings
+
+
+def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:
+    """Runs that MLflow believes to be running and whose process is dead."""
+    if tracker.database is not None and not tracker.database.is_file():
+        return "none yet", []
+    from twinrun.tracking.registry import explaining
+    from twinrun.tracking.store import open_client
+
+    require_reachable(tracker)
+    findings = []
+    with explaining(tracker):
+        client = open_client(tracker)
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        running = client.search_runs(experiments, "attributes.status = 'RUNNING'") if experiments else []
+    for run in running:
+        process = process_of(run.data.tags)
+        if process is not None and process.dead():
+            mend = f"mlflow runs delete --run-id {run.info.run_id}"
+            journal = journals_folder(tracker.home) / run.data.tags.get("twinrun.journal_id", "-")
+            findings.append(
+                Finding(
+                    f"MLflow shows {run.info.run_name} as running, but its process {process.pid} is dead",
+                    "twinrun sync" if journal.is_dir() else mend,
+                )
+            )
+    return f"{len(running)} running", findings
+
+
+def _locks(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
+    """Locks that a process holds just now."""
+    files = [
+        root / STATE / "train.lock",
+        tracker.home / MLRUNS / "registry.lock",
+        tracker.state / "sync.lock",
+        *(folder / PUBLISHER_LOCK for folder in _journal_folders(tracker)),
+    ]
+    held = [(file, _holder(file)) for file in files if file.is_file()]
+    findings = [Finding(f"{_shown(file, root)} is held {by[1]}", _ending(by[0])) for file, by in held if by is not None]
+    for pid, command in _dvc_holders(root):
+        findings.append(Finding(f"DVC's lock is held by process {pid} ({command}){_age(pid)}", _ending(pid)))
+    return f"{len(files)} looked at", findings
+
+
+def _holder(file: Path) -> tuple[int | None, str] | None:
+    """Who holds a lock file, and for how long, as far as that can be told; None where nobody does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(file, timeout=0):
+            return None
+    except Timeout:
+        pass
+    holder = file.with_name("train.holder.json")
+    if file.name == "train.lock":
+        with suppress(OSError, ValueError, KeyError):
+            facts = json.loads(holder.read_bytes())
+            age_s = time.time() - facts["started"]
+            return int(facts["pid"]), f"by the training of process {facts['pid']}, for {_duration(age_s)}"
+    pid = _who_has_open(file)
+    return pid, f"by process {pid}{_age(pid)}" if pid else "by another process"
+
+
+def _who_has_open(file: Path) -> int | None:
+    import psutil
+
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        with suppress(psutil.Error, OSError):
+            if any(each.path == str(file.resolve()) for each in process.open_files()):
+                return int(process.pid)
+    return None
+
+
+def _dvc_holders(root: Path) -> set[tuple[int, str]]:
+    import psutil
+
+    try:
+        lock: dict[str, Any] = json.loads((root / ".dvc" / "tmp" / "rwlock").read_bytes())
+    except (OSError, ValueError):
+        return set()
+    infos = [*lock.get("write", {}).values(), *(info for infos in lock.get("read", {}).values() for info in infos)]
+    return {(int(i["pid"]), str(i.get("cmd"))) for i in infos if i and psutil.pid_exists(int(i["pid"]))}
+
+
+def _twins(root: Path) -> tuple[str, list[Finding]]:
+    folders = [shlex.quote(_shown(folder, root)) for folder in abandoned(root)]
+    return f"{len(folders)} left behind", [
+        Finding(
+            f"{folder} was left by a `twinrun reproduce` that was killed; the next one removes it",
+            f"git worktree remove --force {folder}; rm -f {folder}.json",
+        )
+        for folder in folders
+    ]
+
+
+def _data(root: Path, deep: bool) -> tuple[str, list[Finding]]:
+    objects = Objects(root)
+    cache = objects.cache
+    if cache is None:
+        return "", [Finding("this is no DVC project", "dvc init")]
+    findings = []
+    outs = {
+        path: (stage, md5)
+        for stage, facts in collect_dvc_lock(root).items()
+        for path, md5 in facts.get("outs", {}).items()
+        if md5
+    }
+    if not outs:
+        return "no dvc.lock yet", []
+    for path, (stage, md5) in outs.items():
+        if not (cache / md5[:2] / md5[2:]).exists():
+            there = (root / path).exists()
+            findings.append(
+                Finding(
+                    f"{path} as dvc.lock names it is not in the DVC cache, so no twin can have it",
+                    f"dvc commit {stage}" if there else f"dvc pull {stage}, or dvc repro {stage}",
+                )
+            )
+        elif deep and (root / path).is_file() and file_md5(root / path) != md5:
+            findings.append(Finding(f"{path} was changed since {stage} wrote it", f"dvc checkout --force {path}"))
+    checked = 0
+    if deep:
+        for file in sorted(cache.glob("??/*")):
+            if not file.is_file() or file.name.endswith(".changed"):
+                continue
+            checked += 1
+            if file_md5(file) != file.parent.name + file.name.removesuffix(".dir"):
+                stages = [s for _, (s, md5) in outs.items() if md5 == file.parent.name + file.name]
+                again = (
+                    f"dvc pull {stages[0]}, or dvc repro --force {stages[0]}" if stages else "dvc fetch --all-commits"
+                )
+                findings.append(
+                    Finding(
+                        f"{_shown(file, root)} in the DVC cache is damaged: its content is not what its name says",
+                        f"rm -f {shlex.quote(_shown(file, root))}; {again}",
+                    )
+                )
+    return f"{checked} files hashed again" if deep else "what dvc.lock names (--deep hashes it again)", findings
+
+
+def _journal_folders(tracker: Tracker) -> list[Path]:
+    folder = journals_folder(tracker.home)
+    return sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+
+
+def _ending(pid: int | None) -> str:
+    return "wait for it to end" if pid is None else f"wait for it to end, or: kill {pid}"
+
+
+def _age(pid: int | None) -> str:
+    import psutil
+
+    if pid is None:
+        return ""
+    try:
+        return f", which began {_duration(time.time() - psutil.Process(pid).create_time())} ago"
+    except psutil.Error:
+        return ""
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _counted(names: list[str], noun: str) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({', '.join(names[:_SHOWN])}{more}) {verb}"
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
