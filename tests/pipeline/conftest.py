@@ -82,6 +82,11 @@ class Project:
         return (self.folder / "data/out/validate/report/index.html").read_text(encoding="utf-8")
 
 
+def busy(seconds: float) -> float:
+    """A time measured on two free cores, as long as it may take on a machine that has other things to do."""
+    return seconds * max(1.0, os.getloadavg()[0] / 2)
+
+
 def _heed_permissions() -> None:
     drop_capability, may_ignore_all, may_ignore_for_reading = 24, 1, 2
     for capability in (may_ignore_all, may_ignore_for_reading):

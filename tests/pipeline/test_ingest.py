@@ -165,8 +165,8 @@ def first_worker(process: int) -> psutil.Process:
     """The first of its workers, as soon as it decodes."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        for child in psutil.Process(process).children():
-            if "spawn_main" in " ".join(child.cmdline()) and child.cpu_times().user > 0.1:
+        for child in psutil.Process(process).children(recursive=True):
+            if child.ppid() != process and child.cpu_times().user > 0.05:
                 return child
         time.sleep(0.005)
     raise AssertionError("no worker was seen")

@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -42,6 +42,7 @@ _BUDGET_UNITS = 4
 _PIXELS_PER_UNIT = 1 << 24
 _FREE_PIXELS = 1 << 22
 _MOST_POOLS = 100
+_PRELOADED = ["twinrun.data.packing", "twinrun.data.sources", "imagehash", "scipy.fftpack"]
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,9 @@ def _singles(chunk: Chunk) -> Iterator[Chunk]:
 
 @contextmanager
 def _pool(shape: Shape, pack: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Spawned, since a fork copies the locks of threads that it does not copy.
-    context = multiprocessing.get_context("spawn")
+    # Neither a fork, which copies the locks of threads that it does not copy, nor imports anew in each worker.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(shape, pack, _Budget(context))
     )
@@ -213,7 +215,7 @@ def _explained(fact: Facts | None) -> Facts:
 class _Budget:
     """Bounds the pixels of large images that all workers together decode at a time."""
 
-    def __init__(self, context: SpawnContext) -> None:
+    def __init__(self, context: ForkServerContext) -> None:
         self._turn = context.Lock()
         self._units = context.Semaphore(_BUDGET_UNITS)
 
