@@ -25,7 +25,7 @@ python -m twinrun.tracking.relocate
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test check format ui serve lock setup help
+.PHONY: repro test check format ui serve chaos bench lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && dvc repro && twinrun sync
@@ -45,6 +45,12 @@ ui: setup  ## show runs, pictures and the registry at http://127.0.0.1:5000 (POR
 
 serve: setup  ## answer requests with the champion at http://127.0.0.1:5001 (MODEL=name for another model)
 	@$(ACTIVATE) && mlflow models serve --model-uri "models:/$(MODEL)@champion" --env-manager local --port 5001
+
+chaos: setup  ## inject faults into real runs, here and in a plain stack, and print what they cost (about 40 minutes)
+	@$(ACTIVATE) && python -m benchmarks.chaos --json chaos.json $(CHAOS)
+
+bench: setup  ## measure the shards against Lightning without them (about 10 minutes)
+	@$(ACTIVATE) && python -m benchmarks.shards_speed --json bench.json $(BENCH)
 
 lock: setup  ## write requirements.lock anew: every package, version and hash
 	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --python-version 3.11 \

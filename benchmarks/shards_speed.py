@@ -1,0 +1,249 @@
+"""What the shards cost in speed: `python -m benchmarks.shards_speed`, or `make bench`; about ten minutes on two cores.
+
+ResNet-9 on 32 x 32 colour images at batch 512, three ways to train it in Lightning, on the same images, with the same
+augmentation, optimizer and learning rates:
+
+    shards      Twinrun's: K = 4 shards, one thread each, bfloat16
+    bf16        the same module without shards: one bfloat16 batch, channels last, all cores within an operator
+    fp32        Lightning as it comes: float32, all cores within an operator
+    fp32-nhwc   the same with channels last
+
+They take turns, each turn in a process of its own, so that a busy moment of the machine hits all of them alike. Images
+are Fashion-MNIST's where TWINRUN_TEST_DATA or data/raw has them, else scikit-learn's digits, many times over.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pytorch_lightning as pl
+    from numpy.typing import NDArray
+
+    from twinrun.data.listing import Listing
+    from twinrun.params import TrainParams
+    from twinrun.training.module import SplitImages
+
+WAYS = ("shards", "bf16", "fp32", "fp32-nhwc")
+_BATCH = 512
+_CLASSES = 10
+_SHARDS = 4
+
+
+def main() -> None:
+    options = _options()
+    if options.way:
+        print(json.dumps(_images_per_second(options.way, options.steps, options.threads)))
+        return
+    speeds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(options.repeats):
+        for way in WAYS:
+            speeds[way].append(_in_own_process(way, options.steps, options.threads))
+            print(f"turn {turn + 1}/{options.repeats}  {way:10} {speeds[way][-1]:7.0f} images/s", file=sys.stderr)
+    _report(speeds, options)
+
+
+def _in_own_process(way: str, steps: int, threads: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.shards_speed", "--way", way, "--steps", str(steps)]
+    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _images_per_second(way: str, steps: int, threads: int) -> float:
+    """Train for one step to warm up and for `steps` that count."""
+    import logging
+    import warnings
+
+    import pytorch_lightning as pl
+    import torch
+
+    from twinrun.models.architectures import build_network
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    images = _images((steps + 1) * _BATCH)
+    network = build_network("resnet9", channels=3, size_px=32, classes=_CLASSES, seed=0)
+    params, clock = _params(), _Clock()
+    data = _split_images(images)
+    precision: Any = "32-true"
+    if way == "shards":
+        from twinrun.training.module import Classifier
+        from twinrun.training.shards import Numerics, ShardedNetwork
+
+        torch.set_num_threads(1)
+        numerics = Numerics(torch.device("cpu"), torch.bfloat16, (0.5,) * 3, (0.25,) * 3)
+        network.to(memory_format=torch.channels_last)
+        sharded = ShardedNetwork(
+            network, numerics, shards=_SHARDS, threads=threads, label_smoothing=params.label_smoothing, seed=0
+        )
+        module: pl.LightningModule = Classifier(sharded, data, data, params)
+    else:
+        torch.set_num_threads(threads)
+        if way != "fp32":
+            network.to(memory_format=torch.channels_last)
+        if way == "bf16":
+            precision = "bf16-mixed"
+        module = _whole_batches(network, data, params, contiguous=way == "fp32")
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        precision=precision,
+        max_epochs=1,
+        logger=False,
+        callbacks=[clock.callback()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module)
+    return steps * _BATCH / (clock.ticks[-1] - clock.ticks[0])
+
+
+class _Clock:
+    """The time at the end of every step."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def callback(self) -> "pl.Callback":
+        from pytorch_lightning.callbacks import LambdaCallback
+
+        return LambdaCallback(on_train_batch_end=lambda *_: self.ticks.append(time.perf_counter()))
+
+
+def _whole_batches(
+    network: Any, data: "SplitImages", params: "TrainParams", *, contiguous: bool
+) -> "pl.LightningModule":
+    """The peer: Twinrun's images, augmentation, optimizer and learning rates, in Lightning's automatic optimization."""
+    import pytorch_lightning as pl
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from twinrun.data.augment import augment
+    from twinrun.models.predict import channel_tensor, normalised
+    from twinrun.training.module import EpochBatches, build_optimizer
+    from twinrun.training.schedule import learning_rate
+
+    class WholeBatches(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.mean, self.std = channel_tensor((0.5,) * 3), channel_tensor((0.25,) * 3)
+
+        def train_dataloader(self) -> Any:
+            return EpochBatches(self, data.keys, params)  # type: ignore[arg-type]
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+                group["lr"] = learning_rate(batch_idx, self.trainer.num_training_batches, params)  # type: ignore[arg-type]
+            pixels, targets = data.take(batch)
+            changed = augment(pixels, data.keys[batch], params.seed, self.current_epoch, params.augment)
+            inputs = normalised(torch.from_numpy(changed), self.mean, self.std)
+            logits = self.network(inputs.contiguous() if contiguous else inputs)
+            return cross_entropy(logits.float(), targets, label_smoothing=params.label_smoothing)
+
+        def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+            return batch
+
+        def configure_optimizers(self) -> Any:
+            return build_optimizer(self.network, params)
+
+    return WholeBatches()
+
+
+def _params() -> "TrainParams":
+    from twinrun.params import load_params
+
+    preset = load_params(Path(__file__).parents[1] / "presets" / "fashion-mnist.yaml").train
+    from dataclasses import replace
+
+    return replace(preset, model="resnet9", batch_size=_BATCH, epochs=1, shards=_SHARDS, optimizer="sgd")
+
+
+def _split_images(images: "NDArray[np.uint8]") -> "SplitImages":
+    import numpy as np
+
+    from twinrun.data.manifest import Split
+    from twinrun.training.module import SplitImages
+
+    count = len(images)
+    ids = [f"{number:016x}" for number in range(count)]
+    return SplitImages(images, Split(np.arange(count), ids, np.arange(count) % _CLASSES))
+
+
+def _images(count: int) -> "NDArray[np.uint8]":
+    """Real images as uint8 of shape (count, 32, 32, 3)."""
+    import numpy as np
+
+    from twinrun.data.arrays import list_digits, list_idx
+
+    root = Path(__file__).parents[1]
+    for folder in (Path(os.environ.get("TWINRUN_TEST_DATA", ""), "fashion-mnist"), root / "data/raw/fashion-mnist"):
+        if folder.is_dir() and any(folder.glob("train-images*")):
+            pixels = _pixels(list_idx("fashion-mnist", folder, may_download=False))
+            break
+    else:
+        pixels = _pixels(list_digits()).repeat(4, axis=1).repeat(4, axis=2)
+    margin = (32 - pixels.shape[1]) // 2
+    square = np.pad(np.resize(pixels, (count, *pixels.shape[1:])), ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    return np.ascontiguousarray(square.repeat(3, axis=3))
+
+
+def _pixels(listing: "Listing") -> "NDArray[np.uint8]":
+    from twinrun.data.listing import Arrays
+
+    assert isinstance(listing.content, Arrays)
+    return listing.content.pixels
+
+
+def _report(speeds: dict[str, list[float]], options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    medians = {way: median(found) for way, found in speeds.items()}
+    columns = ("training", "images/s, median", "lowest to highest", "shards are")
+    lines = [
+        (
+            way,
+            f"{medians[way]:.0f}",
+            f"{min(found):.0f} to {max(found):.0f}",
+            f"{medians['shards'] / medians[way]:.2f} x",
+        )
+        for way, found in speeds.items()
+    ]
+    if options.markdown:
+        print("\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *lines)))
+    else:
+        table = Table(*columns, title=f"ResNet-9, batch {_BATCH}, {options.threads} threads, {options.repeats} turns")
+        for line in lines:
+            table.add_row(*line)
+        Console().print(table)
+    if options.json:
+        facts = {"threads": options.threads, "steps": options.steps, "batch_size": _BATCH, "shards": _SHARDS}
+        found = {"images_per_second": speeds, "medians": medians, **facts}
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shards_speed", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each way")
+    parser.add_argument("--steps", type=int, default=8, help="steps that are timed in each turn")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="the cores there are")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
