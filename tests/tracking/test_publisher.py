@@ -11,7 +11,7 @@ import pytest
 from tracking_support import FaultyTracker, runs, train
 
 from twinrun.errors import InterruptedTraining
-from twinrun.tracking.journal import Journal
+from twinrun.tracking.journal import Journal, read_events
 from twinrun.tracking.publisher import FAILING, follow, publishing
 from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import find_tracker
@@ -64,9 +64,7 @@ def test_a_run_holds_all_that_its_journal_holds(project: Path) -> None:
 def test_a_stopped_training_is_killed_and_a_resumed_one_goes_on_in_the_same_run(project: Path) -> None:
     journal = Journal.create(project, name="mlp on digits", experiment="digits")
     journal.metrics(0, {"train_loss": 0.5})
-    with pytest.raises(InterruptedTraining), publishing(journal, grace_s=0.1):
-        raise InterruptedTraining("stopped", signal.SIGTERM)
-    journal.close()
+    journal.end("KILLED")
     follow(journal.folder)
     (stopped,) = runs(project)
 
@@ -83,6 +81,17 @@ def test_a_stopped_training_is_killed_and_a_resumed_one_goes_on_in_the_same_run(
     (finished,) = runs(project)
     assert [stopped.status, running.status, finished.status] == ["KILLED", "RUNNING", "FINISHED"]
     assert finished.history == {"train_loss": [(0, 0.5), (1, 0.25)]}
+
+
+def test_a_body_that_is_left_by_an_error_says_how_the_training_ended(project: Path) -> None:
+    ends = []
+    for error in (InterruptedTraining("stopped", signal.SIGTERM), KeyboardInterrupt(), ValueError("a bug")):
+        journal = Journal.create(project, name="mlp on digits", experiment="digits")
+        with pytest.raises(type(error)), publishing(journal, grace_s=0):
+            raise error
+        ends.append(read_events(journal.file)[-1]["status"])
+
+    assert ends == ["KILLED", "KILLED", "FAILED"]
 
 
 def test_the_run_of_a_trainer_that_was_killed_is_marked_by_its_publisher(project: Path) -> None:

@@ -190,14 +190,13 @@ def _edited(
 def _edited_files(root: Path, card: Mapping[str, Any], material: Material) -> list[ImageChange]:
     """Images that the run used and whose file in the source has other bytes now."""
     from twinrun.data.listing import Files
-    from twinrun.data.sources import list_source
-    from twinrun.params import IngestParams
+        from twinrun.params import IngestParams
 
     ingest = card["params"]["ingest"]
     if ingest["source"] not in _OF_FILES:
         return []
     try:
-        listing = list_source(IngestParams(**absolute_source(root, ingest)))
+        listing = list_tree(IngestParams(**absolute_source(root, ingest)))
     except (TwinrunError, ValueError, TypeError):
         return []
     assert isinstance(listing.content, Files)

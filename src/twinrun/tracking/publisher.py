@@ -178,7 +178,7 @@ def _environment() -> dict[str, str]:
 
 
 def _wait(folder: Path, process: "subprocess.Popen[bytes] | None", grace_s: float) -> int:
-    """Wait until the publisher has ended or failed, at most `grace_s` seconds; return the number of unpublished events."""
+    """Wait until the publisher has ended or failed, at most `grace_s` seconds; return what is unpublished."""
     deadline = time.monotonic() + grace_s
     while process is not None and process.poll() is None and time.monotonic() < deadline:
         if (folder / FAILING).exists():
