@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from twinrun.data.listing import Files, Item, Listing, sorted_listing
+from twinrun.data.listing import Files, Item, Listing, sorted_listing, source_folder
 from twinrun.data.manifest import SplitName
 from twinrun.errors import SourceError
+from twinrun.params import IngestParams
 
 _SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",
@@ -34,6 +35,13 @@ _TRASHNET_LISTS: dict[SplitName, str] = {
     "val": "one-indexed-files-notrash_val.txt",
     "test": "one-indexed-files-notrash_test.txt",
 }
+
+
+def list_tree(params: IngestParams) -> Listing:
+    """List the source `folder` or `trashnet` of `params`; raises SourceError as those do."""
+    root = source_folder(params)
+    splits_file = Path(params.splits_file).expanduser() if params.splits_file is not None else None
+    return list_trashnet(root, splits_file) if params.source == "trashnet" else list_folder(root, splits_file)
 
 
 def list_folder(root: Path, splits_file: Path | None = None) -> Listing:

@@ -8,6 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.data.manifest import SplitName
+from twinrun.params import IngestParams
+
+RAW = Path("data/raw")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,11 @@ class Listing:
     items: list[Item]
     content: Files | Arrays
     notes: list[str] = field(default_factory=list)
+
+
+def source_folder(params: IngestParams) -> Path:
+    """Where a source's files are: as params.yaml says, or data/raw/<source>."""
+    return Path(params.path).expanduser() if params.path is not None else RAW / params.source
 
 
 def sorted_listing(items: list[Item], content: Files | Arrays, notes: list[str] | None = None) -> Listing:

@@ -4,15 +4,11 @@ A new source is a function here and its name in params.py: it lists items (path,
 their content lies, in files or in memory.
 """
 
-from pathlib import Path
-
 from twinrun.data.arrays import list_cifar10, list_digits, list_idx
-from twinrun.data.folders import list_folder, list_trashnet
-from twinrun.data.listing import Listing
+from twinrun.data.folders import list_tree
+from twinrun.data.listing import Listing, source_folder
 from twinrun.errors import SourceError
 from twinrun.params import IngestParams
-
-RAW = Path("data/raw")
 
 
 def list_source(params: IngestParams) -> Listing:
@@ -20,9 +16,7 @@ def list_source(params: IngestParams) -> Listing:
 
     Raises SourceError that says what is missing and how to get it.
     """
-    folder = Path(params.path).expanduser() if params.path is not None else RAW / params.source
-    may_download = params.path is None
-    splits_file = Path(params.splits_file).expanduser() if params.splits_file is not None else None
+    folder, may_download = source_folder(params), params.path is None
     match params.source:
         case "digits":
             return list_digits()
@@ -30,8 +24,6 @@ def list_source(params: IngestParams) -> Listing:
             return list_idx(params.source, folder, may_download)
         case "cifar10":
             return list_cifar10(folder, may_download)
-        case "trashnet":
-            return list_trashnet(folder, splits_file)
-        case "folder":
-            return list_folder(folder, splits_file)
+        case "trashnet" | "folder":
+            return list_tree(params)
     raise SourceError(f"There is no source {params.source!r}.")

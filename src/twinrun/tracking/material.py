@@ -189,8 +189,9 @@ def _edited(
 
 def _edited_files(root: Path, card: Mapping[str, Any], material: Material) -> list[ImageChange]:
     """Images that the run used and whose file in the source has other bytes now."""
+    from twinrun.data.folders import list_tree
     from twinrun.data.listing import Files
-        from twinrun.params import IngestParams
+    from twinrun.params import IngestParams
 
     ingest = card["params"]["ingest"]
     if ingest["source"] not in _OF_FILES:
