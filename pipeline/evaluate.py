@@ -14,6 +14,7 @@ from twinrun.evaluation.report import Mistakes, Model, verdict, write_report
 from twinrun.models.bundle import load_bundle
 from twinrun.params import load_params
 from twinrun.publish import ensure_writable, write_json, write_table, write_text
+from twinrun.tracking.sync import sync
 
 IMAGES = Path("data/out/ingest/images.npy")
 TABLE = Path("data/out/ingest/table.parquet")
@@ -76,6 +77,7 @@ def main() -> None:
         OUT / "metrics.json",
     )
     print(f"{verdict(scores)} Report: {OUT / 'report/index.html'}")
+    print("\n".join(sync().lines()))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import pipeline.train
 from twinrun.errors import run_main
 from twinrun.models.bundle import load_bundle
 
-
 LONG: dict[str, Any] = {"epochs": 40, "ema_decay": 0.9, "keep": "last"}
 
 

@@ -95,7 +95,7 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
     on_terminal = sys.stdout.isatty() and rank() == 0
     callbacks: list[pl.Callback] = [progress]
     if on_terminal:
-        callbacks.append(pl.callbacks.RichProgressBar(leave=True))
+        callbacks.append(_EpochBar())
     # Lightning names the devices it sees, recommends products and deplores its own use of PyTorch.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -118,6 +118,13 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
         for count in ("ready", "started", "processed", "completed"):
             setattr(counts, count, progress.epochs_done)
         trainer.fit(module)
+
+
+class _EpochBar(pl.callbacks.RichProgressBar):
+    """Lightning's bar, gone when its epoch is over, with epochs counted from 1 as everywhere else."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
 class _Progress(pl.Callback):
