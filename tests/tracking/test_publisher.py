@@ -121,6 +121,21 @@ def test_the_run_of_a_trainer_that_was_killed_is_marked_by_its_publisher(project
     assert found[0].history == {"train_loss": [(0, 0.5)]}
 
 
+def test_a_training_that_ended_while_an_earlier_death_of_it_was_published_is_not_marked_killed(project: Path) -> None:
+    journal = train(project, end=False)
+    replay = Replay(journal.folder, find_tracker(project))
+    while replay.step():
+        pass
+    alive = replay.mark_killed()
+
+    journal.end()
+    while replay.step():
+        pass
+
+    assert [alive, replay.mark_killed()] == [False, False]
+    assert [run.status for run in runs(project)] == ["FINISHED"]
+
+
 def test_a_run_that_a_person_deleted_stays_deleted(project: Path) -> None:
     journal = train(project, end=False)
     replay = Replay(journal.folder, find_tracker(project))

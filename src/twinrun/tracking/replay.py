@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinrun.publish import write_json
 from twinrun.tracking.home import Process
-from twinrun.tracking.journal import ARTIFACTS, FILE, Event, events_from
+from twinrun.tracking.journal import ARTIFACTS, FILE, Event, events_from, summarize
 from twinrun.tracking.store import Tracker, experiment_id, open_client
 
 if TYPE_CHECKING:
@@ -115,8 +115,12 @@ class Replay:
         return True
 
     def mark_killed(self) -> bool:
-        """Say in MLflow that the process behind the journal died, once; False where that was said before."""
+        """Say in MLflow, once, that the process behind the journal died; False where it lives or that was said."""
         if self.state.run_id is None or self.state.killed_at == self.state.offset or self.state.deleted:
+            return False
+        # Asked now: while we published, the training may have been taken up again, and ended.
+        summary = summarize(self.file)
+        if summary is None or not summary.dead() or self.pending():
             return False
         times = [event["time_ms"] for _, event in events_from(self.file, 0) if "time_ms" in event]
         self.client.set_terminated(self.state.run_id, "KILLED", end_time=max(times, default=None))

@@ -238,9 +238,10 @@ def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
             done = waiting - unpublished(folder, tracker)
             report.events += done
             report.runs += bool(done)
-        if summary.dead() and replay.mark_killed():
+        if replay.mark_killed():
             report.killed.append(str(replay.state.run_id))
-        if summary.ended == "FINISHED":
+        summary = summarize(folder / FILE)
+        if summary is not None and summary.ended == "FINISHED":
             # MLflow and data/out/train/journal.jsonl hold all of it.
             replay.state.finish()
             shutil.rmtree(folder, ignore_errors=True)
