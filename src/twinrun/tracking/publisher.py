@@ -195,7 +195,12 @@ def main() -> None:
     os.environ.setdefault(TIMEOUT_VARIABLE, "5")
     with suppress(OSError):
         os.nice(_NICENESS)
-    follow(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else GRACE_S)
+    folder = Path(sys.argv[1])
+    follow(folder, float(sys.argv[2]) if len(sys.argv) > 2 else GRACE_S)
+    # A model that was evaluated before needs no evaluation now: its metrics belong to this run too.
+    from twinrun.tracking.sync import sync
+
+    sync(project_of(folder))
 
 
 if __name__ == "__main__":
