@@ -48,7 +48,9 @@ def main() -> None:
         return
     code = collect_code(PROJECT)
     with training_lock(STATE):
+        stop.check()
         job = _prepare(params)
+        job.checkpoints.forget_recorded(PROJECT / "dvc.lock")
         ensure_writable(OUT, needed_bytes=job.bundle_bytes())
         ensure_writable(STATE, needed_bytes=job.checkpoint_bytes())
         journal = _open_journal(job, params, code)
@@ -75,7 +77,7 @@ def main() -> None:
             )
             write_json(card, OUT / "card.json")
             _finish(journal, card)
-        job.checkpoints.clear()
+        job.checkpoints.finish(OUT / "journal.jsonl")
     print(f"Weights of epoch {trained.kept_epoch}: {digest}\n{publication.notice() or ''}".rstrip(), flush=True)
 
 
@@ -85,7 +87,13 @@ def _prepare(params: Params) -> Job:
 
 def _open_journal(job: Job, params: Params, code: Code) -> Journal:
     name = f"{params.train.model} on {params.ingest.source}"
-    journal = Journal.resume(PROJECT, job.checkpoints.owner(), name=name, experiment=params.register.model_name)
+    journal = Journal.resume(
+        PROJECT,
+        job.checkpoints.owner(),
+        name=name,
+        experiment=params.register.model_name,
+        kept=job.checkpoints.journal,
+    )
     journal.code(code)
     journal.params(asdict(params))
     journal.tags({"twinrun.fingerprint": job.fingerprint})

@@ -37,6 +37,7 @@ FAULTS = (
     Fault("publish", _ALL, 6, 10, publish_path.kill_at_every_point),
     Fault("term", 20, 2, 10, kills.terminate_group),
     Fault("dvc", 10, 2, 5, kills.kill_dvc),
+    Fault("record", 5, 1, 5, kills.kill_unrecorded),
     Fault("epochs", 5, 1, 5, kills.stop_after_epochs),
     Fault("tracker", 6, 2, 6, tracker.trouble_tracker),
     Fault("disk", 10, 2, 10, disk.fill_disk),

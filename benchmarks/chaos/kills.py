@@ -52,6 +52,22 @@ def kill_dvc(lab: Lab, n: int) -> Row:
     return lab.try_all("dvc alone killed, repro again at once", [case(share) for share in shares])
 
 
+def kill_unrecorded(lab: Lab, n: int) -> Row:
+    """SIGKILL for the group when the training is finished and its model written, before dvc has recorded it."""
+
+    def case(delay: float) -> Callable[[Path], Outcome]:
+        def attempt(folder: Path) -> Outcome:
+            project = lab.stack.project(folder)
+            run = lab.stack.start(project, lab.stack.train)
+            run.wait_until(lambda: lab.stack.written(run))
+            ended = _interrupt(run, run.seconds + delay, signal.SIGKILL)
+            return repeat(lab, project, [ended], f"{delay:.1f} s after the model was written", lab.stack.train)
+
+        return attempt
+
+    return lab.try_all("kill -9 before dvc records the result", [case(0.2 * number) for number in range(n)])
+
+
 def stop_after_epochs(lab: Lab, n: int) -> Row:
     """SIGKILL as soon as an epoch was told of: after each, and after all of them in one training."""
 

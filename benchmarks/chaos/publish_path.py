@@ -50,7 +50,8 @@ class ForkedStage:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.chaos.forked_stage"],
             cwd=template,
-            env=child_environment() | {"PYTHONPATH": f"{template / 'src'}:{template}:{REPOSITORY}"},
+            env=child_environment()
+            | {"DVC_STAGE": "train", "PYTHONPATH": f"{template / 'src'}:{template}:{REPOSITORY}"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -66,7 +67,7 @@ class ForkedStage:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
-        begun = any(project.glob(".twinrun/resume/*/owner.json"))
+        begun = any(project.glob(".twinrun/resume/*/owner-*"))
         return Ended(code=code, seconds=time.monotonic() - started, log=log, had_begun=begun)
 
     def close(self) -> None:

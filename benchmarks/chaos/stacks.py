@@ -46,6 +46,7 @@ class Stack:
     database: str
     weights: Callable[[Path], str | None]
     began: Callable[["Run"], bool]
+    written: Callable[["Run"], bool]
 
     def project(self, folder: Path) -> Path:
         """A new project in `folder`."""
@@ -200,7 +201,8 @@ def make_twinrun(folder: Path) -> Stack:
         ),
         database="mlruns/mlflow.db",
         weights=_bundle_weights,
-        began=lambda run: any(run.folder.glob(".twinrun/resume/*/owner.json")),
+        began=lambda run: any(run.folder.glob(".twinrun/resume/*/owner-*")),
+        written=lambda run: "Weights of epoch" in run.output(),
     )
 
 
@@ -218,6 +220,7 @@ def make_plain(folder: Path, store: Path) -> Stack:
         database="mlflow.db",
         weights=_torch_weights,
         began=lambda run: "training begins" in run.output(),
+        written=lambda run: (run.folder / "model.pt").exists(),
     )
 
 

@@ -1,5 +1,6 @@
 """The newest checkpoint that verifies is used."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,41 @@ def test_the_owner_stays_until_the_checkpoints_are_cleared(checkpoints: Checkpoi
     assert checkpoints.owner() == first
     checkpoints.clear()
     assert checkpoints.owner() != first
+
+
+def test_a_finished_training_is_kept_until_dvc_lock_records_it(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train")
+    journal, lock = tmp_path / "journal.jsonl", tmp_path / "dvc.lock"
+    journal.write_text("what happened\n")
+    checkpoints.finish(journal)
+
+    checkpoints.forget_recorded(lock)
+    kept = checkpoints.newest()[0] is not None
+    lock.write_text(f"md5: {hashlib.md5(journal.read_bytes()).hexdigest()}")
+    checkpoints.forget_recorded(lock)
+
+    assert kept
+    assert not checkpoints.folder.exists()
+
+
+def test_a_finished_training_outside_dvc_leaves_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    checkpoints.finish(tmp_path / "journal.jsonl")
+
+    assert not checkpoints.folder.exists()
+
+
+def test_what_another_finished_training_left_is_removed_and_a_stopped_one_stays(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train")
+    finished, stopped = Checkpoints(tmp_path / "resume of old"), Checkpoints(tmp_path / "resume of stopped")
+    for each in (finished, stopped):
+        each.owner()
+    (tmp_path / "journal.jsonl").touch()
+    finished.finish(tmp_path / "journal.jsonl")
+
+    checkpoints.forget_recorded(tmp_path / "dvc.lock")
+
+    assert [each.folder.exists() for each in (checkpoints, finished, stopped)] == [True, False, True]

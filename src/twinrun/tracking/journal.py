@@ -61,13 +61,24 @@ class Journal:
 
     @classmethod
     def resume(
-        cls, root: Path, journal_id: str, *, name: str = "resumed training", experiment: str = "Default"
+        cls,
+        root: Path,
+        journal_id: str,
+        *,
+        name: str = "resumed training",
+        experiment: str = "Default",
+        kept: Path | None = None,
     ) -> Self:
         """Go on with the journal of a training that was stopped.
 
         What was recorded before is never recorded again: a metric of an epoch that had to be computed anew is dropped.
-        Where the journal is gone, a new one with the same id takes the name and the experiment that are given here.
+        Where the journal is gone, it is taken from `kept`, a copy; without one, a new journal with the same id takes
+        the name and the experiment that are given here.
         """
+        file = journals_folder(root) / journal_id / FILE
+        if kept is not None and kept.exists() and not file.exists():
+            with replacing(file) as temp:
+                shutil.copyfile(kept, temp)
         return cls._begin(root, journal_id, name, experiment)
 
     @classmethod

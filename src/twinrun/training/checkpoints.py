@@ -2,9 +2,14 @@
 
 A checkpoint is a folder with state.safetensors, state.json and a manifest, published whole. Two are kept, and the
 newest that verifies is used: a torn or changed one is passed over with a warning.
+
+They outlive the training until dvc.lock records its result: where dvc dies before that, it will run the stage again,
+and nothing is to be computed twice.
 """
 
+import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -14,12 +19,13 @@ from typing import Any
 
 from torch import Tensor
 
-from twinrun.publish import folder_faults, replacing_folder, write_json
+from twinrun.publish import folder_faults, replacing, replacing_folder, write_json
 
 _KEPT = 2
 _TENSORS = "state.safetensors"
 _FACTS = "state.json"
-_OWNER = "owner.json"
+_OWNER = "owner-"
+_JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,40 @@ class Checkpoints:
 
     def owner(self) -> str:
         """The id of the training that the checkpoints belong to, made at the first call and kept until `clear`."""
-        file = self.folder / _OWNER
-        if not file.exists():
-            write_json({"journal_id": uuid.uuid4().hex}, file)
-        owner: str = json.loads(file.read_bytes())["journal_id"]
+        # In the name of an empty file, where no bit of it can flip.
+        for file in self.folder.glob(f"{_OWNER}*"):
+            return file.name.removeprefix(_OWNER)
+        owner = uuid.uuid4().hex
+        with replacing(self.folder / f"{_OWNER}{owner}") as temp:
+            temp.touch()
         return owner
 
+    @property
+    def journal(self) -> Path:
+        """Where the journal of a finished training is kept until its result is recorded."""
+        return self.folder / _JOURNAL
+
+    def finish(self, journal: Path) -> None:
+        """The training is finished and its result elsewhere; dvc, where there is one, is about to record it."""
+        if "DVC_STAGE" not in os.environ:
+            self.clear()
+            return
+        with replacing(self.journal) as temp:
+            shutil.copyfile(journal, temp)
+
+    def forget_recorded(self, dvc_lock: Path) -> None:
+        """Clear what is left of finished trainings, but for this one if dvc died before `dvc_lock` had its result.
+
+        A stage that is run although its result is recorded was forced, and is to compute everything again.
+        """
+        recorded = dvc_lock.read_bytes() if dvc_lock.exists() else b""
+        for journal in self.folder.parent.glob(f"*/{_JOURNAL}"):
+            known = hashlib.md5(journal.read_bytes(), usedforsecurity=False).hexdigest().encode() in recorded
+            if known or journal != self.journal or "DVC_STAGE" not in os.environ:
+                shutil.rmtree(journal.parent, ignore_errors=True)
+
     def clear(self) -> None:
-        """Forget the training: its result is elsewhere now."""
+        """Forget the training."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:

@@ -17,6 +17,7 @@ from twinrun.publish import explained
 
 LOCK_WAIT_S = 30.0
 _POLL_S = 0.25
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 
 
 class StopRequest:
@@ -33,6 +34,9 @@ class StopRequest:
 
     def watch_parent(self) -> None:
         """Ask to stop when the process that this one works for ends: dvc, `twinrun reproduce`, or the first trainer."""
+        if _is_orphan():
+            self._request(signal.SIGTERM, "the dvc that it worked for ended")
+            return
         employer = _employer()
         if employer is None:
             return
@@ -118,3 +122,19 @@ def _employer() -> psutil.Process | None:
         if any(Path(word).name == "dvc" for word in command[:3]):
             return ancestor
     return None
+
+
+def _is_orphan() -> bool:
+    """Whether a dvc started this process and ended before we could look: the system's first process has adopted it."""
+    if "DVC_STAGE" not in os.environ:
+        return False
+    for ancestor in psutil.Process().parents():
+        try:
+            name, command = ancestor.name(), ancestor.cmdline()
+        except psutil.Error:
+            return True
+        if name not in _SHELLS:
+            # In a container dvc, or a program that calls it, may be the first process.
+            at_work = any("dvc" in word or "python" in word for word in command[:3])
+            return not at_work and (ancestor.pid == 1 or name == "systemd")
+    return True
