@@ -153,6 +153,10 @@ def as_default(tracker: Tracker) -> Iterator[None]:
             os.environ[URI_VARIABLE] = before
 
 
+# MLflow's pages open on the training runs of such an experiment, not on those of a language model.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
 def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:
     """The experiment's id; it is created where there is none, with its artifacts in the project."""
     from mlflow.exceptions import MlflowException
@@ -162,7 +166,7 @@ def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:
         where = tracker.artifacts
         options: dict[str, Any] = {} if where is None else {"artifact_location": (where / _folder_name(name)).as_uri()}
         try:
-            return str(client.create_experiment(name, **options))
+            return str(client.create_experiment(name, tags=_EXPERIMENT_TAGS, **options))
         except MlflowException:
             # Another process was first.
             found = client.get_experiment_by_name(name)
