@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import Project
+from data_support import Project
 from PIL import Image
 
 OFFLINE = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https", "HTTP", "HTTPS")}
@@ -126,11 +126,11 @@ def test_a_decoder_that_crashes_costs_its_image_and_no_other(project: Project, w
 
 def test_neither_a_killed_worker_nor_a_killed_run_changes_a_byte_or_leaves_half_of_one(project: Project) -> None:
     values = np.random.default_rng(0)
-    for number in range(60):
+    for number in range(40):
         path = project.folder / "images" / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = values.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((800, 600)).save(path)
+        Image.fromarray(pixels).resize((640, 480)).save(path)
     project.set(ingest__source="folder", ingest__path="images", ingest__workers=2)
     assert project.run("ingest").code == 0
     out = project.folder / "data/out/ingest"

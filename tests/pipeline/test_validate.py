@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Project, Ran, busy
+from data_support import Project, Ran, busy
 from PIL import Image
 
 from pipeline import ingest, validate
@@ -30,18 +30,17 @@ def validated(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
             validate.main()
         except TwinrunError as error:
             return Ran(error.exit_code, str(error))
-        return Ran(0, capsys.readouterr().out)
+        return Ran(0, "".join(capsys.readouterr()))
 
     return run
 
 
 def test_good_data_get_a_manifest_of_all_rows_a_result_and_a_report(
-    project: Project, write_digits: WriteDigits
+    project: Project, write_digits: WriteDigits, validated: Stage
 ) -> None:
     write_digits(each=150)
-    assert project.set(ingest__source="folder", ingest__path="images").run("ingest").code == 0
 
-    ran = project.run("validate")
+    ran = validated(project.set(ingest__source="folder", ingest__path="images"))
 
     assert ran.code == 0, ran.said
     assert "Calculating" not in ran.said

@@ -1,0 +1,90 @@
+"""A project of one's own for a test: a folder with a params.yaml, in which stages run as a person runs them."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a stage ended."""
+
+    code: int
+    said: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a params.yaml like the repository's own."""
+
+    folder: Path
+
+    def set(self, **settings: Any) -> "Project":
+        """Change settings, such as ingest__source="folder"."""
+        yaml = YAML()
+        params = yaml.load(self.folder / "params.yaml")
+        for name, value in settings.items():
+            section, _, key = name.partition("__")
+            params[section][key] = value
+        yaml.dump(params, self.folder / "params.yaml")
+        return self
+
+    def run(self, stage: str, **environment: str) -> Ran:
+        """Run `python -m pipeline.<stage>` here, to its end."""
+        done = self.start(stage, **environment)
+        said, _ = done.communicate(timeout=240)
+        return Ran(done.returncode, said)
+
+    def start(self, stage: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start `python -m pipeline.<stage>` here, bound by permissions even as root."""
+        path = os.pathsep.join([str(self.folder), str(REPOSITORY / "src"), str(REPOSITORY)])
+        return subprocess.Popen(
+            [sys.executable, "-m", f"pipeline.{stage}"],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=_heed_permissions,
+        )
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows that ingest wrote."""
+        return pq.read_table(self.folder / "data/out/ingest/table.parquet").to_pylist()
+
+    def pack(self) -> Any:
+        """The images that ingest wrote."""
+        return np.load(self.folder / "data/out/ingest/images.npy")
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """The rows that validate wrote."""
+        return pq.read_table(self.folder / "data/out/validate/manifest.parquet").to_pylist()
+
+    def result(self) -> Any:
+        """What validate wrote for programs."""
+        return YAML(typ="safe").load(self.folder / "data/out/validate/result.json")
+
+    def report(self) -> str:
+        """The page that validate wrote."""
+        return (self.folder / "data/out/validate/report/index.html").read_text(encoding="utf-8")
+
+
+def busy(seconds: float) -> float:
+    """A time measured on two free cores, as long as it may take on a machine that has other things to do."""
+    return seconds * max(1.0, os.getloadavg()[0] / 2)
+
+
+def _heed_permissions() -> None:
+    drop_capability, may_ignore_all, may_ignore_for_reading = 24, 1, 2
+    for capability in (may_ignore_all, may_ignore_for_reading):
+        ctypes.CDLL(None).prctl(drop_capability, capability, 0, 0, 0)
