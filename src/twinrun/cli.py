@@ -276,6 +276,10 @@ def _show(facts: Any) -> None:
     table.add_row("run", f"{facts.name} ({facts.run_id}, {facts.status})")
     for name, value in sorted(facts.metrics.items()):
         table.add_row(name, f"{value:.6g}")
+    if twin_of := facts.tags.get("twinrun.twin_of"):
+        table.add_row("twin of", twin_of)
+    if verdict := facts.tags.get("twinrun.twin_verdict"):
+        table.add_row("twin", f"{verdict} ({facts.tags.get('twinrun.twin') or facts.run_id})")
     if facts.card is None:
         table.add_row("card", "none: this training did not finish")
     else:

@@ -1,0 +1,186 @@
+"""Every finding is about what is really wrong, and names what mends it."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from twinrun.publish import write_json
+from twinrun.tracking.doctor import Finding, examine
+from twinrun.tracking.home import this_process
+from twinrun.tracking.journal import Journal
+
+PACK = "data/out/ingest/images.npy"
+
+
+def findings(project: Path, part: str, *, deep: bool = False) -> list[Finding]:
+    """What is found about one part of the set-up."""
+    return next(list(check.findings) for check in examine(project, deep=deep) if check.name == part)
+
+
+def mend(finding: Finding) -> None:
+    """Do what the finding says."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(finding.mend, shell=True, check=True, capture_output=True, env={**environment, "PYTHONPATH": "src"})
+
+
+def dead_process() -> dict[str, object]:
+    return {**asdict(this_process()), "started": 1.0}
+
+
+def test_a_project_in_order_has_no_findings_but_those_of_its_environment(trained: Path) -> None:
+    checks = {check.name: list(check.findings) for check in examine(trained, deep=True)}
+
+    checks.pop("environment")  # of whoever runs the tests
+    store = checks.pop("store")
+    assert not any(checks.values()), checks
+    assert "was moved here from" in store[0].problem
+
+
+def test_a_moved_store_is_mended_by_what_the_finding_says(trained: Path) -> None:
+    (finding,) = findings(trained, "store")
+
+    mend(finding)
+
+    assert findings(trained, "store") == []
+
+
+def test_uncommitted_changes_are_named(trained: Path) -> None:
+    (trained / "params.yaml").write_text((trained / "params.yaml").read_text() + "\n# a remark\n")
+
+    (finding,) = findings(trained, "code")
+
+    assert "1 file (params.yaml) is not committed" in finding.problem
+    assert finding.mend.startswith("git add")
+
+
+def test_a_package_in_another_version_than_the_locks_is_named(trained: Path) -> None:
+    lock = trained / "requirements.lock"
+    lock.write_text(lock.read_text().replace("\nnumpy==", "\nnumpy==1."))
+
+    found = findings(trained, "environment")
+
+    assert "numpy" in found[0].problem
+    assert found[0].mend == "make setup"
+
+
+def test_a_module_that_dvc_yaml_does_not_name_is_to_be_added(trained: Path) -> None:
+    lines = (trained / "dvc.yaml").read_text().splitlines(keepends=True)
+    (trained / "dvc.yaml").write_text("".join(line for line in lines if "data/augment.py" not in line))
+
+    (finding,) = findings(trained, "dvc.yaml")
+
+    assert "the deps of train" in finding.problem
+    assert "add src/twinrun/data/augment.py" in finding.problem
+
+
+def test_a_tracker_that_is_away_is_one_finding_and_the_rest_is_looked_at(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+
+    (finding,) = findings(trained, "tracker")
+
+    assert "cannot be reached" in finding.problem
+    assert findings(trained, "data") == []
+
+
+def test_a_training_that_died_and_one_that_waits_are_mended_by_sync(trained: Path) -> None:
+    waiting = Journal.create(trained, name="one that waits", experiment="twinrun-digits")
+    waiting.end()
+    waiting.close()
+    died = Journal.create(trained, name="one that died", experiment="twinrun-digits")
+    died.close()
+    event = json.loads(died.file.read_bytes())
+    died.file.write_text(json.dumps({**event, "process": dead_process()}) + "\n")
+
+    found = findings(trained, "journals")
+
+    assert {finding.mend for finding in found} == {"twinrun sync"}
+    assert any("not yet in MLflow" in finding.problem for finding in found)
+    assert any(f"was left by process {os.getpid()}, dead" in finding.problem for finding in found)
+
+
+@pytest.fixture
+def locked(trained: Path) -> Iterator[int]:
+    """Another process that holds the lock of a training; its number."""
+    (trained / ".twinrun").mkdir(exist_ok=True)
+    code = "import sys, time, filelock\nwith filelock.FileLock(sys.argv[1]): print(flush=True), time.sleep(60)"
+    lock = trained / ".twinrun/train.lock"
+    process = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def test_the_command_exits_with_1_where_something_was_found(trained: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": "src", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "twinrun.cli", "doctor"], cwd=trained, env=environment, capture_output=True, text=True
+    )
+
+    assert done.returncode == 1
+    assert "mend: unset MLFLOW_TRACKING_URI" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_lock_that_is_held_names_who_holds_it_and_since_when(trained: Path, locked: int) -> None:
+    (finding,) = findings(trained, "locks")
+
+    assert f"train.lock is held by process {locked}, which began" in finding.problem
+    assert finding.mend.endswith(f"kill {locked}")
+
+
+def test_a_lock_file_that_nobody_holds_is_no_finding(trained: Path) -> None:
+    with FileLock(trained / ".twinrun/train.lock"):
+        pass
+
+    assert findings(trained, "locks") == []
+
+
+def test_a_twin_that_was_left_behind_is_mended_by_what_the_finding_says(trained: Path) -> None:
+    folder = trained / ".twinrun/twins/left"
+    subprocess.run(["git", "worktree", "add", "--detach", "--quiet", str(folder)], check=True)
+    write_json({"keep": False, "process": dead_process()}, folder.with_name("left.json"))
+
+    (finding,) = findings(trained, "twins")
+    mend(finding)
+
+    assert findings(trained, "twins") == []
+    assert not folder.exists()
+
+
+def test_a_bit_flip_in_the_cache_is_seen_only_by_hashing_again(trained: Path) -> None:
+    from twinrun.tracking.card import collect_dvc_lock
+
+    md5 = collect_dvc_lock(trained)["ingest"]["outs"][PACK]
+    cached = trained / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.chmod(0o644)
+    content = bytearray(cached.read_bytes())
+    content[-1] ^= 1
+    cached.write_bytes(content)
+
+    assert findings(trained, "data") == []
+    (finding,) = findings(trained, "data", deep=True)
+
+    assert "is damaged" in finding.problem
+    assert shlex.split(finding.mend)[:2] == ["rm", "-f"]
+
+
+def test_what_is_missing_in_the_cache_and_is_here_is_mended_by_a_commit(trained: Path) -> None:
+    shutil.rmtree(trained / ".dvc/cache")
+
+    found = findings(trained, "data")
+
+    assert any(PACK in finding.problem and finding.mend == "dvc commit ingest" for finding in found)

@@ -1,0 +1,92 @@
+"""A small project that DVC trained once, on bitmaps in a folder, with uncommitted changes, three commits ago."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tracking_support import runs
+from training_support import REPOSITORY, change_params, git
+
+_SPLITS = {"train": range(0, 60), "val": range(60, 80), "test": range(80, 110)}
+
+
+@pytest.fixture(scope="session")
+def once_trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
+    """Trained with a learning rate and a remark in the code that are in no commit."""
+    folder = tmp_path_factory.mktemp("twins") / "project"
+    _copy_repository(folder)
+    shutil.copytree(new_store, folder / "mlruns", dirs_exist_ok=True)
+    _draw_images(folder / "data/raw/folder")
+    change_params(folder / "params.yaml", "ingest", {"source": "folder", "size_px": 8, "workers": 1})
+    change_params(folder / "params.yaml", "validate", {"min_images_per_class": 2, "on_leak": "drop"})
+    change_params(folder / "params.yaml", "train", {"model": "mlp", "epochs": 2, "batch_size": 32})
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "Begin")
+    change_params(folder / "params.yaml", "train", {"learning_rate": 0.002})
+    with (folder / "src/twinrun/training/schedule.py").open("ab") as code:
+        code.write(b"# a remark in Latin-1, \xe4, and with its own line end\r\n")
+    _dvc(folder, "repro", "evaluate")
+    git(folder, "checkout", "--", ".")
+    for number in range(3):
+        change_params(folder / "params.yaml", "train", {"seed": number + 1})
+        git(folder, "commit", "--quiet", "--all", "--message", f"Seed {number + 1}")
+    return folder
+
+
+@pytest.fixture
+def trained(once_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as working folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(once_trained, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def first_run(project: Path) -> str:
+    """The id of the run that is no twin."""
+    return next(run.id for run in runs(project) if "twinrun.twin_of" not in run.tags)
+
+
+def _copy_repository(folder: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (REPOSITORY / name).is_file() and not name.startswith(("tests/", "benchmarks/")) and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
+
+
+def _draw_images(folder: Path) -> None:
+    """Handwritten zeros and ones as bitmaps, whose last bytes are pixels."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for label in (0, 1):
+        images = digits.images[digits.target == label]
+        for split, numbers in _SPLITS.items():
+            place = folder / split / str(label)
+            place.mkdir(parents=True)
+            for number in numbers:
+                Image.fromarray((images[number] * 15).astype(np.uint8)).save(place / f"{number:03}.bmp")
+
+
+def _dvc(folder: Path, *arguments: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["DVC_NO_ANALYTICS"] = "true"
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
