@@ -84,7 +84,7 @@ def evaluate(project: Path, *, weights_hash: str = "ab" * 32, accuracy: float = 
         "log_loss": 0.1,
         "calibration_error": 0.01,
         "images": 10,
-        "per_class": {"0": {"precision": 1.0, "recall": 0.9, "f1": 0.95, "images": 5}},
+        "per_class": [{"label": "0", "precision": 1.0, "recall": 0.9, "f1": 0.95, "images": 5}],
     }
     write_json(metrics, project / "data/out/evaluate/metrics.json")
     write_text("<html></html>", project / "data/out/evaluate/report/index.html")

@@ -55,7 +55,8 @@ class Scores:
         """Intervals and numbers of each class, as plain values."""
         return {
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            "per_class": {name: asdict(one) for name, one in self.per_class.items()},
+            # A list, of which DVC makes no columns: a hundred classes would bury the headlines.
+            "per_class": [{"label": name, **asdict(one)} for name, one in self.per_class.items()],
         }
 
 

@@ -282,8 +282,7 @@ def _attach_metrics(client: Any, run_id: str, file: Path) -> None:
     client.log_batch(run_id, [Metric(k, v, time_ms, 0) for k, v in new.items() if known.get(k) != v])
     client.log_artifact(run_id, str(file), "evaluation")
     if per_class := metrics.get("per_class"):
-        columns = ["label", *next(iter(per_class.values()))]
-        table = {"columns": columns, "data": [[label, *facts.values()] for label, facts in per_class.items()]}
+        table = {"columns": list(per_class[0]), "data": [list(row.values()) for row in per_class]}
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder, "per_class.json")
             write_json(table, place)
