@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: one or a few faults of each cheap kind, injected into real runs of a small pipeline."""
+"""The short form of `make chaos`: a few faults of each cheap kind, injected into real runs of a small pipeline."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +7,8 @@ import pytest
 from benchmarks.chaos import flips, kills, publish_path
 from benchmarks.chaos.cases import Lab, Row, measure
 from benchmarks.chaos.stacks import make_twinrun
+
+pytestmark = pytest.mark.timeout(900)  # a minute and a half on two quiet cores
 
 
 @pytest.fixture(scope="module")

@@ -33,14 +33,14 @@ class Fault:
 
 _ALL = 1000
 FAULTS = (
-    Fault("kill", 50, 4, 20, kills.kill_group),
-    Fault("publish", _ALL, 6, 10, publish_path.kill_at_every_point),
-    Fault("term", 20, 2, 10, kills.terminate_group),
-    Fault("dvc", 10, 2, 5, kills.kill_dvc),
-    Fault("record", 5, 1, 5, kills.kill_unrecorded),
-    Fault("epochs", 5, 1, 5, kills.stop_after_epochs),
+    Fault("kill", 50, 4, 12, kills.kill_group),
+    Fault("publish", _ALL, 6, 6, publish_path.kill_at_every_point),
+    Fault("term", 20, 2, 6, kills.terminate_group),
+    Fault("dvc", 10, 2, 4, kills.kill_dvc),
+    Fault("record", 5, 1, 3, kills.kill_unrecorded),
+    Fault("epochs", 5, 1, 3, kills.stop_after_epochs),
     Fault("tracker", 6, 2, 6, tracker.trouble_tracker),
-    Fault("disk", 10, 2, 10, disk.fill_disk),
+    Fault("disk", 10, 2, 4, disk.fill_disk),
     Fault("flips", 200, 20, 200, flips.flip_bits),
     Fault("sameness", _ALL, 3, _ALL, sameness.vary_surroundings),
     Fault("networks", _ALL, 2, 0, sameness.vary_networks),

@@ -10,7 +10,7 @@ from benchmarks.chaos.cases import Lab, Outcome, Row, repeat, spread
 from benchmarks.chaos.stacks import EPOCHS, Ended, Run
 
 # Share of the kills that wait for training to begin: importing takes longer than this training.
-_IN_TRAINING = 0.5
+_IN_TRAINING = 0.6
 
 
 def kill_group(lab: Lab, n: int) -> Row:
