@@ -72,5 +72,5 @@ def test_a_file_that_is_no_params_file_is_refused_in_words(tmp_path: Path, conte
 
 
 def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="cp presets/digits.yaml params.yaml"):
+    with pytest.raises(ParamsError, match=r"cp presets/digits\.yaml params\.yaml"):
         load_params(tmp_path / "params.yaml")

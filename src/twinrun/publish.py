@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
             _sweep(path)
             yield temp
             _sync(temp)
-            os.replace(temp, path)
+            temp.replace(path)
             _sync(path.parent)
     finally:
         temp.unlink(missing_ok=True)
@@ -62,8 +62,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                     _sync(file)
             write_json({"sha256": folder_hashes(temp)}, temp / MANIFEST)
             if path.exists():
-                os.replace(path, old)
-            os.replace(temp, path)
+                path.replace(old)
+            temp.replace(path)
             _sync(path.parent)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
@@ -77,7 +77,7 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 
 
 def folder_faults(folder: Path) -> list[str]:
-    """Say what differs between `folder` and its manifest, a line for each fault; an empty list means that it verifies."""
+    """Say what differs between `folder` and its manifest, a line for each fault; an empty list if nothing does."""
     try:
         wanted = json.loads((folder / MANIFEST).read_bytes())["sha256"]
         if not isinstance(wanted, dict):
@@ -142,8 +142,8 @@ def ensure_writable(folder: Path, needed_bytes: int) -> None:
         free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise PublishError(
-            f"The disk of {folder} is too full: {needed_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free. "
-            "Free some space and run again; what was finished is kept."
+            f"The disk of {folder} is too full: {needed_bytes / 1e6:.1f} MB are needed and "
+            f"{free / 1e6:.1f} MB are free. Free some space and run again; what was finished is kept."
         )
 
 

@@ -55,7 +55,7 @@ def test_the_same_weights_are_written_as_the_same_bytes(folder: Path) -> None:
 def test_a_changed_byte_anywhere_is_refused_before_anything_is_parsed(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safetensors.torch.load", lambda data: pytest.fail("the weights were parsed"))
+    monkeypatch.setattr("safetensors.torch.load", lambda _: pytest.fail("the weights were parsed"))
     content = bytearray((folder / name).read_bytes())
 
     for place in {0, len(content) // 3, len(content) // 2, len(content) - 2}:

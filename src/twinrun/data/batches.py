@@ -37,6 +37,6 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 
 
 def shard_slices(images: int, shards: int) -> list[slice]:
-    """Cut a batch into at most `shards` parts of sizes that differ by at most one; fewer where one would get one image."""
+    """Cut a batch into at most `shards` parts, their sizes at most one apart; fewer where a part would be one image."""
     count = min(shards, max(1, images // 2))
     return [slice(images * k // count, images * (k + 1) // count) for k in range(count)]

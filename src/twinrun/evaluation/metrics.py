@@ -51,7 +51,7 @@ class Scores:
         """The numbers that stand for the model, by name."""
         return {name: getattr(self, name) for name in HEADLINES}
 
-    def details(self) -> dict[str, dict[str, Any]]:
+    def details(self) -> dict[str, Any]:
         """Intervals and numbers of each class, as plain values."""
         return {
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
