@@ -73,3 +73,13 @@ def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_full_is_named_with_the_need(tmp_path: Path) -> None:
     with pytest.raises(PublishError, match=r"1000000000000.0 MB are needed"):
         ensure_writable(tmp_path, needed_bytes=10**18)
+
+
+def test_a_full_disk_is_named_whichever_language_found_it_full(tmp_path: Path) -> None:
+    with (
+        pytest.raises(PublishError, match="weights cannot be written: the disk is full"),
+        replacing(tmp_path / "weights"),
+    ):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    assert names(tmp_path) == []

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -152,17 +153,26 @@ def explained(path: Path) -> Iterator[None]:
     """Turn "read-only" and "disk full" on the way to `path` into a PublishError that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    except Exception as error:
+        number = _error_number(error)
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PublishError(
-                f"{path} cannot be written: its folder is read-only for this user ({error.strerror}). "
+                f"{path} cannot be written: its folder is read-only for this user ({os.strerror(number)}). "
                 f"Make {path.parent} writable and run again."
             ) from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise PublishError(
                 f"{path} cannot be written: the disk is full. Free some space and run again; what was finished is kept."
             ) from error
         raise
+
+
+def _error_number(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # A library written in Rust, as safetensors is, raises an error of its own with the number in its text.
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def _sync(path: Path) -> None:

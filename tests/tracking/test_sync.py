@@ -5,13 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+from filelock import FileLock
 from tracking_support import evaluate, runs, train
 
 from twinrun.publish import write_text
 from twinrun.tracking.home import journals_folder
 from twinrun.tracking.journal import Journal
+from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.sync import run_of, sync
 
 
@@ -109,6 +112,18 @@ def test_a_later_validation_report_does_not_replace_that_of_the_training(project
     place = Path(run.info.info.artifact_uri.removeprefix("file://").replace("%20", " "), "validation/report/index.html")
     assert report.lines() == []
     assert place.read_text() == "the data as trained on"
+
+
+def test_sync_waits_for_the_publisher_of_a_training_that_is_over(project: Path) -> None:
+    journal = train(project)
+    publisher = FileLock(journal.folder / LOCK, thread_local=False)
+    publisher.acquire()
+    threading.Timer(1, publisher.release).start()
+
+    report = sync()
+
+    assert (report.pending, report.problem) == (0, None)
+    assert [run.status for run in runs(project)] == ["FINISHED"]
 
 
 def test_a_dead_trainers_run_is_marked_killed_and_a_living_ones_is_not(project: Path) -> None:

@@ -23,6 +23,7 @@ from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, require_reachable
 
 OUT = Path("data/out")
+_PUBLISHER_S = 30.0
 METRIC_NAMES = {
     "accuracy": "test_accuracy",
     "balanced_accuracy": "test_balanced_accuracy",
@@ -87,7 +88,9 @@ def sync(workspace: Path | None = None) -> SyncReport:
         report.problem = "another `twinrun sync` has been at it for a minute."
     except Exception as error:  # whatever a tracker does, the files are the truth and wait
         report.problem = f"{type(error).__name__}: {error}"
-    report.pending = sum(unpublished(folder, tracker) for folder in _journals(tracker) if not _held(folder))
+    report.pending = sum(
+        unpublished(folder, tracker) for folder in _journals(tracker) if _over(folder) or not _held(folder)
+    )
     return report
 
 
@@ -154,7 +157,7 @@ _ONCE = frozenset({"validation result", "validation report"})
 def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
     for folder in _journals(tracker):
         summary = summarize(folder / FILE)
-        if summary is not None and not _held(folder):
+        if summary is not None and (_over(folder) or not _held(folder)):
             state = Published.load(tracker, folder.name)
             if unpublished(folder, tracker) or summary.ended == "FINISHED":
                 return True
@@ -225,7 +228,8 @@ def _rebuild(workspace: Path, result: _Result, folder: Path) -> None:
 
 
 def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
-    with _publisher_lock(folder) as mine:
+    # The publisher of a training that is over may be trying still; it ends soon, and leaves the rest to us.
+    with _publisher_lock(folder, wait_s=_PUBLISHER_S if _over(folder) else 0) as mine:
         summary = summarize(folder / FILE)
         if not mine or summary is None:
             return
@@ -293,14 +297,20 @@ def _attach_metrics(client: Any, run_id: str, file: Path) -> None:
 
 
 @contextmanager
-def _publisher_lock(folder: Path) -> Iterator[bool]:
+def _publisher_lock(folder: Path, wait_s: float = 0) -> Iterator[bool]:
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with FileLock(folder / LOCK, timeout=wait_s):
             yield True
     except Timeout:
         yield False
+
+
+def _over(folder: Path) -> bool:
+    """Whether a journal's training has ended, one way or another."""
+    summary = summarize(folder / FILE)
+    return summary is not None and (summary.ended is not None or summary.process.dead())
 
 
 def _held(folder: Path) -> bool:

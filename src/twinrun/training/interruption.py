@@ -92,7 +92,8 @@ def training_lock(folder: Path) -> Iterator[None]:
             except Timeout:
                 raise LockHeldError(f"{_described(holder)} Wait for it to end, or stop it, and run again.") from None
     try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "started": time.time()}), encoding="utf-8")
+        with explained(holder):
+            holder.write_text(json.dumps({"pid": os.getpid(), "started": time.time()}), encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)
