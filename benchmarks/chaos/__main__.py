@@ -29,6 +29,7 @@ class Fault:
     quick: int
     control: int
     run: Callable[[Lab, int], Row]
+    usual: bool = True
 
 
 _ALL = 1000
@@ -40,6 +41,7 @@ FAULTS = (
     Fault("record", 5, 1, 3, kills.kill_unrecorded),
     Fault("epochs", 5, 1, 3, kills.stop_after_epochs),
     Fault("tracker", 6, 2, 6, tracker.trouble_tracker),
+    Fault("tracker-time", 6, 1, 0, tracker.time_in_trouble, usual=False),
     Fault("disk", 10, 2, 4, disk.fill_disk),
     Fault("flips", 200, 20, 200, flips.flip_bits),
     Fault("sameness", _ALL, 3, _ALL, sameness.vary_surroundings),
@@ -50,7 +52,7 @@ FAULTS = (
 def main() -> None:
     options = _options()
     console = Console(width=None if sys.stdout.isatty() else 180)
-    chosen = [fault for fault in FAULTS if not options.rows or fault.name in options.rows]
+    chosen = [fault for fault in FAULTS if fault.name in (options.rows or [each.name for each in FAULTS if each.usual])]
     started = time.monotonic()
 
     def say(line: str) -> None:

@@ -5,6 +5,7 @@ to date. The control gets its command again.
 """
 
 import http.client
+import json
 import os
 import shutil
 import socket
@@ -23,6 +24,9 @@ from benchmarks.chaos.cases import Lab, Outcome, Row, judge
 from benchmarks.chaos.stacks import child_environment, set_param
 
 _SLOW_S = 2.0
+_LONG_EPOCHS = 60
+# Share of the training's time that trouble may cost.
+_MOST_MORE = 0.02
 _HEALTHY, _ERROR, _SLOW, _HANG, _LOST = "healthy", "error", "slow", "hang", "lost"
 
 
@@ -84,6 +88,48 @@ def _case(lab: Lab, trouble: Trouble, port: int, database: Path) -> Callable[[Pa
         return Outcome(**{**vars(outcome), "faults": faults, "log": str(ended.log) if faults else ""})
 
     return attempt
+
+
+def time_in_trouble(lab: Lab, n: int) -> Row:
+    """How long a training of some length takes in each trouble, against the same with a sound tracker before and after.
+
+    One at a time, and not part of the whole: its figures mean something on a quiet machine only.
+    """
+    fault = "time of training with a tracker in trouble"
+    if lab.stack.name == "plain":
+        return Row(fault=fault, stack="plain", seed=lab.seed, left_out="not tried")
+    row = Row(fault=fault, stack=lab.stack.name, seed=lab.seed)
+    place = lab.folder / "tracker-time"
+    with _server(place / "server", lab.stack.template / lab.stack.database) as (port, _):
+        before = _training_s(lab, place / "sound-0" / "project", Trouble("", _HEALTHY), port)
+        for number, trouble in enumerate(TROUBLES[:n]):
+            found = _training_s(lab, place / f"trouble-{number}" / "project", trouble, port)
+            after = _training_s(lab, place / f"sound-{number + 1}" / "project", Trouble("", _HEALTHY), port)
+            sound, before = (before + after) / 2, after
+            more = found / sound - 1
+            faults = (f"{more:.1%} more time",) if more > _MOST_MORE else ()
+            row.outcomes.append(Outcome(moment=f"{trouble.what}: {more:+.1%}", faults=faults, extra_s=found - sound))
+            lab.say(f"{fault}: {trouble.what}, {found:.2f} s against {sound:.2f} s, {more:+.1%}")
+    return row
+
+
+def _training_s(lab: Lab, folder: Path, trouble: Trouble, port: int) -> float:
+    """What the card says of the time between the first batch and the model."""
+    project = lab.stack.project(folder)
+    set_param(project, "train.epochs", _LONG_EPOCHS)
+    proxy = Proxy(port)
+    try:
+        if not trouble.half_way:
+            proxy.break_down(trouble.mode, down=trouble.down)
+        run = lab.stack.start(project, lab.stack.train, {"MLFLOW_TRACKING_URI": proxy.uri})
+        if trouble.half_way:
+            run.wait_until(lambda: _LONG_EPOCHS // 2 in run.epochs())
+            proxy.break_down(trouble.mode, down=trouble.down)
+        run.finish()
+    finally:
+        proxy.mend()
+        proxy.close()
+    return float(json.loads((project / "data/out/train/card.json").read_bytes())["wall_time_s"])
 
 
 class Proxy:
