@@ -16,7 +16,7 @@ _COLUMNS = (
 
 def paired(rows: Sequence[Row]) -> list[tuple[Row, Row | None]]:
     """Each row of Twinrun with the control's for the same fault, where there is one."""
-    controls = {row.fault: row for row in rows if row.stack == "plain"}
+    controls = {row.fault: row for row in rows if row.stack == "plain" and not row.left_out}
     return [(row, controls.get(row.fault)) for row in rows if row.stack == "twinrun"]
 
 
