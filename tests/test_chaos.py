@@ -1,6 +1,7 @@
 """The short form of `make chaos`: a few faults of each cheap kind, injected into real runs of a small pipeline."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     """All that is tried, two at a time: most of a case is importing, which uses one core."""
     folder = tmp_path_factory.mktemp("chaos")
     stack = make_twinrun(folder / "twinrun" / "project")
+    stack = replace(stack, everything=stack.train)
     undisturbed = measure(stack, folder / "undisturbed", 1)
     lab = Lab(stack=stack, undisturbed=undisturbed, folder=folder, seed=0, jobs=1, say=print)
     tries = {
