@@ -1,5 +1,6 @@
 """The card: enough to make the run again."""
 
+import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,7 +50,9 @@ def test_a_clean_repository_is_its_commit(repository: Path) -> None:
 def test_the_patch_makes_the_uncommitted_code_again(repository: Path, tmp_path: Path) -> None:
     (repository / "train.py").write_text("epochs = 4\n")
     (repository / "new file ä.py").write_text("x = 1")
-    (repository / "logo.png").write_bytes(bytes(range(256)))
+    (repository / "[a-z]*.py").write_text("")
+    (repository / "Makefile").write_bytes(b"all:\r\n")
+    index = (repository / ".git/index").read_bytes()
     code = collect_code(repository)
 
     clone = tmp_path / "clone"
@@ -57,18 +60,33 @@ def test_the_patch_makes_the_uncommitted_code_again(repository: Path, tmp_path: 
     subprocess.run(["git", "apply"], cwd=clone, input=code.diff, text=True, check=True)
 
     assert code.dirty
-    for name in ("train.py", "new file ä.py", "logo.png"):
+    assert code.left_out == ()
+    assert (repository / ".git/index").read_bytes() == index
+    for name in ("train.py", "new file ä.py", "[a-z]*.py", "Makefile"):
         assert (clone / name).read_bytes() == (repository / name).read_bytes()
 
 
-def test_a_large_untracked_file_is_named_and_not_copied(repository: Path) -> None:
-    (repository / "photos.bin").write_bytes(bytes(2_000_000))
+def test_images_secrets_and_what_is_too_large_are_named_and_not_copied(repository: Path) -> None:
+    left_out = (".env", ".env.yaml", "Credentials.json", "secrets.toml", "server.key", "photo.png", "weights")
+    for name in left_out:
+        (repository / name).write_text("a password")
+    (repository / "large.json").write_text("1" * 2_000_000)
 
     code = collect_code(repository)
 
     assert code.dirty
-    assert code.left_out == ("photos.bin",)
+    assert set(code.left_out) == {*left_out, "large.json"}
     assert code.diff == ""
+
+
+def test_untracked_source_is_taken_in_up_to_a_sum(repository: Path) -> None:
+    for number in range(7):
+        (repository / f"{number}.py").write_text("# 3456789\n" * 90_000)
+
+    code = collect_code(repository)
+
+    assert code.left_out == ("5.py", "6.py")
+    assert "b/4.py" in code.diff
 
 
 def test_a_folder_that_is_no_repository_says_how_to_make_it_one(tmp_path: Path, monkeypatch) -> None:
@@ -129,13 +147,27 @@ def test_energy_is_counted_over_packages_and_a_wrapped_counter(tmp_path: Path) -
     assert EnergyMeter(tmp_path / "nowhere").joules() is None
 
 
+def test_a_gpu_has_its_driver_where_nvidia_smi_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\n[ "$1" = --query-gpu=name,driver_version ] && echo "NVIDIA X1, 80GB, 570.12.3"\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    told = collect_hardware([{"gpu": "NVIDIA X1, 80GB", "cuda": "13.0"}])["gpus"]
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    failed = collect_hardware([{"gpu": "NVIDIA X1, 80GB"}])["gpus"]
+
+    assert told == [{"gpu": "NVIDIA X1, 80GB", "cuda": "13.0", "driver": "570.12.3"}]
+    assert failed == [{"gpu": "NVIDIA X1, 80GB"}]
+
+
 def test_the_card_opens_with_what_a_run_is_looked_up_by(repository: Path) -> None:
     card = build_card(
         code=collect_code(repository),
         params={"train": {"epochs": 3}},
         environment=collect_environment(repository),
         hardware=collect_hardware([{"name": "a GPU"}]),
-        dvc_lock={},
+        dvc_lock={"ingest": {"outs": {"a": "1"}}, "validate": {"outs": {"b": "2"}}, "train": {"outs": {"c": "old"}}},
         weights_hash="ab",
         fingerprint="cd",
         fingerprint_parts={"code": "ef"},
@@ -149,6 +181,7 @@ def test_the_card_opens_with_what_a_run_is_looked_up_by(repository: Path) -> Non
     )
 
     assert list(card)[:2] == ["weights_hash", "fingerprint"]
+    assert list(card["dvc_lock"]) == ["ingest", "validate"]
     assert card["started"] == "2026-01-02T03:04:05+00:00"
     assert card["hardware"]["cores_usable"] >= 1
     assert card["hardware"]["gpus"] == [{"name": "a GPU"}]

@@ -7,10 +7,14 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,18 @@ from twinrun.publish import file_sha256
 
 LOCK = "requirements.lock"
 DVC_LOCK = "dvc.lock"
+# `make setup` alone believes the mark that it left.
+REINSTALL = "rm -f .venv/.made-from && make setup"
 LARGEST_UNTRACKED_BYTES = 1_000_000
+ALL_UNTRACKED_BYTES = 5_000_000
+
+# Untracked files that a patch takes in. An image, a model or a key that lies about is none of a run's source.
+_SOURCES = {".py", ".pyi", ".ipynb", ".yaml", ".yml", ".toml", ".lock", ".cfg", ".ini", ".json"}
+_SOURCES |= {".sh", ".jinja", ".html", ".css", ".js", ".md", ".txt"}
+_SOURCE_NAMES = {"makefile", "dockerfile"}
+_SECRETS = (".env*", "*.env", "*.pem", "*.key", "credentials*", "secret*")
+_NAMED = 100
+_NVIDIA_SMI_S = 20
 
 # Those that decide which kernels a numeric library picks, and so the last bits of a result.
 _NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8mm|sve\w*|sme2?")
@@ -30,8 +45,8 @@ _POWERCAP = Path("/sys/class/powercap")
 class Code:
     """The source as it was: a commit and what differed from it.
 
-    `diff` is a patch for `git apply`, of changed and of untracked files alike; dvc.lock is no source. `left_out` names
-    untracked files that are too large for source code.
+    `diff` is a patch for `git apply`, of changed and of untracked source files alike; dvc.lock is no source. `left_out`
+    names the other untracked files: no source by their names, too large for it, or named as secrets are.
     """
 
     commit: str
@@ -58,24 +73,56 @@ def collect_code(root: Path) -> Code:
             'Make one: git add -A && git commit -m "Begin"'
         )
     top = Path(run_git(root, "rev-parse", "--show-toplevel").stdout.strip())
-    changed = run_git(
-        top, "diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", f":(exclude,glob)**/{DVC_LOCK}"
-    )
-    patches = [changed.stdout]
-    left_out = []
     untracked = run_git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
-    for name in sorted(filter(None, untracked.split("\0"))):
-        file = top / name
-        if Path(name).name == DVC_LOCK or not file.is_file():
-            continue
-        if file.stat().st_size > LARGEST_UNTRACKED_BYTES:
-            left_out.append(name)
-        else:
-            patches.append(
-                run_git(top, "diff", "--binary", "--no-color", "--no-ext-diff", "--no-index", os.devnull, name).stdout
-            )
-    diff = "".join(patches)
+    taken, left_out = _choose(top, sorted(filter(None, untracked.split("\0"))))
+    diff = _patch(top, taken)
     return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out))
+
+
+def is_secret(name: str) -> bool:
+    """Whether a file's name is one under which people keep what is not to be published."""
+    return any(fnmatch(Path(name).name.lower(), pattern) for pattern in _SECRETS)
+
+
+def _choose(top: Path, untracked: list[str]) -> tuple[list[str], list[str]]:
+    """Which untracked files a patch takes in, and which it leaves out."""
+    taken, left_out, total = [], [], 0
+    for name in untracked:
+        file = top / name
+        if file.name == DVC_LOCK or not file.is_file():
+            continue
+        source = file.suffix.lower() in _SOURCES or file.name.lower() in _SOURCE_NAMES
+        size = file.stat().st_size
+        fits = size <= LARGEST_UNTRACKED_BYTES and total + size <= ALL_UNTRACKED_BYTES
+        if source and fits and not is_secret(name) and os.access(file, os.R_OK):
+            taken.append(name)
+            total += size
+        else:
+            left_out.append(name)
+    return taken, left_out
+
+
+def _patch(top: Path, untracked: list[str]) -> str:
+    """What differs from HEAD, the given untracked files included; the repository's own index stays as it is."""
+    compare = ("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", f":(exclude,glob)**/{DVC_LOCK}")
+    if not untracked:
+        return _compared(run_git(top, *compare))
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder, "index")
+        with suppress(FileNotFoundError):
+            shutil.copyfile(top / run_git(top, "rev-parse", "--git-path", "index").stdout.rstrip("\n"), index)
+        names = "\0".join(untracked).encode("utf-8", "surrogateescape")
+        marking = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
+        marked = run_git(top, "--literal-pathspecs", *marking, stdin=names, index=index)
+        if marked.returncode:
+            raise RepositoryError(f"git could not compare the untracked files in {top}: {marked.stderr.strip()}")
+        return _compared(run_git(top, *compare, index=index))
+
+
+def _compared(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode:
+        raise RepositoryError(f"git could not tell what is not committed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def collect_dvc_lock(root: Path) -> dict[str, Any]:
@@ -113,9 +160,13 @@ def collect_environment(root: Path) -> dict[str, Any]:
 
 
 def collect_hardware(gpus: list[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """The processor, the instructions that decide numerics, cores and memory; `gpus` as training describes them."""
+    """The processor, the instructions that decide numerics, cores and memory.
+
+    `gpus` are as training describes them; each gets its `driver`, where nvidia-smi tells it.
+    """
     import psutil
 
+    drivers = dict(installed_gpus()) if gpus else {}
     return {
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
         "cpu_flags": sorted(filter(_NUMERIC_FLAGS.fullmatch, (_cpu_field("flags") or _cpu_field("Features")).split())),
@@ -123,8 +174,21 @@ def collect_hardware(gpus: list[Mapping[str, Any]] | None = None) -> dict[str, A
         "cores_logical": psutil.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [dict(gpu) for gpu in gpus or []],
+        "gpus": [_with_driver(gpu, drivers) for gpu in gpus or []],
     }
+
+
+def installed_gpus() -> list[tuple[str, str]]:
+    """Name and driver version of each GPU, as nvidia-smi tells them; empty where it is missing or fails."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_NVIDIA_SMI_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if told.returncode:
+        return []
+    found = (line.rpartition(",") for line in told.stdout.splitlines())
+    return [(name.strip(), driver.strip()) for name, comma, driver in found if comma]
 
 
 class EnergyMeter:
@@ -191,8 +255,9 @@ def build_card(
         "commit": code.commit,
         "dirty": code.dirty,
         "diff": code.diff,
-        "untracked_left_out": list(code.left_out),
-        "dvc_lock": dict(dvc_lock),
+        "untracked_left_out": _shortened(code.left_out),
+        # While a run is made, dvc.lock holds the later stages as the run before left them.
+        "dvc_lock": {stage: dvc_lock[stage] for stage in ("ingest", "validate") if stage in dvc_lock},
         "environment": dict(environment),
         "hardware": dict(hardware),
         "threads": threads,
@@ -237,14 +302,20 @@ def installed_versions() -> dict[str, str]:
     return installed
 
 
-def run_git(folder: Path, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-    """Run git in `folder`, with names as they are and messages in English; the caller looks at the exit code."""
+def run_git(
+    folder: Path, *arguments: str, stdin: bytes | None = None, index: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run git in `folder`, with names as they are and messages in English; the caller looks at the exit code.
+
+    `index` takes the place of the repository's index.
+    """
+    own_index = {} if index is None else {"GIT_INDEX_FILE": os.fspath(index)}
     try:
         done = subprocess.run(
             ["git", "-C", os.fspath(folder), "-c", "core.quotePath=false", *arguments],
             capture_output=True,
             input=stdin,
-            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
+            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **own_index},
             check=False,
         )
     except FileNotFoundError:
@@ -255,6 +326,15 @@ def run_git(folder: Path, *arguments: str, stdin: bytes | None = None) -> subpro
     # Not decoded by subprocess, which would change the line ends of a patch.
     stdout, stderr = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
     return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
+
+
+def _with_driver(gpu: Mapping[str, Any], drivers: Mapping[str, str]) -> dict[str, Any]:
+    driver = drivers.get(str(gpu.get("gpu") or gpu.get("name")))
+    return dict(gpu) if driver is None else {**gpu, "driver": driver}
+
+
+def _shortened(names: tuple[str, ...]) -> list[str]:
+    return [*names[:_NAMED], *([f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else [])]
 
 
 def _differing(lock: str) -> dict[str, dict[str, str | None]]:

@@ -227,7 +227,7 @@ def _code(card: Card) -> dict[str, Any]:
     return {
         "commit": card.get("commit"),
         "uncommitted changes": f"a patch of {diff.count(chr(10))} lines ({diff_hash(diff)[:8]})" if diff else "none",
-        "large untracked files": ", ".join(card.get("untracked_left_out", [])) or "none",
+        "untracked files not kept": ", ".join(card.get("untracked_left_out", [])) or "none",
     }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from twinrun.errors import InterruptedTraining, TrackingError, TwinError, TwinrunError
 from twinrun.publish import write_json, write_text
-from twinrun.tracking.card import LOCK, collect_hardware, installed_versions, locked_versions
+from twinrun.tracking.card import LOCK, REINSTALL, collect_hardware, installed_gpus, installed_versions, locked_versions
 from twinrun.tracking.difference import (
     compare_cards,
     compare_metrics,
@@ -213,7 +213,7 @@ def _notes_on_data(card: Mapping[str, Any], material: Material) -> Iterator[str]
             "The twin is made from what is there now; `--data recorded` makes it from the run's own data."
         )
     if left_out := card.get("untracked_left_out"):
-        yield f"Too large for the card when the run was trained, so the twin lacks them: {', '.join(left_out)}."
+        yield f"Untracked when the run was trained and not in its card, so the twin lacks them: {_some(left_out)}."
 
 
 def _place_params(project: Path, card: Mapping[str, Any]) -> list[str]:
@@ -267,7 +267,7 @@ def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) ->
             if is_deciding(change.name):
                 yield (
                     f"requirements.lock in this folder asks for {change.name} {change.before or '(none)'}, and "
-                    f"{change.after or 'none'} is installed. Mend it: make setup"
+                    f"{change.after or 'none'} is installed. Mend it: {REINSTALL}"
                 )
 
 
@@ -276,7 +276,8 @@ def _notes_on_hardware(card: Mapping[str, Any]) -> Iterator[str]:
     before, here = card.get("hardware", {}), collect_hardware()
     only_equivalent = 'The same bits are not promised on another one; "equivalent" is the best to expect.'
     if card["fingerprint_parts"].get("numerics", {}).get("device") == "cuda":
-        had, found = [str(gpu.get("gpu") or gpu.get("name")) for gpu in before.get("gpus", [])], _gpus()
+        had = [str(gpu.get("gpu") or gpu.get("name")) for gpu in before.get("gpus", [])]
+        found = [name for name, _ in installed_gpus()]
         if had and not set(had) <= set(found):
             yield f"The run was trained on {', '.join(had)}; here is {', '.join(found) or 'no GPU'}. {only_equivalent}"
         return
@@ -288,16 +289,6 @@ def _notes_on_hardware(card: Mapping[str, Any]) -> Iterator[str]:
         )
     elif before.get("cpu") != here["cpu"]:
         yield f"The run was trained on {before.get('cpu')}; this is {here['cpu']}, with the same instructions."
-
-
-def _gpus() -> list[str]:
-    try:
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return []
-    return told.stdout.split("\n")[:-1] if told.returncode == 0 else []
 
 
 def _place_data(
@@ -472,6 +463,10 @@ def _listed(changes: list[Any], most: int = 8) -> str:
     return (
         ", ".join(f"{each.name} {each.before or '(none)'} -> {each.after or 'none'}" for each in changes[:most]) + more
     )
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
