@@ -1,16 +1,16 @@
 """Stage `train`: pack + manifest -> bundle, history and card. Run with `dvc repro train`."""
 
 import os
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from twinrun.errors import run_main
 from twinrun.models.bundle import save_bundle
 from twinrun.params import Params, load_params
-from twinrun.publish import ensure_writable, write_json, write_text
+from twinrun.publish import canonical_json, ensure_writable, write_json, write_text
 from twinrun.tracking.card import (
     Code,
     EnergyMeter,
@@ -44,7 +44,8 @@ def main() -> None:
     stop = StopRequest()
     stop.watch_parent()
     if rank() > 0:
-        _prepare(params).run(stop, on_epoch=lambda *_: None)
+        with stop.quietly():
+            _prepare(params).run(stop, on_epoch=lambda *_: None)
         return
     code = collect_code(PROJECT)
     with training_lock(STATE):
@@ -55,7 +56,7 @@ def main() -> None:
         ensure_writable(STATE, needed_bytes=job.checkpoint_bytes())
         journal = _open_journal(job, params, code)
         with publishing(journal) as publication:
-            started, clock, energy = datetime.now(UTC), time.monotonic(), EnergyMeter()
+            started, energy = datetime.now(UTC), EnergyMeter()
             trained = job.run(stop, on_epoch=lambda scores, speed: _tell(scores, speed, journal, params))
             digest = _write_model(job, trained)
             card = build_card(
@@ -71,10 +72,11 @@ def main() -> None:
                 shards=params.train.shards,
                 precision=job.parts["numerics"]["precision"],
                 started=started,
-                wall_time_s=time.monotonic() - clock,
-                energy_j=energy.joules(),
+                wall_time_s=trained.elapsed_s,
+                energy_j=None if trained.resumed else energy.joules(),
                 journal_id=journal.id,
             )
+            card["kept_epoch"] = trained.kept_epoch
             write_json(card, OUT / "card.json")
             _finish(journal, card)
         job.checkpoints.finish(OUT / "journal.jsonl")
@@ -101,15 +103,18 @@ def _open_journal(job: Job, params: Params, code: Code) -> Journal:
         journal.tags({TWIN_OF: os.environ[TWIN_VARIABLE]})
     journal.dataset(
         name=params.ingest.source,
-        digest=job.parts["data"]["pack"],
+        digest=sha256(canonical_json(job.parts["data"])).hexdigest(),
         source=params.ingest.path or params.ingest.source,
         images=len(job.manifest.split("train")),
     )
     return journal
 
 
-def _tell(scores: EpochScores, images_per_second: float, journal: Journal, params: Params) -> None:
+def _tell(scores: EpochScores, images_per_second: float | None, journal: Journal, params: Params) -> None:
     values: dict[str, float] = {name: value for name, value in asdict(scores).items() if name != "epoch"}
+    if images_per_second is None:
+        journal.metrics(scores.epoch, values)
+        return
     journal.metrics(scores.epoch, {**values, "images_per_second": images_per_second})
     announce(scores, images_per_second, params.train.epochs)
 

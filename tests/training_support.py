@@ -26,10 +26,10 @@ class TrainableProject:
         change_params(self.folder / "params.yaml", "train", settings)
         return self
 
-    def start(self, **environment: str) -> "subprocess.Popen[str]":
-        """Start the stage in a process group of its own."""
+    def start(self, *launcher: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start the stage in a process group of its own, with a launcher's arguments before it if need be."""
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.train"],
+            [sys.executable, *launcher, "-m", "pipeline.train"],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}", **environment},
             stdout=subprocess.PIPE,
@@ -38,9 +38,9 @@ class TrainableProject:
             start_new_session=True,
         )
 
-    def train(self, **environment: str) -> tuple[int, str]:
+    def train(self, *launcher: str, **environment: str) -> tuple[int, str]:
         """Run the stage to its end: exit code and what it said."""
-        process = self.start(**environment)
+        process = self.start(*launcher, **environment)
         said, _ = process.communicate(timeout=240)
         return process.returncode, said
 

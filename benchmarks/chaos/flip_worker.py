@@ -48,7 +48,7 @@ def _job(checkpoints: Path) -> Job:
 
 
 def _stop_after(epoch: int, checkpoints: Path) -> None:
-    def on_epoch(scores: EpochScores, speed: float) -> None:  # noqa: ARG001
+    def on_epoch(scores: EpochScores, speed: float | None) -> None:  # noqa: ARG001
         if scores.epoch == epoch:
             raise _Stopped
 

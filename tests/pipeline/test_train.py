@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tracking_support import runs
 from training_support import TrainableProject
@@ -71,6 +72,32 @@ def test_a_second_training_with_other_threads_and_processes_gives_the_same_files
 
     assert code == 0, said
     assert {name: (out / name).read_bytes() for name in first} == first
+
+
+def test_torchrun_gives_the_same_weights_as_one_process(trainable: TrainableProject) -> None:
+    trainable.set(epochs=1, model="mobilenet_v3_small", precision="bf16", batch_size=256, ema_decay=0.9).train()
+    alone = trainable.weights_hash()
+    shutil.rmtree(trainable.folder / "data/out/train")
+
+    code, said = trainable.train("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+    assert code == 0, said
+    assert trainable.weights_hash() == alone
+
+
+def test_a_stop_reaches_every_training_process_and_only_the_first_one_speaks(trainable: TrainableProject) -> None:
+    process = trainable.set(epochs=2000, devices=2).start()
+    _wait_for_epoch(process, 2)
+    workers = psutil.Process(process.pid).children(recursive=True)
+
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    psutil.wait_procs(workers, timeout=20)
+
+    assert process.returncode == 143
+    assert said.count("Training stopped: SIGTERM arrived") == 1
+    assert "Traceback" not in said
+    assert not [worker for worker in workers if worker.is_running() and "pipeline.train" in worker.cmdline()]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -168,6 +195,14 @@ def test_missing_git_is_refused_with_what_to_do(
     monkeypatch.setenv("PATH", str(trainable.folder))
 
     assert "git" in refused(capsys).lower()
+
+
+def test_shifts_larger_than_the_images_are_refused(
+    trainable: TrainableProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainable.set(augment={"shift_px": 32, "flip": False, "rotate_deg": 0.0, "erase": 0.0})
+
+    assert "train.augment.shift_px: must be less than ingest.size_px, 32, got 32" in refused(capsys)
 
 
 def test_a_gpu_that_is_not_there_is_refused(

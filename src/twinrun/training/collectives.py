@@ -18,6 +18,24 @@ def share_of(shards: int) -> range:
     return range(shards * rank // world, shards * (rank + 1) // world)
 
 
+def gather_objects(mine: tuple[str, int]) -> list[tuple[str, int]]:
+    """What each process says, in the order of the processes."""
+    if process_count() == 1:
+        return [mine]
+    everybody: list[tuple[str, int] | None] = [None] * process_count()
+    dist.all_gather_object(everybody, mine)
+    return [said for said in everybody if said is not None]
+
+
+def is_any(flag: bool) -> bool:
+    """Whether the flag is set in at least one process."""
+    if process_count() == 1:
+        return flag
+    flags = torch.tensor([int(flag)], device=_exchange_device())
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags.item())
+
+
 def gather_shards(mine: list[list[Tensor]], shards: int) -> list[list[Tensor]]:
     """The tensors of all shards, in order, given those of this process's share.
 

@@ -62,5 +62,8 @@ def _deciding_files() -> list[str]:
 
 def _manifest_hash(manifest: Manifest) -> str:
     """Of the images that may be used, and what is said of them; not of those that were dropped, nor of why."""
-    splits = {name: [manifest.split(name).ids, manifest.split(name).targets.tolist()] for name in SPLITS}
+    splits = {}
+    for name in SPLITS:
+        split = manifest.split(name)
+        splits[name] = [split.rows.tolist(), split.ids, split.targets.tolist()]
     return hashlib.sha256(canonical_json({"classes": manifest.classes, "splits": splits})).hexdigest()

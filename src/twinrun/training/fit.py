@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.data.manifest import Manifest
-from twinrun.errors import DataError, DivergedError
+from twinrun.errors import DataError, DivergedError, ModelError, TrainingError
 from twinrun.params import TrainParams
+from twinrun.training import collectives
 from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest
 from twinrun.training.module import Classifier, EpochScores, ImageArray, SplitImages
-from twinrun.training.processes import build_strategy, rank
+from twinrun.training.processes import build_strategy, local_process_count, node_count, rank
 from twinrun.training.shards import Numerics, ShardedNetwork, laid_out_like, thread_count
 
 _LINE_EVERY_S = 30.0
@@ -26,15 +27,24 @@ _LINE_EVERY_S = 30.0
 
 @dataclass(frozen=True)
 class Trained:
-    """The weights that a training ends with, those of `kept_epoch`, and the scores of every epoch."""
+    """The weights that a training ends with, those of `kept_epoch`, and the scores of every epoch.
+
+    `elapsed_s` counts the epochs of all processes that worked on it, should it have been `resumed`.
+    """
 
     tensors: dict[str, Tensor]
     history: tuple[EpochScores, ...]
     kept_epoch: int
+    elapsed_s: float
+    resumed: bool
 
 
-OnEpoch = Callable[[EpochScores, float], None]
-"""Called after each epoch, in the first process, with its scores and the training speed in images per second."""
+OnEpoch = Callable[[EpochScores, float | None], None]
+"""Called after each epoch, in the first process, with its scores and the training speed in images per second.
+
+Called without a speed for every epoch of a checkpoint that training goes on from: the process that computed it may have
+died before it could tell.
+"""
 
 
 def fit(
@@ -70,7 +80,9 @@ def fit(
         progress.restore()
         if progress.epochs_done < params.epochs:
             _run(module, progress, params, numerics)
-    return Trained(progress.kept_tensors, tuple(progress.history), progress.kept_epoch)
+    return Trained(
+        progress.kept_tensors, tuple(progress.history), progress.kept_epoch, progress.elapsed_s, progress.resumed
+    )
 
 
 def check_batch_size(images: int, batch_size: int) -> None:
@@ -102,7 +114,8 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         trainer = pl.Trainer(
             accelerator="gpu" if numerics.device.type == "cuda" else "cpu",
-            devices=params.devices,
+            devices=local_process_count(params),
+            num_nodes=node_count(),
             strategy=build_strategy(params, numerics.device),
             max_epochs=params.epochs,
             logger=False,
@@ -117,7 +130,16 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
         counts = trainer.fit_loop.epoch_progress.current
         for count in ("ready", "started", "processed", "completed"):
             setattr(counts, count, progress.epochs_done)
-        trainer.fit(module)
+        try:
+            trainer.fit(module)
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            raise ModelError(
+                f"{params.model} has a part that PyTorch cannot compute twice in the same way on this device: "
+                f"{str(error).splitlines()[0]}\n"
+                "Train it on a CPU (train.accelerator: cpu) or choose another train.model."
+            ) from error
 
 
 class _EpochBar(pl.callbacks.RichProgressBar):
@@ -138,6 +160,8 @@ class _Progress(pl.Callback):
         self.kept_tensors: dict[str, Tensor] = {}
         self._module, self._checkpoints, self._stop = module, checkpoints, stop
         self._on_epoch, self._params = on_epoch, params
+        self.elapsed_s = 0.0
+        self.resumed = False
         self._resumed: Checkpoint | None = None
         self._epoch_started = self._line_written = time.monotonic()
 
@@ -153,6 +177,8 @@ class _Progress(pl.Callback):
         if checkpoint is None:
             return
         self._resumed = checkpoint
+        self.resumed = True
+        self.elapsed_s = checkpoint.facts["elapsed_s"]
         self.history = [EpochScores(**row) for row in checkpoint.facts["history"]]
         self.kept_epoch = checkpoint.facts["kept_epoch"]
         self.kept_tensors = _under(checkpoint.tensors, "kept.")
@@ -163,9 +189,19 @@ class _Progress(pl.Callback):
                 f"Resuming after epoch {checkpoint.epoch} of {self._params.epochs} from {self._checkpoints.folder}",
                 flush=True,
             )
+            for scores in self.history:
+                self._on_epoch(scores, None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._stop.install()  # now, since Lightning has installed its own, which would end the process with 0
+        standings = collectives.gather_objects((self._checkpoints.folder.name, self.epochs_done))
+        if len(set(standings)) > 1:
+            lines = [f"  process {i}: fingerprint {f[:12]}, {e} epochs done" for i, (f, e) in enumerate(standings)]
+            raise TrainingError(
+                "The training processes do not work on the same training:\n"
+                + "\n".join(lines)
+                + "\nGive them the same code, params and data, and one .twinrun folder on a disk that all of them see."
+            )
         if self._resumed is not None:
             _load_optimizer(trainer.optimizers[0], self._resumed)
             self._resumed = None
@@ -174,7 +210,7 @@ class _Progress(pl.Callback):
         self._epoch_started = self._line_written = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._stop.check()
+        self._stop_together()
         now = time.monotonic()
         if trainer.progress_bar_callback is None and rank() == 0 and now - self._line_written > _LINE_EVERY_S:
             self._line_written = now
@@ -197,10 +233,15 @@ class _Progress(pl.Callback):
             self.kept_epoch = scores.epoch
             state = self._module.result_network.state_dict()
             self.kept_tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        self.elapsed_s += time.monotonic() - self._epoch_started
         if rank() == 0:
             self._checkpoints.save(scores.epoch, self._tensors(trainer.optimizers[0]), self._facts())
             self._on_epoch(scores, self._module.images_per_epoch / max(self._epoch_s, 1e-9))
-        self._stop.check()
+        self._stop_together()
+
+    def _stop_together(self) -> None:
+        """Stop all processes after the same step, whichever of them was asked to."""
+        self._stop.check(also=collectives.is_any(self._stop.requested))
 
     def _tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         states = optimizer.state_dict()["state"]
@@ -214,6 +255,7 @@ class _Progress(pl.Callback):
         return {
             "history": [asdict(scores) for scores in self.history],
             "kept_epoch": self.kept_epoch,
+            "elapsed_s": self.elapsed_s,
             "steps_done": self._module.steps_done,
         }
 

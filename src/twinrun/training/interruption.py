@@ -54,13 +54,35 @@ class StopRequest:
 
         threading.Thread(target=watch_quietly, daemon=True, name="parent-watch").start()
 
-    def check(self) -> None:
-        """Raise InterruptedTraining if a stop was asked for."""
-        if self._signal is not None:
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._signal is not None
+
+    def check(self, *, also: bool = False) -> None:
+        """Raise InterruptedTraining if a stop was asked for, here or, with `also`, in another training process."""
+        if self._signal is not None or also:
+            reason = self._reason or "another training process was asked to stop"
             raise InterruptedTraining(
-                f"Training stopped: {self._reason}. The last finished epoch is kept; `dvc repro` continues after it.",
-                self._signal,
+                f"Training stopped: {reason}. The last finished epoch is kept; `dvc repro` continues after it.",
+                self._signal or signal.SIGTERM,
             )
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """For every process but the first: end without a word where training was stopped, which the first one says.
+
+        A stop may show as an error of the network that the processes talk over, when the first one is gone already.
+        """
+        try:
+            yield
+        except InterruptedTraining as interruption:
+            raise SystemExit(interruption.exit_code) from None
+        except RuntimeError:
+            time.sleep(4 * _POLL_S)
+            if self.requested:
+                raise SystemExit(128 + signal.SIGTERM) from None
+            raise
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self._signal is not None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from twinrun.data.manifest import Manifest, read_manifest
 from twinrun.data.pack import open_pack
+from twinrun.errors import ParamsError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Preprocessing
 from twinrun.params import IngestParams, TrainParams
@@ -62,12 +63,17 @@ def prepare_job(ingest: IngestParams, params: TrainParams, pack: Path, manifest_
     """Put a training together; raises what can be known before the first batch.
 
     That is DataError for a batch larger than the training set, ModelError for an unknown network or one that cannot
-    take the images, TrainingError for a GPU that is not there.
+    take the images, ParamsError for shifts larger than the images, TrainingError for a GPU that is not there.
     """
     images, manifest = open_pack(pack), read_manifest(manifest_file)
     train = manifest.split("train")
     check_batch_size(len(train), params.batch_size)
     size_px, channels = images.shape[1], images.shape[3]
+    if params.augment.shift_px >= size_px:
+        raise ParamsError(
+            "params.yaml does not describe a run:\n  train.augment.shift_px: must be less than ingest.size_px, "
+            f"{size_px}, got {params.augment.shift_px}"
+        )
     network = build_network(
         params.model, channels=channels, size_px=size_px, classes=len(manifest.classes), seed=params.seed
     )

@@ -16,7 +16,7 @@ from twinrun.data.batches import batch_sizes, epoch_batches
 from twinrun.data.keyed import UInt64Array, id_keys
 from twinrun.data.manifest import Split
 from twinrun.errors import DivergedError, ModelError
-from twinrun.models.predict import CHUNK
+from twinrun.models.predict import chunk_slices
 from twinrun.params import TrainParams
 from twinrun.training.schedule import learning_rate
 from twinrun.training.shards import ShardedNetwork
@@ -42,6 +42,7 @@ class SplitImages:
         self._images = images
         self._rows = split.rows
         self._targets = torch.from_numpy(split.targets)
+        self.size_px: int = images.shape[1]
         self.keys: UInt64Array = id_keys(split.ids)
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class Classifier(pl.LightningModule):
         return EpochBatches(self, self._train_images.keys, self._params)
 
     def val_dataloader(self) -> "WholeSplit":
-        return WholeSplit(len(self._val_images))
+        return WholeSplit(chunk_slices(len(self._val_images), self._val_images.size_px))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         return batch  # indices; the images go to the device shard by shard
@@ -120,10 +121,10 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._losses = []
-        self._random_state = torch.get_rng_state()
+        self._random_state = self._global_random_state()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        if batch_idx == 0 and not torch.equal(self._random_state, torch.get_rng_state()):
+        if batch_idx == 0 and not torch.equal(self._random_state, self._global_random_state()):
             raise ModelError(
                 f"{self._params.model} draws random numbers in a way that Twinrun cannot key to (seed, step, shard), "
                 "so that a second training would give other weights. Choose another train.model."
@@ -148,6 +149,10 @@ class Classifier(pl.LightningModule):
             learning_rate=learning_rate(self.steps_done - 1, self._steps_per_epoch, self._params),
         )
 
+    def _global_random_state(self) -> Tensor:
+        state = torch.get_rng_state()
+        return torch.cat([state, torch.cuda.get_rng_state(self.device)]) if self.device.type == "cuda" else state
+
     @property
     def _steps_per_epoch(self) -> int:
         return len(batch_sizes(len(self._train_images), self._params.batch_size))
@@ -169,14 +174,14 @@ class EpochBatches:
 class WholeSplit:
     """A split as a single batch: the list of its chunks, which the shards' threads share."""
 
-    def __init__(self, images: int) -> None:
-        self._images = images
+    def __init__(self, chunks: list[slice]) -> None:
+        self._chunks = chunks
 
     def __len__(self) -> int:
         return 1
 
     def __iter__(self) -> Iterator[list[slice]]:
-        yield [slice(start, min(start + CHUNK, self._images)) for start in range(0, self._images, CHUNK)]
+        yield self._chunks
 
 
 def build_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:

@@ -33,8 +33,13 @@ def describe_numerics(numerics: Numerics) -> dict[str, Any]:
     }
     if numerics.device.type == "cuda":
         return {**description, **describe_gpu()}
-    instructions = torch.backends.cpu.get_cpu_capability()
-    return {**description, "machine": platform.machine(), "instructions": instructions, **_matrix_instructions()}
+    return {
+        **description,
+        "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor_class(),
+        "switches": {name: os.environ[name] for name in _KERNEL_SWITCHES if name in os.environ},
+    }
 
 
 def describe_gpu() -> dict[str, Any]:
@@ -67,6 +72,22 @@ def pixel_statistics(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> tupl
     return tuple(means.tolist()), tuple((d if d > 1e-6 else 1.0) for d in deviations.tolist())
 
 
+# What a person may set to make the numeric libraries choose other kernels.
+_KERNEL_SWITCHES = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NVIDIA_TF32_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+)
+
+
+def _processor_class() -> dict[str, Any]:
+    """What the numeric libraries look at to choose kernels and block sizes: not how many cores there are."""
+    return {name: value for name, value in sorted(torch.cpu.get_capabilities().items()) if not name.startswith("num_")}
+
+
 def _device(params: TrainParams) -> torch.device:
     if params.accelerator == "gpu" and not torch.cuda.is_available():
         raise TrainingError(
@@ -75,6 +96,11 @@ def _device(params: TrainParams) -> torch.device:
         )
     if params.accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if params.devices > torch.cuda.device_count():
+        raise TrainingError(
+            f"params.yaml asks for {params.devices} training processes (train.devices) with a GPU each, and there are "
+            f"{torch.cuda.device_count()} GPUs. Lower it, or set train.accelerator: cpu."
+        )
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 

@@ -22,16 +22,25 @@ class ShardStrategy(DDPStrategy):
 
 def build_strategy(params: TrainParams, device: torch.device) -> Strategy:
     """One process on one device, or as many as `train.devices` or torchrun ask for."""
-    if params.devices == 1 and world_size() == 1:
+    if local_process_count(params) * node_count() == 1:
         return SingleDeviceStrategy(device=device)
     return ShardStrategy(process_group_backend="nccl" if device.type == "cuda" else "gloo")
 
 
-def world_size() -> int:
-    """Number of processes that torchrun started, or 1."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+def local_process_count(params: TrainParams) -> int:
+    """Number of training processes on this machine: as many as torchrun started, or `train.devices`."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else params.devices
+
+
+def node_count() -> int:
+    """Number of machines that torchrun brought together, or 1."""
+    return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else 1
 
 
 def rank() -> int:
     """Number of this process among the training processes, from 0; the first one writes the files."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ

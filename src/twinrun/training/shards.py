@@ -17,7 +17,6 @@ the tensors of one module in place, which threads must not do.
 """
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -31,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from twinrun.data.batches import shard_slices
 from twinrun.data.keyed import keyed_seed
-from twinrun.models.predict import channel_tensor, normalised
+from twinrun.models.predict import available_cores, channel_tensor, normalised
 from twinrun.training import collectives
 
 _DROPOUT = 2  # the stream of draws that decides dropout
@@ -232,9 +231,7 @@ def laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def thread_count(threads: "int | Literal['auto']") -> int:
     """Number of threads that `train.threads` asks for; `auto` is the number of cores that this process may use."""
-    if threads != "auto":
-        return threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores() if threads == "auto" else threads
 
 
 def _score(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
