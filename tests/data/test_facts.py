@@ -2,11 +2,12 @@
 
 import imagehash
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from twinrun.data.decode import Pixels
-from twinrun.data.facts import Facts, measured, pixels_sha256
+from twinrun.data.facts import Facts, measured, measured_stack, pixels_sha256
 
 EMPTY = Facts(file_bytes=0, bytes_sha256=None)
 
@@ -44,6 +45,27 @@ def test_the_perceptual_hash_is_imagehash_own_and_forgives_a_change_of_size() ->
     hashes = [imagehash.hex_to_hash(fact.phash or "") for fact in facts]
     assert hashes[0] == imagehash.phash(large)
     assert hashes[0] - hashes[1] <= 4
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (8, 8, 1), (32, 32, 3), (2, 9, 3), (1, 1, 1)])
+def test_a_stack_of_images_is_measured_as_each_alone(shape: tuple[int, int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (50, *shape), dtype=np.uint8)
+    flat = np.stack([np.full(shape, value, np.uint8) for value in (0, 7, 255)])
+    mirrored = np.maximum(noise, noise[:, ::-1, ::-1])
+    images = np.concatenate([noise, flat, mirrored])
+    known = [Facts(file_bytes=number, bytes_sha256=str(number)) for number in range(len(images))]
+
+    assert measured_stack(known, images) == [measured(*pair) for pair in zip(known, images, strict=True)]
+
+
+def test_the_perceptual_hashes_of_real_digits_are_imagehash_own_in_a_stack_and_alone() -> None:
+    images = (load_digits().images[:, :, :, None] * 15).astype(np.uint8)
+
+    facts = measured_stack([EMPTY] * len(images), images)
+
+    own = [str(imagehash.phash(Image.fromarray(image[:, :, 0]))) for image in images]
+    assert [fact.phash for fact in facts] == own
+    assert [measured(EMPTY, image).phash for image in images[::20]] == own[::20]
 
 
 def test_the_hash_of_pixels_tells_shapes_apart() -> None:

@@ -1,6 +1,7 @@
 """What is measured of each image: hashes, size, light. Pure: refuses to know files, labels or what is good."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,10 @@ from PIL import Image
 from twinrun.data.decode import Header, Pixels
 
 _STRIP_PIXELS = 1 << 20
+_PHASH_SIDE = 8
+_PHASH_INPUT_PX = 32
+
+Grays = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +47,16 @@ def with_header(known: Facts, header: Header) -> Facts:
 
 def measured(known: Facts, pixels: Pixels) -> Facts:
     """`known` with what is measured of uint8 pixels (H, W, C) at full size, in the channels asked for."""
-    grays = _gray(pixels)
-    gray = Image.fromarray(grays)
-    brightness, contrast = _light(gray)
-    return replace(
-        known,
-        pixels_sha256=pixels_sha256(pixels),
-        phash=_phash(gray),
-        brightness=brightness,
-        contrast=contrast,
-        sharpness=_sharpness(grays),
-    )
+    gray = _gray(pixels)
+    return _with_measures(known, pixels, _light(gray), _sharpness(gray), _phashes([gray])[0])
+
+
+def measured_stack(known: Sequence[Facts], images: Pixels) -> list[Facts]:
+    """What `measured` says of each of many small images (N, H, W, C), at a fraction of its time."""
+    count, height, width, channels = images.shape
+    grays = _gray(images.reshape(count * height, width, channels)).reshape(count, height, width)
+    light, sharpness, phashes = _lights(grays), _sharpnesses(grays), _phashes(grays)
+    return [_with_measures(*measures) for measures in zip(known, images, light, sharpness, phashes, strict=True)]
 
 
 def pixels_sha256(pixels: Pixels) -> str:
@@ -62,7 +66,7 @@ def pixels_sha256(pixels: Pixels) -> str:
     return digest.hexdigest()
 
 
-def _gray(pixels: Pixels) -> npt.NDArray[np.uint8]:
+def _gray(pixels: Pixels) -> Grays:
     """Gray values (H, W), by Pillow's weights (ITU-R 601)."""
     height, width, channels = pixels.shape
     if channels == 1:
@@ -74,16 +78,31 @@ def _gray(pixels: Pixels) -> npt.NDArray[np.uint8]:
     return gray
 
 
-def _light(gray: Image.Image) -> tuple[float, float]:
-    """Mean and standard deviation of a gray image, in units of white; exact, from its histogram."""
-    counts, values = np.array(gray.histogram(), dtype=np.int64), np.arange(256, dtype=np.int64)
-    total = int(counts.sum())
-    mean = int(counts @ values) / total
-    variance = int(counts @ values**2) / total - mean**2
-    return mean / 255, max(variance, 0.0) ** 0.5 / 255
+def _with_measures(known: Facts, pixels: Pixels, light: tuple[float, float], sharpness: float, phash: str) -> Facts:
+    return replace(
+        known,
+        pixels_sha256=pixels_sha256(pixels),
+        phash=phash,
+        brightness=light[0],
+        contrast=light[1],
+        sharpness=sharpness,
+    )
 
 
-def _sharpness(gray: npt.NDArray[np.uint8]) -> float:
+def _light(gray: Grays) -> tuple[float, float]:
+    """Mean and standard deviation of a gray image (H, W), in units of white; exact, from its histogram."""
+    counts, values = np.bincount(gray.reshape(-1), minlength=256), np.arange(256)
+    return _mean_and_deviation(int(counts @ values), int(counts @ values**2), gray.size)
+
+
+def _lights(grays: Grays) -> list[tuple[float, float]]:
+    """As `_light`, for each of (N, H, W)."""
+    values = grays.reshape(len(grays), -1).astype(np.int32)
+    totals, squares = values.sum(axis=1, dtype=np.int64), np.square(values).sum(axis=1, dtype=np.int64)
+    return [_mean_and_deviation(*sums, values.shape[1]) for sums in zip(totals.tolist(), squares.tolist(), strict=True)]
+
+
+def _sharpness(gray: Grays) -> float:
     """Standard deviation of the Laplacian (4 neighbours), in units of white; 0 for images under 3 pixels.
 
     After Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000. Sums are of integers, so that
@@ -95,17 +114,50 @@ def _sharpness(gray: npt.NDArray[np.uint8]) -> float:
     total, squares = 0, 0
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(1, height - 1, rows):
-        strip = gray[top - 1 : min(top + rows, height - 1) + 1].astype(np.int16)
-        middle = strip[1:-1, 1:-1]
-        laplacian = 4 * middle - strip[:-2, 1:-1] - strip[2:, 1:-1] - strip[1:-1, :-2] - strip[1:-1, 2:]
+        laplacian = _laplacian(gray[top - 1 : min(top + rows, height - 1) + 1])
         total += int(laplacian.sum(dtype=np.int64))
         squares += int(np.square(laplacian, dtype=np.int32).sum(dtype=np.int64))
-    count = (height - 2) * (width - 2)
-    variance = squares / count - (total / count) ** 2
-    return float(max(variance, 0.0) ** 0.5 / 255)
+    return _mean_and_deviation(total, squares, (height - 2) * (width - 2))[1]
 
 
-def _phash(gray: Image.Image) -> str:
-    import imagehash
+def _sharpnesses(grays: Grays) -> list[float]:
+    """As `_sharpness`, for each of (N, H, W)."""
+    count, height, width = grays.shape
+    if height < 3 or width < 3:
+        return [0.0] * count
+    values = _laplacian(grays).reshape(count, -1)
+    totals, squares = values.sum(axis=1, dtype=np.int64), np.square(values, dtype=np.int32).sum(axis=1, dtype=np.int64)
+    return [
+        _mean_and_deviation(*sums, values.shape[1])[1] for sums in zip(totals.tolist(), squares.tolist(), strict=True)
+    ]
 
-    return str(imagehash.phash(gray))
+
+def _laplacian(grays: Grays) -> npt.NDArray[np.int16]:
+    """The Laplacian of (..., H, W) inside its border: (..., H - 2, W - 2)."""
+    values = grays.astype(np.int16)
+    middle = values[..., 1:-1, 1:-1]
+    return 4 * middle - values[..., :-2, 1:-1] - values[..., 2:, 1:-1] - values[..., 1:-1, :-2] - values[..., 1:-1, 2:]
+
+
+def _mean_and_deviation(total: int, squares: int, count: int) -> tuple[float, float]:
+    """Of `count` gray values with these sums of values and of squares, in units of white."""
+    mean = total / count
+    variance = squares / count - mean**2
+    return mean / 255, max(variance, 0.0) ** 0.5 / 255
+
+
+def _phashes(grays: Iterable[Grays]) -> list[str]:
+    """What imagehash.phash says of each gray image (H, W), bit for bit: the same resampling and the same transform.
+
+    The library takes one image at a time, and half of its time goes into calls; here all share one transform.
+    """
+    from scipy.fftpack import dct
+
+    small = np.stack([_resampled(gray) for gray in grays])
+    low = dct(dct(small, axis=1)[:, :_PHASH_SIDE], axis=2)[:, :, :_PHASH_SIDE].reshape(len(small), -1)
+    bits = np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
+    return [row.tobytes().hex() for row in bits]
+
+
+def _resampled(gray: Grays) -> Grays:
+    return np.asarray(Image.fromarray(gray).resize((_PHASH_INPUT_PX, _PHASH_INPUT_PX), Image.Resampling.LANCZOS))

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from twinrun.data.decode import BrokenImage, Channels, Fit, Header, Pixels, decode_image, fit_image
-from twinrun.data.facts import Facts, broken, measured, with_header
+from twinrun.data.facts import Facts, broken, measured, measured_stack, with_header
 from twinrun.data.listing import Arrays, Listing
 from twinrun.data.pack import PackWriter
 from twinrun.data.progress import progress
@@ -42,7 +42,7 @@ _BUDGET_UNITS = 4
 _PIXELS_PER_UNIT = 1 << 24
 _FREE_PIXELS = 1 << 22
 _MOST_POOLS = 100
-_PRELOADED = ["twinrun.data.packing", "twinrun.data.sources", "imagehash", "scipy.fftpack"]
+_PRELOADED = ["twinrun.data.packing", "twinrun.data.sources", "scipy.fftpack"]
 
 
 @dataclass(frozen=True)
@@ -323,9 +323,7 @@ def _work_array(worker: _Worker, chunk: Chunk) -> list[Facts]:
     images = _to_channels(chunk.pixels, worker.shape.channels)
     fitted = np.stack([fit_image(image, worker.shape.size_px, worker.shape.fit) for image in images])
     worker.writer.write(chunk.first_row, fitted)
-    return [
-        measured(_array_facts(stored, chunk.format), image) for stored, image in zip(chunk.pixels, images, strict=True)
-    ]
+    return measured_stack([_array_facts(stored, chunk.format) for stored in chunk.pixels], images)
 
 
 def _array_facts(stored: Pixels, kind: str) -> Facts:
