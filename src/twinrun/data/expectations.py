@@ -61,22 +61,22 @@ def judge(tables: Mapping[str, Columns], rules: Sequence[tuple[str, Rule]]) -> l
         frame = pd.DataFrame({key: pd.Series(list(values), dtype=_dtype(values)) for key, values in columns.items()})
         frame[_ROW] = range(len(frame))
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-        asked = [index for index, (table, _) in enumerate(rules) if table == name]
-        for index in asked:
-            rule = rules[index][1]
-            suite = ExpectationSuite(name=f"{name}-{index}", expectations=[_expectation(rule)])
-            result = batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format).results[0]
-            judgements[index] = _heard(rule, result)
+        asked = [(index, rule) for index, (table, rule) in enumerate(rules) if table == name]
+        suite = ExpectationSuite(name=name, expectations=[_expectation(rule, index) for index, rule in asked])
+        for result in batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format).results:
+            index = result.expectation_config.meta[_INDEX]  # results come in an order of their own
+            judgements[index] = _heard(rules[index][1], result)
     return [judgements[index] for index in range(len(rules))]
 
 
 _ROW = "twinrun_row"
+_INDEX = "twinrun_rule"
 
 
-def _expectation(rule: Rule) -> "Expectation":
+def _expectation(rule: Rule, index: int) -> "Expectation":
     import great_expectations.expectations as gxe
 
-    expectation: Expectation = getattr(gxe, rule.expectation)(**rule.settings)
+    expectation: Expectation = getattr(gxe, rule.expectation)(**rule.settings, meta={_INDEX: index})
     return expectation
 
 
