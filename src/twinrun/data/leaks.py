@@ -1,6 +1,5 @@
 """Pixel-identical images: in two splits a leak, under two labels a contradiction. Pure: no files, no policy."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from twinrun.data.manifest import SPLITS
@@ -8,11 +7,15 @@ from twinrun.data.manifest import SPLITS
 
 def distinct_per_pixels(pixels_sha256: Sequence[str | None], values: Sequence[str | None]) -> list[int]:
     """For each image, how many different `values` the images with its pixels have; nulls count for nothing."""
-    found: dict[str, set[str]] = defaultdict(set)
+    found: dict[str, str] = {}
+    several: dict[str, set[str]] = {}  # a set for each image would take longer than all the rest
     for pixels, value in zip(pixels_sha256, values, strict=True):
-        if pixels is not None and value is not None:
-            found[pixels].add(value)
-    return [len(found[pixels]) if pixels is not None else 0 for pixels in pixels_sha256]
+        if pixels is not None and value is not None and (first := found.setdefault(pixels, value)) != value:
+            several.setdefault(pixels, {first}).add(value)
+    return [
+        0 if pixels is None else len(several[pixels]) if pixels in several else int(pixels in found)
+        for pixels in pixels_sha256
+    ]
 
 
 def leaked(pixels_sha256: Sequence[str | None], splits: Sequence[str | None]) -> list[bool]:
