@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from twinrun.data.manifest import read_manifest, write_manifest
 from twinrun.data.pack import PackWriter, creating_pack, open_pack
 from twinrun.errors import DataError, PublishError
+from twinrun.publish import write_table
 
 
 def test_a_manifest_gives_back_the_usable_rows_of_each_split(tmp_path: Path) -> None:
@@ -42,6 +44,13 @@ def test_a_manifest_that_is_missing_or_damaged_is_refused(tmp_path: Path, conten
 
     with pytest.raises(DataError, match="dvc repro"):
         read_manifest(path)
+
+
+def test_a_manifest_that_lacks_a_column_is_refused(tmp_path: Path) -> None:
+    write_table(pa.table({"row": [0], "id": ["i0"]}), tmp_path / "manifest.parquet")
+
+    with pytest.raises(DataError, match=r"is not a manifest .*label.*dvc repro"):
+        read_manifest(tmp_path / "manifest.parquet")
 
 
 def test_rows_written_in_any_order_are_found_in_their_places_and_others_are_zero(tmp_path: Path) -> None:
@@ -91,12 +100,18 @@ def test_an_array_that_is_no_pack_is_refused(tmp_path: Path) -> None:
         open_pack(tmp_path / "images.npy")
 
 
-def test_reading_a_manifest_and_a_pack_imports_nothing_heavy() -> None:
+def test_reading_a_manifest_and_a_pack_imports_nothing_heavy(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.parquet"
+    write_manifest(path, ids=["i0"], labels=["cat"], splits=["train"], dropped=[None])
     code = (
-        "import sys, twinrun.data.manifest, twinrun.data.pack\n"
-        "print(sorted({'torch', 'pandas', 'PIL', 'great_expectations', 'pyarrow'} & set(sys.modules)))"
+        "import sys, pathlib, twinrun.data.pack\n"
+        "from twinrun.data.manifest import read_manifest\n"
+        "def heavy(): return sorted({'torch', 'pandas', 'PIL', 'great_expectations', 'pyarrow'} & set(sys.modules))\n"
+        "print(heavy())\n"
+        "read_manifest(pathlib.Path(sys.argv[1]))\n"
+        "print(heavy())"
     )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
 
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines() == ["[]", "['pyarrow']"]
