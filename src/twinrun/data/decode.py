@@ -16,6 +16,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from twinrun.errors import DecodeError
 
@@ -135,7 +136,10 @@ def _header(image: Image.Image) -> Header:
     kind = image.format or "unknown"
     # A phone's JPEG with a second picture behind the first calls itself MPO; a bitmap without file header, DIB.
     kind = {"MPO": "JPEG", "DIB": "BMP", "WEBP": "WebP"}.get(kind, kind)
-    return Header(width=image.width, height=image.height, mode=image.mode, format=kind)
+    width, height = image.size
+    if isinstance(image, TiffImageFile):  # its size is that of the upright image, other formats' as stored
+        width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+    return Header(width=width, height=height, mode=image.mode, format=kind)
 
 
 def _check_size(header: Header, max_pixels: int) -> None:
