@@ -64,19 +64,32 @@ def test_help_answers_at_once_and_shows_every_command() -> None:
         assert word in printed.stdout
 
 
-def test_a_model_is_listed_promoted_and_rolled_back(project: Path, twinrun: Callable[..., Ended]) -> None:
+def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
+    project: Path, twinrun: Callable[..., Ended]
+) -> None:
     for weights in ("ab", "cd"):
         train(project, weights_hash=weights * 32)
         evaluate(project, weights_hash=weights * 32)
         register.main()
 
     promoted = [twinrun("promote", "1"), twinrun("promote", "2", "--reason", "better")]
+    record = project / "mlruns/promotions.jsonl"
+    record.rename(project / "kept")
+    record.mkdir()  # a place that cannot be written to, even by root
+    refused = [twinrun("promote", "1"), twinrun("rollback")]
+    record.rmdir()
+    (project / "kept").rename(record)
+    unchanged = twinrun("models").out
     back = twinrun("rollback", "--reason", "worse")
     listed = twinrun("models").out
     shown = twinrun("show", "2").out
 
     rows = [line.split() for line in listed.splitlines()]
-    assert [each.code for each in (*promoted, back)] == [0, 0, 0]
+    assert [each.code for each in (*promoted, back, *refused)] == [0, 0, 0, 1, 1]
+    for each in refused:
+        assert "promotions.jsonl (Is a directory), so nothing was changed" in each.err
+        assert "Traceback" not in each.err
+    assert ["2", "candidate,", "champion"] in [line.split()[:3] for line in unchanged.splitlines()]
     assert back.out == "Version 1 of twinrun-digits is the champion again (it was version 2).\n"
     assert ["1", "champion", "yes", "0.9900"] in [row[:4] for row in rows]
     assert ["2", "candidate", "yes", "0.9900"] in [row[:4] for row in rows]

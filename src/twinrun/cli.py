@@ -75,10 +75,12 @@ def models(model: Model = None) -> None:
     """
     from rich.table import Table
 
+    from twinrun.tracking.registry import REGISTER
+
     registry = _registry(model)
     versions = registry.versions()
     if not versions:
-        print(f"There is no model {registry.name!r} in {registry.tracker.uri} yet. Make a version: dvc repro register")
+        print(f"There is no model {registry.name!r} in {registry.tracker.uri} yet. Make a version: {REGISTER}")
         return
     table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("version", "aliases", "passed", "accuracy", "balanced", "log loss", "weights", "fingerprint", "run"):
@@ -230,8 +232,8 @@ def doctor(
 ) -> None:
     """Check the whole set-up; every finding names the command that mends it. Exit code: 0 none, 1 findings.
 
-    Looks at code, params, environment, dvc.yaml, tracker, store, journals, runs, locks, twins and data, and changes
-    nothing.
+    Looks at code, params, environment, dvc.yaml, tracker, store, journals, runs, registry, locks, twins, resume and
+    data, and changes nothing.
 
     Example: twinrun doctor --deep
     """
@@ -241,10 +243,11 @@ def doctor(
 
     found = 0
     for check in examine(Path.cwd(), deep=deep):
-        print(f"{'!!' if check.findings else 'ok'}  {check.name:<12} {check.seen}", flush=True)
+        wrong = sum(not finding.harmless for finding in check.findings)
+        print(f"{'!!' if wrong else 'ok'}  {check.name:<12} {check.seen}", flush=True)
         for finding in check.findings:
             print(f"      {finding.problem}\n      mend: {finding.mend}", flush=True)
-        found += len(check.findings)
+        found += wrong
     print(f"\n{found} finding{'' if found == 1 else 's'}." if found else "\nNothing was found.")
     raise SystemExit(1 if found else 0)
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,32 @@ def test_promotions_are_recorded_and_rolled_back_one_by_one(project: Path) -> No
         registry.rollback()
 
 
+def test_a_promotion_that_the_tracker_refuses_is_recorded_as_failed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient, MlflowException
+
+    _register(project)
+    registry = Registry(find_tracker(project), "digits")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", _refuse(MlflowException("the disk is full")))
+        with pytest.raises(TrackingError, match="the disk is full"):
+            registry.promote(1)
+    registry.promote(1)
+
+    begun, failed, done = lines(project / "mlruns/promotions.jsonl")
+    assert ["failed" in each for each in (begun, failed, done)] == [False, True, False]
+    assert "the disk is full" in failed["failed"]
+    assert "champion" in _aliases(project)[1]
+
+
+def _refuse(error: Exception) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise error
+
+    return refuse
+
+
 def test_a_version_that_has_not_passed_is_promoted_only_by_force_and_with_a_reason(project: Path) -> None:
     _register(project, passed=False)
     registry = Registry(find_tracker(project), "digits")
@@ -145,7 +172,7 @@ def test_a_version_that_has_not_passed_is_promoted_only_by_force_and_with_a_reas
 
 def test_an_unknown_version_or_run_is_named(project: Path) -> None:
     registry = Registry(find_tracker(project), "digits")
-    with pytest.raises(RegistryError, match="There is no model 'digits'"):
+    with pytest.raises(RegistryError, match=r"There is no model 'digits'[\s\S]*dvc repro -f -s register"):
         registry.promote(1)
     _register(project)
 

@@ -24,6 +24,8 @@ from twinrun.tracking.sync import METRIC_NAMES
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 PROMOTIONS = "promotions.jsonl"
+# DVC believes the stage up to date where a registry was removed or another one is named.
+REGISTER = "dvc repro -f -s register"
 LOADER = "twinrun.models.serving"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
@@ -139,9 +141,10 @@ class Registry:
             before = self._aliases().get(CHAMPION)
             if before == number:
                 raise RegistryError(f"Version {number} of {self.name!r} is the champion already; nothing was changed.")
-            if before is not None:
-                self._set_former([*self._former(), before])
-            return self._move("promote", before, number, reason)
+            former = self._former() if before is None else [*self._former(), before]
+            return self._move(
+                Promotion(name=self.name, action="promote", before=before, after=number, reason=reason), former
+            )
 
     def rollback(self, reason: str | None = None) -> Promotion:
         """Make the champion before this one the champion again. Raises RegistryError where there was none."""
@@ -154,21 +157,31 @@ class Registry:
             if not former:
                 now = "has no champion" if before is None else f"has had no champion before version {before}"
                 raise RegistryError(f"{self.name!r} {now}, so there is nothing to go back to. See: twinrun models")
-            self._set_former(former[:-1])
-            return self._move("rollback", before, former[-1], reason)
+            promotion = Promotion(name=self.name, action="rollback", before=before, after=former[-1], reason=reason)
+            return self._move(promotion, former[:-1])
 
     def _no_model(self) -> RegistryError:
         return RegistryError(
-            f"There is no model {self.name!r} in {self.tracker.uri} yet. Make a version of it: dvc repro register"
+            f"There is no model {self.name!r} in {self.tracker.uri} yet. Make a version of it: {REGISTER}"
         )
 
-    def _move(self, action: str, before: int | None, after: int, reason: str | None) -> Promotion:
-        self._client.set_registered_model_alias(self.name, CHAMPION, str(after))
-        promotion = Promotion(name=self.name, action=action, before=before, after=after, reason=reason)
+    def _move(self, promotion: Promotion, former: list[int]) -> Promotion:
+        """Record it, then do it: no champion changes without a line that says so."""
         self._record(promotion)
+        try:
+            # A version that is in `former` and champion at once, where only one of the two was set, is passed over.
+            if promotion.action == "promote":
+                self._set_former(former)
+            self._client.set_registered_model_alias(self.name, CHAMPION, str(promotion.after))
+            if promotion.action == "rollback":
+                self._set_former(former)
+        except Exception as error:
+            with suppress(RegistryError):
+                self._record(promotion, failed=f"{type(error).__name__}: {error}")
+            raise
         return promotion
 
-    def _record(self, promotion: Promotion) -> None:
+    def _record(self, promotion: Promotion, failed: str | None = None) -> None:
         user = "unknown"
         with suppress(KeyError, OSError):
             user = getpass.getuser()
@@ -181,14 +194,21 @@ class Registry:
             "to": promotion.after,
             "reason": promotion.reason,
             "tracker": "local" if self.tracker.database else self.tracker.uri,
+            **({} if failed is None else {"failed": failed}),
         }
         file = self.tracker.home / MLRUNS / PROMOTIONS
-        with explained(file):
+        try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as record:
                 record.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 record.flush()
                 os.fsync(record.fileno())
+        except OSError as error:
+            raise RegistryError(
+                f"The {promotion.action} to version {promotion.after} of {promotion.name!r} cannot be recorded in "
+                f"{file} ({error.strerror}), so nothing was changed.\n"
+                "Make that file writable, or free some space, and run again."
+            ) from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
