@@ -38,11 +38,11 @@ def main() -> None:
         run_id=run_of(Path.cwd(), metrics["weights_hash"]),
     )
 
+    # Nothing that another training with the same weights would change: the stage would not be run again for it.
     facts = {
         "name": version.name,
         "version": version.version,
         "weights_hash": version.weights_hash,
-        "fingerprint": version.fingerprint,
         "accuracy": metrics["accuracy"],
         "passed": version.passed,
     }

@@ -11,6 +11,7 @@ from tracking_support import REPOSITORY, evaluate, runs, train
 
 from pipeline import register
 from twinrun.errors import DataError
+from twinrun.publish import write_json
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker
 
@@ -26,12 +27,15 @@ def test_a_model_becomes_a_version_that_is_linked_to_its_run(project: Path, caps
 
     register.main()
     first = (project / "data/out/register/registered.json").read_bytes()
+    card = json.loads((project / "data/out/train/card.json").read_bytes())
+    write_json({**card, "fingerprint": "e" * 64}, project / "data/out/train/card.json")
     register.main()
 
     (run,) = runs(project)
     (version,) = Registry(find_tracker(), "twinrun-digits").versions()
     assert version.run_id == run.id
     assert version.aliases == ("candidate",)
+    assert version.fingerprint == "e" * 64
     assert json.loads(first)["version"] == 1
     assert json.loads(first)["passed"] is True
     assert (project / "data/out/register/registered.json").read_bytes() == first
