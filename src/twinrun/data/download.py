@@ -1,5 +1,6 @@
 """Fetching published data sets, through torchvision's mirrors and checksums. Refuses to know what is inside them."""
 
+import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,7 @@ def fetch(download: Download, folder: Path, stems: list[str]) -> None:
     if download.name == "cifar10":
         archive = folder / "cifar-10-binary.tar.gz"
         _fetch_one([_CIFAR10_URL], _CIFAR10_MD5, archive)
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        unpack(archive, folder, stems)
         archive.unlink()
         return
     from torchvision.datasets import MNIST, FashionMNIST
@@ -54,6 +54,20 @@ def fetch(download: Download, folder: Path, stems: list[str]) -> None:
     for file_name, md5 in kind.resources:
         if Path(file_name).stem in stems:
             _fetch_one([mirror + file_name for mirror in kind.mirrors], md5, folder / file_name)
+
+
+def unpack(archive: Path, folder: Path, stems: list[str]) -> None:
+    """Put the files of a tar archive that are called after `stems` below `folder`, each in its folder in the archive.
+
+    Each appears whole or not at all, whatever happens midway.
+    """
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = Path(member.name)
+            if path.stem not in stems or (content := tar.extractfile(member)) is None:
+                continue
+            with content, replacing(folder / path.parent.name / path.name) as temp, temp.open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def _fetch_one(urls: list[str], md5: str, path: Path) -> None:
