@@ -73,6 +73,12 @@ class ValidateParams:
     on_contradiction: Policy
 
 
+def _in_order(params: ValidateParams) -> ValidateParams:
+    if params.min_side_px > params.max_side_px:
+        raise ValueError(f"min_side_px must be at most max_side_px, got {params.min_side_px} and {params.max_side_px}")
+    return params
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AugmentParams:
     """Changes to training images, drawn anew for each image in each epoch."""
@@ -132,7 +138,7 @@ class Params:
     """All of params.yaml, one section for each stage."""
 
     ingest: IngestParams
-    validate: ValidateParams
+    validate: Annotated[ValidateParams, AfterValidator(_in_order)]
     train: TrainParams
     evaluate: EvaluateParams
     register: RegisterParams
