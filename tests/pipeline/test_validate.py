@@ -1,6 +1,7 @@
 """Stage `validate`, run as a person runs it, on what `ingest` made of real images."""
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -126,7 +127,8 @@ def test_a_class_with_too_few_images_is_named_with_the_split_and_the_setting(
     assert ran.code == 1
     assert 'Class "1" has' in ran.said
     assert 'Class "0" has' not in ran.said
-    assert "validate.min_images_per_class" in ran.said
+    assert "where splits are drawn, another seed too mends one that is just short" in ran.said
+    assert re.search(r"line \d+: validate.min_images_per_class and line \d+: validate.seed\)", ran.said)
     assert 'Class "1" has 4 images and the largest has 60' in ran.said
     assert "validate.max_imbalance" in ran.said
 

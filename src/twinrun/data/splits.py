@@ -2,7 +2,10 @@
 
 An image's place is a function of the seed and its pixels: adding, removing or renaming images moves no other, and
 identical pixels stay together. The price is that shares are met on average, in each label as in all, and not to the
-image; that each label has enough images in each split is for an expectation to say.
+image. To meet them exactly an image's place would have to depend on the others of its label, so that one more could
+move it, or on an earlier run's places, so that the same images would no longer give the same splits. The drawn share
+of n images strays from a fraction f by about sqrt(f (1 - f) / n); that each label has enough images in each split is
+for an expectation to say.
 """
 
 import hashlib

@@ -301,8 +301,8 @@ def _findings(
             f"Each class has at least {params.min_images_per_class:,} images in each split",
             "groups",
             Rule("ExpectColumnValuesToBeBetween", {"column": "images", "min_value": params.min_images_per_class}),
-            ("validate.min_images_per_class",),
-            "Add images, or lower that number",
+            ("validate.min_images_per_class", "validate.seed"),
+            "Add images, or lower that number; where splits are drawn, another seed too mends one that is just short",
             lambda judgement: (
                 Offence((), f'Class "{groups[i][0]}" has {groups[i][2]} images in {groups[i][1]}')
                 for i in judgement.rows
