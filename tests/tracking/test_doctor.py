@@ -6,14 +6,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from tracking_support import REPOSITORY
 
 from twinrun.publish import write_json
+from twinrun.tracking.card import REINSTALL
 from twinrun.tracking.doctor import Finding, examine
 from twinrun.tracking.home import this_process
 from twinrun.tracking.journal import Journal
@@ -69,7 +72,65 @@ def test_a_package_in_another_version_than_the_locks_is_named(trained: Path) -> 
     found = findings(trained, "environment")
 
     assert "numpy" in found[0].problem
-    assert found[0].mend == "make setup"
+    assert found[0].mend == REINSTALL
+
+
+def test_what_mends_the_environment_installs_it_again_though_its_mark_is_right(tmp_path: Path) -> None:
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    for name, does in (("uv", f"echo $1 $2 >> '{tmp_path}/asked'"), ("python", f"echo '{tmp_path}'")):
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+
+    for command in ("make setup", "make setup", REINSTALL):
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
+
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked.count("pip sync") == 2
+
+
+def test_secrets_and_images_that_are_untracked_are_named_and_never_added(trained: Path) -> None:
+    (trained / ".env").write_text("PASSWORD=x\n")
+    (trained / "photo.png").write_bytes(b"pixels")
+
+    secret, image = findings(trained, "code")
+    mend(secret)
+
+    assert "1 file (.env) is untracked, not ignored, and named as secrets are" in secret.problem
+    assert "photo.png" in image.problem
+    assert [".gitignore" in f.problem for f in findings(trained, "code")] == [True, False]
+
+
+def test_a_version_that_is_not_in_the_registry_is_named(trained: Path) -> None:
+    facts = {"name": "twinrun-digits", "version": 3, "weights_hash": "ab" * 32}
+    write_json(facts, trained / "data/out/register/registered.json")
+
+    (lacking,) = findings(trained, "registry")
+    shutil.rmtree(trained / "mlruns")
+    (removed,) = findings(trained, "registry")
+
+    assert "names version 3 of twinrun-digits, which sqlite:" in lacking.problem
+    assert lacking.mend == removed.mend == "dvc repro -f -s register"
+    assert not (trained / "mlruns").exists()
+
+
+def test_a_training_given_up_a_week_ago_is_told_and_is_no_error(trained: Path) -> None:
+    for name, age_s in (("old", 9 * 86400), ("new", 86400)):
+        file = trained / ".twinrun/resume" / name / "epoch-00001/state.json"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(3_000_000))
+        for path in (file, *file.parents[:2]):
+            os.utime(path, (time.time() - age_s,) * 2)
+
+    (finding,) = findings(trained, "resume")
+    mend(finding)
+
+    assert finding.harmless
+    assert ".twinrun/resume/old (3.0 MB) is of a training that was left 9 d ago" in finding.problem
+    assert findings(trained, "resume") == []
+    assert (trained / ".twinrun/resume/new").exists()
 
 
 def test_a_module_that_dvc_yaml_does_not_name_is_to_be_added(trained: Path) -> None:

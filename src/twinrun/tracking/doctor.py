@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.errors import TwinrunError
-from twinrun.tracking.card import LOCK, collect_code, collect_dvc_lock, installed_versions, locked_versions
+from twinrun.tracking.card import (
+    LOCK,
+    REINSTALL,
+    collect_code,
+    collect_dvc_lock,
+    installed_versions,
+    is_secret,
+    locked_versions,
+)
 from twinrun.tracking.difference import compare_packages
 from twinrun.tracking.home import STATE, journals_folder
 from twinrun.tracking.journal import FILE, summarize
@@ -23,15 +31,18 @@ from twinrun.tracking.replay import Published, process_of, unpublished
 from twinrun.tracking.store import MLRUNS, URI_VARIABLE, Tracker, find_tracker, require_reachable
 from twinrun.tracking.worktree import abandoned
 
+REGISTERED = Path("data/out/register/registered.json")
 _SHOWN = 6
+_GIVEN_UP_S = 7 * 86400
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, and the command that mends it."""
+    """What is wrong, or, where it is `harmless`, only worth knowing; and the command that mends it."""
 
     problem: str
     mend: str
+    harmless: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,10 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
         ("store", lambda: _store(tracker)),
         ("journals", lambda: _journals(tracker)),
         ("runs", lambda: _runs(tracker)),
+        ("registry", lambda: _registry(root, tracker)),
         ("locks", lambda: _locks(root, tracker)),
         ("twins", lambda: _twins(root)),
+        ("resume", lambda: _resume(root)),
         ("data", lambda: _data(root, deep)),
     ]
     for name, look in parts:
@@ -79,22 +92,34 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
 def _code(root: Path) -> tuple[str, list[Finding]]:
     code = collect_code(root)
     findings = []
-    if code.dirty:
+    secret = [name for name in code.left_out if is_secret(name)]
+    others = [name for name in code.left_out if not is_secret(name)]
+    if secret:  # first, so that no `git add -A` comes before it
+        lines = " ".join(shlex.quote(f"/{name}") for name in secret)
+        findings.append(
+            Finding(
+                f"{_counted(secret, 'file')} untracked, not ignored, and named as secrets are",
+                f"printf '%s\\n' {lines} >> .gitignore",
+            )
+        )
+    if code.diff:
         changed = sorted(
             {line.split(" b/", 1)[-1] for line in code.diff.splitlines() if line.startswith("diff --git ")}
         )
         findings.append(
             Finding(
-                f"{_counted([*changed, *code.left_out], 'file')} not committed; a run's card keeps them as a patch",
+                f"{_counted(changed, 'file')} not committed; a run's card keeps them as a patch",
                 'git add -A && git commit -m "..."',
             )
         )
-    findings += [
-        Finding(
-            f"{name} is untracked and too large for a card, so a twin would lack it", f"git add {shlex.quote(name)}"
+    if others:
+        findings.append(
+            Finding(
+                f"{_counted(others, 'file')} untracked and no source, or too large for a card, so a twin would lack "
+                "them",
+                f"git add {' '.join(map(shlex.quote, others[:_SHOWN]))}, or list in .gitignore what no run needs",
+            )
         )
-        for name in code.left_out
-    ]
     return f"commit {code.commit[:12]}", findings
 
 
@@ -114,10 +139,10 @@ def _environment(root: Path) -> tuple[str, list[Finding]]:
     findings = []
     if differing := [c for c in changes if c.before is not None]:
         text = _counted([f"{c.name} {c.after or 'missing'} (locked: {c.before})" for c in differing], "package")
-        findings.append(Finding(f"{text} not as {LOCK} says", "make setup"))
+        findings.append(Finding(f"{text} not as {LOCK} says", REINSTALL))
     if extra := [c for c in changes if c.before is None]:
         text = _counted([f"{c.name} {c.after}" for c in extra], "package")
-        findings.append(Finding(f"{text} installed and not in {LOCK}", "rm .venv/.made-from && make setup"))
+        findings.append(Finding(f"{text} installed and not in {LOCK}", REINSTALL))
     return f"{len(locked)} packages in {LOCK}", findings
 
 
@@ -212,6 +237,22 @@ def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:
     return f"{len(running)} running", findings
 
 
+def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
+    """Whether the version that DVC believes registered is in the registry."""
+    from twinrun.tracking.registry import REGISTER, Registry
+
+    if not (root / REGISTERED).is_file():
+        return "nothing registered yet", []
+    facts = json.loads((root / REGISTERED).read_bytes())
+    versions = []
+    if tracker.database is None or tracker.database.is_file():
+        versions = Registry(tracker, facts["name"]).versions()
+    if any(each.version == facts["version"] and each.weights_hash == facts["weights_hash"] for each in versions):
+        return f"version {facts['version']} of {facts['name']}", []
+    problem = f"{REGISTERED} names version {facts['version']} of {facts['name']}, which {tracker.uri} lacks"
+    return "", [Finding(problem, REGISTER)]
+
+
 def _locks(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
     """Locks that a process holds just now."""
     files = [
@@ -278,6 +319,22 @@ def _twins(root: Path) -> tuple[str, list[Finding]]:
         )
         for folder in folders
     ]
+
+
+def _resume(root: Path) -> tuple[str, list[Finding]]:
+    """Checkpoints of trainings that nobody has gone on with."""
+    resume = root / STATE / "resume"
+    folders = sorted(each for each in resume.iterdir() if each.is_dir()) if resume.is_dir() else []
+    findings = []
+    for folder in folders:
+        stats = [path.stat() for path in (folder, *folder.rglob("*"))]
+        age_s = time.time() - max(each.st_mtime for each in stats)
+        if age_s > _GIVEN_UP_S:
+            size = sum(each.st_size for each in stats) / 1e6
+            shown = shlex.quote(_shown(folder, root))
+            problem = f"{shown} ({size:.1f} MB) is of a training that was left {_duration(age_s)} ago"
+            findings.append(Finding(problem, f"rm -r {shown}", harmless=True))
+    return f"{len(folders)} to go on with", findings
 
 
 def _data(root: Path, deep: bool) -> tuple[str, list[Finding]]:
