@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,17 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-@pytest.fixture
-def write_digits(project: Project) -> Callable[..., Path]:
-    """Write real handwritten digits as PNG files: images/<class>/<number>.png, `each` of every class."""
+@pytest.fixture(scope="session")
+def digits() -> Any:
+    """Scikit-learn's handwritten digits."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    return load_digits()
+
+
+@pytest.fixture
+def write_digits(project: Project, digits: Any) -> Callable[..., Path]:
+    """Write real handwritten digits as PNG files: images/<class>/<number>.png, `each` of every class."""
 
     def write(each: int = 20, classes: tuple[int, ...] = (0, 1, 2), root: str = "images") -> Path:
         folder = project.folder / root
