@@ -4,11 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 from tracking_support import runs
 from training_support import REPOSITORY, change_params, git
+
+from twinrun.tracking.sync import sync
 
 _SPLITS = {"train": range(0, 60), "val": range(60, 80), "test": range(80, 110)}
 
@@ -29,7 +32,11 @@ def once_trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> P
     change_params(folder / "params.yaml", "train", {"learning_rate": 0.002})
     with (folder / "src/twinrun/training/schedule.py").open("ab") as code:
         code.write(b"# a remark in Latin-1, \xe4, and with its own line end\r\n")
-    _dvc(folder, "repro", "evaluate")
+    # With the tracker away, so that three processes need not import MLflow; this one has it.
+    _dvc(folder, "repro", "evaluate", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert sync(folder).problem is None
     git(folder, "checkout", "--", ".")
     for number in range(3):
         change_params(folder / "params.yaml", "train", {"seed": number + 1})
@@ -40,6 +47,8 @@ def once_trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> P
 @pytest.fixture
 def trained(once_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, as working folder."""
+    # MLflow remembers for the whole process where the artifacts of a run are, and the copies have the same runs.
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())
     folder = tmp_path / "project"
     shutil.copytree(once_trained, folder, symlinks=True)
     monkeypatch.chdir(folder)
@@ -82,8 +91,8 @@ def _draw_images(folder: Path) -> None:
                 Image.fromarray((images[number] * 15).astype(np.uint8)).save(place / f"{number:03}.bmp")
 
 
-def _dvc(folder: Path, *arguments: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+def _dvc(folder: Path, *arguments: str, **variables: str) -> None:
+    environment = {**os.environ, **variables}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment["DVC_NO_ANALYTICS"] = "true"
     done = subprocess.run(
