@@ -77,9 +77,10 @@ def main() -> None:
             for lab in labs:
                 n = options.n or (fault.quick if options.quick else fault.n)
                 rows.append(fault.run(lab, n if lab.stack is ours else min(n, fault.control)))
+                _save(rows, options, time.monotonic() - started)
     finally:
         if rows:
-            _report(console, rows, options, time.monotonic() - started)
+            print(as_markdown(rows)) if options.markdown else console.print(as_table(rows))
         if options.keep or any(row.held != len(row.outcomes) for row in rows if row.stack == "twinrun"):
             say(f"Everything is kept in {folder}")
         else:
@@ -87,8 +88,8 @@ def main() -> None:
     raise SystemExit(any(row.held < len(row.outcomes) for row in rows if row.stack == "twinrun"))
 
 
-def _report(console: Console, rows: list[Row], options: argparse.Namespace, seconds: float) -> None:
-    print(as_markdown(rows)) if options.markdown else console.print(as_table(rows))
+def _save(rows: list[Row], options: argparse.Namespace, seconds: float) -> None:
+    """After every row, so that what was found is not lost with what is still to come."""
     facts = {"seconds": round(seconds), "seed": options.seed, "machine": platform.machine(), "cores": os.cpu_count()}
     if options.json:
         options.json.write_text(json.dumps(as_json(rows, facts), indent=2) + "\n", encoding="utf-8")
