@@ -86,13 +86,24 @@ class LeNet(pl.LightningModule):
 
 
 class EpochLine(Callback):
-    """A line for each epoch, which the chaos program counts."""
+    """A line for each epoch, which the chaos program counts; when the next begins, so that its checkpoint is there."""
+
+    def __init__(self) -> None:
+        self.done: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         print("training begins", flush=True)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", flush=True)
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._tell(trainer)
+        self.done = trainer.current_epoch + 1
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._tell(trainer)
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        if self.done is not None:
+            print(f"epoch {self.done}/{trainer.max_epochs}", flush=True)
 
 
 def main() -> None:
