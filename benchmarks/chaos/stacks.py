@@ -110,10 +110,10 @@ class Run:
     def over(self) -> bool:
         return self.process.poll() is not None
 
-    def finish(self) -> Ended:
+    def finish(self, longest_s: float = _LONGEST_S) -> Ended:
         """Wait for the end; a run that takes minutes is killed, and its code says so."""
         try:
-            self.process.wait(_LONGEST_S)
+            self.process.wait(longest_s)
         except subprocess.TimeoutExpired:
             self.signal_group(signal.SIGKILL)
         code = self.process.wait()

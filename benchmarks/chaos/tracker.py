@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from benchmarks.chaos.stacks import child_environment, set_param
 
 _SLOW_S = 2.0
 _LONG_EPOCHS = 60
+# What a person waits for a run of half a minute.
+_PATIENCE_S = 120.0
 # Share of the training's time that trouble may cost.
 _MOST_MORE = 0.02
 _HEALTHY, _ERROR, _SLOW, _HANG, _LOST = "healthy", "error", "slow", "hang", "lost"
@@ -72,7 +75,7 @@ def _case(lab: Lab, trouble: Trouble, port: int, database: Path) -> Callable[[Pa
             if trouble.half_way:
                 run.wait_until(lambda: bool(run.epochs()))
                 proxy.break_down(trouble.mode, down=trouble.down)
-            ended = run.finish()
+            ended = run.finish(_PATIENCE_S)
             proxy.mend()
             runs = [ended]
             if ended.code:
@@ -83,8 +86,10 @@ def _case(lab: Lab, trouble: Trouble, port: int, database: Path) -> Callable[[Pa
         finally:
             proxy.close()
         faults = outcome.faults
-        if ended.code:
-            faults = (f"training ended with {ended.code}", *faults)
+        if ended.code == -signal.SIGKILL:
+            faults = (f"training was held up for {_PATIENCE_S:.0f} s", *faults)
+        elif ended.code:
+            faults = ("training failed", *faults)
         return Outcome(**{**vars(outcome), "faults": faults, "log": str(ended.log) if faults else ""})
 
     return attempt
