@@ -63,11 +63,16 @@ def _flip_checkpoint(folder: Path, draws: random.Random, stopped_after: int, wan
     file = draws.choice(sorted(file for file in checkpoints.rglob("*") if file.is_file()))
     moment = f"{flip_bit(file, draws)} of the checkpoint of {file.parent.name}"
     computed: list[int] = []
+
+    def note(scores: EpochScores, speed: float | None) -> None:
+        if speed is not None:  # or it was only read from the checkpoint
+            computed.append(scores.epoch)
+
     warnings = io.StringIO()
     faults = []
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(warnings):
-            found = _job(checkpoints).run(StopRequest(), lambda scores, _: computed.append(scores.epoch))
+            found = _job(checkpoints).run(StopRequest(), note)
         if weights_hash(found.tensors) != wanted:
             faults.append("other weights")
         if file.parent.name == f"epoch-{stopped_after:05d}" and "passed over" not in warnings.getvalue():
