@@ -1,15 +1,21 @@
 """A project whose images are validated and ready to be trained on, for tests of training."""
 
+import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
+
+from twinrun.errors import run_main
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 128, "warmup_epochs": 0.0}
@@ -44,10 +50,38 @@ class TrainableProject:
         said, _ = process.communicate(timeout=240)
         return process.returncode, said
 
+    def train_here(self) -> None:
+        """Run the stage in this process, whose working folder is the project; for what is not about processes."""
+        run_stage("train")
+
     def weights_hash(self) -> str:
         """Of the model that the last training wrote."""
         model = YAML(typ="safe").load(self.folder / "data/out/train/bundle/model.json")
         return str(model["weights_hash"])
+
+
+def run_stage(name: str) -> None:
+    """Run a stage's entry point in this process and put the handlers of signals back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        run_main(importlib.import_module(f"pipeline.{name}").main)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made by the first of pytest's worker processes to want it and read by all of them."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            unfinished = folder.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
 
 
 def change_params(file: Path, section: str, settings: dict[str, Any]) -> None:
@@ -66,23 +100,21 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def validated_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("validated") / "project"
-    folder.mkdir()
+    """A project whose images are taken in and judged; to be copied."""
+    return made_once(tmp_path_factory, "validated", _take_in_digits)
+
+
+def _take_in_digits(folder: Path) -> None:
     for name in ("params.yaml", "requirements.lock", ".gitignore"):
         shutil.copy(REPOSITORY / name, folder)
     change_params(folder / "params.yaml", "train", SMALL)
-    for stage in ("ingest", "validate"):
-        subprocess.run(
-            [sys.executable, "-m", f"pipeline.{stage}"],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"},
-            check=True,
-            capture_output=True,
-        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in ("ingest", "validate"):
+            run_stage(stage)
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "Begin")
-    return folder
 
 
 @pytest.fixture

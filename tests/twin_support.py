@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tracking_support import runs
-from training_support import REPOSITORY, change_params, git
+from training_support import REPOSITORY, change_params, git, made_once
 
 from twinrun.tracking.sync import sync
 
@@ -18,8 +18,11 @@ _SPLITS = {"train": range(0, 60), "val": range(60, 80), "test": range(80, 110)}
 
 @pytest.fixture(scope="session")
 def once_trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
-    """Trained with a learning rate and a remark in the code that are in no commit."""
-    folder = tmp_path_factory.mktemp("twins") / "project"
+    """Trained with a learning rate and a remark in the code that are in no commit; to be copied."""
+    return made_once(tmp_path_factory, "twins", lambda folder: _train_once(folder, new_store))
+
+
+def _train_once(folder: Path, new_store: Path) -> None:
     _copy_repository(folder)
     shutil.copytree(new_store, folder / "mlruns", dirs_exist_ok=True)
     _draw_images(folder / "data/raw/folder")
@@ -41,7 +44,6 @@ def once_trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> P
     for number in range(3):
         change_params(folder / "params.yaml", "train", {"seed": number + 1})
         git(folder, "commit", "--quiet", "--all", "--message", f"Seed {number + 1}")
-    return folder
 
 
 @pytest.fixture

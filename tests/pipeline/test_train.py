@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 from tracking_support import runs
-from training_support import TrainableProject
+from training_support import TrainableProject, run_stage
 
 import pipeline.train
-from twinrun.errors import run_main
 from twinrun.models.bundle import load_bundle
+from twinrun.tracking.sync import sync
 
 LONG: dict[str, Any] = {"epochs": 40, "ema_decay": 0.9, "keep": "last"}
 
@@ -27,15 +27,17 @@ def undisturbed(validated_digits: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("undisturbed") / "project"
     shutil.copytree(validated_digits, folder)
     project = TrainableProject(folder).set(**LONG)
-    code, said = project.train(MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlruns/mlflow.db")
-    assert code == 0, said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+        project.train_here()
     return project.weights_hash()
 
 
 def refused(capsys: pytest.CaptureFixture[str]) -> str:
     """Run the stage's entry point in this process, which must refuse, and return what it said."""
     with pytest.raises(SystemExit) as raised:
-        run_main(pipeline.train.main)
+        run_stage("train")
     assert raised.value.code == 1
     assert not Path("data/out/train/bundle").exists()
     return capsys.readouterr().err
@@ -44,9 +46,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 def test_it_writes_a_bundle_a_history_a_card_and_a_journal_and_the_run_is_in_mlflow(
     trainable: TrainableProject,
 ) -> None:
-    code, said = trainable.train()
+    trainable.train_here()
 
-    assert code == 0, said
     out = trainable.folder / "data/out/train"
     card = json.loads((out / "card.json").read_bytes())
     assert sorted(path.name for path in out.iterdir()) == ["bundle", "card.json", "history.csv", "journal.jsonl"]
@@ -62,7 +63,7 @@ def test_it_writes_a_bundle_a_history_a_card_and_a_journal_and_the_run_is_in_mlf
 
 def test_a_second_training_with_other_threads_and_processes_gives_the_same_files(trainable: TrainableProject) -> None:
     out = trainable.folder / "data/out/train"
-    trainable.set(threads=1, devices=1).train()
+    trainable.set(threads=1, devices=1).train_here()
     first = {
         name: (out / name).read_bytes() for name in ("bundle/weights.safetensors", "bundle/model.json", "history.csv")
     }
@@ -75,7 +76,7 @@ def test_a_second_training_with_other_threads_and_processes_gives_the_same_files
 
 
 def test_torchrun_gives_the_same_weights_as_one_process(trainable: TrainableProject) -> None:
-    trainable.set(epochs=1, model="mobilenet_v3_small", precision="bf16", batch_size=256, ema_decay=0.9).train()
+    trainable.set(epochs=1, model="mobilenet_v3_small", precision="bf16", batch_size=256, ema_decay=0.9).train_here()
     alone = trainable.weights_hash()
     shutil.rmtree(trainable.folder / "data/out/train")
 
@@ -102,35 +103,37 @@ def test_a_stop_reaches_every_training_process_and_only_the_first_one_speaks(tra
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_training_says_so_and_its_continuation_ends_with_the_same_weights(
-    trainable: TrainableProject, undisturbed: str, number: signal.Signals, code: int
+    trainable: TrainableProject,
+    undisturbed: str,
+    number: signal.Signals,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     process = trainable.set(**LONG).start()
     _wait_for_epoch(process, 3)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     stopped_as = process.returncode
-    continued, said_then = trainable.train()
+    trainable.train_here()
 
     assert stopped_as == code
     assert "The last finished epoch is kept" in said
     assert "Traceback" not in said
-    assert continued == 0
-    assert re.search(r"Resuming after epoch ([3-9]|\d\d) of 40", said_then)
+    assert re.search(r"Resuming after epoch ([3-9]|\d\d) of 40", capsys.readouterr().out)
     assert trainable.weights_hash() == undisturbed
     assert sorted((run.status, len(run.history["val_loss"])) for run in runs(trainable.folder)) == [("FINISHED", 40)]
 
 
 def test_a_killed_training_continues_after_its_last_epoch_with_the_same_weights(
-    trainable: TrainableProject, undisturbed: str
+    trainable: TrainableProject, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = trainable.set(**LONG).start()
     _wait_for_epoch(process, 5)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    code, said = trainable.train()
+    trainable.train_here()
 
-    assert code == 0
-    assert "Resuming after epoch" in said
+    assert "Resuming after epoch" in capsys.readouterr().out
     assert trainable.weights_hash() == undisturbed
 
 
@@ -177,6 +180,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_learning_
     said = refused(capsys)
 
     assert re.search(r"The loss became (nan|inf) at step \d+ \(epoch 1\), where the learning rate was \S+e\+", said)
+    assert sync(trainable.folder).problem is None  # at most two seconds are spent on it when a training fails
     (run,) = runs(trainable.folder)
     assert run.status == "FAILED"
 

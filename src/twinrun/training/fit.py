@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from twinrun.params import TrainParams
 from twinrun.training import collectives
 from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest
+from twinrun.training.lightning import pl
 from twinrun.training.module import Classifier, EpochScores, ImageArray, SplitImages
 from twinrun.training.processes import build_strategy, local_process_count, node_count, rank
 from twinrun.training.shards import Numerics, ShardedNetwork, laid_out_like, thread_count

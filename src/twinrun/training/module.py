@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from twinrun.data.manifest import Split
 from twinrun.errors import DivergedError, ModelError
 from twinrun.models.predict import chunk_slices
 from twinrun.params import TrainParams
+from twinrun.training.lightning import pl
 from twinrun.training.schedule import learning_rate
 from twinrun.training.shards import ShardedNetwork
 

@@ -4,13 +4,13 @@ import os
 from typing import Any
 
 import torch
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 
 from twinrun.params import TrainParams
+from twinrun.training.lightning import pl
 
 
-class ShardStrategy(DDPStrategy):
+class ShardStrategy(pl.strategies.DDPStrategy):
     """Lightning's processes and rendezvous, without the wrapper that averages gradients: the shards are added by us."""
 
     def configure_ddp(self) -> None:
@@ -20,10 +20,10 @@ class ShardStrategy(DDPStrategy):
         return model
 
 
-def build_strategy(params: TrainParams, device: torch.device) -> Strategy:
+def build_strategy(params: TrainParams, device: torch.device) -> pl.strategies.Strategy:
     """One process on one device, or as many as `train.devices` or torchrun ask for."""
     if local_process_count(params) * node_count() == 1:
-        return SingleDeviceStrategy(device=device)
+        return pl.strategies.SingleDeviceStrategy(device=device)
     return ShardStrategy(process_group_backend="nccl" if device.type == "cuda" else "gloo")
 
 
