@@ -1,6 +1,7 @@
 """Decoding: every format and mode that people have, and words for everything else."""
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_a_bomb_is_refused_from_its_header_and_before_memory_is_taken() -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"never looked at") + chunk(b"IEND", b"")
     seen: list[Header] = []
 
-    with pytest.raises(DecodeError, match=r"claims 1001 x 1000 = 1,001,000 pixels and at most 1,000,000") as caught:
+    with pytest.raises(DecodeError, match=r"claims 1,001 x 1,000 pixels, and at most 1,000,000 in all") as caught:
         decode_image(bomb, channels="gray", max_pixels=LIMIT, on_header=seen.append)
 
     assert seen == []
@@ -145,7 +146,9 @@ def test_a_bomb_is_refused_from_its_header_and_before_memory_is_taken() -> None:
         (b"", "is empty"),
         (b"hello world", "is no image"),
         (b"\x89PNG\r\n\x1a\n and more", "starts like PNG"),
-        (encoded(Image.new("RGB", (99, 99)), "JPEG")[:300], "Truncated"),
+        (encoded(Image.new("RGB", (99, 99)), "JPEG")[:300], "truncated"),
+        (b"<!DOCTYPE html><title>Not found</title>", "is an HTML page"),
+        (b"%PDF-1.7", "is a PDF document"),
         (encoded(Image.new("F", (9, 9)), "TIFF"), "floating-point"),
         (encoded(Image.new("I", (9, 9), 1 << 20), "TIFF"), "32 bits"),
         (encoded(Image.new("RGB", (9, 9)), "PPM"), "is no image"),
@@ -154,6 +157,35 @@ def test_a_bomb_is_refused_from_its_header_and_before_memory_is_taken() -> None:
 def test_what_cannot_be_decoded_is_refused_in_words(data: bytes, words: str) -> None:
     with pytest.raises(DecodeError, match=words):
         decode(data, channels="rgb", fit="pad", size_px=8, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("JPEG", {"quality": 95})])
+def test_a_truncated_image_says_after_what_share_of_its_rows_it_ends(kind: str, options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 300, 3), dtype=np.uint8)
+    noise[::7] = 0
+    data = encoded(Image.fromarray(noise), kind, **options)
+
+    with pytest.raises(DecodeError) as caught:
+        decode(data[: len(data) * 61 // 100], channels="rgb", fit="pad", size_px=8, max_pixels=LIMIT)
+
+    share = re.fullmatch(r"truncated after (\d+) %", str(caught.value))
+    assert share is not None, str(caught.value)
+    assert abs(int(share[1]) - 61) <= 4
+
+
+def test_a_page_of_a_web_server_that_was_saved_as_a_picture_is_called_so() -> None:
+    with pytest.raises(DecodeError, match=r"^is an HTML page named \.jpg$"):
+        decode_image(b"\n<html><body>404</body></html>", channels="rgb", max_pixels=LIMIT, named=".jpg")
+
+
+def test_the_camera_is_told_by_the_exif_block_and_its_maker_only_once() -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Canon\0", "Canon EOS 5D"
+
+    decoded = decode_image(encoded(Image.new("RGB", (9, 9)), "JPEG", exif=exif), channels="rgb", max_pixels=LIMIT)
+
+    assert decoded.camera == "Canon EOS 5D"
+    assert decode_image(encoded(Image.new("RGB", (9, 9)), "JPEG"), channels="rgb", max_pixels=LIMIT).camera is None
 
 
 def test_nothing_but_a_decode_error_comes_out_of_hostile_files(hostile_images: list[Path]) -> None:

@@ -77,3 +77,24 @@ def test_the_hash_of_pixels_tells_shapes_apart() -> None:
 
 def test_images_too_small_for_a_laplacian_have_no_sharpness() -> None:
     assert measured(EMPTY, np.zeros((2, 9, 3), np.uint8)).sharpness == 0
+
+
+def test_colour_entropy_and_percentiles_are_what_numpy_says() -> None:
+    pixels = np.random.default_rng(0).integers(0, 90, (64, 50, 3), dtype=np.uint8)
+    pixels[:, :, 1] //= 3
+
+    facts = measured(EMPTY, pixels)
+
+    gray = np.asarray(Image.fromarray(pixels).convert("L")) / 255
+    shares = np.unique(gray, return_counts=True)[1] / gray.size
+    np.testing.assert_allclose([facts.red, facts.green, facts.blue], pixels.mean(axis=(0, 1)) / 255)
+    np.testing.assert_allclose(facts.entropy or 0, -(shares * np.log2(shares)).sum())
+    wanted = np.quantile(gray, [0.05, 0.95], method="inverted_cdf")
+    np.testing.assert_allclose([facts.gray_p5, facts.gray_p95], wanted)
+
+
+def test_a_gray_image_has_one_colour_and_a_blank_one_no_entropy() -> None:
+    facts = measured(EMPTY, np.full((5, 5, 1), 51, np.uint8))
+
+    assert facts.red == facts.green == facts.blue == facts.brightness == 0.2
+    assert facts.entropy == 0

@@ -103,6 +103,18 @@ def test_a_splits_file_names_the_split_of_each_image(project: Project, write_dig
     assert "1/001.png" in ran.said
 
 
+def test_a_splits_file_may_name_groups_with_splits_or_without(project: Project, write_digits: WriteDigits) -> None:
+    write_digits(each=2, classes=(0, 1))
+    (project.folder / "images/bursts.csv").write_text("path,group\n0/000.png,walk\n1/001.png,walk\n0/001.png,\n")
+    project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="images/bursts.csv")
+
+    ran = project.run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert [row["group"] for row in project.table()] == ["walk", None, None, "walk"]
+    assert [row["split"] for row in project.table()] == [None] * 4
+
+
 def test_a_decoder_that_crashes_costs_its_image_and_no_other(project: Project, write_digits: WriteDigits) -> None:
     root = write_digits(each=12)
     Image.new("L", (666, 1)).save(root / "1/crash.bmp")

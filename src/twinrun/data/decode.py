@@ -7,7 +7,6 @@ even where less would do, since the hash of its pixels must not depend on the si
 """
 
 import io
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,24 +17,16 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
+from twinrun.data.diagnosis import FORMATS, decoder_error, not_an_image, too_many_pixels
 from twinrun.errors import DecodeError
 
 Channels = Literal["gray", "rgb"]
 Fit = Literal["pad", "crop"]
 Pixels = npt.NDArray[np.uint8]
 
-FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")
-
-_STARTS = (
-    ("JPEG", b"\xff\xd8\xff"),
-    ("PNG", b"\x89PNG\r\n"),
-    ("GIF", b"GIF8"),
-    ("TIFF", b"II*\0"),
-    ("TIFF", b"MM\0*"),
-    ("WebP", b"RIFF"),
-    ("BMP", b"BM"),
-)
 _ORIENTATION_TAG = 0x0112
+_MAKE_TAG, _MODEL_TAG = 0x010F, 0x0110
+_CAMERA_LENGTH = 80
 _STRIP_PIXELS = 1 << 22
 
 
@@ -51,10 +42,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels, uint8 (H, W, C), upright, and the header of the file that they came from."""
+    """Pixels, uint8 (H, W, C), upright; the header of the file that they came from; the camera by its EXIF block."""
 
     pixels: Pixels
     header: Header
+    camera: str | None = None
 
 
 class BrokenImage(DecodeError):
@@ -76,36 +68,39 @@ def decode_image(
     channels: Channels,
     max_pixels: int,
     on_header: Callable[[Header], None] | None = None,
+    named: str = "",
 ) -> Decoded:
     """Decode the first frame to uint8 (H, W, C), upright, C = 1 for gray and 3 for rgb.
 
-    `on_header` is called when the header was read and its size accepted, before memory is taken for the pixels.
-    Raises BrokenImage whatever the decoder raises.
+    `on_header` is called when the header was read and its size accepted, before memory is taken for the pixels;
+    `named` is the suffix of the file's name, for the words on a file that is no image. Raises BrokenImage whatever the
+    decoder raises.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    header = None
+    header, image = None, None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(stream, formats=FORMATS)
+            image = Image.open(stream, formats=FORMATS)
             header = _header(image)
             _check_size(header, max_pixels)
             if on_header is not None:
                 on_header(header)
             image.load()
-            return Decoded(_upright(_pixels(image, channels), _orientation(image)), header)
+            pixels = _upright(_pixels(image, channels), _orientation(image))
+            return Decoded(pixels, header, _camera(image))
     except BrokenImage:
         raise
     except UnidentifiedImageError:
-        raise BrokenImage(_unknown(stream)) from None
+        raise BrokenImage(not_an_image(stream, named)) from None
     except Image.DecompressionBombError as error:  # Pillow's own cap, which guards some headers before they reach ours
-        raise BrokenImage(_too_large(error, max_pixels), header) from None
+        raise BrokenImage(too_many_pixels(error, max_pixels), header) from None
     except MemoryError:
         raise BrokenImage("cannot be decoded: it needs more memory than there is", header) from None
     except (
         Exception
     ) as error:  # decoders raise OSError, ValueError, TypeError, SyntaxError, IndexError, struct.error, ...
-        raise BrokenImage(f"cannot be decoded: {_in_words(error)}", header) from None
+        raise BrokenImage(decoder_error(error, image, stream), header) from None
 
 
 def fit_image(pixels: Pixels, size_px: int, fit: Fit) -> Pixels:
@@ -145,9 +140,9 @@ def _header(image: Image.Image) -> Header:
 def _check_size(header: Header, max_pixels: int) -> None:
     if header.width < 1 or header.height < 1:
         raise BrokenImage(f"claims to be {header.width} x {header.height} pixels", header)
-    if (pixels := header.width * header.height) > max_pixels:
+    if header.width * header.height > max_pixels:
         raise BrokenImage(
-            f"claims {header.width} x {header.height} = {pixels:,} pixels and at most {max_pixels:,} are decoded "
+            f"claims {header.width:,} x {header.height:,} pixels, and at most {max_pixels:,} in all are decoded "
             "(params.yaml: ingest.max_pixels)",
             header,
         )
@@ -173,6 +168,22 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # a broken EXIF block says nothing of the orientation, and the pixels are as good as before
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _camera(image: Image.Image) -> str | None:
+    """Make and model of the camera, or None where the EXIF block is absent, broken or silent."""
+    try:
+        exif = image.getexif()
+        make, model = (_printable(exif.get(tag)) for tag in (_MAKE_TAG, _MODEL_TAG))
+    except Exception:  # as for the orientation
+        return None
+    name = model if model.startswith(make) else f"{make} {model}".strip()
+    return name[:_CAMERA_LENGTH] or None
+
+
+def _printable(value: object) -> str:
+    text = value if isinstance(value, str) else ""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -218,28 +229,3 @@ def _from_32_bits(values: npt.NDArray[np.int32]) -> Image.Image:
 def _to_array(image: Image.Image) -> Pixels:
     array = np.asarray(image, dtype=np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
-
-
-def _unknown(stream: BinaryIO) -> str:
-    stream.seek(0)
-    start = stream.read(12)
-    if not start:
-        return "is empty"
-    for kind, magic in _STARTS:
-        if start.startswith(magic):
-            return f"starts like {kind} and has a header that cannot be read"
-    return f"is no image: it is neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]} (it starts with {start[:8]!r})"
-
-
-def _too_large(error: Exception, max_pixels: int) -> str:
-    claimed = re.search(r"\d+", str(error))
-    pixels = f"{int(claimed.group()):,}" if claimed else "too many"
-    return f"claims {pixels} pixels and at most {max_pixels:,} are decoded (params.yaml: ingest.max_pixels)"
-
-
-def _in_words(error: Exception) -> str:
-    # An object's address or a file's place would make two equal tables differ.
-    words = re.sub(r"\s*<[^<>]* (object at|name=)[^<>]*>", "", str(error)).strip()
-    if words.startswith("decoder error"):  # a bare number of Pillow's
-        words = f"its data are damaged, {words}"
-    return f"{words} ({type(error).__name__})" if words else type(error).__name__

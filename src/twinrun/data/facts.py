@@ -1,4 +1,4 @@
-"""What is measured of each image: hashes, size, light. Pure: refuses to know files, labels or what is good."""
+"""What is measured of each image: hashes, size, light, colour. Pure: refuses to know files, labels or what is good."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -15,6 +15,7 @@ _PHASH_SIDE = 8
 _PHASH_INPUT_PX = 32
 
 Grays = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,13 @@ class Facts:
     brightness: float | None = None
     contrast: float | None = None
     sharpness: float | None = None
+    red: float | None = None
+    green: float | None = None
+    blue: float | None = None
+    entropy: float | None = None
+    gray_p5: float | None = None
+    gray_p95: float | None = None
+    camera: str | None = None
     error: str | None = None
 
 
@@ -48,15 +56,19 @@ def with_header(known: Facts, header: Header) -> Facts:
 def measured(known: Facts, pixels: Pixels) -> Facts:
     """`known` with what is measured of uint8 pixels (H, W, C) at full size, in the channels asked for."""
     gray = _gray(pixels)
-    return _with_measures(known, pixels, _light(gray), _sharpness(gray), _phashes([gray])[0])
+    counts = np.bincount(gray.reshape(-1), minlength=256)[None]
+    colour = [pixels.sum(axis=(0, 1), dtype=np.int64)]
+    return _with_measures([known], pixels[None], counts, colour, [_sharpness(gray)], _phashes([gray]))[0]
 
 
 def measured_stack(known: Sequence[Facts], images: Pixels) -> list[Facts]:
     """What `measured` says of each of many small images (N, H, W, C), at a fraction of its time."""
     count, height, width, channels = images.shape
     grays = _gray(images.reshape(count * height, width, channels)).reshape(count, height, width)
-    light, sharpness, phashes = _lights(grays), _sharpnesses(grays), _phashes(grays)
-    return [_with_measures(*measures) for measures in zip(known, images, light, sharpness, phashes, strict=True)]
+    places = grays.reshape(count, -1) + np.arange(count)[:, None] * 256
+    counts = np.bincount(places.reshape(-1), minlength=count * 256).reshape(count, 256)
+    colours = images.sum(axis=(1, 2), dtype=np.int64)
+    return _with_measures(known, images, counts, colours, _sharpnesses(grays), _phashes(grays))
 
 
 def pixels_sha256(pixels: Pixels) -> str:
@@ -78,28 +90,53 @@ def _gray(pixels: Pixels) -> Grays:
     return gray
 
 
-def _with_measures(known: Facts, pixels: Pixels, light: tuple[float, float], sharpness: float, phash: str) -> Facts:
-    return replace(
-        known,
-        pixels_sha256=pixels_sha256(pixels),
-        phash=phash,
-        brightness=light[0],
-        contrast=light[1],
-        sharpness=sharpness,
-    )
+def _with_measures(
+    known: Sequence[Facts],
+    images: Pixels,
+    counts: Counts,
+    colours: Sequence[Counts] | Counts,
+    sharpness: Sequence[float],
+    phashes: Sequence[str],
+) -> list[Facts]:
+    """Facts of `images` (N, H, W, C): `counts` (N, 256) of their gray values and `colours`, sums of channels (N, C)."""
+    pixels = images.shape[1] * images.shape[2]
+    values = np.arange(256)
+    totals, squares = (counts @ values).tolist(), (counts @ values**2).tolist()
+    entropies, percentiles = _entropies(counts), _percentiles(counts, (0.05, 0.95))
+    measured = []
+    for i, fact in enumerate(known):
+        brightness, contrast = _mean_and_deviation(totals[i], squares[i], pixels)
+        channels = [int(total) / pixels / 255 for total in colours[i]]
+        red, green, blue = channels * 3 if len(channels) == 1 else channels
+        measured.append(
+            replace(
+                fact,
+                pixels_sha256=pixels_sha256(images[i]),
+                phash=phashes[i],
+                brightness=brightness,
+                contrast=contrast,
+                sharpness=sharpness[i],
+                red=red,
+                green=green,
+                blue=blue,
+                entropy=entropies[i],
+                gray_p5=percentiles[0][i],
+                gray_p95=percentiles[1][i],
+            )
+        )
+    return measured
 
 
-def _light(gray: Grays) -> tuple[float, float]:
-    """Mean and standard deviation of a gray image (H, W), in units of white; exact, from its histogram."""
-    counts, values = np.bincount(gray.reshape(-1), minlength=256), np.arange(256)
-    return _mean_and_deviation(int(counts @ values), int(counts @ values**2), gray.size)
+def _entropies(counts: Counts) -> list[float]:
+    """Shannon entropy of each row of `counts`, bits."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return [float(value) for value in -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=1) + 0.0]
 
 
-def _lights(grays: Grays) -> list[tuple[float, float]]:
-    """As `_light`, for each of (N, H, W)."""
-    values = grays.reshape(len(grays), -1).astype(np.int32)
-    totals, squares = values.sum(axis=1, dtype=np.int64), np.square(values).sum(axis=1, dtype=np.int64)
-    return [_mean_and_deviation(*sums, values.shape[1]) for sums in zip(totals.tolist(), squares.tolist(), strict=True)]
+def _percentiles(counts: Counts, shares: Sequence[float]) -> list[list[float]]:
+    """For each share, the smallest gray value, in units of white, that so many pixels of each row do not exceed."""
+    sums = counts.cumsum(axis=1)
+    return [((sums >= share * sums[:, -1:]).argmax(axis=1) / 255).tolist() for share in shares]
 
 
 def _sharpness(gray: Grays) -> float:

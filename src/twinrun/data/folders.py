@@ -9,6 +9,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twinrun.data.listing import Files, Item, Listing, sorted_listing, source_folder
@@ -45,7 +46,7 @@ def list_tree(params: IngestParams) -> Listing:
 
 
 def list_folder(root: Path, splits_file: Path | None = None) -> Listing:
-    """List a tree of images; `splits_file` names the split of images and then stands above folders named as splits.
+    """List a tree of images; `splits_file` names their splits and groups, and stands above folders named as splits.
 
     Raises SourceError where the folder is missing, empty or has one class, or the splits file does not fit.
     """
@@ -161,13 +162,23 @@ def _looks_like_an_image(path: Path) -> bool:
         return True
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What a splits file says of an image."""
+
+    split: SplitName | None
+    group: str | None = None
+
+
 def _with_splits(items: list[Item], lists: dict[Path, SplitName | None]) -> tuple[list[Item], list[str]]:
-    """Items with the splits that `lists` name; a list of one split names only images."""
-    named: dict[str, SplitName] = {}
+    """Items with the splits and groups that `lists` name; a list of one split names only images."""
+    named: dict[str, _Place] = {}
     for path, split in lists.items():
-        for name, its_split in _read_splits(path, split):
-            if named.setdefault(name, its_split) != its_split:
-                raise SourceError(f"{path} puts {name} into {its_split}, and it was put into {named[name]} before.")
+        for name, place in _read_places(path, split):
+            if named.setdefault(name, place) != place:
+                raise SourceError(
+                    f"{path} puts {name} into {_words(place)}, and it was put into {_words(named[name])}."
+                )
     where = ", ".join(map(str, lists))
     by_name = Counter(item.path.rsplit("/", 1)[-1] for item in items)
     result, used = [], set()
@@ -180,19 +191,24 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None]) -> tupl
             )
         if key is not None:
             used.add(key)
-        split = named[key] if key is not None else item.split
-        result.append(Item(item.path, item.label, split, item.problem))
+        place = named[key] if key is not None else _Place(None)
+        result.append(replace(item, split=place.split or item.split, group=place.group))
     if absent := sorted(named.keys() - used):
         raise SourceError(f"{where} names {len(absent):,} images that are not there: {_some(absent)}.")
     unnamed = [item.path for item in result if item.split is None]
-    note = f"Not named in {where}, and so for validate to decide: {_some(unnamed)}." if unnamed else ""
+    note = f"Without a split in {where}, and so for validate to decide: {_some(unnamed)}." if unnamed else ""
     return result, [note] if note else []
 
 
-def _read_splits(path: Path, split: SplitName | None) -> Iterator[tuple[str, SplitName]]:
-    """Names of images with their splits: two columns of a CSV (with or without a header) or of a text.
+def _words(place: _Place) -> str:
+    return " ".join(filter(None, [place.split or "no split", place.group and f"(group {place.group})"]))
 
-    Where `split` is given, the file is a list of images of that split, whatever stands in further columns.
+
+def _read_places(path: Path, split: SplitName | None) -> Iterator[tuple[str, _Place]]:
+    """Names of images with their splits and groups: the columns of a CSV, or the two of a text.
+
+    A CSV with a header may have either column or both (`path`, `split`, `group`); without one its columns are path and
+    split. Where `split` is given, the file is a list of images of that split, whatever stands in further columns.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -203,29 +219,36 @@ def _read_splits(path: Path, split: SplitName | None) -> Iterator[tuple[str, Spl
     except UnicodeDecodeError:
         raise SourceError(f"The splits file {path} is no UTF-8 text (params.yaml: ingest.splits_file).") from None
     commas = path.suffix.lower() == ".csv"
-    name_column, split_column = 0, 1
-    first = True
+    columns: dict[str, int] | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         cells = [cell.strip() for cell in (next(csv.reader([line])) if commas else line.rsplit(None, 1))]
         if split is not None:
-            yield cells[0], split
+            yield cells[0], _Place(split)
             continue
-        if first and commas and "split" in (header := [cell.lower() for cell in cells]):
-            split_column = header.index("split")
-            name_column = next(
-                (header.index(n) for n in ("path", "image", "file", "filename") if n in header), 1 - split_column
-            )
-            first = False
-            continue
-        first = False
-        found = cells[split_column].lower() if len(cells) > max(split_column, name_column, 0) else ""
-        if found not in _SPLIT_NAMES:
+        if columns is None:
+            columns = _columns_of(cells) if commas else {"path": 0, "split": 1}
+            if commas and {cell.lower() for cell in cells} & {"split", "group"}:
+                continue
+        found = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
+        its_split = _SPLIT_NAMES.get(found.get("split", "").lower())
+        if its_split is None and (found.get("split") or "group" not in columns):
             raise SourceError(
                 f"{path}, line {number}: wanted an image and its split (train, val or test), found {line.strip()!r}."
             )
-        yield cells[name_column].removeprefix("./"), _SPLIT_NAMES[found]
+        yield found["path"].removeprefix("./"), _Place(its_split, found.get("group") or None)
+
+
+def _columns_of(cells: list[str]) -> dict[str, int]:
+    """Which column holds what, by a CSV's first line."""
+    header = [cell.lower() for cell in cells]
+    columns: dict[str, int] = {name: header.index(name) for name in ("split", "group") if name in header}
+    if not columns:
+        return {"path": 0, "split": 1}
+    others = [column for column in range(len(header)) if column not in columns.values()]
+    named = [header.index(name) for name in ("path", "image", "file", "filename") if name in header]
+    return {"path": [*named, *others, 0][0], **columns}
 
 
 def _some(names: list[str]) -> str:

@@ -17,13 +17,15 @@ RAW = Path("data/raw")
 class Item:
     """One image to be: its path inside the source, and what the source says of it.
 
-    `problem` says why it may not be used, whatever it holds: a picture beside the class folders has no label.
+    `problem` says why it may not be used, whatever it holds: a picture beside the class folders has no label. Images of
+    one `group`, such as a burst or a patient, stay in one split.
     """
 
     path: str
     label: str | None
     split: SplitName | None
     problem: str | None = None
+    group: str | None = None
 
     @property
     def id(self) -> str:

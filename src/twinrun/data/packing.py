@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -101,6 +101,7 @@ def facts_table(listing: Listing, facts: list[Facts]) -> "pa.Table":
         "path": [item.path for item in listing.items],
         "label": [item.label for item in listing.items],
         "split": [item.split for item in listing.items],
+        "group": [item.group for item in listing.items],
     }
     for name in table_schema().names[len(columns) :]:
         columns[name] = [getattr(fact, name) for fact in facts]
@@ -282,12 +283,16 @@ def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
 
         try:
             image = decode_image(
-                file, channels=worker.shape.channels, max_pixels=worker.shape.max_pixels, on_header=wait_for_room
+                file,
+                channels=worker.shape.channels,
+                max_pixels=worker.shape.max_pixels,
+                on_header=wait_for_room,
+                named=path.suffix,
             )
         except BrokenImage as error:
             return broken(known, str(error), error.header)
         worker.writer.write(row, fit_image(image.pixels, worker.shape.size_px, worker.shape.fit)[None])
-        return measured(with_header(known, image.header), image.pixels)
+        return measured(replace(with_header(known, image.header), camera=image.camera), image.pixels)
 
 
 def _open(path: Path) -> tuple[Facts, BinaryIO]:

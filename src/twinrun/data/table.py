@@ -19,6 +19,7 @@ def table_schema() -> "pa.Schema":
             "path": pa.string(),  # inside the source
             "label": pa.string(),
             "split": pa.string(),  # as published, or null
+            "group": pa.string(),  # burst, patient, household: what must stay in one split, or null
             "bytes_sha256": pa.string(),  # of the file, or of the image's bytes in an array
             "pixels_sha256": pa.string(),  # of the pixels at full size, in the channels asked for
             "phash": pa.string(),  # perceptual, 64 bits in hexadecimal
@@ -30,6 +31,13 @@ def table_schema() -> "pa.Schema":
             "brightness": pa.float32(),  # mean gray, in [0, 1]
             "contrast": pa.float32(),  # standard deviation of the gray, in [0, 0.5]
             "sharpness": pa.float32(),  # standard deviation of the gray's Laplacian, in [0, 4]
+            "red": pa.float32(),  # mean of the channel, in [0, 1]; red, green and blue of gray images are the same
+            "green": pa.float32(),
+            "blue": pa.float32(),
+            "entropy": pa.float32(),  # of the histogram of 256 grays, bits, in [0, 8]
+            "gray_p5": pa.float32(),  # gray that 5 % of the pixels do not exceed, in [0, 1]
+            "gray_p95": pa.float32(),  # likewise 95 %
+            "camera": pa.string(),  # make and model by the EXIF block, or null
             "error": pa.string(),  # why the image could not be decoded, or null
         }
     )
