@@ -1,9 +1,12 @@
-"""Stage `ingest`: a source -> the pack of decoded images and the table of facts. Run with `dvc repro ingest`."""
+"""Stage `ingest`: a source -> the pack of decoded images, their facts and near copies. Run with `dvc repro ingest`."""
 
 from pathlib import Path
 
-from twinrun.data.pack import creating_pack
+from twinrun.data.nearest import near_duplicates
+from twinrun.data.pack import creating_pack, open_pack
 from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, summary
+from twinrun.data.pairs import pairs_table
+from twinrun.data.progress import fraction
 from twinrun.data.sources import list_source
 from twinrun.errors import run_main
 from twinrun.params import load_params
@@ -12,6 +15,7 @@ from twinrun.publish import ensure_writable, write_table
 OUT = Path("data/out/ingest")
 PACK = OUT / "images.npy"
 TABLE = OUT / "table.parquet"
+NEAR = OUT / "near.parquet"
 
 
 def main() -> None:
@@ -24,6 +28,11 @@ def main() -> None:
     TABLE.unlink(missing_ok=True)  # it comes last: a pack without its table is no result
     with creating_pack(PACK, (len(listing.items), *shape.of_image)) as pack:
         facts = fill_pack(listing, shape, pack, workers)
+    with fraction("Searching for near copies") as progress:
+        pairs = near_duplicates(
+            open_pack(PACK), [f.phash for f in facts], [f.pixels_sha256 for f in facts], progress=progress
+        )
+    write_table(pairs_table(pairs), NEAR)
     write_table(facts_table(listing, facts), TABLE)
     print(summary(listing, facts))
 

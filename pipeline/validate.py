@@ -1,43 +1,60 @@
 """Stage `validate`: the facts -> a manifest of what may be used, a verdict, a report. Run with `dvc repro validate`."""
 
+import shutil
 from pathlib import Path
 
 from twinrun.data.manifest import write_manifest
 from twinrun.data.pack import open_pack
+from twinrun.data.pairs import read_pairs
+from twinrun.data.reference import find_reference
 from twinrun.data.report import report_html
 from twinrun.data.table import read_table
-from twinrun.data.validation import failure_message, judge_table, result_json, summary
+from twinrun.data.validation.decisions import read_decisions
+from twinrun.data.validation.judging import judge_table
+from twinrun.data.validation.results import distributions_csv, findings_table, result_json
+from twinrun.data.validation.words import summary
 from twinrun.errors import ValidationFailed, run_main
-from twinrun.params import load_params
-from twinrun.publish import ensure_writable, write_json, write_text
+from twinrun.params import load_params, setting_lines
+from twinrun.publish import ensure_writable, write_json, write_table, write_text
 
 PACK = Path("data/out/ingest/images.npy")
 TABLE = Path("data/out/ingest/table.parquet")
+NEAR = Path("data/out/ingest/near.parquet")
+REFERENCES = Path("data/reference")
 OUT = Path("data/out/validate")
 MANIFEST = OUT / "manifest.parquet"
 REPORT = OUT / "report" / "index.html"
+DOCS = OUT / "data_docs"
 
 
 def main() -> None:
-    params = load_params().validate
-    table, images = read_table(TABLE), open_pack(PACK)
+    params = load_params()
+    settings, places = params.validate, setting_lines()
+    table, images, pairs = read_table(TABLE), open_pack(PACK), read_pairs(NEAR)
+    decisions = read_decisions(Path(settings.decisions)) if settings.decisions is not None else []
+    reference = find_reference(settings.reference, REFERENCES, params.register.model_name)
     ensure_writable(OUT, 0)
     MANIFEST.unlink(missing_ok=True)  # it comes last, and only if the data pass
+    shutil.rmtree(DOCS, ignore_errors=True)
 
-    verdict = judge_table(table, params)
+    verdict = judge_table(table, images, pairs, settings, decisions=decisions, reference=reference, docs=DOCS)
 
-    write_text(report_html(verdict, table, images, params), REPORT)
+    write_text(report_html(verdict, table, images, settings, places), REPORT)
+    write_table(findings_table(verdict, table), OUT / "findings.parquet")
+    write_text(distributions_csv(verdict, table), OUT / "facts.csv")
     write_json(result_json(verdict, table), OUT / "result.json")
+    words = summary(verdict, REPORT.as_posix(), places)
     if not verdict.passed:
-        raise ValidationFailed(failure_message(verdict, REPORT.as_posix()))
+        raise ValidationFailed(words)
     write_manifest(
         MANIFEST,
         ids=table["id"].to_pylist(),
-        labels=table["label"].to_pylist(),
+        labels=verdict.labels,
         splits=verdict.splits,
         dropped=verdict.dropped,
+        given=table["label"].to_pylist(),
     )
-    print(summary(verdict))
+    print(words)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from twinrun.errors import ParamsError
 PARAMS = Path("params.yaml")
 
 Source = Literal["digits", "mnist", "fashion-mnist", "cifar10", "trashnet", "folder"]
-Policy = Literal["stop", "drop"]
+Policy = Literal["stop", "drop", "warn"]
+Severity = Literal["critical", "warning"]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -57,6 +58,29 @@ def _add_up(fractions: SplitFractions) -> SplitFractions:
     return fractions
 
 
+def _no_single_fold(folds: int) -> int:
+    if folds == 1:
+        raise ValueError("must be 0, which is off, or at least 2, got 1")
+    return folds
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LabelErrorParams:
+    """How wrong labels are searched for; with no folds, not at all."""
+
+    folds: Annotated[int, Field(ge=0, le=100), AfterValidator(_no_single_fold)]
+    budget_s: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class UserExpectation:
+    """An expectation of Great Expectations on the table of facts, by name."""
+
+    name: Annotated[str, Field(pattern=r"^Expect[A-Za-z]+$")]
+    arguments: dict[str, Any]
+    severity: Severity
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ValidateParams:
     """What the facts must satisfy before they become a manifest."""
@@ -68,9 +92,20 @@ class ValidateParams:
     min_side_px: Count
     max_side_px: Count
     modes: Annotated[list[str], Field(min_length=1)]
-    on_broken: Policy
-    on_leak: Policy
+    on_broken: Literal["stop", "drop"]
     on_contradiction: Policy
+    on_leak: Policy
+    on_near_leak: Policy
+    on_duplicate: Policy
+    on_label_error: Policy
+    label_errors: LabelErrorParams
+    on_shortcut: Literal["stop", "warn"]
+    max_shortcut: Share
+    on_quality: Policy
+    on_drift: Literal["stop", "warn"]
+    reference: str | None
+    decisions: str | None
+    expectations: list[UserExpectation]
 
 
 def _in_order(params: ValidateParams) -> ValidateParams:
@@ -149,18 +184,22 @@ def load_params(path: Path = PARAMS) -> Params:
     return parse_params(_read_yaml(path), path.as_posix())
 
 
-def setting_line(name: str, path: Path = PARAMS) -> int | None:
-    """The line of params.yaml, counted from 1, where a setting such as `validate.on_leak` stands; None if nowhere."""
+def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
+    """Where each setting, such as `validate.on_leak`, stands in params.yaml: its line, counted from 1, and the text."""
     from ruamel.yaml import YAML
 
-    section, _, key = name.rpartition(".")
     try:
-        settings = YAML(typ="rt", pure=True).load(path.read_text(encoding="utf-8"))
-        for part in section.split("."):
-            settings = settings[part]
-        return int(settings.lc.key(key)[0]) + 1
-    except (OSError, KeyError, TypeError, AttributeError):
-        return None
+        text = path.read_text(encoding="utf-8")
+        sections = YAML(typ="rt", pure=True).load(text)
+        lines = text.splitlines()
+        found = {}
+        for section, settings in sections.items():
+            for key in settings:
+                number = int(settings.lc.key(key)[0])
+                found[f"{section}.{key}"] = (number + 1, lines[number].partition(" #")[0].strip())
+        return found
+    except (OSError, TypeError, AttributeError, KeyError, UnicodeDecodeError):
+        return {}
 
 
 def parse_params(settings: Any, origin: str = "params.yaml") -> Params:

@@ -1,16 +1,21 @@
 """Great Expectations judges tables here, and nowhere else. Refuses to know what happens to what it refuses.
 
 It runs with an ephemeral context: nothing is kept on disk, no process-wide project, no telemetry, no progress bars.
-A new expectation is one more `Rule` where rules are made (validation.py); this module only asks and hears.
+A new expectation is one more `Rule` where rules are made (validation/checks.py); this module only asks and hears.
 """
 
+import difflib
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinrun.errors import DataError
+from twinrun.params import Severity
+from twinrun.publish import write_text
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -24,6 +29,7 @@ class Rule:
 
     expectation: str
     settings: dict[str, Any] = field(default_factory=dict)
+    severity: Severity = "critical"
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,13 @@ class Judgement:
     observed: Any
 
 
-def judge(tables: Mapping[str, Columns], rules: Sequence[tuple[str, Rule]]) -> list[Judgement]:
+def judge(
+    tables: Mapping[str, Columns], rules: Sequence[tuple[str, Rule]], docs: Path | None = None
+) -> list[Judgement]:
     """Ask Great Expectations, for each pair of a table's name and a rule, in order.
 
-    Raises DataError where a rule does not fit its table.
+    Its own pages on what it found, one for each table, go into the folder `docs`.
+    Raises DataError where Great Expectations does not know a rule or it does not fit its table.
     """
     # Read when it is imported. It reports use over the network otherwise.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -62,33 +71,69 @@ def judge(tables: Mapping[str, Columns], rules: Sequence[tuple[str, Rule]]) -> l
         frame[_ROW] = range(len(frame))
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
         asked = [(index, rule) for index, (table, rule) in enumerate(rules) if table == name]
+        if not asked:
+            continue
         suite = ExpectationSuite(name=name, expectations=[_expectation(rule, index) for index, rule in asked])
-        for result in batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format).results:
+        found = batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format)
+        for result in found.results:
             index = result.expectation_config.meta[_INDEX]  # results come in an order of their own
             judgements[index] = _heard(rules[index][1], result)
+        if docs is not None:
+            write_text(_page(found), docs / f"{name}.html")
     return [judgements[index] for index in range(len(rules))]
 
 
 _ROW = "twinrun_row"
 _INDEX = "twinrun_rule"
+_DRAWN_ID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
+_TIMES = r"(?:\?d=)?\d{8}T\d{6}\.\d{6}Z"
 
 
 def _expectation(rule: Rule, index: int) -> "Expectation":
     import great_expectations.expectations as gxe
+    from pydantic.v1 import ValidationError
 
-    expectation: Expectation = getattr(gxe, rule.expectation)(**rule.settings, meta={_INDEX: index})
+    kind = getattr(gxe, rule.expectation, None)
+    if kind is None:
+        near = difflib.get_close_matches(
+            rule.expectation, [name for name in dir(gxe) if name.startswith("Expect")], n=1
+        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"Great Expectations has no expectation {rule.expectation}{hint}")
+    try:
+        expectation: Expectation = kind(**rule.settings, severity=rule.severity, meta={_INDEX: index})
+    except (ValidationError, ValueError, TypeError) as error:
+        faults: list[Any] = getattr(error, "errors", list)()
+        words = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults) or str(error)
+        raise DataError(f"{rule.expectation}({rule.settings}) is not as Great Expectations wants it: {words}") from None
     return expectation
 
 
+def _page(found: Any) -> str:
+    """A page of Great Expectations' Data Docs, without the ids drawn by chance and the time that it puts there."""
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    for result in found.results:  # it cannot write a number of numpy's
+        result.result = {key: getattr(value, "item", lambda v=value: v)() for key, value in result.result.items()}
+    page = str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(found)))
+    ids: dict[str, str] = {}
+    page = re.sub(_DRAWN_ID, lambda match: ids.setdefault(match[0], f"id-{len(ids)}"), page)
+    return re.sub(_TIMES, "", page)
+
+
 def _heard(rule: Rule, result: Any) -> Judgement:
-    if result.exception_info.get("raised_exception"):
-        raise DataError(
-            f"Great Expectations cannot judge {rule.expectation}({rule.settings}): "
-            f"{result.exception_info.get('exception_message')}"
-        )
+    if problem := _problem(result.exception_info):
+        raise DataError(f"Great Expectations cannot judge {rule.expectation}({rule.settings}): {problem}")
     found = result.result
     rows = [int(entry[_ROW]) for entry in found.get("unexpected_index_list") or []]
     return Judgement(bool(result.success), sorted(rows), found.get("observed_value"))
+
+
+def _problem(info: Any) -> str | None:
+    """What was raised while an expectation was judged; one that asks for several measures has a record of each."""
+    records = [info, *(value for value in info.values() if isinstance(value, dict))]
+    return next((str(each["exception_message"]) for each in records if each.get("raised_exception")), None)
 
 
 def _dtype(values: Sequence[Any]) -> str:

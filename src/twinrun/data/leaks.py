@@ -1,8 +1,14 @@
-"""Pixel-identical images: in two splits a leak, under two labels a contradiction. Pure: no files, no policy."""
+"""Copies of one picture: in two splits a leak, under two labels a contradiction. Pure: no files, no policy."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from twinrun.data.manifest import SPLITS
+
+if TYPE_CHECKING:
+    from twinrun.data.nearest import NearPair
 
 
 def distinct_per_pixels(pixels_sha256: Sequence[str | None], values: Sequence[str | None]) -> list[int]:
@@ -23,7 +29,7 @@ def leaked(pixels_sha256: Sequence[str | None], splits: Sequence[str | None]) ->
 
     Without those, no pixels are in two splits, and what a model is scored on stays whole.
     """
-    rank: dict[str | None, int] = {name: index for index, name in enumerate(SPLITS)}
+    rank = _rank()
     last: dict[str, int] = {}
     places = [rank.get(split) for split in splits]
     for pixels, place in zip(pixels_sha256, places, strict=True):
@@ -33,3 +39,59 @@ def leaked(pixels_sha256: Sequence[str | None], splits: Sequence[str | None]) ->
         pixels is not None and place is not None and place < last[pixels]
         for pixels, place in zip(pixels_sha256, places, strict=True)
     ]
+
+
+def near_leaked(pairs: "Iterable[NearPair]", splits: Sequence[str | None]) -> set[int]:
+    """The rows of which a changed copy is in a later split."""
+    rank = _rank()
+    found = set()
+    for pair in pairs:
+        first, second = rank.get(splits[pair.first]), rank.get(splits[pair.second])
+        if first is not None and second is not None and first != second:
+            found.add(pair.first if first < second else pair.second)
+    return found
+
+
+def first_copies(
+    pixels_sha256: Sequence[str | None], splits: Sequence[str | None], pairs: "Iterable[NearPair]"
+) -> dict[int, int]:
+    """For each row that repeats an earlier one of its split, changed or not, the first such row."""
+    first: dict[tuple[str, str | None], int] = {}
+    copies: dict[int, int] = {}
+    for row, (pixels, split) in enumerate(zip(pixels_sha256, splits, strict=True)):
+        if pixels is not None and (earlier := first.setdefault((pixels, split), row)) != row:
+            copies[row] = earlier
+    for pair in pairs:
+        if splits[pair.first] == splits[pair.second]:
+            copies[pair.second] = min(pair.first, copies.get(pair.second, pair.first))
+    return copies
+
+
+def kept_pairs(
+    pairs: "Iterable[NearPair]",
+    pixels_sha256: Sequence[str | None],
+    splits: Sequence[str | None],
+    labels: Sequence[str | None],
+    dropped: Sequence[str | None],
+) -> "list[NearPair]":
+    """`pairs` among the rows that were not dropped, sorted by distance.
+
+    A pair speaks for all images with the pixels of either side; of those one for each split and label is kept, so that
+    a picture that is there a hundred times does not become ten thousand pairs.
+    """
+    twins: dict[str, dict[tuple[str | None, str | None], int]] = defaultdict(dict)
+    for row, pixels in enumerate(pixels_sha256):
+        if pixels is not None and dropped[row] is None:
+            twins[pixels].setdefault((splits[row], labels[row]), row)
+    found: dict[tuple[int, int], NearPair] = {}
+    for pair in pairs:
+        for first in twins[str(pixels_sha256[pair.first])].values():
+            for second in twins[str(pixels_sha256[pair.second])].values():
+                low, high = sorted((first, second))
+                if low != high:
+                    found[low, high] = replace(pair, first=low, second=high)
+    return sorted(found.values(), key=lambda pair: (pair.distance, pair.first, pair.second))
+
+
+def _rank() -> dict[str | None, int]:
+    return {name: index for index, name in enumerate(SPLITS)}

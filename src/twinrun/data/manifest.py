@@ -50,18 +50,9 @@ class Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """Read what `write_manifest` wrote; raises DataError where it is missing or not a manifest."""
-    import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    try:
-        # Neither pq.read_table nor to_numpy, which import pandas and take a second of every training.
-        with pq.ParquetFile(path) as file:
-            table = file.read().select(_schema().names)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing. Make it: dvc repro validate") from None
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
-        raise DataError(f"{path} is not a manifest ({error}). Make it again: dvc repro -f validate") from None
+    table = read_manifest_table(path)
     used = table.filter(pc.is_null(table["dropped"]))
     rows, ids = np.array(used["row"].to_pylist(), np.int64), used["id"].to_pylist()
     targets, names = np.array(used["target"].to_pylist(), np.int64), np.array(used["split"].to_pylist(), dtype=object)
@@ -81,6 +72,21 @@ def read_manifest(path: Path) -> Manifest:
     )
 
 
+def read_manifest_table(path: Path) -> "pa.Table":
+    """A manifest as it is written, with a row for every image of the pack; raises DataError as `read_manifest` does."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Neither pq.read_table nor to_numpy, which import pandas and take a second of every training.
+        with pq.ParquetFile(path) as file:
+            return file.read().select(_schema().names)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Make it: dvc repro validate") from None
+    except (pa.ArrowInvalid, KeyError, OSError) as error:
+        raise DataError(f"{path} is not a manifest ({error}). Make it again: dvc repro -f validate") from None
+
+
 def write_manifest(
     path: Path,
     *,
@@ -88,8 +94,12 @@ def write_manifest(
     labels: Sequence[str | None],
     splits: Sequence[str | None],
     dropped: Sequence[str | None],
+    given: Sequence[str | None] | None = None,
 ) -> None:
-    """Publish a manifest with a row for every image of the pack, those with a reason in `dropped` as not usable."""
+    """Publish a manifest with a row for every image of the pack, those with a reason in `dropped` as not usable.
+
+    `given` are the labels that the source gave, where a person decided on others; they are recorded beside those.
+    """
     import pyarrow as pa
 
     targets = {label: index for index, label in enumerate(sorted({label for label in labels if label is not None}))}
@@ -103,6 +113,7 @@ def write_manifest(
         ],
         "split": splits,
         "dropped": dropped,
+        "given": labels if given is None else given,
     }
     write_table(pa.table(columns, schema=_schema()), path)
 
@@ -111,4 +122,6 @@ def _schema() -> "pa.Schema":
     import pyarrow as pa
 
     fields = {"row": pa.int64(), "id": pa.string(), "label": pa.string()}
-    return pa.schema({**fields, "target": pa.int64(), "split": pa.string(), "dropped": pa.string()})
+    return pa.schema(
+        {**fields, "target": pa.int64(), "split": pa.string(), "dropped": pa.string(), "given": pa.string()}
+    )

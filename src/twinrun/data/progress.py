@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LINE_EVERY_S = 10.0
+_PERCENT = 100
 
 
 @contextmanager
@@ -40,3 +41,18 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
             print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
     return advance
+
+
+@contextmanager
+def fraction(what: str) -> Iterator[Callable[[float], None]]:
+    """Yield a function to call with the share that is done, in [0, 1]."""
+    done = 0
+    with progress(what, _PERCENT) as advance:
+
+        def to(share: float) -> None:
+            nonlocal done
+            if (more := round(share * _PERCENT) - done) > 0:
+                done += more
+                advance(more)
+
+        yield to

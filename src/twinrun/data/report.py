@@ -3,6 +3,7 @@
 import base64
 import io
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -12,20 +13,21 @@ from PIL import Image
 
 from twinrun.data.decode import Pixels
 from twinrun.data.manifest import SPLITS
-from twinrun.data.validation import Finding, Verdict
+from twinrun.data.validation.findings import Finding, Verdict
+from twinrun.data.validation.results import PLOTTED
+from twinrun.data.validation.subject import share_of_way
 from twinrun.params import ValidateParams
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_THUMBNAIL_PX = 96
+_THUMBNAIL_PX = 128
 _SETS_SHOWN = 24
 _IN_SET_SHOWN = 6
 _DROPPED_SHOWN = 12
 _SAMPLES_PER_CLASS = 10
 _CLASSES_WITH_SAMPLES = 40
 _BINS = 40
-_MEASURES = ("brightness", "contrast", "sharpness")
 
 
 @dataclass(frozen=True)
@@ -38,29 +40,54 @@ class _Card:
 
 
 @dataclass(frozen=True)
+class _Set:
+    """The pictures of one offence, and what it is."""
+
+    words: str
+    cards: list[_Card]
+
+
+@dataclass(frozen=True)
 class _Histogram:
     name: str
     low: str
     high: str
-    heights: list[float]  # of each bar, in [0, 1]
+    outlines: dict[str, str]  # of each split, points of an SVG polyline in a box of 40 x 20
 
 
-def report_html(verdict: Verdict, table: "pa.Table", images: Pixels, params: ValidateParams) -> str:
-    """The page for a verdict on `table`, whose rows are those of the pack `images`; the same for the same data."""
+def report_html(
+    verdict: Verdict,
+    table: "pa.Table",
+    images: Pixels,
+    params: ValidateParams,
+    places: Mapping[str, tuple[int, str]],
+    docs: str | None = "../data_docs",
+) -> str:
+    """The page for a verdict on `table`, whose rows are those of the pack `images`; the same for the same data.
+
+    `places` are lines of params.yaml, by the name of the setting; `docs` is where Great Expectations' own pages lie.
+    """
     from jinja2 import Environment, StrictUndefined
 
     drawer = _Drawer(verdict, table, images)
     template = resources.files("twinrun.data").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    unmet = [*verdict.failed, *verdict.warnings]
     return page.from_string(template).render(
         verdict=verdict,
+        evidence=verdict.evidence,
+        unmet=unmet,
+        ordered=[*unmet, *(finding for finding in verdict.findings if finding.passed)],
         params=params,
+        places=places,
+        docs=docs,
         splits=SPLITS,
         total=len(verdict.dropped),
         kept=verdict.dropped.count(None),
         split_sizes={name: sum(counts[name] for counts in verdict.counts.values()) for name in SPLITS},
         largest=max((sum(counts.values()) for counts in verdict.counts.values()), default=0) or 1,
-        offenders={finding.name: drawer.offenders(finding) for finding in verdict.failed},
+        offenders={finding.name: list(drawer.offenders(finding)) for finding in unmet},
+        share_of_way=share_of_way,
         shown=_SETS_SHOWN,
         dropped=drawer.dropped(),
         samples=drawer.samples(),
@@ -76,12 +103,15 @@ class _Drawer:
         self._images = images
         self._table = table
         self._paths = table["path"].to_pylist()
-        self._labels = table["label"].to_pylist()
         self._errors = table["error"].to_pylist()
 
-    def offenders(self, finding: Finding) -> list[list[_Card]]:
-        """A list of cards for each of the first offences; offences without an image have none."""
-        return [[self._card(row) for row in offence.rows[:_IN_SET_SHOWN]] for offence in finding.offences[:_SETS_SHOWN]]
+    def offenders(self, finding: Finding) -> Iterator[_Set]:
+        """The first offences with their pictures; an offence without an image has none."""
+        for offence in finding.offences[:_SETS_SHOWN]:
+            yield _Set(
+                offence.measure if offence.rows else offence.words,
+                [self._card(row) for row in offence.rows[:_IN_SET_SHOWN]],
+            )
 
     def dropped(self) -> dict[str, list[_Card]]:
         """The first of the dropped images, by kind of reason."""
@@ -94,25 +124,34 @@ class _Drawer:
     def samples(self) -> dict[str, list[_Card]]:
         """The first usable training images of each class."""
         cards: dict[str, list[_Card]] = {label: [] for label in self._verdict.classes[:_CLASSES_WITH_SAMPLES]}
-        for row, (label, split) in enumerate(zip(self._labels, self._verdict.splits, strict=True)):
+        for row, (label, split) in enumerate(zip(self._verdict.labels, self._verdict.splits, strict=True)):
             usable = self._verdict.dropped[row] is None and self._errors[row] is None
-            if usable and split == "train" and len(cards.get(label, [None] * _SAMPLES_PER_CLASS)) < _SAMPLES_PER_CLASS:
+            if usable and split == "train" and label in cards and len(cards[label]) < _SAMPLES_PER_CLASS:
                 cards[label].append(self._card(row))
         return cards
 
     def histograms(self) -> list[_Histogram]:
-        """How brightness, contrast and sharpness are spread over the images that can be decoded."""
+        """How facts are spread over the usable images of each split; the highest bin of a split has the full height."""
+        splits = np.array([str(split) for split in self._verdict.splits])
+        kept = np.array([reason is None for reason in self._verdict.dropped], bool)
         histograms = []
-        for name in _MEASURES:
-            values = self._table[name].drop_null().to_numpy()
-            if len(values):
-                counts, edges = np.histogram(values, bins=_BINS)
-                heights = (counts / max(1, counts.max())).tolist()
-                histograms.append(_Histogram(name, f"{edges[0]:.2f}", f"{edges[-1]:.2f}", heights))
+        for name in PLOTTED:
+            values = np.array([np.nan if value is None else value for value in self._table[name].to_pylist()], float)
+            usable = kept & ~np.isnan(values)
+            edges = np.histogram_bin_edges(values[usable], bins=_BINS)
+            outlines: dict[str, str] = {}
+            for split in SPLITS:
+                if (chosen := usable & (splits == split)).any():
+                    counts = np.histogram(values[chosen], bins=edges)[0]
+                    heights = 20 - 19 * counts / max(1, counts.max())
+                    points = [f"{i},{h:.2f} {i + 1},{h:.2f}" for i, h in enumerate(heights)]
+                    outlines[split] = " ".join(["0,20", *points, f"{_BINS},20"])
+            if outlines:
+                histograms.append(_Histogram(name, f"{edges[0]:.2f}", f"{edges[-1]:.2f}", outlines))
         return histograms
 
     def _card(self, row: int) -> _Card:
-        about = f"{self._labels[row] or 'no label'}, {self._verdict.splits[row] or 'no split'}"
+        about = ", ".join(filter(None, [self._verdict.labels[row] or "no label", self._verdict.splits[row]]))
         error = self._errors[row]
         picture = None if self._table["pixels_sha256"][row].as_py() is None else _data_uri(self._images[row])
         return _Card(picture, self._paths[row], f"{about}: {error}" if error else about)

@@ -1,0 +1,54 @@
+"""The facts of an earlier data set, against which drift is measured: where they lie and how they are read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twinrun.data.validation.evidence import Reference
+from twinrun.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AUTO = "auto"
+_SETTING = "params.yaml: validate.reference"
+
+
+def reference_table(table: "pa.Table", manifest: "pa.Table") -> "pa.Table":
+    """The facts of the images that a manifest lets be used, with the labels and splits that it gives them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name in ("label", "split"):
+        table = table.set_column(table.schema.get_field_index(name), name, manifest[name])
+    used: pa.Table = table.filter(pc.is_null(manifest["dropped"]))
+    return used
+
+
+def reference_file(folder: Path, model_name: str) -> Path:
+    """Where the facts of the data that a model's champion was trained on are kept."""
+    return folder / f"{model_name}.parquet"
+
+
+def find_reference(setting: str | None, folder: Path, model_name: str) -> Reference | None:
+    """What `validate.reference` names: nothing, a file, or for "auto" the champion's, where there is one.
+
+    Raises DataError where a named file is missing or no table of facts.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if setting is None:
+        return None
+    path = reference_file(folder, model_name) if setting == AUTO else Path(setting).expanduser()
+    if setting == AUTO and not path.exists():
+        return None
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing ({_SETTING}). Name another table of facts, or set it to null.") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a table of facts ({_SETTING}): {error}") from None
+    if missing := {"path", "label", "pixels_sha256"} - set(table.column_names):
+        raise DataError(f"{path} is not a table of facts ({_SETTING}): it has no column {', '.join(sorted(missing))}.")
+    facts = {name: table[name].to_pylist() for name in table.column_names}
+    return Reference(facts, "the champion's data" if setting == AUTO else path.name)

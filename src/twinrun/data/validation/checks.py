@@ -1,0 +1,486 @@
+"""The checks as data: of each its name, meaning, table, expectation, severity, setting, and the words for offenders.
+
+A new check is one more entry in a list below, on a column of `Subject.tables` (subject.py).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from twinrun.data.expectations import Judgement, Rule
+from twinrun.data.manifest import SPLITS
+from twinrun.data.validation.findings import Finding, Offence, Proposal
+from twinrun.data.validation.subject import QUALITY, Subject, flaw_column
+from twinrun.params import Policy, Severity
+
+if TYPE_CHECKING:
+    from twinrun.data.nearest import NearPair
+    from twinrun.data.shortcuts import Shortcut
+
+_TWINS_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """An expectation before it is judged; `offences` turns the rows that Great Expectations refused into words."""
+
+    name: str
+    meaning: str
+    table: str
+    rule: Rule
+    settings: tuple[str, ...]
+    advice: str
+    offences: Callable[[Judgement], Iterator[Offence]]
+    counted: str = "images"
+
+    def finding(self, judgement: Judgement) -> Finding:
+        """What came of it."""
+        offences = [] if judgement.passed else list(self.offences(judgement))
+        return Finding(
+            name=self.name,
+            meaning=self.meaning,
+            severity=self.rule.severity,
+            passed=judgement.passed,
+            found="met" if judgement.passed else self._found(len(judgement.rows), len(offences)),
+            settings=self.settings,
+            advice=self.advice,
+            judged_by=self.rule.expectation,
+            offences=offences,
+        )
+
+    def _found(self, rows: int, offences: int) -> str:
+        if not rows:
+            return "not met"
+        sets = f" in {offences:,} sets" if self.table == "images" and 0 < offences < rows else ""
+        noun = {"classes": "class", "searches": "search"}.get(self.counted, self.counted.removesuffix("s"))
+        return f"{rows:,} {self.counted if rows > 1 else noun}{sets}"
+
+
+def checks(subject: Subject) -> list[Check]:
+    """All checks of `subject`, in the order in which a person wants to hear of them."""
+    lists = (_of_files, _of_copies, _of_classes, _of_labels, _of_shortcuts, _of_quality, _of_drift, _of_the_user)
+    return list(chain.from_iterable(make(subject) for make in lists))
+
+
+def _severity(policy: Policy) -> Severity:
+    # What is to be dropped is not there any more; if it were, that would be grave.
+    return "warning" if policy == "warn" else "critical"
+
+
+def _each(
+    subject: Subject, words: Callable[[int], str], drop: bool = False
+) -> Callable[[Judgement], Iterator[Offence]]:
+    """An offence for each image, whose `words` are of a row of the table."""
+
+    def offences(judgement: Judgement) -> Iterator[Offence]:
+        for index in judgement.rows:
+            row = subject.kept[index]
+            proposals = (Proposal(row, "drop"),) if drop else ()
+            yield Offence((row,), f"{subject.facts['path'][row]}: {words(row)}", words(row), proposals)
+
+    return offences
+
+
+def _of_files(subject: Subject) -> list[Check]:
+    facts, params = subject.facts, subject.params
+    sides = {"min_value": params.min_side_px, "max_value": params.max_side_px}
+    side_settings = ("validate.min_side_px", "validate.max_side_px")
+
+    def size(row: int) -> str:
+        return f"{facts['width'][row]:,} x {facts['height'][row]:,} pixels"
+
+    return [
+        Check(
+            "images",
+            "There are images",
+            "images",
+            Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),
+            ("ingest.path",),
+            "Point it at a folder with images, or drop less",
+            lambda judgement: iter([Offence((), f"{judgement.observed or 0} images are left")]),
+        ),
+        Check(
+            "unique_ids",
+            "Every image has an id of its own",
+            "images",
+            Rule("ExpectColumnValuesToBeUnique", {"column": "id"}),
+            ("ingest.path",),
+            "Rename one of them",
+            _each(subject, lambda row: f"id {facts['id'][row]}"),
+        ),
+        Check(
+            "decoded",
+            "Every image can be decoded",
+            "images",
+            Rule("ExpectColumnValuesToBeNull", {"column": "error"}),
+            ("validate.on_broken",),
+            "Mend or remove them, or set it to drop",
+            _each(subject, lambda row: str(facts["error"][row]), drop=True),
+        ),
+        *[
+            Check(
+                side,
+                f"{side.capitalize()}s are {params.min_side_px:,} to {params.max_side_px:,} pixels",
+                "images",
+                Rule("ExpectColumnValuesToBeBetween", {"column": side, **sides}),
+                side_settings,
+                "Remove them, or widen the range",
+                _each(subject, size, drop=True),
+            )
+            for side in ("width", "height")
+        ],
+        Check(
+            "mode",
+            f"Colour modes are {', '.join(params.modes)}",
+            "images",
+            Rule("ExpectColumnValuesToBeInSet", {"column": "mode", "value_set": list(params.modes)}),
+            ("validate.modes",),
+            "Convert them, or add their mode",
+            _each(subject, lambda row: f"mode {facts['mode'][row]}", drop=True),
+        ),
+    ]
+
+
+def _of_copies(subject: Subject) -> list[Check]:
+    params = subject.params
+    return [
+        Check(
+            "no_contradiction",
+            "No pixel-identical images are under two labels",
+            "images",
+            Rule(
+                "ExpectColumnValuesToBeBetween",
+                {"column": "labels_of_pixels", "max_value": 1},
+                _severity(params.on_contradiction),
+            ),
+            ("validate.on_contradiction",),
+            "Remove the wrong ones, or set it to drop, which drops them all",
+            _twins(subject, _drop_all),
+        ),
+        Check(
+            "no_near_contradiction",
+            "No changed copies of one picture are under two labels",
+            "near_pairs",
+            Rule("ExpectColumnPairValuesToBeEqual", _sides("label"), _severity(params.on_contradiction)),
+            ("validate.on_contradiction",),
+            "Remove the wrong ones, or set it to drop, which drops them all",
+            _pairs(subject, lambda pair: (pair.first, pair.second)),
+            "pairs",
+        ),
+        Check(
+            "no_leak",
+            "No pixel-identical images are in two splits",
+            "images",
+            Rule(
+                "ExpectColumnValuesToBeBetween",
+                {"column": "splits_of_pixels", "max_value": 1},
+                _severity(params.on_leak),
+            ),
+            ("validate.on_leak",),
+            "Remove them from one, or set it to drop, which keeps those in the last split",
+            _twins(subject, _drop_all_but_the_last_split),
+        ),
+        Check(
+            "no_near_leak",
+            "No changed copies of one picture are in two splits",
+            "near_pairs",
+            Rule("ExpectColumnPairValuesToBeEqual", _sides("split"), _severity(params.on_near_leak)),
+            ("validate.on_near_leak",),
+            "Remove them from one, or set it to drop, which keeps those in the last split",
+            _pairs(subject, lambda pair: (_earlier_split(subject, pair),)),
+            "pairs",
+        ),
+        Check(
+            "no_duplicate",
+            "No image repeats another of its split",
+            "images",
+            Rule("ExpectColumnValuesToBeNull", {"column": "copy_of"}, _severity(params.on_duplicate)),
+            ("validate.on_duplicate",),
+            "Remove them, or set it to drop, which keeps the first",
+            _duplicates(subject),
+        ),
+    ]
+
+
+def _sides(column: str) -> dict[str, Any]:
+    return {
+        "column_A": f"{column}_first",
+        "column_B": f"{column}_second",
+        "ignore_row_if": "either_value_is_missing",
+    }
+
+
+def _twins(
+    subject: Subject, propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]]
+) -> Callable[[Judgement], Iterator[Offence]]:
+    """An offence for each set of images with the same pixels."""
+
+    def offences(judgement: Judgement) -> Iterator[Offence]:
+        by_pixels: dict[str, list[int]] = defaultdict(list)
+        for index in judgement.rows:
+            row = subject.kept[index]
+            by_pixels[subject.facts["pixels_sha256"][row]].append(row)
+        for same in by_pixels.values():
+            named = [subject.named(row) for row in same]
+            more = [f"{len(same) - _TWINS_NAMED:,} more"] if len(same) > _TWINS_NAMED else []
+            words = " = ".join([*named[:_TWINS_NAMED], *more])
+            yield Offence(tuple(same), words, "identical pixels", propose(subject, same))
+
+    return offences
+
+
+def _drop_all(_: Subject, rows: Sequence[int]) -> tuple[Proposal, ...]:
+    return tuple(Proposal(row, "drop") for row in rows)
+
+
+def _drop_all_but_the_last_split(subject: Subject, rows: Sequence[int]) -> tuple[Proposal, ...]:
+    splits = subject.facts["split"]
+    last = max((SPLITS.index(splits[row]) for row in rows if splits[row] in SPLITS), default=0)
+    return tuple(Proposal(row, "drop") for row in rows if splits[row] != SPLITS[last])
+
+
+def _pairs(subject: Subject, drop: "Callable[[NearPair], tuple[int, ...]]") -> Callable[[Judgement], Iterator[Offence]]:
+    """An offence for each pair of near copies."""
+
+    def offences(judgement: Judgement) -> Iterator[Offence]:
+        for index in judgement.rows:
+            pair = subject.evidence.pairs[index]
+            proposals = tuple(Proposal(row, "drop") for row in drop(pair))
+            yield Offence((pair.first, pair.second), _near(subject, pair), _change(pair), proposals)
+
+    return offences
+
+
+def _near(subject: Subject, pair: "NearPair") -> str:
+    named = f"{subject.named(pair.first)} ~ {subject.named(pair.second)}"
+    return f"{named}: {_change(pair)}"
+
+
+def _change(pair: "NearPair") -> str:
+    return f"{pair.change}, distance {pair.distance:.3f}"
+
+
+def _earlier_split(subject: Subject, pair: "NearPair") -> int:
+    splits = subject.facts["split"]
+    return int(pair.first if SPLITS.index(splits[pair.first]) < SPLITS.index(splits[pair.second]) else pair.second)
+
+
+def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Offence]]:
+    """An offence for each image that repeats an earlier one."""
+
+    def offences(judgement: Judgement) -> Iterator[Offence]:
+        near = {(pair.first, pair.second): pair for pair in subject.evidence.pairs}
+        copies = subject.copies()
+        for index in judgement.rows:
+            row = subject.kept[index]
+            first = copies[row]
+            pair = near.get((first, row))
+            words = _near(subject, pair) if pair else f"{subject.named(first)} = {subject.named(row)}"
+            measure = _change(pair) if pair else "identical pixels"
+            yield Offence((first, row), words, measure, (Proposal(row, "drop"),))
+
+    return offences
+
+
+def _of_classes(subject: Subject) -> list[Check]:
+    params, totals, groups = subject.params, subject.totals(), subject.groups()
+    classes = list(subject.counts)
+    return [
+        Check(
+            "enough_images",
+            f"Each class has at least {params.min_images_per_class:,} images in each split",
+            "classes_in_splits",
+            Rule("ExpectColumnValuesToBeBetween", {"column": "images", "min_value": params.min_images_per_class}),
+            ("validate.min_images_per_class", "validate.seed"),
+            "Add images, or lower that number; where splits are drawn, another seed too mends one that is just short",
+            lambda judgement: (
+                Offence((), f'Class "{groups[i][0]}" has {groups[i][2]} images in {groups[i][1]}')
+                for i in judgement.rows
+            ),
+            "classes",
+        ),
+        Check(
+            "balance",
+            f"No class has more than {params.max_imbalance:g} times the images of another",
+            "classes",
+            Rule("ExpectColumnValuesToBeBetween", {"column": "imbalance", "max_value": params.max_imbalance}),
+            ("validate.max_imbalance",),
+            "Add images of the small classes, or raise that number",
+            lambda judgement: (
+                Offence((), f'Class "{totals[i][0]}" has {totals[i][1]} images and the largest has {subject.largest:,}')
+                for i in judgement.rows
+            ),
+            "classes",
+        ),
+        Check(
+            "distinct_names",
+            "No two labels differ by case or spaces alone",
+            "classes",
+            Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, "warning"),
+            ("ingest.path",),
+            "Merge the folders if they mean the same",
+            lambda judgement: (
+                Offence((), f'"{classes[i]}" is written like "{subject.alike()[classes[i]]}"') for i in judgement.rows
+            ),
+            "classes",
+        ),
+    ]
+
+
+def _of_labels(subject: Subject) -> list[Check]:
+    search = subject.evidence.labels
+    if search is None:
+        return []
+    issues = {issue.row: issue for issue in search.issues}
+    rank = {issue.row: place for place, issue in enumerate(search.issues)}
+
+    def suspects(judgement: Judgement) -> Iterator[Offence]:
+        for row in sorted((subject.kept[index] for index in judgement.rows), key=rank.__getitem__):
+            issue = issues[row]
+            words = f"looks like {issue.suggested} and not {issue.given} (confidence {issue.confidence:.2f})"
+            named = f"{subject.facts['path'][row]}: {words}"
+            yield Offence((row,), named, words, (Proposal(row, "relabel", issue.suggested),))
+
+    return [
+        Check(
+            "labels",
+            "No label looks wrong to models that have not seen it",
+            "images",
+            Rule("ExpectColumnValuesToBeNull", {"column": "likely_label"}, _severity(subject.params.on_label_error)),
+            ("validate.on_label_error",),
+            "Look at them, the least likely first, and decide: twinrun data mend",
+            suspects,
+        ),
+        Check(
+            "label_search",
+            "The search for wrong labels came to its end",
+            "searches",
+            Rule("ExpectColumnValuesToBeInSet", {"column": "finished", "value_set": [True]}, "warning"),
+            ("validate.label_errors",),
+            "Raise budget_s, or lower folds",
+            lambda _: iter([Offence((), f"It was not finished after {subject.params.label_errors.budget_s:g} s")]),
+            "searches",
+        ),
+    ]
+
+
+def _of_shortcuts(subject: Subject) -> list[Check]:
+    shortcuts, params = subject.evidence.shortcuts, subject.params
+    if not shortcuts:
+        return []
+
+    def words(shortcut: "Shortcut") -> str:
+        what = "the labels" if shortcut.label is None else f'"{shortcut.label}" from all others'
+        told_by = "All of these facts tell" if shortcut.name == "all" else f"{shortcut.name.capitalize()} alone tell"
+        return (
+            f"{told_by} {what}: balanced accuracy {shortcut.balanced_accuracy:.3f} "
+            f"({shortcut.low:.3f} to {shortcut.high:.3f}), chance {shortcut.chance:.3f}"
+        )
+
+    return [
+        Check(
+            "no_shortcut",
+            f"Facts beside the content get at most {100 * params.max_shortcut:.0f} % of the way to the labels",
+            "shortcuts",
+            Rule(
+                "ExpectColumnValuesToBeBetween",
+                {"column": "share", "max_value": params.max_shortcut},
+                _severity(params.on_shortcut),
+            ),
+            ("validate.on_shortcut", "validate.max_shortcut"),
+            "Take images of all labels in the same way, or raise that number",
+            lambda judgement: (Offence((), words(shortcuts[i])) for i in judgement.rows),
+            "shortcuts",
+        )
+    ]
+
+
+def _of_quality(subject: Subject) -> list[Check]:
+    words = {(issue.name, issue.row): issue.words for issue in subject.evidence.quality}
+    return [
+        Check(
+            f"not_{name.replace(' ', '_')}",
+            meaning,
+            "images",
+            Rule("ExpectColumnValuesToBeNull", {"column": flaw_column(name)}, _severity(subject.params.on_quality)),
+            ("validate.on_quality",),
+            "Look at them, and drop those that show nothing",
+            _each(subject, lambda row, name=name: words[name, row]),  # type: ignore[misc]
+        )
+        for name, meaning in QUALITY.items()
+    ]
+
+
+def _of_drift(subject: Subject) -> list[Check]:
+    drift, reference = subject.evidence.drift, subject.evidence.reference
+    if drift is None:
+        return []
+    severity, settings = _severity(subject.params.on_drift), ("validate.on_drift", "validate.reference")
+    changes = subject.changed_labels()
+    return [
+        Check(
+            "no_drift",
+            f"Facts and labels are spread as in {reference}",
+            "drift",
+            Rule("ExpectColumnValuesToBeInSet", {"column": "significant", "value_set": [False]}, severity),
+            settings,
+            "Find out what changed in how images are taken, or take these for the reference",
+            lambda judgement: (
+                Offence((), f"{shift.name}: {shift.measure} {shift.value:.3f}, p {shift.p_value:.2g}")
+                for shift in (drift.shifts[i] for i in judgement.rows)
+            ),
+            "facts",
+        ),
+        Check(
+            "same_labels",
+            f"The labels are those of {reference}",
+            "labels_since_reference",
+            Rule("ExpectColumnValuesToBeInSet", {"column": "change", "value_set": ["none"]}, severity),
+            settings,
+            "Rename or remove them, or take these for the reference",
+            lambda judgement: (Offence((), f'Label "{changes[i][1]}" is {changes[i][0]}') for i in judgement.rows),
+            "labels",
+        ),
+        Check(
+            "same_images",
+            f"No image of {reference} has another label now",
+            "images_since_reference",
+            Rule("ExpectColumnValuesToBeNull", {"column": "relabelled"}, severity),
+            settings,
+            "Make sure that the new labels are meant",
+            lambda judgement: (
+                Offence((), f"{path}: was {before}, is {now}")
+                for path, before, now in (drift.relabelled[i] for i in judgement.rows)
+            ),
+        ),
+    ]
+
+
+def _of_the_user(subject: Subject) -> list[Check]:
+    names = Counter(wanted.name for wanted in subject.params.expectations)
+    return [
+        Check(
+            wanted.name if names[wanted.name] == 1 else f"{wanted.name}_{number}",
+            f"{wanted.name}: " + ", ".join(f"{key} {value}" for key, value in wanted.arguments.items()),
+            "images",
+            Rule(wanted.name, wanted.arguments, wanted.severity),
+            ("validate.expectations",),
+            "Look into them, or change the expectation",
+            _asked(subject, str(wanted.arguments.get("column", ""))),
+        )
+        for number, wanted in enumerate(subject.params.expectations, 1)
+    ]
+
+
+def _asked(subject: Subject, column: str) -> Callable[[Judgement], Iterator[Offence]]:
+    def offences(judgement: Judgement) -> Iterator[Offence]:
+        for index in judgement.rows:
+            row = subject.kept[index]
+            value = f": {column} is {subject.facts[column][row]}" if column in subject.facts else ""
+            yield Offence((row,), f"{subject.named(row)}{value}", value.removeprefix(": "))
+        if not judgement.rows:
+            yield Offence((), f"{column or 'the table'}: {judgement.observed} was observed")
+
+    return offences

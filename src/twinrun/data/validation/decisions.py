@@ -1,0 +1,124 @@
+"""What a person decided about single images: drops and relabels, in a CSV that findings propose and validate applies.
+
+Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) and `reason`, which is free.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from twinrun.data.validation.findings import Facts
+from twinrun.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Action = Literal["drop", "relabel", "keep"]
+_ACTIONS: dict[str, Action] = {"drop": "drop", "relabel": "relabel", "keep": "keep"}
+_COLUMNS = ("path", "action", "label", "reason")
+_SETTING = "params.yaml: validate.decisions"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to become of one image; `where` is the line that says so."""
+
+    path: str
+    action: Action
+    label: str | None
+    reason: str
+    where: str
+
+
+def read_decisions(path: Path) -> list[Decision]:
+    """Read a CSV of decisions; raises DataError, which names the line, where it is not one."""
+    try:
+        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing ({_SETTING}). Make it: twinrun data mend --out {path}, or set it to null."
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a CSV in UTF-8 ({_SETTING}): {error}") from None
+    header = [cell.strip().lower() for cell in lines[0]] if lines else []
+    if missing := {"path", "action"} - set(header):
+        raise DataError(
+            f"{path}, line 1: wanted the columns {', '.join(_COLUMNS)}; {' and '.join(sorted(missing))} is missing "
+            f"({_SETTING})."
+        )
+    decisions = []
+    for number, line in enumerate(lines[1:], 2):
+        if any(cell.strip() for cell in line):
+            cells = {name: cell.strip() for name, cell in zip(header, line, strict=False)}
+            decisions.append(_decision(cells, f"{path}, line {number}"))
+    return decisions
+
+
+def _decision(cells: dict[str, str], where: str) -> Decision:
+    action = _ACTIONS.get(cells.get("action", "").lower())
+    if action is None:
+        raise DataError(f"{where}: the action must be drop, relabel or keep, found {cells.get('action', '')!r}.")
+    label = cells.get("label") or None
+    if action == "relabel" and label is None:
+        raise DataError(f"{where}: relabel wants the new label in the column label.")
+    return Decision(cells.get("path", ""), action, label, cells.get("reason", ""), where)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Labels and reasons for drops of each row after decisions, and the rows that a person looked at and left as is."""
+
+    labels: list[str | None]
+    dropped: list[str | None]
+    kept: frozenset[int]
+
+
+def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
+    """What becomes of the rows.
+
+    Raises DataError for an image that is not there, a label that no image has, and two decisions that differ.
+    """
+    labels: list[str | None] = list(facts["label"])
+    dropped: list[str | None] = [None] * len(labels)
+    rows = {path: row for row, path in enumerate(facts["path"])}
+    classes, kept = set(labels) - {None}, set()
+    taken: dict[str, Decision] = {}
+    for decision in decisions:
+        if decision.path not in rows:
+            raise DataError(f"{decision.where}: there is no image {decision.path!r}. Remove the line ({_SETTING}).")
+        if decision.action == "relabel" and decision.label not in classes:
+            known = ", ".join(sorted(map(str, classes))[:20])
+            raise DataError(f"{decision.where}: no image has the label {decision.label!r}; there are {known}.")
+        other = taken.setdefault(decision.path, decision)
+        if (other.action, other.label) != (decision.action, decision.label):
+            raise DataError(f"{decision.where}: {decision.path} was to {other.action} before ({other.where}).")
+        row = rows[decision.path]
+        if decision.action == "drop":
+            dropped[row] = f"decision: {decision.reason or 'dropped by hand'}"
+        else:
+            kept.add(row)
+            labels[row] = decision.label if decision.action == "relabel" else labels[row]
+    return Decided(labels, dropped, frozenset(kept))
+
+
+def proposed(findings: "pa.Table") -> list[Decision]:
+    """What a table of findings proposes, one decision for each image: a drop stands above a relabel."""
+    found: dict[str, Decision] = {}
+    for row in findings.to_pylist():
+        path, action = row["path"], row["action"]
+        if action is not None and (path not in found or (found[path].action, action) == ("relabel", "drop")):
+            found[path] = Decision(path, action, row["label"], f"{row['check']}: {row['words']}", "")
+    return list(found.values())
+
+
+def decisions_csv(decisions: Iterable[Decision]) -> str:
+    """The CSV that `read_decisions` reads."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for decision in decisions:
+        writer.writerow([decision.path, decision.action, decision.label or "", decision.reason])
+    return text.getvalue()

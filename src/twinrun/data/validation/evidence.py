@@ -1,0 +1,90 @@
+"""What is searched for among the usable images before they are judged. Refuses to know policies and what is dropped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twinrun.data.decode import Pixels
+from twinrun.data.progress import fraction
+from twinrun.data.validation.findings import Facts
+from twinrun.params import ValidateParams
+
+if TYPE_CHECKING:
+    from twinrun.data.drift import Drift
+    from twinrun.data.label_errors import LabelSearch
+    from twinrun.data.nearest import NearPair
+    from twinrun.data.quality import QualityIssue
+    from twinrun.data.shortcuts import Shortcut
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Facts of an earlier data set, and where they come from."""
+
+    facts: Facts
+    name: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the searches found; rows are those of the whole table. None: there was no such search."""
+
+    pairs: "list[NearPair]"
+    labels: "LabelSearch | None"
+    quality: "list[QualityIssue]"
+    shortcuts: "list[Shortcut]"
+    drift: "Drift | None"
+    reference: str | None
+
+
+def search_labels(facts: Facts, images: Pixels, rows: Sequence[int], params: ValidateParams) -> "LabelSearch | None":
+    """Look for wrong labels among `rows` where that is wanted and there are two classes to confuse."""
+    labels = [facts["label"][row] for row in rows]
+    if not params.label_errors.folds or len(set(labels)) < 2:
+        return None
+    from twinrun.data.label_errors import find_label_errors
+
+    with fraction("Searching for wrong labels") as progress:
+        return find_label_errors(
+            images,
+            rows,
+            labels,
+            folds=params.label_errors.folds,
+            budget_s=params.label_errors.budget_s,
+            seed=params.seed,
+            progress=progress,
+        )
+
+
+def search_quality(facts: Facts, rows: Sequence[int]) -> "list[QualityIssue]":
+    """Look for dark, bright, blurred, empty and oddly shaped images among `rows`."""
+    from dataclasses import replace
+
+    from twinrun.data.quality import find_quality_issues
+
+    return [replace(issue, row=rows[issue.row]) for issue in find_quality_issues(_of_rows(facts, rows))]
+
+
+def search_shortcuts(facts: Facts, images: Pixels, rows: Sequence[int], seed: int) -> "list[Shortcut]":
+    """Try to tell the labels of `rows` from facts that have nothing to do with what is shown."""
+    labelled = [row for row in rows if facts["label"][row] is not None]
+    if len({facts["label"][row] for row in labelled}) < 2:
+        return []
+    from twinrun.data.shortcuts import corner_colours, find_shortcuts
+
+    corners = corner_colours(images, facts["width"], facts["height"])
+    chosen = _of_rows({**facts, **corners}, labelled)
+    return find_shortcuts(chosen, chosen["label"], seed=seed)
+
+
+def search_drift(facts: Facts, rows: Sequence[int], reference: Reference | None, seed: int) -> "Drift | None":
+    """Compare `rows` with the facts of an earlier data set."""
+    if reference is None:
+        return None
+    from twinrun.data.drift import find_drift
+
+    return find_drift(reference.facts, _of_rows(facts, rows), seed=seed)
+
+
+def _of_rows(facts: Facts, rows: Sequence[int]) -> dict[str, list[Any]]:
+    return {name: [values[row] for row in rows] for name, values in facts.items()}

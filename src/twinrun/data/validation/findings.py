@@ -1,0 +1,88 @@
+"""What a validation says: offences, findings, the verdict. Plain values; refuses to know how they were come by."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from twinrun.params import Severity
+
+if TYPE_CHECKING:
+    from twinrun.data.validation.evidence import Evidence
+
+Facts = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a person might decide about an image."""
+
+    row: int
+    action: Literal["drop", "relabel"]
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Offence:
+    """What offends a check: an image, some that are copies of one another, or a class, and in what way.
+
+    `words` name it wholly; `measure` is what stands below its pictures, which have captions.
+    """
+
+    rows: tuple[int, ...]
+    words: str
+    measure: str = ""
+    proposals: tuple[Proposal, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check and how the data met it; a failed one of severity critical stops the pipeline."""
+
+    name: str
+    meaning: str
+    severity: Severity
+    passed: bool
+    found: str
+    settings: tuple[str, ...]
+    advice: str
+    judged_by: str
+    offences: list[Offence] = field(default_factory=list)
+
+    @property
+    def status(self) -> Literal["met", "failed", "warning"]:
+        """In a word."""
+        return "met" if self.passed else "failed" if self.severity == "critical" else "warning"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the data were judged; `labels`, `splits` and `dropped` have an entry for each row of the table."""
+
+    findings: list[Finding]
+    classes: list[str]
+    labels: list[str | None]
+    splits: list[str | None]
+    dropped: list[str | None]
+    counts: dict[str, dict[str, int]]
+    evidence: "Evidence"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the data may be used."""
+        return not self.failed
+
+    @property
+    def failed(self) -> list[Finding]:
+        """The checks that stop the pipeline."""
+        return [finding for finding in self.findings if finding.status == "failed"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The checks that were not met and stop nothing."""
+        return [finding for finding in self.findings if finding.status == "warning"]
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Number of dropped images for each kind of reason."""
+        return dict(Counter(reason.partition(":")[0] for reason in self.dropped if reason is not None))

@@ -1,0 +1,124 @@
+"""The order in which data are judged: decisions, drops, splits, searches, expectations. Refuses to read or write."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinrun.data.decode import Pixels
+from twinrun.data.expectations import judge
+from twinrun.data.leaks import kept_pairs
+from twinrun.data.manifest import SPLITS, SplitName
+from twinrun.data.splits import assign_splits, split_keys
+from twinrun.data.validation.checks import checks
+from twinrun.data.validation.decisions import Decision, decided
+from twinrun.data.validation.drops import Reasons, drop_broken, drop_copies, drop_rows
+from twinrun.data.validation.evidence import (
+    Evidence,
+    Reference,
+    search_drift,
+    search_labels,
+    search_quality,
+    search_shortcuts,
+)
+from twinrun.data.validation.findings import Finding, Verdict
+from twinrun.data.validation.subject import Subject
+from twinrun.params import ValidateParams
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from twinrun.data.nearest import NearPair
+    from twinrun.data.validation.checks import Check
+
+
+def judge_table(
+    table: "pa.Table",
+    images: Pixels,
+    pairs: "Sequence[NearPair]",
+    params: ValidateParams,
+    *,
+    decisions: Sequence[Decision] = (),
+    reference: Reference | None = None,
+    draw_splits: bool = True,
+    docs: Path | None = None,
+) -> Verdict:
+    """Take out what persons and policies take out, assign splits, search the rest, and have it judged.
+
+    `images` (N, H, W, C) and `table` have a row for each image, `pairs` are of near copies. Where splits are not drawn,
+    only those that the source published count. `docs` is a folder for Great Expectations' own pages.
+    """
+    facts: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
+    decision = decided(facts, decisions)
+    facts["label"] = decision.labels
+    if draw_splits:
+        keys = split_keys(facts["pixels_sha256"], facts["group"], [(pair.first, pair.second) for pair in pairs])
+        facts["split"] = assign_splits(facts["split"], keys, _fractions(params), params.seed)
+    dropped = drop_copies(facts, pairs, drop_broken(facts, decision.dropped, params), params)
+    evidence, dropped = _searched(facts, images, pairs, dropped, decision.kept, params, reference)
+    kept = [row for row, reason in enumerate(dropped) if reason is None]
+    classes = sorted({label for label in facts["label"] if label is not None})
+    counts = _count(facts, kept, classes)
+    splits = [name for name in SPLITS if draw_splits or name in facts["split"]]
+    subject = Subject(facts, kept, counts, splits, evidence, params)
+    return Verdict(
+        _findings(checks(subject), subject, docs), classes, facts["label"], facts["split"], dropped, counts, evidence
+    )
+
+
+def _fractions(params: ValidateParams) -> dict[SplitName, float]:
+    return {"train": params.fractions.train, "val": params.fractions.val, "test": params.fractions.test}
+
+
+def _searched(
+    facts: dict[str, list[Any]],
+    images: Pixels,
+    pairs: "Sequence[NearPair]",
+    dropped: Reasons,
+    looked_at: frozenset[int],
+    params: ValidateParams,
+    reference: Reference | None,
+) -> tuple[Evidence, Reasons]:
+    """What the searches find among the usable images, and what is dropped for it; drops come before later searches.
+
+    Of labels and quality, what a person has `looked_at` is not found again.
+    """
+    usable = _usable(facts, dropped)
+    quality = [issue for issue in search_quality(facts, usable) if issue.row not in looked_at]
+    if params.on_quality == "drop":
+        dropped = drop_rows(dropped, {issue.row: f"quality: {issue.name}, {issue.words}" for issue in quality})
+        usable, quality = _usable(facts, dropped), []
+    labelled = [row for row in usable if facts["label"][row] is not None]
+    labels = search_labels(facts, images, labelled, params)
+    if labels is not None:
+        labels = replace(labels, issues=[issue for issue in labels.issues if issue.row not in looked_at])
+    if labels is not None and params.on_label_error == "drop":
+        wrong = {issue.row: f"label error: looks like {issue.suggested}" for issue in labels.issues}
+        dropped = drop_rows(dropped, wrong)
+        usable = _usable(facts, dropped)
+    evidence = Evidence(
+        pairs=kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped),
+        labels=labels,
+        quality=quality,
+        shortcuts=search_shortcuts(facts, images, usable, params.seed),
+        drift=search_drift(facts, usable, reference, params.seed),
+        reference=reference.name if reference is not None else None,
+    )
+    return evidence, dropped
+
+
+def _usable(facts: dict[str, list[Any]], dropped: Reasons) -> list[int]:
+    return [row for row, reason in enumerate(dropped) if reason is None and facts["error"][row] is None]
+
+
+def _count(facts: dict[str, list[Any]], kept: Sequence[int], classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Usable images of each class in each split."""
+    usable = [row for row in kept if facts["error"][row] is None]
+    pairs = Counter((facts["label"][row], facts["split"][row]) for row in usable)
+    return {label: {name: pairs[label, name] for name in SPLITS} for label in classes}
+
+
+def _findings(asked: "Sequence[Check]", subject: Subject, docs: Path | None) -> list[Finding]:
+    judgements = judge(subject.tables(), [(check.table, check.rule) for check in asked], docs)
+    return [check.finding(judgement) for check, judgement in zip(asked, judgements, strict=True)]

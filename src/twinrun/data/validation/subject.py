@@ -1,0 +1,145 @@
+"""What is judged: the usable images and what was found among them, as the tables that expectations are asked of."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twinrun.data.expectations import Columns
+from twinrun.data.leaks import distinct_per_pixels, first_copies
+from twinrun.data.manifest import SplitName
+from twinrun.data.validation.evidence import Evidence
+from twinrun.data.validation.findings import Facts
+from twinrun.params import ValidateParams
+
+if TYPE_CHECKING:
+    from twinrun.data.shortcuts import Shortcut
+
+QUALITY = {
+    "dark": "No image is dark",
+    "bright": "No image is overexposed",
+    "blurred": "No image is blurred",
+    "low information": "No image is nearly empty",
+    "odd size": "No image is of an odd size",
+    "odd aspect": "No image is of an odd aspect",
+    "gray": "No image is gray among colour",
+}
+_FACTS = (
+    "id", "path", "label", "split", "group", "error", "width", "height", "mode", "format", "file_bytes", "brightness",
+    "contrast", "sharpness", "red", "green", "blue", "entropy", "gray_p5", "gray_p95", "camera",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: the `kept` rows of `facts`, the counts of their classes and splits, and what searches found."""
+
+    facts: Facts
+    kept: Sequence[int]
+    counts: dict[str, dict[str, int]]
+    splits: Sequence[SplitName]
+    evidence: Evidence
+    params: ValidateParams
+
+    def of(self, name: str) -> list[Any]:
+        """A column of the facts, of the kept rows."""
+        values = self.facts[name]
+        return [values[row] for row in self.kept]
+
+    def named(self, row: int) -> str:
+        """An image with its label and split."""
+        label, split = self.facts["label"][row], self.facts["split"][row]
+        return f"{self.facts['path'][row]} ({', '.join(filter(None, [label or 'no label', split]))})"
+
+    def tables(self) -> dict[str, Columns]:
+        """What expectations are judged on: one row for each image, near pair, class in a split, class, and so on."""
+        pixels, split, label = self.of("pixels_sha256"), self.of("split"), self.of("label")
+        copies = self.copies()
+        suspects = {issue.row: issue.suggested for issue in self.evidence.labels.issues} if self.evidence.labels else {}
+        flaws: dict[str, dict[int, str]] = defaultdict(dict)
+        for issue in self.evidence.quality:
+            flaws[issue.name][issue.row] = issue.words
+        facts = self.facts
+        pairs, drift = self.evidence.pairs, self.evidence.drift
+        return {
+            "images": {
+                **{name: self.of(name) for name in _FACTS},
+                "splits_of_pixels": distinct_per_pixels(pixels, split),
+                "labels_of_pixels": distinct_per_pixels(pixels, label),
+                "copy_of": [facts["path"][copies[row]] if row in copies else None for row in self.kept],
+                "likely_label": [suspects.get(row) for row in self.kept],
+                **{flaw_column(name): [flaws[name].get(row) for row in self.kept] for name in QUALITY},
+            },
+            "near_pairs": {
+                "distance": [pair.distance for pair in pairs],
+                "change": [pair.change for pair in pairs],
+                **{
+                    f"{column}_{side}": [facts[column][getattr(pair, side)] for pair in pairs]
+                    for column in ("path", "label", "split")
+                    for side in ("first", "second")
+                },
+            },
+            "classes_in_splits": {"images": [images for _, _, images in self.groups()]},
+            "classes": {
+                "imbalance": [self.largest / images if images else float(self.largest) for _, images in self.totals()],
+                "written_alike": [self.alike().get(name) for name in self.counts],
+            },
+            "shortcuts": {"share": [share_of_way(shortcut) for shortcut in self.evidence.shortcuts]},
+            "searches": {"finished": [self.evidence.labels is None or self.evidence.labels.finished]},
+            "drift": {"significant": [shift.significant for shift in drift.shifts] if drift else []},
+            "labels_since_reference": {
+                "change": [change for change, _ in self.changed_labels()],
+                "label": [label for _, label in self.changed_labels()],
+            },
+            "images_since_reference": {"relabelled": [path for path, _, _ in drift.relabelled] if drift else []},
+        }
+
+    def copies(self) -> dict[int, int]:
+        """Each kept row that repeats another of its split, changed or not, with the first of those."""
+        splits = _where(self.facts["split"], self.kept)
+        return first_copies(self.facts["pixels_sha256"], splits, self.evidence.pairs)
+
+    def groups(self) -> list[tuple[str, SplitName, int]]:
+        """Class, split and number of usable images."""
+        return [(label, name, count[name]) for label, count in self.counts.items() for name in self.splits]
+
+    def totals(self) -> list[tuple[str, int]]:
+        """Class and number of usable images."""
+        return [(label, sum(count.values())) for label, count in self.counts.items()]
+
+    @property
+    def largest(self) -> int:
+        """Usable images of the largest class."""
+        return max((images for _, images in self.totals()), default=0)
+
+    def alike(self) -> dict[str, str]:
+        """Classes whose names differ from another's by case and spaces alone, with that other."""
+        forms: dict[str, list[str]] = defaultdict(list)
+        for name in self.counts:
+            forms["".join(name.split()).casefold()].append(name)
+        return {
+            name: ", ".join(n for n in same if n != name) for same in forms.values() if len(same) > 1 for name in same
+        }
+
+    def changed_labels(self) -> list[tuple[str, str]]:
+        """Labels that the reference did not have, and those that it alone has."""
+        drift = self.evidence.drift
+        if drift is None:
+            return []
+        return [("new", label) for label in drift.new_labels] + [("gone", label) for label in drift.vanished_labels]
+
+
+def _where(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    """`values` at `rows`; elsewhere each row is a value of its own, so that nothing is a copy of what was dropped."""
+    kept = set(rows)
+    return [value if row in kept else row for row, value in enumerate(values)]
+
+
+def share_of_way(shortcut: "Shortcut") -> float:
+    """How far a shortcut surely gets on the way from chance to always right, by the low end of its interval."""
+    return max(0.0, (shortcut.low - shortcut.chance) / (1 - shortcut.chance))
+
+
+def flaw_column(flaw: str) -> str:
+    """The column of the table of images that has the words on a flaw, such as `quality_odd_size`."""
+    return f"quality_{flaw.replace(' ', '_')}"
