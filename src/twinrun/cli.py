@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from twinrun import cli_data
 from twinrun.errors import TrackingError, run_main
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="""Which models there are, what made them, and which one is in use.
 
-Training, evaluation and registration are DVC's: [bold]dvc repro[/bold]. This is for what comes after.
+Training, evaluation and registration are DVC's: [bold]dvc repro[/bold]. This is for what comes before and after.
+
+Before:
+
+[bold]twinrun data check photos[/bold]  look for leaks, wrong labels and broken files in any folder of images
+
+[bold]twinrun data mend[/bold]          propose drops and relabels for what validate found
 
 A day with it:
 
@@ -51,6 +58,9 @@ curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d
 
 MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
 )
+
+
+app.add_typer(cli_data.app, name="data")
 
 
 class DataChoice(StrEnum):
@@ -118,9 +128,11 @@ def promote(
 
     Examples: twinrun promote 3, or twinrun promote 4 --force --reason "the shop opens tomorrow"
     """
-    promotion = _registry(model).promote(version, force=force, reason=reason)
+    registry = _registry(model)
+    promotion = registry.promote(version, force=force, reason=reason)
     before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
     print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
+    _keep_reference(registry, promotion.after)
 
 
 @app.command()
@@ -134,8 +146,10 @@ def rollback(
 
     Example: twinrun rollback --reason "it fails on photos taken at night"
     """
-    promotion = _registry(model).rollback(reason)
+    registry = _registry(model)
+    promotion = registry.rollback(reason)
     print(f"Version {promotion.after} of {promotion.name} is the champion again (it was version {promotion.before}).")
+    _keep_reference(registry, promotion.after)
 
 
 @app.command()
@@ -262,6 +276,14 @@ def _registry(model: str | None) -> "Registry":
     from twinrun.tracking.store import find_tracker
 
     return Registry(find_tracker(), model or _model_name())
+
+
+def _keep_reference(registry: "Registry", version: int) -> None:
+    from pathlib import Path
+
+    from twinrun.tracking.champion_data import keep_reference
+
+    print(keep_reference(Path.cwd(), registry.tracker, version, registry.name))
 
 
 def _model_name() -> str:

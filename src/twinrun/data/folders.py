@@ -50,10 +50,43 @@ def list_folder(root: Path, splits_file: Path | None = None) -> Listing:
 
     Raises SourceError where the folder is missing, empty or has one class, or the splits file does not fit.
     """
+    items, kept, notes = _tree(root, splits_file)
+    classes = sorted({item.label for item in items if item.label is not None})
+    if len(classes) < 2:
+        found = f"one class, {classes[0]!r}," if classes else "no class folders"
+        raise SourceError(
+            f"The source folder {root} has {found} and a classifier needs at least two (params.yaml: ingest.path). "
+            f"{_LAYOUT}."
+        )
+    if splits_file is not None:
+        items, note = _with_splits(items, {splits_file: None})
+        notes += note
+    return sorted_listing(items, Files(kept), notes)
+
+
+def list_images(root: Path, leave_out: Path) -> Listing:
+    """List any folder of images but what lies in `leave_out`; folders are labels where there are two or more of them.
+
+    Raises SourceError where the folder is missing or has no images.
+    """
+    if not root.is_dir():
+        raise SourceError(
+            f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Name a folder of images."
+        )
+    items, files, notes = _tree(root, None, leave_out)
+    if len({item.label for item in items} - {None}) < 2:
+        items = [replace(item, label=None, problem=None) for item in items]
+    return sorted_listing(items, Files(files), notes)
+
+
+def _tree(
+    root: Path, splits_file: Path | None, leave_out: Path | None = None
+) -> tuple[list[Item], list[Path], list[str]]:
+    """Items of a tree with their files, and notes on what was left out."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise SourceError(f"The source folder {root} {what} (params.yaml: ingest.path). {_LAYOUT} and name it there.")
-    files = [path for path in _walk(root) if not _is_file(path, splits_file)]
+    files = [path for path in _walk(root) if not _is_file(path, splits_file) and not _is_in(path, leave_out)]
     if not files:
         raise SourceError(f"The source folder {root} has no files (params.yaml: ingest.path). {_LAYOUT}.")
     by_split = _is_split_by_folders(root, files)
@@ -65,20 +98,10 @@ def list_folder(root: Path, splits_file: Path | None = None) -> Listing:
             continue
         items.append(item)
         kept.append(path)
-    classes = sorted({item.label for item in items if item.label is not None})
-    if len(classes) < 2:
-        found = f"one class, {classes[0]!r}," if classes else "no class folders"
-        raise SourceError(
-            f"The source folder {root} has {found} and a classifier needs at least two (params.yaml: ingest.path). "
-            f"{_LAYOUT}."
-        )
     notes = []
     if left_out:
         notes.append(f"Left out, since they lie in no class folder and are no images: {_some(left_out)}.")
-    if splits_file is not None:
-        items, note = _with_splits(items, {splits_file: None})
-        notes += note
-    return sorted_listing(items, Files(kept), notes)
+    return items, kept, notes
 
 
 def list_trashnet(root: Path, splits_file: Path | None = None) -> Listing:
@@ -127,6 +150,10 @@ def _counts(name: str) -> bool:
 
 def _is_file(path: Path, other: Path | None) -> bool:
     return other is not None and path.name == other.name and other.exists() and path.samefile(other)
+
+
+def _is_in(path: Path, folder: Path | None) -> bool:
+    return folder is not None and folder.resolve() in path.resolve().parents
 
 
 def _is_split_by_folders(root: Path, files: list[Path]) -> bool:

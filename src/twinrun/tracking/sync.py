@@ -267,6 +267,9 @@ def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
         for name, (digest, place) in missing.items():
             if name == "test metrics":
                 _attach_metrics(client, state.run_id, place)
+            elif name == "validation result":
+                _attach_counts(client, state.run_id, place)
+                client.log_artifact(state.run_id, str(place), _FOLDERS[name])
             elif place.is_dir():
                 client.log_artifacts(state.run_id, str(place), "/".join(filter(None, [_FOLDERS[name], place.name])))
             else:
@@ -294,6 +297,15 @@ def _attach_metrics(client: Any, run_id: str, file: Path) -> None:
         client.set_tag(
             run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
         )
+
+
+def _attach_counts(client: Any, run_id: str, file: Path) -> None:
+    """Make a metric of the number of offences of each data check."""
+    from mlflow.entities import Metric
+
+    time_ms = int(file.stat().st_mtime * 1000)
+    counts = _read_json(file).get("counts", {})
+    client.log_batch(run_id, [Metric(f"data_{name}", float(count), time_ms, 0) for name, count in counts.items()])
 
 
 @contextmanager

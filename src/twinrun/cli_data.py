@@ -1,0 +1,77 @@
+"""The commands `twinrun data check | mend`. Like the others they import what they need when they are called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twinrun.errors import DataError
+
+app = typer.Typer(
+    no_args_is_help=True, help="Look at images before anything is trained on them, and mend what is wrong."
+)
+
+FINDINGS = Path("data/out/validate/findings.parquet")
+DECISIONS = Path("data/decisions/decisions.csv")
+
+
+@app.command()
+def check(
+    folder: Annotated[
+        Path, typer.Argument(help="Any folder of images; folders in it are taken for labels, or splits and labels.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("twinrun-check"),
+    size_px: Annotated[
+        int, typer.Option("--size", min=16, max=1024, help="Side of the copies that are compared, pixels.")
+    ] = 64,
+) -> None:
+    """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings.
+
+    Looks for broken files, copies and near copies, contradicting and wrong labels, shortcuts and poor images, and
+    writes a page with pictures. Nothing in the folder is changed.
+
+    Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --out report
+    """
+    from twinrun.data.folder_check import REPORT, check_folder
+    from twinrun.data.validation.words import summary
+
+    verdict, notes = check_folder(folder.expanduser(), out, size_px=size_px)
+    for note in notes:
+        print(note)
+    print(summary(verdict, (out / REPORT).as_posix(), None))
+    raise SystemExit(1 if verdict.failed or verdict.warnings else 0)
+
+
+@app.command()
+def mend(
+    out: Annotated[Path, typer.Option("--out", help="The CSV; what it decides already stays as it is.")] = DECISIONS,
+) -> None:
+    """Write a CSV of drops and relabels that the last `dvc repro validate` would propose.
+
+    A person edits it (the action is drop, relabel or keep), and validate.decisions in params.yaml applies it. Called
+    again, it adds what is new and leaves every line that is there.
+
+    Example: twinrun data mend
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from twinrun.data.validation.decisions import decisions_csv, proposed, read_decisions
+    from twinrun.publish import write_text
+
+    try:
+        findings = pq.read_table(FINDINGS)
+    except FileNotFoundError:
+        raise DataError(f"{FINDINGS} is missing. Make it: dvc repro validate") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{FINDINGS} cannot be read ({error}). Make it again: dvc repro -f validate") from None
+    before = read_decisions(out) if out.exists() else []
+    known = {decision.path for decision in before}
+    new = [decision for decision in proposed(findings) if decision.path not in known]
+    if not new:
+        print(f"Nothing to propose{f' beyond the {len(before)} decisions in {out}' if before else ''}.")
+        return
+    write_text(decisions_csv([*before, *new]), out)
+    drops = sum(decision.action == "drop" for decision in new)
+    print(f"{out}: {drops} drops and {len(new) - drops} relabels proposed, {len(before)} decisions kept.")
+    print(f"Edit it, set validate.decisions: {out} in params.yaml, and run: dvc repro")
