@@ -26,7 +26,7 @@ python -m twinrun.tracking.relocate
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test check format ui serve chaos bench lock setup help
+.PHONY: repro test check format ui serve chaos bench bench-data lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && dvc repro && twinrun sync
@@ -53,6 +53,9 @@ chaos: setup  ## inject faults into real runs, here and in a plain stack, and pr
 bench: setup  ## measure the shards against Lightning without them (about 10 minutes)
 	@$(ACTIVATE) && python -m benchmarks.shards_speed --json bench.json $(BENCH)
 
+bench-data: setup  ## plant faults in real image sets, and count what the checks and their peers find
+	@$(ACTIVATE) && python -m benchmarks.data --json bench-data.json $(BENCH)
+
 lock: setup  ## write requirements.lock anew: every package, version and hash
 	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --python-version 3.11 \
 	  --group dev pyproject.toml --output-file requirements.lock
@@ -73,4 +76,4 @@ setup:  # uv comes from the lock too; a moved project gets its own path back wit
 	  echo "$(WANTED)" > .venv/.made-from; }
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -4,7 +4,7 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -117,8 +117,10 @@ class _Drawer:
         """The first of the dropped images, by kind of reason."""
         cards: dict[str, list[_Card]] = defaultdict(list)
         for row, reason in enumerate(self._verdict.dropped):
-            if reason is not None and len(cards[kind := reason.partition(":")[0]]) < _DROPPED_SHOWN:
-                cards[kind].append(self._card(row))
+            kind, _, why = (reason or "").partition(": ")
+            if reason is not None and len(cards[kind]) < _DROPPED_SHOWN:
+                card = self._card(row)
+                cards[kind].append(replace(card, about=f"{card.about}: {why}"))
         return dict(cards)
 
     def samples(self) -> dict[str, list[_Card]]:
@@ -152,9 +154,8 @@ class _Drawer:
 
     def _card(self, row: int) -> _Card:
         about = ", ".join(filter(None, [self._verdict.labels[row] or "no label", self._verdict.splits[row]]))
-        error = self._errors[row]
         picture = None if self._table["pixels_sha256"][row].as_py() is None else _data_uri(self._images[row])
-        return _Card(picture, self._paths[row], f"{about}: {error}" if error else about)
+        return _Card(picture, self._paths[row], about)
 
 
 def _data_uri(pixels: Pixels) -> str:

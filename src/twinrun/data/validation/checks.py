@@ -53,7 +53,11 @@ class Check:
     def _found(self, rows: int, offences: int) -> str:
         if not rows:
             return "not met"
-        sets = f" in {offences:,} sets" if self.table == "images" and 0 < offences < rows else ""
+        sets = (
+            f" in {offences:,} {'sets' if offences > 1 else 'set'}"
+            if self.table == "images" and 0 < offences < rows
+            else ""
+        )
         noun = {"classes": "class", "searches": "search"}.get(self.counted, self.counted.removesuffix("s"))
         return f"{rows:,} {self.counted if rows > 1 else noun}{sets}"
 
@@ -350,7 +354,8 @@ def _of_labels(subject: Subject) -> list[Check]:
             "images",
             Rule("ExpectColumnValuesToBeNull", {"column": "likely_label"}, _severity(subject.params.on_label_error)),
             ("validate.on_label_error",),
-            "Look at them, the least likely first, and decide: twinrun data mend",
+            f"The models agree with {100 * search.accuracy:.0f} % of the labels; look at these, the least likely first, "
+            "and decide: twinrun data mend",
             suspects,
         ),
         Check(
