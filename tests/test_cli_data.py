@@ -45,7 +45,8 @@ def test_a_clean_folder_passes_in_one_line_and_one_with_faults_is_shown_on_a_pag
     again = _twinrun(photos.parent, "data", "check", "photos")
 
     assert clean.code == 0, clean.said
-    assert len(clean.said.splitlines()) == 1
+    assert clean.said.startswith("24 checks met. 2 classes; 60 images; dropped: none.")
+    assert "The report" not in clean.said
     assert found.code == 1
     assert "cat/page.jpg: is an HTML page named .jpg" in found.said
     assert "cat/3.png (cat) ~ dog/copy.jpg (dog): mirrored" in found.said
@@ -88,7 +89,7 @@ def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos:
     folder = photos.parent
     (folder / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
     project = Project(folder).set(ingest__path="photos", validate__label_errors={"folds": 0, "budget_s": 60})
-    project.set(validate__min_images_per_class=1)
+    project.set(validate__min_images_per_class=1, validate__seed=1)
     (photos / "cat/page.jpg").write_text("<html>")
     (photos / "dog/copy.png").write_bytes((photos / "cat/3.png").read_bytes())
     assert project.run("ingest").code == 0

@@ -354,8 +354,8 @@ def _of_labels(subject: Subject) -> list[Check]:
             "images",
             Rule("ExpectColumnValuesToBeNull", {"column": "likely_label"}, _severity(subject.params.on_label_error)),
             ("validate.on_label_error",),
-            f"The models agree with {100 * search.accuracy:.0f} % of the labels; look at these, the least likely first, "
-            "and decide: twinrun data mend",
+            f"The models agree with {100 * search.accuracy:.0f} % of the labels; look at these, the least likely "
+            "first, and decide: twinrun data mend",
             suspects,
         ),
         Check(
