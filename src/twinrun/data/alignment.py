@@ -1,0 +1,139 @@
+"""How alike two pictures are once one is laid over the other as well as it can be. Pure: refuses to know of data sets.
+
+A picture is described by its low-frequency cosine coefficients inside a window, so that cropping, shifting and resizing
+are windows and never a new picture; see Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+_STEPS = 3
+_LARGEST_STEP = 0.05
+_SIDES = (0.82, 1.22)
+_CORNERS = (-0.12, 0.12)
+_RIDGE = np.float32(1e-5)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How P pictures lie best over P others."""
+
+    distance: Floats  # (P,), in [0, 1]: the share of the other's contrast that stays unexplained, root mean square
+    windows: Floats  # (P, 4): height, top, width, left of what is seen of each, as shares of its sides
+
+
+def spectrum(pictures: Floats, order: int, windows: Floats) -> Floats:
+    """Cosine coefficients (P, order, order) of gray `pictures` (P, H, W) inside `windows` (P or 1, 4).
+
+    Coefficient (0, 0) is the mean; the sum of squares of the others tends to the variance as `order` grows.
+    """
+    rows, columns = bases(pictures.shape[1], order, windows[:, :2]), bases(pictures.shape[2], order, windows[:, 2:])
+    return np.asarray(rows @ pictures @ columns.transpose(0, 2, 1))
+
+
+def align(pictures: Floats, targets: Floats, windows: Floats) -> Alignment:
+    """Lay `pictures` (P, H, W) over those with spectra `targets` (P, order, order), starting from `windows` (P, 4).
+
+    Height, width and place of the window, gain, offset and blur are free: three Gauss-Newton steps, the best counts.
+    """
+    count, order = len(pictures), targets.shape[1]
+    wanted = targets.reshape(count, -1)[:, 1:]
+    norm = np.maximum(np.linalg.norm(wanted, axis=1), 1e-6)
+    blur = _squared_frequencies(order)[1:]
+    best, best_windows = np.full(count, np.inf, np.float32), windows.copy()
+    for _ in range(_STEPS):
+        seen = _with_slopes(pictures, order, windows)[:, 1:]
+        model = np.concatenate([seen, seen[:, :, :1] * blur[None, :, None]], axis=2)
+        scale = np.maximum(np.linalg.norm(model, axis=1, keepdims=True), 1e-6)
+        model /= scale
+        fit = _least_squares(model, wanted)
+        distance = np.linalg.norm(wanted - (model @ fit[:, :, None])[:, :, 0], axis=1) / norm
+        fit /= scale[:, 0]
+        better = (distance < best) & (fit[:, 0] > 0)
+        best[better], best_windows[better] = distance[better], windows[better]
+        windows = _moved(windows, fit)
+    return Alignment(np.minimum(best, 1), best_windows)
+
+
+def overlay(seen: Floats, targets: Floats) -> Floats:
+    """`align`'s distance (P,) of spectra (P, order, order) as they lie: gain, offset and blur alone are free."""
+    count, order = len(seen), targets.shape[1]
+    wanted = targets.reshape(count, -1)[:, 1:]
+    plain = seen.reshape(count, -1)[:, 1:]
+    model = np.stack([plain, plain * _squared_frequencies(order)[1:]], axis=2)
+    scale = np.maximum(np.linalg.norm(model, axis=1, keepdims=True), 1e-6)
+    fit = _least_squares(model / scale, wanted)
+    left = np.linalg.norm(wanted - ((model / scale) @ fit[:, :, None])[:, :, 0], axis=1)
+    return np.asarray(
+        np.where(fit[:, 0] > 0, np.minimum(left / np.maximum(np.linalg.norm(wanted, axis=1), 1e-6), 1), 1)
+    )
+
+
+def _moved(windows: Floats, fit: Floats) -> Floats:
+    """The windows one step further: `fit` (P, 6) holds a gain and what the gain times a step in each direction is."""
+    gain = fit[:, :1]
+    steps = np.divide(fit[:, 1:5], gain, out=np.zeros_like(windows), where=gain > 1e-9)
+    moved = windows + np.clip(steps, -_LARGEST_STEP, _LARGEST_STEP)
+    moved[:, 0::2] = np.clip(moved[:, 0::2], *_SIDES)
+    moved[:, 1::2] = np.clip(moved[:, 1::2], *_CORNERS)
+    return np.asarray(moved)
+
+
+def _least_squares(model: Floats, wanted: Floats) -> Floats:
+    """For each of P, the c (P, M) for which model (P, D, M) c is nearest to wanted (P, D)."""
+    turned = model.transpose(0, 2, 1)
+    normal = turned @ model + _RIDGE * np.eye(model.shape[2], dtype=np.float32)
+    return np.asarray(np.linalg.solve(normal, turned @ wanted[:, :, None])[:, :, 0])
+
+
+def _with_slopes(pictures: Floats, order: int, windows: Floats) -> Floats:
+    """Spectra and their derivatives by height, top, width, left of the window: (P, order * order, 5)."""
+    rows, row_slopes = _bases_and_slopes(pictures.shape[1], order, windows[:, :2])
+    columns, column_slopes = _bases_and_slopes(pictures.shape[2], order, windows[:, 2:])
+    across = pictures @ np.concatenate([columns, *column_slopes], axis=1).transpose(0, 2, 1)
+    plain = np.ascontiguousarray(across[:, :, :order])
+    seen = rows @ across
+    parts = [
+        seen[:, :, :order],
+        row_slopes[0] @ plain,
+        row_slopes[1] @ plain,
+        seen[:, :, order : 2 * order],
+        seen[:, :, 2 * order :],
+    ]
+    return np.stack([part.reshape(len(pictures), -1) for part in parts], axis=2)
+
+
+def _squared_frequencies(order: int) -> Floats:
+    k = np.arange(order, dtype=np.float32) / order
+    return np.asarray((k[:, None] ** 2 + k[None] ** 2).reshape(-1))
+
+
+def bases(pixels: int, order: int, windows: Floats) -> Floats:
+    """Integrals of the cosines of a window over each pixel: (P, order, pixels) for `windows` (P, 2), side and start."""
+    inside, k, weight = _edges(pixels, order, windows)[1:]
+    return np.diff(_primitives(inside, k), axis=2) * weight
+
+
+def _bases_and_slopes(pixels: int, order: int, windows: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
+    """`bases` and their derivatives by side and by start of the window."""
+    raw, inside, k, weight = _edges(pixels, order, windows)
+    cosines = np.cos(np.pi * k * inside) * (((raw > 0) & (raw < 1)) / -windows[:, :1, None])
+    by_side, by_start = np.diff(cosines * raw, axis=2) * weight, np.diff(cosines, axis=2) * weight
+    return np.diff(_primitives(inside, k), axis=2) * weight, (by_side, by_start)
+
+
+def _edges(pixels: int, order: int, windows: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Edges of the pixels (P, 1, pixels + 1) in units of the window, as they are and within it; k and its weight."""
+    edges = np.arange(pixels + 1, dtype=np.float32) / np.float32(pixels)
+    raw = ((edges[None] - windows[:, 1:]) / windows[:, :1])[:, None]
+    k = np.arange(order, dtype=np.float32)[None, :, None]
+    weight = np.where(k == 0, np.float32(1), np.float32(2**0.5))
+    return raw, np.clip(raw, 0, 1), k, weight
+
+
+def _primitives(inside: Floats, k: Floats) -> Floats:
+    return np.where(k == 0, inside, np.sin(np.pi * k * inside) / (np.float32(np.pi) * np.maximum(k, 1)))
