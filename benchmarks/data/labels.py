@@ -11,6 +11,7 @@ cleanlab's default ranking on the same probabilities is not listed: it is Twinru
 """
 
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ def _ways(images: NDArray[np.uint8], labels: NDArray[np.str_], given: Ints) -> d
 
     started = time.perf_counter()
     pixels = images.reshape(len(images), -1) / 255
-    table = CleanLearning(LogisticRegression()).find_label_issues(pixels, given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 100 iterations, scikit-learn's default, do not let it converge
+        table = CleanLearning(LogisticRegression()).find_label_issues(pixels, given)
     flagged = np.flatnonzero(table["is_label_issue"].to_numpy())
     ranked = np.argsort(table["label_quality"].to_numpy())
     ways["cleanlab, defaults"] = _Found(ranked, flagged, time.perf_counter() - started)
