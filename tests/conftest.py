@@ -20,8 +20,3 @@ pytest_plugins = ["tracking_support", "training_support", "twin_support"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first."""
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, since a test often waits for a process."""
-    return (os.cpu_count() or 1) + 1

@@ -1,9 +1,12 @@
 """The short form of `make chaos`: a few faults of each cheap kind, injected into real runs of a small pipeline."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from training_support import run_stages_for_dvc
 
 from benchmarks.chaos import flips, kills, publish_path
 from benchmarks.chaos.cases import Lab, Row, measure
@@ -13,10 +16,15 @@ pytestmark = pytest.mark.timeout(900)  # a minute and a half on two quiet cores
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
+def rows(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> dict[str, Row]:
     """All that is tried, two at a time: most of a case is importing, which uses one core."""
     folder = tmp_path_factory.mktemp("chaos")
-    stack = make_twinrun(folder / "twinrun" / "project")
+
+    def prepare(project: Path) -> None:
+        run_stages_for_dvc(project, "ingest", "validate")
+        shutil.copytree(new_store, project / "mlruns", dirs_exist_ok=True)
+
+    stack = make_twinrun(folder / "twinrun" / "project", prepare)
     stack = replace(stack, everything=stack.train)
     undisturbed = measure(stack, folder / "undisturbed", 1)
     lab = Lab(stack=stack, undisturbed=undisturbed, folder=folder, seed=0, jobs=1, say=print)
