@@ -79,7 +79,7 @@ def main() -> None:
             card["kept_epoch"] = trained.kept_epoch
             write_json(card, OUT / "card.json")
             _finish(journal, card)
-        job.checkpoints.finish(OUT / "journal.jsonl")
+            job.checkpoints.finish(OUT / "journal.jsonl")
     print(f"Weights of epoch {trained.kept_epoch}: {digest}\n{publication.notice() or ''}".rstrip(), flush=True)
 
 

@@ -2,8 +2,21 @@
 
 import os
 
+import pytest
+
 # An activated environment names the store of the project that it belongs to; a test has a store of its own.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "_TWINRUN_DEFAULT_URI"):
     os.environ.pop(name, None)
 
+# Most of these is processes that import PyTorch. Begun last, one of them would be all that runs at the end.
+_LONG = (
+    *("test_whole_pipeline.py", "test_twin.py", "test_chaos.py"),
+    *("test_train.py", "test_publisher.py", "test_doctor.py"),
+)
+
 pytest_plugins = ["tracking_support", "training_support", "twin_support"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))

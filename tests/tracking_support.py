@@ -43,7 +43,7 @@ def tracked_project(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyP
     shutil.copy(REPOSITORY / "params.yaml", folder)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     return folder
 
 

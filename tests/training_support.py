@@ -70,6 +70,19 @@ def run_stage(name: str) -> None:
             signal.signal(number, handler)
 
 
+def run_stages_for_dvc(folder: Path, *stages: str) -> None:
+    """Run stages of a DVC project in this process, each recorded by DVC as if it had run it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in stages:
+            run_stage(stage)
+            subprocess.run(
+                [sys.executable, "-m", "dvc", "commit", "--quiet", "--force", stage],
+                env={**os.environ, "DVC_NO_ANALYTICS": "true"},
+                check=True,
+            )
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that is made by the first of pytest's worker processes to want it and read by all of them."""
     base = factory.getbasetemp()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tracking_support import runs
-from training_support import REPOSITORY, change_params, git, made_once
+from training_support import REPOSITORY, change_params, git, made_once, run_stages_for_dvc
 
 from twinrun.tracking.sync import sync
 
@@ -35,10 +35,12 @@ def _train_once(folder: Path, new_store: Path) -> None:
     change_params(folder / "params.yaml", "train", {"learning_rate": 0.002})
     with (folder / "src/twinrun/training/schedule.py").open("ab") as code:
         code.write(b"# a remark in Latin-1, \xe4, and with its own line end\r\n")
-    # With the tracker away, so that three processes need not import MLflow; this one has it.
-    _dvc(folder, "repro", "evaluate", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # away: this process publishes it all in the end
+        run_stages_for_dvc(folder, "ingest", "validate")
+        _repro(folder, "train")  # with the code of the folder, which the fingerprint names
+        run_stages_for_dvc(folder, "evaluate")
+        patch.delenv("MLFLOW_TRACKING_URI")
         assert sync(folder).problem is None
     git(folder, "checkout", "--", ".")
     for number in range(3):
@@ -93,11 +95,10 @@ def _draw_images(folder: Path) -> None:
                 Image.fromarray((images[number] * 15).astype(np.uint8)).save(place / f"{number:03}.bmp")
 
 
-def _dvc(folder: Path, *arguments: str, **variables: str) -> None:
-    environment = {**os.environ, **variables}
+def _repro(folder: Path, stage: str) -> None:
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "true"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["DVC_NO_ANALYTICS"] = "true"
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", "repro", stage], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr

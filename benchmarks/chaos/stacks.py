@@ -173,8 +173,8 @@ def child_environment() -> dict[str, str]:
     }
 
 
-def make_twinrun(folder: Path) -> Stack:
-    """Twinrun as this working tree has it, with the digits taken in and validated."""
+def make_twinrun(folder: Path, prepare: Callable[[Path], None] | None = None) -> Stack:
+    """Twinrun as this working tree has it, with the digits taken in and validated, by `prepare` or by dvc."""
     folder.mkdir(parents=True)
     for name in _SOURCES:
         source, place = REPOSITORY / name, folder / name
@@ -186,9 +186,7 @@ def make_twinrun(folder: Path) -> Stack:
     for setting, value in _SETTINGS.items():
         set_param(folder, setting, value)
     _make_repository(folder)
-    _must(folder, "dvc", "repro", "validate")
-    store = "from pathlib import Path; from twinrun.tracking.store import *; open_client(find_tracker(Path.cwd()))"
-    _must(folder, sys.executable, "-c", store, PYTHONPATH="src")
+    (prepare or _prepare)(folder)
     return Stack(
         name="twinrun",
         template=folder,
@@ -204,6 +202,12 @@ def make_twinrun(folder: Path) -> Stack:
         began=lambda run: any(run.folder.glob(".twinrun/resume/*/owner-*")),
         written=lambda run: "Weights of epoch" in run.output(),
     )
+
+
+def _prepare(folder: Path) -> None:
+    _must(folder, "dvc", "repro", "validate")
+    store = "from pathlib import Path; from twinrun.tracking.store import *; open_client(find_tracker(Path.cwd()))"
+    _must(folder, sys.executable, "-c", store, PYTHONPATH="src")
 
 
 def make_plain(folder: Path, store: Path) -> Stack:

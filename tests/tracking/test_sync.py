@@ -31,6 +31,29 @@ def test_a_journal_that_waited_is_published_once_and_cleared_away(project: Path)
     assert not journal.folder.exists()
 
 
+def test_a_journal_stays_while_its_training_may_be_resumed_and_no_metric_is_doubled(project: Path) -> None:
+    journal = train(project)
+    owner = project / ".twinrun/resume/a-fingerprint" / f"owner-{journal.id}"
+    owner.parent.mkdir(parents=True)
+    owner.touch()
+    sync()
+
+    # Killed after it had said that it finished, it is resumed and tells its last epochs again.
+    shutil.rmtree(project / "data/out/train")
+    resumed = Journal.resume(project, journal.id)
+    for epoch in range(3):
+        resumed.metrics(epoch, {"train_loss": 1 / (epoch + 1), "val_accuracy": 0.9})
+    resumed.end()
+    sync()
+    shutil.rmtree(owner.parent)
+    sync()
+
+    (run,) = runs(project)
+    assert run.status == "FINISHED"
+    assert run.history["val_accuracy"] == [(0, 0.9), (1, 0.9), (2, 0.9)]
+    assert not journal.folder.exists()
+
+
 def test_a_result_that_dvc_restored_appears_in_mlflow_once(project: Path) -> None:
     train(project)
     shutil.rmtree(journals_folder(project))

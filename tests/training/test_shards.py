@@ -15,8 +15,8 @@ from twinrun.models.predict import channel_tensor, normalised
 from twinrun.training.shards import Numerics, ShardedNetwork
 
 DIGITS = load_digits()
-IMAGES = torch.from_numpy((DIGITS.images[:64] * 15).astype(np.uint8).repeat(4, 1).repeat(4, 2)[..., None].copy())
-TARGETS = torch.from_numpy(DIGITS.target[:64].astype(np.int64))
+IMAGES = torch.from_numpy((DIGITS.images[:32] * 15).astype(np.uint8).repeat(4, 1).repeat(4, 2)[..., None].copy())
+TARGETS = torch.from_numpy(DIGITS.target[:32].astype(np.int64))
 FP32 = Numerics(torch.device("cpu"), None, (0.3,), (0.35,))
 BF16 = Numerics(torch.device("cpu"), torch.bfloat16, (0.3,), (0.35,))
 
@@ -25,7 +25,7 @@ def load(part: slice) -> tuple[Tensor, Tensor]:
     return IMAGES[part], TARGETS[part]
 
 
-def hash_after_steps(name: str, numerics: Numerics, *, threads: int, shards: int = 4, steps: int = 3) -> str:
+def hash_after_steps(name: str, numerics: Numerics, *, threads: int, shards: int = 4, steps: int = 2) -> str:
     network = build_network(name, channels=1, size_px=32, classes=10, seed=1).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     sharded = ShardedNetwork(network, numerics, shards=shards, threads=threads, label_smoothing=0.1, seed=3)
@@ -69,7 +69,7 @@ def test_running_statistics_are_the_mean_over_the_shards() -> None:
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32 * 32), nn.Linear(32 * 32, 10))
     norm = network[1]
     pixels = normalised(IMAGES, channel_tensor(FP32.mean), channel_tensor(FP32.std)).flatten(1)
-    wanted = torch.stack([0.1 * pixels[k : k + 16].mean(dim=0) for k in range(0, 64, 16)]).mean(dim=0)
+    wanted = torch.stack([0.1 * pixels[k : k + 8].mean(dim=0) for k in range(0, 32, 8)]).mean(dim=0)
 
     with ShardedNetwork(network, FP32, shards=4, threads=2, label_smoothing=0.0, seed=0) as sharded:
         sharded.backward(load, len(IMAGES), step=0)
@@ -102,7 +102,7 @@ def test_dropout_depends_on_the_step_and_leaves_the_global_generator_alone(layer
 
 def test_scores_do_not_depend_on_the_number_of_threads() -> None:
     network = build_network("resnet9", channels=1, size_px=32, classes=10, seed=1).eval()
-    slices = [slice(k, k + 16) for k in range(0, 64, 16)]
+    slices = [slice(k, k + 8) for k in range(0, 32, 8)]
     scores = []
 
     for threads in (1, 3):

@@ -28,6 +28,15 @@ def journals_folder(folder: Path | None = None) -> Path:
     return home(folder) / STATE / "journals"
 
 
+def may_be_resumed(journal_id: str, folder: Path | None = None) -> bool:
+    """Whether a journal's training has checkpoints without a copy of the journal, so that the journal must stay.
+
+    It may have said that it finished and been killed before dvc could record that.
+    """
+    owners = (home(folder) / STATE / "resume").glob(f"*/owner-{journal_id}")
+    return any(not (owner.parent / "journal.jsonl").exists() for owner in owners)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Process:
     """One process, distinguishable from every later one with the same number."""

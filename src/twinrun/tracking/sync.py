@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.publish import file_sha256, write_json
-from twinrun.tracking.home import journals_folder
+from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, unpublished
@@ -159,7 +159,9 @@ def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
         summary = summarize(folder / FILE)
         if summary is not None and (_over(folder) or not _held(folder)):
             state = Published.load(tracker, folder.name)
-            if unpublished(folder, tracker) or summary.ended == "FINISHED":
+            if unpublished(folder, tracker):
+                return True
+            if summary.ended == "FINISHED" and not may_be_resumed(folder.name, tracker.home):
                 return True
             if summary.dead() and state.killed_at != state.offset:
                 return True
@@ -245,7 +247,7 @@ def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
         if replay.mark_killed():
             report.killed.append(str(replay.state.run_id))
         summary = summarize(folder / FILE)
-        if summary is not None and summary.ended == "FINISHED":
+        if summary is not None and summary.ended == "FINISHED" and not may_be_resumed(folder.name, tracker.home):
             # MLflow and data/out/train/journal.jsonl hold all of it.
             replay.state.finish()
             shutil.rmtree(folder, ignore_errors=True)
