@@ -59,18 +59,18 @@ def align(pictures: Floats, targets: Floats, windows: Floats) -> Alignment:
     return Alignment(np.minimum(best, 1), best_windows)
 
 
-def overlay(seen: Floats, targets: Floats) -> Floats:
-    """`align`'s distance (P,) of spectra (P, order, order) as they lie: gain, offset and blur alone are free."""
+def overlay(seen: Floats, targets: Floats, *, blur: bool) -> Floats:
+    """`align`'s distance (P,) of spectra (P, order, order) as they lie: gain, offset and, with `blur`, that are free."""
     count, order = len(seen), targets.shape[1]
-    wanted = targets.reshape(count, -1)[:, 1:]
-    plain = seen.reshape(count, -1)[:, 1:]
-    model = np.stack([plain, plain * _squared_frequencies(order)[1:]], axis=2)
+    wanted, plain = targets.reshape(count, -1)[:, 1:], seen.reshape(count, -1)[:, 1:]
+    blurred = [plain * _squared_frequencies(order)[1:]] if blur else []
+    model = np.stack([plain, *blurred], axis=2)
     scale = np.maximum(np.linalg.norm(model, axis=1, keepdims=True), 1e-6)
-    fit = _least_squares(model / scale, wanted)
-    left = np.linalg.norm(wanted - ((model / scale) @ fit[:, :, None])[:, :, 0], axis=1)
-    return np.asarray(
-        np.where(fit[:, 0] > 0, np.minimum(left / np.maximum(np.linalg.norm(wanted, axis=1), 1e-6), 1), 1)
-    )
+    model /= scale
+    fit = _least_squares(model, wanted)
+    left = np.linalg.norm(wanted - (model @ fit[:, :, None])[:, :, 0], axis=1)
+    distance = np.minimum(left / np.maximum(np.linalg.norm(wanted, axis=1), 1e-6), 1)
+    return np.asarray(np.where(fit[:, 0] > 0, distance, np.float32(1)))
 
 
 def _moved(windows: Floats, fit: Floats) -> Floats:

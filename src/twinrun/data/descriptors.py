@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
 Boxes = npt.NDArray[np.int32]  # (N, 4): top, left, height, width
 
-_SIDE_PX = 32
+_SIDE_PX = 64
 _ORDER = 8
 _DIMENSIONS = 24
 _SHIFT = 0.0125
@@ -50,11 +50,14 @@ def content_boxes(images: Pixels, sizes: Sequence[tuple[int | None, int | None]]
     return boxes
 
 
-def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None) -> Floats:
-    """The content of `rows` of `images` (N, H, W, C) as gray pictures (n, h, w) of one size, at most 32 x 32 pixels."""
+def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None, gain: float = 1) -> Floats:
+    """The content of `rows` of `images` (N, H, W, C) as gray pictures (n, h, w) of one size, at most 64 x 64 pixels.
+
+    With a `gain` all channels are made that much brighter first, up to white.
+    """
     _, height, width, _ = images.shape
     if boxes is None and max(height, width) <= _SIDE_PX:
-        return _gray(images[rows])
+        return _gray(images[rows], gain)
     whole = np.array([[0, 0, height, width]], np.int32)
     kinds, kind = np.unique(
         boxes[rows] if boxes is not None else whole.repeat(len(rows), 0), axis=0, return_inverse=True
@@ -62,7 +65,7 @@ def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None) -> Floats:
     pictures = np.empty((len(rows), _SIDE_PX, _SIDE_PX), np.float32)
     for index, (top, left, inner_height, inner_width) in enumerate(kinds.tolist()):
         places = np.flatnonzero(kind.reshape(-1) == index)
-        content = _gray(images[rows[places], top : top + inner_height, left : left + inner_width])
+        content = _gray(images[rows[places], top : top + inner_height, left : left + inner_width], gain)
         pictures[places] = _area(inner_height) @ content @ _area(inner_width).T
     return pictures
 
@@ -126,13 +129,16 @@ def _outside(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
     return beyond
 
 
-def _gray(pixels: Pixels) -> Floats:
+def _gray(pixels: Pixels, gain: float) -> Floats:
+    if gain != 1:
+        pixels = np.minimum(np.rint(np.arange(256) * gain), 255).astype(np.uint8)[pixels]
     return pixels[..., 0].astype(np.float32) if pixels.shape[-1] == 1 else np.asarray(pixels.astype(np.float32) @ _LUMA)
 
 
 def _area(pixels: int) -> Floats:
-    """Averages of `pixels` over 32 equal parts of their length: (32, pixels)."""
+    """Averages of `pixels` over 64 equal parts of their length: (64, pixels)."""
     edges = np.arange(_SIDE_PX + 1) * (pixels / _SIDE_PX)
     places = np.arange(pixels)
     covered = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
-    return (np.maximum(covered, 0) * (_SIDE_PX / pixels)).astype(np.float32)
+    shares: Floats = (np.maximum(covered, 0) * (_SIDE_PX / pixels)).astype(np.float32)
+    return shares

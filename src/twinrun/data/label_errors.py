@@ -132,7 +132,7 @@ def out_of_fold(
 
     `codes` (n,) are label numbers from 0 on, each found at least twice. Raises OutOfTime.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     order, starts = _in_folds(codes, folds, seed)
     side = min(max(images.shape[1:3]), _LARGEST_SIDE_PX)

@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 _ORDER = 12
 _SAMPLE = 2000
 _TREES = 4
-_DESCRIBED_AT_ONCE = 4096
+_DESCRIBED_AT_ONCE = 2048
 _ALIGNED_AT_ONCE = 512
 _LEAST_CONTRAST = 1.0  # gray levels of 255: below it noise is all there is to compare
 _NEIGHBOURS = 6
@@ -40,6 +40,7 @@ _ALWAYS_A_COPY = 0.012
 _NEVER_A_COPY = 0.08
 _NO_RIVAL = 0.3
 _PRICE_OF_MOVING = 2.0  # alike only once moved and stretched counts for half of alike in place
+_GAINS = (1.1, 1.2, 1.3)  # white swallows what is made brighter, which no linear gain explains
 _STILL = 0.03
 
 
@@ -228,8 +229,16 @@ def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float
         pictures = gray_pictures(search.images, part.owner, search.boxes)
         flipped = part.view >= len(VIEWS)
         pictures[flipped] = pictures[flipped, :, ::-1]
-        targets = spectrum(gray_pictures(search.images, part.match, search.boxes), _ORDER, VIEWS[:1])
-        still = overlay(spectrum(pictures, _ORDER, VIEWS[:1]), targets)
+        matches = gray_pictures(search.images, part.match, search.boxes)
+        targets = spectrum(matches, _ORDER, VIEWS[:1])
+        seen = spectrum(pictures, _ORDER, VIEWS[:1])
+        still = overlay(seen, targets, blur=True)
+        for gain in _GAINS:
+            brighter = gray_pictures(search.images, part.owner, search.boxes, gain)
+            brighter[flipped] = brighter[flipped, :, ::-1]
+            still = np.minimum(still, overlay(spectrum(brighter, _ORDER, VIEWS[:1]), targets, blur=False))
+            brighter = gray_pictures(search.images, part.match, search.boxes, gain)
+            still = np.minimum(still, overlay(spectrum(brighter, _ORDER, VIEWS[:1]), seen, blur=False))
         moved = align(pictures, targets, VIEWS[np.where(flipped, 0, part.view)])
         priced = np.minimum(_PRICE_OF_MOVING * moved.distance, 1)
         return _Verdicts(

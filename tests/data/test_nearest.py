@@ -1,0 +1,119 @@
+"""Changed copies are found among images that look alike, and nothing else is."""
+
+import gzip
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from twinrun.data.facts import pixels_sha256
+from twinrun.data.nearest import NearPair, near_duplicates
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def pairs(images: Pixels) -> list[NearPair]:
+    """The pairs that are found among images (N, H, W, C), all of which can be decoded."""
+    return near_duplicates(images, ["0" * 16] * len(images), [pixels_sha256(image) for image in images])
+
+
+def picture(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def array(image: Image.Image, like: Pixels) -> Pixels:
+    height, width = like.shape[:2]
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(like.shape)
+
+
+def encoded(pixels: Pixels) -> Pixels:
+    buffer = io.BytesIO()
+    picture(pixels).save(buffer, "JPEG", quality=50)
+    return array(Image.open(buffer), pixels)
+
+
+def resized(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    return array(picture(pixels).resize((round(0.8 * width), round(0.8 * height)), Image.Resampling.BILINEAR), pixels)
+
+
+def mirrored(pixels: Pixels) -> Pixels:
+    return np.ascontiguousarray(pixels[:, ::-1])
+
+
+def darker(pixels: Pixels) -> Pixels:
+    return np.rint(pixels * 0.8).astype(np.uint8)
+
+
+def cropped(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    top, left = round(0.05 * height), round(0.05 * width)
+    return array(picture(pixels).crop((left, top, width - left, height - top)), pixels)
+
+
+@pytest.fixture(scope="module")
+def fashion() -> Pixels:
+    """3,000 real pictures of clothes, 28 x 28 pixels: (3000, 28, 28, 1)."""
+    folder = os.environ.get("TWINRUN_TEST_DATA")
+    if not folder:
+        pytest.skip("TWINRUN_TEST_DATA names no folder with fashion-mnist")
+    with gzip.open(Path(folder) / "fashion-mnist/t10k-images-idx3-ubyte.gz") as file:
+        return np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28, 1)[:3000]
+
+
+@pytest.mark.parametrize(
+    ("change", "least"), [(encoded, 0.95), (resized, 0.95), (darker, 0.95), (mirrored, 0.9), (cropped, 0.9)]
+)
+def test_changed_copies_of_real_pictures_are_found_and_next_to_no_others(
+    fashion: Pixels, change: Callable[[Pixels], Pixels], least: float
+) -> None:
+    copies = np.stack([change(image) for image in fashion[:40]])
+
+    found = {(pair.first, pair.second) for pair in pairs(np.concatenate([fashion, copies]))}
+
+    planted = {(number, len(fashion) + number) for number in range(len(copies))}
+    assert len(found & planted) >= least * len(planted)
+    assert len(found - planted) <= 0.001 * len(fashion)
+
+
+def test_handwritten_digits_which_all_look_alike_hold_only_the_copy_that_was_planted() -> None:
+    from sklearn.datasets import load_digits
+
+    digits = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    large = np.stack([np.asarray(Image.fromarray(digit).resize((32, 32))) for digit in digits])[..., None]
+
+    assert pairs(large) == []
+    (found,) = pairs(np.concatenate([large, encoded(large[7])[None]]))
+    assert (found.first, found.second) == (7, len(large))
+    assert found.change == "re-encoded"
+    assert 0 < found.distance < 0.1
+
+
+def test_a_blank_picture_is_nobodys_neighbour(fashion: Pixels) -> None:
+    blank = np.full((1, 28, 28, 1), 250, np.uint8)
+    blank[0, 14, 14] = 252
+
+    found = pairs(np.concatenate([fashion[:500], blank]))
+
+    assert not [pair for pair in found if pair.second == 500]
+
+
+def test_images_that_could_not_be_decoded_are_left_out() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 1)).astype(np.uint8)
+    images[11] = images[3]
+
+    found = near_duplicates(images, [*["0" * 16] * 11, None], [*(pixels_sha256(image) for image in images[:11]), None])
+
+    assert found == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_handful_of_images_is_no_error(count: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3)).astype(np.uint8)
+
+    assert pairs(images) == []
