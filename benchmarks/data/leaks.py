@@ -9,6 +9,7 @@ Recall is the share of copies that are tied to their source. An image counts as 
 with another source and other pixels; so do images that the data set as published holds in two versions.
 """
 
+import contextlib
 import io
 import tempfile
 import time
@@ -184,8 +185,9 @@ def _cleanvision(planted: Planted, folder: Path, hashes: Iterable[str]) -> Found
     tried: list[Found] = []
     for name in hashes:
         start = time.perf_counter()
-        lab = Imagelab(filepaths=paths, verbose=False)
-        lab.find_issues({"near_duplicates": {"hash_type": name}, "exact_duplicates": {}}, verbose=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+            lab = Imagelab(filepaths=paths, verbose=False)
+            lab.find_issues({"near_duplicates": {"hash_type": name}, "exact_duplicates": {}}, verbose=False)
         seconds = time.perf_counter() - start
         row = {path: index for index, path in enumerate(paths)}
         sets = lab.info["near_duplicates"]["sets"] + lab.info["exact_duplicates"]["sets"]

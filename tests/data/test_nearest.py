@@ -50,6 +50,10 @@ def darker(pixels: Pixels) -> Pixels:
     return np.rint(pixels * 0.8).astype(np.uint8)
 
 
+def brighter(pixels: Pixels) -> Pixels:
+    return np.minimum(np.rint(pixels * 1.2), 255).astype(np.uint8)
+
+
 def cropped(pixels: Pixels) -> Pixels:
     height, width = pixels.shape[:2]
     top, left = round(0.05 * height), round(0.05 * width)
@@ -67,7 +71,8 @@ def fashion() -> Pixels:
 
 
 @pytest.mark.parametrize(
-    ("change", "least"), [(encoded, 0.95), (resized, 0.95), (darker, 0.95), (mirrored, 0.9), (cropped, 0.9)]
+    ("change", "least"),
+    [(encoded, 0.95), (resized, 0.95), (darker, 0.95), (brighter, 0.95), (mirrored, 0.9), (cropped, 0.9)],
 )
 def test_changed_copies_of_real_pictures_are_found_and_next_to_no_others(
     fashion: Pixels, change: Callable[[Pixels], Pixels], least: float
@@ -92,6 +97,46 @@ def test_handwritten_digits_which_all_look_alike_hold_only_the_copy_that_was_pla
     assert (found.first, found.second) == (7, len(large))
     assert found.change == "re-encoded"
     assert 0 < found.distance < 0.1
+
+
+def test_of_three_copies_of_one_picture_every_pair_is_named(fashion: Pixels) -> None:
+    first, second, third = len(fashion), len(fashion) + 1, len(fashion) + 2
+
+    found = pairs(
+        np.concatenate([fashion, encoded(fashion[9])[None], mirrored(fashion[9])[None], darker(fashion[9])[None]])
+    )
+
+    group = [(pair.first, pair.second) for pair in found if pair.second >= first]
+    assert group == [(9, first), (9, second), (9, third), (first, second), (first, third), (second, third)]
+
+
+def test_cropped_copies_are_found_between_the_bars_of_padding(fashion: Pixels) -> None:
+    wide = fashion[:1000, 3:24]
+    copies = np.stack([cropped(image) for image in wide[:40]])
+    padded = np.zeros((1040, 28, 28, 1), np.uint8)
+    padded[:, 3:24] = np.concatenate([wide, copies])
+
+    found = near_duplicates(
+        padded, ["0" * 16] * 1040, [pixels_sha256(image) for image in padded], sizes=[(640, 480)] * 1040
+    )
+
+    planted = {(number, 1000 + number) for number in range(40)}
+    assert len(planted & {(pair.first, pair.second) for pair in found}) >= 36
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind a process to a core")
+def test_one_core_and_all_cores_find_the_same(fashion: Pixels) -> None:
+    images = np.concatenate([fashion, np.stack([cropped(image) for image in fashion[:40]])])
+    cores = os.sched_getaffinity(0)
+
+    found = pairs(images)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        alone = pairs(images)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+    assert alone == found
 
 
 def test_a_blank_picture_is_nobodys_neighbour(fashion: Pixels) -> None:

@@ -60,7 +60,7 @@ def align(pictures: Floats, targets: Floats, windows: Floats) -> Alignment:
 
 
 def overlay(seen: Floats, targets: Floats, *, blur: bool) -> Floats:
-    """`align`'s distance (P,) of spectra (P, order, order) as they lie: gain, offset and, with `blur`, that are free."""
+    """`align`'s distance (P,) of spectra (P, order, order) as they lie: gain, offset and maybe `blur` are free."""
     count, order = len(seen), targets.shape[1]
     wanted, plain = targets.reshape(count, -1)[:, 1:], seen.reshape(count, -1)[:, 1:]
     blurred = [plain * _squared_frequencies(order)[1:]] if blur else []

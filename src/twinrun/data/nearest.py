@@ -35,13 +35,13 @@ _NEIGHBOURS = 6
 _SUSPECTS = 3
 _SUSPECT_RATIO = 0.7
 _RIVAL = 4  # the neighbour to be nearer than: an image may have three copies
-_RIVAL_RATIO = 0.17
+_RIVAL_RATIO = 0.16
 _ALWAYS_A_COPY = 0.012
 _NEVER_A_COPY = 0.08
 _NO_RIVAL = 0.3
 _PRICE_OF_MOVING = 2.0  # alike only once moved and stretched counts for half of alike in place
 _GAINS = (1.1, 1.2, 1.3)  # white swallows what is made brighter, which no linear gain explains
-_STILL = 0.03
+_STILL = 0.03  # windows further than this from the whole are crops
 
 
 @dataclass(frozen=True)
@@ -226,30 +226,35 @@ def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float
 
     def lay(chunk: Rows) -> _Verdicts:
         part = candidates[chunk]
-        pictures = gray_pictures(search.images, part.owner, search.boxes)
         flipped = part.view >= len(VIEWS)
-        pictures[flipped] = pictures[flipped, :, ::-1]
-        matches = gray_pictures(search.images, part.match, search.boxes)
-        targets = spectrum(matches, _ORDER, VIEWS[:1])
+        pictures = _owners(search, part, flipped)
         seen = spectrum(pictures, _ORDER, VIEWS[:1])
-        still = overlay(seen, targets, blur=True)
+        targets = _matches(search, part)
+        still = [overlay(seen, targets, blur=True)]
         for gain in _GAINS:
-            brighter = gray_pictures(search.images, part.owner, search.boxes, gain)
-            brighter[flipped] = brighter[flipped, :, ::-1]
-            still = np.minimum(still, overlay(spectrum(brighter, _ORDER, VIEWS[:1]), targets, blur=False))
-            brighter = gray_pictures(search.images, part.match, search.boxes, gain)
-            still = np.minimum(still, overlay(spectrum(brighter, _ORDER, VIEWS[:1]), seen, blur=False))
+            brighter = spectrum(_owners(search, part, flipped, gain), _ORDER, VIEWS[:1])
+            still += [overlay(brighter, targets, blur=False), overlay(_matches(search, part, gain), seen, blur=False)]
+        in_place = np.minimum.reduce(still)
         moved = align(pictures, targets, VIEWS[np.where(flipped, 0, part.view)])
         priced = np.minimum(_PRICE_OF_MOVING * moved.distance, 1)
-        return _Verdicts(
-            np.minimum(still, priced), (priced < still) & (np.abs(moved.windows - VIEWS[0]).max(axis=1) > _STILL)
-        )
+        elsewhere = np.abs(moved.windows - VIEWS[0]).max(axis=1) > _STILL
+        return _Verdicts(np.minimum(in_place, priced), (priced < in_place) & elsewhere)
 
     chunks = _cut(np.arange(len(candidates.owner), dtype=np.int32), _ALIGNED_AT_ONCE)
     parts = list(_each(search, lay, chunks, start, stop))
     if not parts:
         return _Verdicts(np.empty(0, np.float32), np.empty(0, np.bool_))
     return _Verdicts(np.concatenate([part.distance for part in parts]), np.concatenate([part.moved for part in parts]))
+
+
+def _owners(search: _Search, candidates: _Candidates, flipped: npt.NDArray[np.bool_], gain: float = 1) -> Floats:
+    pictures = gray_pictures(search.images, candidates.owner, search.boxes, gain)
+    pictures[flipped] = pictures[flipped, :, ::-1]
+    return pictures
+
+
+def _matches(search: _Search, candidates: _Candidates, gain: float = 1) -> Floats:
+    return spectrum(gray_pictures(search.images, candidates.match, search.boxes, gain), _ORDER, VIEWS[:1])
 
 
 def _each(
