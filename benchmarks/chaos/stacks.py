@@ -25,7 +25,8 @@ EPOCHS = 4
 _LONGEST_S = 300.0
 _SOURCES = (
     *("src", "pipeline", "dvc.yaml", "params.yaml", "requirements.lock", ".gitignore", ".dvcignore"),
-    *(".dvc/config", ".dvc/.gitignore", "data/raw/.gitkeep", "mlruns/.gitkeep"),
+    *(".dvc/config", ".dvc/.gitignore", "mlruns/.gitkeep"),
+    *(f"data/{folder}/.gitkeep" for folder in ("raw", "decisions", "reference")),
 )
 _SETTINGS = {"train.epochs": EPOCHS, "register.min_accuracy": 0.1}
 # What both stacks record for every epoch.
