@@ -122,6 +122,23 @@ def test_a_changed_copy_under_another_label_is_a_contradiction(project: Project,
     assert set(_dropped(project)) == {"train/cat/003.png", "train/dog/copy.jpg"}
 
 
+def test_a_leak_under_another_label_is_not_dropped_where_contradictions_stop_the_pipeline(
+    project: Project, photos: Path
+) -> None:
+    shutil.copy(photos / "train/cat/003.png", photos / "test/dog/same.png")
+    Image.open(photos / "train/cat/005.png").save(photos / "test/dog/similar.jpg", quality=60)
+    project.set(validate__on_leak="drop", validate__on_near_leak="drop", validate__on_duplicate="drop")
+
+    stopped = _validated(project)
+    dropped = _validated(project.set(validate__on_contradiction="warn"), ingest=False)
+
+    assert stopped.code == 1, stopped.said
+    assert "test/dog/same.png (dog, test) = train/cat/003.png (cat, train)" in stopped.said
+    assert "test/dog/similar.jpg (dog, test) ~ train/cat/005.png (cat, train): " in stopped.said
+    assert dropped.code == 0, dropped.said
+    assert set(_dropped(project)) == {"train/cat/003.png", "train/cat/005.png"}
+
+
 def test_copies_within_a_split_are_a_warning_and_can_be_dropped_but_for_the_first(
     project: Project, photos: Path
 ) -> None:

@@ -30,49 +30,62 @@ def drop_copies(
 ) -> Reasons:
     """Also take out the copies that the policies drop: contradictions, then leaks, then those within a split.
 
-    Contradictions go first, since they leave fewer leaks.
+    Contradictions go first, since they leave fewer leaks. Where they stop the pipeline instead, no other policy hides
+    one: a leak under two labels is not dropped, since nothing tells which of both is right.
     """
     reasons = list(dropped)
-
-    def kept() -> "list[NearPair]":
-        return kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], reasons)
-
-    def pixels() -> list[str | None]:
-        return [
-            value if reason is None else None for value, reason in zip(facts["pixels_sha256"], reasons, strict=True)
-        ]
-
-    def all_with(rows: set[int], column: str) -> list[int]:
-        """The rows with the pixels of `rows` and their value in `column`: a pair speaks for all of them."""
-        wanted = {(facts["pixels_sha256"][row], facts[column][row]) for row in rows}
-        return [row for row, key in enumerate(zip(pixels(), facts[column], strict=True)) if key in wanted]
-
+    contradicting = _contradictions(facts, pairs, reasons)
     if params.on_contradiction == "drop":
-        contradicting = [row for row, labels in enumerate(distinct_per_pixels(pixels(), facts["label"])) if labels > 1]
-        near = {
-            row
-            for pair in kept()
-            if None not in (first := facts["label"][pair.first], second := facts["label"][pair.second])
-            and first != second
-            for row in (pair.first, pair.second)
-        }
-        for row in all_with(near, "label"):
-            reasons[row] = f"contradiction: {_COPY_LABELS}"
-        for row in contradicting:
-            reasons[row] = f"contradiction: {_TWIN_LABELS}"
+        reasons = drop_rows(reasons, contradicting)
+    unsettled = contradicting.keys() if params.on_contradiction == "stop" else frozenset()
+
+    def drop(rows: Mapping[int, str]) -> Reasons:
+        return drop_rows(reasons, {row: reason for row, reason in rows.items() if row not in unsettled})
+
     if params.on_leak == "drop":
-        for row, leaks in enumerate(leaked(pixels(), facts["split"])):
-            if leaks:
-                reasons[row] = f"leak: {_TWIN_SPLIT}"
+        leaks = leaked(_kept_pixels(facts, reasons), facts["split"])
+        reasons = drop({row: f"leak: {_TWIN_SPLIT}" for row, leaks in enumerate(leaks) if leaks})
     if params.on_near_leak == "drop":
-        for row in all_with(near_leaked(kept(), facts["split"]), "split"):
-            reasons[row] = f"near leak: {_COPY_SPLIT}"
+        near = near_leaked(_kept_pairs(facts, pairs, reasons), facts["split"])
+        reasons = drop(dict.fromkeys(_all_with(facts, reasons, near, "split"), f"near leak: {_COPY_SPLIT}"))
     if params.on_duplicate == "drop":
-        for row, first in first_copies(pixels(), facts["split"], kept()).items():
-            reasons[row] = f"duplicate: of {facts['path'][first]}"
+        copies = first_copies(_kept_pixels(facts, reasons), facts["split"], _kept_pairs(facts, pairs, reasons))
+        reasons = drop({row: f"duplicate: of {facts['path'][first]}" for row, first in copies.items()})
     return reasons
 
 
 def drop_rows(dropped: Sequence[str | None], rows: Mapping[int, str]) -> Reasons:
     """Also take out `rows`, each for its reason."""
     return [reason or rows.get(row) for row, reason in enumerate(dropped)]
+
+
+def _contradictions(facts: Facts, pairs: "Sequence[NearPair]", dropped: Reasons) -> dict[int, str]:
+    """The rows that have, themselves or as a changed copy, another label, each with the words for it."""
+    labels = facts["label"]
+    counts = distinct_per_pixels(_kept_pixels(facts, dropped), labels)
+    near = {
+        row
+        for pair in _kept_pairs(facts, pairs, dropped)
+        if None not in (labels[pair.first], labels[pair.second]) and labels[pair.first] != labels[pair.second]
+        for row in (pair.first, pair.second)
+    }
+    return {
+        **dict.fromkeys(_all_with(facts, dropped, near, "label"), f"contradiction: {_COPY_LABELS}"),
+        **{row: f"contradiction: {_TWIN_LABELS}" for row, count in enumerate(counts) if count > 1},
+    }
+
+
+def _kept_pairs(facts: Facts, pairs: "Sequence[NearPair]", dropped: Reasons) -> "list[NearPair]":
+    return kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped)
+
+
+def _kept_pixels(facts: Facts, dropped: Reasons) -> list[str | None]:
+    """The hashes of the pixels; of dropped rows null."""
+    return [value if reason is None else None for value, reason in zip(facts["pixels_sha256"], dropped, strict=True)]
+
+
+def _all_with(facts: Facts, dropped: Reasons, rows: set[int], column: str) -> list[int]:
+    """The rows with the pixels of `rows` and their value in `column`: a pair speaks for all of them."""
+    wanted = {(facts["pixels_sha256"][row], facts[column][row]) for row in rows}
+    keys = zip(_kept_pixels(facts, dropped), facts[column], strict=True)
+    return [row for row, key in enumerate(keys) if key in wanted]
