@@ -29,9 +29,7 @@ def main() -> None:
     with creating_pack(PACK, (len(listing.items), *shape.of_image)) as pack:
         facts = fill_pack(listing, shape, pack, workers)
     with fraction("Searching for near copies") as progress:
-        pairs = near_duplicates(
-            open_pack(PACK), [f.phash for f in facts], [f.pixels_sha256 for f in facts], progress=progress
-        )
+        pairs = near_duplicates(open_pack(PACK), facts, progress=progress)
     write_table(pairs_table(pairs), NEAR)
     write_table(facts_table(listing, facts), TABLE)
     print(summary(listing, facts))

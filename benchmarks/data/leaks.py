@@ -153,14 +153,8 @@ def _twinrun(planted: Planted, folder: Path) -> Found:
     pack = folder / "images.npy"
     with creating_pack(pack, (len(planted.source), *planted.shape.of_image)) as temp:
         facts = fill_pack(planted.listing, planted.shape, temp, available_cores())
-    hashes = [fact.pixels_sha256 for fact in facts]
     start = time.perf_counter()
-    pairs = near_duplicates(
-        open_pack(pack),
-        [fact.phash for fact in facts],
-        hashes,
-        sizes=[(fact.width, fact.height) for fact in facts],
-    )
+    pairs = near_duplicates(open_pack(pack), facts)
     seconds = time.perf_counter() - start
     return _judged(planted, _with_identical([(pair.first, pair.second) for pair in pairs], facts), facts, seconds)
 

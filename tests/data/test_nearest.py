@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from twinrun.data.facts import pixels_sha256
+from twinrun.data.facts import Facts, broken, pixels_sha256
 from twinrun.data.nearest import NearPair, near_duplicates
 
 Pixels = npt.NDArray[np.uint8]
@@ -19,7 +19,13 @@ Pixels = npt.NDArray[np.uint8]
 
 def pairs(images: Pixels) -> list[NearPair]:
     """The pairs that are found among images (N, H, W, C), all of which can be decoded."""
-    return near_duplicates(images, ["0" * 16] * len(images), [pixels_sha256(image) for image in images])
+    return near_duplicates(images, facts_of(images))
+
+
+def facts_of(images: Pixels, size: tuple[int, int] | None = None) -> list[Facts]:
+    """What the search asks of images (N, H, W, C); `size` is the width and height that they had before padding."""
+    width, height = size or (images.shape[2], images.shape[1])
+    return [Facts(0, None, width=width, height=height, pixels_sha256=pixels_sha256(image)) for image in images]
 
 
 def picture(pixels: Pixels) -> Image.Image:
@@ -116,9 +122,7 @@ def test_cropped_copies_are_found_between_the_bars_of_padding(fashion: Pixels) -
     padded = np.zeros((1040, 28, 28, 1), np.uint8)
     padded[:, 3:24] = np.concatenate([wide, copies])
 
-    found = near_duplicates(
-        padded, ["0" * 16] * 1040, [pixels_sha256(image) for image in padded], sizes=[(640, 480)] * 1040
-    )
+    found = near_duplicates(padded, facts_of(padded, size=(640, 480)))
 
     planted = {(number, 1000 + number) for number in range(40)}
     assert len(planted & {(pair.first, pair.second) for pair in found}) >= 30
@@ -152,7 +156,7 @@ def test_images_that_could_not_be_decoded_are_left_out() -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 1)).astype(np.uint8)
     images[11] = images[3]
 
-    found = near_duplicates(images, [*["0" * 16] * 11, None], [*(pixels_sha256(image) for image in images[:11]), None])
+    found = near_duplicates(images, [*facts_of(images[:11]), broken(Facts(0, None), "truncated")])
 
     assert found == []
 

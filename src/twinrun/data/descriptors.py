@@ -31,13 +31,15 @@ VIEWS = np.array([(1, 0, 1, 0), *((0.9, top, 0.9, left) for top in _CORNERS for 
 """Windows (height, top, width, left) in shares of the sides: all of a picture, and nine tenths of it in 25 places."""
 
 
-def content_boxes(images: Pixels, sizes: Sequence[tuple[int | None, int | None]]) -> Boxes:
+def content_boxes(images: Pixels, sizes: Sequence[tuple[int | None, int | None]]) -> Boxes | None:
     """Where each of `images` (N, H, W, C) shows what had `sizes`, width and height, before padding to a square.
 
-    A picture that was turned upright has them swapped; one whose bars are not black was not padded.
+    A picture that was turned upright has them swapped; one whose bars are not black was not padded. Null where none
+    was.
     """
     side = images.shape[1]
     boxes = np.tile(np.array([0, 0, *images.shape[1:3]], np.int32), (len(images), 1))
+    padded = False
     for row, (width, height) in enumerate(sizes):
         if width and height and width != height:
             inner = max(1, round(min(width, height) * side / max(width, height)))
@@ -45,9 +47,9 @@ def content_boxes(images: Pixels, sizes: Sequence[tuple[int | None, int | None]]
             lying, standing = (start, 0, inner, side), (0, start, side, inner)
             for box in (lying, standing) if width > height else (standing, lying):
                 if not _outside(images[row], box).any():
-                    boxes[row] = box
+                    boxes[row], padded = box, True
                     break
-    return boxes
+    return boxes if padded else None
 
 
 def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None, gain: float = 1) -> Floats:

@@ -58,9 +58,7 @@ def check_folder(folder: Path, out: Path, *, size_px: int) -> tuple[Verdict, lis
             facts = fill_pack(listing, shape, unfinished, available_cores())
         images, table = open_pack(pack), facts_table(listing, facts)
         with fraction("Searching for near copies") as progress:
-            pairs = near_duplicates(
-                images, [fact.phash for fact in facts], [fact.pixels_sha256 for fact in facts], progress=progress
-            )
+            pairs = near_duplicates(images, facts, progress=progress)
         verdict = judge_table(table, images, pairs, _SETTINGS, draw_splits=False)
         write_text(report_html(verdict, table, images, _SETTINGS, {}, docs=None), out / REPORT)
         write_table(findings_table(verdict, table), out / "findings.parquet")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from twinrun.data.alignment import align, overlay, spectrum
 from twinrun.data.descriptors import VIEWS, Boxes, Pixels, content_boxes, descriptors, gray_pictures, learned_metric
+from twinrun.data.facts import Facts
 from twinrun.data.forest import Forest, grow, nearest
 
 Change = Literal["re-encoded", "cropped", "mirrored"]
@@ -86,26 +87,21 @@ class _Search:
 
 
 def near_duplicates(
-    images: Pixels,
-    phash: Sequence[str | None],
-    pixels_sha256: Sequence[str | None],
-    *,
-    sizes: Sequence[tuple[int | None, int | None]] | None = None,
-    progress: Callable[[float], None] | None = None,
+    images: Pixels, facts: Sequence[Facts], *, progress: Callable[[float], None] | None = None
 ) -> list[NearPair]:
     """Pairs of rows of `images` (N, H, W, C) that show the same picture, sorted.
 
-    Images without `phash` could not be decoded and are left out; of those with the same `pixels_sha256` the first
-    stands for all. `sizes`, width and height of each image as it came, tell the bars of padding from the picture.
-    Images of next to no contrast have no changed copies. `progress` is told the share done, in [0, 1]. The result
-    depends on neither threads nor time. Memory: some hundred bytes for each image, and no copy of the pixels.
+    Of `facts`, one for each image, the error says what to leave out; of images with the same pixels the first stands
+    for all; width and height tell the bars of padding from the picture. Images of next to no contrast have no changed
+    copies. `progress` is told the share done, in [0, 1]. The result depends on neither threads nor time. Memory: some
+    hundred bytes for each image, and no copy of the pixels.
     """
     from threadpoolctl import threadpool_limits
 
     from twinrun.data.packing import available_cores
 
-    rows = _first_of_each(phash, pixels_sha256)
-    boxes = content_boxes(images, sizes) if sizes is not None else None
+    rows = _first_of_each(facts)
+    boxes = content_boxes(images, [(fact.width, fact.height) for fact in facts])
     # One thread for each product of matrices: how BLAS cuts one up between threads would change its last bits.
     with threadpool_limits(1), ThreadPoolExecutor(available_cores()) as pool:
         search = _Search(images, boxes, pool, progress or (lambda _: None))
@@ -115,11 +111,11 @@ def near_duplicates(
     return [NearPair(*pair, *found) for pair, found in sorted(pairs.items())]
 
 
-def _first_of_each(phash: Sequence[str | None], pixels_sha256: Sequence[str | None]) -> Rows:
+def _first_of_each(facts: Sequence[Facts]) -> Rows:
     first: dict[str, int] = {}
-    for row, (known, pixels) in enumerate(zip(phash, pixels_sha256, strict=True)):
-        if known is not None and pixels is not None:
-            first.setdefault(pixels, row)
+    for row, fact in enumerate(facts):
+        if fact.error is None and fact.pixels_sha256 is not None:
+            first.setdefault(fact.pixels_sha256, row)
     return np.array(list(first.values()), np.int32)
 
 
