@@ -210,6 +210,7 @@ def _reproduce(run_id: str, said: int) -> None:
     """The command, in a process of its own."""
     from twinrun import cli
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell began with & ignore it
     os.dup2(said, 1)
     sys.stdout = os.fdopen(1, "w")
     sys.argv = ["twinrun", "reproduce", run_id]
