@@ -143,7 +143,8 @@ def _become(user: int) -> tuple[str, ...]:
 def _may_become(user: int) -> bool:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return False
-    command = [*_become(user), sys.executable, "-c", "import torch"]
+    # By way of a shell, as dvc runs a stage: what setpriv itself begins may still have root's rights to its folder.
+    command = [*_become(user), "sh", "-c", '"$1" -c "import torch"; exit $?', "sh", sys.executable]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == 0
 
 
