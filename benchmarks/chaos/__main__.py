@@ -60,6 +60,7 @@ def main() -> None:
 
     rows: list[Row] = []
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=options.folder))
+    folder.chmod(0o711)  # one case runs as another user
     try:
         say(f"Making the projects in {folder}")
         ours = make_twinrun(folder / "twinrun" / "project")
