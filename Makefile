@@ -47,7 +47,7 @@ ui: setup  ## show runs, pictures and the registry at http://127.0.0.1:5000 (POR
 serve: setup  ## answer requests with the champion at http://127.0.0.1:5001 (MODEL=name for another model)
 	@$(ACTIVATE) && mlflow models serve --model-uri "models:/$(MODEL)@champion" --env-manager local --port 5001
 
-chaos: setup  ## inject faults into real runs, here and in a plain stack, and print what they cost (about 40 minutes)
+chaos: setup  ## inject faults into real runs, here and in a plain stack, and print what they cost (more than an hour)
 	@$(ACTIVATE) && python -m benchmarks.chaos --json chaos.json $(CHAOS)
 
 bench: setup  ## measure the shards against Lightning without them (about 10 minutes)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.chaos`: inject faults, print the table. See --help; about 40 minutes on two quiet cores."""
+"""`python -m benchmarks.chaos`: inject faults, print the table. See --help; more than an hour on two quiet cores."""
 
 import argparse
 import json
