@@ -44,7 +44,7 @@ def drop_copies(
 
     if params.on_leak == "drop":
         leaks = leaked(_kept_pixels(facts, reasons), facts["split"])
-        reasons = drop({row: f"leak: {_TWIN_SPLIT}" for row, leaks in enumerate(leaks) if leaks})
+        reasons = drop({row: f"leak: {_TWIN_SPLIT}" for row, leaks_out in enumerate(leaks) if leaks_out})
     if params.on_near_leak == "drop":
         near = near_leaked(_kept_pairs(facts, pairs, reasons), facts["split"])
         reasons = drop(dict.fromkeys(_all_with(facts, reasons, near, "split"), f"near leak: {_COPY_SPLIT}"))
