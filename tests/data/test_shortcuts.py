@@ -110,16 +110,18 @@ def test_images_that_fill_the_square_have_their_corners_at_its_edges_and_broken_
 
     corners = corner_colours(cropped, [48, None], [32, None])
 
-    assert len(corners) == 12
+    assert len(corners) == 24
     assert corners["corner_top_left_red"] == corners["corner_top_left_blue"]
     top, bottom = corners["corner_top_left_red"], corners["corner_bottom_left_red"]
     assert top == [pytest.approx(cropped[0, :4, :4].mean() / 255), None]
+    assert corners["tip_top_left_red"] == [pytest.approx(cropped[0, :2, :2].mean() / 255), None]
     assert bottom == [pytest.approx(cropped[0, -4:, :4].mean() / 255), None]
 
 
-def test_a_mark_in_the_corner_of_one_label_is_found() -> None:
+@pytest.mark.parametrize("mark_px", [2, 3])
+def test_a_mark_in_the_corner_of_one_label_is_found(mark_px: int) -> None:
     images = np.random.default_rng(0).integers(60, 200, (240, 32, 32, 3), dtype=np.uint8)
-    images[1::4, :3, -3:] = (255, 0, 0)
+    images[1::4, :mark_px, -mark_px:] = (255, 0, 0)
     sides = [32] * 240
 
     shortcut = found(corner_colours(images, sides, sides))["corners", "metal"]

@@ -38,7 +38,7 @@ _FEWEST_PER_LABEL = 50
 _LEAVES_PER_LABEL = 4
 _DRAWS = 4000
 _DOUBT = 0.05
-_CORNER_SHARE = 1 / 8
+_CORNER_SHARES = {"corner": 1 / 8, "tip": 1 / 16}  # of each side; a small mark is lost in the mean of a large part
 _IMAGES_AT_ONCE = 4096
 
 Floats = NDArray[np.float64]
@@ -95,11 +95,18 @@ def corner_colours(
 ) -> dict[str, list[float | None]]:
     """Mean red, green and blue, in [0, 1], of the corners of each of (N, H, W, C): `corner_top_left_red` and 11 more.
 
-    A corner is an eighth of each side. Black bars, as `fit: pad` puts them round an image whose sides, in pixels, are
-    `widths` and `heights`, do not count as its corner; where these are unknown the image has no corners.
+    A corner is an eighth of each side, and its tip, as in `tip_top_left_red`, a sixteenth. Black bars, as `fit: pad`
+    puts them round an image whose sides, in pixels, are `widths` and `heights`, do not count as its corner; where these
+    are unknown the image has no corners.
     """
     count, channels = len(images), images.shape[3]
-    found = np.full((count, 4, channels), np.nan)
+    places = [
+        f"{part}_{down}_{across}"
+        for part in _CORNER_SHARES
+        for down in ("top", "bottom")
+        for across in ("left", "right")
+    ]
+    found = np.full((count, len(places), channels), np.nan)
     shapes = np.array([(w or 0, h or 0) for w, h in zip(widths, heights, strict=True)], dtype=np.int64).reshape(-1, 2)
     for shape in np.unique(shapes, axis=0).tolist():
         if min(shape) > 0:
@@ -108,7 +115,6 @@ def corner_colours(
                 some = rows[start : start + _IMAGES_AT_ONCE]
                 found[some] = _corners(np.asarray(images[some]), *shape)
     colours = np.repeat(found, 3, axis=2) if channels == 1 else found
-    places = [f"corner_{place}" for place in ("top_left", "top_right", "bottom_left", "bottom_right")]
     return {
         f"{place}_{colour}": [None if np.isnan(value) else float(value) for value in colours[:, i, j]]
         for i, place in enumerate(places)
@@ -117,9 +123,9 @@ def corner_colours(
 
 
 def _corners(images: Pixels, width: int, height: int) -> Floats:
-    """Mean colours (n, 4, C) of the corners of images that all were `width` x `height` before they were made square."""
+    """Mean colours (n, 8, C) of corners and tips of images that all were `width` x `height` before they were square."""
     side = images.shape[1]
-    found = np.empty((len(images), 4, images.shape[3]))
+    found = np.empty((len(images), 4 * len(_CORNER_SHARES), images.shape[3]))
     open_rows = np.ones(len(images), dtype=bool)
     # An EXIF orientation swaps the sides; cropped images fill the square.
     for box in (_content(side, width, height), _content(side, height, width), (slice(0, side), slice(0, side))):
@@ -128,11 +134,15 @@ def _corners(images: Pixels, width: int, height: int) -> Floats:
         fits = open_rows & ~images[:, outside].any(axis=(1, 2))
         open_rows &= ~fits
         content = images[fits][:, *box]
-        down, across = (max(1, round(content.shape[axis] * _CORNER_SHARE)) for axis in (1, 2))
-        halves = [content[:, :down], content[:, -down:]]
-        parts = [half[:, :, edge] for half in halves for edge in (slice(None, across), slice(-across, None))]
+        parts = [part for share in _CORNER_SHARES.values() for part in _corners_of(content, share)]
         found[fits] = np.stack([part.mean(axis=(1, 2)) for part in parts], axis=1) / 255
     return found
+
+
+def _corners_of(content: Pixels, share: float) -> list[Pixels]:
+    down, across = (max(1, round(content.shape[axis] * share)) for axis in (1, 2))
+    halves = [content[:, :down], content[:, -down:]]
+    return [half[:, :, edge] for half in halves for edge in (slice(None, across), slice(-across, None))]
 
 
 def _content(side: int, width: int, height: int) -> tuple[slice, slice]:
@@ -144,7 +154,7 @@ def _content(side: int, width: int, height: int) -> tuple[slice, slice]:
 
 
 def _wanted(facts: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
-    corners = tuple(name for name in facts if name.startswith("corner_"))
+    corners = tuple(name for name in facts if name.partition("_")[0] in _CORNER_SHARES)
     return {**_GROUPS, **({_CORNERS: corners} if corners else {})}
 
 
