@@ -1,20 +1,21 @@
 """The matrix of sameness: what must not change the weights, changed. One run for each cell.
 
-    threads 1, 2, 4 x processes 1, 2        for lenet5; with --networks for resnet9 (batch normalisation) and a network
-                                            of torchvision with dropout too, each in fp32 and bfloat16
+    threads 1, 2, 4 x processes 1, 2
     workers that take the images in, loader workers of the control
     working folder, TMPDIR, umask, TZ, LANG, PYTHONHASHSEED, user
+    all of these at once
 
-Cells that share a network and a precision must agree with the first of them, which for lenet5 in fp32 is the
-undisturbed run.
+The row `sameness` varies lenet5 in fp32, whose weights must be those of the undisturbed run; the row `networks` varies
+lenet5 in bfloat16, resnet9 (batch normalisation) and a network of torchvision with dropout, both in fp32 and bfloat16,
+whose weights must be those of the first cell of the same network and precision.
 """
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -43,36 +44,44 @@ class Cell:
 def vary_surroundings(lab: Lab, n: int) -> Row:
     """Lenet5 under every change of its surroundings; n limits how many."""
     cells = _plain_cells() if lab.stack.name == "plain" else _cells()
-    row = lab.try_all("matrix of sameness", [_case(lab, cell) for cell in cells[:n]])
+    return _vary(lab, "matrix of sameness", [_case(lab, cell, lambda _: lab.undisturbed.weights) for cell in cells[:n]])
+
+
+def vary_networks(lab: Lab, n: int) -> Row:
+    """Every network and precision under every change; the first cell of each says what the others must give."""
+    fault = "matrix of sameness, other networks"
+    if lab.stack.name == "plain":
+        return Row(fault=fault, stack="plain", seed=lab.seed, left_out="not tried")
+    cases = []
+    for network, precision in product(_NETWORKS, _PRECISIONS):
+        if (network, precision) != ("lenet5", "fp32"):
+            settings = {"model": network, "precision": precision, "epochs": 1, "batch_size": 128}
+            wanted = _first_found()
+            cases += [_case(lab, _trained_with(cell, settings), wanted) for cell in _cells()]
+    return _vary(lab, fault, cases[:n])
+
+
+def _vary(lab: Lab, fault: str, cases: Sequence[Callable[[Path], Outcome]]) -> Row:
+    row = lab.try_all(fault, cases)
     row.outcomes = [outcome for outcome in row.outcomes if "left out" not in outcome.moment]
     return row
 
 
-def vary_networks(lab: Lab, n: int) -> Row:
-    """Threads x processes for every network and precision; the first cell of each says what the others must give."""
-    found: dict[tuple[str, str], str] = {}
-    fault = "matrix of sameness, other networks"
-    if lab.stack.name == "plain":
-        return Row(fault=fault, stack="plain", seed=lab.seed, left_out="not tried")
+def _first_found() -> Callable[[str], str]:
+    """A function that answers with the weights it was first asked about."""
+    known: list[str] = []
 
-    def case(network: str, precision: str, threads: int, processes: int) -> Callable[[Path], Outcome]:
-        def attempt(folder: Path) -> Outcome:
-            project = lab.stack.project(folder)
-            settings = {"model": network, "precision": precision, "threads": threads, "devices": processes}
-            for name, value in {**settings, "epochs": 1, "batch_size": 128}.items():
-                set_param(project, f"train.{name}", value)
-            ended = lab.stack.start(project, lab.stack.train).finish()
-            weights = lab.stack.weights(project)
-            wanted = found.setdefault((network, precision), weights) if weights else None
-            faults = [f"it ended with {ended.code}"] if ended.code else []
-            faults += ["other weights"] if weights != wanted else []
-            moment = f"{network} {precision}, {threads} threads x {processes} processes"
-            return Outcome(moment=moment, faults=tuple(faults), log=str(ended.log))
+    def wanted(weights: str) -> str:
+        known.append(weights)
+        return known[0]
 
-        return attempt
+    return wanted
 
-    cells = [cell for cell in product(_NETWORKS, _PRECISIONS, _THREADS, _PROCESSES) if cell[:2] != ("lenet5", "fp32")]
-    return lab.try_all(fault, [case(*cell) for cell in cells[:n]])
+
+def _trained_with(cell: Cell, settings: Mapping[str, Any]) -> Cell:
+    params = {f"train.{name}": value for name, value in settings.items()}
+    name = f"{settings['model']} {settings['precision']}, {cell.name}"
+    return replace(cell, name=name, params={**params, **cell.params})
 
 
 def _cells() -> list[Cell]:
@@ -84,7 +93,8 @@ def _cells() -> list[Cell]:
         for threads, processes in product(_THREADS, _PROCESSES)
     ]
     ingest = [Cell(name=f"{workers} ingest workers", params={"ingest.workers": workers}) for workers in (1, 3)]
-    return [*crowd, *ingest, *_surroundings()]
+    settings = {"train.threads": 4, "train.devices": 2, "ingest.workers": 3}
+    return [*crowd, *ingest, *_surroundings(), *_at_once(settings, {})]
 
 
 def _plain_cells() -> list[Cell]:
@@ -97,7 +107,8 @@ def _plain_cells() -> list[Cell]:
         for threads, processes in product(_THREADS, _PROCESSES)
     ]
     loader = [Cell(name=f"{workers} loader workers", params={"train.loader_workers": workers}) for workers in (1, 2)]
-    return [*crowd, *loader, *_surroundings()]
+    settings = {"train.devices": 2, "train.loader_workers": 2}
+    return [*crowd, *loader, *_surroundings(), *_at_once(settings, {"OMP_NUM_THREADS": "4"})]
 
 
 def _surroundings() -> list[Cell]:
@@ -113,7 +124,21 @@ def _surroundings() -> list[Cell]:
     ]
 
 
-def _case(lab: Lab, cell: Cell) -> Callable[[Path], Outcome]:
+def _at_once(params: Mapping[str, Any], environment: Mapping[str, str]) -> list[Cell]:
+    """All changes but the other user, which not every machine can try."""
+    surroundings = [cell for cell in _surroundings() if cell.user is None]
+    return [
+        Cell(
+            name="all of these at once",
+            params=params,
+            environment={**environment, **{k: v for cell in surroundings for k, v in cell.environment.items()}},
+            folder=next(cell.folder for cell in surroundings if cell.folder != "project"),
+            prefix=next(cell.prefix for cell in surroundings if cell.prefix),
+        )
+    ]
+
+
+def _case(lab: Lab, cell: Cell, wanted: Callable[[str], str]) -> Callable[[Path], Outcome]:
     def attempt(folder: Path) -> Outcome:
         if cell.user is not None and not _may_become(cell.user):
             return Outcome(moment=f"{cell.name} (left out: needs root, and a Python that the user may read)", faults=())
@@ -130,7 +155,8 @@ def _case(lab: Lab, cell: Cell) -> Callable[[Path], Outcome]:
             _give(project.parent, cell.user)
         ended = lab.stack.start(project, (*prefix, *lab.stack.train), environment).finish()
         faults = [f"it ended with {ended.code}"] if ended.code else []
-        faults += ["other weights"] if lab.stack.weights(project) != lab.undisturbed.weights else []
+        weights = lab.stack.weights(project)
+        faults += ["other weights"] if weights is None or weights != wanted(weights) else []
         return Outcome(moment=cell.name, faults=tuple(faults), log=str(ended.log) if faults else "")
 
     return attempt
