@@ -141,8 +141,8 @@ def free_port() -> int:
 class FaultyTracker(ThreadingHTTPServer):
     """Stands before a real MLflow server and breaks in a chosen way.
 
-    `fault`: None passes everything on; "error" answers 500; "hang" never answers; "lost" lets the request through and
-    loses the answer. `after` requests are passed on before the fault begins.
+    `fault`: None passes everything on; "error" answers 500; "hang" never answers; "slow" answers after 2 s; "lost" lets
+    the request through and loses the answer. `after` requests are passed on before the fault begins.
     """
 
     daemon_threads = True
@@ -186,6 +186,8 @@ class _Relay(BaseHTTPRequestHandler):
         if fault == "hang":
             self.server.released.wait(20)
             return
+        if fault == "slow":
+            self.server.released.wait(2)
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "accept-encoding")}
         upstream.request(self.command, self.path, body, headers)

@@ -12,7 +12,7 @@ from tracking_support import FaultyTracker, runs, train
 
 from twinrun.errors import InterruptedTraining
 from twinrun.tracking.journal import Journal, read_events
-from twinrun.tracking.publisher import FAILING, follow, publishing
+from twinrun.tracking.publisher import TROUBLED, follow, publishing
 from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import find_tracker
 from twinrun.tracking.sync import sync
@@ -199,9 +199,32 @@ def test_a_training_does_not_wait_for_a_tracker_that_was_found_away(
 
     with publishing(journal, grace_s=30) as publication:
         journal.metrics(0, {"train_loss": 0.5})
-        while not (journal.folder / FAILING).exists():
+        while not (journal.folder / TROUBLED).exists():
             time.sleep(0.1)
         ended = time.monotonic()
 
     assert time.monotonic() - ended < 1
     assert publication.unpublished == 3
+
+
+@pytest.mark.parametrize("fault", ["slow", "hang"])
+def test_a_training_does_not_wait_for_a_tracker_that_takes_long_to_answer(
+    fault: str, tracker: FaultyTracker, project: Path
+) -> None:
+    journal = Journal.create(project, name="mlp on digits", experiment="digits")
+    tracker.break_down(fault)
+
+    with publishing(journal, grace_s=30) as publication:
+        journal.metrics(0, {"train_loss": 0.5})
+        while not (journal.folder / TROUBLED).exists():
+            time.sleep(0.1)
+        ended = time.monotonic()
+    waited_s = time.monotonic() - ended
+    tracker.break_down(None)
+    report = sync()
+
+    (run,) = [run for run in runs(project) if run.tags["twinrun.journal_id"] == journal.id]
+    assert waited_s < 1
+    assert publication.unpublished > 0
+    assert (report.problem, report.pending) == (None, 0)
+    assert run.history == {"train_loss": [(0, 0.5)]}

@@ -8,6 +8,7 @@ seconds where the tracker is away. What it cannot publish stays in the journal f
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,10 +22,12 @@ from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker
 GRACE_S = 15.0
 LOCK = "publisher.lock"
 LOG = "publisher.log"
-FAILING = "publisher.failing"
+TROUBLED = "publisher.troubled"  # there while the tracker is away or slow
 _LOOK_S = 0.2
 _BATCH_S = 1.0
 _LONGEST_PAUSE_S = 8.0
+# Of a server; one that answers is done with a step, which is a few requests, in a tenth of that.
+_SLOW_STEP_S = 1.5
 _STOP_GRACE_S = 2.0
 # A server may be slow for reasons of its own: a training waits for it this long, or this share of its own time.
 _SERVER_GRACE_S, _SERVER_GRACE_SHARE = 5.0, 0.02
@@ -52,9 +55,9 @@ class Publication:
 def publishing(journal: Journal, *, grace_s: float = GRACE_S) -> Iterator[Publication]:
     """Publish `journal` from another process while the body runs, then wait for it, at most `grace_s` seconds.
 
-    For a server it waits shorter, and not at all for a tracker that was found away: the publisher goes on by itself for
-    `grace_s` seconds. A body that is left by an error has the journal's end recorded, KILLED for an interruption and
-    FAILED otherwise, and waits 2 s at most. The tracker's troubles never reach the body.
+    For a server it waits shorter, and not at all for a tracker that was found away or slow: the publisher goes on by
+    itself, for `grace_s` seconds where it fails. A body that is left by an error has the journal's end recorded, KILLED
+    for an interruption and FAILED otherwise, and waits 2 s at most. The tracker's troubles never reach the body.
     """
     publication = Publication(journal.folder)
     process = _start(journal.folder, grace_s)
@@ -99,9 +102,8 @@ def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:
         # The end of a training is published at once, unless the tracker was just found away.
         if time.monotonic() >= next_try or (over and pause == _BATCH_S):
             try:
-                while replay.step():
+                while _step(replay, folder):
                     pause = _BATCH_S
-                (folder / FAILING).unlink(missing_ok=True)
                 if summary.dead():
                     replay.mark_killed()
                 if over and not replay.pending():
@@ -109,12 +111,39 @@ def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:
             except Exception as error:  # whatever a tracker does, the journal waits
                 print(f"{time.strftime('%H:%M:%S')} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 pause, failed = min(_LONGEST_PAUSE_S, 2 * pause), True
-                with suppress(OSError):
-                    (folder / FAILING).touch()
+                _mark_trouble(folder, True)
             next_try = time.monotonic() + pause
         if failed and watch.over_for_s() > grace_s:
             return
         time.sleep(_LOOK_S)
+
+
+def _step(replay: Replay, folder: Path) -> bool:
+    """Publish the next events, and mark a server as troubled while it takes long; False where none were left."""
+    if not replay.pending():
+        return False
+    replay.client  # noqa: B018 - it imports MLflow, which is not the tracker's fault
+    if replay.tracker.database is not None:
+        return replay.step()
+    alarm = threading.Timer(_SLOW_STEP_S, _mark_trouble, (folder, True))
+    alarm.daemon = True
+    alarm.start()
+    began = time.monotonic()
+    try:
+        done = replay.step()
+    finally:
+        alarm.cancel()
+        alarm.join()
+    _mark_trouble(folder, time.monotonic() - began > _SLOW_STEP_S)
+    return done
+
+
+def _mark_trouble(folder: Path, troubled: bool) -> None:
+    with suppress(OSError):
+        if troubled:
+            (folder / TROUBLED).touch()
+        else:
+            (folder / TROUBLED).unlink(missing_ok=True)
 
 
 class _Watch:
@@ -153,7 +182,7 @@ def project_of(folder: Path) -> Path:
 
 def _start(folder: Path, grace_s: float) -> "subprocess.Popen[bytes] | None":
     try:
-        (folder / FAILING).unlink(missing_ok=True)
+        (folder / TROUBLED).unlink(missing_ok=True)
         with (folder / LOG).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "twinrun.tracking.publisher", os.fspath(folder.resolve()), str(grace_s)],
@@ -178,10 +207,10 @@ def _environment() -> dict[str, str]:
 
 
 def _wait(folder: Path, process: "subprocess.Popen[bytes] | None", grace_s: float) -> int:
-    """Wait until the publisher has ended or failed, at most `grace_s` seconds; return what is unpublished."""
+    """Wait until the publisher has ended or is in trouble, at most `grace_s` seconds; return what is unpublished."""
     deadline = time.monotonic() + grace_s
     while process is not None and process.poll() is None and time.monotonic() < deadline:
-        if (folder / FAILING).exists():
+        if (folder / TROUBLED).exists():
             break
         time.sleep(_LOOK_S / 10)
     return unpublished(folder, find_tracker(project_of(folder)))
