@@ -119,6 +119,10 @@ class Classifier(pl.LightningModule):
         self.steps_done += 1
         self._losses.append((result.loss, len(batch)))
 
+    def on_train_start(self) -> None:
+        # Where Lightning starts processes, it gives each its share of the cores as threads, which would change weights.
+        self._sharded.use_one_thread()
+
     def on_train_epoch_start(self) -> None:
         self._losses = []
         self._random_state = self._global_random_state()

@@ -94,12 +94,16 @@ class ShardedNetwork:
 
     def __enter__(self) -> "ShardedNetwork":
         self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(1)
+        self.use_one_thread()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._threads_before)
+
+    def use_one_thread(self) -> None:
+        """Have every operation of PyTorch in the calling thread use one thread, whatever was set since."""
+        torch.set_num_threads(1)
 
     def backward(self, load: LoadImages, images: int, step: int) -> BatchResult:
         """Set the gradient of every parameter to that of the mean loss over a batch of `images` images.
