@@ -5,7 +5,9 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,61 @@ def test_torchrun_gives_the_same_weights_as_one_process(
 
     assert code == 0, said
     assert trainable.weights_hash() == alone
+
+
+def test_processes_on_a_machine_of_many_cores_give_the_same_weights_as_one(
+    trainable: TrainableProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    trainable.set(epochs=1, threads=1, gradient_clip=1.0).train_here()
+    alone = trainable.weights_hash()
+    shutil.rmtree(trainable.folder / "data/out/train")
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.sched_getaffinity = lambda _: set(range(8))\n")
+
+    code, said = trainable.set(devices=2).train(PYTHONPATH=os.pathsep.join([str(tmp_path), *_python_path()]))
+
+    assert code == 0, said
+    assert trainable.weights_hash() == alone
+
+
+def test_two_machines_with_disks_of_their_own_go_on_after_a_stop_with_the_undisturbed_weights(
+    trainable: TrainableProject, undisturbed: str
+) -> None:
+    other = TrainableProject(trainable.folder.with_name("other"))
+    trainable.set(**LONG)
+    shutil.copytree(trainable.folder, other.folder)
+    first, second = _start_on_two_machines(trainable, other)
+    _wait_for_epoch(first, 3)
+
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    second.send_signal(signal.SIGTERM)
+    second.communicate(timeout=60)
+    first, second = _start_on_two_machines(trainable, other)
+    said, _ = first.communicate(timeout=240)
+    second.communicate(timeout=60)
+
+    assert (first.returncode, second.returncode) == (0, 0), said
+    assert re.search(r"Resuming after epoch ([3-9]|\d\d) of 24", said)
+    assert not (other.folder / ".twinrun").exists()
+    assert trainable.weights_hash() == undisturbed
+
+
+def test_ctrl_c_while_the_processes_still_start_is_a_clean_stop(trainable: TrainableProject) -> None:
+    process = trainable.set(**LONG, devices=2).start(MLFLOW_TRACKING_URI=AWAY)
+    while not psutil.Process(process.pid).children() or not _trainers_below(process):
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)
+
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+
+    (journal,) = trainable.folder.glob(".twinrun/journals/*/journal.jsonl")
+    assert process.returncode == 130, said
+    assert "Training stopped: SIGINT arrived" in said
+    assert "Traceback" not in said
+    assert '"status":"KILLED"' in journal.read_text().replace(" ", "")
 
 
 def test_a_stop_reaches_every_process_and_one_process_continues_with_the_same_weights(
@@ -209,6 +266,28 @@ def test_a_read_only_output_folder_is_refused_before_the_first_batch(trainable: 
 def _python_path() -> list[str]:
     repository = Path(pipeline.train.__file__).parents[1]
     return [str(repository / "src"), str(repository)]
+
+
+def _start_on_two_machines(*projects: TrainableProject) -> "list[subprocess.Popen[str]]":
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        project.start(
+            *("-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1"),
+            *("--master-addr=127.0.0.1", f"--master-port={port}"),
+            MLFLOW_TRACKING_URI=AWAY,
+        )
+        for rank, project in enumerate(projects)
+    ]
+
+
+def _trainers_below(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any(word.endswith("pipeline/train.py") or word == "pipeline.train" for word in child.cmdline())
+    ]
 
 
 def _wait_for_epoch(process: "subprocess.Popen[str]", epoch: int) -> None:

@@ -1,8 +1,13 @@
 """What the training processes exchange: the results of shards, in their order. Knows nothing of networks."""
 
+from collections.abc import Callable
+from typing import TypeVar, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def process_count() -> int:
@@ -25,6 +30,15 @@ def gather_objects(mine: tuple[str, int]) -> list[tuple[str, int]]:
     everybody: list[tuple[str, int] | None] = [None] * process_count()
     dist.all_gather_object(everybody, mine)
     return [said for said in everybody if said is not None]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, for all; called by every process, or by one alone."""
+    if process_count() == 1:
+        return make()
+    made = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(made, src=0)
+    return cast(T, made[0])
 
 
 def is_any(flag: bool) -> bool:

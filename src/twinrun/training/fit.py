@@ -19,7 +19,7 @@ from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest
 from twinrun.training.lightning import pl
 from twinrun.training.module import Classifier, EpochScores, ImageArray, SplitImages
-from twinrun.training.processes import build_strategy, local_process_count, node_count, rank
+from twinrun.training.processes import build_strategy, join_others, local_process_count, node_count, rank
 from twinrun.training.shards import Numerics, ShardedNetwork, laid_out_like, thread_count
 
 _LINE_EVERY_S = 30.0
@@ -29,13 +29,13 @@ _LINE_EVERY_S = 30.0
 class Trained:
     """The weights that a training ends with, those of `kept_epoch`, and the scores of every epoch.
 
-    `elapsed_s` counts the epochs of all processes that worked on it, should it have been `resumed`.
+    `earlier_s` counts the epochs that earlier processes computed, should it have been `resumed`.
     """
 
     tensors: dict[str, Tensor]
     history: tuple[EpochScores, ...]
     kept_epoch: int
-    elapsed_s: float
+    earlier_s: float
     resumed: bool
 
 
@@ -60,9 +60,9 @@ def fit(
 ) -> Trained:
     """Train `network` on the train split and judge it on the val split after each epoch.
 
-    Goes on after the newest checkpoint, and ends with the same weights as a training that was never stopped. Raises
-    DataError where a batch is larger than the training set, DivergedError where the loss is not finite, and
-    InterruptedTraining where `stop` asks for it.
+    Goes on after the newest checkpoint, and ends with the same weights as a training that was never stopped; on several
+    machines the first process's checkpoint counts. Raises DataError where a batch is larger than the training set,
+    DivergedError where the loss is not finite, and InterruptedTraining where `stop` asks for it.
     """
     train, val = SplitImages(images, manifest.split("train")), SplitImages(images, manifest.split("val"))
     check_batch_size(len(train), params.batch_size)
@@ -77,11 +77,14 @@ def fit(
     ) as sharded:
         module = Classifier(sharded, train, val, params)
         progress = _Progress(module, checkpoints, stop, on_epoch, params)
+        join_others()
         progress.restore()
         if progress.epochs_done < params.epochs:
-            _run(module, progress, params, numerics)
+            _run(module, progress, params, numerics, stop)
+    if progress.epochs_done < params.epochs:
+        raise TrainingError(f"Lightning ended the training after epoch {progress.epochs_done} of {params.epochs}.")
     return Trained(
-        progress.kept_tensors, tuple(progress.history), progress.kept_epoch, progress.elapsed_s, progress.resumed
+        progress.kept_tensors, tuple(progress.history), progress.kept_epoch, progress.earlier_s, progress.resumed
     )
 
 
@@ -103,7 +106,9 @@ def announce(scores: EpochScores, images_per_second: float, epochs: int) -> None
     )
 
 
-def _run(module: Classifier, progress: "_Progress", params: TrainParams, numerics: Numerics) -> None:
+def _run(module: Classifier, progress: "_Progress", params: TrainParams, numerics: Numerics, stop: StopRequest) -> None:
+    if rank() == 0:
+        stop.check()  # another one goes on until all can stop together
     on_terminal = sys.stdout.isatty() and rank() == 0
     callbacks: list[pl.Callback] = [progress]
     if on_terminal:
@@ -131,6 +136,7 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
         for count in ("ready", "started", "processed", "completed"):
             setattr(counts, count, progress.epochs_done)
         try:
+            stop.hold_for_children()
             trainer.fit(module)
         except RuntimeError as error:
             if "deterministic" not in str(error):
@@ -140,6 +146,8 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
                 f"{str(error).splitlines()[0]}\n"
                 "Train it on a CPU (train.accelerator: cpu) or choose another train.model."
             ) from error
+        finally:
+            stop.install()
 
 
 class _EpochBar(pl.callbacks.RichProgressBar):
@@ -160,8 +168,9 @@ class _Progress(pl.Callback):
         self.kept_tensors: dict[str, Tensor] = {}
         self._module, self._checkpoints, self._stop = module, checkpoints, stop
         self._on_epoch, self._params = on_epoch, params
-        self.elapsed_s = 0.0
+        self.earlier_s = 0.0
         self.resumed = False
+        self._elapsed_s = 0.0
         self._resumed: Checkpoint | None = None
         self._epoch_started = self._line_written = time.monotonic()
 
@@ -171,14 +180,15 @@ class _Progress(pl.Callback):
 
     def restore(self) -> None:
         """Put the newest checkpoint's state into the module; the optimizer's follows when Lightning has made it."""
-        checkpoint, passed_over = self._checkpoints.newest()
-        for line in passed_over:
-            print(f"Warning: {line}", file=sys.stderr, flush=True)
+        checkpoint, passed_over = collectives.from_first(self._checkpoints.newest)
+        if rank() == 0:
+            for line in passed_over:
+                print(f"Warning: {line}", file=sys.stderr, flush=True)
         if checkpoint is None:
             return
         self._resumed = checkpoint
         self.resumed = True
-        self.elapsed_s = checkpoint.facts["elapsed_s"]
+        self.earlier_s = self._elapsed_s = checkpoint.facts["elapsed_s"]
         self.history = [EpochScores(**row) for row in checkpoint.facts["history"]]
         self.kept_epoch = checkpoint.facts["kept_epoch"]
         self.kept_tensors = _under(checkpoint.tensors, "kept.")
@@ -193,18 +203,19 @@ class _Progress(pl.Callback):
                 self._on_epoch(scores, None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        self._stop.install()  # now, since Lightning has installed its own, which would end the process with 0
+        self._stop.install()  # again, since Lightning has installed its own, which would end the process with 0
         standings = collectives.gather_objects((self._checkpoints.folder.name, self.epochs_done))
         if len(set(standings)) > 1:
             lines = [f"  process {i}: fingerprint {f[:12]}, {e} epochs done" for i, (f, e) in enumerate(standings)]
             raise TrainingError(
                 "The training processes do not work on the same training:\n"
                 + "\n".join(lines)
-                + "\nGive them the same code, params and data, and one .twinrun folder on a disk that all of them see."
+                + "\nGive them the same code, params, data and processors."
             )
         if self._resumed is not None:
             _load_optimizer(trainer.optimizers[0], self._resumed)
             self._resumed = None
+        self._stop_together()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._epoch_started = self._line_written = time.monotonic()
@@ -233,7 +244,7 @@ class _Progress(pl.Callback):
             self.kept_epoch = scores.epoch
             state = self._module.result_network.state_dict()
             self.kept_tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-        self.elapsed_s += time.monotonic() - self._epoch_started
+        self._elapsed_s += time.monotonic() - self._epoch_started
         if rank() == 0:
             self._checkpoints.save(scores.epoch, self._tensors(trainer.optimizers[0]), self._facts())
             self._on_epoch(scores, self._module.images_per_epoch / max(self._epoch_s, 1e-9))
@@ -255,7 +266,7 @@ class _Progress(pl.Callback):
         return {
             "history": [asdict(scores) for scores in self.history],
             "kept_epoch": self.kept_epoch,
-            "elapsed_s": self.elapsed_s,
+            "elapsed_s": self._elapsed_s,
             "steps_done": self._module.steps_done,
         }
 

@@ -17,6 +17,7 @@ from twinrun.publish import explained
 
 LOCK_WAIT_S = 30.0
 _POLL_S = 0.25
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 
 
@@ -29,30 +30,32 @@ class StopRequest:
 
     def install(self) -> None:
         """Take over SIGTERM and SIGINT; a second signal ends the process at once. Call from the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+    def hold_for_children(self) -> None:
+        """Let signals to the processes started from now on wait until they `install`, and those to this one likewise.
+
+        They import for seconds before they can listen, and one that a signal ends takes all of them with it.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
     def watch_parent(self) -> None:
-        """Ask to stop when the process that this one works for ends: dvc, `twinrun reproduce`, or the first trainer."""
+        """Ask to stop when a process that this one works for ends: dvc, `twinrun reproduce`, or the first trainer."""
         if _is_orphan():
             self._request(signal.SIGTERM, "the dvc that it worked for ended")
             return
-        employer = _employer()
-        if employer is None:
-            return
+        employers = _employers()
 
         def watch() -> None:
-            while employer.is_running() and employer.status() != psutil.STATUS_ZOMBIE:
+            while all(map(_works, employers)):
                 time.sleep(_POLL_S)
-            self._request(signal.SIGTERM, f"the process that it worked for ({employer.pid}) ended")
+            gone = next((employer.pid for employer in employers if not _works(employer)), employers[0].pid)
+            self._request(signal.SIGTERM, f"the process that it worked for ({gone}) ended")
 
-        def watch_quietly() -> None:
-            try:
-                watch()
-            except psutil.NoSuchProcess:
-                self._request(signal.SIGTERM, f"the process that it worked for ({employer.pid}) ended")
-
-        threading.Thread(target=watch_quietly, daemon=True, name="parent-watch").start()
+        if employers:
+            threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
     @property
     def requested(self) -> bool:
@@ -77,11 +80,11 @@ class StopRequest:
         try:
             yield
         except InterruptedTraining as interruption:
-            raise SystemExit(interruption.exit_code) from None
+            raise SystemExit(_quiet_code(interruption.exit_code)) from None
         except RuntimeError:
             time.sleep(4 * _POLL_S)
             if self.requested:
-                raise SystemExit(128 + signal.SIGTERM) from None
+                raise SystemExit(_quiet_code(128 + signal.SIGTERM)) from None
             raise
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -131,20 +134,36 @@ def _described(holder: Path) -> str:
         return "Another training is writing to this project."
 
 
-def _employer() -> psutil.Process | None:
-    """The nearest ancestor that this process must not outlive, or None."""
+def _quiet_code(code: int) -> int:
+    """How a process that stops as it was asked to ends: Lightning kills the first one where another ends otherwise."""
+    return code if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def _works(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _employers() -> list[psutil.Process]:
+    """The ancestors that this process must not outlive: who started it, where that is one of ours, and the nearest dvc.
+
+    Between dvc and a trainer there may be a torchrun, which outlives dvc.
+    """
+    found = []
     if "LOCAL_RANK" in os.environ or "TWINRUN_TWIN_OF" in os.environ:
-        return psutil.Process().parent()
-    if "DVC_ROOT" not in os.environ:
-        return None
-    for ancestor in psutil.Process().parents():
-        try:
-            command = ancestor.cmdline()
-        except psutil.Error:
-            continue
-        if any(Path(word).name == "dvc" for word in command[:3]):
-            return ancestor
-    return None
+        found += [parent for parent in [psutil.Process().parent()] if parent is not None]
+    if "DVC_ROOT" in os.environ:
+        found += [ancestor for ancestor in psutil.Process().parents() if _is_dvc(ancestor)][:1]
+    return found
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        return any(Path(word).name == "dvc" for word in process.cmdline()[:3])
+    except psutil.Error:
+        return False
 
 
 def _is_orphan() -> bool:

@@ -37,6 +37,12 @@ def node_count() -> int:
     return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else 1
 
 
+def join_others() -> None:
+    """Meet the processes that torchrun started; those that Lightning starts meet later, and read the same disk."""
+    if _under_torchrun() and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
 def rank() -> int:
     """Number of this process among the training processes, from 0; the first one writes the files."""
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
