@@ -1,6 +1,7 @@
 """Stage `train`: pack + manifest -> bundle, history and card. Run with `dvc repro train`."""
 
 import os
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -28,8 +29,8 @@ from twinrun.training.history import history_csv
 from twinrun.training.interruption import StopRequest, training_lock
 from twinrun.training.job import Job, prepare_job
 from twinrun.training.module import EpochScores
-from twinrun.training.numerics import describe_gpu
-from twinrun.training.processes import rank
+from twinrun.training.numerics import describe_gpus
+from twinrun.training.processes import local_process_count, node_count, rank
 from twinrun.training.shards import thread_count
 
 PROJECT = Path()
@@ -40,9 +41,11 @@ STATE = Path(".twinrun")
 
 
 def main() -> None:
-    params = load_params()
+    began, started = time.monotonic(), datetime.now(UTC)
     stop = StopRequest()
+    stop.install()
     stop.watch_parent()
+    params = load_params()
     if rank() > 0:
         with stop.quietly():
             _prepare(params).run(stop, on_epoch=lambda *_: None)
@@ -56,23 +59,25 @@ def main() -> None:
         ensure_writable(STATE, needed_bytes=job.checkpoint_bytes())
         journal = _open_journal(job, params, code)
         with publishing(journal) as publication:
-            started, energy = datetime.now(UTC), EnergyMeter()
+            energy = EnergyMeter()
             trained = job.run(stop, on_epoch=lambda scores, speed: _tell(scores, speed, journal, params))
             digest = _write_model(job, trained)
             card = build_card(
                 code=code,
                 params=asdict(params),
                 environment=collect_environment(PROJECT),
-                hardware=collect_hardware([describe_gpu()] if describe_gpu() else None),
+                hardware=collect_hardware(describe_gpus()),
                 dvc_lock=collect_dvc_lock(PROJECT),
                 weights_hash=digest,
                 fingerprint=job.fingerprint,
                 fingerprint_parts=job.parts,
                 threads=thread_count(params.train.threads),
                 shards=params.train.shards,
+                processes=local_process_count(params.train) * node_count(),
+                machines=node_count(),
                 precision=job.parts["numerics"]["precision"],
                 started=started,
-                wall_time_s=trained.elapsed_s,
+                wall_time_s=trained.earlier_s + time.monotonic() - began,
                 energy_j=None if trained.resumed else energy.joules(),
                 journal_id=journal.id,
             )

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -133,17 +134,20 @@ def test_dvc_lock_becomes_hashes_by_stage(tmp_path: Path) -> None:
     assert collect_dvc_lock(tmp_path / "nowhere") == {}
 
 
-def test_energy_is_counted_over_packages_and_a_wrapped_counter(tmp_path: Path) -> None:
+def test_energy_is_counted_over_packages_and_counters_that_wrap_more_than_once(tmp_path: Path) -> None:
     for name, energy in (("intel-rapl:0", 900), ("intel-rapl:1", 0), ("intel-rapl:0:0", 5)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "energy_uj").write_text(str(energy))
         (tmp_path / name / "max_energy_range_uj").write_text("1000")
-    meter = EnergyMeter(tmp_path)
+    meter, often = EnergyMeter(tmp_path, every_s=60), EnergyMeter(tmp_path, every_s=0.01)
 
-    (tmp_path / "intel-rapl:0/energy_uj").write_text("100")
+    for energy in (100, 700, 200):
+        (tmp_path / "intel-rapl:0/energy_uj").write_text(str(energy))
+        time.sleep(0.5)
     (tmp_path / "intel-rapl:1/energy_uj").write_text("300")
 
-    assert meter.joules() == pytest.approx(500e-6)
+    assert meter.joules() == pytest.approx((300 + 300) * 1e-6)
+    assert often.joules() == pytest.approx((200 + 600 + 500 + 300) * 1e-6)
     assert EnergyMeter(tmp_path / "nowhere").joules() is None
 
 
@@ -173,6 +177,8 @@ def test_the_card_opens_with_what_a_run_is_looked_up_by(repository: Path) -> Non
         fingerprint_parts={"code": "ef"},
         threads=2,
         shards=4,
+        processes=1,
+        machines=1,
         precision="fp32",
         started=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         wall_time_s=1.23456,

@@ -10,7 +10,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ _NVIDIA_SMI_S = 20
 # Those that decide which kernels a numeric library picks, and so the last bits of a result.
 _NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8mm|sve\w*|sme2?")
 _POWERCAP = Path("/sys/class/powercap")
+_ENERGY_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def collect_environment(root: Path) -> dict[str, Any]:
     }
 
 
-def collect_hardware(gpus: list[Mapping[str, Any]] | None = None) -> dict[str, Any]:
+def collect_hardware(gpus: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The processor, the instructions that decide numerics, cores and memory.
 
     `gpus` are as training describes them; each gets its `driver`, where nvidia-smi tells it.
@@ -174,7 +176,7 @@ def collect_hardware(gpus: list[Mapping[str, Any]] | None = None) -> dict[str, A
         "cores_logical": psutil.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [_with_driver(gpu, drivers) for gpu in gpus or []],
+        "gpus": [_with_driver(gpu, drivers) for gpu in gpus],
     }
 
 
@@ -192,25 +194,40 @@ def installed_gpus() -> list[tuple[str, str]]:
 
 
 class EnergyMeter:
-    """Energy that the processors took since the meter was made, where the machine tells (Linux powercap, RAPL)."""
+    """Energy that the processors took since the meter was made, where the machine tells (Linux powercap, RAPL).
 
-    def __init__(self, powercap: Path = _POWERCAP) -> None:
+    The counters wrap after minutes at full load, so a thread reads them often.
+    """
+
+    def __init__(self, powercap: Path = _POWERCAP, every_s: float = _ENERGY_EVERY_S) -> None:
         """Start measuring. `powercap` is the folder that holds the packages, intel-rapl:0 and so on."""
         self._powercap = powercap
-        self._start = self._read()
+        self._last = self._read()
+        self._total_uj: int | None = 0 if self._last else None
+        self._lock, self._over = threading.Lock(), threading.Event()
+        if self._last:
+            threading.Thread(target=self._follow, args=(every_s,), daemon=True, name="energy").start()
 
     def joules(self) -> float | None:
-        """Joules so far, over all packages; None where the counters cannot be read. A counter may wrap once."""
-        if not self._start:
-            return None
-        now = self._read()
-        total = 0
-        for package, (start, _) in self._start.items():
-            if package not in now:
-                return None
-            end, limit = now[package]
-            total += end - start if end >= start else end - start + limit
-        return total / 1e6
+        """Joules over all packages, and the end of measuring; None where the counters could not be read throughout."""
+        self._over.set()
+        self._add()
+        return None if self._total_uj is None else self._total_uj / 1e6
+
+    def _follow(self, every_s: float) -> None:
+        while not self._over.wait(every_s):
+            self._add()
+
+    def _add(self) -> None:
+        with self._lock:
+            now = self._read()
+            if self._total_uj is None or now.keys() != self._last.keys():
+                self._total_uj = None
+                return
+            for package, (end, limit) in now.items():
+                start, _ = self._last[package]
+                self._total_uj += end - start if end >= start else end - start + limit
+            self._last = now
 
     def _read(self) -> dict[str, tuple[int, int]]:
         counters = {}
@@ -240,13 +257,18 @@ def build_card(
     fingerprint_parts: Mapping[str, Any],
     threads: int,
     shards: int,
+    processes: int,
+    machines: int,
     precision: str,
     started: datetime,
     wall_time_s: float,
     energy_j: float | None,
     journal_id: str,
 ) -> dict[str, Any]:
-    """Put the card together, in the order in which a person reads it. `params` are nested as in params.yaml."""
+    """Put the card together, in the order in which a person reads it.
+
+    `params` are nested as in params.yaml; `wall_time_s` is of all processes that worked on the training in turn.
+    """
     return {
         "weights_hash": weights_hash,
         "fingerprint": fingerprint,
@@ -262,6 +284,8 @@ def build_card(
         "hardware": dict(hardware),
         "threads": threads,
         "shards": shards,
+        "processes": processes,
+        "machines": machines,
         "precision": precision,
         "started": started.astimezone(UTC).isoformat(timespec="seconds"),
         "wall_time_s": round(wall_time_s, 3),

@@ -22,8 +22,10 @@ _DECIDING_CODE = (
     "models/architectures.py",
     "models/bundle.py",
     "models/predict.py",
+    "params.py",
     "training/*.py",
 )
+_STAGE = Path("pipeline/train.py")
 _DECIDING_PACKAGES = ("numpy", "pytorch-lightning", "safetensors", "torch", "torchvision")
 _NOT_DECIDING = ("threads", "devices", "accelerator")
 
@@ -38,7 +40,10 @@ def fingerprint_parts(
     """
     settings = {name: value for name, value in asdict(params).items() if name not in _NOT_DECIDING}
     return {
-        "code": {path: file_sha256(_PACKAGE / path) for path in _deciding_files()},
+        "code": {
+            **{path: file_sha256(_PACKAGE / path) for path in _deciding_files()},
+            _STAGE.as_posix(): file_sha256(_STAGE) if _STAGE.exists() else None,
+        },
         "params": {**settings, "preparation": preparation},
         "data": {"pack": file_sha256(pack), "manifest": _manifest_hash(manifest)},
         "environment": {

@@ -30,28 +30,31 @@ def describe_numerics(numerics: Numerics) -> dict[str, Any]:
     description: dict[str, Any] = {
         "device": numerics.device.type,
         "precision": "bf16" if numerics.autocast is torch.bfloat16 else "fp32",
+        "switches": {name: os.environ[name] for name in _KERNEL_SWITCHES if name in os.environ},
     }
     if numerics.device.type == "cuda":
-        return {**description, **describe_gpu()}
+        return {**description, **describe_gpus()[numerics.device.index or 0]}
     return {
         **description,
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "processor": _processor_class(),
-        "switches": {name: os.environ[name] for name in _KERNEL_SWITCHES if name in os.environ},
     }
 
 
-def describe_gpu() -> dict[str, Any]:
-    """Name of the GPU and versions of CUDA and cuDNN; empty where there is none."""
+def describe_gpus() -> list[dict[str, Any]]:
+    """Of every GPU here its name, and versions of CUDA and cuDNN."""
     if not torch.cuda.is_available():
-        return {}
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "gpu_capability": ".".join(map(str, torch.cuda.get_device_capability())),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-    }
+        return []
+    return [
+        {
+            "gpu": torch.cuda.get_device_name(index),
+            "gpu_capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        }
+        for index in range(torch.cuda.device_count())
+    ]
 
 
 def pixel_statistics(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -75,11 +78,13 @@ def pixel_statistics(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> tupl
 # What a person may set to make the numeric libraries choose other kernels.
 _KERNEL_SWITCHES = (
     "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
     "MKL_CBWR",
     "MKL_ENABLE_INSTRUCTIONS",
     "NVIDIA_TF32_OVERRIDE",
     "ONEDNN_DEFAULT_FPMATH_MODE",
     "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
 
 
