@@ -325,3 +325,52 @@ def test_the_distribution_of_facts_is_drawn_by_dvc_for_each_split(project: Proje
     assert photos.is_dir()
     for split in ("train", "val", "test"):
         np.testing.assert_allclose(values[:, columns.index(f"brightness_{split}")].sum(), 1, atol=1e-4)
+
+
+def test_a_group_in_two_published_splits_is_a_leak_and_can_be_dropped_from_the_earlier(
+    project: Project, photos: Path
+) -> None:
+    groups = ["train/cat/003.png,burst-3", "train/cat/004.png,burst-3", "test/cat/007.png,burst-3"]
+    (photos.parent / "groups.csv").write_text("\n".join(["path,group", *groups, "test/dog/001.png,burst-4"]))
+
+    stopped = _validated(project.set(ingest__splits_file="groups.csv"))
+    page = project.report()
+    proposed = pq.read_table(project.folder / "data/out/validate/findings.parquet").to_pylist()
+    dropped = _validated(project.set(validate__on_leak="drop"), ingest=False)
+    gone = _dropped(project)
+    warned = _validated(project.set(validate__on_leak="warn"), ingest=False)
+
+    assert stopped.code == 1, stopped.said
+    assert 'group "burst-3": test/cat/007.png (cat, test), train/cat/003.png (cat, train)' in stopped.said
+    assert "on_leak: stop" in page
+    assert [row["path"] for row in proposed if row["action"] == "drop"] == ["train/cat/003.png", "train/cat/004.png"]
+    assert dropped.code == 0, dropped.said
+    assert set(gone) == {"train/cat/003.png", "train/cat/004.png"}
+    assert all(reason.startswith('leak: group "burst-3" is in a later split') for reason in gone.values())
+    assert warned.code == 0, warned.said
+    assert "Warning: No group is in two splits" in warned.said
+
+
+def test_images_without_a_published_split_follow_their_group_and_their_copies_into_the_one_that_is(
+    project: Project, write_photos: WriteImages
+) -> None:
+    root = write_photos(each=40, splits=("all",))
+    Image.open(root / "all/cat/005.png").save(root / "all/cat/copy.jpg", quality=60)
+    shutil.copy(root / "all/dog/005.png", root / "all/dog/same.png")
+    published = [
+        f"{label}/{number:03d}.png,test,{'burst' if number < 2 else ''}"
+        for label in ("cat", "dog")
+        for number in range(10)
+    ]
+    (project.folder / "splits.csv").write_text("\n".join(["path,split,group", *published, "cat/020.png,,burst"]))
+    project.set(ingest__source="folder", ingest__path="images/all", ingest__splits_file="splits.csv")
+    project.set(ingest__channels="rgb", ingest__size_px=64, validate__min_images_per_class=1)
+
+    ran = _validated(project)
+
+    assert ran.code == 0, ran.said
+    paths = [row["path"] for row in project.table()]
+    splits = {paths[row["row"]]: row["split"] for row in project.manifest()}
+    assert [splits[path] for path in ("cat/copy.jpg", "dog/same.png", "cat/020.png")] == ["test"] * 3
+    assert sum(split == "test" for split in splits.values()) == 23
+    assert set(splits.values()) == {"train", "val", "test"}

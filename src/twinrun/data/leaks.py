@@ -11,34 +11,35 @@ if TYPE_CHECKING:
     from twinrun.data.nearest import NearPair
 
 
-def distinct_per_pixels(pixels_sha256: Sequence[str | None], values: Sequence[str | None]) -> list[int]:
-    """For each image, how many different `values` the images with its pixels have; nulls count for nothing."""
+def distinct_per_key(keys: Sequence[str | None], values: Sequence[str | None]) -> list[int]:
+    """For each image, how many different `values` the images with its key have; nulls count for nothing.
+
+    A key is what images have in common: the hash of their pixels, or the name of their group.
+    """
     found: dict[str, str] = {}
     several: dict[str, set[str]] = {}  # a set for each image would take longer than all the rest
-    for pixels, value in zip(pixels_sha256, values, strict=True):
-        if pixels is not None and value is not None and (first := found.setdefault(pixels, value)) != value:
-            several.setdefault(pixels, {first}).add(value)
-    return [
-        0 if pixels is None else len(several[pixels]) if pixels in several else int(pixels in found)
-        for pixels in pixels_sha256
-    ]
+    for key, value in zip(keys, values, strict=True):
+        if key is not None and value is not None and (first := found.setdefault(key, value)) != value:
+            several.setdefault(key, {first}).add(value)
+    return [0 if key is None else len(several[key]) if key in several else int(key in found) for key in keys]
 
 
-def leaked(pixels_sha256: Sequence[str | None], splits: Sequence[str | None]) -> list[bool]:
-    """For each image, whether one with its pixels is in a later split (train, then val, then test).
+def leaked(keys: Sequence[str | None], splits: Sequence[str | None]) -> dict[int, int]:
+    """Each image of which one with its key is in a later split (train, then val, then test), and the first of the last.
 
-    Without those, no pixels are in two splits, and what a model is scored on stays whole.
+    Without those, no key is in two splits, and what a model is scored on stays whole.
     """
     rank = _rank()
-    last: dict[str, int] = {}
+    last: dict[str, tuple[int, int]] = {}  # of each key the place of the split, and the row
     places = [rank.get(split) for split in splits]
-    for pixels, place in zip(pixels_sha256, places, strict=True):
-        if pixels is not None and place is not None:
-            last[pixels] = max(place, last.get(pixels, place))
-    return [
-        pixels is not None and place is not None and place < last[pixels]
-        for pixels, place in zip(pixels_sha256, places, strict=True)
-    ]
+    for row, (key, place) in enumerate(zip(keys, places, strict=True)):
+        if key is not None and place is not None and (key not in last or place > last[key][0]):
+            last[key] = place, row
+    return {
+        row: last[key][1]
+        for row, (key, place) in enumerate(zip(keys, places, strict=True))
+        if key is not None and place is not None and place < last[key][0]
+    }
 
 
 def near_leaked(pairs: "Iterable[NearPair]", splits: Sequence[str | None]) -> set[int]:

@@ -161,7 +161,7 @@ def _of_copies(subject: Subject) -> list[Check]:
             ),
             ("validate.on_contradiction",),
             "Remove the wrong ones, or set it to drop, which drops them all",
-            _twins(subject, _drop_all),
+            _sharing(subject, "pixels_sha256", _drop_all),
         ),
         Check(
             "no_near_contradiction",
@@ -184,7 +184,7 @@ def _of_copies(subject: Subject) -> list[Check]:
             ),
             ("validate.on_leak",),
             "Remove them from one, or set it to drop, which keeps those in the last split",
-            _twins(subject, _drop_all_but_the_last_split),
+            _sharing(subject, "pixels_sha256", _drop_all_but_the_last_split),
         ),
         Check(
             "no_near_leak",
@@ -196,6 +196,7 @@ def _of_copies(subject: Subject) -> list[Check]:
             _pairs(subject, lambda pair: (_earlier_split(subject, pair),)),
             "pairs",
         ),
+        *([_of_groups(subject)] if any(group is not None for group in subject.of("group")) else []),
         Check(
             "no_duplicate",
             "No image repeats another of its split",
@@ -208,6 +209,22 @@ def _of_copies(subject: Subject) -> list[Check]:
     ]
 
 
+def _of_groups(subject: Subject) -> Check:
+    return Check(
+        "no_group_in_two_splits",
+        "No group is in two splits",
+        "images",
+        Rule(
+            "ExpectColumnValuesToBeBetween",
+            {"column": "splits_of_group", "max_value": 1},
+            _severity(subject.params.on_leak),
+        ),
+        ("validate.on_leak",),
+        "Publish one split for all of a group, or set it to drop, which keeps those in the last split",
+        _sharing(subject, "group", _drop_all_but_the_last_split),
+    )
+
+
 def _sides(column: str) -> dict[str, Any]:
     return {
         "column_A": f"{column}_first",
@@ -216,23 +233,43 @@ def _sides(column: str) -> dict[str, Any]:
     }
 
 
-def _twins(
-    subject: Subject, propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]]
+def _sharing(
+    subject: Subject, column: str, propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]]
 ) -> Callable[[Judgement], Iterator[Offence]]:
-    """An offence for each set of images with the same pixels."""
+    """An offence for each set of images with the same pixels, or of one group."""
 
     def offences(judgement: Judgement) -> Iterator[Offence]:
-        by_pixels: dict[str, list[int]] = defaultdict(list)
+        sets: dict[str, list[int]] = defaultdict(list)
         for index in judgement.rows:
             row = subject.kept[index]
-            by_pixels[subject.facts["pixels_sha256"][row]].append(row)
-        for same in by_pixels.values():
-            named = [subject.named(row) for row in same]
-            more = [f"{len(same) - _TWINS_NAMED:,} more"] if len(same) > _TWINS_NAMED else []
-            words = " = ".join([*named[:_TWINS_NAMED], *more])
-            yield Offence(tuple(same), words, "identical pixels", propose(subject, same))
+            sets[subject.facts[column][row]].append(row)
+        for shared, rows in sets.items():
+            yield _offence_of(subject, column, shared, _one_of_each_split_first(subject, rows), propose)
 
     return offences
+
+
+def _offence_of(
+    subject: Subject,
+    column: str,
+    shared: str,
+    rows: Sequence[int],
+    propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]],
+) -> Offence:
+    named = [subject.named(row) for row in rows[:_TWINS_NAMED]]
+    more = [f"{len(rows) - _TWINS_NAMED:,} more"] if len(rows) > _TWINS_NAMED else []
+    if column == "group":
+        return Offence(
+            tuple(rows), f'group "{shared}": {", ".join([*named, *more])}', f'group "{shared}"', propose(subject, rows)
+        )
+    return Offence(tuple(rows), " = ".join([*named, *more]), "identical pixels", propose(subject, rows))
+
+
+def _one_of_each_split_first(subject: Subject, rows: Sequence[int]) -> list[int]:
+    """The rows, but one of each split and label first: where only some are named, both sides are among them."""
+    sides = [(subject.facts["split"][row], subject.facts["label"][row]) for row in rows]
+    first = set(dict(reversed(list(zip(sides, rows, strict=True)))).values())
+    return [row for row in rows if row in first] + [row for row in rows if row not in first]
 
 
 def _drop_all(_: Subject, rows: Sequence[int]) -> tuple[Proposal, ...]:

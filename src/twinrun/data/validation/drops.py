@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from twinrun.data.leaks import distinct_per_pixels, first_copies, kept_pairs, leaked, near_leaked
+from twinrun.data.leaks import distinct_per_key, first_copies, kept_pairs, leaked, near_leaked
 from twinrun.data.validation.findings import Facts
 from twinrun.params import ValidateParams
 
@@ -43,13 +43,18 @@ def drop_copies(
         return drop_rows(reasons, {row: reason for row, reason in rows.items() if row not in unsettled})
 
     if params.on_leak == "drop":
-        leaks = leaked(_kept_pixels(facts, reasons), facts["split"])
-        reasons = drop({row: f"leak: {_TWIN_SPLIT}" for row, leaks_out in enumerate(leaks) if leaks_out})
+        leaks = leaked(_kept(facts, "pixels_sha256", reasons), facts["split"])
+        reasons = drop(dict.fromkeys(leaks, f"leak: {_TWIN_SPLIT}"))
     if params.on_near_leak == "drop":
         near = near_leaked(_kept_pairs(facts, pairs, reasons), facts["split"])
         reasons = drop(dict.fromkeys(_all_with(facts, reasons, near, "split"), f"near leak: {_COPY_SPLIT}"))
+    if params.on_leak == "drop":
+        groups = leaked(_kept(facts, "group", reasons), facts["split"])
+        reasons = drop({row: f'leak: group "{facts["group"][row]}" is in a later split' for row in groups})
     if params.on_duplicate == "drop":
-        copies = first_copies(_kept_pixels(facts, reasons), facts["split"], _kept_pairs(facts, pairs, reasons))
+        copies = first_copies(
+            _kept(facts, "pixels_sha256", reasons), facts["split"], _kept_pairs(facts, pairs, reasons)
+        )
         reasons = drop({row: f"duplicate: of {facts['path'][first]}" for row, first in copies.items()})
     return reasons
 
@@ -62,7 +67,7 @@ def drop_rows(dropped: Sequence[str | None], rows: Mapping[int, str]) -> Reasons
 def _contradictions(facts: Facts, pairs: "Sequence[NearPair]", dropped: Reasons) -> dict[int, str]:
     """The rows that have, themselves or as a changed copy, another label, each with the words for it."""
     labels = facts["label"]
-    counts = distinct_per_pixels(_kept_pixels(facts, dropped), labels)
+    counts = distinct_per_key(_kept(facts, "pixels_sha256", dropped), labels)
     near = {
         row
         for pair in _kept_pairs(facts, pairs, dropped)
@@ -79,13 +84,13 @@ def _kept_pairs(facts: Facts, pairs: "Sequence[NearPair]", dropped: Reasons) -> 
     return kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped)
 
 
-def _kept_pixels(facts: Facts, dropped: Reasons) -> list[str | None]:
-    """The hashes of the pixels; of dropped rows null."""
-    return [value if reason is None else None for value, reason in zip(facts["pixels_sha256"], dropped, strict=True)]
+def _kept(facts: Facts, column: str, dropped: Reasons) -> list[str | None]:
+    """A column of the facts; of dropped rows null."""
+    return [value if reason is None else None for value, reason in zip(facts[column], dropped, strict=True)]
 
 
 def _all_with(facts: Facts, dropped: Reasons, rows: set[int], column: str) -> list[int]:
     """The rows with the pixels of `rows` and their value in `column`: a pair speaks for all of them."""
     wanted = {(facts["pixels_sha256"][row], facts[column][row]) for row in rows}
-    keys = zip(_kept_pixels(facts, dropped), facts[column], strict=True)
+    keys = zip(_kept(facts, "pixels_sha256", dropped), facts[column], strict=True)
     return [row for row, key in enumerate(keys) if key in wanted]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twinrun.data.expectations import Columns
-from twinrun.data.leaks import distinct_per_pixels, first_copies
+from twinrun.data.leaks import distinct_per_key, first_copies
 from twinrun.data.manifest import SplitName
 from twinrun.data.validation.evidence import Evidence
 from twinrun.data.validation.findings import Facts
@@ -64,8 +64,9 @@ class Subject:
         return {
             "images": {
                 **{name: self.of(name) for name in _FACTS},
-                "splits_of_pixels": distinct_per_pixels(pixels, split),
-                "labels_of_pixels": distinct_per_pixels(pixels, label),
+                "splits_of_pixels": distinct_per_key(pixels, split),
+                "splits_of_group": distinct_per_key(self.of("group"), split),
+                "labels_of_pixels": distinct_per_key(pixels, label),
                 "copy_of": [facts["path"][copies[row]] if row in copies else None for row in self.kept],
                 "likely_label": [suspects.get(row) for row in self.kept],
                 **{flaw_column(name): [flaws[name].get(row) for row in self.kept] for name in QUALITY},
