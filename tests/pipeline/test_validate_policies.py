@@ -374,3 +374,19 @@ def test_images_without_a_published_split_follow_their_group_and_their_copies_in
     assert [splits[path] for path in ("cat/copy.jpg", "dog/same.png", "cat/020.png")] == ["test"] * 3
     assert sum(split == "test" for split in splits.values()) == 23
     assert set(splits.values()) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize(("policy", "code"), [("warn", 0), ("stop", 1), ("drop", 1)])
+def test_a_search_for_wrong_labels_that_has_no_time_stops_the_pipeline_but_where_labels_only_warn(
+    project: Project, photos: Path, policy: str, code: int
+) -> None:
+    project.set(validate__label_errors={"folds": 2, "budget_s": 1e-6}, validate__on_label_error=policy)
+
+    ran = _validated(project)
+
+    assert photos.is_dir()
+    assert ran.code == code, ran.said
+    assert "The search for wrong labels came to its end: " in ran.said
+    assert "It was not finished after 1e-06 s" in ran.said
+    assert _finding(project, "label_search")["severity"] == ("critical" if code else "warning")
+    assert project.result()["label_search"] == {"accuracy": 0.0, "finished": False}

@@ -399,8 +399,13 @@ def _of_labels(subject: Subject) -> list[Check]:
             "label_search",
             "The search for wrong labels came to its end",
             "searches",
-            Rule("ExpectColumnValuesToBeInSet", {"column": "finished", "value_set": [True]}, "warning"),
-            ("validate.label_errors",),
+            # What is dropped, or stops the pipeline, must not depend on how fast the machine is.
+            Rule(
+                "ExpectColumnValuesToBeInSet",
+                {"column": "finished", "value_set": [True]},
+                _severity(subject.params.on_label_error),
+            ),
+            ("validate.label_errors", "validate.on_label_error"),
             "Raise budget_s, or lower folds",
             lambda _: iter([Offence((), f"It was not finished after {subject.params.label_errors.budget_s:g} s")]),
             "searches",
