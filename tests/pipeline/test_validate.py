@@ -168,7 +168,7 @@ def test_identical_pixels_in_two_splits_are_a_leak_whatever_the_files_and_can_be
     assert dropped.code == 0, dropped.said
     paths = [row["path"] for row in project.table()]
     gone = [(paths[row["row"]], row["dropped"]) for row in project.manifest() if row["dropped"] is not None]
-    assert gone == [("train/0/000.png", "leak: identical pixels in a later split")]
+    assert gone == [("train/0/000.png", "leak: of test/0/copy.bmp")]
 
 
 def test_identical_pixels_under_two_labels_are_a_contradiction_and_can_be_dropped_on_both_sides(
@@ -186,7 +186,10 @@ def test_identical_pixels_under_two_labels_are_a_contradiction_and_can_be_droppe
     assert " = 2/same.png (2, " in stopped.said
     assert "no_leak" not in _unmet(project, "critical")
     assert dropped.code == 0, dropped.said
-    assert sum(row["dropped"] is not None for row in project.manifest()) == 2
+    assert [row["dropped"] for row in project.manifest() if row["dropped"] is not None] == [
+        "contradiction: of 2/same.png, label 2",
+        "contradiction: of 0/004.png, label 0",
+    ]
 
 
 def test_adding_images_moves_no_other_to_another_split(

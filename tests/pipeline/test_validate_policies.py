@@ -1,6 +1,7 @@
 """What stage `validate` does about copies, groups, decisions, drift and expectations of a person's own."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,10 @@ def test_a_near_leak_is_dropped_from_the_earlier_split_or_only_warned_of_as_the_
     warned = _validated(project.set(validate__on_near_leak="warn"), ingest=False)
 
     assert dropped.code == 0, dropped.said
-    assert gone == {"train/cat/003.png": "near leak: a changed copy is in a later split"}
+    assert list(gone) == ["train/cat/003.png"]
+    assert re.fullmatch(
+        r"near leak: of test/cat/copy\.jpg \(re-encoded, distance 0\.\d{3}\)", gone["train/cat/003.png"]
+    )
     assert warned.code == 0, warned.said
     assert "Warning: No changed copies of one picture are in two splits: test/cat/copy.jpg" in warned.said
     assert len(warned.said.splitlines()) <= 10
@@ -119,7 +123,10 @@ def test_a_changed_copy_under_another_label_is_a_contradiction(project: Project,
     assert stopped.code == 1
     assert "train/cat/003.png (cat, train) ~ train/dog/copy.jpg (dog, train): " in stopped.said
     assert dropped.code == 0, dropped.said
-    assert set(_dropped(project)) == {"train/cat/003.png", "train/dog/copy.jpg"}
+    gone = _dropped(project)
+    assert set(gone) == {"train/cat/003.png", "train/dog/copy.jpg"}
+    assert gone["train/cat/003.png"].startswith("contradiction: of train/dog/copy.jpg, label dog (re-encoded, distance")
+    assert gone["train/dog/copy.jpg"].startswith("contradiction: of train/cat/003.png, label cat (re-encoded, distance")
 
 
 def test_a_leak_under_another_label_is_not_dropped_where_contradictions_stop_the_pipeline(
@@ -152,10 +159,10 @@ def test_copies_within_a_split_are_a_warning_and_can_be_dropped_but_for_the_firs
     assert warned.code == 0, warned.said
     assert warnings["offences"] == 2
     assert dropped.code == 0, dropped.said
-    assert _dropped(project) == {
-        "train/cat/same.png": "duplicate: of train/cat/003.png",
-        "train/cat/similar.jpg": "duplicate: of train/cat/005.png",
-    }
+    gone = _dropped(project)
+    assert set(gone) == {"train/cat/same.png", "train/cat/similar.jpg"}
+    assert gone["train/cat/same.png"] == "duplicate: of train/cat/003.png"
+    assert gone["train/cat/similar.jpg"].startswith("duplicate: of train/cat/005.png (re-encoded, distance 0.0")
     assert _finding(project, "no_duplicate")["passed"]
 
 
@@ -207,12 +214,17 @@ def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project:
         ("path,action\n\ntrain/cat/003.png,remove\n", "line 3: the action must be drop, relabel or keep"),
         ("path,action\ntrain/cat/003.png,relabel\n", "line 2: relabel wants the new label"),
         ("path,action,label\ntrain/cat/003.png,relabel,catt\n", "no image has the label 'catt'; there are cat, dog"),
+        (
+            "path,action\ntrain/cat/page.png,keep\n",
+            "line 2: train/cat/page.png cannot be kept, since it cannot be decoded",
+        ),
         ("path,action\ntrain/cat/003.png,drop\ntrain/cat/003.png,keep\n", "line 3: train/cat/003.png was to drop"),
     ],
 )
 def test_decisions_that_cannot_be_applied_are_refused_with_their_line(
     project: Project, photos: Path, lines: str | None, words: str
 ) -> None:
+    (photos / "train/cat/page.png").write_text("<!doctype html><p>Not found</p>")
     if lines is not None:
         (photos.parent / "decisions.csv").write_text(lines)
 
@@ -220,6 +232,47 @@ def test_decisions_that_cannot_be_applied_are_refused_with_their_line(
 
     assert ran.code == 1
     assert words in ran.said
+
+
+def test_copies_that_a_person_kept_are_not_dropped_and_are_settled_once_all_of_them_are_kept(
+    project: Project, photos: Path
+) -> None:
+    shutil.copy(photos / "train/cat/001.png", photos / "test/cat/leak.png")
+    Image.open(photos / "train/cat/002.png").save(photos / "test/cat/near.jpg", quality=60)
+    shutil.copy(photos / "train/cat/003.png", photos / "train/dog/other.png")
+    Image.open(photos / "train/cat/004.png").save(photos / "train/dog/other.jpg", quality=60)
+    shutil.copy(photos / "train/cat/005.png", photos / "train/cat/same.png")
+    (photos.parent / "groups.csv").write_text("path,group\ntrain/cat/006.png,b\ntest/cat/006.png,b\n")
+    pairs = [
+        ("train/cat/001.png", "test/cat/leak.png"),
+        ("train/cat/002.png", "test/cat/near.jpg"),
+        ("train/cat/003.png", "train/dog/other.png"),
+        ("train/cat/004.png", "train/dog/other.jpg"),
+        ("train/cat/same.png", "train/cat/same.png"),
+        ("train/cat/006.png", "test/cat/006.png"),
+    ]
+    dropping = {f"validate__on_{name}": "drop" for name in ("leak", "near_leak", "contradiction", "duplicate")}
+    project.set(ingest__splits_file="groups.csv", validate__decisions="decisions.csv", **dropping)
+
+    def decide(*kept: str) -> None:
+        (project.folder / "decisions.csv").write_text("\n".join(["path,action", *(f"{path},keep" for path in kept)]))
+
+    decide()
+    dropped = _validated(project)
+    gone = set(_dropped(project))
+    decide(*dict.fromkeys(path for pair in pairs for path in pair))
+    settled = _validated(project, ingest=False)
+    left = _dropped(project)
+    decide(*(first for first, _ in pairs))
+    half = _validated(project, ingest=False)
+
+    assert dropped.code == 0, dropped.said
+    assert gone == {*(first for first, _ in pairs), "train/dog/other.png", "train/dog/other.jpg"}
+    assert settled.code == 0, settled.said
+    assert left == {}
+    assert half.code == 1, half.said
+    unmet = {each["name"] for each in project.result()["expectations"] if not each["passed"]}
+    assert unmet == {"no_leak", "no_near_leak", "no_group_in_two_splits"}  # the other sides of both others are dropped
 
 
 def test_an_expectation_of_ones_own_is_judged_on_the_facts_with_its_severity(project: Project, photos: Path) -> None:
@@ -346,7 +399,7 @@ def test_a_group_in_two_published_splits_is_a_leak_and_can_be_dropped_from_the_e
     assert [row["path"] for row in proposed if row["action"] == "drop"] == ["train/cat/003.png", "train/cat/004.png"]
     assert dropped.code == 0, dropped.said
     assert set(gone) == {"train/cat/003.png", "train/cat/004.png"}
-    assert all(reason.startswith('leak: group "burst-3" is in a later split') for reason in gone.values())
+    assert set(gone.values()) == {'leak: group "burst-3" is in a later split, test/cat/007.png'}
     assert warned.code == 0, warned.said
     assert "Warning: No group is in two splits" in warned.said
 

@@ -14,6 +14,14 @@ Facts = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Why a row is taken out, kind first, as in "leak: of a.png", and for a copy the row that it is one of."""
+
+    reason: str
+    partner: int | None = None
+
+
+@dataclass(frozen=True)
 class Proposal:
     """What a person might decide about an image."""
 
@@ -57,13 +65,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the data were judged; `labels`, `splits` and `dropped` have an entry for each row of the table."""
+    """How the data were judged; `labels`, `splits` and `dropped` have an entry for each row of the table.
+
+    `dropped` are reasons; `partners` has, for a dropped copy, the row that it is a copy of.
+    """
 
     findings: list[Finding]
     classes: list[str]
     labels: list[str | None]
     splits: list[str | None]
     dropped: list[str | None]
+    partners: dict[int, int]
     counts: dict[str, dict[str, int]]
     evidence: "Evidence"
 

@@ -12,8 +12,8 @@ from twinrun.data.leaks import kept_pairs
 from twinrun.data.manifest import SPLITS, SplitName
 from twinrun.data.splits import assign_splits, split_keys
 from twinrun.data.validation.checks import checks
-from twinrun.data.validation.decisions import Decision, decided
-from twinrun.data.validation.drops import Reasons, drop_broken, drop_copies, drop_rows
+from twinrun.data.validation.decisions import Decided, Decision, decided
+from twinrun.data.validation.drops import Drops, drop_broken, drop_copies, drop_rows
 from twinrun.data.validation.evidence import (
     Evidence,
     Reference,
@@ -22,7 +22,7 @@ from twinrun.data.validation.evidence import (
     search_quality,
     search_shortcuts,
 )
-from twinrun.data.validation.findings import Finding, Verdict
+from twinrun.data.validation.findings import Drop, Finding, Verdict
 from twinrun.data.validation.subject import Subject
 from twinrun.params import ValidateParams
 
@@ -55,15 +55,23 @@ def judge_table(
     if draw_splits:
         keys = split_keys(facts["pixels_sha256"], facts["group"], [(pair.first, pair.second) for pair in pairs])
         facts["split"] = assign_splits(facts["split"], keys, _fractions(params), params.seed)
-    dropped = drop_copies(facts, pairs, drop_broken(facts, decision.dropped, params), params)
-    evidence, dropped = _searched(facts, images, pairs, dropped, decision.kept, params, reference)
-    kept = [row for row, reason in enumerate(dropped) if reason is None]
+    dropped = drop_broken(facts, decision.dropped, params)
+    dropped = drop_copies(facts, pairs, dropped, decision.approved, params)
+    evidence, dropped = _searched(facts, images, pairs, dropped, decision, params, reference)
+    kept = [row for row, drop in enumerate(dropped) if drop is None]
     classes = sorted({label for label in facts["label"] if label is not None})
     counts = _count(facts, kept, classes)
     splits = [name for name in SPLITS if draw_splits or name in facts["split"]]
-    subject = Subject(facts, kept, counts, splits, evidence, params)
+    subject = Subject(facts, kept, counts, splits, evidence, decision.approved, params)
     return Verdict(
-        _findings(checks(subject), subject, docs), classes, facts["label"], facts["split"], dropped, counts, evidence
+        findings=_findings(checks(subject), subject, docs),
+        classes=classes,
+        labels=facts["label"],
+        splits=facts["split"],
+        dropped=[None if drop is None else drop.reason for drop in dropped],
+        partners={row: drop.partner for row, drop in enumerate(dropped) if drop and drop.partner is not None},
+        counts=counts,
+        evidence=evidence,
     )
 
 
@@ -75,30 +83,30 @@ def _searched(
     facts: dict[str, list[Any]],
     images: Pixels,
     pairs: "Sequence[NearPair]",
-    dropped: Reasons,
-    looked_at: frozenset[int],
+    dropped: Drops,
+    decision: Decided,
     params: ValidateParams,
     reference: Reference | None,
-) -> tuple[Evidence, Reasons]:
+) -> tuple[Evidence, Drops]:
     """What the searches find among the usable images, and what is dropped for it; drops come before later searches.
 
-    Of labels and quality, what a person has `looked_at` is not found again.
+    What a person has looked at is not found again.
     """
     usable = _usable(facts, dropped)
-    quality = [issue for issue in search_quality(facts, usable) if issue.row not in looked_at]
+    quality = [issue for issue in search_quality(facts, usable) if issue.row not in decision.looked_at]
     if params.on_quality == "drop":
-        dropped = drop_rows(dropped, {issue.row: f"quality: {issue.name}, {issue.words}" for issue in quality})
+        dropped = drop_rows(dropped, {issue.row: Drop(f"quality: {issue.name}, {issue.words}") for issue in quality})
         usable, quality = _usable(facts, dropped), []
     labelled = [row for row in usable if facts["label"][row] is not None]
     labels = search_labels(facts, images, labelled, params)
     if labels is not None:
-        labels = replace(labels, issues=[issue for issue in labels.issues if issue.row not in looked_at])
+        labels = replace(labels, issues=[issue for issue in labels.issues if issue.row not in decision.looked_at])
     if labels is not None and params.on_label_error == "drop":
-        wrong = {issue.row: f"label error: looks like {issue.suggested}" for issue in labels.issues}
+        wrong = {issue.row: Drop(f"label error: looks like {issue.suggested}") for issue in labels.issues}
         dropped = drop_rows(dropped, wrong)
         usable = _usable(facts, dropped)
     evidence = Evidence(
-        pairs=kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped),
+        pairs=kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped, decision.approved),
         labels=labels,
         quality=quality,
         shortcuts=search_shortcuts(facts, images, usable, params.seed),
@@ -108,8 +116,8 @@ def _searched(
     return evidence, dropped
 
 
-def _usable(facts: dict[str, list[Any]], dropped: Reasons) -> list[int]:
-    return [row for row, reason in enumerate(dropped) if reason is None and facts["error"][row] is None]
+def _usable(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:
+    return [row for row, drop in enumerate(dropped) if drop is None and facts["error"][row] is None]
 
 
 def _count(facts: dict[str, list[Any]], kept: Sequence[int], classes: Sequence[str]) -> dict[str, dict[str, int]]:

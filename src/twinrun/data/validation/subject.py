@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twinrun.data.expectations import Columns
-from twinrun.data.leaks import distinct_per_key, first_copies
+from twinrun.data.leaks import distinct_per_key, first_copies, undecided
 from twinrun.data.manifest import SplitName
 from twinrun.data.validation.evidence import Evidence
 from twinrun.data.validation.findings import Facts
@@ -32,13 +32,17 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: the `kept` rows of `facts`, the counts of their classes and splits, and what searches found."""
+    """What is judged: the `kept` rows of `facts`, the counts of their classes and splits, and what searches found.
+
+    `approved` are rows that a person looked at and wants as they are.
+    """
 
     facts: Facts
     kept: Sequence[int]
     counts: dict[str, dict[str, int]]
     splits: Sequence[SplitName]
     evidence: Evidence
+    approved: frozenset[int]
     params: ValidateParams
 
     def of(self, name: str) -> list[Any]:
@@ -53,7 +57,7 @@ class Subject:
 
     def tables(self) -> dict[str, Columns]:
         """What expectations are judged on: one row for each image, near pair, class in a split, class, and so on."""
-        pixels, split, label = self.of("pixels_sha256"), self.of("split"), self.of("label")
+        pixels, split, label = self._open("pixels_sha256"), self.of("split"), self.of("label")
         copies = self.copies()
         suspects = {issue.row: issue.suggested for issue in self.evidence.labels.issues} if self.evidence.labels else {}
         flaws: dict[str, dict[int, str]] = defaultdict(dict)
@@ -65,7 +69,7 @@ class Subject:
             "images": {
                 **{name: self.of(name) for name in _FACTS},
                 "splits_of_pixels": distinct_per_key(pixels, split),
-                "splits_of_group": distinct_per_key(self.of("group"), split),
+                "splits_of_group": distinct_per_key(self._open("group"), split),
                 "labels_of_pixels": distinct_per_key(pixels, label),
                 "copy_of": [facts["path"][copies[row]] if row in copies else None for row in self.kept],
                 "likely_label": [suspects.get(row) for row in self.kept],
@@ -98,7 +102,12 @@ class Subject:
     def copies(self) -> dict[int, int]:
         """Each kept row that repeats another of its split, changed or not, with the first of those."""
         splits = _where(self.facts["split"], self.kept)
-        return first_copies(self.facts["pixels_sha256"], splits, self.evidence.pairs)
+        copies = first_copies(self.facts["pixels_sha256"], splits, self.evidence.pairs)
+        return {row: first for row, first in copies.items() if row not in self.approved}
+
+    def _open(self, name: str) -> list[str | None]:
+        """A column of the kept rows; null in those of a set that a person approved wholly."""
+        return undecided(self.of(name), [row in self.approved for row in self.kept])
 
     def groups(self) -> list[tuple[str, SplitName, int]]:
         """Class, split and number of usable images."""
