@@ -192,6 +192,7 @@ def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project:
     decisions = project.folder / "decisions.csv"
     decisions.write_text(
         "path,action,label,reason\ntrain/cat/003.png,relabel,dog,it barks\ntrain/cat/004.png,drop,,blurred\n"
+        "train/cat/005.png,keep,,\n"
     )
 
     ran = _validated(project.set(validate__decisions="decisions.csv"))
@@ -202,6 +203,13 @@ def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project:
     assert (rows["train/cat/003.png"]["label"], rows["train/cat/003.png"]["given"]) == ("dog", "cat")
     assert rows["train/cat/003.png"]["target"] == rows["train/dog/001.png"]["target"]
     assert rows["train/cat/004.png"]["dropped"] == "decision: blurred"
+    assert {path: row["decision"] for path, row in rows.items() if row["decision"] is not None} == {
+        "train/cat/003.png": "relabel: it barks",
+        "train/cat/004.png": "drop: blurred",
+        "train/cat/005.png": "keep",
+    }
+    assert project.result()["decisions"] == {"drop": 1, "relabel": 1, "keep": 1}
+    assert "By your decisions: 1 dropped, 1 relabelled, 1 kept." in ran.said
     assert all(row["label"] == row["given"] for path, row in rows.items() if path != "train/cat/003.png")
 
 
@@ -443,3 +451,23 @@ def test_a_search_for_wrong_labels_that_has_no_time_stops_the_pipeline_but_where
     assert "It was not finished after 1e-06 s" in ran.said
     assert _finding(project, "label_search")["severity"] == ("critical" if code else "warning")
     assert project.result()["label_search"] == {"accuracy": 0.0, "finished": False}
+
+
+def test_images_of_poor_quality_are_dropped_for_all_of_their_flaws_or_stop_the_pipeline(
+    project: Project, photos: Path
+) -> None:
+    Image.new("RGB", (96, 20), (2, 2, 2)).save(photos / "train/cat/lens-cap.png")
+    Image.new("RGB", (96, 96), "white").save(photos / "train/dog/white.png")
+
+    dropped = _validated(project.set(validate__on_quality="drop"))
+    gone = _dropped(project)
+    stopped = _validated(project.set(validate__on_quality="stop"), ingest=False)
+
+    assert dropped.code == 0, dropped.said
+    assert set(gone) == {"train/cat/lens-cap.png", "train/dog/white.png"}
+    flaws = [flaw.split(",")[0] for flaw in gone["train/cat/lens-cap.png"].removeprefix("quality: ").split("; ")]
+    assert {"dark", "low information", "odd aspect"} <= set(flaws)
+    assert "; bright, 95 %" in gone["train/dog/white.png"].replace("quality: ", "; ")
+    assert stopped.code == 1
+    assert "No image is dark: 1 image" in stopped.said
+    assert "train/cat/lens-cap.png: 95 % of it is at most 0.01 of white" in stopped.said

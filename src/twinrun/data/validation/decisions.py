@@ -78,10 +78,14 @@ def _decision(cells: dict[str, str], where: str) -> Decision:
 
 @dataclass(frozen=True)
 class Decided:
-    """Labels and drops of each row after decisions, the rows that a person left in, and those left in as they are."""
+    """What becomes of each row: its label, its drop, and the decision in words, such as "relabel: it barks".
+
+    `looked_at` are the rows that a person left in, `approved` those left in as they are.
+    """
 
     labels: list[str | None]
     dropped: list[Drop | None]
+    words: list[str | None]
     looked_at: frozenset[int]
     approved: frozenset[int]
 
@@ -94,6 +98,7 @@ def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
     """
     labels: list[str | None] = list(facts["label"])
     dropped: list[Drop | None] = [None] * len(labels)
+    words: list[str | None] = [None] * len(labels)
     rows = {path: row for row, path in enumerate(facts["path"])}
     classes = set(labels) - {None}
     taken: dict[str, Decision] = {}
@@ -112,12 +117,13 @@ def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
                 f"{decision.where}: {decision.path} cannot be kept, since it cannot be decoded: {facts['error'][row]}. "
                 "Mend the file, or decide to drop it."
             )
+        words[row] = f"{decision.action}: {decision.reason}" if decision.reason else decision.action
         if decision.action == "drop":
             dropped[row] = Drop(f"decision: {decision.reason or 'dropped by hand'}")
         elif decision.action == "relabel":
             labels[row] = decision.label
     by_action = {action: frozenset(rows[d.path] for d in decisions if d.action == action) for action in _ACTIONS}
-    return Decided(labels, dropped, by_action["keep"] | by_action["relabel"], by_action["keep"])
+    return Decided(labels, dropped, words, by_action["keep"] | by_action["relabel"], by_action["keep"])
 
 
 def proposed(findings: "pa.Table") -> list[Decision]:

@@ -65,9 +65,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the data were judged; `labels`, `splits` and `dropped` have an entry for each row of the table.
+    """How the data were judged; `labels`, `splits`, `dropped` and `decisions` have an entry for each row of the table.
 
-    `dropped` are reasons; `partners` has, for a dropped copy, the row that it is a copy of.
+    `dropped` are reasons; `partners` has, for a dropped copy, the row that it is a copy of; `decisions` are those of a
+    person, such as "relabel: it barks".
     """
 
     findings: list[Finding]
@@ -76,6 +77,7 @@ class Verdict:
     splits: list[str | None]
     dropped: list[str | None]
     partners: dict[int, int]
+    decisions: list[str | None]
     counts: dict[str, dict[str, int]]
     evidence: "Evidence"
 
@@ -97,4 +99,13 @@ class Verdict:
     @property
     def reasons(self) -> dict[str, int]:
         """Number of dropped images for each kind of reason."""
-        return dict(Counter(reason.partition(":")[0] for reason in self.dropped if reason is not None))
+        return _by_kind(self.dropped)
+
+    @property
+    def decided(self) -> dict[str, int]:
+        """Number of images for each kind of decision: drop, relabel, keep."""
+        return _by_kind(self.decisions)
+
+
+def _by_kind(words: Sequence[str | None]) -> dict[str, int]:
+    return dict(Counter(each.partition(":")[0] for each in words if each is not None))

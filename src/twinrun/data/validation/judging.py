@@ -1,6 +1,6 @@
 """The order in which data are judged: decisions, drops, splits, searches, expectations. Refuses to read or write."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from twinrun.data.nearest import NearPair
+    from twinrun.data.quality import QualityIssue
     from twinrun.data.validation.checks import Check
 
 
@@ -70,6 +71,7 @@ def judge_table(
         splits=facts["split"],
         dropped=[None if drop is None else drop.reason for drop in dropped],
         partners={row: drop.partner for row, drop in enumerate(dropped) if drop and drop.partner is not None},
+        decisions=decision.words,
         counts=counts,
         evidence=evidence,
     )
@@ -95,7 +97,7 @@ def _searched(
     usable = _usable(facts, dropped)
     quality = [issue for issue in search_quality(facts, usable) if issue.row not in decision.looked_at]
     if params.on_quality == "drop":
-        dropped = drop_rows(dropped, {issue.row: Drop(f"quality: {issue.name}, {issue.words}") for issue in quality})
+        dropped = drop_rows(dropped, _flawed(quality))
         usable, quality = _usable(facts, dropped), []
     labelled = [row for row in usable if facts["label"][row] is not None]
     labels = search_labels(facts, images, labelled, params)
@@ -114,6 +116,14 @@ def _searched(
         reference=reference.name if reference is not None else None,
     )
     return evidence, dropped
+
+
+def _flawed(issues: "Sequence[QualityIssue]") -> dict[int, Drop]:
+    """A drop for each image with a flaw, for all of its flaws."""
+    flaws: dict[int, list[str]] = defaultdict(list)
+    for issue in issues:
+        flaws[issue.row].append(f"{issue.name}, {issue.words}")
+    return {row: Drop(f"quality: {'; '.join(words)}") for row, words in flaws.items()}
 
 
 def _usable(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:

@@ -31,6 +31,7 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
             "kept": verdict.dropped.count(None),
             "dropped": verdict.reasons,
         },
+        "decisions": {action: verdict.decided.get(action, 0) for action in ("drop", "relabel", "keep")},
         "splits": {name: sum(counts[name] for counts in verdict.counts.values()) for name in SPLITS},
         "classes": verdict.counts,
         "counts": {finding.name: len(finding.offences) for finding in verdict.findings},
