@@ -124,7 +124,7 @@ def test_a_class_with_too_few_images_is_named_with_the_split_and_the_setting(
     assert 'Class "1" has' in ran.said
     assert 'Class "0" has' not in ran.said
     assert "where splits are drawn, another seed too mends one that is just short" in project.report()
-    assert re.search(r"line \d+: validate.min_images_per_class and line \d+: validate.seed\)", ran.said)
+    assert re.search(r"line \d+: validate.min_images_per_class and line \d+: validate.seed and ", ran.said)
     assert 'Class "1" has 4 images and the largest has 60' in ran.said
     assert "validate.max_imbalance" in ran.said
 

@@ -471,3 +471,44 @@ def test_images_of_poor_quality_are_dropped_for_all_of_their_flaws_or_stop_the_p
     assert stopped.code == 1
     assert "No image is dark: 1 image" in stopped.said
     assert "train/cat/lens-cap.png: 95 % of it is at most 0.01 of white" in stopped.said
+
+
+@pytest.mark.parametrize(("policy", "code"), [("stop", 1), ("drop", 0), ("warn", 0)])
+def test_broken_images_sizes_and_modes_stop_the_pipeline_are_dropped_or_warned_of_as_their_policies_say(
+    project: Project, photos: Path, policy: str, code: int
+) -> None:
+    (photos / "train/cat/page.png").write_text("<!doctype html><p>Not found</p>")
+    Image.open(photos / "train/cat/003.png").resize((200, 200)).rotate(90).save(photos / "train/cat/003.png")
+    Image.open(photos / "train/dog/003.png").convert("L").save(photos / "train/dog/003.png")
+    project.set(validate__max_side_px=100, validate__modes=["RGB"])
+    project.set(validate__on_broken=policy, validate__on_size=policy, validate__on_mode=policy)
+
+    ran = _validated(project)
+
+    assert ran.code == code, ran.said
+    unmet = {each["name"]: each["severity"] for each in project.result()["expectations"] if not each["passed"]}
+    named = {name: unmet.get(name) for name in ("decoded", "width", "height", "mode")}
+    severity = {"stop": "critical", "drop": None, "warn": "warning"}[policy]
+    assert set(named.values()) == {severity}
+    if code == 0:
+        gone = _dropped(project)
+        assert gone.pop("train/cat/page.png").startswith("broken: is an HTML page")
+        sizes = {"train/cat/003.png": "size: 200 x 200 pixels", "train/dog/003.png": "mode: L"}
+        assert gone == (sizes if policy == "drop" else {})
+
+
+@pytest.mark.parametrize(("policy", "code"), [("stop", 1), ("warn", 0)])
+def test_small_classes_and_names_that_are_alike_stop_the_pipeline_or_are_warned_of(
+    project: Project, photos: Path, policy: str, code: int
+) -> None:
+    for split in ("train", "val", "test"):
+        (photos / split / "CAT").mkdir()
+        (photos / split / "cat/003.png").rename(photos / split / "CAT/003.png")
+    project.set(validate__min_images_per_class=2, validate__on_classes=policy, validate__on_names=policy)
+
+    ran = _validated(project)
+
+    assert ran.code == code, ran.said
+    unmet = {each["name"]: each["severity"] for each in project.result()["expectations"] if not each["passed"]}
+    severity = "critical" if code else "warning"
+    assert unmet == dict.fromkeys(("enough_images", "balance", "distinct_names"), severity)

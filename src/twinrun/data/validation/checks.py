@@ -74,13 +74,14 @@ def _severity(policy: Policy) -> Severity:
 
 
 def _each(
-    subject: Subject, words: Callable[[int], str], drop: bool = False
+    subject: Subject, words: Callable[[int], str], drop: bool = False, asked: Sequence[int] | None = None
 ) -> Callable[[Judgement], Iterator[Offence]]:
-    """An offence for each image, whose `words` are of a row of the table."""
+    """An offence for each image of those `asked` of, or of all, whose `words` are of a row of the table."""
+    judged = subject.kept if asked is None else asked
 
     def offences(judgement: Judgement) -> Iterator[Offence]:
         for index in judgement.rows:
-            row = subject.kept[index]
+            row = judged[index]
             proposals = (Proposal(row, "drop"),) if drop else ()
             yield Offence((row,), f"{subject.facts['path'][row]}: {words(row)}", words(row), proposals)
 
@@ -90,7 +91,7 @@ def _each(
 def _of_files(subject: Subject) -> list[Check]:
     facts, params = subject.facts, subject.params
     sides = {"min_value": params.min_side_px, "max_value": params.max_side_px}
-    side_settings = ("validate.min_side_px", "validate.max_side_px")
+    side_settings = ("validate.min_side_px", "validate.max_side_px", "validate.on_size")
 
     def size(row: int) -> str:
         return f"{facts['width'][row]:,} x {facts['height'][row]:,} pixels"
@@ -117,20 +118,20 @@ def _of_files(subject: Subject) -> list[Check]:
         Check(
             "decoded",
             "Every image can be decoded",
-            "images",
-            Rule("ExpectColumnValuesToBeNull", {"column": "error"}),
+            "files",
+            Rule("ExpectColumnValuesToBeNull", {"column": "error"}, _severity(params.on_broken)),
             ("validate.on_broken",),
             "Mend or remove them, or set it to drop",
-            _each(subject, lambda row: str(facts["error"][row]), drop=True),
+            _each(subject, lambda row: str(facts["error"][row]), drop=True, asked=subject.files()),
         ),
         *[
             Check(
                 side,
                 f"{side.capitalize()}s are {params.min_side_px:,} to {params.max_side_px:,} pixels",
                 "images",
-                Rule("ExpectColumnValuesToBeBetween", {"column": side, **sides}),
+                Rule("ExpectColumnValuesToBeBetween", {"column": side, **sides}, _severity(params.on_size)),
                 side_settings,
-                "Remove them, or widen the range",
+                "Remove them, widen the range, or set on_size to drop",
                 _each(subject, size, drop=True),
             )
             for side in ("width", "height")
@@ -139,9 +140,13 @@ def _of_files(subject: Subject) -> list[Check]:
             "mode",
             f"Colour modes are {', '.join(params.modes)}",
             "images",
-            Rule("ExpectColumnValuesToBeInSet", {"column": "mode", "value_set": list(params.modes)}),
-            ("validate.modes",),
-            "Convert them, or add their mode",
+            Rule(
+                "ExpectColumnValuesToBeInSet",
+                {"column": "mode", "value_set": list(params.modes)},
+                _severity(params.on_mode),
+            ),
+            ("validate.modes", "validate.on_mode"),
+            "Convert them, add their mode, or set on_mode to drop",
             _each(subject, lambda row: f"mode {facts['mode'][row]}", drop=True),
         ),
     ]
@@ -333,8 +338,12 @@ def _of_classes(subject: Subject) -> list[Check]:
             "enough_images",
             f"Each class has at least {params.min_images_per_class:,} images in each split",
             "classes_in_splits",
-            Rule("ExpectColumnValuesToBeBetween", {"column": "images", "min_value": params.min_images_per_class}),
-            ("validate.min_images_per_class", "validate.seed"),
+            Rule(
+                "ExpectColumnValuesToBeBetween",
+                {"column": "images", "min_value": params.min_images_per_class},
+                _severity(params.on_classes),
+            ),
+            ("validate.min_images_per_class", "validate.seed", "validate.on_classes"),
             "Add images, or lower that number; where splits are drawn, another seed too mends one that is just short",
             lambda judgement: (
                 Offence((), f'Class "{groups[i][0]}" has {groups[i][2]} images in {groups[i][1]}')
@@ -346,8 +355,12 @@ def _of_classes(subject: Subject) -> list[Check]:
             "balance",
             f"No class has more than {params.max_imbalance:g} times the images of another",
             "classes",
-            Rule("ExpectColumnValuesToBeBetween", {"column": "imbalance", "max_value": params.max_imbalance}),
-            ("validate.max_imbalance",),
+            Rule(
+                "ExpectColumnValuesToBeBetween",
+                {"column": "imbalance", "max_value": params.max_imbalance},
+                _severity(params.on_classes),
+            ),
+            ("validate.max_imbalance", "validate.on_classes"),
             "Add images of the small classes, or raise that number",
             lambda judgement: (
                 Offence((), f'Class "{totals[i][0]}" has {totals[i][1]} images and the largest has {subject.largest:,}')
@@ -359,8 +372,8 @@ def _of_classes(subject: Subject) -> list[Check]:
             "distinct_names",
             "No two labels differ by case or spaces alone",
             "classes",
-            Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, "warning"),
-            ("ingest.path",),
+            Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, _severity(params.on_names)),
+            ("ingest.path", "validate.on_names"),
             "Merge the folders if they mean the same",
             lambda judgement: (
                 Offence((), f'"{classes[i]}" is written like "{subject.alike()[classes[i]]}"') for i in judgement.rows

@@ -14,11 +14,30 @@ Drops = list[Drop | None]
 
 
 def drop_broken(facts: Facts, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
-    """Also take out what could not be decoded, where the policy says so."""
-    if params.on_broken != "drop":
+    """Also take out what could not be decoded, but where it stops the pipeline: nothing else can be done with it."""
+    if params.on_broken == "stop":
         return list(dropped)
     broken = {row: Drop(f"broken: {error}") for row, error in enumerate(facts["error"]) if error is not None}
     return drop_rows(dropped, broken)
+
+
+def drop_unfit(facts: Facts, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
+    """Also take out sizes and colour modes outside those set, where the policies say so."""
+    drops = list(dropped)
+    if params.on_size == "drop":
+        sizes = enumerate(zip(facts["width"], facts["height"], strict=True))
+        drops = drop_rows(
+            drops,
+            {
+                row: Drop(f"size: {sides[0]:,} x {sides[1]:,} pixels")
+                for row, sides in sizes
+                if None not in sides and not params.min_side_px <= min(sides) <= max(sides) <= params.max_side_px
+            },
+        )
+    if params.on_mode == "drop":
+        others = {row: mode for row, mode in enumerate(facts["mode"]) if mode is not None and mode not in params.modes}
+        drops = drop_rows(drops, {row: Drop(f"mode: {mode}") for row, mode in others.items()})
+    return drops
 
 
 def drop_copies(

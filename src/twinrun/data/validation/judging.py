@@ -13,7 +13,7 @@ from twinrun.data.manifest import SPLITS, SplitName
 from twinrun.data.splits import assign_splits, split_keys
 from twinrun.data.validation.checks import checks
 from twinrun.data.validation.decisions import Decided, Decision, decided
-from twinrun.data.validation.drops import Drops, drop_broken, drop_copies, drop_rows
+from twinrun.data.validation.drops import Drops, drop_broken, drop_copies, drop_rows, drop_unfit
 from twinrun.data.validation.evidence import (
     Evidence,
     Reference,
@@ -56,14 +56,15 @@ def judge_table(
     if draw_splits:
         keys = split_keys(facts["pixels_sha256"], facts["group"], [(pair.first, pair.second) for pair in pairs])
         facts["split"] = assign_splits(facts["split"], keys, _fractions(params), params.seed)
-    dropped = drop_broken(facts, decision.dropped, params)
-    dropped = drop_copies(facts, pairs, dropped, decision.approved, params)
+    whole = drop_broken(facts, decision.dropped, params)
+    dropped = drop_copies(facts, pairs, drop_unfit(facts, whole, params), decision.approved, params)
     evidence, dropped = _searched(facts, images, pairs, dropped, decision, params, reference)
     kept = [row for row, drop in enumerate(dropped) if drop is None]
     classes = sorted({label for label in facts["label"] if label is not None})
     counts = _count(facts, kept, classes)
     splits = [name for name in SPLITS if draw_splits or name in facts["split"]]
-    subject = Subject(facts, kept, counts, splits, evidence, decision.approved, params)
+    left_out = _broken(facts, decision.dropped) if params.on_broken == "warn" else []
+    subject = Subject(facts, kept, left_out, counts, splits, evidence, decision.approved, params)
     return Verdict(
         findings=_findings(checks(subject), subject, docs),
         classes=classes,
@@ -128,6 +129,10 @@ def _flawed(issues: "Sequence[QualityIssue]") -> dict[int, Drop]:
 
 def _usable(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:
     return [row for row, drop in enumerate(dropped) if drop is None and facts["error"][row] is None]
+
+
+def _broken(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:
+    return [row for row, drop in enumerate(dropped) if drop is None and facts["error"][row] is not None]
 
 
 def _count(facts: dict[str, list[Any]], kept: Sequence[int], classes: Sequence[str]) -> dict[str, dict[str, int]]:

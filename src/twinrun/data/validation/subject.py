@@ -34,11 +34,13 @@ _FACTS = (
 class Subject:
     """What is judged: the `kept` rows of `facts`, the counts of their classes and splits, and what searches found.
 
+    `left_out` are rows that nobody dropped and that cannot be used: broken images, where they do not stop the pipeline.
     `approved` are rows that a person looked at and wants as they are.
     """
 
     facts: Facts
     kept: Sequence[int]
+    left_out: Sequence[int]
     counts: dict[str, dict[str, int]]
     splits: Sequence[SplitName]
     evidence: Evidence
@@ -75,6 +77,7 @@ class Subject:
                 "likely_label": [suspects.get(row) for row in self.kept],
                 **{flaw_column(name): [flaws[name].get(row) for row in self.kept] for name in QUALITY},
             },
+            "files": {name: [facts[name][row] for row in self.files()] for name in ("path", "error")},
             "near_pairs": {
                 "distance": [pair.distance for pair in pairs],
                 "change": [pair.change for pair in pairs],
@@ -98,6 +101,10 @@ class Subject:
             },
             "images_since_reference": {"relabelled": [path for path, _, _ in drift.relabelled] if drift else []},
         }
+
+    def files(self) -> list[int]:
+        """The rows that were to be decoded: those that are judged, and those that had to be left out."""
+        return sorted([*self.kept, *self.left_out])
 
     def copies(self) -> dict[int, int]:
         """Each kept row that repeats another of its split, changed or not, with the first of those."""
