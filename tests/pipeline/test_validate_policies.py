@@ -283,6 +283,49 @@ def test_copies_that_a_person_kept_are_not_dropped_and_are_settled_once_all_of_t
     assert unmet == {"no_leak", "no_near_leak", "no_group_in_two_splits"}  # the other sides of both others are dropped
 
 
+def test_dropped_copies_are_shown_beside_what_they_are_copies_of_and_relabelled_images_with_the_reason(
+    project: Project, photos: Path
+) -> None:
+    Image.open(photos / "train/cat/003.png").save(photos / "test/cat/copy.jpg", quality=60)
+    (project.folder / "decisions.csv").write_text("path,action,label,reason\ntrain/cat/005.png,relabel,dog,it barks\n")
+
+    ran = _validated(project.set(validate__on_near_leak="drop", validate__decisions="decisions.csv"))
+
+    assert ran.code == 0, ran.said
+    shown = project.report().partition("What was dropped")[2].partition("<h2>")[0]
+    assert re.findall(r"<b>(.*?)</b><br>(.*?)</figcaption>", shown) == [
+        ("train/cat/003.png", "cat, train"),
+        ("test/cat/copy.jpg", "cat, test"),
+    ]
+    assert re.search(r"<p>of test/cat/copy\.jpg \(re-encoded, distance 0\.\d{3}\)</p>", shown)
+    relabelled = project.report().partition("What you relabelled")[2].partition("<h2>")[0]
+    assert "<b>train/cat/005.png</b><br>dog, train" in relabelled
+    assert "<p>from cat to dog: it barks</p>" in relabelled
+
+
+def test_two_hundred_sets_are_shown_and_the_page_says_where_the_others_are(
+    project: Project, write_photos: WriteImages
+) -> None:
+    root = write_photos(each=105, splits=("train", "val"))
+    shutil.copytree(root / "val", root / "test")
+    project.set(ingest__source="folder", ingest__path="images", ingest__channels="rgb", ingest__size_px=64)
+
+    stopped = _validated(project)
+    page = project.report()
+    dropped = _validated(project.set(validate__on_leak="drop", validate__on_classes="warn"), ingest=False)
+    after = project.report()
+
+    assert stopped.code == 1
+    leaks = page.partition('<section id="no_leak">')[2].partition("</section>")[0]
+    assert "The first 200 of 210; all are in <code>findings.parquet</code>" in leaks
+    assert leaks.count("<img") == 400
+    assert dropped.code == 0, dropped.said
+    gone = after.partition("What was dropped")[2].partition("</section>")[0]
+    assert "The first 200; all are in <code>manifest.parquet</code>" in gone
+    assert gone.count("<img") == 400
+    assert max(len(page), len(after)) < 5_000_000
+
+
 def test_an_expectation_of_ones_own_is_judged_on_the_facts_with_its_severity(project: Project, photos: Path) -> None:
     Image.new("RGB", (96, 96), "white").save(photos / "train/cat/white.png")
     own = {"name": "ExpectColumnValuesToBeBetween", "arguments": {"column": "brightness", "max_value": 0.9}}
@@ -341,6 +384,35 @@ def test_facts_that_moved_since_the_reference_are_a_warning_or_stop_the_pipeline
     assert 'Label "lion" is new' in json.dumps(project.result(), ensure_ascii=False).replace('\\"', '"')
     assert "Facts and labels are spread as in the champion's data" in stopped.said
     assert "Against the champion" in project.report()
+
+
+def test_images_that_came_went_or_have_another_label_than_in_the_reference_are_named_and_shown(
+    project: Project, photos: Path
+) -> None:
+    assert project.run("ingest").code == 0
+    shutil.copy(project.folder / "data/out/ingest/table.parquet", project.folder / "old.parquet")
+    (photos / "train/cat/003.png").unlink()
+    (photos / "train/cat/004.png").rename(photos / "train/dog/moved.png")
+    rng = np.random.default_rng(1)
+    for number in range(25):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        coarse.resize((96, 96), Image.Resampling.BICUBIC).save(photos / f"train/cat/new-{number:02d}.png")
+
+    ran = _validated(project.set(validate__reference="old.parquet"))
+
+    assert ran.code == 0, ran.said
+    drift = project.result()["drift"]
+    assert drift["removed_paths"] == ["train/cat/003.png"]
+    assert drift["added_paths"] == [f"train/cat/new-{number:02d}.png" for number in range(25)]
+    assert drift["relabelled"] == [{"path": "train/dog/moved.png", "was": "cat", "is": "dog"}]
+    page = project.report()
+    against = page.partition("Against old.parquet")[2].partition("<h2>")[0]
+    assert "Gone: train/cat/003.png." in against
+    assert "train/cat/new-19.png and 5 more, all in <code>result.json</code>" in against
+    assert against.count("<img") == 12
+    moved = page.partition('<section id="same_images">')[2].partition("</section>")[0]
+    assert "<b>train/dog/moved.png</b>" in moved
+    assert "<p>was cat, is dog</p>" in moved
 
 
 @pytest.mark.parametrize(

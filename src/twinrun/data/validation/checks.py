@@ -479,6 +479,7 @@ def _of_drift(subject: Subject) -> list[Check]:
         return []
     severity, settings = _severity(subject.params.on_drift), ("validate.on_drift", "validate.reference")
     changes = subject.changed_labels()
+    rows = {path: row for row, path in enumerate(subject.facts["path"])}
     return [
         Check(
             "no_drift",
@@ -511,7 +512,7 @@ def _of_drift(subject: Subject) -> list[Check]:
             settings,
             "Make sure that the new labels are meant",
             lambda judgement: (
-                Offence((), f"{path}: was {before}, is {now}")
+                Offence((rows[path],), f"{path}: was {before}, is {now}", f"was {before}, is {now}")
                 for path, before, now in (drift.relabelled[i] for i in judgement.rows)
             ),
         ),

@@ -55,6 +55,9 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
             "shifts": [asdict(shift) for shift in evidence.drift.shifts],
             "added": len(evidence.drift.added),
             "removed": len(evidence.drift.removed),
+            "added_paths": evidence.drift.added,
+            "removed_paths": evidence.drift.removed,
+            "relabelled": [{"path": path, "was": was, "is": now} for path, was, now in evidence.drift.relabelled],
         }
         if evidence.drift
         else None,
