@@ -348,14 +348,50 @@ def test_an_expectation_of_ones_own_is_judged_on_the_facts_with_its_severity(pro
         ({"name": "ExpectColumnMeanToBeBetween", "arguments": {"column": "age", "max_value": 1}}, "age"),
     ],
 )
-def test_an_expectation_that_cannot_be_judged_is_refused_in_words(
+def test_an_expectation_that_cannot_be_judged_is_a_finding_among_the_others_in_words(
     project: Project, photos: Path, own: dict[str, Any], words: str
 ) -> None:
-    ran = _validated(project.set(validate__expectations=[{**own, "severity": "critical"}]))
+    shutil.copy(photos / "train/cat/003.png", photos / "test/cat/same.png")
+
+    ran = _validated(project.set(validate__expectations=[{**own, "severity": "warning"}]))
 
     assert ran.code == 1
-    assert photos.is_dir()
     assert words in ran.said
+    assert "Traceback" not in ran.said
+    assert words in project.report().replace("&#39;", "'").replace("&#34;", '"')
+    unmet = {each["name"]: each["severity"] for each in project.result()["expectations"] if not each["passed"]}
+    assert unmet == {own["name"]: "critical", "no_leak": "critical"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("ExpectColumnDistinctValuesToContainSet", {"value_set": ["cat", "cow"]}, "partial missing list ['cow']"),
+        ("ExpectColumnDistinctValuesToBeInSet", {"value_set": ["cat"]}, "partial unexpected list ['dog']"),
+        ("ExpectColumnUniqueValueCountToBeBetween", {"max_value": 1}, "label: observed 2"),
+    ],
+)
+def test_an_expectation_on_a_column_as_a_whole_says_what_was_found(
+    project: Project, photos: Path, name: str, arguments: dict[str, Any], words: str
+) -> None:
+    own = {"name": name, "arguments": {"column": "label", **arguments}, "severity": "critical"}
+
+    ran = _validated(project.set(validate__expectations=[own]))
+
+    assert photos.is_dir()
+    assert ran.code == 1
+    assert words in ran.said
+    assert len(ran.said.strip().splitlines()) <= 10
+
+
+def test_an_expectation_may_ask_for_hashes(project: Project, photos: Path) -> None:
+    own = {"name": "ExpectColumnValuesToBeUnique", "arguments": {"column": "bytes_sha256"}, "severity": "critical"}
+    shutil.copy(photos / "train/cat/003.png", photos / "train/cat/same.png")
+
+    ran = _validated(project.set(validate__expectations=[own]))
+
+    assert ran.code == 1
+    assert "train/cat/same.png (cat, train): bytes_sha256 is " in ran.said
 
 
 def test_facts_that_moved_since_the_reference_are_a_warning_or_stop_the_pipeline(
@@ -539,6 +575,9 @@ def test_images_of_poor_quality_are_dropped_for_all_of_their_flaws_or_stop_the_p
     assert set(gone) == {"train/cat/lens-cap.png", "train/dog/white.png"}
     flaws = [flaw.split(",")[0] for flaw in gone["train/cat/lens-cap.png"].removeprefix("quality: ").split("; ")]
     assert {"dark", "low information", "odd aspect"} <= set(flaws)
+    proposed = pq.read_table(project.folder / "data/out/validate/findings.parquet").to_pylist()
+    drops = {row["check"] for row in proposed if row["action"] == "drop"}
+    assert drops == {"not_dark", "not_bright", "not_low_information"}
     assert "; bright, 95 %" in gone["train/dog/white.png"].replace("quality: ", "; ")
     assert stopped.code == 1
     assert "No image is dark: 1 image" in stopped.said

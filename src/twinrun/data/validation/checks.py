@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twinrun.data.shortcuts import Shortcut
 
 _TWINS_NAMED = 4
+_SHOW_NOTHING = ("dark", "bright", "low information")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,19 @@ class Check:
     counted: str = "images"
 
     def finding(self, judgement: Judgement) -> Finding:
-        """What came of it."""
+        """What came of it; where it could not be judged, that is grave, whatever it was for."""
+        if judgement.problem is not None:
+            return Finding(
+                name=self.name,
+                meaning=self.meaning,
+                severity="critical",
+                passed=False,
+                found="not judged",
+                settings=self.settings,
+                advice=self.advice,
+                judged_by=self.rule.expectation,
+                offences=[Offence((), judgement.problem)],
+            )
         offences = [] if judgement.passed else list(self.offences(judgement))
         return Finding(
             name=self.name,
@@ -467,7 +480,7 @@ def _of_quality(subject: Subject) -> list[Check]:
             Rule("ExpectColumnValuesToBeNull", {"column": flaw_column(name)}, _severity(subject.params.on_quality)),
             ("validate.on_quality",),
             "Look at them, and drop those that show nothing",
-            _each(subject, lambda row, name=name: words[name, row]),  # type: ignore[misc]
+            _each(subject, lambda row, name=name: words[name, row], drop=name in _SHOW_NOTHING),  # type: ignore[misc]
         )
         for name, meaning in QUALITY.items()
     ]
@@ -542,6 +555,7 @@ def _asked(subject: Subject, column: str) -> Callable[[Judgement], Iterator[Offe
             value = f": {column} is {subject.facts[column][row]}" if column in subject.facts else ""
             yield Offence((row,), f"{subject.named(row)}{value}", value.removeprefix(": "))
         if not judgement.rows:
-            yield Offence((), f"{column or 'the table'}: {judgement.observed} was observed")
+            found = "it is not so" if judgement.observed is None else f"observed {judgement.observed}"
+            yield Offence((), f"{column or 'the table'}: {found}")
 
     return offences

@@ -27,6 +27,7 @@ QUALITY = {
 _FACTS = (
     "id", "path", "label", "split", "group", "error", "width", "height", "mode", "format", "file_bytes", "brightness",
     "contrast", "sharpness", "red", "green", "blue", "entropy", "gray_p5", "gray_p95", "camera",
+    "bytes_sha256", "pixels_sha256", "phash",
 )  # fmt: skip
 
 
