@@ -623,3 +623,41 @@ def test_small_classes_and_names_that_are_alike_stop_the_pipeline_or_are_warned_
     unmet = {each["name"]: each["severity"] for each in project.result()["expectations"] if not each["passed"]}
     severity = "critical" if code else "warning"
     assert unmet == dict.fromkeys(("enough_images", "balance", "distinct_names"), severity)
+
+
+@pytest.mark.parametrize(("policy", "code"), [("stop", 1), ("warn", 0)])
+def test_a_shortcut_stops_the_pipeline_or_is_warned_of(project: Project, photos: Path, policy: str, code: int) -> None:
+    for path in photos.rglob("dog/*.png"):
+        ImageEnhance.Brightness(Image.open(path)).enhance(0.3).save(path)
+
+    ran = _validated(project.set(validate__on_shortcut=policy))
+
+    assert ran.code == code, ran.said
+    assert _finding(project, "no_shortcut")["severity"] == ("critical" if code else "warning")
+    assert any("alone tell" in each["what"] for each in _finding(project, "no_shortcut")["first_offences"])
+    assert "What gives the label away" in project.report()
+
+
+def test_wrong_labels_stop_the_pipeline_or_are_dropped_and_those_that_a_person_kept_are_not(
+    project: Project, write_digits: WriteImages
+) -> None:
+    root = write_digits(each=100, classes=(0, 1, 2))
+    for number in range(6):
+        (root / f"0/{number:03d}.png").rename(root / f"1/zero-{number}.png")
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+    project.set(validate__label_errors={"folds": 3, "budget_s": 600}, validate__on_shortcut="warn")
+
+    stopped = _validated(project.set(validate__on_label_error="stop"))
+    proposed = pq.read_table(project.folder / "data/out/validate/findings.parquet").to_pylist()
+    found = sorted(row["path"] for row in proposed if (row["action"], row["label"]) == ("relabel", "0"))
+    dropped = _validated(project.set(validate__on_label_error="drop"), ingest=False)
+    gone = _dropped(project)
+    (project.folder / "decisions.csv").write_text(f"path,action\n{found[0]},keep\n")
+    kept = _validated(project.set(validate__decisions="decisions.csv"), ingest=False)
+
+    assert stopped.code == 1, stopped.said
+    assert sum(path.startswith("1/zero-") for path in found) >= 3
+    assert dropped.code == 0, dropped.said
+    assert {gone[path] for path in found} == {"label error: looks like 0"}
+    assert kept.code == 0, kept.said
+    assert gone.keys() - _dropped(project).keys() == {found[0]}

@@ -10,6 +10,7 @@ from twinrun.data.decode import Pixels
 from twinrun.data.expectations import judge
 from twinrun.data.leaks import kept_pairs
 from twinrun.data.manifest import SPLITS, SplitName
+from twinrun.data.progress import phase
 from twinrun.data.splits import assign_splits, split_keys
 from twinrun.data.validation.checks import checks
 from twinrun.data.validation.decisions import Decided, Decision, decided
@@ -57,7 +58,8 @@ def judge_table(
         keys = split_keys(facts["pixels_sha256"], facts["group"], [(pair.first, pair.second) for pair in pairs])
         facts["split"] = assign_splits(facts["split"], keys, _fractions(params), params.seed)
     whole = drop_broken(facts, decision.dropped, params)
-    dropped = drop_copies(facts, pairs, drop_unfit(facts, whole, params), decision.approved, params)
+    with phase("Comparing copies"):
+        dropped = drop_copies(facts, pairs, drop_unfit(facts, whole, params), decision.approved, params)
     evidence, dropped = _searched(facts, images, pairs, dropped, decision, params, reference)
     kept = [row for row, drop in enumerate(dropped) if drop is None]
     classes = sorted({label for label in facts["label"] if label is not None})
@@ -143,5 +145,6 @@ def _count(facts: dict[str, list[Any]], kept: Sequence[int], classes: Sequence[s
 
 
 def _findings(asked: "Sequence[Check]", subject: Subject, docs: Path | None) -> list[Finding]:
-    judgements = judge(subject.tables(), [(check.table, check.rule) for check in asked], docs)
+    with phase("Judging"):
+        judgements = judge(subject.tables(), [(check.table, check.rule) for check in asked], docs)
     return [check.finding(judgement) for check, judgement in zip(asked, judgements, strict=True)]
