@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LINE_EVERY_S = 10.0
+_PHASE_EVERY_S = 30.0  # one that is over sooner says nothing
 _PERCENT = 100
 
 
@@ -60,7 +61,7 @@ def fraction(what: str) -> Iterator[Callable[[float], None]]:
 
 
 @contextmanager
-def phase(what: str, every_s: float = _LINE_EVERY_S) -> Iterator[None]:
+def phase(what: str, every_s: float = _PHASE_EVERY_S) -> Iterator[None]:
     """Say that work is going on which cannot tell how far it is: on a terminal at once, elsewhere every so often."""
     if sys.stderr.isatty():
         from rich.console import Console
