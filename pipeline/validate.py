@@ -53,6 +53,7 @@ def main() -> None:
         splits=verdict.splits,
         dropped=verdict.dropped,
         given=table["label"].to_pylist(),
+        decisions=verdict.decisions,
     )
     print(words)
 

@@ -92,7 +92,11 @@ class ValidateParams:
     min_side_px: Count
     max_side_px: Count
     modes: Annotated[list[str], Field(min_length=1)]
-    on_broken: Literal["stop", "drop"]
+    on_broken: Policy
+    on_size: Policy
+    on_mode: Policy
+    on_classes: Literal["stop", "warn"]
+    on_names: Literal["stop", "warn"]
     on_contradiction: Policy
     on_leak: Policy
     on_near_leak: Policy

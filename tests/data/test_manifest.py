@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from twinrun.data.manifest import read_manifest, write_manifest
+from twinrun.data.manifest import read_manifest, read_manifest_table, write_manifest
 from twinrun.data.pack import PackWriter, creating_pack, open_pack
 from twinrun.errors import DataError, PublishError
+from twinrun.params import load_params
 from twinrun.publish import write_table
+from twinrun.training.fingerprint import fingerprint_parts
 
 
 def test_a_manifest_gives_back_the_usable_rows_of_each_split(tmp_path: Path) -> None:
@@ -51,6 +53,35 @@ def test_a_manifest_that_lacks_a_column_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"is not a manifest .*label.*dvc repro"):
         read_manifest(tmp_path / "manifest.parquet")
+
+
+def test_what_a_person_decided_is_recorded_and_the_words_of_it_change_no_training(tmp_path: Path) -> None:
+    train = load_params(Path("params.yaml")).train
+    hashes = []
+    for words in ("relabel: it barks", "relabel"):
+        path = tmp_path / "manifest.parquet"
+        write_manifest(
+            path,
+            ids=["i0", "i1"],
+            labels=["cat", "dog"],
+            splits=["train", "train"],
+            dropped=[None, None],
+            given=["dog", "dog"],
+            decisions=[words, None],
+        )
+        assert read_manifest_table(path)["decision"].to_pylist() == [words, None]
+        hashes.append(fingerprint_parts(train, {}, path, read_manifest(path), {})["data"]["manifest"])
+
+    assert hashes[0] == hashes[1]
+
+
+def test_a_manifest_of_before_there_were_decisions_in_it_is_read_as_one_without(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.parquet"
+    write_manifest(path, ids=["i0"], labels=["cat"], splits=["train"], dropped=[None])
+    before = read_manifest_table(path)
+    write_table(before.drop_columns(["decision"]), path)
+
+    assert read_manifest_table(path) == before
 
 
 def test_rows_written_in_any_order_are_found_in_their_places_and_others_are_zero(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 
-from twinrun.data.leaks import distinct_per_pixels, leaked
+from twinrun.data.leaks import distinct_per_key, leaked
 from twinrun.data.manifest import SplitName
 from twinrun.data.splits import assign_splits
 
@@ -60,9 +60,29 @@ def test_an_image_without_pixels_gets_no_split() -> None:
     assert assign_splits([None, "test"], [None, None], FRACTIONS, seed=0) == [None, "test"]
 
 
-def test_leaks_are_found_in_all_splits_but_the_last() -> None:
-    pixels = ["a", "a", "a", "b", "b", None, "c"]
-    splits = ["train", "val", "test", "train", "train", "train", "val"]
+def test_leaks_are_found_in_all_splits_but_the_last_each_with_the_first_of_that() -> None:
+    pixels = ["a", "a", "a", "b", "b", None, "c", "a"]
+    splits = ["train", "val", "test", "train", "train", "train", "val", "test"]
 
-    assert leaked(pixels, splits) == [True, True, False, False, False, False, False]
-    assert distinct_per_pixels(pixels, splits) == [3, 3, 3, 1, 1, 0, 1]
+    assert leaked(pixels, splits) == {0: 2, 1: 2}
+    assert distinct_per_key(pixels, splits) == [3, 3, 3, 1, 1, 0, 1, 3]
+
+
+def test_an_image_without_a_split_follows_the_last_split_that_was_published_for_its_key() -> None:
+    published = ["train", "val", "test", None, None, None, None]
+    keys = ["group:a", "group:b", "group:b", "group:b", "group:a", "group:c", None]
+
+    assert assign_splits(published, keys, FRACTIONS, seed=0) == [*published[:3], "test", "train", "train", None]
+
+
+def test_a_key_that_is_published_in_train_alone_stays_together_where_val_is_carved_out_of_it() -> None:
+    keys: list[str | None] = [f"group:{number % 100}" for number in range(400)]
+    published: list[str | None] = [("train", None)[number // 100 % 2] for number in range(400)]
+
+    splits = assign_splits([*published, "test"], [*keys, "group:7"], FRACTIONS, seed=0)[:400]
+
+    followed = [number for number in range(400) if number % 100 == 7]
+    assert [splits[number] for number in followed if published[number] is None] == ["test", "test"]
+    others = [number for number in range(400) if number % 100 != 7]
+    assert {splits[number] for number in others} == {"train", "val"}
+    assert all(splits[number] == splits[number % 100] for number in others)

@@ -127,16 +127,25 @@ def test_images_are_told_apart_by_what_happened_to_them() -> None:
     }
 
 
-def test_an_image_that_moved_to_another_split_is_named() -> None:
+def test_an_image_that_moved_to_another_split_or_that_a_person_relabelled_is_named() -> None:
     images = _images(a=("cat", "1"), b=("dog", "2"))
     manifests = [
-        pa.table({"id": ["a", "b"], "split": ["train", split], "dropped": pa.array([None, dropped], pa.string())})
-        for split, dropped in (("train", None), ("test", None))
+        pa.table(
+            {
+                "id": ["a", "b"],
+                "label": ["cat", label],
+                "split": ["train", split],
+                "dropped": pa.array([None, None], pa.string()),
+            }
+        )
+        for label, split in (("dog", "train"), ("dog", "test"), ("cat", "train"))
     ]
 
-    (change,) = compare_images(images, images, *manifests)
+    (moved,) = compare_images(images, images, manifests[0], manifests[1])
+    (decided,) = compare_images(images, images, manifests[0], manifests[2])
 
-    assert str(change) == "b.png (train): used for train, now for test"
+    assert str(moved) == "b.png (train): used for train, now for test"
+    assert str(decided) == "b.png (train): relabelled from 'dog' to 'cat'"
 
 
 def test_predictions_that_changed_are_listed_the_surest_first() -> None:

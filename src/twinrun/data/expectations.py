@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.errors import DataError
 from twinrun.params import Severity
 from twinrun.publish import write_text
 
@@ -34,11 +33,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether a table meets a rule; the rows that do not, in order; what was observed of the table as a whole."""
+    """Whether a table meets a rule; the rows that do not, in order; what was observed of the table as a whole.
+
+    `problem` says, in the words of Great Expectations, why a rule could not be judged; such a rule is not met.
+    """
 
     passed: bool
     rows: list[int]
     observed: Any
+    problem: str | None = None
 
 
 def judge(
@@ -46,12 +49,13 @@ def judge(
 ) -> list[Judgement]:
     """Ask Great Expectations, for each pair of a table's name and a rule, in order.
 
-    Its own pages on what it found, one for each table, go into the folder `docs`.
-    Raises DataError where Great Expectations does not know a rule or it does not fit its table.
+    Its own pages on what it found, one for each table, go into the folder `docs`. A rule that it does not know, or that
+    does not fit its table, is not met and leaves the others as they are.
     """
     # Read when it is imported. It reports use over the network otherwise.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    # What it cannot judge it says in its result; what it cannot draw on its own page, it would tell with a traceback.
+    logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
     import great_expectations as gx
     import pandas as pd
     from great_expectations.core import ExpectationSuite
@@ -73,7 +77,13 @@ def judge(
         asked = [(index, rule) for index, (table, rule) in enumerate(rules) if table == name]
         if not asked:
             continue
-        suite = ExpectationSuite(name=name, expectations=[_expectation(rule, index) for index, rule in asked])
+        suite = ExpectationSuite(name=name)
+        for index, rule in asked:
+            made = _expectation(rule, index)
+            if isinstance(made, str):
+                judgements[index] = Judgement(False, [], None, made)
+            else:
+                suite.expectations.append(made)
         found = batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format)
         for result in found.results:
             index = result.expectation_config.meta[_INDEX]  # results come in an order of their own
@@ -85,11 +95,16 @@ def judge(
 
 _ROW = "twinrun_row"
 _INDEX = "twinrun_rule"
+_TELLING = (
+    "missing_count", "partial_missing_list", "partial_missing_set", "unexpected_count", "partial_unexpected_list",
+    "partial_unexpected_set", "details",
+)  # fmt: skip
 _DRAWN_ID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _TIMES = r"(?:\?d=)?\d{8}T\d{6}\.\d{6}Z"
 
 
-def _expectation(rule: Rule, index: int) -> "Expectation":
+def _expectation(rule: Rule, index: int) -> "Expectation | str":
+    """The expectation, or why there is none."""
     import great_expectations.expectations as gxe
     from pydantic.v1 import ValidationError
 
@@ -99,13 +114,13 @@ def _expectation(rule: Rule, index: int) -> "Expectation":
             rule.expectation, [name for name in dir(gxe) if name.startswith("Expect")], n=1
         )
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"Great Expectations has no expectation {rule.expectation}{hint}")
+        return f"Great Expectations has no expectation {rule.expectation}{hint}"
     try:
         expectation: Expectation = kind(**rule.settings, severity=rule.severity, meta={_INDEX: index})
     except (ValidationError, ValueError, TypeError) as error:
         faults: list[Any] = getattr(error, "errors", list)()
         words = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults) or str(error)
-        raise DataError(f"{rule.expectation}({rule.settings}) is not as Great Expectations wants it: {words}") from None
+        return f"{rule.expectation}({rule.settings}) is not as Great Expectations wants it: {words}"
     return expectation
 
 
@@ -124,10 +139,21 @@ def _page(found: Any) -> str:
 
 def _heard(rule: Rule, result: Any) -> Judgement:
     if problem := _problem(result.exception_info):
-        raise DataError(f"Great Expectations cannot judge {rule.expectation}({rule.settings}): {problem}")
+        words = f"Great Expectations cannot judge {rule.expectation}({rule.settings}): {problem}"
+        return Judgement(False, [], None, words)
     found = result.result
     rows = [int(entry[_ROW]) for entry in found.get("unexpected_index_list") or []]
-    return Judgement(bool(result.success), sorted(rows), found.get("observed_value"))
+    return Judgement(bool(result.success), sorted(rows), _observed(found))
+
+
+def _observed(found: Mapping[str, Any]) -> Any:
+    """The value that was observed, or else all that tells what is wrong: an expectation on a set may have no value."""
+    if (value := found.get("observed_value")) is not None:
+        return f"{value}, {found['details']}" if found.get("details") else value
+    told = {name: found[name] for name in _TELLING if found.get(name)}
+    if not told:
+        return None
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
 
 
 def _problem(info: Any) -> str | None:

@@ -11,44 +11,65 @@ if TYPE_CHECKING:
     from twinrun.data.nearest import NearPair
 
 
-def distinct_per_pixels(pixels_sha256: Sequence[str | None], values: Sequence[str | None]) -> list[int]:
-    """For each image, how many different `values` the images with its pixels have; nulls count for nothing."""
+def distinct_per_key(keys: Sequence[str | None], values: Sequence[str | None]) -> list[int]:
+    """For each image, how many different `values` the images with its key have; nulls count for nothing.
+
+    A key is what images have in common: the hash of their pixels, or the name of their group.
+    """
     found: dict[str, str] = {}
     several: dict[str, set[str]] = {}  # a set for each image would take longer than all the rest
-    for pixels, value in zip(pixels_sha256, values, strict=True):
-        if pixels is not None and value is not None and (first := found.setdefault(pixels, value)) != value:
-            several.setdefault(pixels, {first}).add(value)
-    return [
-        0 if pixels is None else len(several[pixels]) if pixels in several else int(pixels in found)
-        for pixels in pixels_sha256
-    ]
+    for key, value in zip(keys, values, strict=True):
+        if key is not None and value is not None and (first := found.setdefault(key, value)) != value:
+            several.setdefault(key, {first}).add(value)
+    return [0 if key is None else len(several[key]) if key in several else int(key in found) for key in keys]
 
 
-def leaked(pixels_sha256: Sequence[str | None], splits: Sequence[str | None]) -> list[bool]:
-    """For each image, whether one with its pixels is in a later split (train, then val, then test).
+def leaked(keys: Sequence[str | None], splits: Sequence[str | None]) -> dict[int, int]:
+    """Each image of which one with its key is in a later split (train, then val, then test), and the first of the last.
 
-    Without those, no pixels are in two splits, and what a model is scored on stays whole.
+    Without those, no key is in two splits, and what a model is scored on stays whole.
     """
     rank = _rank()
-    last: dict[str, int] = {}
+    last: dict[str, tuple[int, int]] = {}  # of each key the place of the split, and the row
     places = [rank.get(split) for split in splits]
-    for pixels, place in zip(pixels_sha256, places, strict=True):
-        if pixels is not None and place is not None:
-            last[pixels] = max(place, last.get(pixels, place))
-    return [
-        pixels is not None and place is not None and place < last[pixels]
-        for pixels, place in zip(pixels_sha256, places, strict=True)
-    ]
+    for row, (key, place) in enumerate(zip(keys, places, strict=True)):
+        if key is not None and place is not None and (key not in last or place > last[key][0]):
+            last[key] = place, row
+    return {
+        row: last[key][1]
+        for row, (key, place) in enumerate(zip(keys, places, strict=True))
+        if key is not None and place is not None and place < last[key][0]
+    }
 
 
-def near_leaked(pairs: "Iterable[NearPair]", splits: Sequence[str | None]) -> set[int]:
-    """The rows of which a changed copy is in a later split."""
+def contradicting(keys: Sequence[str | None], labels: Sequence[str | None]) -> dict[int, int]:
+    """Each image of which one with its key has another label, and the first of those."""
+    first: dict[str, int] = {}
+    other: dict[str, int] = {}
+    for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
+        if key is not None and label is not None and labels[first.setdefault(key, row)] != label:
+            other.setdefault(key, row)
+    return {
+        row: other[key] if label == labels[first[key]] else first[key]
+        for row, (key, label) in enumerate(zip(keys, labels, strict=True))
+        if key in other and key is not None and label is not None
+    }
+
+
+def undecided(keys: Sequence[str | None], approved: Sequence[bool]) -> list[str | None]:
+    """The keys; null where a person approved of all images that have it."""
+    still_open = {key for key, seen in zip(keys, approved, strict=True) if not seen}
+    return [key if key in still_open else None for key in keys]
+
+
+def near_leaked(pairs: "Iterable[NearPair]", splits: Sequence[str | None]) -> "dict[int, NearPair]":
+    """The rows of which a changed copy is in a later split, each with the first of `pairs` that says so."""
     rank = _rank()
-    found = set()
+    found: dict[int, NearPair] = {}
     for pair in pairs:
         first, second = rank.get(splits[pair.first]), rank.get(splits[pair.second])
         if first is not None and second is not None and first != second:
-            found.add(pair.first if first < second else pair.second)
+            found.setdefault(pair.first if first < second else pair.second, pair)
     return found
 
 
@@ -72,23 +93,25 @@ def kept_pairs(
     pixels_sha256: Sequence[str | None],
     splits: Sequence[str | None],
     labels: Sequence[str | None],
-    dropped: Sequence[str | None],
+    dropped: Sequence[object],
+    approved: frozenset[int] = frozenset(),
 ) -> "list[NearPair]":
-    """`pairs` among the rows that were not dropped, sorted by distance.
+    """`pairs` among the rows whose entry in `dropped` is None, sorted by distance.
 
     A pair speaks for all images with the pixels of either side; of those one for each split and label is kept, so that
-    a picture that is there a hundred times does not become ten thousand pairs.
+    a picture that is there a hundred times does not become ten thousand pairs. A pair of which a person approved of
+    all of these images, on both sides, is none any more.
     """
     twins: dict[str, dict[tuple[str | None, str | None], int]] = defaultdict(dict)
-    for row, pixels in enumerate(pixels_sha256):
-        if pixels is not None and dropped[row] is None:
+    for row in sorted(range(len(pixels_sha256)), key=approved.__contains__):
+        if (pixels := pixels_sha256[row]) is not None and dropped[row] is None:
             twins[pixels].setdefault((splits[row], labels[row]), row)
     found: dict[tuple[int, int], NearPair] = {}
     for pair in pairs:
         for first in twins[str(pixels_sha256[pair.first])].values():
             for second in twins[str(pixels_sha256[pair.second])].values():
                 low, high = sorted((first, second))
-                if low != high:
+                if low != high and not {low, high} <= approved:
                     found[low, high] = replace(pair, first=low, second=high)
     return sorted(found.values(), key=lambda pair: (pair.distance, pair.first, pair.second))
 

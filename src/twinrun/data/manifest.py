@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+_DECISION = "decision"
 IntArray = npt.NDArray[np.int64]
 
 
@@ -73,14 +74,20 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def read_manifest_table(path: Path) -> "pa.Table":
-    """A manifest as it is written, with a row for every image of the pack; raises DataError as `read_manifest` does."""
+    """A manifest as it is written, with a row for every image of the pack; raises DataError as `read_manifest` does.
+
+    One of an earlier version has no column for decisions: there were none, as far as it tells.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         # Neither pq.read_table nor to_numpy, which import pandas and take a second of every training.
         with pq.ParquetFile(path) as file:
-            return file.read().select(_schema().names)
+            table = file.read()
+        if _DECISION not in table.column_names:
+            table = table.append_column(_DECISION, pa.nulls(len(table), pa.string()))
+        return table.select(_schema().names)
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Make it: dvc repro validate") from None
     except (pa.ArrowInvalid, KeyError, OSError) as error:
@@ -95,10 +102,12 @@ def write_manifest(
     splits: Sequence[str | None],
     dropped: Sequence[str | None],
     given: Sequence[str | None] | None = None,
+    decisions: Sequence[str | None] | None = None,
 ) -> None:
     """Publish a manifest with a row for every image of the pack, those with a reason in `dropped` as not usable.
 
     `given` are the labels that the source gave, where a person decided on others; they are recorded beside those.
+    `decisions` are those of a person, in words.
     """
     import pyarrow as pa
 
@@ -114,6 +123,7 @@ def write_manifest(
         "split": splits,
         "dropped": dropped,
         "given": labels if given is None else given,
+        _DECISION: [None] * len(ids) if decisions is None else decisions,
     }
     write_table(pa.table(columns, schema=_schema()), path)
 
@@ -121,7 +131,15 @@ def write_manifest(
 def _schema() -> "pa.Schema":
     import pyarrow as pa
 
-    fields = {"row": pa.int64(), "id": pa.string(), "label": pa.string()}
     return pa.schema(
-        {**fields, "target": pa.int64(), "split": pa.string(), "dropped": pa.string(), "given": pa.string()}
+        {
+            "row": pa.int64(),
+            "id": pa.string(),
+            "label": pa.string(),
+            "target": pa.int64(),  # the label's place among all, or -1 where the image may not be used
+            "split": pa.string(),
+            "dropped": pa.string(),  # why the image may not be used, or null
+            "given": pa.string(),  # the label that the source gave
+            _DECISION: pa.string(),  # what a person decided and why, such as "relabel: it barks", or null
+        }
     )

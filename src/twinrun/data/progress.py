@@ -1,11 +1,13 @@
 """How far a long piece of work is: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LINE_EVERY_S = 10.0
+_PHASE_EVERY_S = 30.0  # one that is over sooner says nothing
 _PERCENT = 100
 
 
@@ -56,3 +58,27 @@ def fraction(what: str) -> Iterator[Callable[[float], None]]:
                 advance(more)
 
         yield to
+
+
+@contextmanager
+def phase(what: str, every_s: float = _PHASE_EVERY_S) -> Iterator[None]:
+    """Say that work is going on which cannot tell how far it is: on a terminal at once, elsewhere every so often."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(what):
+            yield
+        return
+    over, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(every_s):
+            print(f"{what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()

@@ -2,9 +2,8 @@
 
 import base64
 import io
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _THUMBNAIL_PX = 128
-_SETS_SHOWN = 24
+_SAMPLE_PX = 64
+_SMALL_PX = 32
+_QUALITY = 80  # of WebP, in percent: a copy beside its source still shows what was changed
+_PICTURES_BYTES = 3_500_000  # of all sets together; samples come to less than a million
+_SETS_SHOWN = 200
+_WARNINGS_SHOWN = 24
 _IN_SET_SHOWN = 6
 _DROPPED_SHOWN = 12
+_ADDED_SHOWN = 12
+_PATHS_SHOWN = 20
 _SAMPLES_PER_CLASS = 10
 _CLASSES_WITH_SAMPLES = 40
 _BINS = 40
@@ -70,6 +76,7 @@ def report_html(
     from jinja2 import Environment, StrictUndefined
 
     drawer = _Drawer(verdict, table, images)
+    drift = verdict.evidence.drift
     template = resources.files("twinrun.data").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     unmet = [*verdict.failed, *verdict.warnings]
@@ -88,8 +95,10 @@ def report_html(
         largest=max((sum(counts.values()) for counts in verdict.counts.values()), default=0) or 1,
         offenders={finding.name: list(drawer.offenders(finding)) for finding in unmet},
         share_of_way=share_of_way,
-        shown=_SETS_SHOWN,
         dropped=drawer.dropped(),
+        relabelled=drawer.relabelled(),
+        added=drawer.cards_of(drift.added, _ADDED_SHOWN) if drift else [],
+        paths_shown=_PATHS_SHOWN,
         samples=drawer.samples(),
         histograms=drawer.histograms(),
     )
@@ -104,24 +113,49 @@ class _Drawer:
         self._table = table
         self._paths = table["path"].to_pylist()
         self._errors = table["error"].to_pylist()
+        self._spent = 0
 
     def offenders(self, finding: Finding) -> Iterator[_Set]:
         """The first offences with their pictures; an offence without an image has none."""
-        for offence in finding.offences[:_SETS_SHOWN]:
-            yield _Set(
-                offence.measure if offence.rows else offence.words,
-                [self._card(row) for row in offence.rows[:_IN_SET_SHOWN]],
-            )
+        most = _SETS_SHOWN if finding.severity == "critical" else _WARNINGS_SHOWN
+        for offence in finding.offences[:most]:
+            if not offence.rows:
+                yield _Set(offence.words, [])
+                continue
+            if not self._has_room():
+                return
+            hidden = len(offence.rows) - _IN_SET_SHOWN
+            more = f"; {hidden:,} more in findings.parquet" if hidden > 0 else ""
+            yield _Set(f"{offence.measure}{more}", [self._card(row) for row in offence.rows[:_IN_SET_SHOWN]])
 
-    def dropped(self) -> dict[str, list[_Card]]:
-        """The first of the dropped images, by kind of reason."""
-        cards: dict[str, list[_Card]] = defaultdict(list)
+    def dropped(self) -> dict[str, list[_Set]]:
+        """The first of the dropped images, by kind of reason; a copy is shown beside what it is a copy of."""
+        sets: dict[str, list[_Set]] = {kind: [] for kind in self._verdict.reasons}
         for row, reason in enumerate(self._verdict.dropped):
             kind, _, why = (reason or "").partition(": ")
-            if reason is not None and len(cards[kind]) < _DROPPED_SHOWN:
-                card = self._card(row)
-                cards[kind].append(replace(card, about=f"{card.about}: {why}"))
-        return dict(cards)
+            partner = self._verdict.partners.get(row)
+            if reason is None or len(sets[kind]) >= (_DROPPED_SHOWN if partner is None else _SETS_SHOWN):
+                continue
+            if not self._has_room():
+                break
+            sets[kind].append(_Set(why, [self._card(each) for each in (row, partner) if each is not None]))
+        return sets
+
+    def relabelled(self) -> list[_Set]:
+        """The first images that a person gave another label."""
+        given = self._table["label"].to_pylist()
+        sets: list[_Set] = []
+        for row, decision in enumerate(self._verdict.decisions):
+            action, _, reason = (decision or "").partition(": ")
+            if action == "relabel" and len(sets) < _SETS_SHOWN and self._has_room():
+                words = f"from {given[row] or 'no label'} to {self._verdict.labels[row]}"
+                sets.append(_Set(f"{words}: {reason}" if reason else words, [self._card(row)]))
+        return sets
+
+    def cards_of(self, paths: Sequence[str], most: int) -> list[_Card]:
+        """Pictures of the first images of `paths`."""
+        rows = {path: row for row, path in enumerate(self._paths)}
+        return [self._card(rows[path]) for path in paths[:most] if path in rows and self._has_room()]
 
     def samples(self) -> dict[str, list[_Card]]:
         """The first usable training images of each class."""
@@ -129,7 +163,7 @@ class _Drawer:
         for row, (label, split) in enumerate(zip(self._verdict.labels, self._verdict.splits, strict=True)):
             usable = self._verdict.dropped[row] is None and self._errors[row] is None
             if usable and split == "train" and label in cards and len(cards[label]) < _SAMPLES_PER_CLASS:
-                cards[label].append(self._card(row))
+                cards[label].append(self._card(row, _SAMPLE_PX))
         return cards
 
     def histograms(self) -> list[_Histogram]:
@@ -152,15 +186,23 @@ class _Drawer:
                 histograms.append(_Histogram(name, f"{edges[0]:.2f}", f"{edges[-1]:.2f}", outlines))
         return histograms
 
-    def _card(self, row: int) -> _Card:
+    def _has_room(self) -> bool:
+        return self._spent < _PICTURES_BYTES
+
+    def _card(self, row: int, largest_px: int = _THUMBNAIL_PX) -> _Card:
         about = ", ".join(filter(None, [self._verdict.labels[row] or "no label", self._verdict.splits[row]]))
-        picture = None if self._table["pixels_sha256"][row].as_py() is None else _data_uri(self._images[row])
+        picture = None
+        if self._table["pixels_sha256"][row].as_py() is not None:
+            picture = _data_uri(self._images[row], largest_px)
+            self._spent += len(picture)
         return _Card(picture, self._paths[row], about)
 
 
-def _data_uri(pixels: Pixels) -> str:
+def _data_uri(pixels: Pixels, largest_px: int) -> str:
+    """The picture as it is where it is small, and otherwise as a copy of a few kilobytes."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
-    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    image.thumbnail((largest_px, largest_px))
+    kind = "PNG" if max(image.size) <= _SMALL_PX else "WEBP"
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, kind, **({"optimize": True} if kind == "PNG" else {"quality": _QUALITY}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

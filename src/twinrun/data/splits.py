@@ -26,18 +26,21 @@ def assign_splits(
     """The split of each image: the published one, or one decided by its key; None for an image without either.
 
     What the source published stands, except that the splits that it did not publish are carved out of its `train`, in
-    the proportions of `fractions`. Where it published some splits, an image without one counts as `train`.
+    the proportions of `fractions`. Where it published some splits, an image without one follows those of its key that
+    are in val or test, the last of them, and counts as `train` where there are none.
     """
     missing = [name for name in SPLITS if name not in set(published) or name == "train"]
     total = sum(fractions[name] for name in missing)
-    return [
-        split
-        if split not in (None, "train")
-        else _drawn(key, missing, fractions, total, seed)
-        if key is not None
-        else split
-        for split, key in zip(published, keys, strict=True)
-    ]
+    held_out = _held_out(published, keys)
+
+    def place(split: str | None, key: str | None) -> str | None:
+        if key is None or split not in (None, "train"):
+            return split
+        if split is None and key in held_out:
+            return held_out[key]
+        return _drawn(key, missing, fractions, total, seed)
+
+    return [place(split, key) for split, key in zip(published, keys, strict=True)]
 
 
 def split_keys(
@@ -69,6 +72,14 @@ def split_keys(
         if own is not None:
             keys[member] = min(own, keys.get(member, own), key=lambda key: (not key.startswith(_GROUP), key))
     return [keys[member] if pixels is not None else None for member, pixels in zip(members, pixels_sha256, strict=True)]
+
+
+def _held_out(published: Sequence[str | None], keys: Sequence[str | None]) -> dict[str, SplitName]:
+    """The last of the splits val and test that the source published for an image of each key."""
+    found: dict[str, SplitName] = {}
+    for name in SPLITS[1:]:
+        found |= {key: name for split, key in zip(published, keys, strict=True) if split == name and key is not None}
+    return found
 
 
 def _group_key(group: str | None) -> str | None:

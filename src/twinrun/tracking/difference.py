@@ -170,8 +170,10 @@ def compare_images(
         elif now is None:
             what = ["removed"]
         else:
-            if facts["label"] != now["label"]:
-                what.append(f"relabelled from {facts['label']!r} to {now['label']!r}")
+            rows = (old_use, new_use) if each in old_use and each in new_use else (old, new)  # decisions relabel
+            label, new_label = (some[each]["label"] for some in rows)
+            if label != new_label:
+                what.append(f"relabelled from {label!r} to {new_label!r}")
             if facts["pixels_sha256"] != now["pixels_sha256"]:
                 what.append(_broken_or(now, "its pixels changed"))
             elif facts["bytes_sha256"] != now["bytes_sha256"]:

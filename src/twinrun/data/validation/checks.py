@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twinrun.data.shortcuts import Shortcut
 
 _TWINS_NAMED = 4
+_SHOW_NOTHING = ("dark", "bright", "low information")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,19 @@ class Check:
     counted: str = "images"
 
     def finding(self, judgement: Judgement) -> Finding:
-        """What came of it."""
+        """What came of it; where it could not be judged, that is grave, whatever it was for."""
+        if judgement.problem is not None:
+            return Finding(
+                name=self.name,
+                meaning=self.meaning,
+                severity="critical",
+                passed=False,
+                found="not judged",
+                settings=self.settings,
+                advice=self.advice,
+                judged_by=self.rule.expectation,
+                offences=[Offence((), judgement.problem)],
+            )
         offences = [] if judgement.passed else list(self.offences(judgement))
         return Finding(
             name=self.name,
@@ -74,13 +87,14 @@ def _severity(policy: Policy) -> Severity:
 
 
 def _each(
-    subject: Subject, words: Callable[[int], str], drop: bool = False
+    subject: Subject, words: Callable[[int], str], drop: bool = False, asked: Sequence[int] | None = None
 ) -> Callable[[Judgement], Iterator[Offence]]:
-    """An offence for each image, whose `words` are of a row of the table."""
+    """An offence for each image of those `asked` of, or of all, whose `words` are of a row of the table."""
+    judged = subject.kept if asked is None else asked
 
     def offences(judgement: Judgement) -> Iterator[Offence]:
         for index in judgement.rows:
-            row = subject.kept[index]
+            row = judged[index]
             proposals = (Proposal(row, "drop"),) if drop else ()
             yield Offence((row,), f"{subject.facts['path'][row]}: {words(row)}", words(row), proposals)
 
@@ -90,7 +104,7 @@ def _each(
 def _of_files(subject: Subject) -> list[Check]:
     facts, params = subject.facts, subject.params
     sides = {"min_value": params.min_side_px, "max_value": params.max_side_px}
-    side_settings = ("validate.min_side_px", "validate.max_side_px")
+    side_settings = ("validate.min_side_px", "validate.max_side_px", "validate.on_size")
 
     def size(row: int) -> str:
         return f"{facts['width'][row]:,} x {facts['height'][row]:,} pixels"
@@ -117,20 +131,20 @@ def _of_files(subject: Subject) -> list[Check]:
         Check(
             "decoded",
             "Every image can be decoded",
-            "images",
-            Rule("ExpectColumnValuesToBeNull", {"column": "error"}),
+            "files",
+            Rule("ExpectColumnValuesToBeNull", {"column": "error"}, _severity(params.on_broken)),
             ("validate.on_broken",),
             "Mend or remove them, or set it to drop",
-            _each(subject, lambda row: str(facts["error"][row]), drop=True),
+            _each(subject, lambda row: str(facts["error"][row]), drop=True, asked=subject.files()),
         ),
         *[
             Check(
                 side,
                 f"{side.capitalize()}s are {params.min_side_px:,} to {params.max_side_px:,} pixels",
                 "images",
-                Rule("ExpectColumnValuesToBeBetween", {"column": side, **sides}),
+                Rule("ExpectColumnValuesToBeBetween", {"column": side, **sides}, _severity(params.on_size)),
                 side_settings,
-                "Remove them, or widen the range",
+                "Remove them, widen the range, or set on_size to drop",
                 _each(subject, size, drop=True),
             )
             for side in ("width", "height")
@@ -139,9 +153,13 @@ def _of_files(subject: Subject) -> list[Check]:
             "mode",
             f"Colour modes are {', '.join(params.modes)}",
             "images",
-            Rule("ExpectColumnValuesToBeInSet", {"column": "mode", "value_set": list(params.modes)}),
-            ("validate.modes",),
-            "Convert them, or add their mode",
+            Rule(
+                "ExpectColumnValuesToBeInSet",
+                {"column": "mode", "value_set": list(params.modes)},
+                _severity(params.on_mode),
+            ),
+            ("validate.modes", "validate.on_mode"),
+            "Convert them, add their mode, or set on_mode to drop",
             _each(subject, lambda row: f"mode {facts['mode'][row]}", drop=True),
         ),
     ]
@@ -161,7 +179,7 @@ def _of_copies(subject: Subject) -> list[Check]:
             ),
             ("validate.on_contradiction",),
             "Remove the wrong ones, or set it to drop, which drops them all",
-            _twins(subject, _drop_all),
+            _sharing(subject, "pixels_sha256", _drop_all),
         ),
         Check(
             "no_near_contradiction",
@@ -184,7 +202,7 @@ def _of_copies(subject: Subject) -> list[Check]:
             ),
             ("validate.on_leak",),
             "Remove them from one, or set it to drop, which keeps those in the last split",
-            _twins(subject, _drop_all_but_the_last_split),
+            _sharing(subject, "pixels_sha256", _drop_all_but_the_last_split),
         ),
         Check(
             "no_near_leak",
@@ -196,6 +214,7 @@ def _of_copies(subject: Subject) -> list[Check]:
             _pairs(subject, lambda pair: (_earlier_split(subject, pair),)),
             "pairs",
         ),
+        *([_of_groups(subject)] if any(group is not None for group in subject.of("group")) else []),
         Check(
             "no_duplicate",
             "No image repeats another of its split",
@@ -208,6 +227,22 @@ def _of_copies(subject: Subject) -> list[Check]:
     ]
 
 
+def _of_groups(subject: Subject) -> Check:
+    return Check(
+        "no_group_in_two_splits",
+        "No group is in two splits",
+        "images",
+        Rule(
+            "ExpectColumnValuesToBeBetween",
+            {"column": "splits_of_group", "max_value": 1},
+            _severity(subject.params.on_leak),
+        ),
+        ("validate.on_leak",),
+        "Publish one split for all of a group, or set it to drop, which keeps those in the last split",
+        _sharing(subject, "group", _drop_all_but_the_last_split),
+    )
+
+
 def _sides(column: str) -> dict[str, Any]:
     return {
         "column_A": f"{column}_first",
@@ -216,23 +251,43 @@ def _sides(column: str) -> dict[str, Any]:
     }
 
 
-def _twins(
-    subject: Subject, propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]]
+def _sharing(
+    subject: Subject, column: str, propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]]
 ) -> Callable[[Judgement], Iterator[Offence]]:
-    """An offence for each set of images with the same pixels."""
+    """An offence for each set of images with the same pixels, or of one group."""
 
     def offences(judgement: Judgement) -> Iterator[Offence]:
-        by_pixels: dict[str, list[int]] = defaultdict(list)
+        sets: dict[str, list[int]] = defaultdict(list)
         for index in judgement.rows:
             row = subject.kept[index]
-            by_pixels[subject.facts["pixels_sha256"][row]].append(row)
-        for same in by_pixels.values():
-            named = [subject.named(row) for row in same]
-            more = [f"{len(same) - _TWINS_NAMED:,} more"] if len(same) > _TWINS_NAMED else []
-            words = " = ".join([*named[:_TWINS_NAMED], *more])
-            yield Offence(tuple(same), words, "identical pixels", propose(subject, same))
+            sets[subject.facts[column][row]].append(row)
+        for shared, rows in sets.items():
+            yield _offence_of(subject, column, shared, _one_of_each_split_first(subject, rows), propose)
 
     return offences
+
+
+def _offence_of(
+    subject: Subject,
+    column: str,
+    shared: str,
+    rows: Sequence[int],
+    propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]],
+) -> Offence:
+    named = [subject.named(row) for row in rows[:_TWINS_NAMED]]
+    more = [f"{len(rows) - _TWINS_NAMED:,} more"] if len(rows) > _TWINS_NAMED else []
+    if column == "group":
+        return Offence(
+            tuple(rows), f'group "{shared}": {", ".join([*named, *more])}', f'group "{shared}"', propose(subject, rows)
+        )
+    return Offence(tuple(rows), " = ".join([*named, *more]), "identical pixels", propose(subject, rows))
+
+
+def _one_of_each_split_first(subject: Subject, rows: Sequence[int]) -> list[int]:
+    """The rows, but one of each split and label first: where only some are named, both sides are among them."""
+    sides = [(subject.facts["split"][row], subject.facts["label"][row]) for row in rows]
+    first = set(dict(reversed(list(zip(sides, rows, strict=True)))).values())
+    return [row for row in rows if row in first] + [row for row in rows if row not in first]
 
 
 def _drop_all(_: Subject, rows: Sequence[int]) -> tuple[Proposal, ...]:
@@ -296,8 +351,12 @@ def _of_classes(subject: Subject) -> list[Check]:
             "enough_images",
             f"Each class has at least {params.min_images_per_class:,} images in each split",
             "classes_in_splits",
-            Rule("ExpectColumnValuesToBeBetween", {"column": "images", "min_value": params.min_images_per_class}),
-            ("validate.min_images_per_class", "validate.seed"),
+            Rule(
+                "ExpectColumnValuesToBeBetween",
+                {"column": "images", "min_value": params.min_images_per_class},
+                _severity(params.on_classes),
+            ),
+            ("validate.min_images_per_class", "validate.seed", "validate.on_classes"),
             "Add images, or lower that number; where splits are drawn, another seed too mends one that is just short",
             lambda judgement: (
                 Offence((), f'Class "{groups[i][0]}" has {groups[i][2]} images in {groups[i][1]}')
@@ -309,8 +368,12 @@ def _of_classes(subject: Subject) -> list[Check]:
             "balance",
             f"No class has more than {params.max_imbalance:g} times the images of another",
             "classes",
-            Rule("ExpectColumnValuesToBeBetween", {"column": "imbalance", "max_value": params.max_imbalance}),
-            ("validate.max_imbalance",),
+            Rule(
+                "ExpectColumnValuesToBeBetween",
+                {"column": "imbalance", "max_value": params.max_imbalance},
+                _severity(params.on_classes),
+            ),
+            ("validate.max_imbalance", "validate.on_classes"),
             "Add images of the small classes, or raise that number",
             lambda judgement: (
                 Offence((), f'Class "{totals[i][0]}" has {totals[i][1]} images and the largest has {subject.largest:,}')
@@ -322,8 +385,8 @@ def _of_classes(subject: Subject) -> list[Check]:
             "distinct_names",
             "No two labels differ by case or spaces alone",
             "classes",
-            Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, "warning"),
-            ("ingest.path",),
+            Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, _severity(params.on_names)),
+            ("ingest.path", "validate.on_names"),
             "Merge the folders if they mean the same",
             lambda judgement: (
                 Offence((), f'"{classes[i]}" is written like "{subject.alike()[classes[i]]}"') for i in judgement.rows
@@ -362,8 +425,13 @@ def _of_labels(subject: Subject) -> list[Check]:
             "label_search",
             "The search for wrong labels came to its end",
             "searches",
-            Rule("ExpectColumnValuesToBeInSet", {"column": "finished", "value_set": [True]}, "warning"),
-            ("validate.label_errors",),
+            # What is dropped, or stops the pipeline, must not depend on how fast the machine is.
+            Rule(
+                "ExpectColumnValuesToBeInSet",
+                {"column": "finished", "value_set": [True]},
+                _severity(subject.params.on_label_error),
+            ),
+            ("validate.label_errors", "validate.on_label_error"),
             "Raise budget_s, or lower folds",
             lambda _: iter([Offence((), f"It was not finished after {subject.params.label_errors.budget_s:g} s")]),
             "searches",
@@ -412,7 +480,7 @@ def _of_quality(subject: Subject) -> list[Check]:
             Rule("ExpectColumnValuesToBeNull", {"column": flaw_column(name)}, _severity(subject.params.on_quality)),
             ("validate.on_quality",),
             "Look at them, and drop those that show nothing",
-            _each(subject, lambda row, name=name: words[name, row]),  # type: ignore[misc]
+            _each(subject, lambda row, name=name: words[name, row], drop=name in _SHOW_NOTHING),  # type: ignore[misc]
         )
         for name, meaning in QUALITY.items()
     ]
@@ -424,6 +492,7 @@ def _of_drift(subject: Subject) -> list[Check]:
         return []
     severity, settings = _severity(subject.params.on_drift), ("validate.on_drift", "validate.reference")
     changes = subject.changed_labels()
+    rows = {path: row for row, path in enumerate(subject.facts["path"])}
     return [
         Check(
             "no_drift",
@@ -456,7 +525,7 @@ def _of_drift(subject: Subject) -> list[Check]:
             settings,
             "Make sure that the new labels are meant",
             lambda judgement: (
-                Offence((), f"{path}: was {before}, is {now}")
+                Offence((rows[path],), f"{path}: was {before}, is {now}", f"was {before}, is {now}")
                 for path, before, now in (drift.relabelled[i] for i in judgement.rows)
             ),
         ),
@@ -486,6 +555,7 @@ def _asked(subject: Subject, column: str) -> Callable[[Judgement], Iterator[Offe
             value = f": {column} is {subject.facts[column][row]}" if column in subject.facts else ""
             yield Offence((row,), f"{subject.named(row)}{value}", value.removeprefix(": "))
         if not judgement.rows:
-            yield Offence((), f"{column or 'the table'}: {judgement.observed} was observed")
+            found = "it is not so" if judgement.observed is None else f"observed {judgement.observed}"
+            yield Offence((), f"{column or 'the table'}: {found}")
 
     return offences

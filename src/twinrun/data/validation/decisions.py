@@ -1,6 +1,15 @@
 """What a person decided about single images: drops and relabels, in a CSV that findings propose and validate applies.
 
 Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) and `reason`, which is free.
+
+`keep` says that a person looked at the image and wants it as it is:
+
+- its label and its quality are not doubted again (nor are those of an image that was relabelled);
+- no policy drops it as a copy: not as a contradiction, a leak, a near leak, a member of a group in two splits, a
+  duplicate. A contradiction or a leak is settled, and not found again, once all images of it are kept: all that share
+  the pixels or the group, or both sides of a pair of near copies. A duplicate is settled once the repeating one is.
+
+It cannot make usable what cannot be decoded, and does not lift the ranges of sizes and modes, which are settings.
 """
 
 import csv
@@ -10,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twinrun.data.validation.findings import Facts
+from twinrun.data.validation.findings import Drop, Facts
 from twinrun.errors import DataError
 
 if TYPE_CHECKING:
@@ -69,22 +78,29 @@ def _decision(cells: dict[str, str], where: str) -> Decision:
 
 @dataclass(frozen=True)
 class Decided:
-    """Labels and reasons for drops of each row after decisions, and the rows that a person looked at and left as is."""
+    """What becomes of each row: its label, its drop, and the decision in words, such as "relabel: it barks".
+
+    `looked_at` are the rows that a person left in, `approved` those left in as they are.
+    """
 
     labels: list[str | None]
-    dropped: list[str | None]
-    kept: frozenset[int]
+    dropped: list[Drop | None]
+    words: list[str | None]
+    looked_at: frozenset[int]
+    approved: frozenset[int]
 
 
 def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
     """What becomes of the rows.
 
-    Raises DataError for an image that is not there, a label that no image has, and two decisions that differ.
+    Raises DataError for an image that is not there or cannot be kept, a label that no image has, and two decisions that
+    differ.
     """
     labels: list[str | None] = list(facts["label"])
-    dropped: list[str | None] = [None] * len(labels)
+    dropped: list[Drop | None] = [None] * len(labels)
+    words: list[str | None] = [None] * len(labels)
     rows = {path: row for row, path in enumerate(facts["path"])}
-    classes, kept = set(labels) - {None}, set()
+    classes = set(labels) - {None}
     taken: dict[str, Decision] = {}
     for decision in decisions:
         if decision.path not in rows:
@@ -96,12 +112,18 @@ def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
         if (other.action, other.label) != (decision.action, decision.label):
             raise DataError(f"{decision.where}: {decision.path} was to {other.action} before ({other.where}).")
         row = rows[decision.path]
+        if decision.action == "keep" and facts["error"][row] is not None:
+            raise DataError(
+                f"{decision.where}: {decision.path} cannot be kept, since it cannot be decoded: {facts['error'][row]}. "
+                "Mend the file, or decide to drop it."
+            )
+        words[row] = f"{decision.action}: {decision.reason}" if decision.reason else decision.action
         if decision.action == "drop":
-            dropped[row] = f"decision: {decision.reason or 'dropped by hand'}"
-        else:
-            kept.add(row)
-            labels[row] = decision.label if decision.action == "relabel" else labels[row]
-    return Decided(labels, dropped, frozenset(kept))
+            dropped[row] = Drop(f"decision: {decision.reason or 'dropped by hand'}")
+        elif decision.action == "relabel":
+            labels[row] = decision.label
+    by_action = {action: frozenset(rows[d.path] for d in decisions if d.action == action) for action in _ACTIONS}
+    return Decided(labels, dropped, words, by_action["keep"] | by_action["relabel"], by_action["keep"])
 
 
 def proposed(findings: "pa.Table") -> list[Decision]:

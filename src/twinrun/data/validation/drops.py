@@ -1,91 +1,158 @@
 """What policies and persons take out of the data before it is judged, each with its reason. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from twinrun.data.leaks import distinct_per_pixels, first_copies, kept_pairs, leaked, near_leaked
-from twinrun.data.validation.findings import Facts
+from twinrun.data.leaks import contradicting, first_copies, kept_pairs, leaked, near_leaked, undecided
+from twinrun.data.validation.findings import Drop, Facts
 from twinrun.params import ValidateParams
 
 if TYPE_CHECKING:
     from twinrun.data.nearest import NearPair
 
-Reasons = list[str | None]
-_TWIN_LABELS, _TWIN_SPLIT = "identical pixels under another label", "identical pixels in a later split"
-_COPY_LABELS, _COPY_SPLIT = "a changed copy is under another label", "a changed copy is in a later split"
+Drops = list[Drop | None]
 
 
-def drop_broken(facts: Facts, dropped: Sequence[str | None], params: ValidateParams) -> Reasons:
-    """Also take out what could not be decoded, where the policy says so."""
-    if params.on_broken != "drop":
+def drop_broken(facts: Facts, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
+    """Also take out what could not be decoded, but where it stops the pipeline: nothing else can be done with it."""
+    if params.on_broken == "stop":
         return list(dropped)
-    return [
-        reason or (None if error is None else f"broken: {error}")
-        for reason, error in zip(dropped, facts["error"], strict=True)
-    ]
+    broken = {row: Drop(f"broken: {error}") for row, error in enumerate(facts["error"]) if error is not None}
+    return drop_rows(dropped, broken)
+
+
+def drop_unfit(facts: Facts, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
+    """Also take out sizes and colour modes outside those set, where the policies say so."""
+    drops = list(dropped)
+    if params.on_size == "drop":
+        sizes = enumerate(zip(facts["width"], facts["height"], strict=True))
+        drops = drop_rows(
+            drops,
+            {
+                row: Drop(f"size: {sides[0]:,} x {sides[1]:,} pixels")
+                for row, sides in sizes
+                if None not in sides and not params.min_side_px <= min(sides) <= max(sides) <= params.max_side_px
+            },
+        )
+    if params.on_mode == "drop":
+        others = {row: mode for row, mode in enumerate(facts["mode"]) if mode is not None and mode not in params.modes}
+        drops = drop_rows(drops, {row: Drop(f"mode: {mode}") for row, mode in others.items()})
+    return drops
 
 
 def drop_copies(
-    facts: Facts, pairs: "Sequence[NearPair]", dropped: Sequence[str | None], params: ValidateParams
-) -> Reasons:
+    facts: Facts,
+    pairs: "Sequence[NearPair]",
+    dropped: Sequence[Drop | None],
+    approved: frozenset[int],
+    params: ValidateParams,
+) -> Drops:
     """Also take out the copies that the policies drop: contradictions, then leaks, then those within a split.
 
     Contradictions go first, since they leave fewer leaks. Where they stop the pipeline instead, no other policy hides
-    one: a leak under two labels is not dropped, since nothing tells which of both is right.
+    one: a leak under two labels is not dropped, since nothing tells which of both is right. What a person `approved`
+    stays.
     """
-    reasons = list(dropped)
-    contradicting = _contradictions(facts, pairs, reasons)
+    drops = _Copies(facts, pairs, list(dropped), approved)
+    found = drops.contradictions()
     if params.on_contradiction == "drop":
-        reasons = drop_rows(reasons, contradicting)
-    unsettled = contradicting.keys() if params.on_contradiction == "stop" else frozenset()
-
-    def drop(rows: Mapping[int, str]) -> Reasons:
-        return drop_rows(reasons, {row: reason for row, reason in rows.items() if row not in unsettled})
-
+        drops = drops.without(found)
+    spared = found.keys() if params.on_contradiction == "stop" else frozenset()
     if params.on_leak == "drop":
-        leaks = leaked(_kept_pixels(facts, reasons), facts["split"])
-        reasons = drop({row: f"leak: {_TWIN_SPLIT}" for row, leaks_out in enumerate(leaks) if leaks_out})
+        drops = drops.without(drops.leaks(), spared)
     if params.on_near_leak == "drop":
-        near = near_leaked(_kept_pairs(facts, pairs, reasons), facts["split"])
-        reasons = drop(dict.fromkeys(_all_with(facts, reasons, near, "split"), f"near leak: {_COPY_SPLIT}"))
+        drops = drops.without(drops.near_leaks(), spared)
+    if params.on_leak == "drop":
+        drops = drops.without(drops.split_groups(), spared)
     if params.on_duplicate == "drop":
-        copies = first_copies(_kept_pixels(facts, reasons), facts["split"], _kept_pairs(facts, pairs, reasons))
-        reasons = drop({row: f"duplicate: of {facts['path'][first]}" for row, first in copies.items()})
-    return reasons
+        drops = drops.without(drops.duplicates(), spared)
+    return drops.dropped
 
 
-def drop_rows(dropped: Sequence[str | None], rows: Mapping[int, str]) -> Reasons:
+def drop_rows(dropped: Sequence[Drop | None], rows: Mapping[int, Drop]) -> Drops:
     """Also take out `rows`, each for its reason."""
-    return [reason or rows.get(row) for row, reason in enumerate(dropped)]
+    return [drop or rows.get(row) for row, drop in enumerate(dropped)]
 
 
-def _contradictions(facts: Facts, pairs: "Sequence[NearPair]", dropped: Reasons) -> dict[int, str]:
-    """The rows that have, themselves or as a changed copy, another label, each with the words for it."""
-    labels = facts["label"]
-    counts = distinct_per_pixels(_kept_pixels(facts, dropped), labels)
-    near = {
-        row
-        for pair in _kept_pairs(facts, pairs, dropped)
-        if None not in (labels[pair.first], labels[pair.second]) and labels[pair.first] != labels[pair.second]
-        for row in (pair.first, pair.second)
-    }
-    return {
-        **dict.fromkeys(_all_with(facts, dropped, near, "label"), f"contradiction: {_COPY_LABELS}"),
-        **{row: f"contradiction: {_TWIN_LABELS}" for row, count in enumerate(counts) if count > 1},
-    }
+class _Copies:
+    """The copies among the rows that are not dropped yet, each with the words for it and what it is a copy of."""
 
+    def __init__(self, facts: Facts, pairs: "Sequence[NearPair]", dropped: Drops, approved: frozenset[int]) -> None:
+        self.dropped = dropped
+        self._facts = facts
+        self._all_pairs = pairs
+        self._approved = approved
+        self._pixels = self._open("pixels_sha256")
+        self._pairs = kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped, approved)
 
-def _kept_pairs(facts: Facts, pairs: "Sequence[NearPair]", dropped: Reasons) -> "list[NearPair]":
-    return kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped)
+    def without(self, rows: Mapping[int, Drop], spared: Collection[int] = ()) -> "_Copies":
+        """What is left once `rows` are dropped too, but for those `spared` and those that a person approved."""
+        wanted = {row: drop for row, drop in rows.items() if row not in spared and row not in self._approved}
+        return _Copies(self._facts, self._all_pairs, drop_rows(self.dropped, wanted), self._approved)
 
+    def contradictions(self) -> dict[int, Drop]:
+        """The rows that have, themselves or as a changed copy, another label."""
+        labels = self._facts["label"]
+        near: dict[int, NearPair] = {}
+        for pair in self._pairs:
+            if None not in (labels[pair.first], labels[pair.second]) and labels[pair.first] != labels[pair.second]:
+                near.setdefault(pair.first, pair)
+                near.setdefault(pair.second, pair)
+        return {
+            **self._near("contradiction", near, "label"),
+            **{
+                row: Drop(f"contradiction: {self._of(other)}, label {labels[other]}", other)
+                for row, other in contradicting(self._pixels, labels).items()
+            },
+        }
 
-def _kept_pixels(facts: Facts, dropped: Reasons) -> list[str | None]:
-    """The hashes of the pixels; of dropped rows null."""
-    return [value if reason is None else None for value, reason in zip(facts["pixels_sha256"], dropped, strict=True)]
+    def leaks(self) -> dict[int, Drop]:
+        """The rows with the pixels of one in a later split."""
+        found = leaked(self._pixels, self._facts["split"])
+        return {row: Drop(f"leak: {self._of(other)}", other) for row, other in found.items()}
 
+    def near_leaks(self) -> dict[int, Drop]:
+        """The rows of which a changed copy is in a later split."""
+        return self._near("near leak", near_leaked(self._pairs, self._facts["split"]), "split")
 
-def _all_with(facts: Facts, dropped: Reasons, rows: set[int], column: str) -> list[int]:
-    """The rows with the pixels of `rows` and their value in `column`: a pair speaks for all of them."""
-    wanted = {(facts["pixels_sha256"][row], facts[column][row]) for row in rows}
-    keys = zip(_kept_pixels(facts, dropped), facts[column], strict=True)
-    return [row for row, key in enumerate(keys) if key in wanted]
+    def split_groups(self) -> dict[int, Drop]:
+        """The rows of a group that is in a later split too."""
+        found = leaked(self._open("group"), self._facts["split"])
+        return {
+            row: Drop(
+                f'leak: group "{self._facts["group"][row]}" is in a later split, {self._facts["path"][other]}', other
+            )
+            for row, other in found.items()
+        }
+
+    def duplicates(self) -> dict[int, Drop]:
+        """The rows that repeat an earlier one of their split."""
+        pairs = {(pair.first, pair.second): pair for pair in self._pairs}
+        found = first_copies(self._pixels, self._facts["split"], self._pairs)
+        return {
+            row: Drop(f"duplicate: {self._of(first, pairs.get((first, row)))}", first) for row, first in found.items()
+        }
+
+    def _near(self, kind: str, found: "Mapping[int, NearPair]", column: str) -> dict[int, Drop]:
+        """All rows with the pixels of those found and their value in `column`: a pair speaks for all of them."""
+        values = self._facts[column]
+        by_key: dict[tuple[str, str | None], tuple[int, NearPair]] = {}
+        for row, pair in found.items():
+            other = pair.second if row == pair.first else pair.first
+            by_key.setdefault((self._facts["pixels_sha256"][row], values[row]), (other, pair))
+        drops = {}
+        for row, key in enumerate(zip(self._facts["pixels_sha256"], values, strict=True)):
+            if self.dropped[row] is None and key in by_key:
+                other, pair = by_key[key]
+                label = f", label {values[other]}" if column == "label" else ""
+                drops[row] = Drop(f"{kind}: {self._of(other, pair, label)}", other)
+        return drops
+
+    def _of(self, other: int, pair: "NearPair | None" = None, more: str = "") -> str:
+        change = f" ({pair.change}, distance {pair.distance:.3f})" if pair else ""
+        return f"of {self._facts['path'][other]}{more}{change}"
+
+    def _open(self, column: str) -> list[str | None]:
+        """A column of the facts; null in rows that are dropped, or of a set that a person approved wholly."""
+        kept = [value if drop is None else None for value, drop in zip(self._facts[column], self.dropped, strict=True)]
+        return undecided(kept, [row in self._approved for row in range(len(kept))])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twinrun.data.decode import Pixels
-from twinrun.data.progress import fraction
+from twinrun.data.progress import fraction, phase
 from twinrun.data.validation.findings import Facts
 from twinrun.params import ValidateParams
 
@@ -62,7 +62,8 @@ def search_quality(facts: Facts, rows: Sequence[int]) -> "list[QualityIssue]":
 
     from twinrun.data.quality import find_quality_issues
 
-    return [replace(issue, row=rows[issue.row]) for issue in find_quality_issues(_of_rows(facts, rows))]
+    with phase("Looking for poor images"):
+        return [replace(issue, row=rows[issue.row]) for issue in find_quality_issues(_of_rows(facts, rows))]
 
 
 def search_shortcuts(facts: Facts, images: Pixels, rows: Sequence[int], seed: int) -> "list[Shortcut]":
@@ -72,9 +73,10 @@ def search_shortcuts(facts: Facts, images: Pixels, rows: Sequence[int], seed: in
         return []
     from twinrun.data.shortcuts import corner_colours, find_shortcuts
 
-    corners = corner_colours(images, facts["width"], facts["height"])
-    chosen = _of_rows({**facts, **corners}, labelled)
-    return find_shortcuts(chosen, chosen["label"], seed=seed)
+    with phase("Looking for shortcuts"):
+        corners = corner_colours(images, facts["width"], facts["height"])
+        chosen = _of_rows({**facts, **corners}, labelled)
+        return find_shortcuts(chosen, chosen["label"], seed=seed)
 
 
 def search_drift(facts: Facts, rows: Sequence[int], reference: Reference | None, seed: int) -> "Drift | None":
@@ -83,7 +85,8 @@ def search_drift(facts: Facts, rows: Sequence[int], reference: Reference | None,
         return None
     from twinrun.data.drift import find_drift
 
-    return find_drift(reference.facts, _of_rows(facts, rows), seed=seed)
+    with phase("Comparing with the reference"):
+        return find_drift(reference.facts, _of_rows(facts, rows), seed=seed)
 
 
 def _of_rows(facts: Facts, rows: Sequence[int]) -> dict[str, list[Any]]:

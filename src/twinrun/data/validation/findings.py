@@ -14,6 +14,14 @@ Facts = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Why a row is taken out, kind first, as in "leak: of a.png", and for a copy the row that it is one of."""
+
+    reason: str
+    partner: int | None = None
+
+
+@dataclass(frozen=True)
 class Proposal:
     """What a person might decide about an image."""
 
@@ -57,13 +65,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the data were judged; `labels`, `splits` and `dropped` have an entry for each row of the table."""
+    """How the data were judged; `labels`, `splits`, `dropped` and `decisions` have an entry for each row of the table.
+
+    `dropped` are reasons; `partners` has, for a dropped copy, the row that it is a copy of; `decisions` are those of a
+    person, such as "relabel: it barks".
+    """
 
     findings: list[Finding]
     classes: list[str]
     labels: list[str | None]
     splits: list[str | None]
     dropped: list[str | None]
+    partners: dict[int, int]
+    decisions: list[str | None]
     counts: dict[str, dict[str, int]]
     evidence: "Evidence"
 
@@ -85,4 +99,13 @@ class Verdict:
     @property
     def reasons(self) -> dict[str, int]:
         """Number of dropped images for each kind of reason."""
-        return dict(Counter(reason.partition(":")[0] for reason in self.dropped if reason is not None))
+        return _by_kind(self.dropped)
+
+    @property
+    def decided(self) -> dict[str, int]:
+        """Number of images for each kind of decision: drop, relabel, keep."""
+        return _by_kind(self.decisions)
+
+
+def _by_kind(words: Sequence[str | None]) -> dict[str, int]:
+    return dict(Counter(each.partition(":")[0] for each in words if each is not None))

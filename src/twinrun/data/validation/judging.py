@@ -1,6 +1,6 @@
 """The order in which data are judged: decisions, drops, splits, searches, expectations. Refuses to read or write."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +10,11 @@ from twinrun.data.decode import Pixels
 from twinrun.data.expectations import judge
 from twinrun.data.leaks import kept_pairs
 from twinrun.data.manifest import SPLITS, SplitName
+from twinrun.data.progress import phase
 from twinrun.data.splits import assign_splits, split_keys
 from twinrun.data.validation.checks import checks
-from twinrun.data.validation.decisions import Decision, decided
-from twinrun.data.validation.drops import Reasons, drop_broken, drop_copies, drop_rows
+from twinrun.data.validation.decisions import Decided, Decision, decided
+from twinrun.data.validation.drops import Drops, drop_broken, drop_copies, drop_rows, drop_unfit
 from twinrun.data.validation.evidence import (
     Evidence,
     Reference,
@@ -22,7 +23,7 @@ from twinrun.data.validation.evidence import (
     search_quality,
     search_shortcuts,
 )
-from twinrun.data.validation.findings import Finding, Verdict
+from twinrun.data.validation.findings import Drop, Finding, Verdict
 from twinrun.data.validation.subject import Subject
 from twinrun.params import ValidateParams
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from twinrun.data.nearest import NearPair
+    from twinrun.data.quality import QualityIssue
     from twinrun.data.validation.checks import Check
 
 
@@ -55,15 +57,26 @@ def judge_table(
     if draw_splits:
         keys = split_keys(facts["pixels_sha256"], facts["group"], [(pair.first, pair.second) for pair in pairs])
         facts["split"] = assign_splits(facts["split"], keys, _fractions(params), params.seed)
-    dropped = drop_copies(facts, pairs, drop_broken(facts, decision.dropped, params), params)
-    evidence, dropped = _searched(facts, images, pairs, dropped, decision.kept, params, reference)
-    kept = [row for row, reason in enumerate(dropped) if reason is None]
+    whole = drop_broken(facts, decision.dropped, params)
+    with phase("Comparing copies"):
+        dropped = drop_copies(facts, pairs, drop_unfit(facts, whole, params), decision.approved, params)
+    evidence, dropped = _searched(facts, images, pairs, dropped, decision, params, reference)
+    kept = [row for row, drop in enumerate(dropped) if drop is None]
     classes = sorted({label for label in facts["label"] if label is not None})
     counts = _count(facts, kept, classes)
     splits = [name for name in SPLITS if draw_splits or name in facts["split"]]
-    subject = Subject(facts, kept, counts, splits, evidence, params)
+    left_out = _broken(facts, decision.dropped) if params.on_broken == "warn" else []
+    subject = Subject(facts, kept, left_out, counts, splits, evidence, decision.approved, params)
     return Verdict(
-        _findings(checks(subject), subject, docs), classes, facts["label"], facts["split"], dropped, counts, evidence
+        findings=_findings(checks(subject), subject, docs),
+        classes=classes,
+        labels=facts["label"],
+        splits=facts["split"],
+        dropped=[None if drop is None else drop.reason for drop in dropped],
+        partners={row: drop.partner for row, drop in enumerate(dropped) if drop and drop.partner is not None},
+        decisions=decision.words,
+        counts=counts,
+        evidence=evidence,
     )
 
 
@@ -75,30 +88,30 @@ def _searched(
     facts: dict[str, list[Any]],
     images: Pixels,
     pairs: "Sequence[NearPair]",
-    dropped: Reasons,
-    looked_at: frozenset[int],
+    dropped: Drops,
+    decision: Decided,
     params: ValidateParams,
     reference: Reference | None,
-) -> tuple[Evidence, Reasons]:
+) -> tuple[Evidence, Drops]:
     """What the searches find among the usable images, and what is dropped for it; drops come before later searches.
 
-    Of labels and quality, what a person has `looked_at` is not found again.
+    What a person has looked at is not found again.
     """
     usable = _usable(facts, dropped)
-    quality = [issue for issue in search_quality(facts, usable) if issue.row not in looked_at]
+    quality = [issue for issue in search_quality(facts, usable) if issue.row not in decision.looked_at]
     if params.on_quality == "drop":
-        dropped = drop_rows(dropped, {issue.row: f"quality: {issue.name}, {issue.words}" for issue in quality})
+        dropped = drop_rows(dropped, _flawed(quality))
         usable, quality = _usable(facts, dropped), []
     labelled = [row for row in usable if facts["label"][row] is not None]
     labels = search_labels(facts, images, labelled, params)
     if labels is not None:
-        labels = replace(labels, issues=[issue for issue in labels.issues if issue.row not in looked_at])
+        labels = replace(labels, issues=[issue for issue in labels.issues if issue.row not in decision.looked_at])
     if labels is not None and params.on_label_error == "drop":
-        wrong = {issue.row: f"label error: looks like {issue.suggested}" for issue in labels.issues}
+        wrong = {issue.row: Drop(f"label error: looks like {issue.suggested}") for issue in labels.issues}
         dropped = drop_rows(dropped, wrong)
         usable = _usable(facts, dropped)
     evidence = Evidence(
-        pairs=kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped),
+        pairs=kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped, decision.approved),
         labels=labels,
         quality=quality,
         shortcuts=search_shortcuts(facts, images, usable, params.seed),
@@ -108,8 +121,20 @@ def _searched(
     return evidence, dropped
 
 
-def _usable(facts: dict[str, list[Any]], dropped: Reasons) -> list[int]:
-    return [row for row, reason in enumerate(dropped) if reason is None and facts["error"][row] is None]
+def _flawed(issues: "Sequence[QualityIssue]") -> dict[int, Drop]:
+    """A drop for each image with a flaw, for all of its flaws."""
+    flaws: dict[int, list[str]] = defaultdict(list)
+    for issue in issues:
+        flaws[issue.row].append(f"{issue.name}, {issue.words}")
+    return {row: Drop(f"quality: {'; '.join(words)}") for row, words in flaws.items()}
+
+
+def _usable(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:
+    return [row for row, drop in enumerate(dropped) if drop is None and facts["error"][row] is None]
+
+
+def _broken(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:
+    return [row for row, drop in enumerate(dropped) if drop is None and facts["error"][row] is not None]
 
 
 def _count(facts: dict[str, list[Any]], kept: Sequence[int], classes: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -120,5 +145,6 @@ def _count(facts: dict[str, list[Any]], kept: Sequence[int], classes: Sequence[s
 
 
 def _findings(asked: "Sequence[Check]", subject: Subject, docs: Path | None) -> list[Finding]:
-    judgements = judge(subject.tables(), [(check.table, check.rule) for check in asked], docs)
+    with phase("Judging"):
+        judgements = judge(subject.tables(), [(check.table, check.rule) for check in asked], docs)
     return [check.finding(judgement) for check, judgement in zip(asked, judgements, strict=True)]

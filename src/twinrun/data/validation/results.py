@@ -31,6 +31,7 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
             "kept": verdict.dropped.count(None),
             "dropped": verdict.reasons,
         },
+        "decisions": {action: verdict.decided.get(action, 0) for action in ("drop", "relabel", "keep")},
         "splits": {name: sum(counts[name] for counts in verdict.counts.values()) for name in SPLITS},
         "classes": verdict.counts,
         "counts": {finding.name: len(finding.offences) for finding in verdict.findings},
@@ -54,6 +55,9 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
             "shifts": [asdict(shift) for shift in evidence.drift.shifts],
             "added": len(evidence.drift.added),
             "removed": len(evidence.drift.removed),
+            "added_paths": evidence.drift.added,
+            "removed_paths": evidence.drift.removed,
+            "relabelled": [{"path": path, "was": was, "is": now} for path, was, now in evidence.drift.relabelled],
         }
         if evidence.drift
         else None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twinrun.data.expectations import Columns
-from twinrun.data.leaks import distinct_per_pixels, first_copies
+from twinrun.data.leaks import distinct_per_key, first_copies, undecided
 from twinrun.data.manifest import SplitName
 from twinrun.data.validation.evidence import Evidence
 from twinrun.data.validation.findings import Facts
@@ -27,18 +27,25 @@ QUALITY = {
 _FACTS = (
     "id", "path", "label", "split", "group", "error", "width", "height", "mode", "format", "file_bytes", "brightness",
     "contrast", "sharpness", "red", "green", "blue", "entropy", "gray_p5", "gray_p95", "camera",
+    "bytes_sha256", "pixels_sha256", "phash",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: the `kept` rows of `facts`, the counts of their classes and splits, and what searches found."""
+    """What is judged: the `kept` rows of `facts`, the counts of their classes and splits, and what searches found.
+
+    `left_out` are rows that nobody dropped and that cannot be used: broken images, where they do not stop the pipeline.
+    `approved` are rows that a person looked at and wants as they are.
+    """
 
     facts: Facts
     kept: Sequence[int]
+    left_out: Sequence[int]
     counts: dict[str, dict[str, int]]
     splits: Sequence[SplitName]
     evidence: Evidence
+    approved: frozenset[int]
     params: ValidateParams
 
     def of(self, name: str) -> list[Any]:
@@ -53,7 +60,7 @@ class Subject:
 
     def tables(self) -> dict[str, Columns]:
         """What expectations are judged on: one row for each image, near pair, class in a split, class, and so on."""
-        pixels, split, label = self.of("pixels_sha256"), self.of("split"), self.of("label")
+        pixels, split, label = self._open("pixels_sha256"), self.of("split"), self.of("label")
         copies = self.copies()
         suspects = {issue.row: issue.suggested for issue in self.evidence.labels.issues} if self.evidence.labels else {}
         flaws: dict[str, dict[int, str]] = defaultdict(dict)
@@ -64,12 +71,14 @@ class Subject:
         return {
             "images": {
                 **{name: self.of(name) for name in _FACTS},
-                "splits_of_pixels": distinct_per_pixels(pixels, split),
-                "labels_of_pixels": distinct_per_pixels(pixels, label),
+                "splits_of_pixels": distinct_per_key(pixels, split),
+                "splits_of_group": distinct_per_key(self._open("group"), split),
+                "labels_of_pixels": distinct_per_key(pixels, label),
                 "copy_of": [facts["path"][copies[row]] if row in copies else None for row in self.kept],
                 "likely_label": [suspects.get(row) for row in self.kept],
                 **{flaw_column(name): [flaws[name].get(row) for row in self.kept] for name in QUALITY},
             },
+            "files": {name: [facts[name][row] for row in self.files()] for name in ("path", "error")},
             "near_pairs": {
                 "distance": [pair.distance for pair in pairs],
                 "change": [pair.change for pair in pairs],
@@ -94,10 +103,19 @@ class Subject:
             "images_since_reference": {"relabelled": [path for path, _, _ in drift.relabelled] if drift else []},
         }
 
+    def files(self) -> list[int]:
+        """The rows that were to be decoded: those that are judged, and those that had to be left out."""
+        return sorted([*self.kept, *self.left_out])
+
     def copies(self) -> dict[int, int]:
         """Each kept row that repeats another of its split, changed or not, with the first of those."""
         splits = _where(self.facts["split"], self.kept)
-        return first_copies(self.facts["pixels_sha256"], splits, self.evidence.pairs)
+        copies = first_copies(self.facts["pixels_sha256"], splits, self.evidence.pairs)
+        return {row: first for row, first in copies.items() if row not in self.approved}
+
+    def _open(self, name: str) -> list[str | None]:
+        """A column of the kept rows; null in those of a set that a person approved wholly."""
+        return undecided(self.of(name), [row in self.approved for row in self.kept])
 
     def groups(self) -> list[tuple[str, SplitName, int]]:
         """Class, split and number of usable images."""

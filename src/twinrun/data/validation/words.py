@@ -32,14 +32,14 @@ def _passed(verdict: Verdict) -> list[str]:
     checks = (
         f"{met} checks met" if not verdict.warnings else f"{met} of {len(verdict.findings)} checks met, none failed"
     )
-    first = f"{checks}. {len(verdict.classes)} classes; {sizes}; dropped: {reasons or 'none'}."
+    first = f"{checks}. {len(verdict.classes)} classes; {sizes}; dropped: {reasons or 'none'}.{_decided(verdict)}"
     room = _LINES - 2
     return [first, *_warnings(verdict.warnings, room)]
 
 
 def _stopped(verdict: Verdict, places: Places | None) -> list[str]:
     failed, warnings = verdict.failed, verdict.warnings
-    lines = [f"The data did not pass: {len(failed)} of {len(verdict.findings)} checks failed."]
+    lines = [f"The data did not pass: {len(failed)} of {len(verdict.findings)} checks failed.{_decided(verdict)}"]
     room = _LINES - len(lines) - 1 - bool(warnings)
     if len(failed) > room:
         shown, more = failed[: room - 1], f"and {len(failed) - room + 1} more checks failed"
@@ -54,6 +54,12 @@ def _stopped(verdict: Verdict, places: Places | None) -> list[str]:
     if more:
         lines.append(f"  {more}")
     return lines + _warnings(warnings, 1)
+
+
+def _decided(verdict: Verdict) -> str:
+    done = {"drop": "dropped", "relabel": "relabelled", "keep": "kept"}
+    counts = [f"{verdict.decided[action]:,} {word}" for action, word in done.items() if action in verdict.decided]
+    return f" By your decisions: {', '.join(counts)}." if counts else ""
 
 
 def _words(finding: Finding, named: int) -> str:
