@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PARTS = ("growth", "leaks", "labels", "shortcuts")
+PARTS = ("growth", "leaks", "labels", "shortcuts", "broken")
 
 
 def main() -> None:
