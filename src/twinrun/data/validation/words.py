@@ -17,6 +17,8 @@ def summary(verdict: Verdict, report: str, places: Places | None) -> str:
     Without `places` there is no params.yaml whose settings could be named.
     """
     lines = _stopped(verdict, places) if verdict.failed else _passed(verdict)
+    if verdict.evidence.labels is not None and verdict.evidence.labels.unjudged:
+        lines[0] += f" {verdict.evidence.labels.unjudged}."
     if verdict.findings and (verdict.failed or verdict.warnings):
         lines.append(f"The report with pictures: {report}")
     return "\n".join(lines)
