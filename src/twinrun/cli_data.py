@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from twinrun.errors import DataError
+from twinrun.errors import DataError, TwinrunError
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at images before anything is trained on them, and mend what is wrong."
@@ -13,6 +13,8 @@ app = typer.Typer(
 
 FINDINGS = Path("data/out/validate/findings.parquet")
 DECISIONS = Path("data/decisions/decisions.csv")
+_NOT_CHECKED = 2  # exit code
+_MOST_LINES = 10
 
 
 @app.command()
@@ -24,21 +26,34 @@ def check(
     size_px: Annotated[
         int, typer.Option("--size", min=16, max=1024, help="Side of the copies that are compared, pixels.")
     ] = 64,
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Search for wrong labels, which takes longest.")
+    ] = True,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", help="Measure drift against a table of facts, such as an ingest's table.parquet."),
+    ] = None,
 ) -> None:
-    """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings.
+    """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings, 2 it could not be checked.
 
-    Looks for broken files, copies and near copies, contradicting and wrong labels, shortcuts and poor images, and
-    writes a page with pictures. Nothing in the folder is changed.
+    Looks for broken files, copies and near copies, contradicting and wrong labels, shortcuts, poor images and drift,
+    and writes a page with pictures. Nothing in the folder is changed.
 
     Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --out report
     """
     from twinrun.data.folder_check import REPORT, check_folder
+    from twinrun.data.reference import read_reference
     from twinrun.data.validation.words import summary
 
-    verdict, notes = check_folder(folder.expanduser(), out, size_px=size_px)
-    for note in notes:
-        print(note)
-    print(summary(verdict, (out / REPORT).as_posix(), None))
+    try:
+        earlier = read_reference(reference.expanduser(), "--reference", reference.name) if reference else None
+        verdict, notes = check_folder(folder.expanduser(), out, size_px=size_px, labels=labels, reference=earlier)
+    except TwinrunError as error:
+        error.exit_code = _NOT_CHECKED
+        raise
+    if notes:
+        print(" ".join(notes))
+    print(summary(verdict, (out / REPORT).as_posix(), None, most_lines=_MOST_LINES - bool(notes)))
     raise SystemExit(1 if verdict.failed or verdict.warnings else 0)
 
 
