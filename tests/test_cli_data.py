@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_support import REPOSITORY, Project, Ran
 from PIL import Image, ImageOps
@@ -229,3 +231,53 @@ def test_mend_without_a_validation_names_the_command_that_makes_one(tmp_path: Pa
 
     assert ran.code == 1
     assert "data/out/validate/findings.parquet is missing. Make it: dvc repro validate" in ran.said
+
+
+def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None:
+    (photos / "cat/page.jpg").write_text("<!doctype html>")
+    _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
+
+    inside = _twinrun(photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet")
+    outside = _twinrun(
+        photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet", "--out", "other/mine.csv"
+    )
+    refused = _twinrun(
+        photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet", "--out", "photos/cat/page.jpg/a"
+    )
+
+    assert inside.code == outside.code == 0, inside.said + outside.said
+    for file in ("data/decisions/decisions.csv", "other/mine.csv"):
+        assert [row["path"] for row in _decisions(photos.parent / file)] == ["cat/page.jpg"]
+    assert "DVC watches" not in inside.said
+    assert "DVC watches data/decisions alone: move it there, or add other/mine.csv to the deps" in outside.said
+    assert refused.code == 1
+    assert "photos/cat/page.jpg/a cannot be written: Not a directory" in refused.said
+    assert "Traceback" not in refused.said
+
+
+def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path) -> None:
+    mine = photos.parent / "data/decisions/decisions.csv"
+    mine.parent.mkdir(parents=True)
+    before = '\ufeffWho,Action,Path,label\r\nann, keep ,"cat/1.png",\r\n\r\nbob,DROP,cat/2.png,""'.encode()
+    mine.write_bytes(before)
+    row = {"check": "decoded", "path": "cat/page.jpg", "words": "is no image", "action": "drop", "label": None}
+    pq.write_table(pa.Table.from_pylist([row]), photos.parent / "findings.parquet")
+
+    ran = _twinrun(photos.parent, "data", "mend", "--findings", "findings.parquet")
+
+    assert ran.code == 0, ran.said
+    assert mine.read_bytes() == before + b"\r\n,drop,cat/page.jpg,\r\n"
+    assert "1 drops and 0 relabels proposed, 2 decisions kept" in ran.said
+
+
+def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
+    mine = photos.parent / "decisions.csv"
+    mine.write_text("path,action\n")
+    row = {"check": "labels", "path": "cat/1.png", "words": "looks like dog", "action": "relabel", "label": "dog"}
+    pq.write_table(pa.Table.from_pylist([row]), photos.parent / "findings.parquet")
+
+    ran = _twinrun(photos.parent, "data", "mend", "--findings", "findings.parquet", "--out", "decisions.csv")
+
+    assert ran.code == 1
+    assert "no column label, which relabels need" in ran.said
+    assert mine.read_text() == "path,action\n"
