@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_support import REPOSITORY, Project, Ran
 from PIL import Image, ImageOps
@@ -45,14 +48,18 @@ def test_a_clean_folder_passes_in_one_line_and_one_with_faults_is_shown_on_a_pag
     again = _twinrun(photos.parent, "data", "check", "photos")
 
     assert clean.code == 0, clean.said
-    assert clean.said.startswith("24 checks met. 2 classes; 60 images; dropped: none.")
+    assert clean.said.splitlines()[-1].startswith("24 checks met. 2 classes; 60 images; dropped: none.")
+    assert len(clean.said.splitlines()) == 1
     assert "The report" not in clean.said
     assert found.code == 1
     assert "cat/page.jpg: is an HTML page named .jpg" in found.said
     assert "cat/3.png (cat) ~ dog/copy.jpg (dog): mirrored" in found.said
     assert "params.yaml" not in found.said
     assert "Traceback" not in found.said
-    assert "dog/copy.jpg" in (photos.parent / "twinrun-check/index.html").read_text(encoding="utf-8")
+    page = (photos.parent / "twinrun-check/index.html").read_text(encoding="utf-8")
+    assert "dog/copy.jpg" in page
+    assert "Mend or remove them." in page
+    assert not re.search(r"params\.yaml|validate\.|on_broken|set it to", page)
     assert again.said == found.said
     assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
 
@@ -72,17 +79,116 @@ def test_a_folder_without_labels_is_checked_too(photos: Path) -> None:
     assert [each["name"] for each in result["expectations"] if not each["passed"]] == ["no_duplicate"]
 
 
-@pytest.mark.parametrize(("name", "words"), [("nowhere", "does not exist"), ("file", "is not a folder"), ("empty", "")])
-def test_a_folder_that_cannot_be_checked_is_refused_in_words(tmp_path: Path, name: str, words: str) -> None:
-    (tmp_path / "file").write_text("text")
-    (tmp_path / "empty").mkdir()
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere does not exist. Name a folder of images."),
+        (["file"], "file is not a folder. Name a folder of images."),
+        (["empty"], "empty has no images in it. Name a folder of images."),
+        (["photos", "--out", "file"], "file cannot be made a folder: File exists. Name another one: --out."),
+        (["photos", "--out", "/proc/there/it"], "/proc/there/it cannot be made a folder"),
+        (["photos", "--out", "file/in/it"], "file/in/it cannot be made a folder"),
+        (["photos", "--reference", "file"], "file is not a table of facts (--reference)"),
+        (["photos", "--reference", "nowhere"], "nowhere is missing. Name another table of facts (--reference)."),
+    ],
+)
+def test_what_cannot_be_checked_is_said_in_words_and_with_another_code_than_findings(
+    photos: Path, arguments: list[str], words: str
+) -> None:
+    (photos.parent / "file").write_text("text")
+    (photos.parent / "empty").mkdir()
 
-    ran = _twinrun(tmp_path, "data", "check", name)
+    ran = _twinrun(photos.parent, "data", "check", *arguments)
+
+    assert ran.code == 2, ran.said
+    assert words in ran.said
+    assert "params.yaml" not in ran.said
+    assert "Traceback" not in ran.said
+
+
+def test_the_codes_are_in_the_help(tmp_path: Path) -> None:
+    ran = _twinrun(tmp_path, "data", "check", "--help")
+
+    assert "0 clean, 1 findings, 2 it could not be checked" in " ".join(ran.said.replace("│", " ").split())
+
+
+def test_labels_that_no_model_can_tell_are_no_findings(photos: Path) -> None:
+    for number in range(0, 30, 2):
+        one, other = photos / f"cat/{number}.png", photos / f"dog/{number}.png"
+        one.rename(photos / "swapped")
+        other.rename(one)
+        (photos / "swapped").rename(other)
+
+    judged = _twinrun(photos.parent, "data", "check", "photos")
+    unasked = _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
+
+    assert judged.code == 0, judged.said
+    assert "Labels could not be judged: the quick model agrees with only" in judged.said
+    assert len(judged.said.splitlines()) == 1
+    assert unasked.code == 0, unasked.said
+    assert "abels" not in unasked.said
+
+
+def test_drift_is_measured_against_a_table_of_an_earlier_data_set(photos: Path) -> None:
+    (photos.parent / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    ingested = Project(photos.parent).set(ingest__path="photos").run("ingest")
+    table = "data/out/ingest/table.parquet"
+    same = _twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--reference", table)
+    for path in photos.rglob("*.png"):
+        Image.open(path).point(lambda value: value // 4).save(path)
+
+    darker = _twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--reference", table)
+
+    assert ingested.code == 0, ingested.said
+    assert same.code == 0, same.said
+    assert darker.code == 1, darker.said
+    assert "Facts and labels are spread as in table.parquet" in darker.said
+
+
+def test_what_lies_about_in_a_folder_is_passed_over_with_a_note(photos: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (photos / split / label).mkdir(parents=True)
+            for path in sorted((photos / label).glob(f"{'[0-4]' if split == 'test' else '[5-9]'}*.png")):
+                path.rename(photos / split / label / path.name)
+    for label in ("cat", "dog"):
+        (photos / label).rmdir()
+    (photos / "docs").mkdir()
+    (photos / "docs/how.txt").write_text("text")
+    (photos / "train/cat/.directory.swp").write_text("text")
+    (photos / "train/cat/.7.png").write_bytes((photos / "train/cat/7.png").read_bytes())
+    old = _twinrun(photos, "data", "check", ".", "--out", "train/cat/old", "--no-labels")
+    inside = _twinrun(photos, "data", "check", ".", "--out", ".", "--no-labels")
+    again = _twinrun(photos, "data", "check", ".", "--out", ".", "--no-labels")
+
+    result = json.loads((photos / "result.json").read_bytes())
+    unmet = {each["name"]: each["first_offences"] for each in result["expectations"] if not each["passed"]}
+    assert unmet == {"no_duplicate": unmet["no_duplicate"]}  # a hidden image counts
+    assert unmet["no_duplicate"][0]["what"] == "train/cat/.7.png (cat, train) = train/cat/7.png (cat, train)"
+    for ran in (old, inside, again):
+        assert ran.code == 1, ran.said
+        assert "beside folders named as splits: docs." in ran.said
+        assert "names begin with a dot and they are no images: 1 files." in ran.said
+        assert len(ran.said.splitlines()) <= 10
+    assert "is the report of a check: train/cat/old." in inside.said
+    assert "is the report of a check: ., train/cat/old" in again.said
+
+
+def test_many_faults_and_notes_are_told_in_ten_lines(photos: Path) -> None:
+    (photos / "cat/.hidden").write_text("text")
+    (photos / "readme.txt").write_text("text")
+    for number in range(5):
+        (photos / f"cat/page{number}.jpg").write_text("<!doctype html>")
+        Image.new("F", (9000, 2)).save(photos / f"cat/thin{number}.tif")
+        Image.new("RGB", (12000, 4), (number, 9, 9)).save(photos / f"dog/long{number}.png")
+        Image.open(photos / f"cat/{number}.png").save(photos / f"dog/copy{number}.png")
+        ImageOps.mirror(Image.open(photos / f"cat/1{number}.png")).save(photos / f"dog/mirrored{number}.png")
+
+    ran = _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
 
     assert ran.code == 1
-    assert name in ran.said
-    assert words in ran.said
-    assert "Traceback" not in ran.said
+    assert "Left out" in ran.said
+    assert 5 < len(ran.said.splitlines()) <= 10, ran.said
 
 
 def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos: Path) -> None:
@@ -125,3 +231,53 @@ def test_mend_without_a_validation_names_the_command_that_makes_one(tmp_path: Pa
 
     assert ran.code == 1
     assert "data/out/validate/findings.parquet is missing. Make it: dvc repro validate" in ran.said
+
+
+def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None:
+    (photos / "cat/page.jpg").write_text("<!doctype html>")
+    _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
+
+    inside = _twinrun(photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet")
+    outside = _twinrun(
+        photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet", "--out", "other/mine.csv"
+    )
+    refused = _twinrun(
+        photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet", "--out", "photos/cat/page.jpg/a"
+    )
+
+    assert inside.code == outside.code == 0, inside.said + outside.said
+    for file in ("data/decisions/decisions.csv", "other/mine.csv"):
+        assert [row["path"] for row in _decisions(photos.parent / file)] == ["cat/page.jpg"]
+    assert "DVC watches" not in inside.said
+    assert "DVC watches data/decisions alone: move it there, or add other/mine.csv to the deps" in outside.said
+    assert refused.code == 1
+    assert "photos/cat/page.jpg/a cannot be written: Not a directory" in refused.said
+    assert "Traceback" not in refused.said
+
+
+def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path) -> None:
+    mine = photos.parent / "data/decisions/decisions.csv"
+    mine.parent.mkdir(parents=True)
+    before = '\ufeffWho,Action,Path,label\r\nann, keep ,"cat/1.png",\r\n\r\nbob,DROP,cat/2.png,""'.encode()
+    mine.write_bytes(before)
+    row = {"check": "decoded", "path": "cat/page.jpg", "words": "is no image", "action": "drop", "label": None}
+    pq.write_table(pa.Table.from_pylist([row]), photos.parent / "findings.parquet")
+
+    ran = _twinrun(photos.parent, "data", "mend", "--findings", "findings.parquet")
+
+    assert ran.code == 0, ran.said
+    assert mine.read_bytes() == before + b"\r\n,drop,cat/page.jpg,\r\n"
+    assert "1 drops and 0 relabels proposed, 2 decisions kept" in ran.said
+
+
+def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
+    mine = photos.parent / "decisions.csv"
+    mine.write_text("path,action\n")
+    row = {"check": "labels", "path": "cat/1.png", "words": "looks like dog", "action": "relabel", "label": "dog"}
+    pq.write_table(pa.Table.from_pylist([row]), photos.parent / "findings.parquet")
+
+    ran = _twinrun(photos.parent, "data", "mend", "--findings", "findings.parquet", "--out", "decisions.csv")
+
+    assert ran.code == 1
+    assert "no column label, which relabels need" in ran.said
+    assert mine.read_text() == "path,action\n"

@@ -125,19 +125,51 @@ def test_large_images_are_converted_in_strips_with_the_same_result() -> None:
     assert np.array_equal(pixels[:, :, 0], np.asarray(white.convert("RGB").convert("L")))
 
 
-def test_a_bomb_is_refused_from_its_header_and_before_memory_is_taken() -> None:
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims a size."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 1001, 1000, 8, 0, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"never looked at") + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"never looked at") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(1001, 1000, "1,001 x 1,000"), (65536, 65536, "65,536 x 65,536")]
+)
+def test_a_bomb_is_refused_from_its_header_and_before_memory_is_taken(width: int, height: int, size: str) -> None:
     seen: list[Header] = []
 
-    with pytest.raises(DecodeError, match=r"claims 1,001 x 1,000 pixels, and at most 1,000,000 in all") as caught:
-        decode_image(bomb, channels="gray", max_pixels=LIMIT, on_header=seen.append)
+    with pytest.raises(DecodeError) as caught:
+        decode_image(bomb(width, height), channels="gray", max_pixels=LIMIT, on_header=seen.append)
 
+    assert str(caught.value) == (
+        f"claims {size} pixels, and at most 1,000,000 in all are decoded (params.yaml: ingest.max_pixels)"
+    )
     assert seen == []
-    assert caught.value.header == Header(width=1001, height=1000, mode="L", format="PNG")  # type: ignore[attr-defined]
+    assert caught.value.header == Header(width, height, mode="L", format="PNG")  # type: ignore[attr-defined]
+
+
+def test_a_size_that_no_table_holds_is_told_in_words_alone() -> None:
+    data = bytearray(encoded(Image.new("RGB", (9, 9)), "BMP"))
+    data[18:22] = struct.pack("<i", -127)  # read without its sign
+
+    with pytest.raises(DecodeError, match=r"claims 4,294,967,169 x 9 pixels") as caught:
+        decode_image(bytes(data), channels="gray", max_pixels=LIMIT)
+
+    assert caught.value.header is None  # type: ignore[attr-defined]
+
+
+def test_pillows_guard_against_bombs_stands_after_one_was_refused() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+
+    with pytest.raises(DecodeError):
+        decode_image(bomb(65536, 65536), channels="gray", max_pixels=LIMIT)
+
+    assert before == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(bomb(65536, 65536)))
 
 
 @pytest.mark.parametrize(
@@ -159,18 +191,68 @@ def test_what_cannot_be_decoded_is_refused_in_words(data: bytes, words: str) -> 
         decode(data, channels="rgb", fit="pad", size_px=8, max_pixels=LIMIT)
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("JPEG", {"quality": 95})])
-def test_a_truncated_image_says_after_what_share_of_its_rows_it_ends(kind: str, options: dict[str, Any]) -> None:
+def noisy(mode: str = "RGB") -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 256, (400, 300, 3), dtype=np.uint8)
     noise[::7] = 0
-    data = encoded(Image.fromarray(noise), kind, **options)
+    return Image.fromarray(noise).convert(mode)
 
+
+def why_not(data: bytes) -> str:
     with pytest.raises(DecodeError) as caught:
-        decode(data[: len(data) * 61 // 100], channels="rgb", fit="pad", size_px=8, max_pixels=LIMIT)
+        decode(data, channels="rgb", fit="pad", size_px=8, max_pixels=LIMIT)
+    return str(caught.value)
 
-    share = re.fullmatch(r"truncated after (\d+) %", str(caught.value))
-    assert share is not None, str(caught.value)
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("PNG", "RGB", {}),
+        ("PNG", "P", {}),
+        ("BMP", "RGB", {}),
+        ("TIFF", "RGB", {}),
+        ("JPEG", "RGB", {"quality": 95}),
+        ("GIF", "P", {"interlace": 0}),
+        ("GIF", "P", {"interlace": 1, "transparency": 3}),
+        ("WebP", "RGB", {"quality": 80}),
+        ("WebP", "RGB", {"lossless": True}),
+    ],
+)
+def test_a_truncated_image_says_after_what_share_it_ends(kind: str, mode: str, options: dict[str, Any]) -> None:
+    data = encoded(noisy(mode), kind, **options)
+
+    words = why_not(data[: len(data) * 61 // 100])
+
+    share = re.fullmatch(r"truncated after (\d+) %", words)
+    assert share is not None, words
     assert abs(int(share[1]) - 61) <= 4
+
+
+def test_a_truncated_image_whose_rows_do_not_tell_where_it_ends_is_given_no_share() -> None:
+    progressive = encoded(noisy(), "JPEG", progressive=True)
+    whole_but_for_its_end = encoded(noisy(), "PNG")[:-30]
+
+    assert why_not(progressive[: len(progressive) * 61 // 100]) == "truncated: the end of the file is missing"
+    assert why_not(whole_but_for_its_end) == "truncated: the end of the file is missing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("GIF", {}), ("JPEG", {"progressive": True}), ("WebP", {"lossless": True})]
+)
+def test_a_file_whose_tail_was_never_written_is_said_to_end_in_zeros(kind: str, options: dict[str, Any]) -> None:
+    data = encoded(noisy(), kind, **options)
+    there = len(data) * 61 // 100
+
+    assert why_not(data[:there] + bytes(len(data) - there)) == "damaged: the last 39 % of the file are zeros"
+
+
+def test_a_png_with_something_else_in_it_says_from_where_on() -> None:
+    data = encoded(noisy(), "PNG")
+    second_part = data.index(b"IDAT", data.index(b"IDAT") + 4) - 4
+
+    words = why_not(data[:second_part] + b"\n" * (len(data) - second_part))
+
+    share = round(100 * second_part / len(data))
+    assert words == f"damaged: what follows after {share} % of the file is no PNG data"
 
 
 def test_a_page_of_a_web_server_that_was_saved_as_a_picture_is_called_so() -> None:
@@ -189,15 +271,16 @@ def test_the_camera_is_told_by_the_exif_block_and_its_maker_only_once() -> None:
 
 
 def test_nothing_but_a_decode_error_comes_out_of_hostile_files(hostile_images: list[Path]) -> None:
-    refused = 0
+    refused = []
     for path in hostile_images:
         try:
             pixels = decode(path.read_bytes(), channels="rgb", fit="crop", size_px=8, max_pixels=LIMIT * 60)
             assert pixels.shape == (8, 8, 3)
-        except DecodeError:
-            refused += 1
+        except DecodeError as error:
+            refused.append(str(error))
 
-    assert 100 < refused < 250
+    assert 100 < len(refused) < 250
+    assert [words for words in refused if re.search(r"^$|PNG file \(chunk|100 %|decoder object", words)] == []
 
 
 def test_padding_keeps_all_of_the_image_centred_on_black() -> None:

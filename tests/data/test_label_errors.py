@@ -58,6 +58,22 @@ def test_right_labels_are_left_in_peace(digits: tuple[Pixels, list[str]]) -> Non
     assert len(found.issues) < 0.04 * len(labels)
 
 
+def test_labels_that_the_model_cannot_tell_are_not_doubted(digits: tuple[Pixels, list[str]]) -> None:
+    images, labels = digits
+    by_chance = [label if row % 2 else str(row // 2 % 10) for row, label in enumerate(labels)]
+
+    found = searched(images, by_chance)
+    told = searched(images, flipped(labels, every=10)[0])
+
+    assert found.finished
+    assert 0.3 < found.accuracy < 0.7
+    assert found.issues == []
+    agreed = f"the quick model agrees with only {100 * found.accuracy:.0f} % of them, too few to doubt any"
+    assert found.unjudged == f"Labels could not be judged: {agreed}"
+    assert told.issues
+    assert told.unjudged is None
+
+
 def test_rows_of_issues_are_those_of_the_pack(digits: tuple[Pixels, list[str]]) -> None:
     images, labels = digits
     given, wrong = flipped(labels[:600], every=20)

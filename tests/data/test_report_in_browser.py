@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -137,3 +139,44 @@ def test_the_page_asks_for_nothing_from_elsewhere(report: Path) -> None:
     assert outside == []
     assert "@import" not in page
     assert "url(" not in page
+
+
+@pytest.fixture(scope="module")
+def hostile(hostile_images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+    """The page of `twinrun data check` on files that break decoders, what it said, and its exit code."""
+    folder = tmp_path_factory.mktemp("hostile")
+    root = next(path for path in hostile_images[0].parents if path.name == "hostile-images")
+    done = subprocess.run(
+        [sys.executable, "-m", "twinrun.cli", "data", "check", root, "--out", folder / "check", "--no-labels"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    page = folder / "check/index.html"
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{_MEASURE}</body>"), encoding="utf-8")
+    assert "Traceback" not in done.stderr
+    return page, done.stdout, done.returncode
+
+
+def test_files_that_break_decoders_are_checked_in_words(hostile: tuple[Path, str, int]) -> None:
+    page, said, code = hostile
+
+    broken = [row for row in pq.read_table(page.with_name("findings.parquet")).to_pylist() if row["check"] == "decoded"]
+
+    assert code == 1, said
+    assert len(said.splitlines()) <= 10
+    assert "params.yaml" not in said + page.read_text(encoding="utf-8")
+    assert len(broken) > 100
+    assert all(row["words"].startswith(row["path"]) and len(row["words"]) > len(row["path"]) + 8 for row in broken)
+
+
+@pytest.mark.parametrize("width_px", [400, 1400])
+def test_the_page_on_such_files_fits_the_window(hostile: tuple[Path, str, int], width_px: int) -> None:
+    seen = _opened(hostile[0], width_px)
+
+    assert seen["content"] <= width_px
+    assert seen["cut"] == 0
+    assert seen["dead"] == 0
+    assert seen["heading"] == "The data did not pass"
+    assert seen["pictures"] > 20
+    assert seen["drawn"] == seen["pictures"]

@@ -188,6 +188,19 @@ def test_a_split_that_is_drawn_keeps_changed_copies_and_groups_together(
     assert len({splits[f"dog/{n:03d}.png"] for n in range(40)}) > 1
 
 
+def test_labels_that_the_search_cannot_judge_are_said_to_be_so(project: Project, photos: Path) -> None:
+    assert photos.is_dir()  # noise, which tells no label
+    project.set(validate__label_errors={"folds": 3, "budget_s": 600}, validate__on_label_error="stop")
+
+    ran = _validated(project)
+
+    assert ran.code == 0, ran.said
+    assert "Labels could not be judged: the quick model agrees with only" in ran.said
+    assert "Labels could not be judged: the quick model agrees with only" in project.report()
+    assert _finding(project, "label_search")["passed"]
+    assert [each for each in project.result()["expectations"] if each["name"] == "labels"] == []
+
+
 def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project: Project, photos: Path) -> None:
     decisions = project.folder / "decisions.csv"
     decisions.write_text(

@@ -28,6 +28,7 @@ _ORIENTATION_TAG = 0x0112
 _MAKE_TAG, _MODEL_TAG = 0x010F, 0x0110
 _CAMERA_LENGTH = 80
 _STRIP_PIXELS = 1 << 22
+_LARGEST_SIDE_PX = (1 << 31) - 1  # that the table of facts can hold; what claims more is not measured but nonsense
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def decode_image(
     except UnidentifiedImageError:
         raise BrokenImage(not_an_image(stream, named)) from None
     except Image.DecompressionBombError as error:  # Pillow's own cap, which guards some headers before they reach ours
-        raise BrokenImage(too_many_pixels(error, max_pixels), header) from None
+        claimed = header or _claimed_header(stream)
+        if claimed is not None:
+            _check_size(claimed, max_pixels)
+        raise BrokenImage(too_many_pixels(error, max_pixels), claimed) from None
     except MemoryError:
         raise BrokenImage("cannot be decoded: it needs more memory than there is", header) from None
     except (
@@ -137,6 +141,24 @@ def _header(image: Image.Image) -> Header:
     return Header(width=width, height=height, mode=image.mode, format=kind)
 
 
+def _claimed_header(stream: BinaryIO) -> Header | None:
+    """The header of a file that Pillow refuses to open for its size; None where it says no size.
+
+    Pillow's plugins read the header alone, and are asked here without the guard, which is one for the whole process.
+    """
+    stream.seek(0)
+    start = stream.read(16)
+    for name in FORMATS:
+        open_as, accepts = Image.OPEN[name.upper()]
+        if accepts is not None and accepts(start):
+            stream.seek(0)
+            try:
+                return _header(open_as(stream, ""))
+            except Exception:  # some have a guard of their own
+                return None
+    return None
+
+
 def _check_size(header: Header, max_pixels: int) -> None:
     if header.width < 1 or header.height < 1:
         raise BrokenImage(f"claims to be {header.width} x {header.height} pixels", header)
@@ -144,7 +166,7 @@ def _check_size(header: Header, max_pixels: int) -> None:
         raise BrokenImage(
             f"claims {header.width:,} x {header.height:,} pixels, and at most {max_pixels:,} in all are decoded "
             "(params.yaml: ingest.max_pixels)",
-            header,
+            header if max(header.width, header.height) <= _LARGEST_SIDE_PX else None,
         )
 
 

@@ -1,9 +1,12 @@
 """Why bytes are no image, or only a part of one, in words for a person. Refuses to decide what is decoded."""
 
+import io
 import re
-from typing import BinaryIO
+import zlib
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")
@@ -14,7 +17,6 @@ _STARTS = (
     ("GIF", b"GIF8"),
     ("TIFF", b"II*\0"),
     ("TIFF", b"MM\0*"),
-    ("WebP", b"RIFF"),
     ("BMP", b"BM"),
 )
 _OTHERS = (
@@ -24,6 +26,7 @@ _OTHERS = (
     ("a PDF document", rb"%PDF-"),
     ("a ZIP archive", rb"PK\x03\x04"),
     ("a gzip archive", rb"\x1f\x8b"),
+    ("a sound or a video", rb"RIFF....(WAVE|AVI )"),
     ("an AVIF image", rb"....ftypavi[fs]"),
     ("a HEIC image", rb"....ftyp(heic|heix|mif1|msf1)"),
     ("a video", rb"....ftyp"),
@@ -33,6 +36,11 @@ _OTHERS = (
     ("a Git LFS pointer, whose file was not fetched,", rb"version https://git-lfs"),
 )
 _LOOKED_AT = 1024
+_RIFF_HEADER = 8
+_PNG_SIGNATURE = 8
+_PNG_AROUND_DATA = 12  # length, kind and checksum of a chunk
+_FEWEST_ZEROS = 512  # what was reserved on a disk and never written comes in sectors
+_CUT = "truncated: the end of the file is missing"
 
 
 def not_an_image(stream: BinaryIO, named: str) -> str:
@@ -41,6 +49,8 @@ def not_an_image(stream: BinaryIO, named: str) -> str:
     start = stream.read(_LOOKED_AT)
     if not start:
         return "is empty"
+    if share := _webp_share(stream):
+        return f"truncated after {100 * share:.0f} %"
     for kind, magic in _STARTS:
         if start.startswith(magic):
             return f"starts like {kind} and has a header that cannot be read"
@@ -51,19 +61,24 @@ def not_an_image(stream: BinaryIO, named: str) -> str:
 
 
 def too_many_pixels(error: Exception, max_pixels: int) -> str:
-    """What Pillow's own guard against decompression bombs has seen."""
+    """What Pillow's own guard against decompression bombs has seen, where the header tells no size."""
     claimed = re.search(r"\d+", str(error))
     pixels = f"{int(claimed.group()):,}" if claimed else "too many"
-    return f"claims {pixels} pixels and at most {max_pixels:,} are decoded (params.yaml: ingest.max_pixels)"
+    return f"claims {pixels} pixels, and at most {max_pixels:,} in all are decoded (params.yaml: ingest.max_pixels)"
 
 
 def decoder_error(error: Exception, image: Image.Image | None, stream: BinaryIO) -> str:
     """What a decoder that failed on `image`, which it had opened from `stream`, has to say."""
     # An object's address or a file's place would make two equal tables differ.
     words = re.sub(r"\s*<[^<>]* (object at|name=)[^<>]*>", "", str(error)).strip()
+    if share := _webp_share(stream):
+        return f"truncated after {100 * share:.0f} %"
+    if image is not None and image.format not in ("BMP", "TIFF") and (share := _zeros_share(stream)):
+        return f"damaged: the last {100 * share:.0f} % of the file are zeros"
+    if words.startswith("broken PNG file") and (share := _png_share(stream)):
+        return f"damaged: what follows after {100 * share:.0f} % of the file is no PNG data"
     if "truncated" in words.lower():
-        share = _decoded_share(image, stream) if image is not None else None
-        return "truncated before its picture begins" if share is None else f"truncated after {100 * share:.0f} %"
+        return _truncated(image, stream)
     if words.startswith("decoder error"):  # a bare number of Pillow's
         words = f"its data are damaged, {words}"
     return (
@@ -73,23 +88,68 @@ def decoder_error(error: Exception, image: Image.Image | None, stream: BinaryIO)
     )
 
 
-def _decoded_share(image: Image.Image, stream: BinaryIO) -> float | None:
-    """Share of the rows that a decoder filled before `image` ended; None where that cannot be told.
+def _truncated(image: Image.Image | None, stream: BinaryIO) -> str:
+    if image is None:
+        return "truncated before its picture begins"
+    # A progressive JPEG fills all rows at first and refines them, and so its rows do not tell how much is missing.
+    share = None if image.info.get("progressive") else _decoded_share(image, stream)
+    if share is None or round(100 * share) == 100:
+        return _CUT
+    return f"truncated after {100 * share:.0f} %"
 
-    The rows that it left alone are those that stay white on a white canvas and black on a black one.
+
+def _webp_share(stream: BinaryIO) -> float | None:
+    """Share of a WebP's bytes that are there, by the length in its header; None where all are, or it is no WebP."""
+    stream.seek(0)
+    start = stream.read(_RIFF_HEADER + 4)
+    wanted = int.from_bytes(start[4:_RIFF_HEADER], "little") + _RIFF_HEADER
+    size = stream.seek(0, io.SEEK_END)
+    is_webp = start.startswith(b"RIFF") and start.endswith(b"WEBP")
+    return size / wanted if is_webp and size < wanted else None
+
+
+def _zeros_share(stream: BinaryIO) -> float | None:
+    """Share of zeros at the end of a file; None where there are no more of them than chance puts there."""
+    stream.seek(0)
+    data = stream.read()
+    zeros = len(data) - len(data.rstrip(b"\0"))
+    return zeros / len(data) if zeros >= _FEWEST_ZEROS else None
+
+
+def _png_share(stream: BinaryIO) -> float | None:
+    """Share of a PNG's bytes before the first chunk whose data do not give its checksum; None where all do."""
+    stream.seek(0)
+    data = stream.read()
+    start = _PNG_SIGNATURE
+    while start < len(data):
+        end = start + _PNG_AROUND_DATA + int.from_bytes(data[start : start + 4], "big")
+        if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return start / len(data)
+        start = end
+    return None
+
+
+def _decoded_share(image: Image.Image, stream: BinaryIO) -> float | None:
+    """Share of the pixels that a decoder filled before the file ended, in [0, 1]; None where that cannot be told.
+
+    Those that it left alone are those that keep the colour of the canvas that it was given.
     """
     try:
-        image.tile = []  # type: ignore[attr-defined]
-        black = np.asarray(image)
-        stream.seek(0)
-        again = Image.open(stream, formats=[str(image.format)])
-        again.im = Image.new(again.mode, again.size, "white").im
-        try:
-            again.load()
-        except OSError:
-            again.tile = []
-        changed = np.asarray(again) != black
+        black, white = (_on_canvas(str(image.format), stream, value) for value in (0, 255))
     except Exception:  # a broken file may break in another way the second time
         return None
-    rows = changed.reshape(len(changed), -1).any(axis=1)
-    return 1 - float(rows.mean())
+    filled = black == white
+    return float(filled.reshape(*filled.shape[:2], -1).all(axis=2).mean())
+
+
+def _on_canvas(kind: str, stream: BinaryIO, value: int) -> npt.NDArray[Any]:
+    """Pixels (H, W, ...) of an image that ends early, decoded onto a canvas whose numbers are all `value`."""
+    stream.seek(0)
+    image = Image.open(stream, formats=[kind])
+    bands = len(image.getbands())
+    image.im = Image.new(image.mode, image.size, value if bands == 1 else (value,) * bands).im
+    try:
+        image.load()
+    except OSError:
+        image.tile = []
+    return np.asarray(image)

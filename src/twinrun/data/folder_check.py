@@ -1,21 +1,26 @@
 """All checks on any folder of images, without a pipeline: no split is drawn, and no params.yaml read."""
 
+import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from twinrun.data.folders import list_images
+from twinrun.data.facts import Facts
+from twinrun.data.folders import REPORT_FILES, list_images
 from twinrun.data.nearest import near_duplicates
 from twinrun.data.pack import creating_pack, open_pack
 from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack
 from twinrun.data.progress import fraction
 from twinrun.data.report import report_html
-from twinrun.data.validation.findings import Verdict
+from twinrun.data.validation.evidence import Reference
+from twinrun.data.validation.findings import Finding, Verdict
 from twinrun.data.validation.judging import judge_table
 from twinrun.data.validation.results import findings_table, result_json
+from twinrun.errors import PublishError
 from twinrun.params import LabelErrorParams, SplitFractions, ValidateParams
 from twinrun.publish import ensure_writable, write_json, write_table, write_text
 
-REPORT = "index.html"
+REPORT, _RESULT, FINDINGS = REPORT_FILES
 _MAX_PIXELS = 100_000_000
 # As presets/folder.yaml has it, but that a class may be small: nobody said that all images are here.
 _SETTINGS = ValidateParams(
@@ -47,24 +52,49 @@ _SETTINGS = ValidateParams(
 )
 
 
-def check_folder(folder: Path, out: Path, *, size_px: int) -> tuple[Verdict, list[str]]:
+def check_folder(
+    folder: Path, out: Path, *, size_px: int, labels: bool = True, reference: Reference | None = None
+) -> tuple[Verdict, list[str]]:
     """Check the images below `folder` and write index.html, result.json and findings.parquet into `out`.
 
-    Labels and splits are those of its folders, where it has such. Returns the verdict and notes for the terminal.
-    Raises SourceError where there is nothing to check.
+    Labels and splits are those of its folders, where it has such; wrong ones are searched for where `labels` says so.
+    With a `reference`, drift is measured against it. Returns the verdict and notes for the terminal. Raises SourceError
+    where there is nothing to check, and PublishError where `out` cannot be written.
     """
     listing = list_images(folder, leave_out=out)
-    ensure_writable(out, 0)
+    _make_writable(out)
     shape = Shape(size_px, "rgb", "pad", _MAX_PIXELS)
+    settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))
     with tempfile.TemporaryDirectory(prefix="twinrun-check-") as temp:
         pack = Path(temp, "images.npy")
         with creating_pack(pack, (len(listing.items), *shape.of_image)) as unfinished:
-            facts = fill_pack(listing, shape, unfinished, available_cores())
+            facts = [_without_setting(fact) for fact in fill_pack(listing, shape, unfinished, available_cores())]
         images, table = open_pack(pack), facts_table(listing, facts)
         with fraction("Searching for near copies") as progress:
             pairs = near_duplicates(images, facts, progress=progress)
-        verdict = judge_table(table, images, pairs, _SETTINGS, draw_splits=False)
-        write_text(report_html(verdict, table, images, _SETTINGS, {}, docs=None), out / REPORT)
-        write_table(findings_table(verdict, table), out / "findings.parquet")
-        write_json(result_json(verdict, table), out / "result.json")
+        verdict = judge_table(table, images, pairs, settings, reference=reference, draw_splits=False)
+        verdict = replace(verdict, findings=[_without_settings(finding, out) for finding in verdict.findings])
+        write_text(report_html(verdict, table, images, settings, {}, docs=None), out / REPORT)
+        write_table(findings_table(verdict, table), out / FINDINGS)
+        write_json(result_json(verdict, table), out / _RESULT)
     return verdict, listing.notes
+
+
+def _make_writable(out: Path) -> None:
+    try:
+        ensure_writable(out, 0)
+    except OSError as error:
+        raise PublishError(f"{out} cannot be made a folder: {error.strerror}. Name another one: --out.") from None
+
+
+def _without_setting(fact: Facts) -> Facts:
+    """Words on a broken file that name no setting: here there is no params.yaml."""
+    return replace(fact, error=re.sub(r" \(params\.yaml: [\w.]+\)", "", fact.error)) if fact.error else fact
+
+
+def _without_settings(finding: Finding, out: Path) -> Finding:
+    """Advice that names no setting: what stands behind its last "or" is to change one."""
+    advice = finding.advice.partition(", or ")[0].replace("data mend", f"data mend --findings {out / FINDINGS}")
+    if finding.name == "label_search":
+        advice = "Check a part of the images, or go without: --no-labels"
+    return replace(finding, settings=(), advice=advice)

@@ -30,6 +30,7 @@ _LITTER = frozenset({".DS_Store", ".directory", ".gitkeep", "Thumbs.db", "deskto
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 _LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
 _SHOWN = 5
+REPORT_FILES = ("index.html", "result.json", "findings.parquet")  # what a check of a folder writes
 
 _TRASHNET_LISTS: dict[SplitName, str] = {
     "train": "one-indexed-files-notrash_train.txt",
@@ -67,29 +68,53 @@ def list_folder(root: Path, splits_file: Path | None = None) -> Listing:
 def list_images(root: Path, leave_out: Path) -> Listing:
     """List any folder of images but what lies in `leave_out`; folders are labels where there are two or more of them.
 
-    Raises SourceError where the folder is missing or has no images.
+    Reports of earlier checks, hidden files that are no images, and folders beside such as are named as splits are
+    passed over with a note. Raises SourceError where the folder is missing or has no images.
     """
     if not root.is_dir():
         raise SourceError(
             f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Name a folder of images."
         )
-    items, files, notes = _tree(root, None, leave_out)
+    around = root.resolve().is_relative_to(leave_out.resolve())
+    files = [path for path in _walk(root) if around or not _is_in(path, leave_out)]
+    reports = {path.parent for path in files if all((path.parent / name).is_file() for name in REPORT_FILES)}
+    files = [path for path in files if path.parent not in reports or path.name not in REPORT_FILES]
+    hidden = {path for path in files if path.name.startswith(".") and not _looks_like_an_image(path)}
+    strays = _beside_splits(root, files)
+    files = [path for path in files if path not in hidden and path.relative_to(root).parts[0] not in strays]
+    if not files:
+        raise SourceError(f"{root} has no images in it. Name a folder of images.")
+    items, kept, notes = _items(root, files, bool(strays) or _is_split_by_folders(root, files))
     if len({item.label for item in items} - {None}) < 2:
         items = [replace(item, label=None, problem=None) for item in items]
-    return sorted_listing(items, Files(files), notes)
+    if strays:
+        notes.append(f"Left out, since they lie beside folders named as splits: {_some(sorted(strays))}.")
+    if hidden:
+        notes.append(f"Left out, since their names begin with a dot and they are no images: {len(hidden):,} files.")
+    if reports:
+        notes.append(f"Left out, since it is the report of a check: {_some(sorted(map(str, reports)))}.")
+    return sorted_listing(items, Files(kept), notes)
 
 
-def _tree(
-    root: Path, splits_file: Path | None, leave_out: Path | None = None
-) -> tuple[list[Item], list[Path], list[str]]:
+def _tree(root: Path, splits_file: Path | None) -> tuple[list[Item], list[Path], list[str]]:
     """Items of a tree with their files, and notes on what was left out."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise SourceError(f"The source folder {root} {what} (params.yaml: ingest.path). {_LAYOUT} and name it there.")
-    files = [path for path in _walk(root) if not _is_file(path, splits_file) and not _is_in(path, leave_out)]
+    files = [path for path in _walk(root) if not _is_file(path, splits_file)]
     if not files:
         raise SourceError(f"The source folder {root} has no files (params.yaml: ingest.path). {_LAYOUT}.")
-    by_split = _is_split_by_folders(root, files)
+    if strays := _beside_splits(root, files):
+        splits = sorted(_folders_of(root, files) - strays)
+        raise SourceError(
+            f"{root} has folders named as splits ({', '.join(splits)}) beside others ({_some(sorted(strays))}). "
+            f"{_LAYOUT}, and move the others elsewhere."
+        )
+    return _items(root, files, _is_split_by_folders(root, files))
+
+
+def _items(root: Path, files: list[Path], by_split: bool) -> tuple[list[Item], list[Path], list[str]]:
+    """Items of `files` below `root`, those of them that are left, and notes on what was left out."""
     items, kept, left_out = [], [], []
     for path in files:
         item = _item(path.relative_to(root).parts, by_split)
@@ -152,21 +177,25 @@ def _is_file(path: Path, other: Path | None) -> bool:
     return other is not None and path.name == other.name and other.exists() and path.samefile(other)
 
 
-def _is_in(path: Path, folder: Path | None) -> bool:
-    return folder is not None and folder.resolve() in path.resolve().parents
+def _is_in(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
 
 
 def _is_split_by_folders(root: Path, files: list[Path]) -> bool:
-    """Whether the first level of folders is made of splits; a single one among others is a class that is called so."""
-    first = {path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1}
-    splits = {name for name in first if name.lower() in _SPLIT_NAMES}
-    others = sorted(first - splits)
-    if len(splits) < 2 or not others:
-        return bool(splits) and not others
-    raise SourceError(
-        f"{root} has folders named as splits ({', '.join(sorted(splits))}) beside others ({_some(others)}). "
-        f"{_LAYOUT}, and move the others elsewhere."
-    )
+    """Whether the first level of folders is made of splits alone."""
+    folders = _folders_of(root, files)
+    return bool(folders) and all(name.lower() in _SPLIT_NAMES for name in folders)
+
+
+def _beside_splits(root: Path, files: list[Path]) -> set[str]:
+    """Folders of the first level beside two or more that are named as splits; a single such one is a class."""
+    folders = _folders_of(root, files)
+    others = {name for name in folders if name.lower() not in _SPLIT_NAMES}
+    return others if len(folders) - len(others) > 1 else set()
+
+
+def _folders_of(root: Path, files: list[Path]) -> set[str]:
+    return {path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1}
 
 
 def _item(parts: tuple[str, ...], by_split: bool) -> Item:

@@ -34,21 +34,28 @@ def find_reference(setting: str | None, folder: Path, model_name: str) -> Refere
 
     Raises DataError where a named file is missing or no table of facts.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if setting is None:
         return None
     path = reference_file(folder, model_name) if setting == AUTO else Path(setting).expanduser()
     if setting == AUTO and not path.exists():
         return None
+    return read_reference(path, f"{_SETTING}: null is none", "the champion's data" if setting == AUTO else path.name)
+
+
+def read_reference(path: Path, named_by: str, name: str) -> Reference:
+    """The facts in `path`, a table such as ingest writes; `named_by` says where another one may be named.
+
+    Raises DataError where the file is missing or no table of facts.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing ({_SETTING}). Name another table of facts, or set it to null.") from None
+        raise DataError(f"{path} is missing. Name another table of facts ({named_by}).") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a table of facts ({_SETTING}): {error}") from None
+        raise DataError(f"{path} is not a table of facts ({named_by}): {error}") from None
     if missing := {"path", "label", "pixels_sha256"} - set(table.column_names):
-        raise DataError(f"{path} is not a table of facts ({_SETTING}): it has no column {', '.join(sorted(missing))}.")
-    facts = {name: table[name].to_pylist() for name in table.column_names}
-    return Reference(facts, "the champion's data" if setting == AUTO else path.name)
+        raise DataError(f"{path} is not a table of facts ({named_by}): it has no column {', '.join(sorted(missing))}.")
+    return Reference({column: table[column].to_pylist() for column in table.column_names}, name)

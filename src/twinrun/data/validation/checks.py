@@ -410,33 +410,32 @@ def _of_labels(subject: Subject) -> list[Check]:
             named = f"{subject.facts['path'][row]}: {words}"
             yield Offence((row,), named, words, (Proposal(row, "relabel", issue.suggested),))
 
-    return [
-        Check(
-            "labels",
-            "No label looks wrong to models that have not seen it",
-            "images",
-            Rule("ExpectColumnValuesToBeNull", {"column": "likely_label"}, _severity(subject.params.on_label_error)),
-            ("validate.on_label_error",),
-            f"The models agree with {100 * search.accuracy:.0f} % of the labels; look at these, the least likely "
-            "first, and decide: twinrun data mend",
-            suspects,
+    doubted = Check(
+        "labels",
+        "No label looks wrong to models that have not seen it",
+        "images",
+        Rule("ExpectColumnValuesToBeNull", {"column": "likely_label"}, _severity(subject.params.on_label_error)),
+        ("validate.on_label_error",),
+        f"The models agree with {100 * search.accuracy:.0f} % of the labels; look at these, the least likely "
+        "first, and decide: twinrun data mend",
+        suspects,
+    )
+    ended = Check(
+        "label_search",
+        ". ".join(filter(None, ["The search for wrong labels came to its end", search.unjudged])),
+        "searches",
+        # What is dropped, or stops the pipeline, must not depend on how fast the machine is.
+        Rule(
+            "ExpectColumnValuesToBeInSet",
+            {"column": "finished", "value_set": [True]},
+            _severity(subject.params.on_label_error),
         ),
-        Check(
-            "label_search",
-            "The search for wrong labels came to its end",
-            "searches",
-            # What is dropped, or stops the pipeline, must not depend on how fast the machine is.
-            Rule(
-                "ExpectColumnValuesToBeInSet",
-                {"column": "finished", "value_set": [True]},
-                _severity(subject.params.on_label_error),
-            ),
-            ("validate.label_errors", "validate.on_label_error"),
-            "Raise budget_s, or lower folds",
-            lambda _: iter([Offence((), f"It was not finished after {subject.params.label_errors.budget_s:g} s")]),
-            "searches",
-        ),
-    ]
+        ("validate.label_errors", "validate.on_label_error"),
+        "Raise budget_s, or lower folds",
+        lambda _: iter([Offence((), f"It was not finished after {subject.params.label_errors.budget_s:g} s")]),
+        "searches",
+    )
+    return [ended] if search.unjudged else [doubted, ended]
 
 
 def _of_shortcuts(subject: Subject) -> list[Check]:

@@ -15,7 +15,7 @@ It cannot make usable what cannot be decoded, and does not lift the ranges of si
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -136,11 +136,23 @@ def proposed(findings: "pa.Table") -> list[Decision]:
     return list(found.values())
 
 
-def decisions_csv(decisions: Iterable[Decision]) -> str:
-    """The CSV that `read_decisions` reads."""
+def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:
+    """The CSV that `read_decisions` reads: lines for `decisions` behind the text of `before`, which stays as it is.
+
+    They have the columns of `before`, in its order, and are empty in those that are not ours. Raises DataError where a
+    relabel finds no column for its label.
+    """
+    decisions = list(decisions)
+    header = next(csv.reader(io.StringIO(before.removeprefix("\ufeff"), newline="")), list(_COLUMNS))
+    columns = [cell.strip().lower() for cell in header]
+    if "label" not in columns and any(decision.label for decision in decisions):
+        raise DataError("The decisions have no column label, which relabels need: add it to their first line.")
+    end = "\r\n" if "\r\n" in before else "\n"
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer = csv.writer(text, lineterminator=end)
+    if not before:
+        writer.writerow(_COLUMNS)
     for decision in decisions:
-        writer.writerow([decision.path, decision.action, decision.label or "", decision.reason])
-    return text.getvalue()
+        values = {**asdict(decision), "label": decision.label or "", "where": ""}
+        writer.writerow([values.get(column, "") for column in columns])
+    return before + (end if before and not before.endswith("\n") else "") + text.getvalue()

@@ -11,18 +11,20 @@ _OFFENDERS = 3
 Places = Mapping[str, tuple[int, str]]  # lines of params.yaml by the name of the setting
 
 
-def summary(verdict: Verdict, report: str, places: Places | None) -> str:
-    """What to print: all in one line where every check is met, and otherwise the worst first.
+def summary(verdict: Verdict, report: str, places: Places | None, most_lines: int = _LINES) -> str:
+    """What to print: all in one line where every check is met, and otherwise the worst first, in `most_lines`.
 
     Without `places` there is no params.yaml whose settings could be named.
     """
-    lines = _stopped(verdict, places) if verdict.failed else _passed(verdict)
+    lines = _stopped(verdict, places, most_lines) if verdict.failed else _passed(verdict, most_lines)
+    if verdict.evidence.labels is not None and verdict.evidence.labels.unjudged:
+        lines[0] += f" {verdict.evidence.labels.unjudged}."
     if verdict.findings and (verdict.failed or verdict.warnings):
         lines.append(f"The report with pictures: {report}")
     return "\n".join(lines)
 
 
-def _passed(verdict: Verdict) -> list[str]:
+def _passed(verdict: Verdict, most_lines: int) -> list[str]:
     totals = {name: sum(counts[name] for counts in verdict.counts.values()) for name in SPLITS}
     sizes = (
         ", ".join(f"{name} {total:,}" for name, total in totals.items() if total) or f"{len(verdict.dropped):,} images"
@@ -33,14 +35,14 @@ def _passed(verdict: Verdict) -> list[str]:
         f"{met} checks met" if not verdict.warnings else f"{met} of {len(verdict.findings)} checks met, none failed"
     )
     first = f"{checks}. {len(verdict.classes)} classes; {sizes}; dropped: {reasons or 'none'}.{_decided(verdict)}"
-    room = _LINES - 2
+    room = most_lines - 2
     return [first, *_warnings(verdict.warnings, room)]
 
 
-def _stopped(verdict: Verdict, places: Places | None) -> list[str]:
+def _stopped(verdict: Verdict, places: Places | None, most_lines: int) -> list[str]:
     failed, warnings = verdict.failed, verdict.warnings
     lines = [f"The data did not pass: {len(failed)} of {len(verdict.findings)} checks failed.{_decided(verdict)}"]
-    room = _LINES - len(lines) - 1 - bool(warnings)
+    room = most_lines - len(lines) - 1 - bool(warnings)
     if len(failed) > room:
         shown, more = failed[: room - 1], f"and {len(failed) - room + 1} more checks failed"
     else:
