@@ -252,7 +252,7 @@ def test_a_png_with_something_else_in_it_says_from_where_on() -> None:
     words = why_not(data[:second_part] + b"\n" * (len(data) - second_part))
 
     share = round(100 * second_part / len(data))
-    assert words == f"damaged: what follows after {share} % of the file is no PNG data"
+    assert words == f"damaged: the PNG data after {share} % of the file do not give their checksum"
 
 
 def test_a_page_of_a_web_server_that_was_saved_as_a_picture_is_called_so() -> None:
@@ -316,3 +316,12 @@ def test_a_thread_of_an_image_survives_both_ways_of_fitting() -> None:
 
     assert fit_image(thread, 16, "pad").max() == 200
     assert fit_image(thread, 16, "crop").shape == (16, 16, 1)
+
+
+def test_a_png_whose_pixels_decode_and_whose_checksum_is_wrong_is_broken() -> None:
+    whole = encoded(noisy(), "PNG")
+    checksum = whole.rindex(b"IEND") - 5  # the last byte of the last chunk of pixels
+
+    assert pixels_of(whole).shape[2] == 3
+    words = why_not(whole[:checksum] + bytes([whole[checksum] ^ 1]) + whole[checksum + 1 :])
+    assert re.fullmatch(r"damaged: the PNG data after \d+ % of the file do not give their checksum", words)

@@ -89,6 +89,8 @@ def decode_image(
                 on_header(header)
             image.load()
             pixels = _upright(_pixels(image, channels), _orientation(image))
+            if image.format == "PNG":
+                _check_sums(stream)
             return Decoded(pixels, header, _camera(image))
     except BrokenImage:
         raise
@@ -168,6 +170,13 @@ def _check_size(header: Header, max_pixels: int) -> None:
             "(params.yaml: ingest.max_pixels)",
             header if max(header.width, header.height) <= _LARGEST_SIDE_PX else None,
         )
+
+
+def _check_sums(stream: BinaryIO) -> None:
+    """Raise what Pillow raises on a PNG with a wrong checksum, which its decoder takes for pixels like any others."""
+    stream.seek(0)
+    with Image.open(stream, formats=("PNG",)) as image:
+        image.verify()
 
 
 def _pixels(image: Image.Image, channels: Channels) -> Pixels:

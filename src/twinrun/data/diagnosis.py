@@ -76,7 +76,7 @@ def decoder_error(error: Exception, image: Image.Image | None, stream: BinaryIO)
     if image is not None and image.format not in ("BMP", "TIFF") and (share := _zeros_share(stream)):
         return f"damaged: the last {100 * share:.0f} % of the file are zeros"
     if words.startswith("broken PNG file") and (share := _png_share(stream)):
-        return f"damaged: what follows after {100 * share:.0f} % of the file is no PNG data"
+        return f"damaged: the PNG data after {100 * share:.0f} % of the file do not give their checksum"
     if "truncated" in words.lower():
         return _truncated(image, stream)
     if words.startswith("decoder error"):  # a bare number of Pillow's
