@@ -141,7 +141,8 @@ def free_port() -> int:
 class FaultyTracker(ThreadingHTTPServer):
     """Stands before a real MLflow server and breaks in a chosen way.
 
-    `fault`: None passes everything on; "error" answers 500; "hang" never answers; "slow" answers after 2 s; "lost" lets
+    `fault`: None passes everything on; "error" answers 500; "plain http" answers 400 and "no entry" 403, both with a
+    page, as what stands before a server does; "hang" never answers; "slow" answers after 2 s; "lost" lets
     the request through and loses the answer. `after` requests are passed on before the fault begins.
     """
 
@@ -166,6 +167,9 @@ class FaultyTracker(ThreadingHTTPServer):
         """A client that gave up is what these tests are about."""
 
 
+_PAGES = {"plain http": 400, "no entry": 403}
+
+
 class _Relay(BaseHTTPRequestHandler):
     server: FaultyTracker
 
@@ -182,6 +186,9 @@ class _Relay(BaseHTTPRequestHandler):
             fault = None
         if fault == "error":
             self.send_error(500)
+            return
+        if fault in _PAGES:
+            self.send_error(_PAGES[fault])
             return
         if fault == "hang":
             self.server.released.wait(20)

@@ -207,7 +207,20 @@ def _journals(tracker: Tracker) -> tuple[str, list[Finding]]:
             )
         elif (waiting := unpublished(folder, tracker)) and summary.ended is not None:
             findings.append(Finding(f"{waiting} events of {summary.name} are not yet in MLflow", "twinrun sync"))
-    return f"{len(folders)} waiting", findings
+    return f"{len(folders)} waiting", [*findings, *_refused(tracker)]
+
+
+def _refused(tracker: Tracker) -> Iterator[Finding]:
+    """Events that MLflow would not take."""
+    for file in sorted(tracker.state.glob("*.json")):
+        state = Published.load(tracker, file.stem)
+        if state.refused and not state.deleted:
+            events = f"{state.refused} event{'' if state.refused == 1 else 's'}"
+            yield Finding(
+                f"MLflow refused {events} of run {state.run_id}; to send all of it again:",
+                f"rm {shlex.quote(_shown(file, tracker.home))}; twinrun sync",
+                harmless=True,
+            )
 
 
 def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:

@@ -19,7 +19,7 @@ from twinrun.publish import file_sha256, write_json
 from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
 from twinrun.tracking.publisher import LOCK
-from twinrun.tracking.replay import Published, Replay, unpublished
+from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, require_reachable
 
 OUT = Path("data/out")
@@ -42,6 +42,7 @@ class SyncReport:
     runs: int = 0
     attached: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
     pending: int = 0
     problem: str | None = None
 
@@ -55,6 +56,10 @@ class SyncReport:
         if self.attached:
             lines.append(f"Added to the run: {', '.join(self.attached)}.")
         lines += [f"Run {run_id} was left by a dead process; it is marked KILLED now." for run_id in self.killed]
+        lines += [
+            f"MLflow refused {_count(number, 'event')} of run {run_id}; they are in data/out/train/journal.jsonl."
+            for run_id, number in self.refused.items()
+        ]
         if self.pending:
             are = "is" if self.pending == 1 else "are"
             lines.append(f"{_count(self.pending, 'event')} {are} still to be published; run `twinrun sync`.")
@@ -81,8 +86,7 @@ def sync(workspace: Path | None = None) -> SyncReport:
         with FileLock(tracker.state / "sync.lock", timeout=60):
             require_reachable(tracker)
             _adopt(workspace, tracker)
-            for folder in _journals(tracker):
-                _publish(folder, tracker, report)
+            _publish_all(tracker, report)
             _attach(workspace, tracker, report)
     except Timeout:
         report.problem = "another `twinrun sync` has been at it for a minute."
@@ -229,6 +233,20 @@ def _rebuild(workspace: Path, result: _Result, folder: Path) -> None:
             place.write_text(str(card.get("diff", "")), encoding="utf-8", errors="surrogateescape")
 
 
+def _publish_all(tracker: Tracker, report: SyncReport) -> None:
+    """Publish what waits; a run that MLflow will not take does not keep the others from it, any other trouble does."""
+    refusal: Exception | None = None
+    for folder in _journals(tracker):
+        try:
+            _publish(folder, tracker, report)
+        except Exception as error:
+            if not is_refusal(error, tracker):
+                raise
+            refusal = error
+    if refusal is not None:
+        raise refusal
+
+
 def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
     # The publisher of a training that is over may be trying still; it ends soon, and leaves the rest to us.
     with _publisher_lock(folder, wait_s=_PUBLISHER_S if _over(folder) else 0) as mine:
@@ -237,17 +255,22 @@ def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
             return
         waiting = unpublished(folder, tracker)
         replay = Replay(folder, tracker)
+        refused = replay.state.refused
         try:
             while replay.step():
                 pass
         finally:
+            if replay.state.refused > refused:
+                report.refused[str(replay.state.run_id)] = replay.state.refused - refused
             done = waiting - unpublished(folder, tracker)
             report.events += done
             report.runs += bool(done)
         if replay.mark_killed():
             report.killed.append(str(replay.state.run_id))
         summary = summarize(folder / FILE)
-        if summary is not None and summary.ended == "FINISHED" and not may_be_resumed(folder.name, tracker.home):
+        published = replay.state.run_id is not None and not replay.pending()
+        finished = summary is not None and summary.ended == "FINISHED"
+        if published and finished and not may_be_resumed(folder.name, tracker.home):
             # MLflow and data/out/train/journal.jsonl hold all of it.
             replay.state.finish()
             shutil.rmtree(folder, ignore_errors=True)
