@@ -87,6 +87,16 @@ def is_refusal(error: Exception, tracker: Tracker) -> bool:
     return isinstance(error, RestException) or not tracker.uri.startswith(("http", "databricks"))
 
 
+def source_tags(stage: str) -> dict[str, str]:
+    """What MLflow shows as a run's source and user."""
+    import getpass
+
+    tags = {"mlflow.source.name": f"pipeline/{stage}.py", "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
 class Replay:
     """Publishes one journal; hold the journal's publisher lock while using it."""
 
@@ -232,7 +242,7 @@ class Replay:
             if run.info.status != "RUNNING":
                 self.client.update_run(run.info.run_id, status="RUNNING")
         else:
-            tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **_source_tags()}
+            tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **source_tags("train")}
             run = self.client.create_run(experiment, start_time=event["time_ms"], tags=tags, run_name=event["name"])
             self.state.run_id = run.info.run_id
         self.state.save()
@@ -297,15 +307,6 @@ def _dataset(event: Event) -> Any:
         profile=json.dumps(profile) if profile else None,
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", event["context"])])
-
-
-def _source_tags() -> dict[str, str]:
-    import getpass
-
-    tags = {"mlflow.source.name": "pipeline/train.py", "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):
-        tags["mlflow.user"] = getpass.getuser()
-    return tags
 
 
 def process_of(tags: Mapping[str, str]) -> Process | None:

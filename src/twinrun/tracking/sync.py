@@ -1,7 +1,8 @@
 """Bringing MLflow up to date with the files: what `twinrun sync` does, and the stages at their end.
 
-It publishes journals that are waiting, adopts the result of a training that DVC restored or pulled, attaches what later
-stages found out about the model, and marks runs KILLED whose process is dead. Everything is looked up before it is
+It publishes journals that are waiting, adopts the result of a training that DVC restored or pulled, attaches what other
+stages found out about the model and its data, records data that were refused, and marks runs KILLED whose process is
+dead. Everything is looked up before it is
 sent, so doing it again does nothing; and where there is nothing to do, MLflow is not even imported.
 """
 
@@ -20,7 +21,16 @@ from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
-from twinrun.tracking.store import Tracker, find_tracker, require_reachable
+from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
+from twinrun.tracking.validation import (
+    DOCS,
+    REPORT,
+    RESULT,
+    attach_validation,
+    failure_waits,
+    record_failure,
+    validation_of_training,
+)
 
 OUT = Path("data/out")
 _PUBLISHER_S = 30.0
@@ -41,6 +51,7 @@ class SyncReport:
     events: int = 0
     runs: int = 0
     attached: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     pending: int = 0
@@ -55,6 +66,7 @@ class SyncReport:
             )
         if self.attached:
             lines.append(f"Added to the run: {', '.join(self.attached)}.")
+        lines += [f"The data were refused: run {name!r}, FAILED, has the report." for name in self.failures]
         lines += [f"Run {run_id} was left by a dead process; it is marked KILLED now." for run_id in self.killed]
         lines += [
             f"MLflow refused {_count(number, 'event')} of run {run_id}; they are in data/out/train/journal.jsonl."
@@ -88,6 +100,8 @@ def sync(workspace: Path | None = None) -> SyncReport:
             _adopt(workspace, tracker)
             _publish_all(tracker, report)
             _attach(workspace, tracker, report)
+            if failure_waits(workspace, tracker):
+                report.failures.append(record_failure(open_client(tracker), workspace, tracker))
     except Timeout:
         report.problem = "another `twinrun sync` has been at it for a minute."
     except Exception as error:  # whatever a tracker does, the files are the truth and wait
@@ -133,13 +147,10 @@ class _Result:
             for name, place in (("predictions", evaluation / "predictions.parquet"), ("report", evaluation / "report")):
                 if place.exists():
                     found[name] = (content_hash(place), place)
-        validation = self.workspace / OUT / "validate"
-        for name, place in (
-            ("validation result", validation / "result.json"),
-            ("validation report", validation / "report"),
-        ):
-            if place.exists():
-                found[name] = (content_hash(place), place)
+        for name, place in validation_of_training(
+            self.workspace, self.summary.journal_id, _begun(self.journal)
+        ).items():
+            found[name] = (content_hash(place), place)
         lock = self.workspace / "dvc.lock"
         # While a stage runs, dvc.lock speaks of the run before.
         if lock.is_file() and hashlib.md5(self.journal.read_bytes()).hexdigest() in lock.read_text(encoding="utf-8"):
@@ -150,12 +161,10 @@ class _Result:
 _FOLDERS = {
     "predictions": "evaluation",
     "report": "evaluation",
-    "validation result": "validation",
-    "validation report": "validation",
     "dvc.lock": "",
 }
 # What describes the data that was trained on: a later one belongs to a later training.
-_ONCE = frozenset({"validation result", "validation report"})
+_ONCE = frozenset({RESULT, REPORT, DOCS})
 
 
 def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
@@ -169,6 +178,8 @@ def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
                 return True
             if summary.dead() and state.killed_at != state.offset:
                 return True
+    if failure_waits(workspace, tracker):
+        return True
     result = _Result.read(workspace)
     if result is None:
         return False
@@ -286,15 +297,12 @@ def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
         missing = _missing(result, state)
         if not mine or state.run_id is None or not missing:
             return
-        from twinrun.tracking.store import open_client
-
         client = open_client(tracker)
         for name, (digest, place) in missing.items():
             if name == "test metrics":
                 _attach_metrics(client, state.run_id, place)
-            elif name == "validation result":
-                _attach_counts(client, state.run_id, place)
-                client.log_artifact(state.run_id, str(place), _FOLDERS[name])
+            elif name in _ONCE:
+                attach_validation(client, state.run_id, name, place)
             elif place.is_dir():
                 client.log_artifacts(state.run_id, str(place), "/".join(filter(None, [_FOLDERS[name], place.name])))
             else:
@@ -322,15 +330,6 @@ def _attach_metrics(client: Any, run_id: str, file: Path) -> None:
         client.set_tag(
             run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
         )
-
-
-def _attach_counts(client: Any, run_id: str, file: Path) -> None:
-    """Make a metric of the number of offences of each data check."""
-    from mlflow.entities import Metric
-
-    time_ms = int(file.stat().st_mtime * 1000)
-    counts = _read_json(file).get("counts", {})
-    client.log_batch(run_id, [Metric(f"data_{name}", float(count), time_ms, 0) for name, count in counts.items()])
 
 
 @contextmanager
