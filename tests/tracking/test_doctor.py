@@ -21,7 +21,8 @@ from twinrun.tracking.doctor import Finding, examine
 from twinrun.tracking.home import this_process
 from twinrun.tracking.journal import Journal
 
-PACK = "data/out/ingest/images.npy"
+PACK, BUNDLE = "data/out/ingest/images.npy", "data/out/train/bundle"
+REPORT = "data/out/validate/report"
 
 
 def findings(project: Path, part: str, *, deep: bool = False) -> list[Finding]:
@@ -237,6 +238,49 @@ def test_a_bit_flip_in_the_cache_is_seen_only_by_hashing_again(trained: Path) ->
 
     assert "is damaged" in finding.problem
     assert shlex.split(finding.mend)[:2] == ["rm", "-f"]
+
+
+def members(project: Path, out: str) -> dict[str, Path]:
+    """Name below a folder that a stage wrote -> place in the cache."""
+    from twinrun.tracking.card import collect_dvc_lock
+
+    cache = project / ".dvc/cache/files/md5"
+    md5 = next(facts["outs"][out] for facts in collect_dvc_lock(project).values() if out in facts["outs"])
+    entries = json.loads((cache / md5[:2] / md5[2:]).read_bytes())
+    return {each["relpath"]: cache / each["md5"][:2] / each["md5"][2:] for each in entries}
+
+
+def test_a_file_of_a_folder_that_the_cache_lost_is_named_and_mended_by_a_commit(trained: Path) -> None:
+    members(trained, REPORT)["index.html"].unlink()
+
+    (finding,) = findings(trained, "data")
+    mend(finding)
+
+    assert f"1 file ({REPORT}/index.html) is not in the DVC cache" in finding.problem
+    assert findings(trained, "data", deep=True) == []
+
+
+def test_a_file_of_a_folder_that_was_changed_here_is_seen_by_hashing_and_mended(trained: Path) -> None:
+    for name, content in (("model.json", b"{}"), ("more.json", b"")):
+        (trained / BUNDLE / name).unlink(missing_ok=True)  # it may be a link to the cache
+        (trained / BUNDLE / name).write_bytes(content)
+
+    shallow, (finding,) = findings(trained, "data"), findings(trained, "data", deep=True)
+    mend(finding)
+
+    assert shallow == []
+    assert f"{BUNDLE} (2 files (model.json, more.json)" in finding.problem
+    assert findings(trained, "data", deep=True) == []
+
+
+def test_a_file_of_a_folder_that_is_damaged_in_the_cache_names_the_stage_that_makes_it(trained: Path) -> None:
+    cached = members(trained, BUNDLE)["weights.safetensors"]
+    cached.chmod(0o644)
+    cached.write_bytes(cached.read_bytes()[:-1])
+
+    found = findings(trained, "data", deep=True)
+
+    assert any("is damaged" in each.problem and "dvc repro --force train" in each.mend for each in found)
 
 
 def test_what_is_missing_in_the_cache_and_is_here_is_mended_by_a_commit(trained: Path) -> None:
