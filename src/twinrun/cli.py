@@ -163,7 +163,7 @@ def sync() -> None:
     """
     from twinrun.tracking.sync import sync as bring_up_to_date
 
-    report = bring_up_to_date()
+    report = bring_up_to_date(thorough=True)
     if report.problem:
         raise TrackingError("\n".join(report.lines()))
     print("\n".join(report.lines()) or f"MLflow at {report.tracker.uri} is up to date.")

@@ -20,6 +20,7 @@ from twinrun.tracking.card import REINSTALL
 from twinrun.tracking.doctor import Finding, examine
 from twinrun.tracking.home import this_process
 from twinrun.tracking.journal import Journal
+from twinrun.tracking.store import find_tracker, open_client
 
 PACK, BUNDLE = "data/out/ingest/images.npy", "data/out/train/bundle"
 REPORT = "data/out/validate/report"
@@ -183,6 +184,51 @@ def locked(trained: Path) -> Iterator[int]:
     yield process.pid
     process.kill()
     process.wait()
+
+
+def test_a_run_whose_process_died_and_whose_journal_is_gone_is_marked_killed_by_sync(trained: Path) -> None:
+    from twinrun.tracking.replay import PROCESS_TAG
+
+    client = open_client(find_tracker(trained))
+    experiment = client.get_experiment_by_name("twinrun-digits")
+    assert experiment is not None
+    tags = {PROCESS_TAG: json.dumps(dead_process()), "twinrun.journal_id": "gone"}
+    run_id = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    client.log_metric(run_id, "train_loss", 0.5, timestamp=1_700_000_000_000)
+
+    (finding,) = findings(trained, "runs")
+    mend(finding)
+
+    run = client.get_run(run_id)
+    assert finding.mend == "twinrun sync"
+    assert (run.info.status, run.info.end_time) == ("KILLED", 1_700_000_000_000)
+    assert findings(trained, "runs") == []
+
+
+def test_looking_changes_nothing_not_even_in_a_store_that_was_moved(trained: Path) -> None:
+    write_json(
+        {"name": "twinrun-digits", "version": 3, "weights_hash": "ab" * 32},
+        trained / "data/out/register/registered.json",
+    )
+    before = (trained / "mlruns/mlflow.db").read_bytes(), (trained / "mlruns/.location").read_bytes()
+
+    for part in ("runs", "registry", "store"):
+        findings(trained, part)
+
+    assert ((trained / "mlruns/mlflow.db").read_bytes(), (trained / "mlruns/.location").read_bytes()) == before
+    assert "was moved here from" in findings(trained, "store")[0].problem
+
+
+def test_another_python_than_that_of_the_model_here_is_named(trained: Path) -> None:
+    card = json.loads((trained / "data/out/train/card.json").read_bytes())
+    card["environment"]["python"] = "3.2.1"
+    (trained / "data/out/train/card.json").unlink()
+    write_json(card, trained / "data/out/train/card.json")
+
+    found = [finding for finding in findings(trained, "environment") if "Python" in finding.problem]
+
+    assert "trained with Python 3.2.1" in found[0].problem
+    assert found[0].mend == "rm -rf .venv && make setup PYTHON=python3.2"
 
 
 def test_the_command_exits_with_1_where_something_was_found(trained: Path) -> None:

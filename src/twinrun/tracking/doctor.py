@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shlex
 import sqlite3
 import time
@@ -24,13 +25,15 @@ from twinrun.tracking.card import (
 from twinrun.tracking.difference import compare_packages
 from twinrun.tracking.home import STATE, journals_folder
 from twinrun.tracking.journal import FILE, summarize
+from twinrun.tracking.left_running import left_running, running
 from twinrun.tracking.objects import Objects, file_md5
 from twinrun.tracking.publisher import LOCK as PUBLISHER_LOCK
 from twinrun.tracking.relocate import LOCATION
-from twinrun.tracking.replay import Published, process_of, unpublished
-from twinrun.tracking.store import MLRUNS, URI_VARIABLE, Tracker, find_tracker, require_reachable
+from twinrun.tracking.replay import Published, unpublished
+from twinrun.tracking.store import MLRUNS, URI_VARIABLE, Tracker, find_tracker, look_client, require_reachable
 from twinrun.tracking.worktree import abandoned
 
+CARD = Path("data/out/train/card.json")
 REGISTERED = Path("data/out/register/registered.json")
 _SHOWN = 6
 _GIVEN_UP_S = 7 * 86400
@@ -143,7 +146,22 @@ def _environment(root: Path) -> tuple[str, list[Finding]]:
     if extra := [c for c in changes if c.before is None]:
         text = _counted([f"{c.name} {c.after}" for c in extra], "package")
         findings.append(Finding(f"{text} installed and not in {LOCK}", REINSTALL))
-    return f"{len(locked)} packages in {LOCK}", findings
+    return f"{len(locked)} packages in {LOCK}", [*findings, *_python(root)]
+
+
+def _python(root: Path) -> Iterator[Finding]:
+    """Whether the model in data/out was trained with the Python that runs here."""
+    try:
+        trained: str = json.loads((root / CARD).read_bytes())["environment"]["python"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    here, series = platform.python_version(), ".".join(trained.split(".")[:2])
+    if trained != here:
+        yield Finding(
+            f"the model in data/out/train was trained with Python {trained}; this is {here}",
+            f"rm -rf .venv && make setup PYTHON=python{series}",
+            harmless=here.startswith(f"{series}."),
+        )
 
 
 def _dependencies(root: Path) -> tuple[str, list[Finding]]:
@@ -224,30 +242,22 @@ def _refused(tracker: Tracker) -> Iterator[Finding]:
 
 
 def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:
-    """Runs that MLflow believes to be running and whose process is dead."""
+    """Runs that MLflow believes to be running and whose process is dead, without a journal that says so."""
     if tracker.database is not None and not tracker.database.is_file():
         return "none yet", []
     from twinrun.tracking.registry import explaining
-    from twinrun.tracking.store import open_client
 
     require_reachable(tracker)
-    findings = []
     with explaining(tracker):
-        client = open_client(tracker)
-        experiments = [each.experiment_id for each in client.search_experiments()]
-        running = client.search_runs(experiments, "attributes.status = 'RUNNING'") if experiments else []
-    for run in running:
-        process = process_of(run.data.tags)
-        if process is not None and process.dead():
-            mend = f"mlflow runs delete --run-id {run.info.run_id}"
-            journal = journals_folder(tracker.home) / run.data.tags.get("twinrun.journal_id", "-")
-            findings.append(
-                Finding(
-                    f"MLflow shows {run.info.run_name} as running, but its process {process.pid} is dead",
-                    "twinrun sync" if journal.is_dir() else mend,
-                )
+        client = look_client(tracker)
+        number = len(running(client, tracker))
+        findings = [
+            Finding(
+                f"MLflow shows {run.info.run_name} as running, but its process {process.pid} is dead", "twinrun sync"
             )
-    return f"{len(running)} running", findings
+            for run, process in left_running(client, tracker)
+        ]
+    return f"{number} running", findings
 
 
 def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
@@ -259,7 +269,7 @@ def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
     facts = json.loads((root / REGISTERED).read_bytes())
     versions = []
     if tracker.database is None or tracker.database.is_file():
-        versions = Registry(tracker, facts["name"]).versions()
+        versions = Registry(tracker, facts["name"], only_looking=True).versions()
     if any(each.version == facts["version"] and each.weights_hash == facts["weights_hash"] for each in versions):
         return f"version {facts['version']} of {facts['name']}", []
     problem = f"{REGISTERED} names version {facts['version']} of {facts['name']}, which {tracker.uri} lacks"

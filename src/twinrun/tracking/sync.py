@@ -19,6 +19,7 @@ from typing import Any
 from twinrun.publish import file_sha256, write_json
 from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
+from twinrun.tracking.left_running import left_running, mark_killed
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
@@ -80,30 +81,33 @@ class SyncReport:
         return lines
 
 
-def sync(workspace: Path | None = None) -> SyncReport:
+def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float = _PUBLISHER_S) -> SyncReport:
     """Bring the store of `workspace` (the working folder) up to date.
 
     A tracker that is away never raises; the report names the problem. What another process publishes just now is left
-    to it.
+    to it, after `wait_s` seconds. `thorough` asks MLflow, too, whether it believes in runs whose process is dead.
     """
     workspace = (workspace or Path.cwd()).resolve()
     tracker = find_tracker(workspace)
     report = SyncReport(tracker)
-    if not _is_anything_to_do(workspace, tracker):
+    asks = thorough and (tracker.database is None or tracker.database.is_file())
+    if not asks and not _is_anything_to_do(workspace, tracker):
         return report
     from filelock import FileLock, Timeout
 
     tracker.state.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(tracker.state / "sync.lock", timeout=60):
+        with FileLock(tracker.state / "sync.lock", timeout=2 * wait_s):
             require_reachable(tracker)
             _adopt(workspace, tracker)
-            _publish_all(tracker, report)
+            _publish_all(tracker, report, wait_s)
             _attach(workspace, tracker, report)
             if failure_waits(workspace, tracker):
                 report.failures.append(record_failure(open_client(tracker), workspace, tracker))
+            if asks:
+                _mark_left(tracker, report)
     except Timeout:
-        report.problem = "another `twinrun sync` has been at it for a minute."
+        report.problem = "another `twinrun sync` is at it."
     except Exception as error:  # whatever a tracker does, the files are the truth and wait
         report.problem = f"{type(error).__name__}: {error}"
     report.pending = sum(
@@ -244,12 +248,19 @@ def _rebuild(workspace: Path, result: _Result, folder: Path) -> None:
             place.write_text(str(card.get("diff", "")), encoding="utf-8", errors="surrogateescape")
 
 
-def _publish_all(tracker: Tracker, report: SyncReport) -> None:
+def _mark_left(tracker: Tracker, report: SyncReport) -> None:
+    client = open_client(tracker)
+    for run, _ in list(left_running(client, tracker)):
+        mark_killed(client, run)
+        report.killed.append(run.info.run_id)
+
+
+def _publish_all(tracker: Tracker, report: SyncReport, wait_s: float) -> None:
     """Publish what waits; a run that MLflow will not take does not keep the others from it, any other trouble does."""
     refusal: Exception | None = None
     for folder in _journals(tracker):
         try:
-            _publish(folder, tracker, report)
+            _publish(folder, tracker, report, wait_s)
         except Exception as error:
             if not is_refusal(error, tracker):
                 raise
@@ -258,9 +269,9 @@ def _publish_all(tracker: Tracker, report: SyncReport) -> None:
         raise refusal
 
 
-def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
+def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) -> None:
     # The publisher of a training that is over may be trying still; it ends soon, and leaves the rest to us.
-    with _publisher_lock(folder, wait_s=_PUBLISHER_S if _over(folder) else 0) as mine:
+    with _publisher_lock(folder, wait_s=wait_s if _over(folder) else 0) as mine:
         summary = summarize(folder / FILE)
         if not mine or summary is None:
             return
