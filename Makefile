@@ -29,7 +29,8 @@ export ACTIVATE_HOOK
 .PHONY: repro test check format ui serve chaos bench bench-data lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
-	@$(ACTIVATE) && dvc repro && twinrun sync
+	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
+	  { twinrun sync || exit $$((code ? code : $$?)); } && exit $$code  # data that were refused are told to MLflow too
 
 test: setup  ## run the tests (TWINRUN_TEST_DATA=FOLDER adds those on real image sets)
 	@$(ACTIVATE) && pytest

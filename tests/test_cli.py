@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tracking_support import evaluate, free_port, lines, train, wait_for
+from tracking_support import evaluate, free_port, lines, runs, train, wait_for
 
 from pipeline import register
 from twinrun import cli
@@ -134,6 +134,36 @@ def test_sync_says_what_it_did_and_fails_where_the_tracker_is_away(
     assert "http://127.0.0.1:9 (MLFLOW_TRACKING_URI) cannot be reached" in away.err
     assert first.out.startswith("10 events of 1 run published")
     assert "is up to date" in second.out
+
+
+def test_what_shows_runs_marks_those_of_dead_processes_first(project: Path, twinrun: Callable[..., Ended]) -> None:
+    code = (
+        "from pathlib import Path; from twinrun.tracking.journal import Journal\n"
+        "Journal.create(Path('.'), name='dead', experiment='digits').metrics(0, {'train_loss': 0.5})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=project)
+
+    ended = twinrun("models")
+
+    assert ended.code == 0
+    assert "was left by a dead process" in ended.err
+    assert [run.status for run in runs(project)] == ["KILLED"]
+
+
+def test_a_model_of_this_folder_is_shown_though_the_tracker_is_away(
+    project: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    journal = train(project)
+    card = json.loads((project / "data/out/train/card.json").read_bytes())
+    write_json({**card, "untracked_left_out": ["notes.pdf"]}, project / "data/out/train/card.json")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+
+    ended = twinrun("show", journal.id[:6])
+
+    assert ended.code == 0
+    assert "recorded in this folder" in ended.out
+    assert re.search(r"untracked, left out +notes\.pdf", ended.out)
+    assert "cannot be reached" in ended.err
 
 
 def test_a_served_champion_answers_a_request_with_an_image(

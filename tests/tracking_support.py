@@ -19,6 +19,7 @@ import pytest
 
 from twinrun.publish import replacing_folder, write_json, write_text
 from twinrun.tracking.journal import Journal
+from twinrun.tracking.objects import file_md5
 from twinrun.tracking.store import find_tracker, open_client
 
 REPOSITORY = Path(__file__).parents[1]
@@ -47,7 +48,9 @@ def tracked_project(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyP
     return folder
 
 
-def train(project: Path, *, epochs: int = 3, weights_hash: str = "ab" * 32, end: bool = True) -> Journal:
+def train(
+    project: Path, *, epochs: int = 3, weights_hash: str = "ab" * 32, end: bool = True, dvc: bool = True
+) -> Journal:
     """Leave what the train stage leaves: a bundle, a card, a history, a journal that waits."""
     out = project / "data/out/train"
     with replacing_folder(out / "bundle") as temp:
@@ -63,7 +66,14 @@ def train(project: Path, *, epochs: int = 3, weights_hash: str = "ab" * 32, end:
     journal.dataset(name="digits", digest="0123456789abcdef", source="digits", images=10)
     for epoch in range(epochs):
         journal.metrics(epoch, {"train_loss": 1 / (epoch + 1), "val_accuracy": 0.9})
-    card = {"weights_hash": weights_hash, "fingerprint": "f" * 64, "journal_id": journal.id, "commit": "c0ffee"}
+    card: dict[str, Any] = {
+        "weights_hash": weights_hash,
+        "fingerprint": "f" * 64,
+        "journal_id": journal.id,
+        "commit": "c0ffee",
+    }
+    if (manifest := project / "data/out/validate/manifest.parquet").exists() and dvc:
+        card["dvc_lock"] = {"validate": {"outs": {"data/out/validate/manifest.parquet": file_md5(manifest)}}}
     write_json(card, out / "card.json")
     journal.tags({"twinrun.weights_hash": weights_hash, "twinrun.fingerprint": card["fingerprint"]})
     journal.artifact(out / "card.json")
@@ -72,6 +82,19 @@ def train(project: Path, *, epochs: int = 3, weights_hash: str = "ab" * 32, end:
         journal.end()
         journal.copy_to(out / "journal.jsonl")
     return journal
+
+
+def validate(project: Path, report: str = "<html></html>", *, passed: bool = True) -> None:
+    """Leave what the validate stage leaves."""
+    out = project / "data/out/validate"
+    check = {"name": "no_leaks", "severity": "critical", "passed": passed, "found": report}
+    write_text(report, out / "report/index.html")
+    write_text(report, out / "data_docs/index.html")
+    result = {"passed": passed, "counts": {"no_leaks": 0 if passed else 2}, "expectations": [check]}
+    write_json(result, out / "result.json")
+    (out / "manifest.parquet").unlink(missing_ok=True)
+    if passed:
+        write_text(f"manifest of {report}", out / "manifest.parquet")
 
 
 def evaluate(project: Path, *, weights_hash: str = "ab" * 32, accuracy: float = 0.99) -> dict[str, Any]:
@@ -141,7 +164,8 @@ def free_port() -> int:
 class FaultyTracker(ThreadingHTTPServer):
     """Stands before a real MLflow server and breaks in a chosen way.
 
-    `fault`: None passes everything on; "error" answers 500; "hang" never answers; "slow" answers after 2 s; "lost" lets
+    `fault`: None passes everything on; "error" answers 500; "plain http" answers 400 and "no entry" 403, both with a
+    page, as what stands before a server does; "hang" never answers; "slow" answers after 2 s; "lost" lets
     the request through and loses the answer. `after` requests are passed on before the fault begins.
     """
 
@@ -166,6 +190,9 @@ class FaultyTracker(ThreadingHTTPServer):
         """A client that gave up is what these tests are about."""
 
 
+_PAGES = {"plain http": 400, "no entry": 403}
+
+
 class _Relay(BaseHTTPRequestHandler):
     server: FaultyTracker
 
@@ -182,6 +209,9 @@ class _Relay(BaseHTTPRequestHandler):
             fault = None
         if fault == "error":
             self.send_error(500)
+            return
+        if fault in _PAGES:
+            self.send_error(_PAGES[fault])
             return
         if fault == "hang":
             self.server.released.wait(20)

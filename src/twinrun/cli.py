@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinrun import cli_data
-from twinrun.errors import TrackingError, run_main
+from twinrun.errors import TrackingError, TwinrunError, run_main
 
 if TYPE_CHECKING:
     from twinrun.tracking.registry import Registry
@@ -163,7 +163,7 @@ def sync() -> None:
     """
     from twinrun.tracking.sync import sync as bring_up_to_date
 
-    report = bring_up_to_date()
+    report = bring_up_to_date(thorough=True)
     if report.problem:
         raise TrackingError("\n".join(report.lines()))
     print("\n".join(report.lines()) or f"MLflow at {report.tracker.uri} is up to date.")
@@ -179,10 +179,13 @@ def show(
 
     Examples: twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
     """
-    from twinrun.tracking.runs import find_run
-    from twinrun.tracking.store import find_tracker
+    from pathlib import Path
 
-    facts = find_run(find_tracker(), run, model or _model_name())
+    from twinrun.tracking.store import find_tracker
+    from twinrun.tracking.twin import recorded_run
+
+    _sync_quickly()
+    facts = recorded_run(Path.cwd(), find_tracker(), run, model or _model_name())
     _show(facts)
     if diff and facts.card:
         print(facts.card.get("diff", ""), end="")
@@ -236,6 +239,7 @@ def compare(
     from twinrun.tracking.rundiff import diff_runs, draw
     from twinrun.tracking.store import find_tracker
 
+    _sync_quickly()
     for part in draw(diff_runs(Path.cwd(), find_tracker(), before, after, model or _model_name())):
         _print(part)
 
@@ -275,7 +279,21 @@ def _registry(model: str | None) -> "Registry":
     from twinrun.tracking.registry import Registry
     from twinrun.tracking.store import find_tracker
 
+    _sync_quickly()
     return Registry(find_tracker(), model or _model_name())
+
+
+def _sync_quickly() -> None:
+    """Bring MLflow up to date before it is read, without waiting; what cannot be brought is said, and no more."""
+    from twinrun.tracking.sync import sync as bring_up_to_date
+
+    try:
+        report = bring_up_to_date(wait_s=0)
+    except (OSError, TwinrunError) as error:
+        print(error, file=sys.stderr)
+        return
+    for line in report.lines():
+        print(line, file=sys.stderr)
 
 
 def _keep_reference(registry: "Registry", version: int) -> None:
@@ -321,6 +339,7 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
         ("weights hash", str(card.get("weights_hash"))),
         ("fingerprint", str(card.get("fingerprint"))),
         ("commit", f"{card.get('commit')}, {state}"),
+        ("untracked, left out", ", ".join(card.get("untracked_left_out", [])) or "none"),
         ("started", f"{card.get('started')}, took {card.get('wall_time_s')} s"),
         ("energy", "not told by this machine" if card.get("energy_j") is None else f"{card['energy_j']} J"),
         ("numerics", f"{card.get('precision')}, {card.get('shards')} shards, {card.get('threads')} threads"),

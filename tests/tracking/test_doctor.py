@@ -20,8 +20,10 @@ from twinrun.tracking.card import REINSTALL
 from twinrun.tracking.doctor import Finding, examine
 from twinrun.tracking.home import this_process
 from twinrun.tracking.journal import Journal
+from twinrun.tracking.store import find_tracker, open_client
 
-PACK = "data/out/ingest/images.npy"
+PACK, BUNDLE = "data/out/ingest/images.npy", "data/out/train/bundle"
+REPORT = "data/out/validate/report"
 
 
 def findings(project: Path, part: str, *, deep: bool = False) -> list[Finding]:
@@ -184,6 +186,51 @@ def locked(trained: Path) -> Iterator[int]:
     process.wait()
 
 
+def test_a_run_whose_process_died_and_whose_journal_is_gone_is_marked_killed_by_sync(trained: Path) -> None:
+    from twinrun.tracking.replay import PROCESS_TAG
+
+    client = open_client(find_tracker(trained))
+    experiment = client.get_experiment_by_name("twinrun-digits")
+    assert experiment is not None
+    tags = {PROCESS_TAG: json.dumps(dead_process()), "twinrun.journal_id": "gone"}
+    run_id = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    client.log_metric(run_id, "train_loss", 0.5, timestamp=1_700_000_000_000)
+
+    (finding,) = findings(trained, "runs")
+    mend(finding)
+
+    run = client.get_run(run_id)
+    assert finding.mend == "twinrun sync"
+    assert (run.info.status, run.info.end_time) == ("KILLED", 1_700_000_000_000)
+    assert findings(trained, "runs") == []
+
+
+def test_looking_changes_nothing_not_even_in_a_store_that_was_moved(trained: Path) -> None:
+    write_json(
+        {"name": "twinrun-digits", "version": 3, "weights_hash": "ab" * 32},
+        trained / "data/out/register/registered.json",
+    )
+    before = (trained / "mlruns/mlflow.db").read_bytes(), (trained / "mlruns/.location").read_bytes()
+
+    for part in ("runs", "registry", "store"):
+        findings(trained, part)
+
+    assert ((trained / "mlruns/mlflow.db").read_bytes(), (trained / "mlruns/.location").read_bytes()) == before
+    assert "was moved here from" in findings(trained, "store")[0].problem
+
+
+def test_another_python_than_that_of_the_model_here_is_named(trained: Path) -> None:
+    card = json.loads((trained / "data/out/train/card.json").read_bytes())
+    card["environment"]["python"] = "3.2.1"
+    (trained / "data/out/train/card.json").unlink()
+    write_json(card, trained / "data/out/train/card.json")
+
+    found = [finding for finding in findings(trained, "environment") if "Python" in finding.problem]
+
+    assert "trained with Python 3.2.1" in found[0].problem
+    assert found[0].mend == "rm -rf .venv && make setup PYTHON=python3.2"
+
+
 def test_the_command_exits_with_1_where_something_was_found(trained: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": "src", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
 
@@ -237,6 +284,49 @@ def test_a_bit_flip_in_the_cache_is_seen_only_by_hashing_again(trained: Path) ->
 
     assert "is damaged" in finding.problem
     assert shlex.split(finding.mend)[:2] == ["rm", "-f"]
+
+
+def members(project: Path, out: str) -> dict[str, Path]:
+    """Name below a folder that a stage wrote -> place in the cache."""
+    from twinrun.tracking.card import collect_dvc_lock
+
+    cache = project / ".dvc/cache/files/md5"
+    md5 = next(facts["outs"][out] for facts in collect_dvc_lock(project).values() if out in facts["outs"])
+    entries = json.loads((cache / md5[:2] / md5[2:]).read_bytes())
+    return {each["relpath"]: cache / each["md5"][:2] / each["md5"][2:] for each in entries}
+
+
+def test_a_file_of_a_folder_that_the_cache_lost_is_named_and_mended_by_a_commit(trained: Path) -> None:
+    members(trained, REPORT)["index.html"].unlink()
+
+    (finding,) = findings(trained, "data")
+    mend(finding)
+
+    assert f"1 file ({REPORT}/index.html) is not in the DVC cache" in finding.problem
+    assert findings(trained, "data", deep=True) == []
+
+
+def test_a_file_of_a_folder_that_was_changed_here_is_seen_by_hashing_and_mended(trained: Path) -> None:
+    for name, content in (("model.json", b"{}"), ("more.json", b"")):
+        (trained / BUNDLE / name).unlink(missing_ok=True)  # it may be a link to the cache
+        (trained / BUNDLE / name).write_bytes(content)
+
+    shallow, (finding,) = findings(trained, "data"), findings(trained, "data", deep=True)
+    mend(finding)
+
+    assert shallow == []
+    assert f"{BUNDLE} (2 files (model.json, more.json)" in finding.problem
+    assert findings(trained, "data", deep=True) == []
+
+
+def test_a_file_of_a_folder_that_is_damaged_in_the_cache_names_the_stage_that_makes_it(trained: Path) -> None:
+    cached = members(trained, BUNDLE)["weights.safetensors"]
+    cached.chmod(0o644)
+    cached.write_bytes(cached.read_bytes()[:-1])
+
+    found = findings(trained, "data", deep=True)
+
+    assert any("is damaged" in each.problem and "dvc repro --force train" in each.mend for each in found)
 
 
 def test_what_is_missing_in_the_cache_and_is_here_is_mended_by_a_commit(trained: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tracking_support import FaultyTracker, runs, train
 
 from twinrun.errors import InterruptedTraining
+from twinrun.tracking.doctor import examine
 from twinrun.tracking.journal import Journal, read_events
 from twinrun.tracking.publisher import TROUBLED, follow, publishing
 from twinrun.tracking.replay import Published, Replay, unpublished
@@ -155,7 +156,11 @@ def test_a_run_that_a_person_deleted_stays_deleted(project: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "after"),
-    [("error", 0), ("hang", 4), *(("lost", after) for after in range(7))],
+    [
+        *(("error", 0), ("hang", 4)),
+        *(("plain http", 3), ("plain http", 5), ("no entry", 3)),
+        *(("lost", after) for after in range(7)),
+    ],
 )
 def test_nothing_is_lost_or_doubled_by_a_tracker_that_breaks(
     fault: str, after: int, tracker: FaultyTracker, project: Path
@@ -228,3 +233,36 @@ def test_a_training_does_not_wait_for_a_tracker_that_takes_long_to_answer(
     assert publication.unpublished > 0
     assert (report.problem, report.pending) == (None, 0)
     assert run.history == {"train_loss": [(0, 0.5)]}
+
+
+def test_what_mlflow_refuses_is_counted_and_told_and_the_rest_is_published(
+    tracker: FaultyTracker, project: Path
+) -> None:
+    journal = train(project, end=False)
+    journal.tags({"": "a tag without a name"})
+    journal.end()
+
+    report = sync()
+
+    (run,) = [run for run in runs(project) if run.tags["twinrun.journal_id"] == journal.id]
+    (found,) = [check for check in examine(project) if check.name == "journals"]
+    assert run.status == "FINISHED"
+    assert len(run.history["train_loss"]) == 3
+    assert report.refused == {run.id: 1}
+    assert any("MLflow refused 1 event" in line for line in report.lines())
+    assert any("MLflow refused 1 event" in finding.problem for finding in found.findings)
+    assert tracker.fault is None
+
+
+def test_a_run_that_mlflow_refuses_waits_and_keeps_no_other_from_being_published(project: Path) -> None:
+    refused = Journal.create(project, name="no such experiment", experiment="")
+    refused.end()
+    journal = train(project)
+
+    report = sync()
+
+    assert [run.tags["twinrun.journal_id"] for run in runs(project)] == [journal.id]
+    assert report.pending == 2
+    assert "INVALID" in str(report.problem) or "name" in str(report.problem)
+    assert refused.folder.exists()
+    assert not journal.folder.exists()

@@ -8,13 +8,15 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
-from tracking_support import evaluate, runs, train
+from tracking_support import REPOSITORY, evaluate, runs, train, validate
 
 from twinrun.publish import write_text
 from twinrun.tracking.home import journals_folder
 from twinrun.tracking.journal import Journal
 from twinrun.tracking.publisher import LOCK
+from twinrun.tracking.store import find_tracker, open_client
 from twinrun.tracking.sync import run_of, sync
 
 
@@ -123,18 +125,97 @@ def test_dvc_lock_is_added_when_it_speaks_of_this_training(project: Path) -> Non
     assert "dvc.lock" in after.artifacts
 
 
-def test_a_later_validation_report_does_not_replace_that_of_the_training(project: Path) -> None:
-    train(project)
-    write_text("the data as trained on", project / "data/out/validate/report/index.html")
+@pytest.mark.parametrize("dvc", [True, False])
+def test_what_validation_said_of_a_trainings_data_is_added_so_that_its_links_hold(project: Path, dvc: bool) -> None:
+    validate(project, "the data as trained on")
+    train(project, dvc=dvc)
+
     sync()
 
-    write_text("other data", project / "data/out/validate/report/index.html")
+    (run,) = runs(project)
+    assert {f"validation/{name}/index.html" for name in ("report", "data_docs")} <= set(run.artifacts)
+    assert "validation/result.json" in run.artifacts
+    assert run.metrics["data_no_leaks"] == 0
+
+
+@pytest.mark.parametrize("dvc", [True, False])
+def test_a_later_validation_is_not_added_to_a_training_on_other_data(project: Path, dvc: bool) -> None:
+    validate(project, "the data as trained on")
+    train(project, dvc=dvc)
+    validate(project, "other data")
+
     report = sync()
 
     (run,) = runs(project)
-    place = Path(run.info.info.artifact_uri.removeprefix("file://").replace("%20", " "), "validation/report/index.html")
+    assert report.attached == []
+    assert not any(name.startswith("validation") for name in run.artifacts)
+
+
+def test_a_later_report_of_the_same_data_does_not_replace_that_of_the_training(project: Path) -> None:
+    validate(project, "the data as trained on")
+    train(project)
+    sync()
+
+    write_text("another policy", project / "data/out/validate/report/index.html")
+    report = sync()
+
     assert report.lines() == []
-    assert place.read_text() == "the data as trained on"
+
+
+def test_data_that_were_refused_are_a_failed_run_with_the_report_once(project: Path) -> None:
+    train(project)
+    validate(project, "2 images in both train and test", passed=False)
+
+    first, second = sync(), sync()
+    validate(project, "3 images in both train and test", passed=False)
+    sync()
+
+    (trained,) = [run for run in runs(project) if run.status == "FINISHED"]
+    failed = sorted((run for run in runs(project) if run.status == "FAILED"), key=lambda run: run.info.info.start_time)
+    assert len(first.failures) == 1
+    assert (second.lines(), len(failed)) == ([], 2)
+    assert failed[0].info.info.run_name.startswith("data of digits, ")
+    assert failed[0].metrics == {"data_no_leaks": 2}
+    assert "no_leaks: 2 images" in failed[0].tags["mlflow.note.content"]
+    assert failed[0].artifacts == [
+        *("validation/data_docs/index.html", "validation/report/index.html", "validation/result.json")
+    ]
+    assert failed[0].info.info.experiment_id == trained.info.info.experiment_id
+
+
+def test_a_failed_run_that_a_person_deleted_stays_deleted(project: Path) -> None:
+    validate(project, passed=False)
+    sync()
+    tracker = find_tracker(project)
+    open_client(tracker).delete_run(runs(project)[0].id)
+
+    sync()
+    shutil.rmtree(tracker.state)
+    sync()
+
+    assert runs(project) == []
+
+
+@pytest.mark.parametrize(("dvc", "twinrun", "code"), [(0, 0, 0), (3, 0, 3), (3, 1, 3), (0, 1, 1)])
+def test_make_repro_tells_mlflow_of_a_failure_too_and_fails_as_dvc_does(
+    tmp_path: Path, dvc: int, twinrun: int, code: int
+) -> None:
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    wanted = hashlib.sha256()
+    for name in ("requirements.lock", "pyproject.toml", "Makefile"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+        wanted.update((REPOSITORY / name).read_bytes())
+    (tmp_path / ".venv/.made-from").write_text(wanted.hexdigest())
+    (programs / "activate").write_text(f"PATH='{programs}':$PATH\n")
+    for name, ends in (("dvc", dvc), ("twinrun", twinrun)):
+        (programs / name).write_text(f"#!/bin/sh\necho {name} $1 >> '{tmp_path}/asked'\nexit {ends}\n")
+        (programs / name).chmod(0o755)
+
+    done = subprocess.run(["make", "repro"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert (tmp_path / "asked").read_text() == "dvc repro\ntwinrun sync\n"
+    assert (done.returncode == 0, f"Error {code}" in done.stderr) == (code == 0, code != 0)
 
 
 def test_sync_waits_for_the_publisher_of_a_training_that_is_over(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shlex
 import sqlite3
 import time
@@ -24,13 +25,15 @@ from twinrun.tracking.card import (
 from twinrun.tracking.difference import compare_packages
 from twinrun.tracking.home import STATE, journals_folder
 from twinrun.tracking.journal import FILE, summarize
+from twinrun.tracking.left_running import left_running, running
 from twinrun.tracking.objects import Objects, file_md5
 from twinrun.tracking.publisher import LOCK as PUBLISHER_LOCK
 from twinrun.tracking.relocate import LOCATION
-from twinrun.tracking.replay import Published, process_of, unpublished
-from twinrun.tracking.store import MLRUNS, URI_VARIABLE, Tracker, find_tracker, require_reachable
+from twinrun.tracking.replay import Published, unpublished
+from twinrun.tracking.store import MLRUNS, URI_VARIABLE, Tracker, find_tracker, look_client, require_reachable
 from twinrun.tracking.worktree import abandoned
 
+CARD = Path("data/out/train/card.json")
 REGISTERED = Path("data/out/register/registered.json")
 _SHOWN = 6
 _GIVEN_UP_S = 7 * 86400
@@ -143,7 +146,22 @@ def _environment(root: Path) -> tuple[str, list[Finding]]:
     if extra := [c for c in changes if c.before is None]:
         text = _counted([f"{c.name} {c.after}" for c in extra], "package")
         findings.append(Finding(f"{text} installed and not in {LOCK}", REINSTALL))
-    return f"{len(locked)} packages in {LOCK}", findings
+    return f"{len(locked)} packages in {LOCK}", [*findings, *_python(root)]
+
+
+def _python(root: Path) -> Iterator[Finding]:
+    """Whether the model in data/out was trained with the Python that runs here."""
+    try:
+        trained: str = json.loads((root / CARD).read_bytes())["environment"]["python"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    here, series = platform.python_version(), ".".join(trained.split(".")[:2])
+    if trained != here:
+        yield Finding(
+            f"the model in data/out/train was trained with Python {trained}; this is {here}",
+            f"rm -rf .venv && make setup PYTHON=python{series}",
+            harmless=here.startswith(f"{series}."),
+        )
 
 
 def _dependencies(root: Path) -> tuple[str, list[Finding]]:
@@ -207,34 +225,39 @@ def _journals(tracker: Tracker) -> tuple[str, list[Finding]]:
             )
         elif (waiting := unpublished(folder, tracker)) and summary.ended is not None:
             findings.append(Finding(f"{waiting} events of {summary.name} are not yet in MLflow", "twinrun sync"))
-    return f"{len(folders)} waiting", findings
+    return f"{len(folders)} waiting", [*findings, *_refused(tracker)]
+
+
+def _refused(tracker: Tracker) -> Iterator[Finding]:
+    """Events that MLflow would not take."""
+    for file in sorted(tracker.state.glob("*.json")):
+        state = Published.load(tracker, file.stem)
+        if state.refused and not state.deleted:
+            events = f"{state.refused} event{'' if state.refused == 1 else 's'}"
+            yield Finding(
+                f"MLflow refused {events} of run {state.run_id}; to send all of it again:",
+                f"rm {shlex.quote(_shown(file, tracker.home))}; twinrun sync",
+                harmless=True,
+            )
 
 
 def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:
-    """Runs that MLflow believes to be running and whose process is dead."""
+    """Runs that MLflow believes to be running and whose process is dead, without a journal that says so."""
     if tracker.database is not None and not tracker.database.is_file():
         return "none yet", []
     from twinrun.tracking.registry import explaining
-    from twinrun.tracking.store import open_client
 
     require_reachable(tracker)
-    findings = []
     with explaining(tracker):
-        client = open_client(tracker)
-        experiments = [each.experiment_id for each in client.search_experiments()]
-        running = client.search_runs(experiments, "attributes.status = 'RUNNING'") if experiments else []
-    for run in running:
-        process = process_of(run.data.tags)
-        if process is not None and process.dead():
-            mend = f"mlflow runs delete --run-id {run.info.run_id}"
-            journal = journals_folder(tracker.home) / run.data.tags.get("twinrun.journal_id", "-")
-            findings.append(
-                Finding(
-                    f"MLflow shows {run.info.run_name} as running, but its process {process.pid} is dead",
-                    "twinrun sync" if journal.is_dir() else mend,
-                )
+        client = look_client(tracker)
+        number = len(running(client, tracker))
+        findings = [
+            Finding(
+                f"MLflow shows {run.info.run_name} as running, but its process {process.pid} is dead", "twinrun sync"
             )
-    return f"{len(running)} running", findings
+            for run, process in left_running(client, tracker)
+        ]
+    return f"{number} running", findings
 
 
 def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
@@ -246,7 +269,7 @@ def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
     facts = json.loads((root / REGISTERED).read_bytes())
     versions = []
     if tracker.database is None or tracker.database.is_file():
-        versions = Registry(tracker, facts["name"]).versions()
+        versions = Registry(tracker, facts["name"], only_looking=True).versions()
     if any(each.version == facts["version"] and each.weights_hash == facts["weights_hash"] for each in versions):
         return f"version {facts['version']} of {facts['name']}", []
     problem = f"{REGISTERED} names version {facts['version']} of {facts['name']}, which {tracker.uri} lacks"
@@ -338,48 +361,86 @@ def _resume(root: Path) -> tuple[str, list[Finding]]:
 
 
 def _data(root: Path, deep: bool) -> tuple[str, list[Finding]]:
-    objects = Objects(root)
-    cache = objects.cache
+    cache = Objects(root).cache
     if cache is None:
         return "", [Finding("this is no DVC project", "dvc init")]
-    findings = []
-    outs = {
-        path: (stage, md5)
+    outs = [
+        _Out(stage, path, md5)
         for stage, facts in collect_dvc_lock(root).items()
         for path, md5 in facts.get("outs", {}).items()
         if md5
-    }
+    ]
     if not outs:
         return "no dvc.lock yet", []
-    for path, (stage, md5) in outs.items():
-        if not (cache / md5[:2] / md5[2:]).exists():
-            there = (root / path).exists()
-            findings.append(
-                Finding(
-                    f"{path} as dvc.lock names it is not in the DVC cache, so no twin can have it",
-                    f"dvc commit {stage}" if there else f"dvc pull {stage}, or dvc repro {stage}",
-                )
-            )
-        elif deep and (root / path).is_file() and file_md5(root / path) != md5:
-            findings.append(Finding(f"{path} was changed since {stage} wrote it", f"dvc checkout --force {path}"))
-    checked = 0
-    if deep:
-        for file in sorted(cache.glob("??/*")):
-            if not file.is_file() or file.name.endswith(".changed"):
-                continue
-            checked += 1
-            if file_md5(file) != file.parent.name + file.name.removesuffix(".dir"):
-                stages = [s for _, (s, md5) in outs.items() if md5 == file.parent.name + file.name]
-                again = (
-                    f"dvc pull {stages[0]}, or dvc repro --force {stages[0]}" if stages else "dvc fetch --all-commits"
-                )
-                findings.append(
-                    Finding(
-                        f"{_shown(file, root)} in the DVC cache is damaged: its content is not what its name says",
-                        f"rm -f {shlex.quote(_shown(file, root))}; {again}",
-                    )
-                )
-    return f"{checked} files hashed again" if deep else "what dvc.lock names (--deep hashes it again)", findings
+    findings = [finding for out in outs for finding in _out_findings(root, cache, out, deep)]
+    if not deep:
+        return "what dvc.lock names (--deep hashes it again)", findings
+    files = [file for file in sorted(cache.glob("??/*")) if file.is_file() and not file.name.endswith(".changed")]
+    makers = {md5: out.stage for out in outs for md5 in (out.md5, *out.members(cache).values())}
+    findings += [
+        Finding(
+            f"{_shown(file, root)} in the DVC cache is damaged: its content is not what its name says",
+            f"rm -f {shlex.quote(_shown(file, root))}; {_again(makers.get(file.parent.name + file.name))}",
+        )
+        for file in files
+        if file_md5(file) != file.parent.name + file.name.removesuffix(".dir")
+    ]
+    return f"{len(files)} files hashed again", findings
+
+
+@dataclass(frozen=True)
+class _Out:
+    """What a stage wrote, as dvc.lock has it: a file or a folder."""
+
+    stage: str
+    path: str
+    md5: str
+
+    def members(self, cache: Path) -> dict[str, str]:
+        """Path below the folder -> MD5 of each of its files; empty for a file, and where the list itself is damaged."""
+        if not self.md5.endswith(".dir"):
+            return {}
+        try:
+            return {each["relpath"]: each["md5"] for each in json.loads(_cached(cache, self.md5).read_bytes())}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+
+def _out_findings(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[Finding]:
+    """Whether an out is whole in the cache, and, if `deep`, whether it still is in the workspace what it was."""
+    members = out.members(cache)
+    changed = _changed_files(root / out.path, out.md5, members) if deep and (root / out.path).exists() else []
+    lost = [name for name, md5 in members.items() if not _cached(cache, md5).exists()]
+    if lost or not _cached(cache, out.md5).exists():
+        what = f"{_counted([f'{out.path}/{name}' for name in lost], 'file')}" if lost else f"{out.path} is"
+        here = (root / out.path).exists() and not changed
+        yield Finding(
+            f"{what} not in the DVC cache, as dvc.lock names it, so no twin can have it",
+            f"dvc commit {out.stage}" if here else _again(out.stage),
+        )
+    elif changed:
+        what = out.path if changed == [""] else f"{out.path} ({_counted(changed, 'file').removesuffix(' is')})"
+        yield Finding(f"{what} was changed since {out.stage} wrote it", f"dvc checkout --force {out.path}")
+
+
+def _changed_files(place: Path, md5: str, members: dict[str, str]) -> list[str]:
+    """Names of files below an out that are not what dvc.lock says, or should not be there; "" is the out itself."""
+    if not md5.endswith(".dir"):
+        return [] if place.is_file() and file_md5(place) == md5 else [""]
+    found = {file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()} if members else set()
+    return sorted(
+        name
+        for name in found | members.keys()
+        if name not in found or name not in members or file_md5(place / name) != members[name]
+    )
+
+
+def _cached(cache: Path, md5: str) -> Path:
+    return cache / md5[:2] / md5[2:]
+
+
+def _again(stage: str | None) -> str:
+    return f"dvc pull {stage}, or dvc repro --force {stage}" if stage else "dvc fetch --all-commits"
 
 
 def _journal_folders(tracker: Tracker) -> list[Path]:

@@ -1,5 +1,6 @@
 """Where a project keeps its diary, and which process is alive. Light: no MLflow, nothing is created."""
 
+import hashlib
 import os
 import socket
 from dataclasses import dataclass
@@ -46,16 +47,19 @@ class Process:
     namespace: str
     pid: int
     started: float
+    machine: str = ""
 
-    def dead(self) -> bool:
-        """Whether this process has certainly ended; a process of another machine or container is never called dead."""
-        here = this_process()
-        if self.host != here.host:
+    def dead(self, here: "Process | None" = None) -> bool:
+        """Whether this process has certainly ended; a process of another machine or container is never called dead.
+
+        A host's name says little: two containers on a shared folder may have the same. After a restart only the
+        machine's own id tells that it is this one. `here` is the process that asks, by default the running one.
+        """
+        here = here or this_process()
+        if self.host != here.host or self.namespace != here.namespace:
             return False
         if self.boot_id != here.boot_id:
-            return True
-        if self.namespace != here.namespace:
-            return False
+            return self.machine == here.machine != ""
         return _started(self.pid) != self.started
 
 
@@ -67,7 +71,18 @@ def this_process() -> Process:
         namespace=_namespace(),
         pid=os.getpid(),
         started=_started(os.getpid()) or 0.0,
+        machine=_machine(),
     )
+
+
+def _machine() -> str:
+    """The same after a restart, and another on each machine; empty where the machine does not say."""
+    try:
+        own = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return ""
+    # The id itself is not to be published: whoever knows it may derive others from it.
+    return hashlib.sha256(f"twinrun {own}".encode()).hexdigest()[:16] if own else ""
 
 
 def _boot_id() -> str:

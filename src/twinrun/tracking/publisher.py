@@ -16,7 +16,7 @@ from pathlib import Path
 
 from twinrun.errors import InterruptedTraining
 from twinrun.tracking.journal import FILE, Journal, Summary, summarize
-from twinrun.tracking.replay import Replay, unpublished
+from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker
 
 GRACE_S = 15.0
@@ -44,11 +44,15 @@ class Publication:
         self.unpublished = 0
 
     def notice(self) -> str | None:
-        """One line for the terminal, or None where everything is in MLflow."""
-        if not self.unpublished:
-            return None
-        events = "1 event is" if self.unpublished == 1 else f"{self.unpublished} events are"
-        return f"{events} still to be published to {find_tracker(project_of(self.folder)).uri}; run `twinrun sync`."
+        """For the terminal, or None where everything is in MLflow."""
+        tracker = find_tracker(project_of(self.folder))
+        notices = []
+        if refused := Published.load(tracker, self.folder.name).refused:
+            notices.append(f"MLflow refused {refused} of the events; data/out/train/journal.jsonl has what they said.")
+        if self.unpublished:
+            events = "1 event is" if self.unpublished == 1 else f"{self.unpublished} events are"
+            notices.append(f"{events} still to be published to {tracker.uri}; run `twinrun sync`.")
+        return "\n".join(notices) or None
 
 
 @contextmanager

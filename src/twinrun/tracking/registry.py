@@ -19,7 +19,15 @@ from typing import Any
 
 from twinrun.errors import BundleError, RegistryError, TrackingError
 from twinrun.publish import explained, folder_faults
-from twinrun.tracking.store import MLRUNS, Tracker, as_default, experiment_id, open_client, require_reachable
+from twinrun.tracking.store import (
+    MLRUNS,
+    Tracker,
+    as_default,
+    experiment_id,
+    look_client,
+    open_client,
+    require_reachable,
+)
 from twinrun.tracking.sync import METRIC_NAMES
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -62,13 +70,13 @@ class Promotion:
 class Registry:
     """One registered model in one store."""
 
-    def __init__(self, tracker: Tracker, name: str) -> None:
-        """Raises TrackingError, naming the store, where it cannot be reached."""
+    def __init__(self, tracker: Tracker, name: str, *, only_looking: bool = False) -> None:
+        """Raises TrackingError, naming the store, where it cannot be reached. `only_looking` mends no store."""
         require_reachable(tracker)
         self.tracker = tracker
         self.name = name
         with explaining(tracker):
-            self._client = open_client(tracker)
+            self._client = look_client(tracker) if only_looking else open_client(tracker)
 
     def register(
         self,

@@ -25,12 +25,12 @@ JOURNAL_TAG = "twinrun.journal_id"
 PROCESS_TAG = "twinrun.process"
 # MLflow takes 1,000 entities in one request, of them 100 params and 100 tags.
 _MOST_METRICS, _MOST_PARAMS, _MOST_TAGS = 800, 90, 90
-_REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
+_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
 
 @dataclass
 class Published:
-    """How far a journal was published to one store."""
+    """How far a journal was published to one store; `refused` counts the events that MLflow would not take."""
 
     file: Path
     offset: int = 0
@@ -38,6 +38,7 @@ class Published:
     killed_at: int | None = None
     deleted: bool = False
     complete: bool = False
+    refused: int = 0
     attached: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -45,9 +46,12 @@ class Published:
         """Read the state; a new one where nothing was published yet."""
         file = tracker.state / f"{journal_id}.json"
         try:
-            return cls(file, **json.loads(file.read_bytes()))
+            state = cls(file, **json.loads(file.read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             return cls(file)
+        if state.run_id is None:  # nothing can have been published without a run
+            state.forget()
+        return state
 
     def save(self) -> None:
         """Write the state so that a crash leaves the old one or this one."""
@@ -55,7 +59,7 @@ class Published:
 
     def forget(self) -> None:
         """Begin anew: the store does not know the run."""
-        self.offset, self.run_id, self.killed_at, self.attached = 0, None, None, {}
+        self.offset, self.run_id, self.killed_at, self.refused, self.attached = 0, None, None, 0, {}
         self.deleted = self.complete = False
 
     def finish(self) -> None:
@@ -68,6 +72,29 @@ def unpublished(folder: Path, tracker: Tracker) -> int:
     """How many events of the journal in `folder` are not yet in the store."""
     state = Published.load(tracker, folder.name)
     return 0 if state.deleted else sum(1 for _ in events_from(folder / FILE, state.offset))
+
+
+def is_refusal(error: Exception, tracker: Tracker) -> bool:
+    """Whether MLflow itself says that a request is wrong, so that sending it again is of no use.
+
+    What stands before a server, such as a proxy that wants https or a password, answers with pages of its own: those
+    say nothing about the request.
+    """
+    from mlflow.exceptions import MlflowException, RestException
+
+    if not isinstance(error, MlflowException) or error.error_code not in _REFUSALS:
+        return False
+    return isinstance(error, RestException) or not tracker.uri.startswith(("http", "databricks"))
+
+
+def source_tags(stage: str) -> dict[str, str]:
+    """What MLflow shows as a run's source and user."""
+    import getpass
+
+    tags = {"mlflow.source.name": f"pipeline/{stage}.py", "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
 
 
 class Replay:
@@ -138,15 +165,18 @@ class Replay:
                 self.state.forget()
                 self.state.save()
                 raise
-            if error.error_code not in _REFUSED:
+            if not is_refusal(error, self.tracker) or self.state.run_id is None:
                 raise
             if self._run_is_deleted():
                 self.state.deleted = True
                 return
+            if batch[0]["event"] in _NEVER_DROPPED:
+                raise
             if len(batch) > 1:
                 for event in batch:
                     self._send([event])
                 return
+            self.state.refused += 1
             print(f"MLflow refused {batch[0]}: {error}", file=sys.stderr, flush=True)
 
     def _deliver(self, batch: list[Event]) -> None:
@@ -212,7 +242,7 @@ class Replay:
             if run.info.status != "RUNNING":
                 self.client.update_run(run.info.run_id, status="RUNNING")
         else:
-            tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **_source_tags()}
+            tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **source_tags("train")}
             run = self.client.create_run(experiment, start_time=event["time_ms"], tags=tags, run_name=event["name"])
             self.state.run_id = run.info.run_id
         self.state.save()
@@ -254,6 +284,8 @@ class Replay:
 
 
 _BATCHED = frozenset({"metrics", "params", "tags"})
+# Without them there is no run, or one that runs for ever.
+_NEVER_DROPPED = frozenset({"run", "end"})
 
 
 def _fits(batch: list[Event]) -> bool:
@@ -275,15 +307,6 @@ def _dataset(event: Event) -> Any:
         profile=json.dumps(profile) if profile else None,
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", event["context"])])
-
-
-def _source_tags() -> dict[str, str]:
-    import getpass
-
-    tags = {"mlflow.source.name": "pipeline/train.py", "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):
-        tags["mlflow.user"] = getpass.getuser()
-    return tags
 
 
 def process_of(tags: Mapping[str, str]) -> Process | None:

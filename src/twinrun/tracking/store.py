@@ -123,6 +123,13 @@ def open_client(tracker: Tracker) -> "MlflowClient":
     return client
 
 
+def look_client(tracker: Tracker) -> "MlflowClient":
+    """A client of a store that is there, for whoever only looks: nothing is created, and nothing mended."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    return _client(tracker)
+
+
 def _client(tracker: Tracker) -> "MlflowClient":
     import logging
 

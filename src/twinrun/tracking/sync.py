@@ -1,7 +1,8 @@
 """Bringing MLflow up to date with the files: what `twinrun sync` does, and the stages at their end.
 
-It publishes journals that are waiting, adopts the result of a training that DVC restored or pulled, attaches what later
-stages found out about the model, and marks runs KILLED whose process is dead. Everything is looked up before it is
+It publishes journals that are waiting, adopts the result of a training that DVC restored or pulled, attaches what other
+stages found out about the model and its data, records data that were refused, and marks runs KILLED whose process is
+dead. Everything is looked up before it is
 sent, so doing it again does nothing; and where there is nothing to do, MLflow is not even imported.
 """
 
@@ -18,9 +19,19 @@ from typing import Any
 from twinrun.publish import file_sha256, write_json
 from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
+from twinrun.tracking.left_running import left_running, mark_killed
 from twinrun.tracking.publisher import LOCK
-from twinrun.tracking.replay import Published, Replay, unpublished
-from twinrun.tracking.store import Tracker, find_tracker, require_reachable
+from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
+from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
+from twinrun.tracking.validation import (
+    DOCS,
+    REPORT,
+    RESULT,
+    attach_validation,
+    failure_waits,
+    record_failure,
+    validation_of_training,
+)
 
 OUT = Path("data/out")
 _PUBLISHER_S = 30.0
@@ -41,7 +52,9 @@ class SyncReport:
     events: int = 0
     runs: int = 0
     attached: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
     pending: int = 0
     problem: str | None = None
 
@@ -54,7 +67,12 @@ class SyncReport:
             )
         if self.attached:
             lines.append(f"Added to the run: {', '.join(self.attached)}.")
+        lines += [f"The data were refused: run {name!r}, FAILED, has the report." for name in self.failures]
         lines += [f"Run {run_id} was left by a dead process; it is marked KILLED now." for run_id in self.killed]
+        lines += [
+            f"MLflow refused {_count(number, 'event')} of run {run_id}; they are in data/out/train/journal.jsonl."
+            for run_id, number in self.refused.items()
+        ]
         if self.pending:
             are = "is" if self.pending == 1 else "are"
             lines.append(f"{_count(self.pending, 'event')} {are} still to be published; run `twinrun sync`.")
@@ -63,29 +81,33 @@ class SyncReport:
         return lines
 
 
-def sync(workspace: Path | None = None) -> SyncReport:
+def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float = _PUBLISHER_S) -> SyncReport:
     """Bring the store of `workspace` (the working folder) up to date.
 
     A tracker that is away never raises; the report names the problem. What another process publishes just now is left
-    to it.
+    to it, after `wait_s` seconds. `thorough` asks MLflow, too, whether it believes in runs whose process is dead.
     """
     workspace = (workspace or Path.cwd()).resolve()
     tracker = find_tracker(workspace)
     report = SyncReport(tracker)
-    if not _is_anything_to_do(workspace, tracker):
+    asks = thorough and (tracker.database is None or tracker.database.is_file())
+    if not asks and not _is_anything_to_do(workspace, tracker):
         return report
     from filelock import FileLock, Timeout
 
     tracker.state.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(tracker.state / "sync.lock", timeout=60):
+        with FileLock(tracker.state / "sync.lock", timeout=2 * wait_s):
             require_reachable(tracker)
             _adopt(workspace, tracker)
-            for folder in _journals(tracker):
-                _publish(folder, tracker, report)
+            _publish_all(tracker, report, wait_s)
             _attach(workspace, tracker, report)
+            if failure_waits(workspace, tracker):
+                report.failures.append(record_failure(open_client(tracker), workspace, tracker))
+            if asks:
+                _mark_left(tracker, report)
     except Timeout:
-        report.problem = "another `twinrun sync` has been at it for a minute."
+        report.problem = "another `twinrun sync` is at it."
     except Exception as error:  # whatever a tracker does, the files are the truth and wait
         report.problem = f"{type(error).__name__}: {error}"
     report.pending = sum(
@@ -129,13 +151,10 @@ class _Result:
             for name, place in (("predictions", evaluation / "predictions.parquet"), ("report", evaluation / "report")):
                 if place.exists():
                     found[name] = (content_hash(place), place)
-        validation = self.workspace / OUT / "validate"
-        for name, place in (
-            ("validation result", validation / "result.json"),
-            ("validation report", validation / "report"),
-        ):
-            if place.exists():
-                found[name] = (content_hash(place), place)
+        for name, place in validation_of_training(
+            self.workspace, self.summary.journal_id, _begun(self.journal)
+        ).items():
+            found[name] = (content_hash(place), place)
         lock = self.workspace / "dvc.lock"
         # While a stage runs, dvc.lock speaks of the run before.
         if lock.is_file() and hashlib.md5(self.journal.read_bytes()).hexdigest() in lock.read_text(encoding="utf-8"):
@@ -146,12 +165,10 @@ class _Result:
 _FOLDERS = {
     "predictions": "evaluation",
     "report": "evaluation",
-    "validation result": "validation",
-    "validation report": "validation",
     "dvc.lock": "",
 }
 # What describes the data that was trained on: a later one belongs to a later training.
-_ONCE = frozenset({"validation result", "validation report"})
+_ONCE = frozenset({RESULT, REPORT, DOCS})
 
 
 def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
@@ -165,6 +182,8 @@ def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
                 return True
             if summary.dead() and state.killed_at != state.offset:
                 return True
+    if failure_waits(workspace, tracker):
+        return True
     result = _Result.read(workspace)
     if result is None:
         return False
@@ -229,25 +248,51 @@ def _rebuild(workspace: Path, result: _Result, folder: Path) -> None:
             place.write_text(str(card.get("diff", "")), encoding="utf-8", errors="surrogateescape")
 
 
-def _publish(folder: Path, tracker: Tracker, report: SyncReport) -> None:
+def _mark_left(tracker: Tracker, report: SyncReport) -> None:
+    client = open_client(tracker)
+    for run, _ in list(left_running(client, tracker)):
+        mark_killed(client, run)
+        report.killed.append(run.info.run_id)
+
+
+def _publish_all(tracker: Tracker, report: SyncReport, wait_s: float) -> None:
+    """Publish what waits; a run that MLflow will not take does not keep the others from it, any other trouble does."""
+    refusal: Exception | None = None
+    for folder in _journals(tracker):
+        try:
+            _publish(folder, tracker, report, wait_s)
+        except Exception as error:
+            if not is_refusal(error, tracker):
+                raise
+            refusal = error
+    if refusal is not None:
+        raise refusal
+
+
+def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) -> None:
     # The publisher of a training that is over may be trying still; it ends soon, and leaves the rest to us.
-    with _publisher_lock(folder, wait_s=_PUBLISHER_S if _over(folder) else 0) as mine:
+    with _publisher_lock(folder, wait_s=wait_s if _over(folder) else 0) as mine:
         summary = summarize(folder / FILE)
         if not mine or summary is None:
             return
         waiting = unpublished(folder, tracker)
         replay = Replay(folder, tracker)
+        refused = replay.state.refused
         try:
             while replay.step():
                 pass
         finally:
+            if replay.state.refused > refused:
+                report.refused[str(replay.state.run_id)] = replay.state.refused - refused
             done = waiting - unpublished(folder, tracker)
             report.events += done
             report.runs += bool(done)
         if replay.mark_killed():
             report.killed.append(str(replay.state.run_id))
         summary = summarize(folder / FILE)
-        if summary is not None and summary.ended == "FINISHED" and not may_be_resumed(folder.name, tracker.home):
+        published = replay.state.run_id is not None and not replay.pending()
+        finished = summary is not None and summary.ended == "FINISHED"
+        if published and finished and not may_be_resumed(folder.name, tracker.home):
             # MLflow and data/out/train/journal.jsonl hold all of it.
             replay.state.finish()
             shutil.rmtree(folder, ignore_errors=True)
@@ -263,15 +308,12 @@ def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
         missing = _missing(result, state)
         if not mine or state.run_id is None or not missing:
             return
-        from twinrun.tracking.store import open_client
-
         client = open_client(tracker)
         for name, (digest, place) in missing.items():
             if name == "test metrics":
                 _attach_metrics(client, state.run_id, place)
-            elif name == "validation result":
-                _attach_counts(client, state.run_id, place)
-                client.log_artifact(state.run_id, str(place), _FOLDERS[name])
+            elif name in _ONCE:
+                attach_validation(client, state.run_id, name, place)
             elif place.is_dir():
                 client.log_artifacts(state.run_id, str(place), "/".join(filter(None, [_FOLDERS[name], place.name])))
             else:
@@ -299,15 +341,6 @@ def _attach_metrics(client: Any, run_id: str, file: Path) -> None:
         client.set_tag(
             run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
         )
-
-
-def _attach_counts(client: Any, run_id: str, file: Path) -> None:
-    """Make a metric of the number of offences of each data check."""
-    from mlflow.entities import Metric
-
-    time_ms = int(file.stat().st_mtime * 1000)
-    counts = _read_json(file).get("counts", {})
-    client.log_batch(run_id, [Metric(f"data_{name}", float(count), time_ms, 0) for name, count in counts.items()])
 
 
 @contextmanager

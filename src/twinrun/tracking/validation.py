@@ -1,0 +1,124 @@
+"""What validation said of the data, for MLflow: beside the training that used them, or, where they were refused, as a
+run of its own. Refuses to speak of data that a training was not given.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinrun.params import load_params
+from twinrun.publish import file_sha256
+from twinrun.tracking.objects import file_md5
+from twinrun.tracking.replay import Published, source_tags
+from twinrun.tracking.store import Tracker, experiment_id
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RESULT, REPORT, DOCS = "validation result", "validation report", "data docs"
+ARTIFACTS = "validation"
+VALIDATION_TAG = "twinrun.validation"
+_OUT = Path("data/out/validate")
+_MANIFEST = _OUT / "manifest.parquet"
+_CARD = Path("data/out/train/card.json")
+_PLACES = {RESULT: "result.json", REPORT: "report", DOCS: "data_docs"}
+
+
+def validation_of_training(workspace: Path, journal_id: str, begun_ms: int) -> dict[str, Path]:
+    """What validation wrote of the data that the training in data/out/train was given, by name; empty where it wrote
+    of others.
+
+    The card has the hash of the manifest. Without DVC, which hashes it, the manifest must be older than the training.
+    """
+    manifest, card = workspace / _MANIFEST, _read_json(workspace / _CARD)
+    passed = _read_json(workspace / _OUT / _PLACES[RESULT]).get("passed") is True
+    if not passed or not manifest.is_file() or card.get("journal_id") != journal_id:
+        return {}
+    used = card.get("dvc_lock", {}).get("validate", {}).get("outs", {}).get(_MANIFEST.as_posix())
+    same = file_md5(manifest) == used if used else manifest.stat().st_mtime * 1000 <= begun_ms
+    return _written(workspace) if same else {}
+
+
+def failure_waits(workspace: Path, tracker: Tracker) -> bool:
+    """Whether validation refused the data in `workspace`, and MLflow does not have it yet."""
+    key = _failure(workspace)
+    return key is not None and not Published.load(tracker, key).complete
+
+
+def record_failure(client: "MlflowClient", workspace: Path, tracker: Tracker) -> str:
+    """Make a run, FAILED, of the validation that refused the data; once for each result.json. Returns its name."""
+    key = str(_failure(workspace))
+    state = Published.load(tracker, key)
+    params = load_params(workspace / "params.yaml")
+    name = f"data of {params.ingest.source}, {key.removeprefix(_KEY)[:6]}"
+    result = workspace / _OUT / _PLACES[RESULT]
+    time_ms = int(result.stat().st_mtime * 1000)
+    experiment = experiment_id(client, tracker, params.register.model_name)
+    run = _find_run(client, experiment, key)
+    if run is None:
+        tags = {VALIDATION_TAG: key, "mlflow.note.content": _note(result), **source_tags("validate")}
+        run = client.create_run(experiment, start_time=time_ms, tags=tags, run_name=name)
+    if run.info.lifecycle_stage != "deleted":
+        for each, place in _written(workspace).items():
+            attach_validation(client, run.info.run_id, each, place)
+        client.set_terminated(run.info.run_id, "FAILED", end_time=time_ms)
+    state.run_id, state.complete = run.info.run_id, True
+    state.save()
+    return name
+
+
+def attach_validation(client: "MlflowClient", run_id: str, name: str, place: Path) -> None:
+    """Add one of the things that validation wrote to a run; beside one another, so that the report's links hold."""
+    if place.is_dir():
+        client.log_artifacts(run_id, str(place), f"{ARTIFACTS}/{place.name}")
+        return
+    if name == RESULT:
+        _log_counts(client, run_id, place)
+    client.log_artifact(run_id, str(place), ARTIFACTS)
+
+
+def _written(workspace: Path) -> dict[str, Path]:
+    places = {name: workspace / _OUT / place for name, place in _PLACES.items()}
+    return {name: place for name, place in places.items() if place.exists()}
+
+
+_KEY = "validation-"
+
+
+def _failure(workspace: Path) -> str | None:
+    """What the refusal is remembered by; None where the data passed or were not judged yet."""
+    result = workspace / _OUT / _PLACES[RESULT]
+    return f"{_KEY}{file_sha256(result)}" if _read_json(result).get("passed") is False else None
+
+
+def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
+    from mlflow.entities import ViewType
+
+    found = client.search_runs([experiment], f"tags.`{VALIDATION_TAG}` = '{key}'", run_view_type=ViewType.ALL)
+    return found[0] if found else None
+
+
+def _note(result: Path) -> str:
+    """What stopped it, for the run's page."""
+    checks = _read_json(result).get("expectations", [])
+    stopped = [each for each in checks if not each.get("passed") and each.get("severity") == "critical"]
+    return "\n".join(
+        ["The data were refused:", "", *(f"- {each.get('name')}: {each.get('found')}" for each in stopped)]
+    )
+
+
+def _log_counts(client: "MlflowClient", run_id: str, file: Path) -> None:
+    """Make a metric of the number of offences of each data check."""
+    from mlflow.entities import Metric
+
+    time_ms = int(file.stat().st_mtime * 1000)
+    counts = _read_json(file).get("counts", {})
+    client.log_batch(run_id, [Metric(f"data_{name}", float(count), time_ms, 0) for name, count in counts.items()])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
