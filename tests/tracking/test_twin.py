@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,47 @@ def test_after_one_byte_of_a_training_image_the_twin_is_different_and_names_it(t
     assert f"{IMAGE} (train)" in report.verdict.reason
     (run,) = [run for run in runs(trained) if run.id == run_id]
     assert run.tags["twinrun.twin_verdict"] == "different: data"
+
+
+def nothing(project: Path) -> None:
+    """The run can be had again."""
+
+
+def another_processor(project: Path) -> None:
+    """The run's card is of an older processor, which rounded otherwise."""
+    card_file = next((project / "mlruns/artifacts").rglob("card.json"))
+    card = json.loads(card_file.read_bytes())
+    card["hardware"].update(cpu="An older processor")
+    write_json({**card, "weights_hash": "ab" * 32}, card_file)
+
+
+def broken_image(project: Path) -> None:
+    """An image that the run used cannot be decoded now."""
+    (project / "data/raw/folder" / IMAGE).write_bytes(b"BM no image")
+
+
+@pytest.mark.parametrize(
+    ("happened", "said", "code"),
+    [(nothing, "identical", 0), (another_processor, "equivalent", 3), (broken_image, "different: data", 4)],
+)
+def test_the_exit_code_of_the_command_is_its_verdict(
+    trained: Path,
+    happened: Callable[[Path], None],
+    said: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from twinrun import cli
+
+    happened(trained)
+    monkeypatch.setattr(sys, "argv", ["twinrun", "reproduce", first_run(trained)])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == code
+    assert f"\n{said.upper()}. " in capsys.readouterr().out
 
 
 def test_an_image_that_can_no_longer_be_decoded_is_different_without_training(trained: Path) -> None:

@@ -85,13 +85,16 @@ class Journal:
     def _begin(cls, root: Path, journal_id: str, name: str, experiment: str) -> Self:
         journal = cls(journals_folder(root) / journal_id)
         first = next((event for event in read_events(journal.file) if event["event"] == "run"), None)
+        process = asdict(this_process())
+        machine = process.pop("machine")  # apart, since earlier versions, which a twin may run, know no such field
         journal._append(
             event="run",
             journal_id=journal_id,
             name=first["name"] if first else f"{name}, {journal_id[:6]}",
             experiment=first["experiment"] if first else experiment,
             time_ms=_now_ms(),
-            process=asdict(this_process()),
+            process=process,
+            machine=machine,
         )
         journal.ended = False
         return journal
@@ -229,7 +232,8 @@ def summarize(file: Path) -> Summary | None:
                 tags.update(event["values"])
     if run is None:
         return None
-    return Summary(run["journal_id"], run["name"], run["experiment"], Process(**run["process"]), ended, tags)
+    process = Process(**run["process"], machine=run.get("machine", ""))
+    return Summary(run["journal_id"], run["name"], run["experiment"], process, ended, tags)
 
 
 def read_events(file: Path) -> list[Event]:

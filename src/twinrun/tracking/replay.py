@@ -230,7 +230,7 @@ class Replay:
             # The state was lost or the store replaced: the journal's first event says what the run is called.
             event = next(each for _, each in events_from(self.file, 0) if each["event"] == "run")
         experiment = experiment_id(self.client, self.tracker, event["experiment"])
-        process = json.dumps(event["process"], sort_keys=True)
+        process = json.dumps({**event["process"], "machine": event.get("machine", "")}, sort_keys=True)
         known = self._runs(experiment)
         if known:
             run = known[0]
