@@ -24,7 +24,7 @@ from benchmarks.chaos.cases import Lab, Outcome, Row, judge
 from benchmarks.chaos.stacks import child_environment, set_param
 
 _SLOW_S = 2.0
-_LONG_EPOCHS = 240
+_LONG_EPOCHS = 120
 # What a person waits for a run of half a minute.
 _PATIENCE_S = 120.0
 # Share of the time that trouble may cost.
