@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tracking_support import evaluate, runs, train
+from tracking_support import evaluate, train
 
 from pipeline import register
 from twinrun.data.manifest import write_manifest
@@ -16,7 +16,6 @@ from twinrun.publish import write_json, write_table
 from twinrun.tracking.champion_data import REFERENCES, keep_reference
 from twinrun.tracking.objects import file_md5
 from twinrun.tracking.store import find_tracker
-from twinrun.tracking.sync import sync
 
 TABLE, MANIFEST = Path("data/out/ingest/table.parquet"), Path("data/out/validate/manifest.parquet")
 
@@ -81,14 +80,3 @@ def test_facts_that_are_nowhere_leave_no_reference_of_another_champion(project: 
     assert "could not be kept for reference" in said
     assert not other.exists()
     assert find_reference("auto", project / REFERENCES, "twinrun-digits") is None
-
-
-def test_the_counts_of_the_data_checks_are_metrics_of_the_run(project: Path) -> None:
-    train(project)
-    write_json({"counts": {"no_leak": 0, "no_near_leak": 3}}, project / "data/out/validate/result.json")
-
-    sync()
-
-    (run,) = runs(project)
-    assert (run.metrics["data_no_leak"], run.metrics["data_no_near_leak"]) == (0, 3)
-    assert "validation/result.json" in run.artifacts
