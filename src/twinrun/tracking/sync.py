@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinrun.publish import file_sha256, write_json
+from twinrun.publish import file_sha256, read_json, write_json
 from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
 from twinrun.tracking.left_running import left_running, mark_killed
@@ -146,7 +146,7 @@ class _Result:
         found: dict[str, tuple[str, Path]] = {}
         evaluation = self.workspace / OUT / "evaluate"
         metrics = evaluation / "metrics.json"
-        if metrics.is_file() and _read_json(metrics).get("weights_hash") == self.weights_hash is not None:
+        if metrics.is_file() and read_json(metrics).get("weights_hash") == self.weights_hash is not None:
             found["test metrics"] = (file_sha256(metrics), metrics)
             for name, place in (("predictions", evaluation / "predictions.parquet"), ("report", evaluation / "report")):
                 if place.exists():
@@ -240,7 +240,7 @@ def _adopt(workspace: Path, tracker: Tracker) -> None:
 
 def _rebuild(workspace: Path, result: _Result, folder: Path) -> None:
     """The patch of uncommitted changes is no file of the training's outputs; the card holds it."""
-    card = _read_json(workspace / OUT / "train" / "card.json")
+    card = read_json(workspace / OUT / "train" / "card.json")
     for event in read_events(result.journal):
         place = folder / ARTIFACTS / event.get("path", "")
         if event["event"] == "artifact" and place.name == DIFF and not place.exists():
@@ -326,7 +326,7 @@ def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
 def _attach_metrics(client: Any, run_id: str, file: Path) -> None:
     from mlflow.entities import Metric
 
-    metrics = _read_json(file)
+    metrics = read_json(file)
     known = client.get_run(run_id).data.metrics
     new = {METRIC_NAMES[name]: float(metrics[name]) for name in METRIC_NAMES if name in metrics}
     time_ms = int(file.stat().st_mtime * 1000)
@@ -364,14 +364,6 @@ def _held(folder: Path) -> bool:
     """Whether a publisher is at this journal just now."""
     with _publisher_lock(folder) as mine:
         return not mine
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _made(folder: Path) -> Path:

@@ -4,7 +4,6 @@ Whatever can be known is said before anything is computed. Training goes on in p
 knows no torch and since the code that runs is the run's, not ours.
 """
 
-import json
 import os
 import platform
 import signal
@@ -20,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from twinrun.errors import InterruptedTraining, TrackingError, TwinError, TwinrunError
-from twinrun.publish import write_json, write_text
+from twinrun.publish import read_json, write_json, write_text
 from twinrun.tracking.card import LOCK, REINSTALL, collect_hardware, installed_gpus, installed_versions, locked_versions
 from twinrun.tracking.difference import (
     compare_cards,
@@ -117,7 +116,7 @@ def reproduce(
         stages.run("evaluate")
         _compare(root, project, tracker, run, card, report)
         synced = sync(project)
-        journal_id = _read_json(project / CARD)["journal_id"]
+        journal_id = read_json(project / CARD)["journal_id"]
         report.twin_run_id = Published.load(tracker, journal_id).run_id
         report.problem = synced.problem
         _record(tracker, report, journal_id)
@@ -133,7 +132,7 @@ def recorded_run(root: Path, tracker: Tracker, reference: str, model_name: str) 
         return find_run(tracker, reference, model_name)
     except TrackingError:
         cards = [root / CARD, *sorted((root / ".twinrun" / "journals").glob("*/artifacts/card.json"))]
-        for card in filter(None, map(_read_json, cards)):
+        for card in filter(None, map(read_json, cards)):
             journal_id = str(card.get("journal_id", ""))
             if len(reference) >= 4 and journal_id.startswith(reference):
                 return RunFacts(
@@ -149,10 +148,10 @@ def results_of(root: Path, tracker: Tracker, run: RunFacts, folder: Path) -> tup
     with suppress(TwinrunError):
         require_reachable(tracker)
         if found := fetch_artifact(tracker, run.run_id, "evaluation/metrics.json", folder):
-            metrics = _read_json(found)
+            metrics = read_json(found)
         predictions = fetch_artifact(tracker, run.run_id, "evaluation/predictions.parquet", folder)
     if not metrics and run.card is not None:
-        here = _read_json(root / METRICS)
+        here = read_json(root / METRICS)
         if here.get("weights_hash") == run.card["weights_hash"]:
             metrics, predictions = here, root / PREDICTIONS if (root / PREDICTIONS).is_file() else None
     if not metrics:
@@ -402,7 +401,7 @@ def _compare(
     """Fill in what run and twin have in common and what not, and the verdict."""
     import pyarrow.parquet as pq
 
-    twin = _read_json(project / CARD)
+    twin = read_json(project / CARD)
     lock = (project / LOCK).read_bytes() if (project / LOCK).is_file() else None
     packages = packages_of(card, lock)
     report.differences = compare_cards(
@@ -411,7 +410,7 @@ def _compare(
     report.twin_weights_hash, report.twin_wall_time_s = twin["weights_hash"], twin.get("wall_time_s")
     with tempfile.TemporaryDirectory() as folder:
         metrics, predictions = results_of(root, tracker, run, Path(folder))
-        report.metrics = compare_metrics(metrics, _read_json(project / METRICS))
+        report.metrics = compare_metrics(metrics, read_json(project / METRICS))
         if predictions is not None:
             before, after = pq.read_table(predictions), pq.read_table(project / PREDICTIONS)
             report.predictions, report.compared = compare_predictions(before, after)
@@ -467,11 +466,3 @@ def _listed(changes: list[Any], most: int = 8) -> str:
 
 def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

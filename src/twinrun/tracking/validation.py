@@ -2,12 +2,11 @@
 run of its own. Refuses to speak of data that a training was not given.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinrun.params import load_params
-from twinrun.publish import file_sha256
+from twinrun.publish import file_sha256, read_json
 from twinrun.tracking.objects import file_md5
 from twinrun.tracking.replay import Published, source_tags
 from twinrun.tracking.store import Tracker, experiment_id
@@ -30,8 +29,8 @@ def validation_of_training(workspace: Path, journal_id: str, begun_ms: int) -> d
 
     The card has the hash of the manifest. Without DVC, which hashes it, the manifest must be older than the training.
     """
-    manifest, card = workspace / _MANIFEST, _read_json(workspace / _CARD)
-    passed = _read_json(workspace / _OUT / _PLACES[RESULT]).get("passed") is True
+    manifest, card = workspace / _MANIFEST, read_json(workspace / _CARD)
+    passed = read_json(workspace / _OUT / _PLACES[RESULT]).get("passed") is True
     if not passed or not manifest.is_file() or card.get("journal_id") != journal_id:
         return {}
     used = card.get("dvc_lock", {}).get("validate", {}).get("outs", {}).get(_MANIFEST.as_posix())
@@ -88,7 +87,7 @@ _KEY = "validation-"
 def _failure(workspace: Path) -> str | None:
     """What the refusal is remembered by; None where the data passed or were not judged yet."""
     result = workspace / _OUT / _PLACES[RESULT]
-    return f"{_KEY}{file_sha256(result)}" if _read_json(result).get("passed") is False else None
+    return f"{_KEY}{file_sha256(result)}" if read_json(result).get("passed") is False else None
 
 
 def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
@@ -100,7 +99,7 @@ def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
 
 def _note(result: Path) -> str:
     """What stopped it, for the run's page."""
-    checks = _read_json(result).get("expectations", [])
+    checks = read_json(result).get("expectations", [])
     stopped = [each for each in checks if not each.get("passed") and each.get("severity") == "critical"]
     return "\n".join(
         ["The data were refused:", "", *(f"- {each.get('name')}: {each.get('found')}" for each in stopped)]
@@ -112,13 +111,5 @@ def _log_counts(client: "MlflowClient", run_id: str, file: Path) -> None:
     from mlflow.entities import Metric
 
     time_ms = int(file.stat().st_mtime * 1000)
-    counts = _read_json(file).get("counts", {})
+    counts = read_json(file).get("counts", {})
     client.log_batch(run_id, [Metric(f"data_{name}", float(count), time_ms, 0) for name, count in counts.items()])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
