@@ -2,8 +2,8 @@
 
 It publishes journals that are waiting, adopts the result of a training that DVC restored or pulled, attaches what other
 stages found out about the model and its data, records data that were refused, and marks runs KILLED whose process is
-dead. Everything is looked up before it is
-sent, so doing it again does nothing; and where there is nothing to do, MLflow is not even imported.
+dead. Everything is looked up before it is sent, so doing it again does nothing; and where there is nothing to do,
+MLflow is not even imported.
 """
 
 import hashlib
