@@ -104,7 +104,7 @@ def broken_image(project: Path) -> None:
 
 @pytest.mark.parametrize(
     ("happened", "said", "code"),
-    [(nothing, "identical", 0), (another_processor, "equivalent", 3), (broken_image, "different: data", 4)],
+    [(nothing, "identical", 0), (another_processor, "equivalent: hardware", 3), (broken_image, "different: data", 4)],
 )
 def test_the_exit_code_of_the_command_is_its_verdict(
     trained: Path,
