@@ -232,7 +232,7 @@ def summarize(file: Path) -> Summary | None:
                 tags.update(event["values"])
     if run is None:
         return None
-    process = Process(**run["process"], machine=run.get("machine", ""))
+    process = Process(**{"machine": run.get("machine", ""), **run["process"]})
     return Summary(run["journal_id"], run["name"], run["experiment"], process, ended, tags)
 
 
