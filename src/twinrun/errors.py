@@ -22,6 +22,8 @@ A message says what failed, where, what was found, what was wanted and what to d
 message alone: a traceback means that Twinrun has a bug.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -101,7 +103,10 @@ class RegistryError(TrackingError):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run the entry point of a stage or command: a TwinrunError becomes its message on stderr and its exit code."""
+    """Run the entry point of a stage or command: a TwinrunError becomes its message on stderr and its exit code.
+
+    Ctrl-C ends it with 130, and a reader of its output that has gone, such as head, with 141, as in a shell.
+    """
     try:
         main()
     except TwinrunError as error:
@@ -110,3 +115,7 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C; nothing half-written was left behind.", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # What is still to be written goes nowhere, or Python would complain when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
