@@ -58,6 +58,20 @@ def test_a_moved_store_is_mended_by_what_the_finding_says(trained: Path) -> None
     assert findings(trained, "store") == []
 
 
+def test_a_moved_store_without_a_record_of_its_place_is_found(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mend(findings(trained, "store")[0])
+    (trained / "mlruns/.location").unlink()
+    assert findings(trained, "store") == []
+
+    moved = trained.rename(trained.with_name("moved"))
+    monkeypatch.chdir(moved)
+
+    (finding,) = findings(moved, "store")
+    assert f"was moved here from {trained / 'mlruns'}" in finding.problem
+    mend(finding)
+    assert findings(moved, "store") == []
+
+
 def test_uncommitted_changes_are_named(trained: Path) -> None:
     (trained / "params.yaml").write_text((trained / "params.yaml").read_text() + "\n# a remark\n")
 

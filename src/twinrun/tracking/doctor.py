@@ -28,7 +28,7 @@ from twinrun.tracking.journal import FILE, summarize
 from twinrun.tracking.left_running import left_running, running
 from twinrun.tracking.objects import Objects, file_md5
 from twinrun.tracking.publisher import LOCK as PUBLISHER_LOCK
-from twinrun.tracking.relocate import LOCATION
+from twinrun.tracking.relocate import moved_from
 from twinrun.tracking.replay import Published, unpublished
 from twinrun.tracking.store import MLRUNS, URI_VARIABLE, Tracker, find_tracker, look_client, require_reachable
 from twinrun.tracking.worktree import abandoned
@@ -198,17 +198,13 @@ def _store(tracker: Tracker) -> tuple[str, list[Finding]]:
     if tracker.database is None or not tracker.database.is_file():
         return "nothing local", []
     folder = tracker.database.parent
-    record = folder / LOCATION
-    before = record.read_text(encoding="utf-8").strip() if record.is_file() else str(folder)
-    findings = []
-    if before != str(folder):
-        findings.append(
-            Finding(
-                f"the store was moved here from {before}, so MLflow cannot find its artifacts",
-                "python -m twinrun.tracking.relocate",
-            )
+    return str(folder), [
+        Finding(
+            f"the store was moved here from {before}, so MLflow cannot find its artifacts",
+            "python -m twinrun.tracking.relocate",
         )
-    return str(folder), findings
+        for before in sorted(moved_from(folder))
+    ]
 
 
 def _journals(tracker: Tracker) -> tuple[str, list[Finding]]:

@@ -24,21 +24,14 @@ def relocate(mlruns: Path) -> int:
     mlruns = mlruns.resolve()
     database = mlruns / DATABASE
     record = mlruns / LOCATION
-    if not database.is_file():
-        return 0
-    try:
-        before = record.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        before = ""
-    if before == str(mlruns):
+    if not database.is_file() or _recorded(mlruns) == str(mlruns):
         return 0
     rewritten = 0
     # Autocommit, so that the one transaction is ours: a reader sees all places moved or none.
     with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         columns = _place_columns(connection)
-        former = {before} if before else _former_locations(connection, columns, mlruns)
-        for old in former - {str(mlruns)}:
+        for old in _former_locations(connection, columns, mlruns):
             for table, column in columns:
                 for old_form, new_form in {(old, str(mlruns)), (quote(old), quote(str(mlruns)))}:
                     for start in (old_form, f"file://{old_form}"):
@@ -55,6 +48,22 @@ def relocate(mlruns: Path) -> int:
     return rewritten
 
 
+def moved_from(mlruns: Path) -> set[str]:
+    """The former locations of `mlruns` that places in its database still lie in. Changes nothing."""
+    mlruns = mlruns.resolve()
+    if _recorded(mlruns) == str(mlruns):
+        return set()
+    with closing(sqlite3.connect(f"file:{quote(str(mlruns / DATABASE))}?mode=ro", uri=True, timeout=30)) as connection:
+        return _former_locations(connection, _place_columns(connection), mlruns)
+
+
+def _recorded(mlruns: Path) -> str:
+    try:
+        return (mlruns / LOCATION).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
 def _place_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     return [
@@ -67,7 +76,9 @@ def _place_columns(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 
 
 def _former_locations(connection: sqlite3.Connection, columns: list[tuple[str, str]], mlruns: Path) -> set[str]:
-    """Folders with the name of ours that the database speaks of and that are not there any more."""
+    """Where the store was, as it recorded; without a record, folders of its name in the database that are gone."""
+    if before := _recorded(mlruns):
+        return {before} - {str(mlruns)}
     former = set()
     for table, column in columns:
         for (place,) in connection.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"):
