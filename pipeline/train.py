@@ -14,13 +14,13 @@ from twinrun.params import Params, load_params
 from twinrun.publish import canonical_json, ensure_writable, write_json, write_text
 from twinrun.tracking.card import (
     Code,
-    EnergyMeter,
     build_card,
     collect_code,
     collect_dvc_lock,
     collect_environment,
     collect_hardware,
 )
+from twinrun.tracking.energy import EnergyMeter, GpuEnergyMeter
 from twinrun.tracking.home import TWIN_OF, TWIN_VARIABLE
 from twinrun.tracking.journal import Journal
 from twinrun.tracking.publisher import publishing
@@ -29,7 +29,7 @@ from twinrun.training.history import history_csv
 from twinrun.training.interruption import StopRequest, training_lock
 from twinrun.training.job import Job, prepare_job
 from twinrun.training.module import EpochScores
-from twinrun.training.numerics import describe_gpus
+from twinrun.training.numerics import describe_gpus, gpu_uuids
 from twinrun.training.processes import local_process_count, node_count, rank
 from twinrun.training.shards import thread_count
 
@@ -58,8 +58,9 @@ def main() -> None:
         ensure_writable(OUT, needed_bytes=job.bundle_bytes())
         ensure_writable(STATE, needed_bytes=job.checkpoint_bytes())
         journal = _open_journal(job, params, code)
+        processes = local_process_count(params.train)
         with publishing(journal) as publication:
-            energy = EnergyMeter()
+            energy, gpu_energy = EnergyMeter(), GpuEnergyMeter(gpu_uuids(params.train, processes))
             trained = job.run(stop, on_epoch=lambda scores, speed: _tell(scores, speed, journal, params))
             digest = _write_model(job, trained)
             card = build_card(
@@ -73,12 +74,13 @@ def main() -> None:
                 fingerprint_parts=job.parts,
                 threads=thread_count(params.train.threads),
                 shards=params.train.shards,
-                processes=local_process_count(params.train) * node_count(),
+                processes=processes * node_count(),
                 machines=node_count(),
                 precision=job.parts["numerics"]["precision"],
                 started=started,
                 wall_time_s=trained.earlier_s + time.monotonic() - began,
                 energy_j=None if trained.resumed else energy.joules(),
+                gpu_energy_j=None if trained.resumed else gpu_energy.joules(),
                 journal_id=journal.id,
             )
             card["kept_epoch"] = trained.kept_epoch

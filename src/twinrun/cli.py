@@ -341,7 +341,7 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
         ("commit", f"{card.get('commit')}, {state}"),
         ("untracked, left out", ", ".join(card.get("untracked_left_out", [])) or "none"),
         ("started", f"{card.get('started')}, took {card.get('wall_time_s')} s"),
-        ("energy", "not told by this machine" if card.get("energy_j") is None else f"{card['energy_j']} J"),
+        ("energy", _energy(card)),
         ("numerics", f"{card.get('precision')}, {card.get('shards')} shards, {card.get('threads')} threads"),
         ("processor", f"{hardware.get('cpu')}, {hardware.get('cores_usable')} cores"),
         ("instructions", " ".join(hardware.get("cpu_flags", []))),
@@ -355,6 +355,12 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
     for stage, facts in card.get("dvc_lock", {}).items():
         lines += [(f"data of {stage}", f"{md5}  {path}") for path, md5 in facts.get("outs", {}).items()]
     return lines
+
+
+def _energy(card: dict[str, Any]) -> str:
+    meters = {"energy_j": "processors", "gpu_energy_j": "GPUs"}
+    told = [f"{card[name]} J by the {whose}" for name, whose in meters.items() if card.get(name) is not None]
+    return ", ".join(told) or "not known: the training was resumed, or the machine does not tell"
 
 
 def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

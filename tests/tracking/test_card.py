@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from twinrun.errors import RepositoryError
 from twinrun.tracking.card import (
-    EnergyMeter,
     build_card,
     collect_code,
     collect_dvc_lock,
@@ -134,23 +132,6 @@ def test_dvc_lock_becomes_hashes_by_stage(tmp_path: Path) -> None:
     assert collect_dvc_lock(tmp_path / "nowhere") == {}
 
 
-def test_energy_is_counted_over_packages_and_counters_that_wrap_more_than_once(tmp_path: Path) -> None:
-    for name, energy in (("intel-rapl:0", 900), ("intel-rapl:1", 0), ("intel-rapl:0:0", 5)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(str(energy))
-        (tmp_path / name / "max_energy_range_uj").write_text("1000")
-    meter, often = EnergyMeter(tmp_path, every_s=60), EnergyMeter(tmp_path, every_s=0.01)
-
-    for energy in (100, 700, 200):
-        (tmp_path / "intel-rapl:0/energy_uj").write_text(str(energy))
-        time.sleep(0.5)
-    (tmp_path / "intel-rapl:1/energy_uj").write_text("300")
-
-    assert meter.joules() == pytest.approx((300 + 300) * 1e-6)
-    assert often.joules() == pytest.approx((200 + 600 + 500 + 300) * 1e-6)
-    assert EnergyMeter(tmp_path / "nowhere").joules() is None
-
-
 def test_a_gpu_has_its_driver_where_nvidia_smi_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smi = tmp_path / "nvidia-smi"
     smi.write_text('#!/bin/sh\n[ "$1" = --query-gpu=name,driver_version ] && echo "NVIDIA X1, 80GB, 570.12.3"\n')
@@ -183,6 +164,7 @@ def test_the_card_opens_with_what_a_run_is_looked_up_by(repository: Path) -> Non
         started=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         wall_time_s=1.23456,
         energy_j=None,
+        gpu_energy_j=12.34,
         journal_id="j",
     )
 

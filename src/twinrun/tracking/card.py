@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,8 +38,6 @@ _NVIDIA_SMI_S = 20
 
 # Those that decide which kernels a numeric library picks, and so the last bits of a result.
 _NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8mm|sve\w*|sme2?")
-_POWERCAP = Path("/sys/class/powercap")
-_ENERGY_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -193,58 +190,6 @@ def installed_gpus() -> list[tuple[str, str]]:
     return [(name.strip(), driver.strip()) for name, comma, driver in found if comma]
 
 
-class EnergyMeter:
-    """Energy that the processors took since the meter was made, where the machine tells (Linux powercap, RAPL).
-
-    The counters wrap after minutes at full load, so a thread reads them often.
-    """
-
-    def __init__(self, powercap: Path = _POWERCAP, every_s: float = _ENERGY_EVERY_S) -> None:
-        """Start measuring. `powercap` is the folder that holds the packages, intel-rapl:0 and so on."""
-        self._powercap = powercap
-        self._last = self._read()
-        self._total_uj: int | None = 0 if self._last else None
-        self._lock, self._over = threading.Lock(), threading.Event()
-        if self._last:
-            threading.Thread(target=self._follow, args=(every_s,), daemon=True, name="energy").start()
-
-    def joules(self) -> float | None:
-        """Joules over all packages, and the end of measuring; None where the counters could not be read throughout."""
-        self._over.set()
-        self._add()
-        return None if self._total_uj is None else self._total_uj / 1e6
-
-    def _follow(self, every_s: float) -> None:
-        while not self._over.wait(every_s):
-            self._add()
-
-    def _add(self) -> None:
-        with self._lock:
-            now = self._read()
-            if self._total_uj is None or now.keys() != self._last.keys():
-                self._total_uj = None
-                return
-            for package, (end, limit) in now.items():
-                start, _ = self._last[package]
-                self._total_uj += end - start if end >= start else end - start + limit
-            self._last = now
-
-    def _read(self) -> dict[str, tuple[int, int]]:
-        counters = {}
-        for package in sorted(self._powercap.glob("*-rapl:*")):
-            # intel-rapl:0:1 is a part of intel-rapl:0, and intel-rapl-mmio:0 the same counter once more.
-            if not re.fullmatch(r"(intel|amd)-rapl:\d+", package.name):
-                continue
-            try:
-                counters[package.name] = (
-                    int((package / "energy_uj").read_text()),
-                    int((package / "max_energy_range_uj").read_text()),
-                )
-            except (OSError, ValueError):
-                continue
-        return counters
-
-
 def build_card(
     *,
     code: Code,
@@ -263,11 +208,13 @@ def build_card(
     started: datetime,
     wall_time_s: float,
     energy_j: float | None,
+    gpu_energy_j: float | None,
     journal_id: str,
 ) -> dict[str, Any]:
     """Put the card together, in the order in which a person reads it.
 
-    `params` are nested as in params.yaml; `wall_time_s` is of all processes that worked on the training in turn.
+    `params` are nested as in params.yaml; `wall_time_s` is of all processes that worked on the training in turn;
+    `energy_j` is that of the processors, `gpu_energy_j` that of the GPUs.
     """
     return {
         "weights_hash": weights_hash,
@@ -290,6 +237,7 @@ def build_card(
         "started": started.astimezone(UTC).isoformat(timespec="seconds"),
         "wall_time_s": round(wall_time_s, 3),
         "energy_j": None if energy_j is None else round(energy_j, 1),
+        "gpu_energy_j": None if gpu_energy_j is None else round(gpu_energy_j, 1),
         "journal_id": journal_id,
     }
 

@@ -57,6 +57,14 @@ def describe_gpus() -> list[dict[str, Any]]:
     ]
 
 
+def gpu_uuids(params: TrainParams, processes: int) -> list[str]:
+    """What NVIDIA's driver calls the GPUs that so many processes on this machine train on; empty on its processors."""
+    if _device(params).type != "cuda":
+        return []
+    used = min(processes, torch.cuda.device_count())
+    return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(used)]
+
+
 def pixel_statistics(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over the given images, as shares of 255, from exact counts.
 
