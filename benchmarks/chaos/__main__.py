@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.chaos import disk, flips, kills, publish_path, sameness, tracker
-from benchmarks.chaos.cases import Lab, Row, measure
+from benchmarks.chaos.cases import Lab, Row, measure, warm_up
 from benchmarks.chaos.stacks import make_plain, make_twinrun
 from benchmarks.chaos.table import as_json, as_markdown, as_table
 
@@ -69,8 +69,7 @@ def main() -> None:
             stacks.append(make_plain(folder / "plain" / "project", ours.template / ours.database))
         labs = []
         for stack in stacks:
-            # A new environment compiles what it imports first, and moments of faults are shares of what a run takes.
-            measure(stack, folder / "warm-up", 1)
+            warm_up(stack, folder)
             undisturbed = measure(stack, folder / "undisturbed", options.jobs)
             say(f"{stack.name}: {undisturbed.train_s:.1f} s undisturbed, weights {undisturbed.weights[:12]}")
             labs.append(

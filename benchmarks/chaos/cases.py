@@ -123,6 +123,12 @@ class Lab:
         return row
 
 
+def warm_up(stack: Stack, folder: Path) -> None:
+    """Run a stack once, so that what it imports is compiled: cases write no bytecode, a new environment has none."""
+    project = stack.project(folder / f"{stack.name}-warm-up" / "project")
+    stack.start(project, stack.everything, {"PYTHONDONTWRITEBYTECODE": ""}).finish()
+
+
 def measure(stack: Stack, folder: Path, at_once: int) -> Undisturbed:
     """Run a stack undisturbed, as often at once as cases will run, and see that it agrees with itself."""
 
