@@ -51,6 +51,8 @@ FAULTS = (
 
 def main() -> None:
     options = _options()
+    # Cases at once share the cores: of more threads than those, OpenMP lets some spin while others have no core.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
     console = Console(width=None if sys.stdout.isatty() else 180)
     chosen = [fault for fault in FAULTS if fault.name in (options.rows or [each.name for each in FAULTS if each.usual])]
     started = time.monotonic()
