@@ -17,6 +17,7 @@ from twinrun.errors import ParamsError
 PARAMS = Path("params.yaml")
 
 Source = Literal["digits", "mnist", "fashion-mnist", "cifar10", "trashnet", "folder"]
+Level = Literal["split", "label", "group", "skip"]
 Policy = Literal["stop", "drop", "warn"]
 Severity = Literal["critical", "warning"]
 Count = Annotated[int, Field(ge=1)]
@@ -33,7 +34,10 @@ class IngestParams:
     """Where images come from and what they are made into."""
 
     source: Source
-    path: str | None
+    path: str
+    levels: Literal["auto"] | Annotated[list[Level], Field(min_length=1)]
+    group_pattern: str | None
+    leave_out: list[str]
     splits_file: str | None
     size_px: Annotated[int, Field(ge=8, le=1024)]
     channels: Literal["gray", "rgb"]
@@ -87,6 +91,7 @@ class ValidateParams:
 
     seed: Seed
     fractions: Annotated[SplitFractions, AfterValidator(_add_up)]
+    splits: str | None
     min_images_per_class: Count
     max_imbalance: Annotated[float, Field(ge=1)]
     min_side_px: Count
@@ -129,11 +134,22 @@ class AugmentParams:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ProbeParams:
+    """How a linear head is trained on frozen features."""
+
+    l2: Literal["auto"] | Annotated[float, Field(gt=0)]
+    folds: Annotated[int, Field(ge=2, le=100)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainParams:
     """The network and how its weights are found."""
 
     seed: Seed
     model: str
+    pretrained: str | None
+    freeze: Literal["none", "backbone"]
+    probe: ProbeParams
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     optimizer: Literal["sgd", "adamw"]
@@ -161,6 +177,7 @@ class EvaluateParams:
     bootstrap_samples: Annotated[int, Field(ge=100)]
     bootstrap_seed: Seed
     calibration_bins: Annotated[int, Field(ge=2, le=1000)]
+    cross_validate_below: Annotated[int, Field(ge=0)]
     mistakes_shown: Annotated[int, Field(ge=1, le=240)]
 
 

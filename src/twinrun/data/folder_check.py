@@ -26,6 +26,7 @@ _MAX_PIXELS = 100_000_000
 _SETTINGS = ValidateParams(
     seed=0,
     fractions=SplitFractions(train=0.7, val=0.15, test=0.15),
+    splits=None,
     min_images_per_class=1,
     max_imbalance=10.0,
     min_side_px=8,

@@ -58,8 +58,8 @@ class Listing:
 
 
 def source_folder(params: IngestParams) -> Path:
-    """Where a source's files are: as params.yaml says, or data/raw/<source>."""
-    return Path(params.path).expanduser() if params.path is not None else RAW / params.source
+    """Where a source's files are, as params.yaml says."""
+    return Path(params.path).expanduser()
 
 
 def sorted_listing(items: list[Item], content: Files | Arrays, notes: list[str] | None = None) -> Listing:

@@ -6,7 +6,7 @@ their content lies, in files or in memory.
 
 from twinrun.data.arrays import list_cifar10, list_digits, list_idx
 from twinrun.data.folders import list_tree
-from twinrun.data.listing import Listing, source_folder
+from twinrun.data.listing import RAW, Listing, source_folder
 from twinrun.errors import SourceError
 from twinrun.params import IngestParams
 
@@ -16,7 +16,7 @@ def list_source(params: IngestParams) -> Listing:
 
     Raises SourceError that says what is missing and how to get it.
     """
-    folder, may_download = source_folder(params), params.path is None
+    folder, may_download = source_folder(params), source_folder(params) == RAW / params.source
     match params.source:
         case "digits":
             return list_digits()
