@@ -227,7 +227,7 @@ def test_a_damaged_idx_file_is_refused_by_name(project: Project, damage: Callabl
 
 
 def test_offline_the_four_files_their_folder_and_the_command_that_fetches_them_are_named(project: Project) -> None:
-    ran = project.set(ingest__source="mnist").run_apart("ingest", **OFFLINE)
+    ran = project.set(ingest__source="mnist", ingest__path="data/raw/mnist").run_apart("ingest", **OFFLINE)
 
     names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     assert_refused(project, ran.code, ran.said, "data/raw/mnist", *names, "dvc repro ingest", "curl -fL")
