@@ -54,6 +54,7 @@ def main() -> None:
         dropped=verdict.dropped,
         given=table["label"].to_pylist(),
         decisions=verdict.decisions,
+        units=verdict.units,
     )
     print(words)
 

@@ -17,16 +17,22 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 _DECISION = "decision"
+_UNIT = "unit"
 IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The usable images of one split, in the order of the pack."""
+    """The usable images of one split, in the order of the pack.
+
+    Images of one unit show the same thing: near duplicates of one picture, or members of a group. They stay together
+    wherever images are divided. Without units each image is one of its own.
+    """
 
     rows: IntArray
     ids: list[str]
     targets: IntArray
+    units: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,6 +63,7 @@ def read_manifest(path: Path) -> Manifest:
     used = table.filter(pc.is_null(table["dropped"]))
     rows, ids = np.array(used["row"].to_pylist(), np.int64), used["id"].to_pylist()
     targets, names = np.array(used["target"].to_pylist(), np.int64), np.array(used["split"].to_pylist(), dtype=object)
+    units = [unit or image_id for unit, image_id in zip(used[_UNIT].to_pylist(), ids, strict=True)]
     by_target = dict(zip(targets.tolist(), used["label"].to_pylist(), strict=True))
     if sorted(by_target) != list(range(len(by_target))):
         raise DataError(f"{path} has images for only some of its classes. Make it again: dvc repro -f validate")
@@ -67,6 +74,7 @@ def read_manifest(path: Path) -> Manifest:
                 rows=rows[names == name],
                 ids=[ids[i] for i in np.flatnonzero(names == name)],
                 targets=targets[names == name],
+                units=[units[i] for i in np.flatnonzero(names == name)],
             )
             for name in SPLITS
         },
@@ -76,7 +84,7 @@ def read_manifest(path: Path) -> Manifest:
 def read_manifest_table(path: Path) -> "pa.Table":
     """A manifest as it is written, with a row for every image of the pack; raises DataError as `read_manifest` does.
 
-    One of an earlier version has no column for decisions: there were none, as far as it tells.
+    One of an earlier version lacks the columns for decisions and units, which are then null.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -85,8 +93,9 @@ def read_manifest_table(path: Path) -> "pa.Table":
         # Neither pq.read_table nor to_numpy, which import pandas and take a second of every training.
         with pq.ParquetFile(path) as file:
             table = file.read()
-        if _DECISION not in table.column_names:
-            table = table.append_column(_DECISION, pa.nulls(len(table), pa.string()))
+        for name in (_DECISION, _UNIT):
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), pa.string()))
         return table.select(_schema().names)
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Make it: dvc repro validate") from None
@@ -103,11 +112,12 @@ def write_manifest(
     dropped: Sequence[str | None],
     given: Sequence[str | None] | None = None,
     decisions: Sequence[str | None] | None = None,
+    units: Sequence[str | None] | None = None,
 ) -> None:
     """Publish a manifest with a row for every image of the pack, those with a reason in `dropped` as not usable.
 
     `given` are the labels that the source gave, where a person decided on others; they are recorded beside those.
-    `decisions` are those of a person, in words.
+    `decisions` are those of a person, in words. `units` name what an image shows with others, see Split.
     """
     import pyarrow as pa
 
@@ -124,6 +134,7 @@ def write_manifest(
         "dropped": dropped,
         "given": labels if given is None else given,
         _DECISION: [None] * len(ids) if decisions is None else decisions,
+        _UNIT: [None] * len(ids) if units is None else units,
     }
     write_table(pa.table(columns, schema=_schema()), path)
 
@@ -141,5 +152,6 @@ def _schema() -> "pa.Schema":
             "dropped": pa.string(),  # why the image may not be used, or null
             "given": pa.string(),  # the label that the source gave
             _DECISION: pa.string(),  # what a person decided and why, such as "relabel: it barks", or null
+            _UNIT: pa.string(),  # the same for near duplicates and for members of a group, or null
         }
     )

@@ -70,5 +70,5 @@ def _manifest_hash(manifest: Manifest) -> str:
     splits = {}
     for name in SPLITS:
         split = manifest.split(name)
-        splits[name] = [split.rows.tolist(), split.ids, split.targets.tolist()]
+        splits[name] = [split.rows.tolist(), split.ids, split.targets.tolist(), split.units]
     return hashlib.sha256(canonical_json({"classes": manifest.classes, "splits": splits})).hexdigest()

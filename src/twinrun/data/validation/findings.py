@@ -65,10 +65,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the data were judged; `labels`, `splits`, `dropped` and `decisions` have an entry for each row of the table.
+    """How the data were judged; the lists have an entry for each row of the table.
 
     `dropped` are reasons; `partners` has, for a dropped copy, the row that it is a copy of; `decisions` are those of a
-    person, such as "relabel: it barks".
+    person, such as "relabel: it barks"; `units` are equal for near duplicates and for members of a group.
     """
 
     findings: list[Finding]
@@ -78,6 +78,7 @@ class Verdict:
     dropped: list[str | None]
     partners: dict[int, int]
     decisions: list[str | None]
+    units: list[str | None]
     counts: dict[str, dict[str, int]]
     evidence: "Evidence"
 

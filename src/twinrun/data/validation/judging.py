@@ -54,8 +54,8 @@ def judge_table(
     facts: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
     decision = decided(facts, decisions)
     facts["label"] = decision.labels
+    keys = split_keys(facts["pixels_sha256"], facts["group"], [(pair.first, pair.second) for pair in pairs])
     if draw_splits:
-        keys = split_keys(facts["pixels_sha256"], facts["group"], [(pair.first, pair.second) for pair in pairs])
         facts["split"] = assign_splits(facts["split"], keys, _fractions(params), params.seed)
     whole = drop_broken(facts, decision.dropped, params)
     with phase("Comparing copies"):
@@ -75,6 +75,7 @@ def judge_table(
         dropped=[None if drop is None else drop.reason for drop in dropped],
         partners={row: drop.partner for row, drop in enumerate(dropped) if drop and drop.partner is not None},
         decisions=decision.words,
+        units=keys,
         counts=counts,
         evidence=evidence,
     )
