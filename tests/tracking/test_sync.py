@@ -260,11 +260,13 @@ def test_a_tracker_that_is_away_is_named_and_nothing_is_lost(project: Path, monk
     assert journal.folder.exists()
 
 
-def test_with_nothing_to_do_mlflow_is_not_even_imported(project: Path) -> None:
+def test_with_nothing_to_do_mlflow_is_not_even_imported_and_a_run_in_progress_is_left_alone(project: Path) -> None:
     train(project)
     evaluate(project)
+    train(project, weights_hash="cd" * 32, end=False)
     sync()
-    script = "import sys; from twinrun.tracking.sync import sync; print(sync().lines(), 'mlflow' in sys.modules)"
+    asked = "sync(thorough=True).lines(), 'mlflow' in sys.modules"
+    script = f"import sys; from twinrun.tracking.sync import sync; print({asked})"
 
     printed = subprocess.run([sys.executable, "-c", script], check=True, cwd=project, capture_output=True, text=True)
 

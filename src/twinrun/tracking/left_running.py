@@ -1,16 +1,45 @@
 """Runs that MLflow shows as running although their process is dead and no journal is left that would say so."""
 
-from collections.abc import Iterator
-from pathlib import Path
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from twinrun.params import load_params
 from twinrun.tracking.home import Process, journals_folder
-from twinrun.tracking.replay import JOURNAL_TAG, process_of
+from twinrun.tracking.replay import JOURNAL_TAG, PROCESS_TAG, process_of
 from twinrun.tracking.store import Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+def may_be_left_running(tracker: Tracker) -> bool:
+    """Whether it is worth asking MLflow for such runs.
+
+    A local store is asked directly, in milliseconds: importing MLflow takes seconds. A server is always worth asking,
+    and so is a database whose tables are not the ones known here.
+    """
+    if tracker.database is None:
+        return True
+    if not tracker.database.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(tracker.database))}?mode=ro", uri=True, timeout=10)) as store:
+            rows = store.execute(_RUNNING, (PROCESS_TAG, JOURNAL_TAG)).fetchall()
+    except sqlite3.Error:
+        return True
+    return any(_dead_process({PROCESS_TAG: process, JOURNAL_TAG: journal}, tracker) for process, journal in rows)
+
+
+_RUNNING = """
+    SELECT process.value, coalesce(journal.value, '-')
+    FROM runs
+    JOIN experiments ON experiments.experiment_id = runs.experiment_id AND experiments.lifecycle_stage = 'active'
+    JOIN tags AS process ON process.run_uuid = runs.run_uuid AND process.key = ?
+    LEFT JOIN tags AS journal ON journal.run_uuid = runs.run_uuid AND journal.key = ?
+    WHERE runs.status = 'RUNNING' AND runs.lifecycle_stage = 'active'
+"""
 
 
 def running(client: "MlflowClient", tracker: Tracker) -> list[Any]:
@@ -19,6 +48,8 @@ def running(client: "MlflowClient", tracker: Tracker) -> list[Any]:
     if tracker.database is not None:
         found = [each.experiment_id for each in client.search_experiments()]
     else:
+        from twinrun.params import load_params
+
         ours = client.get_experiment_by_name(load_params(tracker.home / "params.yaml").register.model_name)
         found = [] if ours is None else [ours.experiment_id]
     return list(client.search_runs(found, "attributes.status = 'RUNNING'")) if found else []
@@ -27,8 +58,7 @@ def running(client: "MlflowClient", tracker: Tracker) -> list[Any]:
 def left_running(client: "MlflowClient", tracker: Tracker) -> Iterator[tuple[Any, Process]]:
     """Those of them whose process is dead, with the process; where a journal waits, sync finds out by itself."""
     for run in running(client, tracker):
-        process = process_of(run.data.tags)
-        if process is not None and process.dead() and not _journal(run, tracker).is_dir():
+        if (process := _dead_process(run.data.tags, tracker)) is not None:
             yield run, process
 
 
@@ -40,5 +70,9 @@ def mark_killed(client: "MlflowClient", run: Any) -> None:
     client.set_terminated(run.info.run_id, "KILLED", end_time=max(times, default=run.info.start_time))
 
 
-def _journal(run: Any, tracker: Tracker) -> Path:
-    return journals_folder(tracker.home) / str(run.data.tags.get(JOURNAL_TAG, "-"))
+def _dead_process(tags: Mapping[str, str], tracker: Tracker) -> Process | None:
+    """The process of a run, if it is dead and no journal of the run is left."""
+    process = process_of(tags)
+    if process is None or not process.dead() or (journals_folder(tracker.home) / tags.get(JOURNAL_TAG, "-")).is_dir():
+        return None
+    return process

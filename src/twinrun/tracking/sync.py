@@ -19,7 +19,7 @@ from typing import Any
 from twinrun.publish import file_sha256, read_json, write_json
 from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
-from twinrun.tracking.left_running import left_running, mark_killed
+from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
@@ -90,7 +90,7 @@ def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float
     workspace = (workspace or Path.cwd()).resolve()
     tracker = find_tracker(workspace)
     report = SyncReport(tracker)
-    asks = thorough and (tracker.database is None or tracker.database.is_file())
+    asks = thorough and may_be_left_running(tracker)
     if not asks and not _is_anything_to_do(workspace, tracker):
         return report
     from filelock import FileLock, Timeout

@@ -5,7 +5,6 @@ run of its own. Refuses to speak of data that a training was not given.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.params import load_params
 from twinrun.publish import file_sha256, read_json
 from twinrun.tracking.objects import file_md5
 from twinrun.tracking.replay import Published, source_tags
@@ -46,6 +45,8 @@ def failure_waits(workspace: Path, tracker: Tracker) -> bool:
 
 def record_failure(client: "MlflowClient", workspace: Path, tracker: Tracker) -> str:
     """Make a run, FAILED, of the validation that refused the data; once for each result.json. Returns its name."""
+    from twinrun.params import load_params
+
     key = str(_failure(workspace))
     state = Published.load(tracker, key)
     params = load_params(workspace / "params.yaml")
