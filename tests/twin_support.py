@@ -26,7 +26,9 @@ def _train_once(folder: Path, new_store: Path) -> None:
     _copy_repository(folder)
     shutil.copytree(new_store, folder / "mlruns", dirs_exist_ok=True)
     _draw_images(folder / "data/raw/folder")
-    change_params(folder / "params.yaml", "ingest", {"source": "folder", "size_px": 8, "workers": 1})
+    change_params(
+        folder / "params.yaml", "ingest", {"source": "folder", "path": "data/raw/folder", "size_px": 8, "workers": 1}
+    )
     change_params(folder / "params.yaml", "validate", {"min_images_per_class": 2, "on_leak": "drop"})
     change_params(folder / "params.yaml", "train", {"model": "mlp", "epochs": 2, "batch_size": 32})
     git(folder, "init", "--quiet")
