@@ -1,6 +1,7 @@
 """A model on disk is loaded only if every byte is what was written."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -89,13 +90,29 @@ def test_the_weights_hash_does_not_see_the_layout_in_memory() -> None:
     assert weights_hash({"a": tensor}) == weights_hash({"a": tensor.to(memory_format=torch.channels_last)})
 
 
-def test_probabilities_are_shares_and_do_not_depend_on_the_company(folder: Path) -> None:
+def test_an_image_gets_the_same_bits_alone_in_any_company_and_at_any_place(folder: Path) -> None:
     bundle = load_bundle(folder)
     images = np.random.default_rng(0).integers(0, 256, (600, 16, 16, 1), dtype=np.uint8)
+    shuffled = np.random.default_rng(1).permutation(600)
 
     shares = probabilities(bundle, images)
 
     assert shares.shape == (600, 3)
     assert np.allclose(shares.sum(axis=1), 1)
-    assert (shares[100:200] == probabilities(bundle, images, np.arange(100, 200))).mean() > 0.9
-    assert (shares == probabilities(bundle, images, np.arange(600))).all()
+    assert np.array_equal(probabilities(bundle, images, shuffled), shares[shuffled])
+    assert np.array_equal(probabilities(bundle, images[100:117]), shares[100:117])
+    assert all(np.array_equal(probabilities(bundle, images[row : row + 1])[0], shares[row]) for row in (0, 15, 599))
+
+
+def test_requests_at_once_leave_the_number_of_threads_as_it_was(folder: Path) -> None:
+    bundle, before = load_bundle(folder), torch.get_num_threads()
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 1), dtype=np.uint8)
+    torch.set_num_threads(3)
+
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: probabilities(bundle, images), range(40)))
+
+    with ThreadPoolExecutor(1) as new_thread:
+        assert new_thread.submit(torch.get_num_threads).result() == 3
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    torch.set_num_threads(before)
