@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import run_main
+from twinrun.errors import duration, run_main
 from twinrun.models.bundle import save_bundle
 from twinrun.params import Params, load_params
 from twinrun.publish import canonical_json, ensure_writable, write_json, write_text
@@ -87,7 +87,8 @@ def main() -> None:
             write_json(card, OUT / "card.json")
             _finish(journal, card)
             job.checkpoints.finish(OUT / "journal.jsonl")
-    print(f"Weights of epoch {trained.kept_epoch}: {digest}\n{publication.notice() or ''}".rstrip(), flush=True)
+    print(_ending(trained, card["wall_time_s"]))
+    print(f"Weights hash: {digest}\n{publication.notice() or ''}".rstrip(), flush=True)
 
 
 def _prepare(params: Params) -> Job:
@@ -126,6 +127,13 @@ def _tell(scores: EpochScores, images_per_second: float | None, journal: Journal
     announce(scores, images_per_second, params.train.epochs)
 
 
+def _ending(trained: Trained, wall_time_s: float) -> str:
+    """How the training ended: the epoch whose weights were kept, its validation accuracy, the time of all epochs."""
+    kept = trained.history[trained.kept_epoch - 1]
+    which = "best" if kept.val_accuracy == max(scores.val_accuracy for scores in trained.history) else "last"
+    return f"{which} epoch {kept.epoch}, validation {kept.val_accuracy:.1%}, {duration(wall_time_s)}"
+
+
 def _write_model(job: Job, trained: Trained) -> str:
     write_text(history_csv(trained.history), OUT / "history.csv")
     return save_bundle(
@@ -146,4 +154,4 @@ def _finish(journal: Journal, card: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, "train" if rank() == 0 else None)

@@ -201,7 +201,7 @@ def make_twinrun(folder: Path, prepare: Callable[[Path], None] | None = None) ->
         database="mlruns/mlflow.db",
         weights=_bundle_weights,
         began=lambda run: any(run.folder.glob(".twinrun/resume/*/owner-*")),
-        written=lambda run: "Weights of epoch" in run.output(),
+        written=lambda run: "Weights hash" in run.output(),
     )
 
 

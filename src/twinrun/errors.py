@@ -1,4 +1,4 @@
-"""What can go wrong, drawn as a tree; knows nothing of the parts that raise it.
+"""What can go wrong, drawn as a tree, and the frame of every entry point, which turns it into messages.
 
     TwinrunError
     ├── ParamsError          params.yaml does not describe a run
@@ -25,11 +25,14 @@ message alone: a traceback means that Twinrun has a bug.
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+
+_IMPORTED = time.monotonic()  # every stage imports this module before what takes seconds, such as PyTorch
 
 
 class TwinrunError(Exception):
-    """Something that the person at the keyboard can understand and mend."""
+    """Something that the person at the keyboard can understand and fix."""
 
     exit_code = 1
 
@@ -102,13 +105,16 @@ class RegistryError(TrackingError):
     """No such model version, or it may not be promoted."""
 
 
-def run_main(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None], stage: str | None = None) -> None:
     """Run the entry point of a stage or command: a TwinrunError becomes its message on stderr and its exit code.
 
-    Ctrl-C ends it with 130, and a reader of its output that has gone, such as head, with 141, as in a shell.
+    Ctrl-C ends it with 130, and a reader of its output that has gone, such as head, with 141, as in a shell. A `stage`
+    that succeeds says how long it took, its imports included.
     """
     try:
         main()
+        if stage is not None:
+            print(f"{stage} took {duration(time.monotonic() - _IMPORTED)}", flush=True)
     except TwinrunError as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
@@ -119,3 +125,13 @@ def run_main(main: Callable[[], None]) -> None:
         # What is still to be written goes nowhere, or Python would complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def duration(seconds: float) -> str:
+    """A span of time for a person: "3.2 s", "42 s", "2 min 10 s", "1 h 5 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

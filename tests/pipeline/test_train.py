@@ -17,6 +17,7 @@ from tracking_support import runs
 from training_support import TrainableProject, run_stage
 
 import pipeline.train
+from twinrun.evaluation.history import read_history
 from twinrun.models.bundle import load_bundle
 from twinrun.tracking.sync import sync
 
@@ -65,7 +66,7 @@ def test_it_writes_a_bundle_a_history_a_card_and_a_journal_and_the_run_is_in_mlf
     assert not (trainable.folder / ".twinrun/resume" / card["fingerprint"]).exists()
 
 
-def test_torchrun_gives_the_same_weights_as_one_process(
+def test_torchrun_gives_the_same_weights_as_one_process_and_the_best_epoch_and_the_time_are_said_once(
     trainable: TrainableProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
@@ -77,6 +78,9 @@ def test_torchrun_gives_the_same_weights_as_one_process(
 
     assert code == 0, said
     assert trainable.weights_hash() == alone
+    best = max(read_history(trainable.folder / "data/out/train/history.csv").val_accuracy)
+    assert len(re.findall(rf"best epoch \d, validation {best:.1%}, (?:\d+ min )?[\d.]+ s\n", said)) == 1
+    assert len(re.findall(r"^train took (?:\d+ min )?[\d.]+ s$", said, re.MULTILINE)) == 1
 
 
 def test_processes_on_a_machine_of_many_cores_give_the_same_weights_as_one(
