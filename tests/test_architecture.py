@@ -91,3 +91,12 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
 def _sources_of(stage: str, folder: Path) -> str:
     files = [dep for dep in DVC[stage]["deps"] if Path(dep).parent == folder and dep.endswith(".py")]
     return "".join(Path(file).read_text(encoding="utf-8") for file in files)
+
+
+def test_pip_in_the_environment_that_make_sets_up_is_locked_and_installs_into_that_environment() -> None:
+    pip = Path(sys.prefix, "bin/pip")
+
+    said = subprocess.run([pip, "--version"], check=True, capture_output=True, text=True).stdout
+
+    assert sys.prefix in said
+    assert f"\npip=={said.split()[1]} \\\n    --hash=sha256:" in Path("requirements.lock").read_text()

@@ -138,7 +138,6 @@ def _client(tracker: Tracker) -> "MlflowClient":
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which uv does without
     try:
         return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
     except (MlflowException, OSError) as error:
