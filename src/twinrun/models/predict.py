@@ -49,7 +49,7 @@ def available_cores() -> int:
 def pass_size(images: NDArray[np.uint8]) -> int:
     """Number of images of shape (N, H, W, C) in one forward pass: 16, fewer of more than 64 x 64 pixels, at least 1."""
     height, width = images.shape[1:3]
-    return max(1, min(_PASS_IMAGES, _PASS_PIXELS // (height * width)))
+    return max(1, min(_PASS_IMAGES, _PASS_PIXELS // int(height * width)))
 
 
 def pass_probabilities(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.float64]:
