@@ -71,7 +71,7 @@ def _images_per_second(way: str, steps: int, threads: int) -> float:
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     images = _images((steps + 1) * _BATCH)
-    network = build_network("resnet9", channels=3, size_px=32, classes=_CLASSES, seed=0)
+    network = build_network("resnet9", channels=3, size_px=(32, 32), classes=_CLASSES, seed=0)
     params, clock = _params(), _Clock()
     data = _split_images(images)
     precision: Any = "32-true"

@@ -21,7 +21,7 @@ NEAR = OUT / "near.parquet"
 def main() -> None:
     params = load_params().ingest
     listing = list_source(params)
-    shape = Shape(params.size_px, params.channels, params.fit, params.max_pixels)
+    shape = Shape(params.size, params.channels, params.fit, params.resample, params.max_pixels)
     workers = available_cores() if params.workers == "auto" else params.workers
 
     ensure_writable(OUT, 0)

@@ -213,8 +213,16 @@ def _train_really(project: Path) -> None:
     from twinrun.models.architectures import build_network
     from twinrun.models.bundle import Preprocessing, save_bundle
 
-    preprocessing = Preprocessing(size_px=32, channels="gray", fit="pad", max_pixels=10**6, mean=(0.3,), std=(0.3,))
-    network = build_network("lenet5", channels=1, size_px=32, classes=10, seed=0)
+    preprocessing = Preprocessing(
+        size_px=(32, 32),
+        channels="gray",
+        fit="pad",
+        resample="bilinear",
+        max_pixels=10**6,
+        mean=(0.3,),
+        std=(0.3,),
+    )
+    network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
     train(project)
     digest = save_bundle(
         project / "data/out/train/bundle",

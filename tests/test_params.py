@@ -25,7 +25,7 @@ def test_every_problem_is_reported_at_once_with_the_setting_that_was_meant(setti
     settings["train"]["lerning_rate"] = settings["train"].pop("learning_rate")
     settings["train"]["epochs"] = 0
     settings["ingest"]["source"] = "mnits"
-    settings["ingest"]["size_px"] = "32"
+    settings["ingest"]["size_px"] = "large"
     del settings["register"]
 
     with pytest.raises(ParamsError) as raised:
@@ -37,8 +37,40 @@ def test_every_problem_is_reported_at_once_with_the_setting_that_was_meant(setti
     assert "train.epochs: must be at least 1, got 0" in said
     assert "ingest.source: must be one of 'digits', 'mnist', 'fashion-mnist', 'cifar10', 'trashnet' or 'folder'" in said
     assert "did you mean mnist?" in said
-    assert "ingest.size_px: must be a valid integer, got '32'" in said
+    assert 'ingest.size_px: must be an integer, which is a square, or [height, width], got "large"' in said
     assert "register: missing" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "kept", "size"), [(32, 32, (32, 32)), ([24, 32], (24, 32), (24, 32)), ([32, 32], 32, (32, 32))]
+)
+def test_a_size_is_a_square_or_height_and_width(
+    settings: dict[str, Any], value: Any, kept: Any, size: tuple[int, int]
+) -> None:
+    settings["ingest"]["size_px"] = value
+
+    params = parse_params(settings).ingest
+
+    assert params.size_px == kept
+    assert params.size == size
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ([224, 320, 3], r"must be an integer, which is a square, or \[height, width\], got \[224, 320, 3\]"),
+        ([224.5, 320], r"must be an integer, which is a square, or \[height, width\], got \[224.5, 320\]"),
+        (True, r"must be an integer, which is a square, or \[height, width\], got true"),
+        ([], r"must be an integer, which is a square, or \[height, width\], got \[\]"),
+        ([224, 7], r"each side must be 8 to 1024 pixels, got \[224, 7\]"),
+        (1025, r"each side must be 8 to 1024 pixels, got 1025"),
+    ],
+)
+def test_a_size_that_is_neither_is_refused_with_both_forms(settings: dict[str, Any], value: Any, problem: str) -> None:
+    settings["ingest"]["size_px"] = value
+
+    with pytest.raises(ParamsError, match=rf"ingest\.size_px: {problem}"):
+        parse_params(settings)
 
 
 def test_fractions_that_do_not_add_up_are_refused(settings: dict[str, Any]) -> None:

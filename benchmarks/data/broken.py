@@ -99,7 +99,7 @@ def _trashnet(data: Path, folder: Path, quick: bool) -> _Planted:
     content = list_trashnet(data / "trashnet").content
     assert isinstance(content, Files)
     paths = [content.paths[row] for row in _drawn(len(content.paths), _QUICK if quick else len(content.paths))]
-    return _damaged("TrashNet", paths, folder, Shape(64, "rgb", "pad", _MAX_PIXELS))
+    return _damaged("TrashNet", paths, folder, Shape((64, 64), "rgb", "pad", "bilinear", _MAX_PIXELS))
 
 
 def _fashion_mnist(data: Path, folder: Path, quick: bool) -> _Planted:
@@ -109,7 +109,7 @@ def _fashion_mnist(data: Path, folder: Path, quick: bool) -> _Planted:
     for row in _drawn(len(content.pixels), _QUICK if quick else _WRITTEN):
         paths.append(folder / f"published-{row}.png")
         Image.fromarray(content.pixels[row, :, :, 0]).save(paths[-1])
-    return _damaged("Fashion-MNIST, as PNG", paths, folder, Shape(28, "gray", "pad", _MAX_PIXELS))
+    return _damaged("Fashion-MNIST, as PNG", paths, folder, Shape((28, 28), "gray", "pad", "bilinear", _MAX_PIXELS))
 
 
 def _drawn(count: int, most: int) -> list[int]:

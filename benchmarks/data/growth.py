@@ -72,7 +72,7 @@ def _write_idx(array: npt.NDArray[np.uint8], path: Path) -> None:
 
 def _timed(project: Path, repeats: int) -> dict[str, float]:
     listing = list_idx(_NAME, project / "data/raw" / _NAME, may_download=False)
-    shape, path = Shape(32, "gray", "pad", 10**8), project / "images.npy"
+    shape, path = Shape((32, 32), "gray", "pad", "bilinear", 10**8), project / "images.npy"
     with creating_pack(path, (len(listing.items), *shape.of_image)) as temp:
         facts = fill_pack(listing, shape, temp, available_cores())
     images = open_pack(path)

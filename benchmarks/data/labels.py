@@ -80,7 +80,7 @@ def _training_images(name: Literal["mnist", "fashion-mnist"], data: Path, most: 
 
 
 def _photos(data: Path, most: int | None) -> tuple[Pixels, Labels]:
-    listing, shape = list_trashnet(data / "trashnet"), Shape(64, "rgb", "pad", 10**8)
+    listing, shape = list_trashnet(data / "trashnet"), Shape((64, 64), "rgb", "pad", "bilinear", 10**8)
     with tempfile.TemporaryDirectory() as folder:
         pack = Path(folder, "images.npy")
         with creating_pack(pack, (len(listing.items), *shape.of_image)) as temp:

@@ -110,7 +110,7 @@ def _arrays(name: str, data: Path, folder: Path, quick: bool) -> Planted:
         changes()[str(change[row])](pixels[source[row], :, :, 0], random) for row in range(len(items), len(source))
     ]
     content = Arrays(np.concatenate([pixels, np.stack(copies)[..., None]]), listing.content.format)
-    shape = Shape(pixels.shape[1], "gray", "pad", 10**8)
+    shape = Shape((pixels.shape[1], pixels.shape[1]), "gray", "pad", "bilinear", 10**8)
     return Planted(name, Listing(_with_copies(items, source), content), shape, source, change)
 
 
@@ -128,7 +128,7 @@ def _files(name: str, data: Path, folder: Path, quick: bool) -> Planted:
     return Planted(
         name,
         Listing(_with_copies(listing.items, source), Files(paths)),
-        Shape(64, "rgb", "pad", 10**8),
+        Shape((64, 64), "rgb", "pad", "bilinear", 10**8),
         source,
         change,
     )

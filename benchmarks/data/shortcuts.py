@@ -301,7 +301,7 @@ def _measured(images: _Images, pack_px: int) -> Columns:
         kind = {".jpg": "JPEG", ".png": "PNG"}[images.suffix]
         height, width, _ = pixels.shape
         known = Facts(images.path(row).stat().st_size, None, width=width, height=height, mode=mode, format=kind)
-        return measured(known, pixels), fit_image(pixels, pack_px, "pad")
+        return measured(known, pixels), fit_image(pixels, (pack_px, pack_px), "pad", "bilinear")
 
     with ThreadPoolExecutor(available_cores()) as pool:
         rows, pack = zip(*pool.map(measure, range(len(images))), strict=True)

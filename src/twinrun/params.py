@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from twinrun.errors import ParamsError
@@ -29,6 +29,19 @@ PixelCap = Annotated[int, Field(ge=1, le=178_956_970)]  # more than that Pillow 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+def _one_form_of_size(value: Any) -> Any:
+    """The size as it is kept: an integer for a square, else (height, width)."""
+    sides = value if isinstance(value, list) else [value]
+    if not 1 <= len(sides) <= 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise ValueError(f"must be an integer, which is a square, or [height, width], got {json.dumps(value)}")
+    if any(not 8 <= side <= 1024 for side in sides):
+        raise ValueError(f"each side must be 8 to 1024 pixels, got {json.dumps(value)}")
+    return sides[0] if len(set(sides)) == 1 else tuple(sides)
+
+
+SizePx = Annotated[int | tuple[int, int], BeforeValidator(_one_form_of_size)]
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class IngestParams:
     """Where images come from and what they are made into."""
@@ -39,11 +52,17 @@ class IngestParams:
     group_pattern: str | None
     leave_out: list[str]
     splits_file: str | None
-    size_px: Annotated[int, Field(ge=8, le=1024)]
+    size_px: SizePx
     channels: Literal["gray", "rgb"]
     fit: Literal["pad", "crop"]
+    resample: Literal["bilinear", "bicubic"]
     max_pixels: PixelCap
     workers: AutoCount
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that every image is resized to, pixels."""
+        return (self.size_px, self.size_px) if isinstance(self.size_px, int) else self.size_px
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -188,7 +188,7 @@ def test_pillows_guard_against_bombs_stands_after_one_was_refused() -> None:
 )
 def test_what_cannot_be_decoded_is_refused_in_words(data: bytes, words: str) -> None:
     with pytest.raises(DecodeError, match=words):
-        decode(data, channels="rgb", fit="pad", size_px=8, max_pixels=LIMIT)
+        decode(data, channels="rgb", fit="pad", resample="bilinear", size=(8, 8), max_pixels=LIMIT)
 
 
 def noisy(mode: str = "RGB") -> Image.Image:
@@ -199,7 +199,7 @@ def noisy(mode: str = "RGB") -> Image.Image:
 
 def why_not(data: bytes) -> str:
     with pytest.raises(DecodeError) as caught:
-        decode(data, channels="rgb", fit="pad", size_px=8, max_pixels=LIMIT)
+        decode(data, channels="rgb", fit="pad", resample="bilinear", size=(8, 8), max_pixels=LIMIT)
     return str(caught.value)
 
 
@@ -274,7 +274,9 @@ def test_nothing_but_a_decode_error_comes_out_of_hostile_files(hostile_images: l
     refused = []
     for path in hostile_images:
         try:
-            pixels = decode(path.read_bytes(), channels="rgb", fit="crop", size_px=8, max_pixels=LIMIT * 60)
+            pixels = decode(
+                path.read_bytes(), channels="rgb", fit="crop", resample="bilinear", size=(8, 8), max_pixels=LIMIT * 60
+            )
             assert pixels.shape == (8, 8, 3)
         except DecodeError as error:
             refused.append(str(error))
@@ -286,7 +288,7 @@ def test_nothing_but_a_decode_error_comes_out_of_hostile_files(hostile_images: l
 def test_padding_keeps_all_of_the_image_centred_on_black() -> None:
     white = np.full((10, 40, 1), 255, np.uint8)
 
-    fitted = fit_image(white, 20, "pad")
+    fitted = fit_image(white, (20, 20), "pad", "bilinear")
 
     assert fitted.shape == (20, 20, 1)
     assert np.flatnonzero(fitted[:, 10, 0]).tolist() == [7, 8, 9, 10, 11]
@@ -297,25 +299,25 @@ def test_cropping_fills_the_square_with_the_middle() -> None:
     image = np.zeros((10, 40, 3), np.uint8)
     image[:, 15:25] = 255
 
-    assert (fit_image(image, 10, "crop") == 255).all()
+    assert (fit_image(image, (10, 10), "crop", "bilinear") == 255).all()
 
 
 def test_shrinking_is_antialiased_and_equal_size_changes_nothing() -> None:
     stripes = np.zeros((64, 64, 1), np.uint8)
     stripes[:, ::2] = 255
 
-    small = fit_image(stripes, 8, "pad")
+    small = fit_image(stripes, (8, 8), "pad", "bilinear")
 
     assert abs(int(small.mean()) - 127) < 3
     assert small.std() < 20
-    assert np.array_equal(fit_image(stripes, 64, "crop"), stripes)
+    assert np.array_equal(fit_image(stripes, (64, 64), "crop", "bilinear"), stripes)
 
 
 def test_a_thread_of_an_image_survives_both_ways_of_fitting() -> None:
     thread = np.full((1, 3000, 1), 200, np.uint8)
 
-    assert fit_image(thread, 16, "pad").max() == 200
-    assert fit_image(thread, 16, "crop").shape == (16, 16, 1)
+    assert fit_image(thread, (16, 16), "pad", "bilinear").max() == 200
+    assert fit_image(thread, (16, 16), "crop", "bilinear").shape == (16, 16, 1)
 
 
 def test_a_png_whose_pixels_decode_and_whose_checksum_is_wrong_is_broken() -> None:

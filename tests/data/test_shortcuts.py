@@ -87,7 +87,7 @@ def squares(sizes: Sequence[tuple[int, int]]) -> Pixels:
         image = np.full((height, width, 3), 128, np.uint8)
         image[: height // 4, : width // 4] = (255, 0, 0)
         image[-(height // 4) :, -(width // 4) :] = (0, 0, 255)
-        images.append(fit_image(image, 64, "pad"))
+        images.append(fit_image(image, (64, 64), "pad", "bilinear"))
     return np.stack(images)
 
 
@@ -106,7 +106,7 @@ def test_corners_are_those_of_the_picture_and_not_of_its_black_bars(turned: bool
 
 def test_images_that_fill_the_square_have_their_corners_at_its_edges_and_broken_ones_have_none() -> None:
     photo = np.asarray(Image.linear_gradient("L").resize((48, 32)))[:, :, None] // 2 + 100
-    cropped = np.stack([fit_image(photo, 32, "crop"), np.zeros((32, 32, 1), np.uint8)])
+    cropped = np.stack([fit_image(photo, (32, 32), "crop", "bilinear"), np.zeros((32, 32, 1), np.uint8)])
 
     corners = corner_colours(cropped, [48, None], [32, None])
 

@@ -9,7 +9,7 @@ from twinrun.models.architectures import build_network
 
 
 def seen_by(name: str, size_px: int = 32) -> list[FeatureMaps]:
-    network = build_network(name, channels=1, size_px=size_px, classes=10, seed=0).eval()
+    network = build_network(name, channels=1, size_px=(size_px, size_px), classes=10, seed=0).eval()
     image = torch.rand(1, 1, size_px, size_px, generator=torch.Generator().manual_seed(0))
     return feature_maps(network, image)
 
@@ -54,8 +54,18 @@ def test_networks_of_all_builds_show_square_maps_or_vectors(name: str, kinds: se
     assert all(maps.maps.ndim == 3 and maps.maps.shape[1] == maps.maps.shape[2] for maps in seen)
 
 
+@pytest.mark.parametrize("name", ["lenet5", "convnext_tiny", "swin_t"])
+def test_maps_of_an_oblong_image_have_its_aspect(name: str) -> None:
+    network = build_network(name, channels=1, size_px=(64, 128), classes=10, seed=0).eval()
+
+    seen = [maps for maps in feature_maps(network, torch.rand(1, 1, 64, 128)) if not maps.is_vector]
+
+    assert len(seen) > 3
+    assert all(maps.maps.shape[2] / maps.maps.shape[1] == pytest.approx(2, rel=0.25) for maps in seen)
+
+
 def test_looking_changes_neither_the_answer_nor_the_network() -> None:
-    network = build_network("lenet5", channels=1, size_px=32, classes=10, seed=0).eval()
+    network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0).eval()
     image = torch.rand(1, 1, 32, 32)
     with torch.inference_mode():
         before = network(image)

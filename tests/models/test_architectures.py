@@ -13,9 +13,21 @@ SMALL = ["mlp", "lenet5", "resnet9", "resnet18", "mobilenet_v3_small", "shufflen
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", SMALL)
 def test_a_network_takes_the_channels_and_gives_the_classes_that_are_asked_for(name: str, channels: int) -> None:
-    network = build_network(name, channels=channels, size_px=64, classes=7, seed=0).eval()
+    network = build_network(name, channels=channels, size_px=(64, 64), classes=7, seed=0).eval()
 
     assert network(torch.zeros(2, channels, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "swin_t"])
+def test_a_network_takes_oblong_images(name: str) -> None:
+    network = build_network(name, channels=3, size_px=(48, 80), classes=7, seed=0).eval()
+
+    assert network(torch.zeros(2, 3, 48, 80)).shape == (2, 7)
+
+
+def test_a_network_that_takes_squares_alone_says_so() -> None:
+    with pytest.raises(ModelError, match=r"vit_b_16 cannot take images of 320 x 224 pixels \(.*takes squares\)"):
+        build_network("vit_b_16", channels=3, size_px=(224, 320), classes=7, seed=0)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16_bn", "googlenet", "resnet50", "efficientnet_b0", "vit_b_16"])
@@ -24,14 +36,14 @@ def test_the_networks_that_the_documentation_names_are_known(name: str) -> None:
 
 
 def test_googlenet_gives_logits_and_not_its_auxiliary_outputs() -> None:
-    network = build_network("googlenet", channels=1, size_px=64, classes=3, seed=0).train()
+    network = build_network("googlenet", channels=1, size_px=(64, 64), classes=3, seed=0).train()
 
     assert network(torch.rand(2, 1, 64, 64)).shape == (2, 3)
 
 
 def test_first_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone() -> None:
     def first_weights(seed: int) -> str:
-        network = build_network("resnet9", channels=3, size_px=32, classes=10, seed=seed)
+        network = build_network("resnet9", channels=3, size_px=(32, 32), classes=10, seed=seed)
         return weights_hash(network.state_dict())
 
     before = torch.get_rng_state()
@@ -43,7 +55,7 @@ def test_first_weights_are_a_function_of_the_seed_and_leave_the_global_generator
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_ones() -> None:
     with pytest.raises(ModelError, match=r'no network is called "resnet81"\. Did you mean .*resnet18') as raised:
-        build_network("resnet81", channels=3, size_px=32, classes=10, seed=0)
+        build_network("resnet81", channels=3, size_px=(32, 32), classes=10, seed=0)
 
     assert "lenet5" in str(raised.value)
     assert "efficientnet_b0" in str(raised.value)
@@ -52,4 +64,4 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_ones() -> Non
 @pytest.mark.parametrize(("name", "size_px"), [("alexnet", 32), ("lenet5", 12), ("vit_b_16", 30)])
 def test_images_that_are_too_small_are_refused_with_the_setting_to_change(name: str, size_px: int) -> None:
     with pytest.raises(ModelError, match=r"(?s)cannot take images of .*ingest.size_px"):
-        build_network(name, channels=1, size_px=size_px, classes=10, seed=0)
+        build_network(name, channels=1, size_px=(size_px, size_px), classes=10, seed=0)

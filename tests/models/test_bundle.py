@@ -12,13 +12,16 @@ from twinrun.errors import BundleError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle, weights_hash
 from twinrun.models.predict import probabilities
+from twinrun.publish import replacing_folder, write_json
 
-PREPARATION = Preprocessing(size_px=16, channels="gray", fit="pad", max_pixels=1000, mean=(0.3,), std=(0.2,))
+PREPARATION = Preprocessing(
+    size_px=(16, 16), channels="gray", fit="pad", resample="bilinear", max_pixels=1000, mean=(0.3,), std=(0.2,)
+)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    network = build_network("lenet5", channels=1, size_px=16, classes=3, seed=5)
+    network = build_network("lenet5", channels=1, size_px=(16, 16), classes=3, seed=5)
     save_bundle(
         tmp_path / "bundle",
         network.state_dict(),
@@ -35,6 +38,28 @@ def test_a_bundle_comes_back_as_it_was_written(folder: Path) -> None:
     assert bundle.classes == ("a", "b", "c")
     assert bundle.preprocessing == PREPARATION
     assert bundle.weights_hash == json.loads((folder / "model.json").read_bytes())["weights_hash"]
+
+
+def test_a_bundle_from_before_frames_and_filters_is_a_bilinear_square(folder: Path) -> None:
+    description = json.loads((folder / "model.json").read_bytes())
+    description["format"] = 1
+    description["preprocessing"]["size_px"] = 16
+    del description["preprocessing"]["resample"]
+    with replacing_folder(folder) as temp:
+        (temp / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes())
+        write_json(description, temp / "model.json")
+
+    assert load_bundle(folder).preprocessing == PREPARATION
+
+
+def test_a_bundle_of_a_later_format_is_refused_with_its_number(folder: Path) -> None:
+    description = json.loads((folder / "model.json").read_bytes()) | {"format": 3}
+    with replacing_folder(folder) as temp:
+        (temp / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes())
+        write_json(description, temp / "model.json")
+
+    with pytest.raises(BundleError, match="format 3, and this version reads formats up to 2"):
+        load_bundle(folder)
 
 
 def test_the_same_weights_are_written_as_the_same_bytes(folder: Path) -> None:

@@ -62,7 +62,7 @@ def make_trained(folder: Path, *, images: int, steps: int, size_px: int = SIZE_P
     write_manifest(out / "validate/manifest.parquet", ids=ids, labels=labels, splits=splits, dropped=[None] * images)
 
     torch.manual_seed(0)
-    network = build_network(model, channels=1, size_px=size_px, classes=10, seed=0)
+    network = build_network(model, channels=1, size_px=(size_px, size_px), classes=10, seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     rows = torch.tensor([row for row in range(images) if splits[row] == "train"])
     targets = torch.tensor(digits.target)
@@ -78,7 +78,13 @@ def make_trained(folder: Path, *, images: int, steps: int, size_px: int = SIZE_P
         architecture=model,
         classes=tuple("0123456789"),
         preprocessing=Preprocessing(
-            size_px=size_px, channels="gray", fit="pad", max_pixels=10**6, mean=(0.3,), std=(0.3,)
+            size_px=(size_px, size_px),
+            channels="gray",
+            fit="pad",
+            resample="bilinear",
+            max_pixels=10**6,
+            mean=(0.3,),
+            std=(0.3,),
         ),
     )
     (out / "train/history.csv").write_text(

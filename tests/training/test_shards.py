@@ -26,7 +26,9 @@ def load(part: slice) -> tuple[Tensor, Tensor]:
 
 
 def hash_after_steps(name: str, numerics: Numerics, *, threads: int, shards: int = 4, steps: int = 2) -> str:
-    network = build_network(name, channels=1, size_px=32, classes=10, seed=1).to(memory_format=torch.channels_last)
+    network = build_network(name, channels=1, size_px=(32, 32), classes=10, seed=1).to(
+        memory_format=torch.channels_last
+    )
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     sharded = ShardedNetwork(network, numerics, shards=shards, threads=threads, label_smoothing=0.1, seed=3)
     with sharded:
@@ -52,7 +54,7 @@ def test_the_number_of_shards_is_part_of_the_recipe_where_batches_are_normalised
 
 @pytest.mark.parametrize("shards", [1, 3, 4, 7])
 def test_the_gradient_is_that_of_the_mean_loss_over_the_whole_batch(shards: int) -> None:
-    network = build_network("lenet5", channels=1, size_px=32, classes=10, seed=1)
+    network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=1)
     pixels = normalised(IMAGES, channel_tensor(FP32.mean), channel_tensor(FP32.std))
     loss = cross_entropy(network(pixels), TARGETS, label_smoothing=0.1)
     wanted = torch.autograd.grad(loss, list(network.parameters()))
@@ -101,7 +103,7 @@ def test_dropout_depends_on_the_step_and_leaves_the_global_generator_alone(layer
 
 
 def test_scores_do_not_depend_on_the_number_of_threads() -> None:
-    network = build_network("resnet9", channels=1, size_px=32, classes=10, seed=1).eval()
+    network = build_network("resnet9", channels=1, size_px=(32, 32), classes=10, seed=1).eval()
     slices = [slice(k, k + 8) for k in range(0, 32, 8)]
     scores = []
 

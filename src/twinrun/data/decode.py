@@ -22,8 +22,11 @@ from twinrun.errors import DecodeError
 
 Channels = Literal["gray", "rgb"]
 Fit = Literal["pad", "crop"]
+Resample = Literal["bilinear", "bicubic"]
+Size = tuple[int, int]
 Pixels = npt.NDArray[np.uint8]
 
+_METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION_TAG = 0x0112
 _MAKE_TAG, _MODEL_TAG = 0x010F, 0x0110
 _CAMERA_LENGTH = 80
@@ -58,9 +61,9 @@ class BrokenImage(DecodeError):
         self.header = header
 
 
-def decode(data: bytes, *, channels: Channels, fit: Fit, size_px: int, max_pixels: int) -> Pixels:
-    """The image in `data` as a network takes it: uint8 (size_px, size_px, C). Raises DecodeError that says why not."""
-    return fit_image(decode_image(data, channels=channels, max_pixels=max_pixels).pixels, size_px, fit)
+def decode(data: bytes, *, channels: Channels, fit: Fit, resample: Resample, size: Size, max_pixels: int) -> Pixels:
+    """The image in `data` as a network takes it: uint8 (H, W, C) of `size` (H, W). Raises DecodeError that says why."""
+    return fit_image(decode_image(data, channels=channels, max_pixels=max_pixels).pixels, size, fit, resample)
 
 
 def decode_image(
@@ -109,28 +112,50 @@ def decode_image(
         raise BrokenImage(decoder_error(error, image, stream), header) from None
 
 
-def fit_image(pixels: Pixels, size_px: int, fit: Fit) -> Pixels:
-    """Resize uint8 (H, W, C) to (size_px, size_px, C), bilinear with antialias, keeping the aspect.
+def fit_image(pixels: Pixels, size: Size, fit: Fit, resample: Resample) -> Pixels:
+    """Resize uint8 (h, w, C) to (H, W, C) for `size` (H, W), with antialias, keeping the aspect.
 
-    `pad` shows all of the image, centred on black; `crop` fills the square and cuts what is beyond it on two sides.
+    `pad` shows all of the image, centred on black; `crop` fills the frame and cuts the two sides that reach beyond it.
     """
-    height, width, channels = pixels.shape
-    if (height, width) == (size_px, size_px):
+    if pixels.shape[:2] == size:
         return pixels
+    height, width, channels = pixels.shape
+    frame_height, frame_width = size
     image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    method = _METHODS[resample]
     if fit == "crop":
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        return _to_array(image.resize((size_px, size_px), Image.Resampling.BILINEAR, box=box))
-    scale = size_px / max(width, height)
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if inner != (width, height):
-        image = image.resize(inner, Image.Resampling.BILINEAR)
-    square = np.zeros((size_px, size_px, channels), np.uint8)
-    left, top = (size_px - inner[0]) // 2, (size_px - inner[1]) // 2
-    square[top : top + inner[1], left : left + inner[0]] = _to_array(image)
-    return square
+        across, down = min(width, height * frame_width / frame_height), min(height, width * frame_height / frame_width)
+        left, top = (width - across) / 2, (height - down) / 2
+        box = (left, top, left + across, top + down)
+        return _to_array(resize(image, (frame_width, frame_height), method, box))
+    top, left, inner_height, inner_width = padded_box(height, width, size)
+    frame = np.zeros((*size, channels), np.uint8)
+    inner = resize(image, (inner_width, inner_height), method)
+    frame[top : top + inner_height, left : left + inner_width] = _to_array(inner)
+    return frame
+
+
+def padded_box(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
+    """Where an image of `height` x `width` lies in the frame `size` (H, W) when padded: top, left, height, width."""
+    scale = min(size[0] / height, size[1] / width)
+    down, across = max(1, round(height * scale)), max(1, round(width * scale))
+    return (size[0] - down) // 2, (size[1] - across) // 2, down, across
+
+
+def resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    method: Image.Resampling,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """Resize to `size` (width, height), first horizontally and then vertically; `box` is left, top, right, bottom.
+
+    Pillow rounds to 8 bits after each axis, and which axis it takes first differs between its versions. Two calls with
+    one axis each give the same bytes under all of them.
+    """
+    left, top, right, bottom = box or (0, 0, *image.size)
+    across = image.resize((size[0], image.height), method, box=(left, 0, right, image.height))
+    return across.resize(size, method, box=(0, top, size[0], bottom))
 
 
 def _header(image: Image.Image) -> Header:

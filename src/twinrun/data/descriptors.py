@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.data.alignment import bases, spectrum
+from twinrun.data.decode import Size, padded_box
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
-Boxes = npt.NDArray[np.int32]  # (N, 4): top, left, height, width
+Box = tuple[int, int, int, int]  # top, left, height, width
+Boxes = npt.NDArray[np.int32]  # (N, 4), each a Box
 
 _SIDE_PX = 64
 _ORDER = 8
@@ -32,24 +34,29 @@ VIEWS = np.array([(1, 0, 1, 0), *((0.9, top, 0.9, left) for top in _CORNERS for 
 
 
 def content_boxes(images: Pixels, sizes: Sequence[tuple[int | None, int | None]]) -> Boxes | None:
-    """Where each of `images` (N, H, W, C) shows what had `sizes`, width and height, before padding to a square.
+    """Where each of `images` (N, H, W, C) shows what had `sizes`, width and height, before padding.
 
     A picture that was turned upright has them swapped; one whose bars are not black was not padded. Null where none
     was.
     """
-    side = images.shape[1]
-    boxes = np.tile(np.array([0, 0, *images.shape[1:3]], np.int32), (len(images), 1))
+    frame = images.shape[1], images.shape[2]
+    boxes = np.tile(np.array([0, 0, *frame], np.int32), (len(images), 1))
     padded = False
     for row, (width, height) in enumerate(sizes):
-        if width and height and width != height:
-            inner = max(1, round(min(width, height) * side / max(width, height)))
-            start = (side - inner) // 2
-            lying, standing = (start, 0, inner, side), (0, start, side, inner)
-            for box in (lying, standing) if width > height else (standing, lying):
+        if width and height and not _fills(height, width, frame):
+            for box in upright_boxes(height, width, frame):
                 if not _outside(images[row], box).any():
                     boxes[row], padded = box, True
                     break
     return boxes if padded else None
+
+
+def upright_boxes(height: int, width: int, frame: Size) -> list[Box]:
+    """Where a padded image of `height` x `width`, as stored or turned upright, may lie in `frame`; smallest first.
+
+    The larger box of an oblong frame can hold all of the smaller one, and the black beside it, so it is tried last.
+    """
+    return sorted((padded_box(height, width, frame), padded_box(width, height, frame)), key=lambda box: box[2] * box[3])
 
 
 def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None, gain: float = 1) -> Floats:
@@ -124,7 +131,12 @@ def _unit(vectors: Floats) -> Floats:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6))
 
 
-def _outside(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
+def _fills(height: int, width: int, frame: Size) -> bool:
+    """Whether an image has the aspect of the frame both as stored and turned upright, so that nothing was padded."""
+    return height * frame[1] == width * frame[0] and width * frame[1] == height * frame[0]
+
+
+def _outside(image: Pixels, box: Box) -> Pixels:
     top, left, height, width = box
     beyond = image.copy()
     beyond[top : top + height, left : left + width] = 0

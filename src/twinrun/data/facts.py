@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from twinrun.data.decode import Header, Pixels
+from twinrun.data.decode import Header, Pixels, resize
 
 _STRIP_PIXELS = 1 << 20
 _PHASH_SIDE = 8
@@ -184,9 +184,10 @@ def _mean_and_deviation(total: int, squares: int, count: int) -> tuple[float, fl
 
 
 def _phashes(grays: Iterable[Grays]) -> list[str]:
-    """What imagehash.phash says of each gray image (H, W), bit for bit: the same resampling and the same transform.
+    """What imagehash.phash gives for each gray image (H, W), bit for bit: the same resampling and the same transform.
 
-    The library takes one image at a time, and half of its time goes into calls; here all share one transform.
+    The resampling is that of Pillow 12, horizontally first, under every Pillow. The library takes one image at a time,
+    and half of its time goes into calls; here all share one transform.
     """
     from scipy.fftpack import dct
 
@@ -197,4 +198,4 @@ def _phashes(grays: Iterable[Grays]) -> list[str]:
 
 
 def _resampled(gray: Grays) -> Grays:
-    return np.asarray(Image.fromarray(gray).resize((_PHASH_INPUT_PX, _PHASH_INPUT_PX), Image.Resampling.LANCZOS))
+    return np.asarray(resize(Image.fromarray(gray), (_PHASH_INPUT_PX, _PHASH_INPUT_PX), Image.Resampling.LANCZOS))

@@ -64,7 +64,7 @@ def check_folder(
     """
     listing = list_images(folder, leave_out=out)
     _make_writable(out)
-    shape = Shape(size_px, "rgb", "pad", _MAX_PIXELS)
+    shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS)
     settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))
     with tempfile.TemporaryDirectory(prefix="twinrun-check-") as temp:
         pack = Path(temp, "images.npy")

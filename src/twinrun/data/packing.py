@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from twinrun.data.decode import BrokenImage, Channels, Fit, Header, Pixels, decode_image, fit_image
+from twinrun.data.decode import BrokenImage, Channels, Fit, Header, Pixels, Resample, Size, decode_image, fit_image
 from twinrun.data.facts import Facts, broken, measured, measured_stack, with_header
 from twinrun.data.listing import Arrays, Listing
 from twinrun.data.pack import PackWriter
@@ -47,17 +47,22 @@ _PRELOADED = ["twinrun.data.packing", "twinrun.data.sources", "scipy.fftpack"]
 
 @dataclass(frozen=True)
 class Shape:
-    """What every image is made into."""
+    """What every image is made into; `size` is (height, width) in pixels."""
 
-    size_px: int
+    size: Size
     channels: Channels
     fit: Fit
+    resample: Resample
     max_pixels: int
 
     @property
     def of_image(self) -> tuple[int, int, int]:
         """(H, W, C)."""
-        return (self.size_px, self.size_px, 1 if self.channels == "gray" else 3)
+        return (*self.size, 1 if self.channels == "gray" else 3)
+
+    def fit_image(self, pixels: Pixels) -> Pixels:
+        """Resize uint8 (h, w, C) to (H, W, C), see `decode.fit_image`."""
+        return fit_image(pixels, self.size, self.fit, self.resample)
 
 
 @dataclass(frozen=True)
@@ -291,7 +296,7 @@ def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
             )
         except BrokenImage as error:
             return broken(known, str(error), error.header)
-        worker.writer.write(row, fit_image(image.pixels, worker.shape.size_px, worker.shape.fit)[None])
+        worker.writer.write(row, worker.shape.fit_image(image.pixels)[None])
         return measured(replace(with_header(known, image.header), camera=image.camera), image.pixels)
 
 
@@ -326,7 +331,7 @@ def _work_array(worker: _Worker, chunk: Chunk) -> list[Facts]:
     if chunk.pixels is None:
         raise AssertionError("a chunk holds files or pixels")
     images = _to_channels(chunk.pixels, worker.shape.channels)
-    fitted = np.stack([fit_image(image, worker.shape.size_px, worker.shape.fit) for image in images])
+    fitted = np.stack([worker.shape.fit_image(image) for image in images])
     worker.writer.write(chunk.first_row, fitted)
     return measured_stack([_array_facts(stored, chunk.format) for stored in chunk.pixels], images)
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinrun.data.decode import Pixels
+from twinrun.data.descriptors import upright_boxes
 from twinrun.data.keyed import keyed_order, keyed_seed
 
 _GROUPS: dict[str, tuple[str, ...]] = {
@@ -123,13 +124,14 @@ def corner_colours(
 
 
 def _corners(images: Pixels, width: int, height: int) -> Floats:
-    """Mean colours (n, 8, C) of corners and tips of images that all were `width` x `height` before they were square."""
-    side = images.shape[1]
+    """Mean colours (n, 8, C) of corners and tips of images that all were `width` x `height` before."""
+    frame = images.shape[1], images.shape[2]
     found = np.empty((len(images), 4 * len(_CORNER_SHARES), images.shape[3]))
     open_rows = np.ones(len(images), dtype=bool)
-    # An EXIF orientation swaps the sides; cropped images fill the square.
-    for box in (_content(side, width, height), _content(side, height, width), (slice(0, side), slice(0, side))):
-        outside = np.ones((side, side), dtype=bool)
+    # An EXIF orientation swaps the sides; cropped images fill the frame.
+    for top, left, down, across in (*upright_boxes(height, width, frame), (0, 0, *frame)):
+        box = slice(top, top + down), slice(left, left + across)
+        outside = np.ones(frame, dtype=bool)
         outside[box] = False
         fits = open_rows & ~images[:, outside].any(axis=(1, 2))
         open_rows &= ~fits
@@ -143,14 +145,6 @@ def _corners_of(content: Pixels, share: float) -> list[Pixels]:
     down, across = (max(1, round(content.shape[axis] * share)) for axis in (1, 2))
     halves = [content[:, :down], content[:, -down:]]
     return [half[:, :, edge] for half in halves for edge in (slice(None, across), slice(-across, None))]
-
-
-def _content(side: int, width: int, height: int) -> tuple[slice, slice]:
-    """Rows and columns that a `width` x `height` image takes when it is padded to a square of `side`."""
-    scale = side / max(width, height)
-    down, across = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = (side - down) // 2, (side - across) // 2
-    return slice(top, top + down), slice(left, left + across)
 
 
 def _wanted(facts: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:

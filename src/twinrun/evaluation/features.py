@@ -58,7 +58,7 @@ def feature_maps(network: nn.Module, image: Tensor) -> list[FeatureMaps]:
 
     Outputs come in the order of computation. Computed by one thread, so that the numbers do not depend on the cores.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(image.shape[2] / image.shape[3])
     hooks = list(_naming_hooks(network, recorder.path))
     threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,8 +90,9 @@ def liveliest(maps: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.int64
 class _Recorder(TorchFunctionMode):
     """Sees every call of a torch function; the end of `path` is the module that makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, aspect: float) -> None:
         super().__init__()
+        self.aspect = aspect
         self.path: list[str] = [""]
         self.seen: list[FeatureMaps] = []
 
@@ -103,7 +104,7 @@ class _Recorder(TorchFunctionMode):
         kind = _KINDS.get(operation)
         if kind is not None and isinstance(output, Tensor):
             # A copy: the next operation may work in place.
-            maps = _as_maps(output).float().cpu().numpy().copy()
+            maps = _as_maps(output, self.aspect).float().cpu().numpy().copy()
             self.seen.append(FeatureMaps(self.path[-1], kind, operation, maps))
         return output
 
@@ -117,8 +118,11 @@ def _naming_hooks(network: nn.Module, path: list[str]) -> Iterator[RemovableHand
         yield module.register_forward_hook(leave, always_call=True)
 
 
-def _as_maps(output: Tensor) -> Tensor:
-    """Shape a batch of one as (maps, height, width), whichever side the channels are on."""
+def _as_maps(output: Tensor, aspect: float) -> Tensor:
+    """Shape a batch of one as (maps, height, width), on whichever side of height and width the channels are.
+
+    Height and width are the neighbouring sides whose ratio is nearest to the `aspect` of the image.
+    """
     one = output[0]
     if one.ndim == 1:
         return one[:, None, None]
@@ -126,6 +130,5 @@ def _as_maps(output: Tensor) -> Tensor:
         side = math.isqrt(len(one))
         patches = one[len(one) - side**2 :]
         return patches.T.reshape(-1, side, side)
-    if one.shape[1] != one.shape[2] and one.shape[0] == one.shape[1]:
-        return one.permute(2, 0, 1)
-    return one
+    first, second = (abs(math.log(one.shape[at] / one.shape[at + 1] / aspect)) for at in (0, 1))
+    return one.permute(2, 0, 1) if first < second else one

@@ -246,11 +246,17 @@ def _place(figure: "Figure", pixels: Images, x_in: float, top_in: float) -> None
 
 
 def _enlarged(pixels: Images, side_px: int) -> Images:
-    """Scale a square (H, W, 3) to `side_px`; small images keep their pixels visible."""
+    """Scale (H, W, 3) to a square of `side_px`, oblong ones between white; small images keep their pixels visible."""
     from PIL import Image
 
-    method = Image.Resampling.NEAREST if pixels.shape[0] < side_px else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize((side_px, side_px), method))
+    longest = max(pixels.shape[:2])
+    method = Image.Resampling.NEAREST if longest < side_px else Image.Resampling.LANCZOS
+    height, width = (max(1, round(side * side_px / longest)) for side in pixels.shape[:2])
+    square = np.full((side_px, side_px, 3), 255, np.uint8)
+    top, left = (side_px - height) // 2, (side_px - width) // 2
+    scaled = Image.fromarray(pixels).resize((width, height), method)
+    square[top : top + height, left : left + width] = np.asarray(scaled)
+    return square
 
 
 def _as_rgb(image: Images) -> Images:

@@ -59,7 +59,7 @@ def _require_images(split: Split, name: str) -> None:
 
 def _require_shape(bundle: Bundle, images: Images) -> None:
     settings = bundle.preprocessing
-    wanted = (settings.size_px, settings.size_px, len(settings.mean))
+    wanted = (*settings.size_px, len(settings.mean))
     if images.shape[1:] != wanted:
         raise DataError(
             f"The images are {_shape(images.shape[1:])} and the model was trained on {_shape(wanted)}. "

@@ -5,12 +5,15 @@ own name, without weights of others.
 """
 
 import difflib
+import math
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from twinrun.errors import ModelError
+
+Size = tuple[int, int]  # height, width
 
 OWN_MODELS = ("mlp", "lenet5", "resnet9")
 
@@ -22,11 +25,12 @@ def model_names() -> list[str]:
     return [*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def build_network(name: str, *, channels: int, size_px: int, classes: int, seed: int) -> nn.Module:
+def build_network(name: str, *, channels: int, size_px: Size, classes: int, seed: int) -> nn.Module:
     """Build a network whose initial weights are a function of `seed`.
 
-    It takes float tensors of shape (N, channels, size_px, size_px) and gives logits of shape (N, classes). Raises
-    ModelError for an unknown name, with the nearest known ones, and for a size that the network cannot take.
+    It takes float tensors of shape (N, channels, H, W), where `size_px` is (H, W), and gives logits of shape
+    (N, classes). Raises ModelError for an unknown name, with the nearest known ones, and for a size that the network
+    cannot take.
     """
     # Asking torchvision for its names takes seconds, which our own networks need not wait for.
     if name not in OWN_MODELS and name not in (names := model_names()):
@@ -35,6 +39,7 @@ def build_network(name: str, *, channels: int, size_px: int, classes: int, seed:
         raise ModelError(
             f'params.yaml: train.model: no network is called "{name}".{hint}\nKnown networks: {", ".join(names)}.'
         )
+    height, width = size_px
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -42,14 +47,14 @@ def build_network(name: str, *, channels: int, size_px: int, classes: int, seed:
             _check_size(network, channels, size_px)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ModelError(
-                f"{name} cannot take images of {size_px} x {size_px} pixels ({str(error).splitlines()[0]}). "
+                f"{name} cannot take images of {width} x {height} pixels ({str(error).splitlines()[0]}). "
                 "Set ingest.size_px in params.yaml to a larger size (most networks of torchvision are made for 224), "
                 "or choose another train.model."
             ) from error
     return network
 
 
-def _build(name: str, channels: int, size_px: int, classes: int) -> nn.Module:
+def _build(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
     match name:
         case "mlp":
             return _mlp(channels, size_px, classes)
@@ -60,11 +65,11 @@ def _build(name: str, channels: int, size_px: int, classes: int) -> nn.Module:
     return _from_torchvision(name, channels, size_px, classes)
 
 
-def _mlp(channels: int, size_px: int, classes: int) -> nn.Module:
+def _mlp(channels: int, size_px: Size, classes: int) -> nn.Module:
     """Two hidden layers of 256 and 128 units: the baseline that convolutions are compared with."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(channels * size_px**2, 256),
+        nn.Linear(channels * math.prod(size_px), 256),
         nn.ReLU(),
         nn.Linear(256, 128),
         nn.ReLU(),
@@ -72,14 +77,14 @@ def _mlp(channels: int, size_px: int, classes: int) -> nn.Module:
     )
 
 
-def _lenet5(channels: int, size_px: int, classes: int) -> nn.Module:
+def _lenet5(channels: int, size_px: Size, classes: int) -> nn.Module:
     """LeNet-5 of LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 1998.
 
     With ReLU, max pooling and a linear output in place of tanh, trained subsampling and radial basis functions.
     """
-    side = ((size_px - 4) // 2 - 4) // 2
-    if side < 1:
-        raise ValueError("two 5 x 5 convolutions with pooling need at least 16 pixels")
+    height, width = (((side - 4) // 2 - 4) // 2 for side in size_px)
+    if min(height, width) < 1:
+        raise ValueError("two 5 x 5 convolutions with pooling need at least 16 pixels on each side")
     return nn.Sequential(
         nn.Conv2d(channels, 6, 5),
         nn.ReLU(),
@@ -88,7 +93,7 @@ def _lenet5(channels: int, size_px: int, classes: int) -> nn.Module:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(16 * side**2, 120),
+        nn.Linear(16 * height * width, 120),
         nn.ReLU(),
         nn.Linear(120, 84),
         nn.ReLU(),
@@ -126,16 +131,18 @@ def _conv_block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequenti
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
 
-def _from_torchvision(name: str, channels: int, size_px: int, classes: int) -> nn.Module:
+def _from_torchvision(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
     import torchvision
 
     settings: dict[str, object] = {"weights": None, "num_classes": classes}
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
-        settings["image_size"] = size_px
+        if size_px[0] != size_px[1]:
+            raise ValueError("a vision transformer of torchvision takes squares")
+        settings["image_size"] = size_px[0]
     elif name.startswith("maxvit"):
-        settings["input_size"] = (size_px, size_px)
+        settings["input_size"] = size_px
     network: nn.Module = torchvision.models.get_model(name, **settings)
     return network if channels == 3 else _with_input_channels(network, channels)
 
@@ -161,10 +168,10 @@ def _with_input_channels(network: nn.Module, channels: int) -> nn.Module:
     return network
 
 
-def _check_size(network: nn.Module, channels: int, size_px: int) -> None:
+def _check_size(network: nn.Module, channels: int, size_px: Size) -> None:
     """Run one image through; raises what the network raises for a size that it cannot take."""
     was_training = network.training
     network.eval()
     with torch.no_grad():
-        network(torch.zeros(1, channels, size_px, size_px))
+        network(torch.zeros(1, channels, *size_px))
     network.train(was_training)

@@ -20,19 +20,22 @@ from twinrun.publish import folder_faults, replacing_folder, write_json
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
-_FORMAT = 1
+_FORMAT = 2
+_READABLE_FORMATS = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What happens to an image before the network sees it: decode, fit into a square, normalise.
+    """What happens to an image before the network sees it: decode, fit into a frame, normalise.
 
-    `mean` and `std` are those of the training pixels, one for each channel, as shares of 255.
+    `size_px` is (height, width). `mean` and `std` are those of the training pixels, one for each channel, as shares of
+    255.
     """
 
-    size_px: int
+    size_px: tuple[int, int]
     channels: Literal["gray", "rgb"]
     fit: Literal["pad", "crop"]
+    resample: Literal["bilinear", "bicubic"]
     max_pixels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -98,10 +101,9 @@ def load_bundle(folder: Path) -> Bundle:
         )
     try:
         description: dict[str, Any] = json.loads((folder / MODEL).read_bytes())
-        if description["format"] != _FORMAT:
-            raise ValueError(f"format {description['format']}, and this version reads format {_FORMAT}")
-        settings = description["preprocessing"]
-        preprocessing = Preprocessing(**{**settings, "mean": tuple(settings["mean"]), "std": tuple(settings["std"])})
+        if description["format"] not in _READABLE_FORMATS:
+            raise ValueError(f"format {description['format']}, and this version reads formats up to {_FORMAT}")
+        preprocessing = _preprocessing(description)
         classes = tuple(description["classes"])
         network = build_network(
             description["architecture"],
@@ -121,3 +123,10 @@ def load_bundle(folder: Path) -> Bundle:
         preprocessing=preprocessing,
         weights_hash=weights_hash(tensors),
     )
+
+
+def _preprocessing(description: dict[str, Any]) -> Preprocessing:
+    settings = dict(description["preprocessing"])
+    if description["format"] == 1:  # squares alone, resized bilinearly
+        settings |= {"size_px": [settings["size_px"]] * 2, "resample": "bilinear"}
+    return Preprocessing(**settings | {name: tuple(settings[name]) for name in ("size_px", "mean", "std")})

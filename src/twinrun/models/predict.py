@@ -32,12 +32,12 @@ def channel_tensor(values: tuple[float, ...], device: torch.device | str = "cpu"
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
-def chunk_slices(images: int, size_px: int) -> list[slice]:
-    """Cut `images` images into parts for one forward pass each: 256 images, fewer of more than 64 x 64 pixels.
+def chunk_slices(images: int, size: tuple[int, int]) -> list[slice]:
+    """Cut `images` images of `size` (H, W) into parts for one forward pass: 256, fewer of more than 64 x 64 pixels.
 
     A function of the arguments alone, since sums within a pass may depend on its size.
     """
-    chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_PIXELS // size_px**2))
+    chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_PIXELS // (size[0] * size[1])))
     return [slice(start, min(start + chunk, images)) for start in range(0, images, chunk)]
 
 

@@ -37,7 +37,7 @@ class ImageClassifier:
                 decoded = decode_image(bytes(data), channels=preparation.channels, max_pixels=preparation.max_pixels)
             except Exception as error:
                 raise SourceError(f"Row {row} of the request is not an image that can be decoded: {error}") from error
-            pixels.append(fit_image(decoded.pixels, size_px=preparation.size_px, fit=preparation.fit))
+            pixels.append(fit_image(decoded.pixels, preparation.size_px, preparation.fit, preparation.resample))
         shares = probabilities(self.bundle, np.stack(pixels))
         best = shares.argmax(axis=1)
         return pd.DataFrame(

@@ -402,9 +402,11 @@ def _example(description: Mapping[str, Any]) -> Any:
     from PIL import Image, ImageDraw
 
     preparation = description["preprocessing"]
-    size = int(preparation["size_px"])
-    image = Image.new("L", (size, size))
-    ImageDraw.Draw(image).line((size // 4, 3 * size // 4, 3 * size // 4, size // 4), fill=255, width=max(1, size // 10))
+    size = preparation["size_px"]
+    height, width = (size, size) if isinstance(size, int) else size  # an integer in bundles of format 1
+    image = Image.new("L", (width, height))
+    stroke = (width // 4, 3 * height // 4, 3 * width // 4, height // 4)
+    ImageDraw.Draw(image).line(stroke, fill=255, width=max(1, min(height, width) // 10))
     file = io.BytesIO()
     image.convert("L" if preparation["channels"] == "gray" else "RGB").save(file, "PNG")
     return pd.DataFrame({"image": [file.getvalue()]})

@@ -68,20 +68,21 @@ def prepare_job(ingest: IngestParams, params: TrainParams, pack: Path, manifest_
     images, manifest = open_pack(pack), read_manifest(manifest_file)
     train = manifest.split("train")
     check_batch_size(len(train), params.batch_size)
-    size_px, channels = images.shape[1], images.shape[3]
-    if params.augment.shift_px >= size_px:
+    _, height, width, channels = images.shape
+    if params.augment.shift_px >= min(height, width):
         raise ParamsError(
             "params.yaml does not describe a run:\n  train.augment.shift_px: must be less than ingest.size_px, "
-            f"{size_px}, got {params.augment.shift_px}"
+            f"{min(height, width)}, got {params.augment.shift_px}"
         )
     network = build_network(
-        params.model, channels=channels, size_px=size_px, classes=len(manifest.classes), seed=params.seed
+        params.model, channels=channels, size_px=(height, width), classes=len(manifest.classes), seed=params.seed
     )
     numerics = resolve_numerics(params, images, train)
     preprocessing = Preprocessing(
-        size_px=size_px,
+        size_px=(height, width),
         channels=ingest.channels,
         fit=ingest.fit,
+        resample=ingest.resample,
         max_pixels=ingest.max_pixels,
         mean=numerics.mean,
         std=numerics.std,

@@ -42,7 +42,7 @@ class SplitImages:
         self._images = images
         self._rows = split.rows
         self._targets = torch.from_numpy(split.targets)
-        self.size_px: int = images.shape[1]
+        self.size: tuple[int, int] = (images.shape[1], images.shape[2])
         self.keys: UInt64Array = id_keys(split.ids)
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class Classifier(pl.LightningModule):
         return EpochBatches(self, self._train_images.keys, self._params)
 
     def val_dataloader(self) -> "WholeSplit":
-        return WholeSplit(chunk_slices(len(self._val_images), self._val_images.size_px))
+        return WholeSplit(chunk_slices(len(self._val_images), self._val_images.size))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         return batch  # indices; the images go to the device shard by shard
