@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tracking_support import evaluate, free_port, lines, runs, train, wait_for
+from tracking_support import evaluate, free_port, lines, runs, train, train_really, wait_for
 
 from pipeline import register
 from twinrun import cli
@@ -171,7 +171,7 @@ def test_a_served_champion_answers_a_request_with_an_image(
 ) -> None:
     from PIL import Image
 
-    _train_really(project)
+    train_really(project)
     register.main()
     twinrun("promote", "1")
     file = io.BytesIO()
@@ -206,30 +206,3 @@ def test_a_served_champion_answers_a_request_with_an_image(
     (prediction,) = answer["predictions"]
     assert prediction["label"] in "0123456789"
     assert sum(prediction["probabilities"].values()) == pytest.approx(1)
-
-
-def _train_really(project: Path) -> None:
-    """The outputs of the train stage with a network that can be loaded, its weights as they begin."""
-    from twinrun.models.architectures import build_network
-    from twinrun.models.bundle import Preprocessing, save_bundle
-
-    preprocessing = Preprocessing(
-        size_px=(32, 32),
-        channels="gray",
-        fit="pad",
-        resample="bilinear",
-        max_pixels=10**6,
-        mean=(0.3,),
-        std=(0.3,),
-    )
-    network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
-    train(project)
-    digest = save_bundle(
-        project / "data/out/train/bundle",
-        network.state_dict(),
-        architecture="lenet5",
-        classes=tuple("0123456789"),
-        preprocessing=preprocessing,
-    )
-    write_json({"weights_hash": digest, "fingerprint": "f" * 64}, project / "data/out/train/card.json")
-    evaluate(project, weights_hash=digest)

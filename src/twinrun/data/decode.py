@@ -112,6 +112,21 @@ def decode_image(
         raise BrokenImage(decoder_error(error, image, stream), header) from None
 
 
+def opened_pixels(image: Image.Image, *, channels: Channels, max_pixels: int) -> Pixels:
+    """The pixels of an image that Pillow opened or made, uint8 (H, W, C), as `decode_image` gives those of a file.
+
+    Raises BrokenImage whatever Pillow raises.
+    """
+    try:
+        _check_size(_header(image), max_pixels)
+        image.load()
+        return _upright(_pixels(image, channels), _orientation(image))
+    except BrokenImage:
+        raise
+    except Exception as error:  # as in decode_image
+        raise BrokenImage(f"cannot be decoded: {error} ({type(error).__name__})") from None
+
+
 def fit_image(pixels: Pixels, size: Size, fit: Fit, resample: Resample) -> Pixels:
     """Resize uint8 (h, w, C) to (H, W, C) for `size` (H, W), with antialias, keeping the aspect.
 

@@ -1,6 +1,6 @@
 """The MLflow registry: versions of a model made from bundles, and which of them is candidate and which champion.
 
-A version is a pyfunc whose loader is twinrun.models.serving and whose data is the bundle, so no pickle is written or
+A version is a pyfunc whose loader is twinrun.tracking.pyfunc and whose data is the bundle, so no pickle is written or
 read. The same bundle never makes a second version: MLflow would number a repeated request anew, so we look first,
 behind a lock.
 """
@@ -34,7 +34,7 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 PROMOTIONS = "promotions.jsonl"
 # DVC believes the stage up to date where a registry was removed or another one is named.
 REGISTER = "dvc repro -f -s register"
-LOADER = "twinrun.models.serving"
+LOADER = "twinrun.tracking.pyfunc"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
 # What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
@@ -298,6 +298,7 @@ class Registry:
                     Path(folder, "model"),
                     loader_module=LOADER,
                     data_path=str(bundle),
+                    model_config={"paths": True},  # which load_model(..., model_config={"paths": False}) may change
                     mlflow_model=Model(model_id=model.model_id, model_uuid=model.model_id, run_id=run_id),
                     signature=_signature(),
                     input_example=_example(description),
@@ -379,16 +380,17 @@ def check_bundle(bundle: Path) -> dict[str, Any]:
 
 
 def _signature() -> Any:
+    """Of the output alone: MLflow's input schemas have no type for paths, images and arrays, and refuse them."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, DataType, Map, Schema
 
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
         outputs=Schema(
             [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(Map(DataType.double), "probabilities"),
+                ColSpec(DataType.string, "label", required=False),
+                ColSpec(DataType.double, "probability", required=False),
+                ColSpec(Map(DataType.double), "probabilities", required=False),
+                ColSpec(DataType.string, "error", required=False),
             ]
         ),
     )
@@ -396,6 +398,7 @@ def _signature() -> Any:
 
 def _example(description: Mapping[str, Any]) -> Any:
     """A request as the model takes it: one PNG, a bright stroke on black, of the size and channels of the bundle."""
+    import base64
     import io
 
     import pandas as pd
@@ -409,7 +412,7 @@ def _example(description: Mapping[str, Any]) -> Any:
     ImageDraw.Draw(image).line(stroke, fill=255, width=max(1, min(height, width) // 10))
     file = io.BytesIO()
     image.convert("L" if preparation["channels"] == "gray" else "RGB").save(file, "PNG")
-    return pd.DataFrame({"image": [file.getvalue()]})
+    return pd.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})
 
 
 def _requirements() -> list[str]:
