@@ -65,9 +65,11 @@ def main() -> None:
         bins=params.calibration_bins,
         samples=params.bootstrap_samples,
     )
+    (OUT / "metrics.json").unlink(missing_ok=True)  # until it is there again, nothing was evaluated
+    write_json({"weights_hash": model.weights_hash}, OUT / "model.json")
+    write_json(scores.shown(), OUT / "scores.json")
     write_json(
         {
-            "weights_hash": model.weights_hash,
             **scores.headlines(),
             "images": scores.images,
             "parameters": model.parameters,

@@ -8,7 +8,7 @@ from twinrun.params import load_params
 from twinrun.publish import write_json
 from twinrun.tracking.registry import Registry, check_bundle
 from twinrun.tracking.store import find_tracker, require_reachable
-from twinrun.tracking.sync import run_of, sync
+from twinrun.tracking.sync import evaluated_weights, run_of, sync
 
 BUNDLE = Path("data/out/train/bundle")
 CARD = Path("data/out/train/card.json")
@@ -21,7 +21,7 @@ def main() -> None:
     params = load_params().register
     metrics = json.loads(METRICS.read_bytes())
     card = json.loads(CARD.read_bytes())
-    if metrics["weights_hash"] != card["weights_hash"]:
+    if evaluated_weights(Path.cwd()) != card["weights_hash"]:
         raise DataError(f"{METRICS} is of another model than {CARD}. Evaluate this one: dvc repro evaluate")
     check_bundle(BUNDLE)
     tracker = find_tracker()
@@ -35,7 +35,7 @@ def main() -> None:
         metrics,
         passed=metrics["accuracy"] >= params.min_accuracy,
         fingerprint=card["fingerprint"],
-        run_id=run_of(Path.cwd(), metrics["weights_hash"]),
+        run_id=run_of(Path.cwd(), card["weights_hash"]),
     )
 
     # Nothing that another training with the same weights would change: the stage would not be run again for it.

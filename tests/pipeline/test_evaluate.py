@@ -136,16 +136,15 @@ def test_metrics_hold_each_headline_number_inside_its_interval_and_say_which_wei
 
     written = metrics()
     assert list(written) == [
-        "weights_hash", "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error",
+        "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error",
         "images", "parameters", "model_bytes", "intervals", "per_class",
     ]  # fmt: skip
     for name, (low, high) in written["intervals"].items():
         assert low <= written[name] <= high
         assert low < high
-    assert (
-        written["weights_hash"]
-        == json.loads((workspace / "data/out/train/bundle/model.json").read_text())["weights_hash"]
-    )
+    trained = json.loads((workspace / "data/out/train/bundle/model.json").read_text())
+    assert json.loads((OUT / "model.json").read_text()) == {"weights_hash": trained["weights_hash"]}
+    assert json.loads((OUT / "scores.json").read_text()).items() < written.items()
     assert written["images"] == sum(one["images"] for one in written["per_class"]) == 150
     assert written["model_bytes"] > 4 * written["parameters"] > 0
 

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from tracking_support import REPOSITORY, evaluate, runs, train, validate
 
-from twinrun.publish import write_text
+from twinrun.publish import write_json, write_text
 from twinrun.tracking.home import journals_folder
 from twinrun.tracking.journal import Journal
 from twinrun.tracking.publisher import LOCK
@@ -94,7 +94,19 @@ def test_what_evaluation_found_out_is_added_to_the_run_of_its_model(project: Pat
     assert {"evaluation/metrics.json", "evaluation/per_class.json", "evaluation/report/index.html"} <= set(
         run.artifacts
     )
-    assert run_of(project, metrics["weights_hash"]) == run.id
+    assert run_of(project, "ab" * 32) == run.id
+
+
+def test_an_older_evaluation_which_names_its_model_among_the_metrics_is_added(project: Path) -> None:
+    train(project)
+    metrics = evaluate(project)
+    (project / "data/out/evaluate/model.json").unlink()
+    write_json({"weights_hash": "ab" * 32, **metrics}, project / "data/out/evaluate/metrics.json")
+
+    sync()
+
+    (run,) = runs(project)
+    assert run.history["test_accuracy"] == [(0, metrics["accuracy"])]
 
 
 def test_the_evaluation_of_another_model_is_not_added(project: Path) -> None:

@@ -51,11 +51,14 @@ class Scores:
         """The numbers that stand for the model, by name."""
         return {name: getattr(self, name) for name in HEADLINES}
 
+    def shown(self) -> dict[str, float]:
+        """The headlines that `dvc metrics` and `dvc exp show` print: few enough for a line of 100 characters."""
+        return {name: getattr(self, name) for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")}
+
     def details(self) -> dict[str, Any]:
         """Intervals and numbers of each class, as plain values."""
         return {
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
-            # A list, of which DVC makes no columns: a hundred classes would bury the headlines.
             "per_class": [{"label": name, **asdict(one)} for name, one in self.per_class.items()],
         }
 

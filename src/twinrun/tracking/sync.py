@@ -124,6 +124,12 @@ def run_of(workspace: Path, weights_hash: str) -> str | None:
     return Published.load(find_tracker(workspace), result.summary.journal_id).run_id
 
 
+def evaluated_weights(workspace: Path) -> str | None:
+    """Weights hash of the model that was evaluated last in `workspace`; older evaluations name it in metrics.json."""
+    evaluation = workspace / OUT / "evaluate"
+    return (read_json(evaluation / "model.json") or read_json(evaluation / "metrics.json")).get("weights_hash")
+
+
 @dataclass(frozen=True)
 class _Result:
     """The training whose outputs stand in a workspace."""
@@ -146,7 +152,7 @@ class _Result:
         found: dict[str, tuple[str, Path]] = {}
         evaluation = self.workspace / OUT / "evaluate"
         metrics = evaluation / "metrics.json"
-        if metrics.is_file() and read_json(metrics).get("weights_hash") == self.weights_hash is not None:
+        if metrics.is_file() and evaluated_weights(self.workspace) == self.weights_hash is not None:
             found["test metrics"] = (file_sha256(metrics), metrics)
             for name, place in (("predictions", evaluation / "predictions.parquet"), ("report", evaluation / "report")):
                 if place.exists():

@@ -47,7 +47,7 @@ from twinrun.tracking.objects import file_md5, place_copy
 from twinrun.tracking.replay import Published
 from twinrun.tracking.runs import RunFacts, fetch_artifact, find_run
 from twinrun.tracking.store import URI_VARIABLE, Tracker, find_tracker, open_client, require_reachable
-from twinrun.tracking.sync import sync
+from twinrun.tracking.sync import evaluated_weights, sync
 from twinrun.tracking.verdict import TwinReport, Verdict, judge
 from twinrun.tracking.worktree import require_commit, worktree
 
@@ -150,10 +150,8 @@ def results_of(root: Path, tracker: Tracker, run: RunFacts, folder: Path) -> tup
         if found := fetch_artifact(tracker, run.run_id, "evaluation/metrics.json", folder):
             metrics = read_json(found)
         predictions = fetch_artifact(tracker, run.run_id, "evaluation/predictions.parquet", folder)
-    if not metrics and run.card is not None:
-        here = read_json(root / METRICS)
-        if here.get("weights_hash") == run.card["weights_hash"]:
-            metrics, predictions = here, root / PREDICTIONS if (root / PREDICTIONS).is_file() else None
+    if not metrics and run.card is not None and evaluated_weights(root) == run.card["weights_hash"]:
+        metrics, predictions = read_json(root / METRICS), root / PREDICTIONS if (root / PREDICTIONS).is_file() else None
     if not metrics:
         metrics = {name.removeprefix("test_"): v for name, v in run.metrics.items() if name.startswith("test_")}
     return metrics, predictions
