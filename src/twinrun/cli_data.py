@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.errors import DataError, PublishError, TwinrunError
+from twinrun.errors import DataError, PublishError, SourceError, TwinrunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from twinrun.data.folders import Levels
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at images before anything is trained on them, and mend what is wrong."
@@ -18,6 +20,7 @@ FINDINGS = Path("data/out/validate/findings.parquet")
 DECISIONS = Path("data/decisions/decisions.csv")
 _NOT_CHECKED = 2  # exit code
 _MOST_LINES = 10
+_FEWEST_LINES = 5
 
 
 @app.command()
@@ -36,13 +39,21 @@ def check(
         Path | None,
         typer.Option("--reference", help="Measure drift against a table of facts, such as an ingest's table.parquet."),
     ] = None,
+    levels: Annotated[
+        str,
+        typer.Option("--levels", help="What each level of folders is, from the top: split, label, group or skip."),
+    ] = "auto",
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", help="Pattern of paths to leave out, such as '*/masks/*'; may be repeated."),
+    ] = None,
 ) -> None:
     """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings, 2 it could not be checked.
 
     Looks for broken files, copies and near copies, contradicting and wrong labels, shortcuts, poor images and drift,
     and writes a page with pictures. Nothing in the folder is changed.
 
-    Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --out report
+    Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --levels split,label --out report
     """
     from twinrun.data.folder_check import REPORT, check_folder
     from twinrun.data.reference import read_reference
@@ -50,13 +61,20 @@ def check(
 
     try:
         earlier = read_reference(reference.expanduser(), "--reference", reference.name) if reference else None
-        verdict, notes = check_folder(folder.expanduser(), out, size_px=size_px, labels=labels, reference=earlier)
+        verdict, notes = check_folder(
+            folder.expanduser(),
+            out,
+            size_px=size_px,
+            labels=labels,
+            reference=earlier,
+            levels=_levels(levels),
+            leave_out=leave_out or (),
+        )
     except TwinrunError as error:
         error.exit_code = _NOT_CHECKED
         raise
-    if notes:
-        print(" ".join(notes))
-    print(summary(verdict, (out / REPORT).as_posix(), None, most_lines=_MOST_LINES - bool(notes)))
+    print("\n".join(notes))
+    print(summary(verdict, (out / REPORT).as_posix(), None, most_lines=max(_FEWEST_LINES, _MOST_LINES - len(notes))))
     raise SystemExit(1 if verdict.failed or verdict.warnings else 0)
 
 
@@ -92,6 +110,21 @@ def mend(
     print(f"Edit it, set validate.decisions: {out} in params.yaml, and run: dvc repro")
     if not out.resolve().is_relative_to(DECISIONS.parent.resolve()):
         print(f"DVC watches {DECISIONS.parent} alone: move it there, or add {out} to the deps of validate in dvc.yaml.")
+
+
+def _levels(text: str) -> "Levels":
+    """What --levels says; raises SourceError where it is something else."""
+    from typing import get_args
+
+    from twinrun.params import Level
+
+    words = text.strip(" []").replace(",", " ").split()
+    if words == ["auto"]:
+        return "auto"
+    levels: list[Level] = [level for word in words for level in get_args(Level) if word == level]
+    if not levels or len(levels) < len(words):
+        raise SourceError(f"--levels {text!r}: write {', '.join(get_args(Level))} in some order, such as split,label.")
+    return levels
 
 
 def _read_findings(path: Path) -> "pa.Table":

@@ -2,11 +2,12 @@
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from twinrun.data.facts import Facts
-from twinrun.data.folders import REPORT_FILES, list_images
+from twinrun.data.folders import REPORT_FILES, Levels, list_images
 from twinrun.data.nearest import near_duplicates
 from twinrun.data.pack import creating_pack, open_pack
 from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack
@@ -54,15 +55,23 @@ _SETTINGS = ValidateParams(
 
 
 def check_folder(
-    folder: Path, out: Path, *, size_px: int, labels: bool = True, reference: Reference | None = None
+    folder: Path,
+    out: Path,
+    *,
+    size_px: int,
+    labels: bool = True,
+    reference: Reference | None = None,
+    levels: Levels = "auto",
+    leave_out: Sequence[str] = (),
 ) -> tuple[Verdict, list[str]]:
     """Check the images below `folder` and write index.html, result.json and findings.parquet into `out`.
 
-    Labels and splits are those of its folders, where it has such; wrong ones are searched for where `labels` says so.
-    With a `reference`, drift is measured against it. Returns the verdict and notes for the terminal. Raises SourceError
-    where there is nothing to check, and PublishError where `out` cannot be written.
+    Labels and splits are those of its folders, where it has such, read as `levels` says; `leave_out` are patterns of
+    paths that are left out. Wrong labels are searched for where `labels` says so. With a `reference`, drift is measured
+    against it. Returns the verdict and notes for the terminal. Raises SourceError where there is nothing to check, and
+    PublishError where `out` cannot be written.
     """
-    listing = list_images(folder, leave_out=out)
+    listing = list_images(folder, out, levels, leave_out)
     _make_writable(out)
     shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS)
     settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))

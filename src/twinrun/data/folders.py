@@ -1,35 +1,36 @@
-"""Sources that are trees of image files: `<class>/...` or `<split>/<class>/...`. Refuses to open an image.
+"""Sources that are trees of image files: `<class>/...`, `<split>/<class>/...` and others. Opens no image.
 
-The label is the name of the first folder, or of the second where the first level is made of splits; what lies deeper
-belongs to the same class. Every file in a class folder becomes an item, an image or not, since a file that vanished
-without a word is worse than one that was refused. Hidden folders and what file browsers leave behind do not count.
+`walking.py` says which files count, `levels.py` what each level of folders is; this module makes a listing of both, and
+notes on all that a person may not expect. What lies deeper than the reading needs belongs to the same class.
 """
 
 import csv
-import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from twinrun.data.listing import Files, Item, Listing, sorted_listing, source_folder
-from twinrun.data.manifest import SplitName
+from twinrun.data.levels import (
+    Parts,
+    Place,
+    Reading,
+    is_mask_folder,
+    possible_readings,
+    reading_as,
+    split_names,
+)
+from twinrun.data.listing import Files, Item, Listing, escaped, some_names, sorted_listing, source_folder
+from twinrun.data.manifest import SPLITS, SplitName
+from twinrun.data.walking import Walk, walk_folder
 from twinrun.errors import SourceError
-from twinrun.params import IngestParams
+from twinrun.params import IngestParams, Level
 
-_SPLIT_NAMES: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-_LITTER = frozenset({".DS_Store", ".directory", ".gitkeep", "Thumbs.db", "desktop.ini", "__MACOSX"})
-_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+Levels = Literal["auto"] | Sequence[Level]
+
 _LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
-_SHOWN = 5
+_NO_LABEL = "lies in no class folder, so that it has no label"
+_CLASSES_SHOWN = 6
 REPORT_FILES = ("index.html", "result.json", "findings.parquet")  # what a check of a folder writes
 
 _TRASHNET_LISTS: dict[SplitName, str] = {
@@ -39,97 +40,89 @@ _TRASHNET_LISTS: dict[SplitName, str] = {
 }
 
 
+@dataclass(frozen=True)
+class _Content:
+    """The images of a folder under one reading: their items, their files, and where each folder puts its images."""
+
+    items: list[Item]
+    files: list[Path]
+    notes: list[str]
+
+
 def list_tree(params: IngestParams) -> Listing:
     """List the source `folder` or `trashnet` of `params`; raises SourceError as those do."""
     root = source_folder(params)
     splits_file = Path(params.splits_file).expanduser() if params.splits_file is not None else None
-    return list_trashnet(root, splits_file) if params.source == "trashnet" else list_folder(root, splits_file)
+    make = list_trashnet if params.source == "trashnet" else list_folder
+    return make(root, splits_file, params.levels, params.leave_out)
 
 
-def list_folder(root: Path, splits_file: Path | None = None) -> Listing:
+def list_folder(
+    root: Path, splits_file: Path | None = None, levels: Levels = "auto", leave_out: Sequence[str] = ()
+) -> Listing:
     """List a tree of images; `splits_file` names their splits and groups, and stands above folders named as splits.
 
-    Raises SourceError where the folder is missing, empty or has one class, or the splits file does not fit.
+    Raises SourceError where the folder is missing, empty, has one class, can be read in two ways or not be read as a
+    whole, or the splits file does not fit. A folder that cannot be read stops it, unless `leave_out` has it: its images
+    would be missing from the training without anybody having decided so.
     """
-    items, kept, notes = _tree(root, splits_file)
-    classes = sorted({item.label for item in items if item.label is not None})
-    if len(classes) < 2:
-        found = f"one class, {classes[0]!r}," if classes else "no class folders"
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise SourceError(f"The source folder {root} {what} (params.yaml: ingest.path). {_LAYOUT} and name it there.")
+    walk = walk_folder(root, leave_out, [splits_file] if splits_file is not None else [])
+    if walk.unreadable:
         raise SourceError(
-            f"The source folder {root} has {found} and a classifier needs at least two (params.yaml: ingest.path). "
-            f"{_LAYOUT}."
+            f"The source folder {root} has folders that cannot be read: {some_names(walk.unreadable)}. Make them "
+            "readable, or leave them out: params.yaml: ingest.leave_out."
         )
+    if not walk.files:
+        raise SourceError(f"The source folder {root} has no images (params.yaml: ingest.path). {_LAYOUT}.{_said(walk)}")
+    readings = _readings(walk, levels)
+    if len(readings) > 1:
+        raise SourceError(
+            f"The folders in {root} can be read in {len(readings)} ways. Write the one that is meant into params.yaml, "
+            "such as:\n"
+            + "\n".join(f"  ingest.{_as_setting(reading)}: {_counts(reading, walk)}" for reading in readings)
+        )
+    content = _content(root, walk, readings[0], strict=True)
+    _expect_classes(root, content, readings[0])
+    items, notes = content.items, content.notes
     if splits_file is not None:
         items, note = _with_splits(items, {splits_file: None})
-        notes += note
-    return sorted_listing(items, Files(kept), notes)
+        notes = notes + note
+    return sorted_listing(items, Files(content.files), notes)
 
 
-def list_images(root: Path, leave_out: Path) -> Listing:
-    """List any folder of images but what lies in `leave_out`; folders are labels where there are two or more of them.
+def list_images(root: Path, out: Path, levels: Levels = "auto", leave_out: Sequence[str] = ()) -> Listing:
+    """List any folder of images but what lies in `out`; folders are labels where there are two or more of them.
 
-    Reports of earlier checks, hidden files that are no images, and folders beside such as are named as splits are
-    passed over with a note. Raises SourceError where the folder is missing or has no images.
+    What cannot be read, has no place in the reading or is the report of an earlier check is passed over with a note; of
+    two readings the likelier is taken, and both are noted. Raises SourceError where the folder is missing or has no
+    images.
     """
     if not root.is_dir():
         raise SourceError(
             f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Name a folder of images."
         )
-    around = root.resolve().is_relative_to(leave_out.resolve())
-    files = [path for path in _walk(root) if around or not _is_in(path, leave_out)]
-    reports = {path.parent for path in files if all((path.parent / name).is_file() for name in REPORT_FILES)}
-    files = [path for path in files if path.parent not in reports or path.name not in REPORT_FILES]
-    hidden = {path for path in files if path.name.startswith(".") and not _looks_like_an_image(path)}
-    strays = _beside_splits(root, files)
-    files = [path for path in files if path not in hidden and path.relative_to(root).parts[0] not in strays]
-    if not files:
-        raise SourceError(f"{root} has no images in it. Name a folder of images.")
-    items, kept, notes = _items(root, files, bool(strays) or _is_split_by_folders(root, files))
+    around = root.resolve().is_relative_to(out.resolve())
+    walk = walk_folder(root, leave_out, [] if around else [out], REPORT_FILES)
+    if not walk.files:
+        raise SourceError(f"{root} has no images in it. Name a folder of images.{_said(walk)}")
+    readings = _readings(walk, levels)
+    content = _content(root, walk, readings[0], strict=False)
+    items, notes = content.items, content.notes
     if len({item.label for item in items} - {None}) < 2:
         items = [replace(item, label=None, problem=None) for item in items]
-    if strays:
-        notes.append(f"Left out, since they lie beside folders named as splits: {_some(sorted(strays))}.")
-    if hidden:
-        notes.append(f"Left out, since their names begin with a dot and they are no images: {len(hidden):,} files.")
-    if reports:
-        notes.append(f"Left out, since it is the report of a check: {_some(sorted(map(str, reports)))}.")
-    return sorted_listing(items, Files(kept), notes)
+    if len(readings) > 1:
+        ways = [f"{_counts(reading, walk)} (--levels {','.join(reading.levels)})" for reading in readings]
+        both = f"These folders can be read in {len(ways)} ways, of which the first is taken here: {'; or '.join(ways)}."
+        notes = [f"{both} In a pipeline ingest.{_as_setting(readings[0])} decides.", *notes]
+    return sorted_listing(items, Files(content.files), notes)
 
 
-def _tree(root: Path, splits_file: Path | None) -> tuple[list[Item], list[Path], list[str]]:
-    """Items of a tree with their files, and notes on what was left out."""
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise SourceError(f"The source folder {root} {what} (params.yaml: ingest.path). {_LAYOUT} and name it there.")
-    files = [path for path in _walk(root) if not _is_file(path, splits_file)]
-    if not files:
-        raise SourceError(f"The source folder {root} has no files (params.yaml: ingest.path). {_LAYOUT}.")
-    if strays := _beside_splits(root, files):
-        splits = sorted(_folders_of(root, files) - strays)
-        raise SourceError(
-            f"{root} has folders named as splits ({', '.join(splits)}) beside others ({_some(sorted(strays))}). "
-            f"{_LAYOUT}, and move the others elsewhere."
-        )
-    return _items(root, files, _is_split_by_folders(root, files))
-
-
-def _items(root: Path, files: list[Path], by_split: bool) -> tuple[list[Item], list[Path], list[str]]:
-    """Items of `files` below `root`, those of them that are left, and notes on what was left out."""
-    items, kept, left_out = [], [], []
-    for path in files:
-        item = _item(path.relative_to(root).parts, by_split)
-        if item.label is None and not _looks_like_an_image(path):
-            left_out.append(item.path)
-            continue
-        items.append(item)
-        kept.append(path)
-    notes = []
-    if left_out:
-        notes.append(f"Left out, since they lie in no class folder and are no images: {_some(left_out)}.")
-    return items, kept, notes
-
-
-def list_trashnet(root: Path, splits_file: Path | None = None) -> Listing:
+def list_trashnet(
+    root: Path, splits_file: Path | None = None, levels: Levels = "auto", leave_out: Sequence[str] = ()
+) -> Listing:
     """TrashNet: `dataset-resized/<class>/` and the three published lists beside it, one for each split."""
     images = root / "dataset-resized"
     if not images.is_dir():
@@ -139,7 +132,7 @@ def list_trashnet(root: Path, splits_file: Path | None = None) -> Listing:
             f"https://github.com/garythung/trashnet (folder data): unpack them into {root}."
         )
     if splits_file is not None:
-        return list_folder(images, splits_file)
+        return list_folder(images, splits_file, levels, leave_out)
     lists = {root / name: split for split, name in _TRASHNET_LISTS.items()}
     if missing := [path.name for path in lists if not path.is_file()]:
         raise SourceError(
@@ -147,80 +140,206 @@ def list_trashnet(root: Path, splits_file: Path | None = None) -> Listing:
             "https://github.com/garythung/trashnet (folder data), or let us split: ingest.source: folder, "
             f"ingest.path: {images}."
         )
-    listing = list_folder(images)
+    listing = list_folder(images, None, levels, leave_out)
     items, notes = _with_splits(listing.items, dict(lists))
     return Listing(items, listing.content, listing.notes + notes)
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Files below `root`, links followed, each real folder once."""
-    seen: set[str] = set()
+def _said(walk: Walk) -> str:
+    notes = walk.notes()
+    return f" {' '.join(notes)}" if notes else ""
 
-    def stop(error: OSError) -> None:
-        raise SourceError(f"The folder {error.filename} cannot be read: {error.strerror}.")
 
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=stop):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
+def _readings(walk: Walk, levels: Levels) -> list[Reading]:
+    images = _images_by_folder(walk)
+    return possible_readings(images) if levels == "auto" else [reading_as(levels, images)]
+
+
+def _images_by_folder(walk: Walk) -> Counter[Parts]:
+    return Counter(folders for folders, _ in walk.files)
+
+
+def _as_setting(reading: Reading) -> str:
+    return f"levels: [{', '.join(reading.levels)}]"
+
+
+def _counts(reading: Reading, walk: Walk) -> str:
+    """A reading with an example and counts: "[split, label], as in train/cat: train 80, test 20; 2 classes (...)"."""
+    images = _images_by_folder(walk)
+    places = {folders: reading.place(folders) for folders in images}
+    splits, labels, groups = Counter[str](), Counter[str](), set()
+    for folders, place in places.items():
+        if place.stray is None and (place.label is not None or "label" not in reading.levels):
+            splits[place.split or ""] += images[folders]
+            labels[escaped(place.label or "")] += images[folders]
+            groups.add(place.group)
+    depth = len(reading.levels)
+    deepest = max(places, key=lambda folders: (places[folders].label is not None, min(len(folders), depth)))
+    parts = [", ".join(f"{split} {splits[split]:,}" for split in SPLITS if splits[split])]
+    if known := sorted(labels.keys() - {""}):
+        shown = ", ".join(f"{label} {labels[label]:,}" for label in known[:_CLASSES_SHOWN])
+        more = ", ..." if len(known) > _CLASSES_SHOWN else ""
+        parts.append(f"{len(known):,} {'class' if len(known) == 1 else 'classes'} ({shown}{more})")
+    else:
+        parts.append("no classes")
+    if "group" in reading.levels:
+        parts.append(f"{len(groups - {None}):,} groups")
+    example = escaped("/".join(deepest[:depth]))
+    return f"[{', '.join(reading.levels)}]{f', as in {example}' if example else ''}: {'; '.join(filter(None, parts))}"
+
+
+def _content(root: Path, walk: Walk, reading: Reading, *, strict: bool) -> _Content:
+    """Items of the files of `walk`, and notes; where it is `strict`, images without a place in the reading end it."""
+    images = _images_by_folder(walk)
+    places = {folders: reading.place(folders) for folders in images}
+    unlabelled = _unlabelled(places, reading)
+    strays = {place.stray for folders, place in places.items() if place.stray is not None and folders not in unlabelled}
+    if strict and strays:
+        raise SourceError(_beside_splits(root, sorted(strays), places, reading))
+    passed_over = {folders for folders, place in places.items() if place.stray is not None}
+    if strict:
+        passed_over |= unlabelled.keys()
+    items, files = [], []
+    prefixes = {folders: "".join(f"{name}/" for name in folders) for folders in images}
+    for folders, name in walk.files:
+        if folders in passed_over:
             continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if _counts(name) and not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if _counts(name))
+        place = places[folders]
+        problem = _NO_LABEL if place.label is None and folders not in unlabelled else None
+        items.append(
+            Item(
+                escaped(prefixes[folders] + name),
+                None if place.label is None else escaped(place.label),
+                place.split,
+                problem,
+                None if place.group is None else escaped(place.group),
+            )
+        )
+        files.append(root / prefixes[folders] / name)
+    notes = [f"Folders read as {_counts(reading, walk)}."]
+    if strays:
+        notes.append(f"Left out, since they lie beside folders named as splits: {some_names(_shown(strays))}.")
+    notes += _notes_on_labels(items, unlabelled, images, strict)
+    notes += _notes_on_folders(walk, reading, images, passed_over)
+    return _Content(items, files, notes + walk.notes())
 
 
-def _counts(name: str) -> bool:
-    return name not in _LITTER and not name.startswith("._")
+def _shown(names: Iterable[str]) -> list[str]:
+    return sorted(map(escaped, names))
 
 
-def _is_file(path: Path, other: Path | None) -> bool:
-    return other is not None and path.name == other.name and other.exists() and path.samefile(other)
+def _unlabelled(places: Mapping[Parts, Place], reading: Reading) -> dict[Parts, str]:
+    """The folders of images without labels, beside such with labels: of each, the folder of the split level."""
+    levels = list(reading.levels)
+    if "split" not in levels or "label" not in levels[levels.index("split") :]:
+        return {}
+    depth = levels.index("split")
+    labelled = {folders[depth] for folders, place in places.items() if place.label is not None}
+    return (
+        {folders: folders[depth] for folders in places if len(folders) > depth and folders[depth] not in labelled}
+        if labelled
+        else {}
+    )
 
 
-def _is_in(path: Path, folder: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
+def _beside_splits(root: Path, strays: list[str], places: Mapping[Parts, Place], reading: Reading) -> str:
+    depth = reading.levels.index("split") + 1
+    pattern = "/".join(min(folders for folders, place in places.items() if place.stray == strays[0])[:depth]) + "/*"
+    return (
+        f"{root} has folders named as splits ({', '.join(_shown(reading.splits))}) beside others "
+        f"({some_names(_shown(strays))}). Move the others elsewhere, name them as a split (train, val or test), or "
+        f'leave them out: params.yaml: ingest.leave_out: ["{escaped(pattern)}"].'
+    )
 
 
-def _is_split_by_folders(root: Path, files: list[Path]) -> bool:
-    """Whether the first level of folders is made of splits alone."""
-    folders = _folders_of(root, files)
-    return bool(folders) and all(name.lower() in _SPLIT_NAMES for name in folders)
+def _expect_classes(root: Path, content: _Content, reading: Reading) -> None:
+    classes = sorted({item.label for item in content.items if item.label is not None})
+    if len(classes) > 1:
+        return
+    found = f"one class, {classes[0]!r}," if classes else "no class folders"
+    if not classes and reading.splits:
+        found = f"folders named as splits ({', '.join(_shown(reading.splits))}) and no class folders in them,"
+    raise SourceError(
+        f"The source folder {root} has {found} and a classifier needs at least two classes (params.yaml: ingest.path). "
+        f"{content.notes[0]} {_LAYOUT}, or say what each level of folders is: ingest.levels."
+    )
 
 
-def _beside_splits(root: Path, files: list[Path]) -> set[str]:
-    """Folders of the first level beside two or more that are named as splits; a single such one is a class."""
-    folders = _folders_of(root, files)
-    others = {name for name in folders if name.lower() not in _SPLIT_NAMES}
-    return others if len(folders) - len(others) > 1 else set()
+def _notes_on_labels(
+    items: list[Item], unlabelled: Mapping[Parts, str], images: Mapping[Parts, int], left_out: bool
+) -> list[str]:
+    notes = []
+    counts = Counter[str]()
+    for folders, name in unlabelled.items():
+        counts[escaped(name)] += images[folders]
+    if counts:
+        named = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(counts.items()))
+        notes.append(
+            f"{'Left out, since' if left_out else 'Without labels, since'} they have no class folders: {named}."
+        )
+    splits: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.label is not None and item.split is not None:
+            splits[item.label].add(item.split)
+    if len(set().union(*splits.values())) > 1:
+        alone = [f"{label} ({min(where)})" for label, where in sorted(splits.items()) if len(where) == 1]
+        if alone:
+            notes.append(f"Classes that are in one split alone: {some_names(alone)}.")
+    return notes
 
 
-def _folders_of(root: Path, files: list[Path]) -> set[str]:
-    return {path.relative_to(root).parts[0] for path in files if len(path.relative_to(root).parts) > 1}
+def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left_out: set[Parts]) -> list[str]:
+    """Notes on empty folders, masks beside photos, and folders deeper than the reading."""
+    notes = []
+    depths = {place + 1 for place, level in enumerate(reading.levels) if level in ("split", "label")}
+    full = {folders[:depth] for folders in images for depth in depths}
+    empty = {folders for folders in walk.folders if len(folders) in depths and folders not in full}
+    if named := [escaped("/".join(folders)) for folders in sorted(empty) if folders[:-1] not in empty]:
+        notes.append(f"Folders without images where classes are expected: {some_names(named)}.")
+    taken = Counter({folders: count for folders, count in images.items() if folders not in left_out})
+    meant = [level for level in reading.levels if level in ("split", "label", "group")]
+    masks: Counter[str] = Counter()
+    deeper: Counter[Parts] = Counter()
+    for folders, count in taken.items():
+        free = [
+            name
+            for place, name in enumerate(folders)
+            if place >= len(reading.levels) or reading.levels[place] == "skip"
+        ]
+        if mask := next((name for name in free if is_mask_folder(name)), None):
+            masks[mask] += count
+        elif meant and len(folders) > len(reading.levels):
+            deeper[folders] += count
+    if masks and masks.total() < taken.total():
+        patterns = ", ".join(f'"*/{escaped(name)}/*"' for name in sorted(masks))
+        notes.append(
+            f"{masks.total():,} of {taken.total():,} images lie in folders named {some_names(_shown(masks))}, as masks "
+            f"do. If they are no photos of their class, leave them out: ingest.leave_out: [{patterns}]."
+        )
+    return notes + ([_note_on_deeper(deeper, reading)] if _are_many(deeper) else [])
 
 
-def _item(parts: tuple[str, ...], by_split: bool) -> Item:
-    # A name that is no UTF-8 has no place in a table; its bytes do.
-    name = os.fsencode("/".join(parts)).decode("utf-8", "backslashreplace")
-    split = _SPLIT_NAMES[parts[0].lower()] if by_split and len(parts) > 1 else None
-    label = parts[1 if by_split else 0] if len(parts) > (2 if by_split else 1) else None
-    if label is None:
-        return Item(name, None, split, "lies in no class folder, so that it has no label")
-    return Item(name, os.fsencode(label).decode("utf-8", "backslashreplace"), split)
+def _are_many(deeper: Counter[Parts]) -> bool:
+    # class/images/ alone tells nothing: a folder that every class has once is a habit, not a group.
+    return len({folders[-1] for folders in deeper}) > 1 or (0 < len(deeper) < 2)
 
 
-def _looks_like_an_image(path: Path) -> bool:
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(8).startswith(_IMAGE_STARTS)
-    except OSError:
-        return True
+def _note_on_deeper(deeper: Counter[Parts], reading: Reading) -> str:
+    first = escaped("/".join(min(deeper)))
+    note = (
+        f"{deeper.total():,} images lie in {len(deeper):,} deeper folders, such as {first}, and count for their class."
+    )
+    if len(deeper) > 1 and "group" not in reading.levels:
+        note += (
+            " If the images of such a folder belong together (a patient, a clip), keep them in one split: "
+            f"ingest.levels: [{', '.join((*reading.levels, 'group'))}]."
+        )
+    return note
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What a splits file says of an image."""
+class _Named:
+    """What a splits file says about an image."""
 
     split: SplitName | None
     group: str | None = None
@@ -228,7 +347,7 @@ class _Place:
 
 def _with_splits(items: list[Item], lists: dict[Path, SplitName | None]) -> tuple[list[Item], list[str]]:
     """Items with the splits and groups that `lists` name; a list of one split names only images."""
-    named: dict[str, _Place] = {}
+    named: dict[str, _Named] = {}
     for path, split in lists.items():
         for name, place in _read_places(path, split):
             if named.setdefault(name, place) != place:
@@ -247,20 +366,20 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None]) -> tupl
             )
         if key is not None:
             used.add(key)
-        place = named[key] if key is not None else _Place(None)
-        result.append(replace(item, split=place.split or item.split, group=place.group))
+        place = named[key] if key is not None else _Named(None)
+        result.append(replace(item, split=place.split or item.split, group=place.group or item.group))
     if absent := sorted(named.keys() - used):
-        raise SourceError(f"{where} names {len(absent):,} images that are not there: {_some(absent)}.")
+        raise SourceError(f"{where} names {len(absent):,} images that are not there: {some_names(absent)}.")
     unnamed = [item.path for item in result if item.split is None]
-    note = f"Without a split in {where}, and so for validate to decide: {_some(unnamed)}." if unnamed else ""
+    note = f"Without a split in {where}, and so for validate to decide: {some_names(unnamed)}." if unnamed else ""
     return result, [note] if note else []
 
 
-def _words(place: _Place) -> str:
+def _words(place: _Named) -> str:
     return " ".join(filter(None, [place.split or "no split", place.group and f"(group {place.group})"]))
 
 
-def _read_places(path: Path, split: SplitName | None) -> Iterator[tuple[str, _Place]]:
+def _read_places(path: Path, split: SplitName | None) -> Iterator[tuple[str, _Named]]:
     """Names of images with their splits and groups: the columns of a CSV, or the two of a text.
 
     A CSV with a header may have either column or both (`path`, `split`, `group`); without one its columns are path and
@@ -281,19 +400,19 @@ def _read_places(path: Path, split: SplitName | None) -> Iterator[tuple[str, _Pl
             continue
         cells = [cell.strip() for cell in (next(csv.reader([line])) if commas else line.rsplit(None, 1))]
         if split is not None:
-            yield cells[0], _Place(split)
+            yield cells[0], _Named(split)
             continue
         if columns is None:
             columns = _columns_of(cells) if commas else {"path": 0, "split": 1}
             if commas and {cell.lower() for cell in cells} & {"split", "group"}:
                 continue
         found = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
-        its_split = _SPLIT_NAMES.get(found.get("split", "").lower())
+        its_split = split_names([found.get("split", "")]).get(found.get("split", ""))
         if its_split is None and (found.get("split") or "group" not in columns):
             raise SourceError(
                 f"{path}, line {number}: wanted an image and its split (train, val or test), found {line.strip()!r}."
             )
-        yield found["path"].removeprefix("./"), _Place(its_split, found.get("group") or None)
+        yield found["path"].removeprefix("./"), _Named(its_split, found.get("group") or None)
 
 
 def _columns_of(cells: list[str]) -> dict[str, int]:
@@ -305,8 +424,3 @@ def _columns_of(cells: list[str]) -> dict[str, int]:
     others = [column for column in range(len(header)) if column not in columns.values()]
     named = [header.index(name) for name in ("path", "image", "file", "filename") if name in header]
     return {"path": [*named, *others, 0][0], **columns}
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else shown

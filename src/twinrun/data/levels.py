@@ -1,0 +1,274 @@
+"""Which level of folders is the split, which the label, which the group: decided by evidence. Pure.
+
+The evidence is which levels hold images, which sets of folder names repeat below which level, and words that people use
+for splits (train, dev, seg_train, training_set, ...), for parts of a data set (images, masks) and for what belongs
+together (patient_01, clip_3). Words alone decide only where all folders of a level have them. Where two readings are
+left, both are returned.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from twinrun.data.listing import words_of
+from twinrun.data.manifest import SplitName
+from twinrun.params import Level
+
+Parts = tuple[str, ...]  # names of folders, from the top
+Levels = tuple[Level, ...]
+
+_SPLIT_WORDS: dict[str, SplitName] = {
+    **dict.fromkeys(("train", "training", "trainset", "trainval", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "devset", "devel", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "tst", "holdout", "heldout"), "test"),
+    **dict.fromkeys(("eval", "evaluation", "evalset"), "test"),
+}
+_TEST_OR_VAL = frozenset({"eval", "evaluation", "evalset"})  # val where another folder is the test set
+_MASK_WORDS = words_of(
+    """mask masks seg segmentation segmentations segmentationclass segmentationobject annotation annotations anno
+    label labels gt groundtruth depth thumb thumbs thumbnail thumbnails preview previews heatmap heatmaps overlay
+    overlays"""
+)
+_PART_WORDS = _MASK_WORDS | words_of(
+    """image images img imgs photo photos picture pictures pics jpg jpgs jpeg jpegs png pngs jpegimages rgb"""
+)
+_FILLERS = _PART_WORDS | words_of("set data dataset split splits subset part files folder crops the of")
+_GROUP_WORDS = words_of(
+    """patient patients pat subject subj sub person people participant user animal household case scene site location
+    loc camera cam clip video vid sequence seq session sess recording rec track burst plant plot slide batch"""
+)
+_FOLD_WORDS = frozenset({"fold", "folds", "cv", "kfold"})
+_REPEATED = 0.5  # share of the folders of a level whose names are below another folder too
+_DIRECT = 0.1  # share of images beside the folders of a level, up to which that level may be the label
+_WORDS = re.compile(r"[^\W\d_]+|\d+")
+_HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+@dataclass
+class Tree:
+    """Images directly in a folder, and the folders below it that hold images."""
+
+    images: int = 0
+    below: dict[str, "Tree"] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Images in the folder and below it."""
+        return self.images + sum(tree.total for tree in self.below.values())
+
+
+@dataclass(frozen=True)
+class Place:
+    """What its folders say about an image; `stray` names a folder that stands beside splits and is none."""
+
+    split: SplitName | None
+    label: str | None
+    group: str | None
+    stray: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What each level of folders is, from the top, and the split that each folder of the split level names."""
+
+    levels: Levels
+    splits: Mapping[str, SplitName]
+
+    def place(self, folders: Parts) -> Place:
+        """What the reading says about an image in `folders`; what lies deeper than the reading adds nothing."""
+        named = dict(zip(self.levels, folders, strict=False))
+        split = named.get("split")
+        if split is not None and split not in self.splits:
+            return Place(None, named.get("label"), named.get("group"), split)
+        return Place(self.splits[split] if split is not None else None, named.get("label"), named.get("group"))
+
+
+def tree_of(folders: Mapping[Parts, int]) -> Tree:
+    """The tree of the folders that hold images, given the number of images directly in each."""
+    top = Tree()
+    for parts, images in folders.items():
+        tree = top
+        for name in parts:
+            tree = tree.below.setdefault(name, Tree())
+        tree.images += images
+    return top
+
+
+def possible_readings(folders: Mapping[Parts, int]) -> list[Reading]:
+    """The readings that the evidence allows, the likeliest first; `folders` have the number of images in each."""
+    return [reading_as(levels, folders) for levels in dict.fromkeys(_readings(tree_of(folders), True))]
+
+
+def reading_as(levels: Sequence[Level], folders: Iterable[Parts]) -> Reading:
+    """The reading that takes `levels` for what they are."""
+    if "split" not in levels:
+        return Reading(tuple(levels), {})
+    depth = list(levels).index("split")
+    return Reading(tuple(levels), split_names({parts[depth] for parts in folders if len(parts) > depth}))
+
+
+def split_names(names: Iterable[str]) -> dict[str, SplitName]:
+    """The split of each of `names` that has a word for one, such as seg_train, training_set, dev and hold_out."""
+    words = {name: _split_word(name) for name in sorted(names)}
+    has_test = any(
+        word is not None and _SPLIT_WORDS[word] == "test" and word not in _TEST_OR_VAL for word in words.values()
+    )
+    return {
+        name: "val" if word in _TEST_OR_VAL and has_test else _SPLIT_WORDS[word]
+        for name, word in words.items()
+        if word is not None
+    }
+
+
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder is named as one of masks, annotations, depth or small copies beside photos."""
+    return _is_made_of(name, _MASK_WORDS)
+
+
+def _readings(tree: Tree, may_split: bool) -> list[Levels]:
+    folders = tree.below
+    if not folders:
+        return [()]
+    parents = {name: child for name, child in folders.items() if child.below}
+    if may_split and (splits := _level_of_splits(folders)):
+        return _below_splits({name: child for name, child in parents.items() if name in splits})
+    if may_split and (train := _train_beside_flat(folders)):
+        return [*_below_splits(train), ("label",)]
+    if len(folders) == 1 and parents:
+        return _after("skip", _readings(next(iter(parents.values())), may_split))
+    if all(_is_part(name) for name in folders):
+        return _after("skip", _readings(_merged(parents.values()), may_split))
+    if not parents:
+        return [("label",)]
+    names = Counter(name for parent in parents.values() for name in parent.below)
+    if all(_is_part(name) for name in names):
+        return [("label",)]
+    if may_split and _are_splits(names):
+        return [("label", "split")]
+    if all(_is_numbered(name, _GROUP_WORDS) for name in names):
+        return [("label", "group")]
+    inner = _readings(_merged(parents.values()), may_split)
+    if all(_is_numbered(name, _FOLD_WORDS) or split_names([name]) for name in folders):
+        return [*_after("skip", inner), *_after("group", inner)]
+    if all(_is_numbered(name, _GROUP_WORDS) for name in folders):
+        return _after("group", inner)
+    if not _may_be_labels(tree, parents, names):
+        return [("label",)]
+    grouped: list[Levels] = [("label", "group")] if _are_ids(names) and not _are_ids(folders) else []
+    return [("label",), *grouped, *_after("group" if _are_ids(folders) else "skip", inner)]
+
+
+def _after(level: Level, readings: list[Levels]) -> list[Levels]:
+    return [(level, *levels) for levels in readings]
+
+
+def _below_splits(splits: dict[str, Tree]) -> list[Levels]:
+    if not splits:
+        return [("split",)]
+    inner = [_inside(tree) for tree in splits.values()]
+    if None not in inner and any(tree.below for tree in inner if tree is not None):
+        return _after("split", _after("skip", _readings(_merged(tree for tree in inner if tree is not None), False)))
+    return _after("split", _readings(_merged(splits.values()), False))
+
+
+def _inside(tree: Tree) -> Tree | None:
+    """The one folder in a folder that holds nothing else."""
+    return next(iter(tree.below.values())) if len(tree.below) == 1 and not tree.images else None
+
+
+def _level_of_splits(folders: dict[str, Tree]) -> dict[str, SplitName]:
+    """The splits that the folders of a level name, where that level is one of splits; otherwise none."""
+    named = split_names(folders)
+    pure = {name for name in named if _is_pure_split(name, folders)}
+    parents = [tree for name, tree in folders.items() if tree.below and name in named]
+    if len(named) == len(folders) and "train" in named.values():
+        if len(pure) == len(folders) and (len(folders) > 1 or parents):
+            return named
+        names = Counter(name for tree in parents for name in (_inside(tree) or tree).below)
+        return named if len(parents) > 1 and max(names.values(), default=0) > 1 else {}
+    if len(named) == len(pure) == len(folders) > 1 and parents:
+        return named
+    if len({named[name] for name in pure}) > 1 and any(folders[name].below for name in pure):
+        return {name: named[name] for name in pure}
+    return {}
+
+
+def _train_beside_flat(folders: dict[str, Tree]) -> dict[str, Tree]:
+    """A folder named as the training set with classes in it, where the others are flat and named as nothing."""
+    train = {name: tree for name, tree in folders.items() if len(tree.below) > 1 and split_names([name])}
+    others = [tree for name, tree in folders.items() if name not in train]
+    return train if len(train) == 1 and others and not any(tree.below for tree in others) else {}
+
+
+def _are_splits(names: Iterable[str]) -> bool:
+    """Whether the names below classes are those of splits, train among them."""
+    below = list(names)
+    named = split_names(below)
+    return len(named) == len(below) > 1 and "train" in named.values() and all(_is_pure_split(n, below) for n in below)
+
+
+def _may_be_labels(tree: Tree, parents: dict[str, Tree], names: Counter[str]) -> bool:
+    """Whether the level below the first may be the label as well: its names repeat, or are words of their own."""
+    direct = sum(child.images for child in tree.below.values())
+    if len(parents) < 2 or len(names) < 2 or direct > _DIRECT * tree.total:
+        return False
+    folders = names.total()
+    if sum(count for count in names.values() if count > 1) >= _REPEATED * folders:
+        return True
+    return folders >= 2 * len(parents) and not _are_ids(names)
+
+
+def _are_ids(names: Iterable[str]) -> bool:
+    """Whether most names have digits, as those of patients, clips and days."""
+    with_digits = [any(character.isdigit() for character in name) for name in names]
+    return sum(with_digits) * 2 >= len(with_digits)
+
+
+def _merged(trees: Iterable[Tree]) -> Tree:
+    merged = Tree()
+    same: dict[str, list[Tree]] = {}
+    for tree in trees:
+        merged.images += tree.images
+        for name, child in tree.below.items():
+            same.setdefault(name, []).append(child)
+    merged.below = {name: found[0] if len(found) == 1 else _merged(found) for name, found in same.items()}
+    return merged
+
+
+def _words(name: str) -> list[str]:
+    text = _HUMPS.sub(" ", name).casefold()
+    return _WORDS.findall(re.sub(r"(hold|held)[\W_]*out", "holdout", text))
+
+
+def _split_word(name: str) -> str | None:
+    """The word for a split in a name; None where there is none, or words for two, but for train_val."""
+    found = {_SPLIT_WORDS[word]: word for word in _words(name) if word in _SPLIT_WORDS}
+    if found.keys() == {"train", "val"}:
+        return found["train"]
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _is_pure_split(name: str, beside: Iterable[str]) -> bool:
+    """Whether a name is the word for a split and nothing that means more, such as train2017 or images_train."""
+    siblings = [set(_words(sibling)) for sibling in beside]
+    shared = set.intersection(*siblings) if len(siblings) > 1 else set()
+    return (
+        all(word in _SPLIT_WORDS or word in _FILLERS or word in shared or word.isdigit() for word in _words(name))
+        and _split_word(name) is not None
+    )
+
+
+def _is_part(name: str) -> bool:
+    return _is_made_of(name, _PART_WORDS)
+
+
+def _is_made_of(name: str, words: frozenset[str]) -> bool:
+    found = _words(name)
+    return bool(found) and ("".join(found) in words or all(word in words for word in found))
+
+
+def _is_numbered(name: str, words: frozenset[str]) -> bool:
+    """Whether a name is one of `words` with something that tells one from another, such as patient_07 and clip3."""
+    found = _words(name)
+    return any(word in words for word in found) and any(word.isdigit() for word in found)
