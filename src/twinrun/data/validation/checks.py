@@ -16,6 +16,7 @@ from twinrun.data.validation.subject import QUALITY, Subject, flaw_column
 from twinrun.params import Policy, Severity
 
 if TYPE_CHECKING:
+    from twinrun.data.clips import Clips
     from twinrun.data.nearest import NearPair
     from twinrun.data.shortcuts import Shortcut
 
@@ -215,6 +216,7 @@ def _of_copies(subject: Subject) -> list[Check]:
             "pairs",
         ),
         *([_of_groups(subject)] if any(group is not None for group in subject.of("group")) else []),
+        *([_of_clips(subject.evidence.clips)] if subject.evidence.clips is not None else []),
         Check(
             "no_duplicate",
             "No image repeats another of its split",
@@ -240,6 +242,25 @@ def _of_groups(subject: Subject) -> Check:
         ("validate.on_leak",),
         "Publish one split for all of a group, or set it to drop, which keeps those in the last split",
         _sharing(subject, "group", _drop_all_but_the_last_split),
+    )
+
+
+def _of_clips(clips: "Clips") -> Check:
+    name, frames = next(iter(clips.series.items()))
+    setting = f"ingest.group_pattern: '{clips.pattern.replace(chr(39), 2 * chr(39))}'"
+    words = (
+        f"{clips.frames:,} images look like frames of {len(clips.series):,} clips, such as {name} ({len(frames):,}). "
+        f"Frames of one clip may get into different splits: {setting} keeps them together"
+    )
+    return Check(
+        "clips_are_groups",
+        "Frames of one clip are one group",
+        "clips",
+        Rule("ExpectColumnValuesToBeNull", {"column": "pattern"}, "warning"),
+        ("ingest.group_pattern",),
+        f"Set {setting}",
+        lambda _: iter([Offence(tuple(frames), words, words)]),
+        "patterns",
     )
 
 

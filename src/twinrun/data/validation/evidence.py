@@ -10,6 +10,7 @@ from twinrun.data.validation.findings import Facts
 from twinrun.params import ValidateParams
 
 if TYPE_CHECKING:
+    from twinrun.data.clips import Clips
     from twinrun.data.drift import Drift
     from twinrun.data.label_errors import LabelSearch
     from twinrun.data.nearest import NearPair
@@ -35,6 +36,7 @@ class Evidence:
     shortcuts: "list[Shortcut]"
     drift: "Drift | None"
     reference: str | None
+    clips: "Clips | None"
 
 
 def search_labels(facts: Facts, images: Pixels, rows: Sequence[int], params: ValidateParams) -> "LabelSearch | None":
@@ -87,6 +89,15 @@ def search_drift(facts: Facts, rows: Sequence[int], reference: Reference | None,
 
     with phase("Comparing with the reference"):
         return find_drift(reference.facts, _of_rows(facts, rows), seed=seed)
+
+
+def search_clips(facts: Facts, rows: Sequence[int]) -> "Clips | None":
+    """Look for frames of clips among those of `rows` that have no group, where splits tear or may tear them apart."""
+    from twinrun.data.clips import are_torn, find_clips
+
+    loose = [row for row in rows if facts["group"][row] is None]
+    clips = find_clips(facts["path"], facts["phash"], facts["label"], loose)
+    return clips if clips is not None and are_torn(clips, facts["split"]) else None
 
 
 def _of_rows(facts: Facts, rows: Sequence[int]) -> dict[str, list[Any]]:

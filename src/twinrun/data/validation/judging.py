@@ -18,6 +18,7 @@ from twinrun.data.validation.drops import Drops, drop_broken, drop_copies, drop_
 from twinrun.data.validation.evidence import (
     Evidence,
     Reference,
+    search_clips,
     search_drift,
     search_labels,
     search_quality,
@@ -64,7 +65,8 @@ def judge_table(
     kept = [row for row, drop in enumerate(dropped) if drop is None]
     classes = sorted({label for label in facts["label"] if label is not None})
     counts = _count(facts, kept, classes)
-    splits = [name for name in SPLITS if draw_splits or name in facts["split"]]
+    labelled = {split for split, label in zip(facts["split"], facts["label"], strict=True) if label is not None}
+    splits = [name for name in SPLITS if draw_splits or name in labelled]
     left_out = _broken(facts, decision.dropped) if params.on_broken == "warn" else []
     subject = Subject(facts, kept, left_out, counts, splits, evidence, decision.approved, params)
     return Verdict(
@@ -118,6 +120,7 @@ def _searched(
         shortcuts=search_shortcuts(facts, images, usable, params.seed),
         drift=search_drift(facts, usable, reference, params.seed),
         reference=reference.name if reference is not None else None,
+        clips=search_clips(facts, usable),
     )
     return evidence, dropped
 

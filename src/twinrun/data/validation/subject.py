@@ -94,6 +94,7 @@ class Subject:
                 "written_alike": [self.alike().get(name) for name in self.counts],
             },
             "shortcuts": {"share": [share_of_way(shortcut) for shortcut in self.evidence.shortcuts]},
+            "clips": {"pattern": [self.evidence.clips.pattern] if self.evidence.clips else []},
             "searches": {"finished": [self.evidence.labels is None or self.evidence.labels.finished]},
             "drift": {"significant": [shift.significant for shift in drift.shifts] if drift else []},
             "labels_since_reference": {
