@@ -49,7 +49,8 @@ def test_a_clean_folder_passes_in_one_line_and_one_with_faults_is_shown_on_a_pag
 
     assert clean.code == 0, clean.said
     assert clean.said.splitlines()[-1].startswith("24 checks met. 2 classes; 60 images; dropped: none.")
-    assert len(clean.said.splitlines()) == 1
+    assert clean.said.startswith("Folders read as [label], as in cat: 2 classes (cat 30, dog 30).\n")
+    assert len(clean.said.splitlines()) == 2
     assert "The report" not in clean.said
     assert found.code == 1
     assert "cat/page.jpg: is an HTML page named .jpg" in found.said
@@ -124,7 +125,7 @@ def test_labels_that_no_model_can_tell_are_no_findings(photos: Path) -> None:
 
     assert judged.code == 0, judged.said
     assert "Labels could not be judged: the quick model agrees with only" in judged.said
-    assert len(judged.said.splitlines()) == 1
+    assert len(judged.said.splitlines()) == 2
     assert unasked.code == 0, unasked.said
     assert "abels" not in unasked.said
 
@@ -167,8 +168,11 @@ def test_what_lies_about_in_a_folder_is_passed_over_with_a_note(photos: Path) ->
     assert unmet["no_duplicate"][0]["what"] == "train/cat/.7.png (cat, train) = train/cat/7.png (cat, train)"
     for ran in (old, inside, again):
         assert ran.code == 1, ran.said
-        assert "beside folders named as splits: docs." in ran.said
-        assert "names begin with a dot and they are no images: 1 files." in ran.said
+        assert "Folders without images where classes are expected: docs." in ran.said
+        assert (
+            "Left out: 1 file that is no image (.txt) and 1 file or folder of other programs (.directory.swp)."
+            in ran.said
+        )
         assert len(ran.said.splitlines()) <= 10
     assert "is the report of a check: train/cat/old." in inside.said
     assert "is the report of a check: ., train/cat/old" in again.said

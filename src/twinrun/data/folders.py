@@ -81,8 +81,7 @@ def list_folder(
     if len(readings) > 1:
         raise SourceError(
             f"The folders in {root} can be read in {len(readings)} ways. Write the one that is meant into params.yaml, "
-            "such as:\n"
-            + "\n".join(f"  ingest.{_as_setting(reading)}: {_counts(reading, walk)}" for reading in readings)
+            "such as:\n" + "\n".join(f"  ingest.levels: {_counts(reading, walk)}" for reading in readings)
         )
     content = _content(root, walk, readings[0], strict=True)
     _expect_classes(root, content, readings[0])
@@ -116,7 +115,10 @@ def list_images(root: Path, out: Path, levels: Levels = "auto", leave_out: Seque
     if len(readings) > 1:
         ways = [f"{_counts(reading, walk)} (--levels {','.join(reading.levels)})" for reading in readings]
         both = f"These folders can be read in {len(ways)} ways, of which the first is taken here: {'; or '.join(ways)}."
-        notes = [f"{both} In a pipeline ingest.{_as_setting(readings[0])} decides.", *notes]
+        notes = [
+            f"{both} In a pipeline ingest.levels decides, such as ingest.levels: [{', '.join(readings[0].levels)}].",
+            *notes,
+        ]
     return sorted_listing(items, Files(content.files), notes)
 
 
@@ -152,15 +154,15 @@ def _said(walk: Walk) -> str:
 
 def _readings(walk: Walk, levels: Levels) -> list[Reading]:
     images = _images_by_folder(walk)
-    return possible_readings(images) if levels == "auto" else [reading_as(levels, images)]
+    if levels == "auto":
+        return possible_readings(images)
+    if twice := [level for level in ("split", "label", "group") if list(levels).count(level) > 1]:
+        raise SourceError(f"The levels [{', '.join(levels)}] name {twice[0]} twice (ingest.levels): what else is it?")
+    return [reading_as(levels, images)]
 
 
 def _images_by_folder(walk: Walk) -> Counter[Parts]:
     return Counter(folders for folders, _ in walk.files)
-
-
-def _as_setting(reading: Reading) -> str:
-    return f"levels: [{', '.join(reading.levels)}]"
 
 
 def _counts(reading: Reading, walk: Walk) -> str:
@@ -245,10 +247,14 @@ def _unlabelled(places: Mapping[Parts, Place], reading: Reading) -> dict[Parts, 
 def _beside_splits(root: Path, strays: list[str], places: Mapping[Parts, Place], reading: Reading) -> str:
     depth = reading.levels.index("split") + 1
     pattern = "/".join(min(folders for folders, place in places.items() if place.stray == strays[0])[:depth]) + "/*"
+    others = some_names(_shown(strays))
+    if reading.splits:
+        found = f"{root} has folders named as splits ({', '.join(_shown(reading.splits))}) beside others ({others})."
+    else:
+        found = f"{root} has no folders named as splits where ingest.levels has them: {others}."
     return (
-        f"{root} has folders named as splits ({', '.join(_shown(reading.splits))}) beside others "
-        f"({some_names(_shown(strays))}). Move the others elsewhere, name them as a split (train, val or test), or "
-        f'leave them out: params.yaml: ingest.leave_out: ["{escaped(pattern)}"].'
+        f"{found} Name them train, val or test, move them elsewhere, or leave them out: "
+        f'params.yaml: ingest.leave_out: ["{escaped(pattern)}"].'
     )
 
 
@@ -257,7 +263,9 @@ def _expect_classes(root: Path, content: _Content, reading: Reading) -> None:
     if len(classes) > 1:
         return
     found = f"one class, {classes[0]!r}," if classes else "no class folders"
-    if not classes and reading.splits:
+    if not classes and "label" not in reading.levels and "group" in reading.levels:
+        found = "no level of folders that is the label,"
+    elif not classes and reading.splits:
         found = f"folders named as splits ({', '.join(_shown(reading.splits))}) and no class folders in them,"
     raise SourceError(
         f"The source folder {root} has {found} and a classifier needs at least two classes (params.yaml: ingest.path). "
