@@ -213,8 +213,8 @@ def _may_be_labels(tree: Tree, parents: dict[str, Tree], names: Counter[str]) ->
     direct = sum(child.images for child in tree.below.values())
     if len(parents) < 2 or len(names) < 2 or direct > _DIRECT * tree.total:
         return False
-    folders = names.total()
-    if sum(count for count in names.values() if count > 1) >= _REPEATED * folders:
+    folders, repeated = names.total(), [count for count in names.values() if count > 1]
+    if len(repeated) > 1 and sum(repeated) >= _REPEATED * folders:
         return True
     return folders >= 2 * len(parents) and not _are_ids(names)
 
