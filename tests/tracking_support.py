@@ -111,6 +111,28 @@ def train_really(project: Path) -> None:
     evaluate(project, weights_hash=digest)
 
 
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
+    """A project with one registered model, the candidate, and photos of digits: 0.png to 3.png. Not to be changed."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    from pipeline import register
+
+    folder = tmp_path_factory.mktemp("registered")
+    shutil.copytree(new_store, folder / "mlruns")
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        train_really(folder)
+        register.main()
+    for number in range(4):
+        pixels = (load_digits().images[number] * 255 / 16).astype("uint8")
+        Image.fromarray(pixels).resize((32, 32)).save(folder / f"{number}.png")
+    return folder
+
+
 def validate(project: Path, report: str = "<html></html>", *, passed: bool = True) -> None:
     """Leave what the validate stage leaves."""
     out = project / "data/out/validate"

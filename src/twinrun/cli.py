@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinrun import cli_data
+from twinrun import cli_data, cli_predict
 from twinrun.errors import TrackingError, TwinrunError, run_main
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ A day with it:
 
 [bold]twinrun rollback[/bold]               the one before it is the champion again
 
+[bold]twinrun predict photos[/bold]         classify images with the champion (--out labels.csv, --show)
+
 [bold]twinrun show 3[/bold]                 what made version 3: commit, params, data, machine
 
 [bold]twinrun reproduce 3[/bold]            train version 3 again: are the weights the same?
@@ -61,6 +63,7 @@ MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:
 
 
 app.add_typer(cli_data.app, name="data")
+app.command()(cli_predict.predict)
 
 
 class DataChoice(StrEnum):

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,32 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
-from tracking_support import free_port, train_really, wait_for
+from tracking_support import free_port, wait_for
 
-from pipeline import register
 from twinrun.models.bundle import load_bundle
 from twinrun.models.predict import probabilities
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker
-
-SIZE = 32
-
-
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
-    """A project with one registered model, and photos of digits beside it: 0.png to 3.png."""
-    folder = tmp_path_factory.mktemp("registered")
-    shutil.copytree(new_store, folder / "mlruns")
-    shutil.copy(Path(__file__).parents[2] / "params.yaml", folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train_really(folder)
-        register.main()
-    for number in range(4):
-        pixels = (load_digits().images[number] * 255 / 16).astype(np.uint8)
-        Image.fromarray(pixels).resize((SIZE, SIZE)).save(folder / f"{number}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

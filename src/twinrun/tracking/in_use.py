@@ -1,0 +1,88 @@
+"""Which registered model answers, by what a person calls it, and its bundle as a folder."""
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinrun.errors import RegistryError
+from twinrun.tracking.registry import CANDIDATE, CHAMPION, Registry, Version, explaining
+from twinrun.tracking.store import Tracker, as_default
+
+
+@dataclass(frozen=True)
+class ModelInUse:
+    """A version, its bundle, and a sentence on why it was taken where nobody named it; empty where somebody did."""
+
+    version: Version
+    bundle: Path
+    note: str
+
+
+@contextmanager
+def model_in_use(tracker: Tracker, reference: str | None, default_name: Callable[[], str]) -> Iterator[ModelInUse]:
+    """Fetch the version that `reference` names; the folder of its bundle is removed afterwards.
+
+    It may be a number, v3, NAME, NAME/3, NAME@alias or @alias, also with models:/ before it. NAME alone, or nothing, is
+    the champion, or else the candidate. Raises RegistryError or TrackingError with what there is.
+    """
+    name, number, alias = _parsed(reference)
+    name = name or default_name()
+    if tracker.database is not None and not tracker.database.exists():
+        raise RegistryError(f"There is no model {name!r} in {tracker.uri}. Train and register one: dvc repro")
+    registry = Registry(tracker, name)
+    version, note = _chosen(registry, number, alias)
+    with tempfile.TemporaryDirectory(prefix="twinrun-model-") as folder:
+        yield ModelInUse(version, _fetched(tracker, version, Path(folder)), note)
+
+
+def _parsed(reference: str | None) -> tuple[str, int | None, str | None]:
+    """Name, number of the version and alias that a reference has."""
+    text = (reference or "").removeprefix("models:/").strip()
+    if "@" in text:
+        name, _, alias = text.rpartition("@")
+        return name, None, alias
+    name, _, last = text.rpartition("/")
+    if numbered := re.fullmatch(r"v?(\d{1,9})", last):
+        return name, int(numbered[1]), None
+    return text, None, None
+
+
+def _chosen(registry: Registry, number: int | None, alias: str | None) -> tuple[Version, str]:
+    if number is not None:
+        return registry.version(number), ""
+    versions = registry.versions()
+    if not versions:
+        raise RegistryError(
+            f"There is no model {registry.name!r} in {registry.tracker.uri}. Train and register one with dvc repro, or "
+            "name another: --model NAME@champion, or the folder of a bundle."
+        )
+    for wanted in [alias] if alias else [CHAMPION, CANDIDATE]:
+        if version := next((version for version in versions if wanted in version.aliases), None):
+            note = "" if alias or wanted == CHAMPION else _no_champion(version)
+            return version, note
+    there = ", ".join(str(version.version) for version in reversed(versions))
+    wanted = f"no version with the alias {alias!r}" if alias else "neither a champion nor a candidate"
+    raise RegistryError(
+        f"{registry.name!r} has {wanted}; its versions are {there}. Name one: --model {versions[0].version}"
+    )
+
+
+def _no_champion(candidate: Version) -> str:
+    return (
+        f"{candidate.name} has no champion, so the candidate answers: version {candidate.version}. "
+        f"Make it the champion: twinrun promote {candidate.version}"
+    )
+
+
+def _fetched(tracker: Tracker, version: Version, folder: Path) -> Path:
+    """A copy of the version's bundle."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+
+    with explaining(tracker), as_default(tracker):
+        model = Path(download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder)))
+    data = Model.load(str(model)).flavors["python_function"]["data"]
+    return model / str(data)
