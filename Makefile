@@ -41,9 +41,8 @@ check: setup  ## check format, lint, types and the direction of imports
 format: setup  ## rewrite the code in the project's format
 	@$(ACTIVATE) && ruff format . && ruff check --fix .
 
-ui: setup  ## show runs, pictures and the registry at http://127.0.0.1:5000 (PORT=5001 for another port)
-	@$(ACTIVATE) && twinrun sync && echo "MLflow: http://127.0.0.1:$(PORT) (Ctrl-C ends it)" && \
-	  mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1
+ui: setup  ## show runs, pictures and the registry in MLflow (PORT=5001 for another port than 5000)
+	@$(ACTIVATE) && twinrun ui --port $(PORT)
 
 serve: setup  ## answer requests with the champion at http://127.0.0.1:5001 (MODEL=name for another model)
 	@$(ACTIVATE) && mlflow models serve --model-uri "models:/$(MODEL)@champion" --env-manager local --port 5001

@@ -49,6 +49,8 @@ A day with it:
 
 [bold]twinrun doctor[/bold]                 check the whole set-up, and how to mend it
 
+[bold]twinrun ui[/bold]                     the runs in MLflow's pages
+
 [bold]twinrun sync[/bold]                   bring MLflow up to date after it was away
 
 Serve the champion, and ask it about an image:
@@ -170,6 +172,31 @@ def sync() -> None:
     if report.problem:
         raise TrackingError("\n".join(report.lines()))
     print("\n".join(report.lines()) or f"MLflow at {report.tracker.uri} is up to date.")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the pages on this machine.")] = 5000,
+    model: Model = None,
+) -> None:
+    """Open the list of runs in MLflow: print its address, and serve it if no server does.
+
+    The list shows accuracy, model, duration and data of each run. Ctrl-C ends the server.
+
+    Example: twinrun ui --port 5001
+    """
+    from twinrun.tracking.pages import is_server, require_free, run_list, serve
+    from twinrun.tracking.store import find_tracker
+
+    tracker = find_tracker()
+    if is_server(tracker):
+        _sync_quickly()
+        print(f"MLflow: {run_list(tracker, model or _model_name(), port)}")
+        return
+    require_free(port)
+    _sync_quickly()
+    print(f"MLflow: {run_list(tracker, model or _model_name(), port)} (Ctrl-C ends it)", flush=True)
+    serve(tracker, port)
 
 
 @app.command()

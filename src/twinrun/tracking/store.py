@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twinrun.errors import TrackingError
 from twinrun.publish import explained
 from twinrun.tracking.home import home
+from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_view, without_password
 from twinrun.tracking.relocate import relocate
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _QUIET = {
     # A request that makes something must not be sent twice behind our back; we look first, and then try again.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password, where the address holds one
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -83,7 +85,7 @@ def require_reachable(tracker: Tracker, timeout_s: float = 5) -> None:
     from urllib.request import urlopen
 
     try:
-        with urlopen(f"{tracker.uri.rstrip('/')}/health", timeout=timeout_s):
+        with urlopen(f"{without_password(tracker.uri).rstrip('/')}/health", timeout=timeout_s):
             return
     except HTTPError as error:
         # It answers; whether it lets us in is for MLflow, which knows the credentials, to find out.
@@ -160,8 +162,19 @@ def as_default(tracker: Tracker) -> Iterator[None]:
             os.environ[URI_VARIABLE] = before
 
 
+@contextmanager
+def explaining(tracker: Tracker) -> Iterator[None]:
+    """Turn what MLflow raises into a TrackingError that names the store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {tracker.uri} refused: {error.message}") from error
+
+
 # MLflow's pages open on the training runs of such an experiment, not on those of a language model.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development", RUN_LIST_TAG: run_list_view()}
 
 
 def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:

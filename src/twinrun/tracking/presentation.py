@@ -1,0 +1,204 @@
+"""How a run and a registered version look in MLflow: name, description, tables, and the columns of the run list.
+
+The texts are Markdown. Names of classes, files and folders come from other people's data and are escaped.
+"""
+
+import csv
+import hashlib
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from twinrun.publish import write_json
+from twinrun.tracking.metric_names import TEST_METRICS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+NOTE = "mlflow.note.content"
+ID_LENGTH = 8
+# What MLflow's run list shows to whoever opens it by `run_list_address`: MLflow keeps such a view in a tag.
+RUN_LIST = "twinrun"
+RUN_LIST_TAG = f"mlflow.sharedViewState.{RUN_LIST}"
+_TABLES_TAG = "mlflow.loggedArtifacts"
+_WIDTHS_PX = {
+    "tags.`mlflow.runName`": None,
+    "attributes.start_time": None,
+    f"metrics.`{TEST_METRICS['accuracy']}`": 110,
+    "params.`train.model`": 120,
+    "duration": 80,
+    "attributes.`Dataset`": 130,
+    "metrics.`val/accuracy`": 110,
+    "attributes.`Models`": 180,
+}
+_MOST_CLASSES = 12  # of a confusion matrix that fits a page; of more, the commonest mistakes are listed
+_MOST_MISTAKES = 10
+
+
+def short(run_id: str) -> str:
+    """A run's id as it stands in its name and in all that is printed."""
+    return run_id[:ID_LENGTH]
+
+
+def run_name(name: str, run_id: str, accuracy: float | None = None) -> str:
+    """What a run is called in MLflow: "lenet5 on digits, 32d74ae4", and once it is evaluated "99.2% lenet5 ...".
+
+    The accuracy comes first, since MLflow's run list cuts names after some 25 characters.
+    """
+    first = "" if accuracy is None else f"{_percent(accuracy)} "
+    return f"{first}{name}, {short(run_id)}"
+
+
+def is_given_name(current: str | None, name: str, run_id: str) -> bool:
+    """Whether a run is still called what it was called here, rather than by a person."""
+    pattern = rf"(\d+\.\d% )?{re.escape(name)}(, {re.escape(short(run_id))})?"
+    return re.fullmatch(pattern, current or "") is not None
+
+
+def titled(name: str, run_id: str) -> str:
+    """A run for a person: its name, and its id where the name lacks it."""
+    return name if name.endswith(short(run_id)) else f"{name} ({short(run_id)})"
+
+
+def run_list_view() -> str:
+    """The value of RUN_LIST_TAG: accuracy, model, duration and data in the first columns."""
+    return json.dumps(
+        {
+            "selectedColumns": [name for name in _WIDTHS_PX if "`" in name and "runName" not in name],
+            "columnOrder": list(_WIDTHS_PX),
+            "columnWidths": {name: width for name, width in _WIDTHS_PX.items() if width is not None},
+        }
+    )
+
+
+def run_list_address(server: str, experiment: str) -> str:
+    """The page of an experiment's runs on `server`, without the password that the server's address may hold."""
+    query = f"viewStateShareKey={RUN_LIST}&workflowType=machine_learning"
+    return f"{without_password(server).rstrip('/')}/#/experiments/{experiment}/runs?{query}"
+
+
+def without_password(address: str) -> str:
+    """An address that may be printed."""
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def describe_run(metrics: Mapping[str, Any], confusion: Path, data: str, page: str) -> str:
+    """A run in Markdown: accuracy with its interval, what was taken for what, the data, and where the report is.
+
+    `metrics` are those of data/out/evaluate/metrics.json, `confusion` the confusion.csv beside it, `page` is the run's
+    page relative to the server.
+    """
+    parts = [f"**{_accuracy(metrics)}**", f"Data: {escaped(data)}."]
+    with suppress(OSError, ValueError, KeyError):
+        with confusion.open(encoding="utf-8", newline="") as file:
+            pairs = Counter((row["actual"], row["predicted"]) for row in csv.DictReader(file))
+        parts.append(_confusion(pairs))
+    report = "evaluation/report/index.html"
+    parts.append(f"[Report with pictures]({page}/artifacts/{report}) (artifact `{report}`)")
+    return "\n\n".join(filter(None, parts))
+
+
+def describe_version(metrics: Mapping[str, Any], model: Mapping[str, Any], *, data: str, run_id: str | None) -> str:
+    """A registered version in Markdown: how good it is, what it is, which run made it from which data.
+
+    `model` is the bundle's model.json.
+    """
+    classes = model["classes"]
+    network = f"Network: {escaped(model['architecture'])}. " if "architecture" in model else ""
+    made = f"Run {short(run_id)}. " if run_id else ""
+    return "\n\n".join(
+        [
+            f"**{_accuracy(metrics)}**",
+            f"{network}Classes: {len(classes)} ({escaped(', '.join(classes[:_MOST_CLASSES]))}"
+            f"{', ...' if len(classes) > _MOST_CLASSES else ''}). Data: {escaped(data)}.",
+            f"{made}Weights {str(model['weights_hash'])[:12]}.",
+        ]
+    )
+
+
+def describe_model(name: str) -> str:
+    """A registered model in Markdown."""
+    return (
+        f"Versions of the image classifier {escaped(name)}, each with its accuracy, data and run. The alias "
+        "`candidate` is the newest version that passed its gates, `champion` the version in use. `twinrun models` "
+        "compares them."
+    )
+
+
+def set_note(client: "MlflowClient", run: Any, text: str, written: str | None) -> str:
+    """Describe a run, unless a person has described it; returns a hash to pass as `written` the next time."""
+    if may_describe(run.data.tags.get(NOTE), text, written):
+        client.set_tag(run.info.run_id, NOTE, text)
+    return text_hash(text)
+
+
+def may_describe(current: str | None, text: str, written: str | None) -> bool:
+    """Whether `text` should replace the `current` description: no person wrote that, and `text` says something new.
+
+    `written` is the hash of the description that was written here last.
+    """
+    return current != text and (not current or text_hash(current) == written)
+
+
+def text_hash(text: str) -> str:
+    """Sha256 of a description, by which it is recognised as ours."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def log_table(client: "MlflowClient", run_id: str, rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Add rows, all with the same columns, as a table that MLflow draws; `path` is the artifact's, ending in .json."""
+    folder, _, name = path.rpartition("/")
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary, name)
+        write_json({"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, place)
+        client.log_artifact(run_id, str(place), folder or None)
+    tables = json.loads(client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
+    entry = {"path": path, "type": "table"}
+    if entry not in tables:
+        client.set_tag(run_id, _TABLES_TAG, json.dumps([*tables, entry]))
+
+
+def escaped(text: str) -> str:
+    """Text as Markdown and HTML show it literally, on one line."""
+    plain = " ".join(str(text).split())
+    return re.sub(r"[\\`*_{}\[\]()<>#|!~&$\"']", lambda found: f"&#{ord(found[0])};", plain)
+
+
+def _accuracy(metrics: Mapping[str, Any]) -> str:
+    interval = metrics.get("intervals", {}).get("accuracy")
+    between = f" (95% interval {_percent(interval[0])} to {_percent(interval[1])})" if interval else ""
+    images = f" of {metrics['images']:,} test images" if "images" in metrics else ""
+    return f"Accuracy {_percent(metrics['accuracy'])}{between}{images}."
+
+
+def _confusion(pairs: Counter[tuple[str, str]]) -> str:
+    """A matrix of a few classes; of many, the mistakes that were made most often."""
+    classes = sorted({name for pair in pairs for name in pair})
+    if len(classes) <= _MOST_CLASSES:
+        header = ["label, below; predicted, right", *map(escaped, classes)]
+        rows = [
+            [f"**{escaped(actual)}**", *(str(pairs[actual, predicted] or "") for predicted in classes)]
+            for actual in classes
+        ]
+        return _table(header, rows)
+    wrong = [(pair, count) for pair, count in pairs.most_common() if pair[0] != pair[1]][:_MOST_MISTAKES]
+    return _table(
+        ["label", "predicted", "images"],
+        [[escaped(actual), escaped(predicted), str(count)] for (actual, predicted), count in wrong],
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"

@@ -1,0 +1,111 @@
+"""MLflow's own pages: where the list of runs is, what it shows, and that it is served."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from tracking_support import FaultyTracker, evaluate, free_port, runs, train, wait_for
+
+from twinrun.errors import TrackingError
+from twinrun.tracking.pages import require_free, run_list
+from twinrun.tracking.presentation import describe_run
+from twinrun.tracking.store import find_tracker, open_client
+from twinrun.tracking.sync import sync
+
+_MODEL = "twinrun-digits"
+
+
+def test_the_command_prints_the_address_of_the_run_list_and_serves_it(project: Path) -> None:
+    train(project)
+    evaluate(project)
+    port, log = free_port(), project / "ui.log"
+
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "twinrun.cli", "ui", "--port", str(port)], stdout=output, stderr=output
+        )
+    try:
+        wait_for(port, "/health", server, log)
+        address = next(word for word in log.read_text().split() if word.startswith("http"))
+        page = address.partition("#")[2]
+        experiment = urlsplit(page).path.split("/")[2]
+        asked = urllib.request.Request(  # as the page asks
+            f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/get?experiment_id={experiment}"
+        )
+        with urllib.request.urlopen(asked) as answer:
+            found = json.loads(answer.read())["experiment"]
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+
+    (run,) = runs(project)
+    key = parse_qs(urlsplit(page).query)["viewStateShareKey"][0]
+    view = json.loads(next(tag["value"] for tag in found["tags"] if tag["key"] == f"mlflow.sharedViewState.{key}"))
+    assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/{run.info.info.experiment_id}/runs?")
+    assert found["name"] == _MODEL
+    assert view["columnOrder"][2:6] == [
+        *("metrics.`test/accuracy`", "params.`train.model`", "duration", "attributes.`Dataset`")
+    ]
+    assert {"metrics.`test/accuracy`", "params.`train.model`", "attributes.`Dataset`"} <= set(view["selectedColumns"])
+
+
+def test_an_experiment_of_an_earlier_version_gets_the_columns_too(project: Path) -> None:
+    tracker = find_tracker(project)
+    client = open_client(tracker)
+    experiment = client.create_experiment(_MODEL)
+
+    address = run_list(tracker, _MODEL, 5000)
+
+    assert f"/#/experiments/{experiment}/runs?" in address
+    assert "mlflow.sharedViewState.twinrun" in client.get_experiment(experiment).tags
+
+
+def test_where_a_server_holds_the_runs_its_own_page_is_named_and_nothing_is_served(
+    tracker: FaultyTracker, project: Path
+) -> None:
+    train(project)
+    sync()
+    address = tracker.uri.replace("http://", "http://anna:secret@")
+
+    printed = subprocess.run(
+        [sys.executable, "-m", "twinrun.cli", "ui"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": address},
+        capture_output=True,
+        text=True,
+        cwd=project,
+    )
+
+    client = open_client(find_tracker(project))
+    experiment = client.get_experiment_by_name(_MODEL)
+    assert printed.returncode == 0, printed.stderr
+    assert f"MLflow: {tracker.uri}/#/experiments/{experiment.experiment_id}/runs?" in printed.stdout
+    assert "secret" not in printed.stdout
+
+
+def test_a_port_that_is_taken_is_named_with_another_to_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        with pytest.raises(TrackingError, match=f"{port}: Address already in use.*PORT={port + 1}"):
+            require_free(port)
+
+
+def test_of_many_classes_the_description_lists_the_commonest_mistakes(tmp_path: Path) -> None:
+    pairs = [(f"class {number}", f"class {number}") for number in range(40)]
+    pairs += [("class 1", "class 2")] * 3 + [("class 3", "class 2")]
+    confusion = tmp_path / "confusion.csv"
+    confusion.write_text("actual,predicted\n" + "".join(f"{actual},{predicted}\n" for actual, predicted in pairs))
+
+    text = describe_run({"accuracy": 0.9}, confusion, "birds", "#/")
+
+    assert text.index("| class 1 | class 2 | 3 |") < text.index("| class 3 | class 2 | 1 |")
+    assert "class 17" not in text
