@@ -8,7 +8,7 @@ from twinrun.params import load_params
 from twinrun.publish import write_json
 from twinrun.tracking.registry import Registry, check_bundle
 from twinrun.tracking.store import find_tracker, require_reachable
-from twinrun.tracking.sync import evaluated_weights, run_of, sync
+from twinrun.tracking.sync import evaluated_weights, run_of, sync, training_data
 
 BUNDLE = Path("data/out/train/bundle")
 CARD = Path("data/out/train/card.json")
@@ -36,6 +36,7 @@ def main() -> None:
         passed=metrics["accuracy"] >= params.min_accuracy,
         fingerprint=card["fingerprint"],
         run_id=run_of(Path.cwd(), card["weights_hash"]),
+        data=training_data(Path.cwd()),
     )
 
     # Nothing that another training with the same weights would change: the stage would not be run again for it.

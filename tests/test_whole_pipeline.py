@@ -82,8 +82,8 @@ def test_dvc_repro_takes_images_to_a_registered_model_with_its_run(clone: Path) 
     (version,) = client.search_model_versions("name='twinrun-digits'")
     candidate = client.get_model_version_by_alias("twinrun-digits", "candidate")
     assert run.status == "FINISHED"
-    assert [step for step, _ in run.history["val_loss"]] == [1, 2, 3]
-    assert run.metrics["test_accuracy"] == pytest.approx(metrics(clone)["accuracy"])
+    assert [step for step, _ in run.history["val/loss"]] == [1, 2, 3]
+    assert run.metrics["test/accuracy"] == pytest.approx(metrics(clone)["accuracy"])
     assert run.info.data.params["train.epochs"] == "3"
     assert run.info.inputs.dataset_inputs[0].dataset.name == "digits"
     assert run.tags["twinrun.weights_hash"] == weights_hash(clone)
@@ -119,7 +119,7 @@ def test_training_again_gives_the_same_weights_and_leaves_evaluate_up_to_date(cl
     again = newest(clone)
     assert len(runs(clone)) == 2
     assert again.tags["twinrun.weights_hash"] == before
-    assert again.metrics["test_accuracy"] == pytest.approx(metrics(clone)["accuracy"])
+    assert again.metrics["test/accuracy"] == pytest.approx(metrics(clone)["accuracy"])
     assert "Data and pipelines are up to date" in dvc(clone, "status", "evaluate", "register")
 
 
@@ -128,7 +128,7 @@ def test_an_experiment_with_another_setting_is_another_run_and_only_later_stages
 
     assert "Running stage 'ingest'" not in said
     assert "Running stage 'validate'" not in said
-    assert len(newest(clone).history["val_loss"]) == 2
+    assert len(newest(clone).history["val/loss"]) == 2
     assert len(runs(clone)) == 3
     assert "shorter" in dvc(clone, "exp", "show", "--no-pager", "--csv")
     assert "train.epochs" in dvc(clone, "params", "diff")

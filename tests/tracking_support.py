@@ -137,9 +137,11 @@ def validate(project: Path, report: str = "<html></html>", *, passed: bool = Tru
     """Leave what the validate stage leaves."""
     out = project / "data/out/validate"
     check = {"name": "no_leaks", "severity": "critical", "passed": passed, "found": report}
+    images = {"total": 12, "kept": 10, "dropped": {"no_blur": 2}}
     write_text(report, out / "report/index.html")
     write_text(report, out / "data_docs/index.html")
-    result = {"passed": passed, "counts": {"no_leaks": 0 if passed else 2}, "expectations": [check]}
+    counts = {"no_leaks": 0 if passed else 2, "no_blur": 2}
+    result = {"passed": passed, "images": images, "counts": counts, "expectations": [check]}
     write_json(result, out / "result.json")
     (out / "manifest.parquet").unlink(missing_ok=True)
     if passed:
@@ -155,10 +157,12 @@ def evaluate(project: Path, *, weights_hash: str = "ab" * 32, accuracy: float = 
         "log_loss": 0.1,
         "calibration_error": 0.01,
         "images": 10,
+        "intervals": {"accuracy": [0.95, 1.0]},
         "per_class": [{"label": "0", "precision": 1.0, "recall": 0.9, "f1": 0.95, "images": 5}],
     }
     write_json({"weights_hash": weights_hash}, project / "data/out/evaluate/model.json")
     write_json(metrics, project / "data/out/evaluate/metrics.json")
+    write_text("actual,predicted\n0,0\n0,0\n0,1|<b>\n1|<b>,1|<b>\n", project / "data/out/evaluate/confusion.csv")
     write_text("<html></html>", project / "data/out/evaluate/report/index.html")
     return metrics
 
@@ -174,6 +178,11 @@ class StoredRun:
     info: Any
     history: dict[str, list[tuple[int, float]]]
     artifacts: list[str]
+
+    def table(self, path: str) -> list[dict[str, Any]]:
+        """The rows of an artifact that MLflow draws as a table."""
+        table = json.loads(Path(open_client(find_tracker()).download_artifacts(self.id, path)).read_text())
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
 def runs(project: Path) -> list[StoredRun]:

@@ -29,8 +29,8 @@ _SOURCES = (
     *(f"data/{folder}/.gitkeep" for folder in ("raw", "decisions", "reference")),
 )
 _SETTINGS = {"train.epochs": EPOCHS, "register.min_accuracy": 0.1}
-# What both stacks record for every epoch.
-_METRICS = ("train_loss", "val_loss", "val_accuracy")
+# What both stacks record for every epoch, under the plain stack's names and under Twinrun's.
+_METRICS = ("train_loss", "val_loss", "val_accuracy", "train/loss", "val/loss", "val/accuracy")
 
 Metrics = Counter[tuple[str, int]]
 

@@ -90,6 +90,8 @@ def models(model: Model = None) -> None:
     """
     from rich.table import Table
 
+    from twinrun.tracking.metric_names import TEST_METRICS
+    from twinrun.tracking.presentation import short
     from twinrun.tracking.registry import REGISTER
 
     registry = _registry(model)
@@ -106,12 +108,10 @@ def models(model: Model = None) -> None:
             str(each.version),
             ", ".join(each.aliases),
             "yes" if each.passed else "no",
-            _number(each.metrics.get("test_accuracy")),
-            _number(each.metrics.get("test_balanced_accuracy")),
-            _number(each.metrics.get("test_log_loss")),
+            *(_number(each.metrics.get(TEST_METRICS[name])) for name in ("accuracy", "balanced_accuracy", "log_loss")),
             each.weights_hash[:8],
             each.fingerprint[:8],
-            (each.run_id or "")[:8],
+            short(each.run_id or ""),
             each.created.astimezone().strftime("%Y-%m-%d %H:%M"),
         )
     _print(table)
@@ -343,16 +343,19 @@ def _model_name() -> str:
 def _show(facts: Any) -> None:
     from rich.table import Table
 
+    from twinrun.tracking.presentation import short
+
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("run", f"{facts.name} ({facts.run_id}, {facts.status})")
+    table.add_row("run", f"{facts.title} ({facts.status})")
+    table.add_row("id", facts.run_id)
     for name, value in sorted(facts.metrics.items()):
         table.add_row(name, f"{value:.6g}")
     if twin_of := facts.tags.get("twinrun.twin_of"):
-        table.add_row("twin of", twin_of)
+        table.add_row("twin of", short(twin_of))
     if verdict := facts.tags.get("twinrun.twin_verdict"):
-        table.add_row("twin", f"{verdict} ({facts.tags.get('twinrun.twin') or facts.run_id})")
+        table.add_row("twin", f"{verdict} ({short(facts.tags.get('twinrun.twin') or facts.run_id)})")
     if facts.card is None:
         table.add_row("card", "none: this training did not finish")
     else:

@@ -61,7 +61,7 @@ def test_it_writes_a_bundle_a_history_a_card_and_a_journal_and_the_run_is_in_mlf
     assert (out / "history.csv").read_text().startswith("epoch,train_loss,val_loss,val_accuracy,learning_rate\n1,")
     (run,) = runs(trainable.folder)
     assert run.status == "FINISHED"
-    assert [step for step, _ in run.history["val_accuracy"]] == [1, 2, 3]
+    assert [step for step, _ in run.history["val/accuracy"]] == [1, 2, 3]
     assert run.tags["twinrun.weights_hash"] == card["weights_hash"]
     assert not (trainable.folder / ".twinrun/resume" / card["fingerprint"]).exists()
 
@@ -156,7 +156,7 @@ def test_a_stop_reaches_every_process_and_one_process_continues_with_the_same_we
     assert not [worker for worker in workers if worker.is_running() and "pipeline.train" in worker.cmdline()]
     assert re.search(r"Resuming after epoch ([3-9]|\d\d) of 24", capsys.readouterr().out)
     assert trainable.weights_hash() == undisturbed
-    assert [(run.status, len(run.history["val_loss"])) for run in runs(trainable.folder)] == [("FINISHED", 24)]
+    assert [(run.status, len(run.history["val/loss"])) for run in runs(trainable.folder)] == [("FINISHED", 24)]
 
 
 def test_ctrl_c_says_what_is_kept_and_a_second_trainer_is_refused_until_then(

@@ -30,9 +30,9 @@ def test_a_training_is_in_mlflow_when_its_stage_ends(project: Path) -> None:
     (run,) = runs(project)
     assert publication.notice() is None
     assert run.status == "FINISHED"
-    assert run.info.info.run_name == f"mlp on digits, {journal.id[:6]}"
+    assert run.info.info.run_name == f"mlp on digits, {run.id[:8]}"
     assert run.info.data.params == {"train.epochs": "2"}
-    assert run.history == {"train_loss": [(0, 0.5), (1, 0.25)]}
+    assert run.history == {"train/loss": [(0, 0.5), (1, 0.25)]}
 
 
 def test_replaying_a_journal_from_its_beginning_doubles_nothing(project: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_run_holds_all_that_its_journal_holds(project: Path) -> None:
     (dataset,) = run.info.inputs.dataset_inputs
     assert run.tags["twinrun.journal_id"] == journal.id
     assert run.tags["twinrun.weights_hash"] == "ab" * 32
-    assert run.history["train_loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert run.history["train/loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert run.artifacts == ["bundle/manifest.json", "bundle/model.json", "bundle/weights.safetensors", "card.json"]
     assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "0123456789abcdef")
 
@@ -81,7 +81,7 @@ def test_a_stopped_training_is_killed_and_a_resumed_one_goes_on_in_the_same_run(
 
     (finished,) = runs(project)
     assert [stopped.status, running.status, finished.status] == ["KILLED", "RUNNING", "FINISHED"]
-    assert finished.history == {"train_loss": [(0, 0.5), (1, 0.25)]}
+    assert finished.history == {"train/loss": [(0, 0.5), (1, 0.25)]}
 
 
 def test_a_body_that_is_left_by_an_error_says_how_the_training_ended(project: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_run_of_a_trainer_that_was_killed_is_marked_by_its_publisher(project
     while not (found := runs(project)) or found[0].status != "KILLED":
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
-    assert found[0].history == {"train_loss": [(0, 0.5)]}
+    assert found[0].history == {"train/loss": [(0, 0.5)]}
 
 
 def test_a_training_that_ended_while_an_earlier_death_of_it_was_published_is_not_marked_killed(project: Path) -> None:
@@ -182,7 +182,7 @@ def test_nothing_is_lost_or_doubled_by_a_tracker_that_breaks(
     assert (report.problem, report.pending) == (None, 0)
     assert again.lines() == []
     assert run.status == "FINISHED"
-    assert run.history["train_loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert run.history["train/loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert len(run.artifacts) == 4
 
 
@@ -232,7 +232,7 @@ def test_a_training_does_not_wait_for_a_tracker_that_takes_long_to_answer(
     assert waited_s < 1
     assert publication.unpublished > 0
     assert (report.problem, report.pending) == (None, 0)
-    assert run.history == {"train_loss": [(0, 0.5)]}
+    assert run.history == {"train/loss": [(0, 0.5)]}
 
 
 def test_what_mlflow_refuses_is_counted_and_told_and_the_rest_is_published(
@@ -247,7 +247,7 @@ def test_what_mlflow_refuses_is_counted_and_told_and_the_rest_is_published(
     (run,) = [run for run in runs(project) if run.tags["twinrun.journal_id"] == journal.id]
     (found,) = [check for check in examine(project) if check.name == "journals"]
     assert run.status == "FINISHED"
-    assert len(run.history["train_loss"]) == 3
+    assert len(run.history["train/loss"]) == 3
     assert report.refused == {run.id: 1}
     assert any("MLflow refused 1 event" in line for line in report.lines())
     assert any("MLflow refused 1 event" in finding.problem for finding in found.findings)

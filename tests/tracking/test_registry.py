@@ -14,7 +14,7 @@ from twinrun.errors import BundleError, RegistryError, TrackingError
 from twinrun.tracking.registry import Registry, Version
 from twinrun.tracking.runs import find_run
 from twinrun.tracking.store import find_tracker, open_client
-from twinrun.tracking.sync import run_of, sync
+from twinrun.tracking.sync import run_of, sync, training_data
 
 
 def _register(project: Path, weights: str = "ab", *, passed: bool = True, name: str = "digits") -> Version:
@@ -27,6 +27,7 @@ def _register(project: Path, weights: str = "ab", *, passed: bool = True, name: 
         passed=passed,
         fingerprint="f" * 64,
         run_id=run_of(project, weights * 32),
+        data=training_data(project),
     )
 
 
@@ -40,11 +41,46 @@ def test_a_version_carries_what_made_it(project: Path) -> None:
     facts = find_run(find_tracker(project), "1", "digits")
     assert version.version == 1
     assert version.aliases == ("candidate",)
-    assert version.metrics["test_accuracy"] == 0.99
+    assert version.metrics["test/accuracy"] == 0.99
     assert (version.weights_hash, version.fingerprint, version.passed) == ("ab" * 32, "f" * 64, True)
     assert facts.run_id == version.run_id
     assert facts.card is not None
     assert facts.card["weights_hash"] == "ab" * 32
+
+
+def test_a_model_and_its_versions_are_described_and_what_a_person_wrote_stays(project: Path) -> None:
+    first, client = _register(project), open_client(find_tracker(project))
+    described = client.get_model_version("digits", "1").description
+    client.update_model_version("digits", "1", "Ours at the fair")
+    client.update_registered_model("digits", "For the fair")
+
+    _register(project)
+    _register(project, "cd")
+
+    assert "**Accuracy 99.0% (95% interval 95.0% to 100.0%) of 10 test images.**" in described
+    assert "Classes: 2 (0, 1). Data: digits, 10 training images." in described
+    assert f"Run {str(first.run_id)[:8]}. Weights {'ab' * 6}." in described
+    assert client.get_model_version("digits", "1").description == "Ours at the fair"
+    assert f"Weights {'cd' * 6}." in client.get_model_version("digits", "2").description
+    assert client.get_registered_model("digits").description == "For the fair"
+
+
+def test_versions_and_runs_of_earlier_versions_are_read_under_the_names_in_use(project: Path) -> None:
+    version, client = _register(project), open_client(find_tracker(project))
+    client.delete_model_version_tag("digits", "1", "twinrun.test/accuracy")
+    client.set_model_version_tag("digits", "1", "twinrun.test_accuracy", "0.75")
+    run = client.create_run(client.get_run(str(version.run_id)).info.experiment_id)
+    for name in ("test_accuracy", "val_loss", "data_no_leaks", "learning_rate", "images_per_second"):
+        client.log_metric(run.info.run_id, name, 0.5)
+
+    (read,) = Registry(find_tracker(project), "digits").versions()
+    facts = find_run(find_tracker(project), run.info.run_id[:8], "digits")
+
+    assert read.metrics["test/accuracy"] == 0.75
+    assert set(facts.metrics) == {
+        *("test/accuracy", "val/loss", "data/no_leaks"),
+        *("train/learning_rate", "system/images_per_second"),
+    }
 
 
 def test_the_same_bundle_never_makes_a_second_version(project: Path) -> None:

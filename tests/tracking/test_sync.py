@@ -1,6 +1,7 @@
 """Bringing MLflow up to date: what waited, what DVC restored, what was found out later; and nothing twice."""
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ def test_a_journal_that_waited_is_published_once_and_cleared_away(project: Path)
     (run,) = runs(project)
     assert first.runs == 1
     assert (second.events, second.attached, second.problem) == (0, [], None)
-    assert run.history["val_accuracy"] == [(0, 0.9), (1, 0.9), (2, 0.9)]
+    assert run.history["val/accuracy"] == [(0, 0.9), (1, 0.9), (2, 0.9)]
     assert not journal.folder.exists()
 
 
@@ -52,7 +53,7 @@ def test_a_journal_stays_while_its_training_may_be_resumed_and_no_metric_is_doub
 
     (run,) = runs(project)
     assert run.status == "FINISHED"
-    assert run.history["val_accuracy"] == [(0, 0.9), (1, 0.9), (2, 0.9)]
+    assert run.history["val/accuracy"] == [(0, 0.9), (1, 0.9), (2, 0.9)]
     assert not journal.folder.exists()
 
 
@@ -65,7 +66,7 @@ def test_a_result_that_dvc_restored_appears_in_mlflow_once(project: Path) -> Non
 
     (run,) = runs(project)
     assert run.status == "FINISHED"
-    assert run.history["train_loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert run.history["train/loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert run.artifacts == ["bundle/manifest.json", "bundle/model.json", "bundle/weights.safetensors", "card.json"]
 
 
@@ -89,8 +90,8 @@ def test_what_evaluation_found_out_is_added_to_the_run_of_its_model(project: Pat
     sync()
 
     (run,) = runs(project)
-    assert run.history["test_accuracy"] == [(0, metrics["accuracy"])]
-    assert run.history["test_calibration_error"] == [(0, metrics["calibration_error"])]
+    assert run.history["test/accuracy"] == [(0, metrics["accuracy"])]
+    assert run.history["test/calibration_error"] == [(0, metrics["calibration_error"])]
     assert {"evaluation/metrics.json", "evaluation/per_class.json", "evaluation/report/index.html"} <= set(
         run.artifacts
     )
@@ -109,6 +110,81 @@ def test_an_older_evaluation_which_names_its_model_among_the_metrics_is_added(pr
     assert run.history["test_accuracy"] == [(0, metrics["accuracy"])]
 
 
+def test_a_run_is_named_after_its_accuracy_and_id_and_described_for_a_person(project: Path) -> None:
+    train(project)
+    sync()
+    (before,) = runs(project)
+    evaluate(project)
+
+    sync()
+
+    (run,) = runs(project)
+    note = run.tags["mlflow.note.content"]
+    assert before.info.info.run_name == f"lenet5 on digits, {run.id[:8]}"
+    assert run.info.info.run_name == f"99.0% lenet5 on digits, {run.id[:8]}"
+    assert "**Accuracy 99.0% (95% interval 95.0% to 100.0%) of 10 test images.**" in note
+    assert "Data: digits, 10 training images." in note
+    assert "| **0** | 2 | 1 |" in note
+    assert "| **1&#124;&#60;b&#62;** |  | 1 |" in note
+    report = f"#/experiments/{run.info.info.experiment_id}/runs/{run.id}/artifacts/evaluation/report/index.html"
+    assert f"]({report})" in note
+
+
+def test_the_name_and_description_that_a_person_gave_a_run_stay(project: Path) -> None:
+    train(project)
+    sync()
+    (run,) = runs(project)
+    client = open_client(find_tracker(project))
+    client.update_run(run.id, name="the good one")
+    client.set_tag(run.id, "mlflow.note.content", "for the fair")
+    evaluate(project)
+
+    sync()
+
+    (run,) = runs(project)
+    assert (run.info.info.run_name, run.tags["mlflow.note.content"]) == ("the good one", "for the fair")
+    assert run.metrics["test/accuracy"] == 0.99
+
+
+def test_a_description_follows_a_later_evaluation(project: Path) -> None:
+    train(project)
+    evaluate(project)
+    sync()
+    evaluate(project, accuracy=0.5)
+
+    sync()
+
+    (run,) = runs(project)
+    assert run.info.info.run_name == f"50.0% lenet5 on digits, {run.id[:8]}"
+    assert "Accuracy 50.0%" in run.tags["mlflow.note.content"]
+
+
+def test_tables_of_validation_and_evaluation_are_both_drawn(project: Path) -> None:
+    validate(project)
+    train(project)
+    evaluate(project)
+
+    sync()
+
+    (run,) = runs(project)
+    drawn = {table["path"] for table in json.loads(run.tags["mlflow.loggedArtifacts"])}
+    assert drawn == {"validation/checks.json", "evaluation/per_class.json"}
+    assert run.table("evaluation/per_class.json")[0]["recall"] == 0.9
+
+
+def test_a_journal_of_an_earlier_version_gets_the_names_in_use(project: Path) -> None:
+    journal = train(project, epochs=1)
+    file = journal.folder / "journal.jsonl"
+    earlier = file.read_text().replace('"name":"lenet5 on digits"', f'"name":"lenet5 on digits, {journal.id[:6]}"')
+    file.write_text(earlier)
+
+    sync()
+
+    (run,) = runs(project)
+    assert run.info.info.run_name == f"lenet5 on digits, {run.id[:8]}"
+    assert set(run.metrics) == {"train/loss", "val/accuracy"}
+
+
 def test_the_evaluation_of_another_model_is_not_added(project: Path) -> None:
     train(project, weights_hash="ab" * 32)
     evaluate(project, weights_hash="cd" * 32)
@@ -116,7 +192,7 @@ def test_the_evaluation_of_another_model_is_not_added(project: Path) -> None:
     sync()
 
     (run,) = runs(project)
-    assert "test_accuracy" not in run.metrics
+    assert "test/accuracy" not in run.metrics
     assert run_of(project, "cd" * 32) is None
 
 
@@ -147,7 +223,15 @@ def test_what_validation_said_of_a_trainings_data_is_added_so_that_its_links_hol
     (run,) = runs(project)
     assert {f"validation/{name}/index.html" for name in ("report", "data_docs")} <= set(run.artifacts)
     assert "validation/result.json" in run.artifacts
-    assert run.metrics["data_no_leaks"] == 0
+    assert not any(name.startswith("data") for name in run.metrics)
+    assert {name: run.tags[f"data.{name}"] for name in ("images", "dropped", "findings")} == {
+        "images": "10",
+        "dropped": "2",
+        "findings": "no_blur 2",
+    }
+    assert run.table("validation/checks.json") == [
+        {"check": "no_leaks", "passed": True, "severity": "critical", "found": 0, "result": "the data as trained on"}
+    ]
 
 
 @pytest.mark.parametrize("dvc", [True, False])
@@ -186,11 +270,14 @@ def test_data_that_were_refused_are_a_failed_run_with_the_report_once(project: P
     failed = sorted((run for run in runs(project) if run.status == "FAILED"), key=lambda run: run.info.info.start_time)
     assert len(first.failures) == 1
     assert (second.lines(), len(failed)) == ([], 2)
-    assert failed[0].info.info.run_name.startswith("data of digits, ")
-    assert failed[0].metrics == {"data_no_leaks": 2}
+    assert failed[0].info.info.run_name == f"data of digits, {failed[0].id[:8]}"
+    assert failed[0].info.info.run_name in first.lines()[-1]
+    assert failed[0].metrics == {}
+    assert failed[0].tags["data.findings"] == "no_leaks 2, no_blur 2"
     assert "no_leaks: 2 images" in failed[0].tags["mlflow.note.content"]
     assert failed[0].artifacts == [
-        *("validation/data_docs/index.html", "validation/report/index.html", "validation/result.json")
+        *("validation/checks.json", "validation/data_docs/index.html", "validation/report/index.html"),
+        "validation/result.json",
     ]
     assert failed[0].info.info.experiment_id == trained.info.info.experiment_id
 
@@ -297,5 +384,5 @@ def test_a_temporary_experiment_publishes_to_the_outer_project(project: Path, mo
     shutil.rmtree(workspace)
 
     (run,) = runs(project)
-    assert run.metrics["test_accuracy"] == 0.99
+    assert run.metrics["test/accuracy"] == 0.99
     assert "card.json" in run.artifacts

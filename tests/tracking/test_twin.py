@@ -65,7 +65,7 @@ def test_a_run_of_three_commits_ago_with_uncommitted_changes_has_an_identical_tw
     twin = found[str(report.twin_run_id)]
     assert (twin.status, twin.tags["twinrun.twin_of"]) == ("FINISHED", run_id)
     assert twin.tags["twinrun.weights_hash"] == found[run_id].tags["twinrun.weights_hash"]
-    assert twin.metrics["test_accuracy"] == found[run_id].metrics["test_accuracy"]
+    assert twin.metrics["test/accuracy"] == found[run_id].metrics["test/accuracy"]
     for run in found.values():
         assert run.tags["twinrun.twin_verdict"] == "identical"
         assert {f"twin/{twin.id[:8]}/report.md", f"twin/{twin.id[:8]}/report.json"} <= set(run.artifacts)

@@ -27,10 +27,19 @@ from twinrun.tracking.home import STATE, journals_folder
 from twinrun.tracking.journal import FILE, summarize
 from twinrun.tracking.left_running import left_running, running
 from twinrun.tracking.objects import Objects, file_md5
+from twinrun.tracking.presentation import short, titled
 from twinrun.tracking.publisher import LOCK as PUBLISHER_LOCK
 from twinrun.tracking.relocate import moved_from
 from twinrun.tracking.replay import Published, unpublished
-from twinrun.tracking.store import MLRUNS, URI_VARIABLE, Tracker, find_tracker, look_client, require_reachable
+from twinrun.tracking.store import (
+    MLRUNS,
+    URI_VARIABLE,
+    Tracker,
+    explaining,
+    find_tracker,
+    look_client,
+    require_reachable,
+)
 from twinrun.tracking.worktree import abandoned
 
 CARD = Path("data/out/train/card.json")
@@ -215,12 +224,15 @@ def _journals(tracker: Tracker) -> tuple[str, list[Finding]]:
         if summary is None:
             problem = f"{_shown(folder, tracker.home)} holds no journal that can be read"
             findings.append(Finding(problem, f"rm -r {shlex.quote(_shown(folder, tracker.home))}"))
-        elif summary.dead() and Published.load(tracker, folder.name).killed_at is None:
+            continue
+        state = Published.load(tracker, folder.name)
+        title = state.title(summary.name)
+        if summary.dead() and state.killed_at is None:
             findings.append(
-                Finding(f"the training {summary.name} was left by process {summary.process.pid}, dead", "twinrun sync")
+                Finding(f"the training {title} was left by process {summary.process.pid}, dead", "twinrun sync")
             )
         elif (waiting := unpublished(folder, tracker)) and summary.ended is not None:
-            findings.append(Finding(f"{waiting} events of {summary.name} are not yet in MLflow", "twinrun sync"))
+            findings.append(Finding(f"{waiting} events of {title} are not yet in MLflow", "twinrun sync"))
     return f"{len(folders)} waiting", [*findings, *_refused(tracker)]
 
 
@@ -231,7 +243,7 @@ def _refused(tracker: Tracker) -> Iterator[Finding]:
         if state.refused and not state.deleted:
             events = f"{state.refused} event{'' if state.refused == 1 else 's'}"
             yield Finding(
-                f"MLflow refused {events} of run {state.run_id}; to send all of it again:",
+                f"MLflow refused {events} of run {short(state.run_id or '')}; to send all of it again:",
                 f"rm {shlex.quote(_shown(file, tracker.home))}; twinrun sync",
                 harmless=True,
             )
@@ -241,15 +253,15 @@ def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:
     """Runs that MLflow believes to be running and whose process is dead, without a journal that says so."""
     if tracker.database is not None and not tracker.database.is_file():
         return "none yet", []
-    from twinrun.tracking.registry import explaining
-
     require_reachable(tracker)
     with explaining(tracker):
         client = look_client(tracker)
         number = len(running(client, tracker))
         findings = [
             Finding(
-                f"MLflow shows {run.info.run_name} as running, but its process {process.pid} is dead", "twinrun sync"
+                f"MLflow shows {titled(run.info.run_name, run.info.run_id)} as running, but its process {process.pid} "
+                "is dead",
+                "twinrun sync",
             )
             for run, process in left_running(client, tracker)
         ]

@@ -54,7 +54,7 @@ class Journal:
     def create(cls, root: Path, *, name: str, experiment: str) -> Self:
         """Begin the journal of a new training in the project at `root`.
 
-        `name` is what a person calls the run ("lenet5 on digits"); the first digits of the journal's id are added.
+        `name` is what a person calls the run ("lenet5 on digits"); in MLflow the first digits of the run's id follow.
         """
         journal_id = uuid.uuid4().hex
         return cls._begin(root, journal_id, name, experiment)
@@ -90,7 +90,7 @@ class Journal:
         journal._append(
             event="run",
             journal_id=journal_id,
-            name=first["name"] if first else f"{name}, {journal_id[:6]}",
+            name=first["name"] if first else name,
             experiment=first["experiment"] if first else experiment,
             time_ms=_now_ms(),
             process=process,
@@ -233,7 +233,12 @@ def summarize(file: Path) -> Summary | None:
     if run is None:
         return None
     process = Process(**{"machine": run.get("machine", ""), **run["process"]})
-    return Summary(run["journal_id"], run["name"], run["experiment"], process, ended, tags)
+    return Summary(run["journal_id"], given_name(run), run["experiment"], process, ended, tags)
+
+
+def given_name(run: Event) -> str:
+    """The name in the event that begins a journal; earlier versions added the first digits of the journal's id."""
+    return str(run["name"]).removesuffix(f", {run['journal_id'][:6]}")
 
 
 def read_events(file: Path) -> list[Event]:

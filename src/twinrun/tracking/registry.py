@@ -17,18 +17,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import BundleError, RegistryError, TrackingError
+from twinrun.errors import BundleError, RegistryError
 from twinrun.publish import explained, folder_faults
+from twinrun.tracking.metric_names import TEST_METRICS, with_current_names
+from twinrun.tracking.presentation import describe_model, describe_version, may_describe, text_hash
 from twinrun.tracking.store import (
     MLRUNS,
     Tracker,
     as_default,
     experiment_id,
+    explaining,
     look_client,
     open_client,
     require_reachable,
 )
-from twinrun.tracking.sync import METRIC_NAMES
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 PROMOTIONS = "promotions.jsonl"
@@ -37,6 +39,7 @@ REGISTER = "dvc repro -f -s register"
 LOADER = "twinrun.tracking.pyfunc"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
+_DESCRIBED_TAG = "twinrun.description"  # hash of the description that was written here
 # What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
 _REQUIRED = ("twinrun", "mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 
@@ -86,15 +89,17 @@ class Registry:
         passed: bool,
         fingerprint: str,
         run_id: str | None,
+        data: str = "not recorded",
     ) -> Version:
         """Make a version from `bundle`, or find the one that was made from it, and keep `candidate` up to date.
 
-        `metrics` are those of data/out/evaluate/metrics.json. Raises BundleError where the bundle was changed.
+        `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on.
+        Raises BundleError where the bundle was changed.
         """
         description = check_bundle(bundle)
         key = hashlib.sha256((bundle / "model.json").read_bytes()).hexdigest()
         facts = {
-            f"twinrun.{METRIC_NAMES[each]}": repr(float(metrics[each])) for each in METRIC_NAMES if each in metrics
+            f"twinrun.{TEST_METRICS[name]}": repr(float(metrics[name])) for name in TEST_METRICS if name in metrics
         }
         tags = {
             "twinrun.weights_hash": str(description["weights_hash"]),
@@ -102,6 +107,7 @@ class Registry:
             "twinrun.passed": str(passed).lower(),
             **facts,
         }
+        text = describe_version(metrics, description, data=data, run_id=run_id)
         with self._alone(), explaining(self.tracker):
             self._ensure_model()
             found = self._of_bundle(key)
@@ -112,6 +118,7 @@ class Registry:
                 for tag, value in tags.items():
                     if found.tags.get(tag) != value:
                         self._client.set_model_version_tag(self.name, found.version, tag, value)
+            self._describe(found, text)
             self._point_candidate()
         return self.version(int(found.version))
 
@@ -139,7 +146,7 @@ class Registry:
         if force and not (reason or "").strip():
             raise RegistryError('A forced promotion needs a reason that others can read: --force --reason "..."')
         if not version.passed and not force:
-            accuracy = version.metrics.get("test_accuracy")
+            accuracy = version.metrics.get(TEST_METRICS["accuracy"])
             found = f" (its test accuracy is {accuracy:.4f})" if accuracy is not None else ""
             raise RegistryError(
                 f"Version {number} of {self.name!r} has not passed its gates{found}, so it was not promoted.\n"
@@ -234,11 +241,20 @@ class Registry:
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException
 
+        text = describe_model(self.name)
         try:
-            self._client.create_registered_model(self.name)
+            self._client.create_registered_model(self.name, description=text)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+            if not self._client.get_registered_model(self.name).description:
+                self._client.update_registered_model(self.name, text)
+
+    def _describe(self, version: Any, text: str) -> None:
+        """Describe a version, unless a person has described it."""
+        if may_describe(version.description, text, version.tags.get(_DESCRIBED_TAG)):
+            self._client.update_model_version(self.name, version.version, text)
+            self._client.set_model_version_tag(self.name, version.version, _DESCRIBED_TAG, text_hash(text))
 
     def _of_bundle(self, key: str) -> Any | None:
         found = self._client.search_model_versions(f"name = '{self.name}'")
@@ -350,9 +366,8 @@ class Registry:
 
 def _version(found: Any, aliases: Mapping[str, int]) -> Version:
     number = int(found.version)
-    metrics = {
-        name: float(found.tags[f"twinrun.{name}"]) for name in METRIC_NAMES.values() if f"twinrun.{name}" in found.tags
-    }
+    facts = with_current_names({name.removeprefix("twinrun."): value for name, value in found.tags.items()})
+    metrics = {name: float(facts[name]) for name in TEST_METRICS.values() if name in facts}
     return Version(
         name=found.name,
         version=number,
@@ -424,14 +439,3 @@ def _requirements() -> list[str]:
         with suppress(PackageNotFoundError):
             requirements.append(f"{name}=={version(name).partition('+')[0]}")
     return requirements
-
-
-@contextmanager
-def explaining(tracker: Tracker) -> Iterator[None]:
-    """Turn what MLflow raises into a TrackingError that names the store."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {tracker.uri} refused: {error.message}") from error

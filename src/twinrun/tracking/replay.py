@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from twinrun.publish import write_json
 from twinrun.tracking.home import Process
-from twinrun.tracking.journal import ARTIFACTS, FILE, Event, events_from, summarize
+from twinrun.tracking.journal import ARTIFACTS, FILE, Event, events_from, given_name, summarize
+from twinrun.tracking.metric_names import metric_name
+from twinrun.tracking.presentation import run_name
 from twinrun.tracking.store import Tracker, experiment_id, open_client
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ class Published:
         """Begin anew: the store does not know the run."""
         self.offset, self.run_id, self.killed_at, self.refused, self.attached = 0, None, None, 0, {}
         self.deleted = self.complete = False
+
+    def title(self, name: str) -> str:
+        """What to call the run of a journal named `name`: as in MLflow, or just `name` while it is not there."""
+        return name if self.run_id is None else run_name(name, self.run_id)
 
     def finish(self) -> None:
         """Remember that all is published and the journal gone; should its training be resumed, a new one begins."""
@@ -205,7 +211,8 @@ class Replay:
             match event["event"]:
                 case "metrics":
                     metrics += [
-                        Metric(k, float(v), event["time_ms"], event["step"]) for k, v in event["values"].items()
+                        Metric(metric_name(name), float(value), event["time_ms"], event["step"])
+                        for name, value in event["values"].items()
                     ]
                 case "params":
                     params += [Param(name, str(value)[:6000]) for name, value in event["values"].items()]
@@ -231,6 +238,7 @@ class Replay:
             event = next(each for _, each in events_from(self.file, 0) if each["event"] == "run")
         experiment = experiment_id(self.client, self.tracker, event["experiment"])
         process = json.dumps({**event["process"], "machine": event.get("machine", "")}, sort_keys=True)
+        name = given_name(event)
         known = self._runs(experiment)
         if known:
             run = known[0]
@@ -243,8 +251,10 @@ class Replay:
                 self.client.update_run(run.info.run_id, status="RUNNING")
         else:
             tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **source_tags("train")}
-            run = self.client.create_run(experiment, start_time=event["time_ms"], tags=tags, run_name=event["name"])
+            run = self.client.create_run(experiment, start_time=event["time_ms"], tags=tags, run_name=name)
             self.state.run_id = run.info.run_id
+        if run.info.run_name == name:  # only now MLflow has given it an id
+            self.client.update_run(run.info.run_id, name=run_name(name, run.info.run_id))
         self.state.save()
 
     def _runs(self, experiment: str) -> list[Any]:

@@ -103,7 +103,7 @@ def _compare_images(root: Path, cards: list[Mapping[str, Any]], diff: RunDiff) -
 
 def _card(run: RunFacts) -> Mapping[str, Any]:
     if run.card is None:
-        raise TwinError(f"The run {run.name} ({run.run_id}, {run.status}) has no card: its training did not finish.")
+        raise TwinError(f"The run {run.title} ({run.status}) has no card: its training did not finish.")
     return run.card
 
 
@@ -124,10 +124,10 @@ def draw(diff: RunDiff) -> list[Any]:
     if diff.nothing:
         weights = str(_card(first)["weights_hash"])
         return [
-            f"{first.name} and {second.name} are the same: code, params, data, environment, hardware and results.",
+            f"{first.title} and {second.title} are the same: code, params, data, environment, hardware and results.",
             f"weights {weights}",
         ]
-    parts: list[Any] = [f"before  {first.name} ({first.run_id})", f"after   {second.name} ({second.run_id})"]
+    parts: list[Any] = [f"before  {first.title}", f"after   {second.title}"]
     same = [kind for kind in KINDS if not diff.differences.changes[kind]]
     for kind in KINDS:
         if diff.differences.changes[kind]:

@@ -1,4 +1,4 @@
-"""Finding a run by what a person calls it, and reading its card back. Refuses to change anything."""
+"""Finding a run by what a person calls it, and reading its card back. Nothing is changed."""
 
 import json
 import re
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.errors import RegistryError, TrackingError
-from twinrun.tracking.registry import Registry, explaining
-from twinrun.tracking.store import Tracker, open_client, require_reachable
+from twinrun.tracking.metric_names import with_current_names
+from twinrun.tracking.presentation import titled
+from twinrun.tracking.registry import Registry
+from twinrun.tracking.store import Tracker, explaining, open_client, require_reachable
 
 CARD = "card.json"
 
@@ -24,6 +26,15 @@ class RunFacts:
     tags: dict[str, str]
     metrics: dict[str, float]
     card: dict[str, Any] | None
+
+    @property
+    def title(self) -> str:
+        """What to call the run: its name, and its short id where the name lacks it.
+
+        A run that is not in MLflow yet has a name alone: its id is the journal's then, which is nobody's business.
+        """
+        waits = self.card is not None and self.card.get("journal_id") == self.run_id
+        return self.name if waits else titled(self.name, self.run_id)
 
 
 def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
@@ -47,7 +58,7 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
         name=run.info.run_name,
         status=run.info.status,
         tags=dict(run.data.tags),
-        metrics=dict(run.data.metrics),
+        metrics=with_current_names(run.data.metrics),
         card=card,
     )
 

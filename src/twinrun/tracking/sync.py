@@ -7,7 +7,6 @@ MLflow is not even imported.
 """
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinrun.publish import file_sha256, read_json, write_json
+from twinrun.publish import file_sha256, read_json
 from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
 from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
+from twinrun.tracking.metric_names import TEST_METRICS
+from twinrun.tracking.presentation import describe_run, is_given_name, log_table, run_name, set_note, short
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
@@ -35,13 +36,6 @@ from twinrun.tracking.validation import (
 
 OUT = Path("data/out")
 _PUBLISHER_S = 30.0
-METRIC_NAMES = {
-    "accuracy": "test_accuracy",
-    "balanced_accuracy": "test_balanced_accuracy",
-    "macro_f1": "test_macro_f1",
-    "log_loss": "test_log_loss",
-    "calibration_error": "test_calibration_error",
-}
 
 
 @dataclass
@@ -68,9 +62,9 @@ class SyncReport:
         if self.attached:
             lines.append(f"Added to the run: {', '.join(self.attached)}.")
         lines += [f"The data were refused: run {name!r}, FAILED, has the report." for name in self.failures]
-        lines += [f"Run {run_id} was left by a dead process; it is marked KILLED now." for run_id in self.killed]
+        lines += [f"Run {short(run_id)} was left by a dead process; it is marked KILLED now." for run_id in self.killed]
         lines += [
-            f"MLflow refused {_count(number, 'event')} of run {run_id}; they are in data/out/train/journal.jsonl."
+            f"MLflow refused {_count(number, 'event')} of run {short(run_id)}; data/out/train/journal.jsonl has them."
             for run_id, number in self.refused.items()
         ]
         if self.pending:
@@ -130,6 +124,12 @@ def evaluated_weights(workspace: Path) -> str | None:
     return (read_json(evaluation / "model.json") or read_json(evaluation / "metrics.json")).get("weights_hash")
 
 
+def training_data(workspace: Path) -> str:
+    """What the model in `workspace` was trained on, for a person."""
+    result = _Result.read(workspace)
+    return "not recorded" if result is None else result.data()
+
+
 @dataclass(frozen=True)
 class _Result:
     """The training whose outputs stand in a workspace."""
@@ -146,6 +146,15 @@ class _Result:
         if summary is None:
             return None
         return cls(workspace, journal, summary, summary.tags.get("twinrun.weights_hash"))
+
+    def data(self) -> str:
+        """The data that were trained on, for a person."""
+        for event in read_events(self.journal):
+            if event["event"] == "dataset":
+                name, source, images = event["name"], event["source"], event["profile"].get("images")
+                where = "" if source == name else f" in {source}"
+                return f"{name}{where}" + ("" if images is None else f", {images:,} training images")
+        return "not recorded"
 
     def additions(self) -> dict[str, tuple[str, Path]]:
         """What later stages say of this very model: name, hash and place of each."""
@@ -317,7 +326,7 @@ def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
         client = open_client(tracker)
         for name, (digest, place) in missing.items():
             if name == "test metrics":
-                _attach_metrics(client, state.run_id, place)
+                _attach_metrics(client, result, state, place)
             elif name in _ONCE:
                 attach_validation(client, state.run_id, name, place)
             elif place.is_dir():
@@ -329,24 +338,24 @@ def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
             report.attached.append(name)
 
 
-def _attach_metrics(client: Any, run_id: str, file: Path) -> None:
+def _attach_metrics(client: Any, result: _Result, state: Published, file: Path) -> None:
+    """Add the metrics of the test split, and what a person reads first: the run's name and description."""
     from mlflow.entities import Metric
 
-    metrics = read_json(file)
-    known = client.get_run(run_id).data.metrics
-    new = {METRIC_NAMES[name]: float(metrics[name]) for name in METRIC_NAMES if name in metrics}
+    run_id, metrics = str(state.run_id), read_json(file)
+    run = client.get_run(run_id)
+    new = {TEST_METRICS[name]: float(metrics[name]) for name in TEST_METRICS if name in metrics}
     time_ms = int(file.stat().st_mtime * 1000)
-    client.log_batch(run_id, [Metric(k, v, time_ms, 0) for k, v in new.items() if known.get(k) != v])
+    client.log_batch(run_id, [Metric(k, v, time_ms, 0) for k, v in new.items() if run.data.metrics.get(k) != v])
     client.log_artifact(run_id, str(file), "evaluation")
     if per_class := metrics.get("per_class"):
-        table = {"columns": list(per_class[0]), "data": [list(row.values()) for row in per_class]}
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder, "per_class.json")
-            write_json(table, place)
-            client.log_artifact(run_id, str(place), "evaluation")
-        client.set_tag(
-            run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "evaluation/per_class.json", "type": "table"}])
-        )
+        log_table(client, run_id, per_class, "evaluation/per_class.json")
+    name = result.summary.name
+    if is_given_name(run.info.run_name, name, run_id):
+        client.update_run(run_id, name=run_name(name, run_id, metrics["accuracy"]))
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}"
+    text = describe_run(metrics, file.with_name("confusion.csv"), result.data(), page)
+    state.attached["description"] = set_note(client, run, text, state.attached.get("description"))
 
 
 @contextmanager

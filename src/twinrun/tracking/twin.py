@@ -30,7 +30,7 @@ from twinrun.tracking.difference import (
     is_deciding,
 )
 from twinrun.tracking.home import TWIN_OF, TWIN_VARIABLE
-from twinrun.tracking.journal import Journal
+from twinrun.tracking.journal import FILE, Journal, summarize
 from twinrun.tracking.material import (
     MANIFEST,
     NEEDED,
@@ -43,7 +43,9 @@ from twinrun.tracking.material import (
     compare_data,
     shortened,
 )
+from twinrun.tracking.metric_names import TEST_METRICS
 from twinrun.tracking.objects import file_md5, place_copy
+from twinrun.tracking.presentation import short
 from twinrun.tracking.replay import Published
 from twinrun.tracking.runs import RunFacts, fetch_artifact, find_run
 from twinrun.tracking.store import URI_VARIABLE, Tracker, find_tracker, open_client, require_reachable
@@ -52,8 +54,9 @@ from twinrun.tracking.verdict import TwinReport, Verdict, judge
 from twinrun.tracking.worktree import require_commit, worktree
 
 TWIN, VERDICT = "twinrun.twin", "twinrun.twin_verdict"
-CARD, METRICS, PREDICTIONS = (
+CARD, JOURNAL, METRICS, PREDICTIONS = (
     "data/out/train/card.json",
+    "data/out/train/journal.jsonl",
     "data/out/evaluate/metrics.json",
     "data/out/evaluate/predictions.parquet",
 )
@@ -75,12 +78,12 @@ def reproduce(
     sync(root)
     run = recorded_run(root, tracker, reference, model_name)
     card = _usable_card(run)
-    say(f"Run {run.name} ({run.run_id}), weights {card['weights_hash'][:12]}")
+    say(f"Run {run.title}, weights {card['weights_hash'][:12]}")
     material = _require_all(root, card, data)
     report = TwinReport(
         verdict=Verdict(word="different", cause="unknown", reason=""),
         run_id=run.run_id,
-        run_name=run.name,
+        run_name=run.title,
         weights_hash=card["weights_hash"],
         commit=card["commit"],
         data=material.described(),
@@ -96,7 +99,9 @@ def reproduce(
         note(text)
     with (
         _stoppable(),
-        worktree(root, name=run.run_id[:8], commit=card["commit"], diff=card.get("diff") or "", keep=keep) as project,
+        worktree(
+            root, name=short(run.run_id), commit=card["commit"], diff=card.get("diff") or "", keep=keep
+        ) as project,
     ):
         report.folder = str(project) if keep else None
         _share_cache(root, project)
@@ -131,13 +136,17 @@ def recorded_run(root: Path, tracker: Tracker, reference: str, model_name: str) 
     try:
         return find_run(tracker, reference, model_name)
     except TrackingError:
-        cards = [root / CARD, *sorted((root / ".twinrun" / "journals").glob("*/artifacts/card.json"))]
-        for card in filter(None, map(read_json, cards)):
-            journal_id = str(card.get("journal_id", ""))
-            if len(reference) >= 4 and journal_id.startswith(reference):
-                return RunFacts(
-                    run_id=journal_id, name="recorded in this folder", status="FINISHED", tags={}, metrics={}, card=card
-                )
+        waiting = sorted((root / ".twinrun" / "journals").glob("*/artifacts/card.json"))
+        places = [(root / CARD, root / JOURNAL), *((card, card.parents[1] / FILE) for card in waiting)]
+        for place, journal in places:
+            card, summary = read_json(place), summarize(journal)
+            if not card or summary is None or summary.journal_id != card.get("journal_id"):
+                continue
+            state = Published.load(tracker, summary.journal_id)
+            ids = [summary.journal_id, *filter(None, [state.run_id])]
+            if len(reference) >= 4 and any(known.startswith(reference) for known in ids):
+                name = state.title(summary.name)
+                return RunFacts(run_id=ids[-1], name=name, status="FINISHED", tags={}, metrics={}, card=card)
         raise
 
 
@@ -153,7 +162,7 @@ def results_of(root: Path, tracker: Tracker, run: RunFacts, folder: Path) -> tup
     if not metrics and run.card is not None and evaluated_weights(root) == run.card["weights_hash"]:
         metrics, predictions = read_json(root / METRICS), root / PREDICTIONS if (root / PREDICTIONS).is_file() else None
     if not metrics:
-        metrics = {name.removeprefix("test_"): v for name, v in run.metrics.items() if name.startswith("test_")}
+        metrics = {name: run.metrics[stored] for name, stored in TEST_METRICS.items() if stored in run.metrics}
     return metrics, predictions
 
 
@@ -177,12 +186,12 @@ def _usable_card(run: RunFacts) -> dict[str, Any]:
     card = run.card
     if card is None:
         raise TwinError(
-            f"The run {run.name} ({run.run_id}, {run.status}) has no card: its training did not finish, so there is "
+            f"The run {run.title} ({run.status}) has no card: its training did not finish, so there is "
             "nothing to compare a twin with."
         )
     missing = [name for name in ("weights_hash", "commit", "params", "fingerprint_parts") if not card.get(name)]
     if missing:
-        raise TwinError(f"The card of run {run.run_id} lacks {', '.join(missing)}, so it cannot be rebuilt.")
+        raise TwinError(f"The card of run {run.title} lacks {', '.join(missing)}, so it cannot be rebuilt.")
     return card
 
 
@@ -445,7 +454,7 @@ def _record_in_mlflow(tracker: Tracker, report: TwinReport) -> None:
     tags = {report.run_id: {VERDICT: report.verdict.tag, TWIN: report.twin_run_id or ""}}
     if report.twin_run_id:
         tags[report.twin_run_id] = {VERDICT: report.verdict.tag, TWIN_OF: report.run_id}
-    folder = "twin" if report.twin_run_id is None else f"twin/{report.twin_run_id[:8]}"
+    folder = "twin" if report.twin_run_id is None else f"twin/{short(report.twin_run_id)}"
     with tempfile.TemporaryDirectory() as temporary:
         write_text(report.markdown(), Path(temporary, "report.md"))
         write_json(report.json(), Path(temporary, "report.json"))

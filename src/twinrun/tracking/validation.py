@@ -1,5 +1,5 @@
-"""What validation said of the data, for MLflow: beside the training that used them, or, where they were refused, as a
-run of its own. Refuses to speak of data that a training was not given.
+"""What validation found in the data, for MLflow: part of the run that trained on them, or, where they were refused, a
+run of its own. A run gets nothing about data that it was not given.
 """
 
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinrun.publish import file_sha256, read_json
 from twinrun.tracking.objects import file_md5
+from twinrun.tracking.presentation import NOTE, escaped, log_table, run_name
 from twinrun.tracking.replay import Published, source_tags
 from twinrun.tracking.store import Tracker, experiment_id
 
@@ -50,30 +51,32 @@ def record_failure(client: "MlflowClient", workspace: Path, tracker: Tracker) ->
     key = str(_failure(workspace))
     state = Published.load(tracker, key)
     params = load_params(workspace / "params.yaml")
-    name = f"data of {params.ingest.source}, {key.removeprefix(_KEY)[:6]}"
+    name = f"data of {params.ingest.source}"
     result = workspace / _OUT / _PLACES[RESULT]
     time_ms = int(result.stat().st_mtime * 1000)
     experiment = experiment_id(client, tracker, params.register.model_name)
     run = _find_run(client, experiment, key)
     if run is None:
-        tags = {VALIDATION_TAG: key, "mlflow.note.content": _note(result), **source_tags("validate")}
+        tags = {VALIDATION_TAG: key, NOTE: _note(result), **source_tags("validate")}
         run = client.create_run(experiment, start_time=time_ms, tags=tags, run_name=name)
     if run.info.lifecycle_stage != "deleted":
+        if run.info.run_name == name:  # only now MLflow has given it an id
+            client.update_run(run.info.run_id, name=run_name(name, run.info.run_id))
         for each, place in _written(workspace).items():
             attach_validation(client, run.info.run_id, each, place)
         client.set_terminated(run.info.run_id, "FAILED", end_time=time_ms)
     state.run_id, state.complete = run.info.run_id, True
     state.save()
-    return name
+    return run_name(name, run.info.run_id)
 
 
 def attach_validation(client: "MlflowClient", run_id: str, name: str, place: Path) -> None:
-    """Add one of the things that validation wrote to a run; beside one another, so that the report's links hold."""
+    """Add one of the things that validation wrote to a run; side by side, so that the report's links work."""
     if place.is_dir():
         client.log_artifacts(run_id, str(place), f"{ARTIFACTS}/{place.name}")
         return
     if name == RESULT:
-        _log_counts(client, run_id, place)
+        _log_checks(client, run_id, read_json(place))
     client.log_artifact(run_id, str(place), ARTIFACTS)
 
 
@@ -101,16 +104,32 @@ def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
 def _note(result: Path) -> str:
     """What stopped it, for the run's page."""
     checks = read_json(result).get("expectations", [])
-    stopped = [each for each in checks if not each.get("passed") and each.get("severity") == "critical"]
-    return "\n".join(
-        ["The data were refused:", "", *(f"- {each.get('name')}: {each.get('found')}" for each in stopped)]
-    )
+    stopped = [check for check in checks if not check.get("passed") and check.get("severity") == "critical"]
+    lines = [f"- {check.get('name')}: {escaped(check.get('found', ''))}" for check in stopped]
+    return "\n".join(["The data were refused:", "", *lines])
 
 
-def _log_counts(client: "MlflowClient", run_id: str, file: Path) -> None:
-    """Make a metric of the number of offences of each data check."""
-    from mlflow.entities import Metric
+def _log_checks(client: "MlflowClient", run_id: str, result: dict[str, Any]) -> None:
+    """Add what each data check counted as a table, and the checks that found something as tags."""
+    from mlflow.entities import RunTag
 
-    time_ms = int(file.stat().st_mtime * 1000)
-    counts = read_json(file).get("counts", {})
-    client.log_batch(run_id, [Metric(f"data_{name}", float(count), time_ms, 0) for name, count in counts.items()])
+    counts, images = result.get("counts", {}), result.get("images", {})
+    found = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    tags = {
+        "data.images": images.get("kept"),
+        "data.dropped": None if not images else images.get("total", 0) - images.get("kept", 0),
+        "data.findings": found or "none",
+    }
+    client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items() if value is not None])
+    rows = [
+        {
+            "check": check.get("name"),
+            "passed": check.get("passed"),
+            "severity": check.get("severity"),
+            "found": counts.get(check.get("name"), 0),
+            "result": check.get("found"),
+        }
+        for check in result.get("expectations", [])
+    ]
+    if rows:
+        log_table(client, run_id, rows, f"{ARTIFACTS}/checks.json")

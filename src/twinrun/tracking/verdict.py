@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from twinrun.tracking.difference import KINDS, Differences, ImageChange, MetricPair, PredictionChange
+from twinrun.tracking.presentation import escaped, short
 
 Word = Literal["identical", "equivalent", "different"]
 EXIT_CODES: Mapping[Word, int] = {"identical": 0, "equivalent": 3, "different": 4}
@@ -55,9 +56,9 @@ class TwinReport:
     def lines(self) -> list[str]:
         """For a person at a terminal: the verdict, then what speaks for it."""
         lines = [f"{self.verdict.tag.upper()}. {self.verdict.reason}"]
-        lines += [f"  run   {self.weights_hash}  {self.run_id}"]
+        lines += [f"  run   {self.weights_hash}  {self.run_name}"]
         if self.twin_weights_hash:
-            lines.append(f"  twin  {self.twin_weights_hash}  {self.twin_run_id or 'not in MLflow yet'}")
+            lines.append(f"  twin  {self.twin_weights_hash}  {self._twin()}")
         for kind in KINDS:
             if self.differences.changes[kind] and self.verdict.word != "identical":
                 lines.append(f"  {kind}:")
@@ -87,7 +88,7 @@ class TwinReport:
             "",
             "| | run | twin |",
             "|---|---|---|",
-            f"| MLflow | {self.run_name} ({self.run_id}) | {self.twin_run_id or 'none'} |",
+            f"| MLflow | {escaped(self.run_name)} | {self._twin()} |",
             f"| weights | `{self.weights_hash}` | `{self.twin_weights_hash or 'none'}` |",
             "",
             f"Commit {self.commit}. Data: {self.data}.",
@@ -104,6 +105,9 @@ class TwinReport:
             text += ["", f"## predictions: {len(self.predictions)} of {self.compared} changed", ""]
             text += [f"- {each.id} ({each.label}): {each.before}, now {each.after}" for each in self.predictions]
         return "\n".join(text) + "\n"
+
+    def _twin(self) -> str:
+        return "not in MLflow yet" if self.twin_run_id is None else short(self.twin_run_id)
 
     def json(self) -> dict[str, Any]:
         """The same for programs."""
