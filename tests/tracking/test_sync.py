@@ -107,7 +107,7 @@ def test_an_older_evaluation_which_names_its_model_among_the_metrics_is_added(pr
     sync()
 
     (run,) = runs(project)
-    assert run.history["test_accuracy"] == [(0, metrics["accuracy"])]
+    assert run.history["test/accuracy"] == [(0, metrics["accuracy"])]
 
 
 def test_a_run_is_named_after_its_accuracy_and_id_and_described_for_a_person(project: Path) -> None:
