@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinrun.errors import RegistryError
-from twinrun.tracking.registry import CANDIDATE, CHAMPION, Registry, Version, explaining
-from twinrun.tracking.store import Tracker, as_default
+from twinrun.tracking.registry import CANDIDATE, CHAMPION, Registry, Version
+from twinrun.tracking.store import Tracker, as_default, explaining
 
 
 @dataclass(frozen=True)
