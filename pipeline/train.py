@@ -6,12 +6,15 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from twinrun.data.prediction_table import prediction_table
 from twinrun.errors import duration, run_main
 from twinrun.models.bundle import save_bundle
 from twinrun.params import Params, load_params
-from twinrun.publish import canonical_json, ensure_writable, write_json, write_text
+from twinrun.publish import canonical_json, ensure_writable, write_json, write_table, write_text
 from twinrun.tracking.card import (
     Code,
     build_card,
@@ -21,7 +24,7 @@ from twinrun.tracking.card import (
     collect_hardware,
 )
 from twinrun.tracking.energy import EnergyMeter, GpuEnergyMeter
-from twinrun.tracking.home import TWIN_OF, TWIN_VARIABLE
+from twinrun.tracking.home import TWIN_OF, TWIN_VARIABLE, home
 from twinrun.tracking.journal import Journal
 from twinrun.tracking.publisher import publishing
 from twinrun.training.fit import Trained, announce
@@ -30,8 +33,12 @@ from twinrun.training.interruption import StopRequest, training_lock
 from twinrun.training.job import Job, prepare_job
 from twinrun.training.module import EpochScores
 from twinrun.training.numerics import describe_gpus, gpu_uuids
+from twinrun.training.probe import OutOfFold
 from twinrun.training.processes import local_process_count, node_count, rank
 from twinrun.training.shards import thread_count
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PROJECT = Path()
 PACK = Path("data/out/ingest/images.npy")
@@ -84,6 +91,8 @@ def main() -> None:
                 journal_id=journal.id,
             )
             card["kept_epoch"] = trained.kept_epoch
+            if trained.probe is not None:
+                card["probe"] = trained.probe.describe()
             write_json(card, OUT / "card.json")
             _finish(journal, card)
             job.checkpoints.finish(OUT / "journal.jsonl")
@@ -92,7 +101,9 @@ def main() -> None:
 
 
 def _prepare(params: Params) -> Job:
-    return prepare_job(params.ingest, params.train, PACK, MANIFEST, STATE / "resume")
+    # A twin computes its features itself; otherwise experiments share those of the project.
+    features = (PROJECT if TWIN_VARIABLE in os.environ else home()) / STATE / "features"
+    return prepare_job(params.ingest, params.train, PACK, MANIFEST, STATE / "resume", features)
 
 
 def _open_journal(job: Job, params: Params, code: Code) -> Journal:
@@ -107,6 +118,8 @@ def _open_journal(job: Job, params: Params, code: Code) -> Journal:
     journal.code(code)
     journal.params(asdict(params))
     journal.tags({"twinrun.fingerprint": job.fingerprint})
+    if "pretrained" in job.parts:
+        journal.tags({"twinrun.pretrained": f"{params.train.pretrained}, sha256 {job.parts['pretrained']['sha256']}"})
     if TWIN_VARIABLE in os.environ:
         journal.tags({TWIN_OF: os.environ[TWIN_VARIABLE]})
     journal.dataset(
@@ -128,14 +141,17 @@ def _tell(scores: EpochScores, images_per_second: float | None, journal: Journal
 
 
 def _ending(trained: Trained, wall_time_s: float) -> str:
-    """How the training ended: the epoch whose weights were kept, its validation accuracy, the time of all epochs."""
+    """How the training ended: the epoch or head whose weights were kept, its validation accuracy, the time it took."""
     kept = trained.history[trained.kept_epoch - 1]
+    if trained.probe is not None:
+        return f"{trained.probe.summary()}; validation {kept.val_accuracy:.1%}, {duration(wall_time_s)}"
     which = "best" if kept.val_accuracy == max(scores.val_accuracy for scores in trained.history) else "last"
     return f"{which} epoch {kept.epoch}, validation {kept.val_accuracy:.1%}, {duration(wall_time_s)}"
 
 
 def _write_model(job: Job, trained: Trained) -> str:
     write_text(history_csv(trained.history), OUT / "history.csv")
+    write_table(_out_of_fold(trained.out_of_fold, job.manifest.classes), OUT / "out_of_fold.parquet")
     return save_bundle(
         OUT / "bundle",
         trained.tensors,
@@ -145,9 +161,16 @@ def _write_model(job: Job, trained: Trained) -> str:
     )
 
 
+def _out_of_fold(scored: OutOfFold | None, classes: tuple[str, ...]) -> "pa.Table":
+    """Predictions out of fold; no rows where there are none."""
+    none = OutOfFold([], np.empty(0, np.int64), np.empty((0, len(classes))), np.empty(0, np.int64))
+    scored = scored or none
+    return prediction_table(scored.ids, scored.targets, scored.probabilities, classes, scored.fold)
+
+
 def _finish(journal: Journal, card: dict[str, Any]) -> None:
     journal.tags({"twinrun.weights_hash": card["weights_hash"]})
-    for name in ("card.json", "history.csv", "bundle"):
+    for name in ("card.json", "history.csv", "out_of_fold.parquet", "bundle"):
         journal.artifact(OUT / name)
     journal.end("FINISHED")
     journal.copy_to(OUT / "journal.jsonl")

@@ -43,7 +43,7 @@ def main() -> None:
 
 def _job(checkpoints: Path) -> Job:
     params = load_params()
-    job = prepare_job(params.ingest, params.train, PACK, MANIFEST, checkpoints)
+    job = prepare_job(params.ingest, params.train, PACK, MANIFEST, checkpoints, checkpoints / "features")
     return replace(job, checkpoints=Checkpoints(checkpoints))
 
 

@@ -189,6 +189,12 @@ class TrainParams:
     accelerator: Literal["auto", "cpu", "gpu"]
 
 
+def _frozen_weights(params: TrainParams) -> TrainParams:
+    if params.freeze == "backbone" and params.pretrained is None:
+        raise ValueError("freeze: backbone needs pretrained weights; set pretrained: imagenet, package:NAME or a file")
+    return params
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class EvaluateParams:
     """How a model is scored on the test split."""
@@ -214,7 +220,7 @@ class Params:
 
     ingest: IngestParams
     validate: Annotated[ValidateParams, AfterValidator(_in_order)]
-    train: TrainParams
+    train: Annotated[TrainParams, AfterValidator(_frozen_weights)]
     evaluate: EvaluateParams
     register: RegisterParams
 

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from twinrun.data.prediction_table import prediction_table
 from twinrun.errors import DataError
 from twinrun.evaluation.metrics import FloatArray, IntArray
 
@@ -87,18 +87,8 @@ def confusions(matrix: IntArray, classes: tuple[str, ...], limit: int) -> list[C
 
 
 def predictions_table(predictions: Predictions) -> "pa.Table":
-    """A row for each image: id, label, predicted, probabilities (a list, in the order of the schema's `classes`)."""
-    import pyarrow as pa
-
-    names = np.array(predictions.classes, dtype=object)
-    columns = {
-        "id": pa.array(predictions.ids, pa.string()),
-        "label": pa.array(names[predictions.targets], pa.string()),
-        "predicted": pa.array(names[predictions.predicted], pa.string()),
-        "probabilities": pa.array(list(predictions.probabilities), pa.list_(pa.float64())),
-    }
-    classes = json.dumps(predictions.classes, ensure_ascii=False)
-    return pa.table(columns).replace_schema_metadata({"classes": classes})
+    """The predictions as `prediction_table` writes them."""
+    return prediction_table(predictions.ids, predictions.targets, predictions.probabilities, predictions.classes)
 
 
 def confusion_csv(predictions: Predictions) -> str:

@@ -1,7 +1,7 @@
 """Networks by name, with the right input channels and number of classes. Refuses to know how they are trained.
 
-`mlp`, `lenet5` and `resnet9` are written here; every classification network of torchvision is taken from there by its
-own name, without weights of others.
+`mlp`, `lenet5` and `resnet9` are written here; every classification network of torchvision goes by its own name, and
+every network of timm by timm/NAME.
 """
 
 import difflib
@@ -16,13 +16,27 @@ from twinrun.errors import ModelError
 Size = tuple[int, int]  # height, width
 
 OWN_MODELS = ("mlp", "lenet5", "resnet9")
+TIMM = "timm/"
 
 
 def model_names() -> list[str]:
-    """Names of all networks that `build_network` knows, our own first."""
+    """Names of our own networks and of torchvision's."""
     import torchvision
 
     return [*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def timm_names() -> list[str]:
+    """Names of timm's networks, each as timm/NAME."""
+    import timm
+
+    return [TIMM + name for name in timm.list_models()]
+
+
+def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:
+    """The linear layer that gives the logits, with its path in the network; None where the network ends otherwise."""
+    linear = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear and linear[-1][1].out_features == classes else None
 
 
 def build_network(name: str, *, channels: int, size_px: Size, classes: int, seed: int) -> nn.Module:
@@ -33,12 +47,11 @@ def build_network(name: str, *, channels: int, size_px: Size, classes: int, seed
     cannot take.
     """
     # Asking torchvision for its names takes seconds, which our own networks need not wait for.
-    if name not in OWN_MODELS and name not in (names := model_names()):
+    if name not in OWN_MODELS and name not in (names := timm_names() if name.startswith(TIMM) else model_names()):
         near = difflib.get_close_matches(name, names, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ModelError(
-            f'params.yaml: train.model: no network is called "{name}".{hint}\nKnown networks: {", ".join(names)}.'
-        )
+        known = f"{TIMM}NAME with one of timm's {len(names):,} names" if name.startswith(TIMM) else ", ".join(names)
+        raise ModelError(f'params.yaml: train.model: no network is called "{name}".{hint}\nKnown networks: {known}.')
     height, width = size_px
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -62,6 +75,8 @@ def _build(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
             return _lenet5(channels, size_px, classes)
         case "resnet9":
             return ResNet9(channels, classes)
+    if name.startswith(TIMM):
+        return _from_timm(name.removeprefix(TIMM), channels, size_px, classes)
     return _from_torchvision(name, channels, size_px, classes)
 
 
@@ -145,6 +160,16 @@ def _from_torchvision(name: str, channels: int, size_px: Size, classes: int) -> 
         settings["input_size"] = size_px
     network: nn.Module = torchvision.models.get_model(name, **settings)
     return network if channels == 3 else _with_input_channels(network, channels)
+
+
+def _from_timm(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
+    import timm
+
+    settings: dict[str, object] = {"pretrained": False, "num_classes": classes, "in_chans": channels}
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        settings["img_size"] = size_px
+    return cast(nn.Module, timm.create_model(name, **settings))
 
 
 def _with_input_channels(network: nn.Module, channels: int) -> nn.Module:

@@ -22,11 +22,21 @@ _DECIDING_CODE = (
     "models/architectures.py",
     "models/bundle.py",
     "models/predict.py",
+    "models/pretrained.py",
     "params.py",
     "training/*.py",
 )
 _STAGE = Path("pipeline/train.py")
-_DECIDING_PACKAGES = ("numpy", "pytorch-lightning", "safetensors", "torch", "torchvision")
+_DECIDING_PACKAGES = (
+    "numpy",
+    "pytorch-lightning",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torch",
+    "torchvision",
+)
 _NOT_DECIDING = ("threads", "devices", "accelerator")
 
 

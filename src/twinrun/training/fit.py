@@ -19,6 +19,7 @@ from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest
 from twinrun.training.lightning import pl
 from twinrun.training.module import Classifier, EpochScores, ImageArray, SplitImages
+from twinrun.training.probe import OutOfFold, Probe
 from twinrun.training.processes import build_strategy, join_others, local_process_count, node_count, rank
 from twinrun.training.shards import Numerics, ShardedNetwork, laid_out_like, thread_count
 
@@ -29,7 +30,8 @@ _LINE_EVERY_S = 30.0
 class Trained:
     """The weights that a training ends with, those of `kept_epoch`, and the scores of every epoch.
 
-    `earlier_s` counts the epochs that earlier processes computed, should it have been `resumed`.
+    `earlier_s` counts the epochs that earlier processes computed, should it have been `resumed`. A probe has one epoch
+    and says how its `probe` was chosen; its scores `out_of_fold` are there unless the set is very large.
     """
 
     tensors: dict[str, Tensor]
@@ -37,6 +39,8 @@ class Trained:
     kept_epoch: int
     earlier_s: float
     resumed: bool
+    probe: Probe | None = None
+    out_of_fold: OutOfFold | None = None
 
 
 OnEpoch = Callable[[EpochScores, float | None], None]

