@@ -133,9 +133,9 @@ def _package(setting: str, model: str) -> _Package:
         package = next((package for package in _PACKAGES.values() if package.model == model), None)
         if package is None:
             raise ModelError(
-                f"There are no ImageNet weights of {model} in this environment ({_SETTING}: {_IMAGENET}), and a "
-                f"training downloads nothing. Put a file of them into {FOLDER} and name it there, or use the network whose "
-                f"weights come with Twinrun: train.model: {', '.join(package.model for package in _PACKAGES.values())}."
+                f"There are no ImageNet weights of {model} in this environment ({_SETTING}: {_IMAGENET}), and no "
+                f"training downloads any. Put a file of them into {FOLDER} and name it there, or use a network whose "
+                f"weights come with Twinrun (train.model): {', '.join(package.model for package in _PACKAGES.values())}."
             )
         return package
     name = setting.removeprefix(_PACKAGE_PREFIX)
@@ -181,8 +181,8 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(
-            f"{path} is not a file of weights ({_SETTING}): {str(error).splitlines()[0]}. It should be .safetensors, or "
-            "a PyTorch file that holds tensors alone."
+            f"{path} is not a file of weights ({_SETTING}): {str(error).splitlines()[0]}. It should be .safetensors, "
+            "or a PyTorch file that holds tensors alone."
         ) from None
     for name in ("state_dict", "model"):  # where training scripts keep the weights beside other things
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
