@@ -135,7 +135,7 @@ def _package(setting: str, model: str) -> _Package:
             raise ModelError(
                 f"There are no ImageNet weights of {model} in this environment ({_SETTING}: {_IMAGENET}), and no "
                 f"training downloads any. Put a file of them into {FOLDER} and name it there, or use a network whose "
-                f"weights come with Twinrun (train.model): {', '.join(package.model for package in _PACKAGES.values())}."
+                f"weights come with Twinrun: {', '.join(package.model for package in _PACKAGES.values())}."
             )
         return package
     name = setting.removeprefix(_PACKAGE_PREFIX)
