@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from twinrun.data.manifest import SPLITS, Manifest, Split
 from twinrun.data.progress import phase
 from twinrun.models.architectures import find_head
 from twinrun.params import TrainParams
-
-if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -40,6 +37,8 @@ _FOLDS = 2  # the stream of draws that divides images into folds
 _TOLERANCE = 1e-6
 _MOST_STEPS = 10_000
 _SMALLEST = float(np.finfo(np.float64).eps)
+_CONSTANT = 1e-12  # a smaller deviation is none
+_RULED_OUT = -1e3
 
 
 @dataclass(frozen=True)
@@ -114,20 +113,20 @@ def out_of_fold(
 ) -> OutOfFold | None:
     """Score the recipe on every usable image, by heads that saw nothing of its fold; None for very large sets.
 
-    `features` (N, D) are of all images of the splits train, val and test, one after the other. Units stay in one fold,
-    and the penalty is chosen anew without the fold.
+    `features` (N, D) are of all images of the splits train, val and test, one after the other. Units stay in one fold.
+    The penalty of a fold's head is the one that does best on the images of the other folds.
     """
     labels = _Labels.joined([_Labels.of(manifest.split(name)) for name in SPLITS])
     if len(labels.ids) > MOST_CROSS_VALIDATED:
         return None
-    values, classes = features.astype(np.float64), len(manifest.classes)
     fold = labels.folds(params.probe.folds, params.seed)
-    probabilities = np.zeros((len(labels.ids), classes))
     with phase("Cross-validating"), _one_thread(), ThreadPoolExecutor(threads) as pool:
-        for number in range(params.probe.folds):
-            inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-            probe = _trained(values[inside], labels.take(inside), classes, params, pool)
-            probabilities[outside] = _softmax(values[outside] @ probe.weight.T + probe.bias)
+        paths = _cross_validated(features.astype(np.float64), labels.targets, fold, len(manifest.classes), params, pool)
+    probabilities = np.empty((len(labels.ids), len(manifest.classes)))
+    for number in range(params.probe.folds):
+        others = fold != number
+        losses = {l2: log_loss(shares[others], labels.targets[others]) for l2, shares in paths.items()}
+        probabilities[~others] = paths[_best(losses)][~others]
     return OutOfFold(labels.ids, labels.targets, probabilities, fold)
 
 
@@ -138,6 +137,7 @@ def log_loss(probabilities: FloatArray, targets: IntArray) -> float:
 
 def _one_thread() -> AbstractContextManager[Any]:
     """BLAS on one thread: how it adds up a product depends on how many share it."""
+    import sklearn.linear_model  # noqa: F401 - brings a BLAS of its own, and only those that are loaded are limited
     from threadpoolctl import threadpool_limits
 
     limits: AbstractContextManager[Any] = threadpool_limits(1)
@@ -195,11 +195,12 @@ def _trained(values: FloatArray, labels: _Labels, classes: int, params: TrainPar
     tried: tuple[Strength, ...] = ()
     if params.probe.l2 == "auto":
         tried = _compared(values, labels, classes, params, pool)
-        l2 = min(tried, key=lambda strength: (strength.log_loss, -strength.l2)).l2
+        l2 = _best({strength.l2: strength.log_loss for strength in tried})
     else:
         l2 = params.probe.l2
-    (weight, bias), *_ = _heads(values, labels.targets, classes, (l2,))
-    return Probe(weight, bias, l2, tried)
+    solver = _Solver(values, labels.targets, classes)
+    solver.fit(l2)
+    return Probe(solver.weight, solver.bias, l2, tried)
 
 
 def _compared(
@@ -207,66 +208,75 @@ def _compared(
 ) -> tuple[Strength, ...]:
     """The mean loss and accuracy of each penalty over the folds of at most MOST_CROSS_VALIDATED images."""
     chosen = np.sort(labels.order(params.seed)[:MOST_CROSS_VALIDATED])
-    values, labels = values[chosen], labels.take(chosen)
+    labels = labels.take(chosen)
     fold = labels.folds(params.probe.folds, params.seed)
-
-    def scored(number: int) -> FloatArray:
-        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        if not len(outside) or not len(inside):
-            return np.zeros((len(STRENGTHS), 2))
-        targets = labels.targets[outside]
-        heads = _heads(values[inside], labels.targets[inside], classes, STRENGTHS)
-        shares = [_softmax(values[outside] @ weight.T + bias) for weight, bias in heads]
-        return np.array(
-            [[log_loss(p, targets) * len(targets), (p.argmax(axis=1) == targets).sum()] for p in shares], np.float64
-        )
-
-    sums = sum(pool.map(scored, range(params.probe.folds)), np.zeros((len(STRENGTHS), 2)))
-    means = sums / len(labels.ids)
-    return tuple(Strength(l2, float(loss), float(right)) for l2, (loss, right) in zip(STRENGTHS, means, strict=True))
+    paths = _cross_validated(values[chosen], labels.targets, fold, classes, params, pool)
+    return tuple(
+        Strength(l2, log_loss(shares, labels.targets), float((shares.argmax(axis=1) == labels.targets).mean()))
+        for l2, shares in paths.items()
+    )
 
 
-def _heads(
-    values: FloatArray, targets: IntArray, classes: int, strengths: Sequence[float]
-) -> list[tuple[FloatArray, FloatArray]]:
-    """Weights (C, D) and biases (C,) for features as they are, for each penalty; each starts from the one before.
+def _cross_validated(
+    values: FloatArray, targets: IntArray, fold: IntArray, classes: int, params: TrainParams, pool: ThreadPoolExecutor
+) -> dict[float, FloatArray]:
+    """For each penalty the probabilities (N, C) of all images, each by a head that was trained without its fold.
 
-    A class without images gets a bias that rules it out.
+    From the strongest penalty on, each head starting from the one before, until the loss has risen twice in a row: weak
+    penalties take longest, and beyond that point they only fit the training images better.
     """
-    mean, deviation = values.mean(axis=0), values.std(axis=0)
-    deviation[deviation < 1e-12] = 1.0
-    standard = (values - mean) / deviation
-    heads, model = [], _solver()
+    strengths = STRENGTHS if params.probe.l2 == "auto" else (params.probe.l2,)
+    numbers = [number for number in range(params.probe.folds) if (fold == number).any() and (fold != number).any()]
+    solvers = {number: _Solver(values[fold != number], targets[fold != number], classes) for number in numbers}
+    paths: dict[float, FloatArray] = {}
+    losses: list[float] = []
     for l2 in strengths:
-        model.set_params(C=1 / (l2 * len(targets)))
-        if len(np.unique(targets)) > 1:
-            model.fit(standard, targets)
-        weight, bias = _for_all_classes(model, targets, classes, values.shape[1])
-        weight = weight / deviation
-        heads.append((weight, bias - weight @ mean))
-    return heads
+        list(pool.map(lambda number, l2=l2: solvers[number].fit(l2), numbers))
+        shares = np.full((len(targets), classes), 1 / classes)
+        for number, solver in solvers.items():
+            shares[fold == number] = solver.probabilities(values[fold == number])
+        paths[l2] = shares
+        losses.append(log_loss(shares, targets))
+        if len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]:
+            break
+    return paths
 
 
-def _solver() -> "LogisticRegression":
-    from sklearn.linear_model import LogisticRegression
+def _best(losses: dict[float, float]) -> float:
+    """The penalty with the lowest loss; of equals the stronger."""
+    return min(losses, key=lambda l2: (losses[l2], -l2))
 
-    return LogisticRegression(tol=_TOLERANCE, max_iter=_MOST_STEPS, warm_start=True)
 
+class _Solver:
+    """Heads for the same images, one penalty after the other: weights (C, D), biases (C,) for features as they are."""
 
-def _for_all_classes(
-    model: "LogisticRegression", targets: IntArray, classes: int, n_features: int
-) -> tuple[FloatArray, FloatArray]:
-    weight, bias = np.zeros((classes, n_features)), np.full(classes, -1e3)
-    present = np.unique(targets)
-    if len(present) == 1:
-        bias[present] = 0.0
-        return weight, bias
-    if len(present) == 2:  # scikit-learn's two classes share one row: its logit is the second's less the first's
-        weight[present] = np.concatenate([-model.coef_, model.coef_]) / 2
-        bias[present] = np.concatenate([-model.intercept_, model.intercept_]) / 2
-    else:
-        weight[present], bias[present] = model.coef_, model.intercept_
-    return weight, bias
+    def __init__(self, values: FloatArray, targets: IntArray, classes: int) -> None:
+        """`values` are features (N, D), `targets` class indices (N,)."""
+        from sklearn.linear_model import LogisticRegression
+
+        self._mean, self._deviation = values.mean(axis=0), values.std(axis=0)
+        self._deviation[self._deviation < _CONSTANT] = 1.0
+        self._standard = (values - self._mean) / self._deviation
+        self._targets, self._present = targets, np.unique(targets)
+        self._model = LogisticRegression(tol=_TOLERANCE, max_iter=_MOST_STEPS, warm_start=True)
+        self.weight = np.zeros((classes, values.shape[1]))
+        self.bias = np.full(classes, _RULED_OUT)  # of classes without images here
+        self.bias[self._present] = 0.0
+
+    def fit(self, l2: float) -> None:
+        """Train to convergence, from the weights of the penalty before."""
+        if len(self._present) < 2:
+            return
+        model = self._model.set_params(C=1 / (l2 * len(self._targets))).fit(self._standard, self._targets)
+        weight, bias = model.coef_, model.intercept_
+        if len(self._present) == 2:  # one row for two classes: its logit is the second's less the first's
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        self.weight[self._present] = weight / self._deviation
+        self.bias[self._present] = bias - self.weight[self._present] @ self._mean
+
+    def probabilities(self, values: FloatArray) -> FloatArray:
+        """Class probabilities (N, C) of images with features (N, D)."""
+        return _softmax(values @ self.weight.T + self.bias)
 
 
 def _softmax(logits: FloatArray) -> FloatArray:
