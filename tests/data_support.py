@@ -72,7 +72,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=_heed_permissions,
+            preexec_fn=heed_permissions,
         )
 
     def table(self) -> list[dict[str, Any]]:
@@ -103,7 +103,8 @@ def cpu_seconds() -> float:
     return float(sum(sum(time[:4]) for time in times))  # of each: user, system, and those of children that ended
 
 
-def _heed_permissions() -> None:
+def heed_permissions() -> None:
+    """Bind this process by permissions even as root: a `preexec_fn`."""
     drop_capability, may_ignore_all, may_ignore_for_reading = 24, 1, 2
     for capability in (may_ignore_all, may_ignore_for_reading):
         ctypes.CDLL(None).prctl(drop_capability, capability, 0, 0, 0)

@@ -92,11 +92,11 @@ def mend(
 
     Examples: twinrun data mend, twinrun data mend --findings twinrun-check/findings.parquet
     """
-    from twinrun.data.validation.decisions import decisions_csv, proposed, read_decisions
+    from twinrun.data.validation.decisions import decisions_csv, proposed, read_decisions, spellings
     from twinrun.publish import write_text
 
     before = read_decisions(out) if out.exists() else []
-    known = {decision.path for decision in before}
+    known = {spelling for decision in before for spelling in spellings(decision.path)}
     new = [decision for decision in proposed(_read_findings(findings)) if decision.path not in known]
     if not new:
         print(f"Nothing to propose{f' beyond the {len(before)} decisions in {out}' if before else ''}.")

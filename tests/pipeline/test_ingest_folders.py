@@ -236,6 +236,8 @@ def test_a_pattern_on_the_path_names_the_group_of_an_image(tree: Tree) -> None:
 
 def test_odd_names_are_one_line_of_text_everywhere_and_different_names_stay_different(tree: Tree) -> None:
     project = tree("{cat,dog}")
+    (project.folder / "splits.csv").write_text("path,split\ncat/\x1b[31mred.png,test\ncat/line\\nbreak.png,val\n")
+    project.set(ingest__splits_file="splits.csv")
     cat = project.folder / "images/cat"
     pictures = np.random.default_rng(8).integers(0, 256, (5, 9, 9), dtype=np.uint8)
     names = [
@@ -257,6 +259,9 @@ def test_odd_names_are_one_line_of_text_everywhere_and_different_names_stay_diff
         r"cat/\xff\xfe.png", r"cat/a\u2028b\u202e.png",
     }  # fmt: skip
     assert all(row["error"] is None for row in project.table())
+    assert {row["path"]: row["split"] for row in project.table() if row["split"]} == {
+        r"cat/\x1b[31mred.png": "test", r"cat/line\nbreak.png": "val",
+    }  # fmt: skip
 
 
 def test_a_hundred_thousand_files_are_listed_in_seconds(project: Project) -> None:

@@ -356,14 +356,16 @@ class _Named:
 def _with_splits(items: list[Item], lists: dict[Path, SplitName | None]) -> tuple[list[Item], list[str]]:
     """Items with the splits and groups that `lists` name; a list of one split names only images."""
     named: dict[str, _Named] = {}
+    by_name = Counter(item.path.rsplit("/", 1)[-1] for item in items)
+    known = {item.path for item in items} | by_name.keys()
     for path, split in lists.items():
-        for name, place in _read_places(path, split):
+        for written, place in _read_places(path, split):
+            name = written if written in known else escaped(written)
             if named.setdefault(name, place) != place:
                 raise SourceError(
                     f"{path} puts {name} into {_words(place)}, and it was put into {_words(named[name])}."
                 )
     where = ", ".join(map(str, lists))
-    by_name = Counter(item.path.rsplit("/", 1)[-1] for item in items)
     result, used = [], set()
     for item in items:
         short = item.path.rsplit("/", 1)[-1]

@@ -10,15 +10,19 @@ Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) 
   the pixels or the group, or both sides of a pair of near copies. A duplicate is settled once the repeating one is.
 
 It cannot make usable what cannot be decoded, and does not lift the ranges of sizes and modes, which are settings.
+
+A path is written as the table of facts has it, on one line (`listing.escaped`). A cell that a spreadsheet would take
+for a formula is written behind an apostrophe, which is taken off again when it is read.
 """
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from twinrun.data.listing import escaped
 from twinrun.data.validation.findings import Drop, Facts
 from twinrun.errors import DataError
 
@@ -29,6 +33,7 @@ Action = Literal["drop", "relabel", "keep"]
 _ACTIONS: dict[str, Action] = {"drop": "drop", "relabel": "relabel", "keep": "keep"}
 _COLUMNS = ("path", "action", "label", "reason")
 _SETTING = "params.yaml: validate.decisions"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,24 @@ def read_decisions(path: Path) -> list[Decision]:
     decisions = []
     for number, line in enumerate(lines[1:], 2):
         if any(cell.strip() for cell in line):
-            cells = {name: cell.strip() for name, cell in zip(header, line, strict=False)}
+            cells = {name: _unguarded(cell) for name, cell in zip(header, line, strict=False)}
             decisions.append(_decision(cells, f"{path}, line {number}"))
     return decisions
 
 
 def _decision(cells: dict[str, str], where: str) -> Decision:
-    action = _ACTIONS.get(cells.get("action", "").lower())
+    action = _ACTIONS.get(cells.get("action", "").strip().lower())
     if action is None:
         raise DataError(f"{where}: the action must be drop, relabel or keep, found {cells.get('action', '')!r}.")
-    label = cells.get("label") or None
+    label = cells["label"] if cells.get("label", "").strip() else None
     if action == "relabel" and label is None:
         raise DataError(f"{where}: relabel wants the new label in the column label.")
-    return Decision(cells.get("path", ""), action, label, cells.get("reason", ""), where)
+    return Decision(cells.get("path", ""), action, label, cells.get("reason", "").strip(), where)
+
+
+def spellings(name: str) -> list[str]:
+    """How a person may have meant the name of an image or a label: as it is, without spaces around, or escaped."""
+    return list(dict.fromkeys([name, name.strip(), escaped(name), escaped(name.strip())]))
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,10 @@ def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
     rows = {path: row for row, path in enumerate(facts["path"])}
     classes = set(labels) - {None}
     taken: dict[str, Decision] = {}
+    decisions = [
+        replace(decision, path=_one_of(rows, decision.path), label=decision.label and _one_of(classes, decision.label))
+        for decision in decisions
+    ]
     for decision in decisions:
         if decision.path not in rows:
             raise DataError(f"{decision.where}: there is no image {decision.path!r}. Remove the line ({_SETTING}).")
@@ -124,6 +138,10 @@ def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
             labels[row] = decision.label
     by_action = {action: frozenset(rows[d.path] for d in decisions if d.action == action) for action in _ACTIONS}
     return Decided(labels, dropped, words, by_action["keep"] | by_action["relabel"], by_action["keep"])
+
+
+def _one_of(names: Container[str | None], written: str) -> str:
+    return next((spelling for spelling in spellings(written) if spelling in names), written)
 
 
 def proposed(findings: "pa.Table") -> list[Decision]:
@@ -154,5 +172,13 @@ def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:
         writer.writerow(_COLUMNS)
     for decision in decisions:
         values = {**asdict(decision), "label": decision.label or "", "where": ""}
-        writer.writerow([values.get(column, "") for column in columns])
+        writer.writerow([_guarded(values.get(column, "")) for column in columns])
     return before + (end if before and not before.endswith("\n") else "") + text.getvalue()
+
+
+def _guarded(cell: str) -> str:
+    return f"'{cell}" if cell.lstrip("'").startswith(_FORMULA) else cell
+
+
+def _unguarded(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell

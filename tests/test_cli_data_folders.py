@@ -1,0 +1,100 @@
+"""`twinrun data check` on trees of folders, and `twinrun data mend` on odd names, called as a person calls them."""
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from data_support import REPOSITORY, Project, Ran, heed_permissions
+from PIL import Image
+
+
+def _photos(folder: Path, count: int, seed: int) -> None:
+    """Pictures of one's own, none like another."""
+    values = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        coarse = Image.fromarray(values.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((96, 96), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+
+
+def _twinrun(folder: Path, *arguments: str) -> Ran:
+    done = subprocess.run(
+        [sys.executable, "-m", "twinrun.cli", *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=300, preexec_fn=heed_permissions,
+    )  # fmt: skip
+    return Ran(done.returncode, done.stdout + done.stderr)
+
+
+def test_a_check_shows_both_readings_with_counts_and_takes_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    for seed, name in enumerate(("day/bus", "day/car", "night/bus", "night/car")):
+        _photos(tmp_path / "photos" / name, 8, seed)
+
+    both = _twinrun(tmp_path, "data", "check", "photos", "--no-labels")
+    one = _twinrun(tmp_path, "data", "check", "photos", "--no-labels", "--levels", "skip,label")
+    wrong = _twinrun(tmp_path, "data", "check", "photos", "--levels", "class")
+
+    first = both.said.splitlines()[0]
+    assert "can be read in 2 ways, of which the first is taken here" in first
+    assert "[label], as in day: 2 classes (day 16, night 16) (--levels label)" in first
+    assert "[skip, label], as in day/bus: 2 classes (bus 16, car 16) (--levels skip,label)" in first
+    assert "ingest.levels: [label]" in first
+    assert one.said.startswith("Folders read as [skip, label], as in day/bus: 2 classes (bus 16, car 16).\n")
+    assert wrong.code == 2
+    assert "--levels 'class': write split, label, group, skip in some order, such as split,label." in wrong.said
+
+
+def test_a_check_names_what_it_leaves_out_and_goes_on_where_a_folder_cannot_be_read(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for seed, name in enumerate(("train/cat", "train/dog", "test", "train/cat/masks", "train/dog/masks", "closed")):
+        _photos(photos / name, 6, seed)
+    (photos / "train/cat/notes.txt").write_text("taken on Monday")
+    (photos / "train/cat/THUMBS.DB").write_bytes(b"litter")
+    (photos / "train/loop").symlink_to("..")
+    (photos / "closed").chmod(0)
+
+    ran = _twinrun(tmp_path, "data", "check", "photos", "--no-labels", "--leave-out", "*/masks/*")
+    (photos / "closed").chmod(0o755)
+
+    assert ran.code == 0, ran.said
+    assert ran.said.splitlines()[:-1] == [
+        "Folders read as [split, label], as in train/cat: train 12; 2 classes (cat 6, dog 6).",
+        "Without labels, since they have no class folders: test (6 images).",
+        "Left out: 1 file that is no image (.txt) and 1 file or folder of other programs (THUMBS.DB).",
+        'Left out by the pattern "*/masks/*": 12 files.',
+        "Not followed, since it leads back to a folder above: train/loop.",
+        "Folders that cannot be read, and so were not looked into: closed (Permission denied).",
+    ]
+    assert "2 classes; train 12" in ran.said.splitlines()[-1]
+
+
+def test_odd_names_stay_on_one_line_and_what_mend_proposes_for_them_is_found_by_validate(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    project = Project(tmp_path).set(ingest__path="photos", ingest__size_px=32, validate__min_images_per_class=1)
+    project.set(validate__label_errors={"folds": 0, "budget_s": 60}, validate__on_shortcut="warn")
+    project.set(validate__on_classes="warn")
+    names = ['a\nb, "c".png', "\x1b[31mred.png", "=cmd|calc!A1.png", "\udcff\udcfe.png", "\u2028.png", " lead.png "]
+    for seed, label in enumerate(("=1+1", " 'cat")):
+        _photos(tmp_path / "photos" / label, 8, seed)
+        for name in names:
+            (tmp_path / "photos" / label / name).write_text("no picture")
+            (tmp_path / "photos" / label / f"{name}.jpg").write_text("no picture")
+    project.run("ingest")
+
+    stopped = project.run("validate")
+    proposed = _twinrun(tmp_path, "data", "mend")
+    text = (tmp_path / "data/decisions/decisions.csv").read_text(encoding="utf-8")
+    passed = project.set(validate__decisions="data/decisions/decisions.csv").run("validate")
+    again = _twinrun(tmp_path, "data", "mend", "--findings", "data/out/validate/findings.parquet")
+
+    assert stopped.code == 1
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028]", stopped.said)
+    assert proposed.code == 0, proposed.said
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == len(text.splitlines()) - 1 > 6
+    assert not [row for row in rows if row["path"].startswith(("=", "+", "-", "@"))]
+    assert passed.code == 0, passed.said
+    assert f"dropped: {len(rows)} decision" in passed.said
+    assert "Nothing to propose" in again.said
