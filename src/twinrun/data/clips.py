@@ -112,7 +112,7 @@ def _pattern(series: Series, paths: Sequence[str]) -> str | None:
     heads = [prefix.removesuffix(tail) for prefix in prefixes]
     tried = []
     if tail and all(head[-1:].isdigit() for head in heads):
-        word = re.search(r"[^\W\d_]*$", _common_end([head.rstrip("0123456789") for head in heads]))
+        word = re.search(r"[^\W\d_]*(_|[^\w/])*$", _common_end([head.rstrip("0123456789") for head in heads]))
         tried.append(rf"(.*{_escaped(word.group()) if word else ''}\d+){_escaped(tail)}\d+")
     if tail:
         tried.append(rf"(.*){_escaped(tail)}\d+")
