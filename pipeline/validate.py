@@ -10,6 +10,7 @@ from twinrun.data.reference import find_reference
 from twinrun.data.report import report_html
 from twinrun.data.table import read_table
 from twinrun.data.validation.decisions import read_decisions
+from twinrun.data.validation.fixed_splits import read_fixed_splits
 from twinrun.data.validation.judging import judge_table
 from twinrun.data.validation.results import distributions_csv, findings_table, result_json
 from twinrun.data.validation.words import summary
@@ -32,12 +33,15 @@ def main() -> None:
     settings, places = params.validate, setting_lines()
     table, images, pairs = read_table(TABLE), open_pack(PACK), read_pairs(NEAR)
     decisions = read_decisions(Path(settings.decisions)) if settings.decisions is not None else []
+    fixed = read_fixed_splits(Path(settings.splits)) if settings.splits is not None else []
     reference = find_reference(settings.reference, REFERENCES, params.register.model_name)
     ensure_writable(OUT, 0)
     MANIFEST.unlink(missing_ok=True)  # it comes last, and only if the data pass
     shutil.rmtree(DOCS, ignore_errors=True)
 
-    verdict = judge_table(table, images, pairs, settings, decisions=decisions, reference=reference, docs=DOCS)
+    verdict = judge_table(
+        table, images, pairs, settings, decisions=decisions, fixed=fixed, reference=reference, docs=DOCS
+    )
 
     write_text(report_html(verdict, table, images, settings, places), REPORT)
     write_table(findings_table(verdict, table), OUT / "findings.parquet")

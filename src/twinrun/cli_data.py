@@ -1,4 +1,4 @@
-"""The commands `twinrun data check | mend`. Like the others they import what they need when they are called."""
+"""The commands `twinrun data check | mend | split`. Like the others they import what they need when they are called."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from twinrun.data.folders import Levels
+    from twinrun.data.validation.fixed_splits import FixedSplit
 
 app = typer.Typer(
     no_args_is_help=True, help="Look at images before anything is trained on them, and mend what is wrong."
@@ -18,6 +19,9 @@ app = typer.Typer(
 
 FINDINGS = Path("data/out/validate/findings.parquet")
 DECISIONS = Path("data/decisions/decisions.csv")
+SPLITS_FILE = Path("data/decisions/splits.csv")
+TABLE = Path("data/out/ingest/table.parquet")
+MANIFEST = Path("data/out/validate/manifest.parquet")
 _NOT_CHECKED = 2  # exit code
 _MOST_LINES = 10
 _FEWEST_LINES = 5
@@ -108,6 +112,75 @@ def mend(
     drops = sum(decision.action == "drop" for decision in new)
     print(f"{out}: {drops} drops and {len(new) - drops} relabels proposed, {len(before)} decisions kept.")
     print(f"Edit it, set validate.decisions: {out} in params.yaml, and run: dvc repro")
+    _warn_unless_watched(out)
+
+
+@app.command()
+def split(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help=f"The CSV; validate.splits of params.yaml, or else {SPLITS_FILE}."),
+    ] = None,
+) -> None:
+    """Write the split of every image to a CSV for git; from then on no image in it moves.
+
+    Reads what the last `dvc repro validate` drew. Set validate.splits in params.yaml to the file. Images are recognised
+    by path and pixels, so renamed and relabelled ones stay too. New images fill the quotas; called again after the next
+    `dvc repro validate`, this command adds them.
+
+    Examples: twinrun data split, twinrun data split --out data/decisions/splits.csv
+    """
+    from collections import Counter
+
+    from twinrun.data.validation.fixed_splits import fixed_splits_csv, read_fixed_splits, with_images
+    from twinrun.params import load_params
+    from twinrun.publish import write_text
+
+    setting = load_params().validate.splits
+    out = out or Path(setting or SPLITS_FILE)
+    before = read_fixed_splits(out) if out.exists() else []
+    images = _drawn_splits(before, out)
+    lines = with_images(before, images)
+    if lines != before:
+        write_text(fixed_splits_csv(lines), out)
+    counts = Counter(image.split for image in images)
+    sizes = ", ".join(f"{name} {counts[name]:,}" for name in ("train", "val", "test"))
+    print(f"{out}: {len(images):,} images ({sizes}), of which {len(lines) - len(before):,} were added.")
+    if setting is not None and Path(setting) == out:
+        print("Commit it to git." if lines != before else "It was up to date.")
+    else:
+        print(f"Commit it to git, set validate.splits: {out} in params.yaml, and run: dvc repro")
+    _warn_unless_watched(out)
+
+
+def _drawn_splits(before: "list[FixedSplit]", out: Path) -> "list[FixedSplit]":
+    """The split of every usable image as validate drew it; raises DataError where it contradicts the file."""
+    from twinrun.data.manifest import read_manifest_table
+    from twinrun.data.table import read_table
+    from twinrun.data.validation.fixed_splits import FixedSplit, fixed_splits
+
+    table, manifest = read_table(TABLE), read_manifest_table(MANIFEST)
+    if table["id"] != manifest["id"]:
+        raise DataError(f"{MANIFEST} is of other images than {TABLE}. Make it again: dvc repro validate")
+    facts = {name: table[name].to_pylist() for name in ("path", "split", "pixels_sha256")}
+    known = fixed_splits(facts, before)
+    images, moved = [], []
+    for row, (name, dropped) in enumerate(
+        zip(*(manifest[column].to_pylist() for column in ("split", "dropped")), strict=True)
+    ):
+        if dropped is None:
+            images.append(FixedSplit(facts["path"][row], name, facts["pixels_sha256"][row]))
+            if known[row] not in (None, name):
+                moved.append(f"{facts['path'][row]!r} is in {known[row]} there and in {name} now")
+    if moved:
+        raise DataError(
+            f"{len(moved):,} images are in another split than in {out}, for example {moved[0]}. The last validate did "
+            f"not use that file: set validate.splits: {out} in params.yaml, and run: dvc repro validate"
+        )
+    return images
+
+
+def _warn_unless_watched(out: Path) -> None:
     if not out.resolve().is_relative_to(DECISIONS.parent.resolve()):
         print(f"DVC watches {DECISIONS.parent} alone: move it there, or add {out} to the deps of validate in dvc.yaml.")
 

@@ -1,98 +1,294 @@
-"""Which image goes to which split, decided by a hash alone. Pure: refuses to know files, tables or what is enough.
+"""Stratified splits: which image goes to train, val or test. Pure: no files, no tables, no clock.
 
-An image's place is a function of the seed and its pixels: adding, removing or renaming images moves no other, and
-identical pixels stay together. Images that must stay together, as changed copies of one picture or as a group that the
-source names, share one key: the group's name, or the smallest of their pixel hashes, so that only an image that joins
-them may move them.
+The result is a function of seed, pixels, labels, groups and fractions. It depends on no order, file name or time.
 
-The price is that shares are met on average, in each label as in all, and not to the image. To meet them exactly an
-image's place would have to depend on the others of its label, so that one more could move it, or on an earlier run's
-places, so that the same images would no longer give the same splits. The drawn share of n images strays from a fraction
-f by about sqrt(f (1 - f) / n); that each label has enough images in each split is for an expectation to say.
+- Within each class, images are ranked by a hash of the seed and their pixels, and the ranking is cut at the quotas.
+- A class's quotas are its images times the fractions, rounded by largest remainder: 150 images in three classes at
+  0.7 / 0.15 / 0.15 give 35, 7 and 8 (or 35, 8 and 7) of each. A tie goes to the split that has had too few so far.
+  Where rounding adds up to more than one image over all classes, single classes are rounded the other way, except that
+  this leaves no class with fewer than two images in val or test.
+- Images that belong together (one group, equal pixels, near duplicates) are one unit and stay in one split. Units of
+  several images are placed first, the largest first, where most images are missing; single images then fill the
+  quotas. So each split is within one unit of its quota. A unit that spans classes goes where the classes that it
+  counts for miss most, weighted by its images of each.
+- Splits that the source published stand. Those that it did not publish are carved out of its `train`.
+- Images whose split is fixed (a file of `twinrun data split`) never move. New ones fill the quotas around them, and
+  follow the fixed ones of their unit.
+
+One more image may move a few others, since quotas and ranks move with it. To keep a split, fix it in a file.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
 
 from twinrun.data.manifest import SPLITS, SplitName
 
-_WHOLE = 1 << 64
-_GROUP = "group:"
+_SPARED = 2  # images of a class in val or test that balancing the whole leaves alone
+
+Splits = list[SplitName | None]
+Table = dict[str, dict[SplitName, int]]  # images by class and split
 
 
 def assign_splits(
-    published: Sequence[str | None], keys: Sequence[str | None], fractions: dict[SplitName, float], seed: int
-) -> list[str | None]:
-    """The split of each image: the published one, or one decided by its key; None for an image without either.
+    published: Sequence[SplitName | None],
+    keys: Sequence[str | None],
+    labels: Sequence[str | None],
+    fractions: Mapping[SplitName, float],
+    seed: int,
+    *,
+    fixed: Sequence[SplitName | None] | None = None,
+    counted: Sequence[bool] | None = None,
+) -> Splits:
+    """The split of each image, or None where nothing decides it.
 
-    What the source published stands, except that the splits that it did not publish are carved out of its `train`, in
-    the proportions of `fractions`. Where it published some splits, an image without one follows those of its key that
-    are in val or test, the last of them, and counts as `train` where there are none.
+    `keys` are those of `split_keys`. An image without a key keeps its published split. An image that is not `counted`,
+    since it will not be used, counts for no quota; it follows the others of its unit, or keeps its published split.
+    Where the source published some splits, an image without one follows its unit into val or test (the last of them),
+    and counts as `train` otherwise.
     """
-    missing = [name for name in SPLITS if name not in set(published) or name == "train"]
-    total = sum(fractions[name] for name in missing)
-    held_out = _held_out(published, keys)
-
-    def place(split: str | None, key: str | None) -> str | None:
-        if key is None or split not in (None, "train"):
-            return split
-        if split is None and key in held_out:
-            return held_out[key]
-        return _drawn(key, missing, fractions, total, seed)
-
-    return [place(split, key) for split, key in zip(published, keys, strict=True)]
+    fixed = fixed if fixed is not None else [None] * len(keys)
+    counted = counted if counted is not None else [True] * len(keys)
+    names = [name for name in SPLITS if name not in set(published) or name == "train"]
+    homes = _homes(published, fixed, keys)
+    splits: Splits = [known or given for known, given in zip(fixed, published, strict=True)]
+    members: dict[str, list[int]] = defaultdict(list)
+    for row, (key, given) in enumerate(zip(keys, published, strict=True)):
+        if key is None or fixed[row] is not None or given not in (None, "train"):
+            continue
+        if key in homes and (given is None or homes[key] in names):
+            splits[row] = homes[key]
+        else:
+            members[key].append(row)
+            splits[row] = None
+    units = [
+        _Unit(_rank(seed, key), tuple(rows), Counter(str(labels[row]) for row in rows if counted[row]))
+        for key, rows in members.items()
+    ]
+    standing = Counter(
+        (str(label), split) for label, split, used in zip(labels, splits, counted, strict=True) if used and split
+    )
+    for unit, name in _placed([unit for unit in units if unit.images], names, fractions, standing):
+        for row in unit.rows:
+            splits[row] = name
+    for unit in units:
+        if not unit.images:
+            for row in unit.rows:
+                splits[row] = published[row]
+    return splits
 
 
 def split_keys(
     pixels_sha256: Sequence[str | None], groups: Sequence[str | None], copies: Iterable[tuple[int, int]]
 ) -> list[str | None]:
-    """What decides the split of each image: one key for all that `groups`, equal pixels or `copies` hold together.
+    """One key for all images of a unit: those that `groups`, equal pixels or `copies` (pairs of rows) hold together.
 
-    It is the first of the groups' names, or else the smallest hash of pixels; None for an image without pixels.
+    It is the smallest hash of the unit's pixels; None for an image without pixels.
     """
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    first: dict[str, int] = {}
     links = list(copies)
-    for keys_of_rows in (pixels_sha256, map(_group_key, groups)):
+    for values in (pixels_sha256, groups):
+        first: dict[str, int] = {}
         links += [
             (earlier, row)
-            for row, key in enumerate(keys_of_rows)
-            if key is not None and (earlier := first.setdefault(key, row)) != row
+            for row, value in enumerate(values)
+            if value is not None and (earlier := first.setdefault(value, row)) != row
         ]
     ends = np.array(links, np.int64).reshape(-1, 2)
     count = len(pixels_sha256)
     graph = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
-    members = connected_components(graph, directed=False)[1].tolist()
+    unit_of = connected_components(graph, directed=False)[1].tolist()
     keys: dict[int, str] = {}
-    for member, pixels, group in zip(members, pixels_sha256, groups, strict=True):
-        own = _group_key(group) or pixels
-        if own is not None:
-            keys[member] = min(own, keys.get(member, own), key=lambda key: (not key.startswith(_GROUP), key))
-    return [keys[member] if pixels is not None else None for member, pixels in zip(members, pixels_sha256, strict=True)]
+    for unit, pixels in zip(unit_of, pixels_sha256, strict=True):
+        if pixels is not None:
+            keys[unit] = min(pixels, keys.get(unit, pixels))
+    return [keys[unit] if pixels is not None else None for unit, pixels in zip(unit_of, pixels_sha256, strict=True)]
 
 
-def _held_out(published: Sequence[str | None], keys: Sequence[str | None]) -> dict[str, SplitName]:
-    """The last of the splits val and test that the source published for an image of each key."""
-    found: dict[str, SplitName] = {}
-    for name in SPLITS[1:]:
-        found |= {key: name for split, key in zip(published, keys, strict=True) if split == name and key is not None}
-    return found
+@dataclass(frozen=True)
+class _Unit:
+    """Rows that stay together, and how many images of each class count among them."""
+
+    rank: bytes
+    rows: tuple[int, ...]
+    images: Counter[str]
+
+    @property
+    def is_single(self) -> bool:
+        return self.images.total() == 1
 
 
-def _group_key(group: str | None) -> str | None:
-    return None if group is None else _GROUP + group
+def _rank(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
 
-def _drawn(key: str, names: list[SplitName], fractions: dict[SplitName, float], total: float, seed: int) -> SplitName:
-    if len(names) == 1:
-        return names[0]
-    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / _WHOLE * total
-    for name in names[:-1]:
-        if place < fractions[name]:
-            return name
-        place -= fractions[name]
-    return names[-1]
+def _homes(
+    published: Sequence[SplitName | None], fixed: Sequence[SplitName | None], keys: Sequence[str | None]
+) -> dict[str, SplitName]:
+    """Of each key the last split in which one of its images is fixed, or published in val or test."""
+    homes: dict[str, SplitName] = {}
+    for name in SPLITS:
+        for key, known, given in zip(keys, fixed, published, strict=True):
+            if key is not None and (known == name or (known is None and given == name != "train")):
+                homes[key] = name
+    return homes
+
+
+def _placed(
+    units: list[_Unit],
+    names: list[SplitName],
+    fractions: Mapping[SplitName, float],
+    standing: Counter[tuple[str, SplitName]],
+) -> list[tuple[_Unit, SplitName]]:
+    """The split of each unit; `standing` are images by class and split that are placed already."""
+    images: Counter[str] = Counter()
+    for unit in units:
+        images.update(unit.images)
+    exact = {
+        label: _shares(count, {name: standing[label, name] for name in names}, fractions)
+        for label, count in images.items()
+    }
+    missing = _balanced(_rounded(exact, names), exact, names)
+    placed = _place_together([unit for unit in units if not unit.is_single], missing, names)
+    singles: dict[str, list[_Unit]] = defaultdict(list)
+    for unit in sorted((unit for unit in units if unit.is_single), key=lambda unit: unit.rank):
+        singles[next(iter(unit.images))].append(unit)
+    for label, ranked in singles.items():
+        start = 0
+        for name, count in _filling(len(ranked), missing[label], names).items():
+            placed += [(unit, name) for unit in ranked[start : start + count]]
+            missing[label][name] -= count
+            start += count
+    return _without_empty(placed, missing, set(standing), names)
+
+
+def _shares(
+    images: int, standing: Mapping[SplitName, int], fractions: Mapping[SplitName, float]
+) -> dict[SplitName, Fraction]:
+    """How many of `images` each split gets, so that with those that stand it comes closest to its fraction.
+
+    A split that has more than its share already gets none, and the others share what is left.
+    """
+    open_to = dict(standing)
+    while True:
+        weights = {name: Fraction(str(fractions[name])) for name in open_to}
+        whole = Fraction(images + sum(open_to.values())) / sum(weights.values(), Fraction(0))
+        full = [name for name, count in open_to.items() if count > whole * weights[name]]
+        if not full:
+            return {
+                name: whole * weights[name] - count if name in open_to else Fraction(0)
+                for name, count in standing.items()
+            }
+        open_to = {name: count for name, count in open_to.items() if name not in full}
+
+
+def _rounded(exact: Mapping[str, Mapping[SplitName, Fraction]], names: list[SplitName]) -> Table:
+    """Whole images by largest remainder; of equal remainders, the split that has had too few so far goes first."""
+    lacking = dict.fromkeys(names, Fraction(0))
+    table: Table = {}
+    for label in sorted(exact):
+        shares = exact[label]
+        table[label] = {name: floor(shares[name]) for name in names}
+        spare = int(sum(shares.values())) - sum(table[label].values())
+        order = sorted(names, key=lambda name: (table[label][name] - shares[name], -lacking[name], names.index(name)))
+        for name in order[:spare]:
+            table[label][name] += 1
+        for name in names:
+            lacking[name] += shares[name] - table[label][name]
+    return table
+
+
+def _balanced(table: Table, exact: Mapping[str, Mapping[SplitName, Fraction]], names: list[SplitName]) -> Table:
+    """The table with single classes rounded the other way, until each split is within one image of its quota overall.
+
+    Every entry stays one of the two whole numbers next to its exact one.
+    """
+    table = {label: dict(row) for label, row in table.items()}
+    excess = {name: sum((table[label][name] - exact[label][name] for label in table), Fraction(0)) for name in names}
+
+    def change(label: str, source: SplitName, target: SplitName) -> Fraction | None:
+        """How far the class would then be off in either split, or None where it must stay."""
+        over, under = table[label][source] - exact[label][source], exact[label][target] - table[label][target]
+        if over <= 0 or under <= 0 or (source != "train" and table[label][source] <= _SPARED):
+            return None
+        return max(1 - over, 1 - under)
+
+    while max(map(abs, excess.values())) > 1:
+        moves = [
+            (off, label, source, target)
+            for source in names
+            for target in names
+            if excess[source] - excess[target] > 1
+            for label in table
+            if (off := change(label, source, target)) is not None
+        ]
+        if not moves:
+            break
+        _, label, source, target = min(moves)
+        table[label][source] -= 1
+        table[label][target] += 1
+        excess[source] -= 1
+        excess[target] += 1
+    return table
+
+
+def _place_together(units: list[_Unit], missing: Table, names: list[SplitName]) -> list[tuple[_Unit, SplitName]]:
+    """Place units of several images, the largest first, and take them off what is `missing`."""
+    lacking = {name: sum(row[name] for row in missing.values()) for name in names}
+
+    def gain(unit: _Unit, name: SplitName) -> tuple[int, int]:
+        return sum(count * missing[label][name] for label, count in unit.images.items()), lacking[name]
+
+    placed = []
+    for unit in sorted(units, key=lambda unit: (-unit.images.total(), unit.rank)):
+        name = max(names, key=lambda name: gain(unit, name))
+        for label, count in unit.images.items():
+            missing[label][name] -= count
+            lacking[name] -= count
+        placed.append((unit, name))
+    return placed
+
+
+def _filling(images: int, missing: Mapping[SplitName, int], names: list[SplitName]) -> dict[SplitName, int]:
+    """How many of `images` single ones each split gets: one after the other where most are missing."""
+    left, counts = dict(missing), dict.fromkeys(names, 0)
+    for _ in range(images):
+        name = max(names, key=left.__getitem__)
+        left[name] -= 1
+        counts[name] += 1
+    return counts
+
+
+def _without_empty(
+    placed: list[tuple[_Unit, SplitName]], missing: Table, standing: set[tuple[str, SplitName]], names: list[SplitName]
+) -> list[tuple[_Unit, SplitName]]:
+    """Give a class's empty split a unit of a split that has several, where all stay within one unit of their quotas.
+
+    Four clips of equal length would otherwise be three in train and one in val, with none left for test.
+    """
+    of_class: dict[str, list[int]] = defaultdict(list)
+    for at, (unit, name) in enumerate(placed):
+        standing |= {(label, name) for label in unit.images}
+        if len(unit.images) == 1:
+            of_class[next(iter(unit.images))].append(at)
+    placed = list(placed)
+    for label, places in of_class.items():
+        largest = max(placed[at][0].images[label] for at in places)
+        for empty in (name for name in names if (label, name) not in standing and missing[label][name] > 0):
+            several = Counter(placed[at][1] for at in places)
+            spare = [at for at in places if several[placed[at][1]] > 1]
+            for at in sorted(spare, key=lambda at: (missing[label][placed[at][1]], placed[at][0].rank)):
+                unit, source = placed[at]
+                size = unit.images[label]
+                if max(missing[label][source] + size, size - missing[label][empty]) <= largest:
+                    missing[label][source] += size
+                    missing[label][empty] -= size
+                    placed[at] = (unit, empty)
+                    break
+    return placed

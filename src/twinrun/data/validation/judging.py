@@ -25,6 +25,7 @@ from twinrun.data.validation.evidence import (
     search_shortcuts,
 )
 from twinrun.data.validation.findings import Drop, Finding, Verdict
+from twinrun.data.validation.fixed_splits import FixedSplit, fixed_splits
 from twinrun.data.validation.subject import Subject
 from twinrun.params import ValidateParams
 
@@ -43,6 +44,7 @@ def judge_table(
     params: ValidateParams,
     *,
     decisions: Sequence[Decision] = (),
+    fixed: Sequence[FixedSplit] = (),
     reference: Reference | None = None,
     draw_splits: bool = True,
     docs: Path | None = None,
@@ -50,17 +52,18 @@ def judge_table(
     """Take out what persons and policies take out, assign splits, search the rest, and have it judged.
 
     `images` (N, H, W, C) and `table` have a row for each image, `pairs` are of near copies. Where splits are not drawn,
-    only those that the source published count. `docs` is a folder for Great Expectations' own pages.
+    only those that the source published count; `fixed` are splits that stay as they are. `docs` is a folder for Great
+    Expectations' own pages.
     """
     facts: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
     decision = decided(facts, decisions)
     facts["label"] = decision.labels
     keys = split_keys(facts["pixels_sha256"], facts["group"], [(pair.first, pair.second) for pair in pairs])
+    fit = drop_unfit(facts, drop_broken(facts, decision.dropped, params), params)
     if draw_splits:
-        facts["split"] = assign_splits(facts["split"], keys, _fractions(params), params.seed)
-    whole = drop_broken(facts, decision.dropped, params)
+        facts["split"] = _drawn(facts, keys, fit, fixed_splits(facts, fixed), params)
     with phase("Comparing copies"):
-        dropped = drop_copies(facts, pairs, drop_unfit(facts, whole, params), decision.approved, params)
+        dropped = drop_copies(facts, pairs, fit, decision.approved, params)
     evidence, dropped = _searched(facts, images, pairs, dropped, decision, params, reference)
     kept = [row for row, drop in enumerate(dropped) if drop is None]
     classes = sorted({label for label in facts["label"] if label is not None})
@@ -83,8 +86,22 @@ def judge_table(
     )
 
 
-def _fractions(params: ValidateParams) -> dict[SplitName, float]:
-    return {"train": params.fractions.train, "val": params.fractions.val, "test": params.fractions.test}
+def _drawn(
+    facts: dict[str, list[Any]],
+    keys: Sequence[str | None],
+    dropped: Drops,
+    fixed: Sequence[SplitName | None],
+    params: ValidateParams,
+) -> list[SplitName | None]:
+    return assign_splits(
+        facts["split"],
+        keys,
+        facts["label"],
+        {"train": params.fractions.train, "val": params.fractions.val, "test": params.fractions.test},
+        params.seed,
+        fixed=fixed,
+        counted=[drop is None for drop in dropped],
+    )
 
 
 def _searched(
