@@ -3,6 +3,7 @@
 A new check is one more entry in a list below, on a column of `Subject.tables` (subject.py).
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Check:
     advice: str
     offences: Callable[[Judgement], Iterator[Offence]]
     counted: str = "images"
+    names: Callable[[Judgement], Sequence[str]] | None = None  # of what is counted, where all are to be named
+    recommended: str | None = None
 
     def finding(self, judgement: Judgement) -> Finding:
         """What came of it; where it could not be judged, that is grave, whatever it was for."""
@@ -57,14 +60,16 @@ class Check:
             meaning=self.meaning,
             severity=self.rule.severity,
             passed=judgement.passed,
-            found="met" if judgement.passed else self._found(len(judgement.rows), len(offences)),
+            found="met" if judgement.passed else self._found(judgement, len(offences)),
             settings=self.settings,
             advice=self.advice,
             judged_by=self.rule.expectation,
             offences=offences,
+            recommended=None if judgement.passed else self.recommended,
         )
 
-    def _found(self, rows: int, offences: int) -> str:
+    def _found(self, judgement: Judgement, offences: int) -> str:
+        rows = len(judgement.rows)
         if not rows:
             return "not met"
         sets = (
@@ -73,7 +78,8 @@ class Check:
             else ""
         )
         noun = {"classes": "class", "searches": "search"}.get(self.counted, self.counted.removesuffix("s"))
-        return f"{rows:,} {self.counted if rows > 1 else noun}{sets}"
+        named = f" ({', '.join(self.names(judgement))})" if self.names is not None else ""
+        return f"{rows:,} {self.counted if rows > 1 else noun}{sets}{named}"
 
 
 def checks(subject: Subject) -> list[Check]:
@@ -365,25 +371,26 @@ def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Offence]]:
 
 
 def _of_classes(subject: Subject) -> list[Check]:
-    params, totals, groups = subject.params, subject.totals(), subject.groups()
+    params, totals, fewest = subject.params, subject.totals(), subject.fewest()
     classes = list(subject.counts)
+    smallest = min((images for _, images in totals), default=0)
     return [
         Check(
             "enough_images",
-            f"Each class has at least {params.min_images_per_class:,} images in each split",
-            "classes_in_splits",
+            f"Each class has at least {params.min_images_per_class:,} {_images(params.min_images_per_class)} "
+            "in each split",
+            "classes",
             Rule(
                 "ExpectColumnValuesToBeBetween",
-                {"column": "images", "min_value": params.min_images_per_class},
+                {"column": "fewest_in_a_split", "min_value": params.min_images_per_class},
                 _severity(params.on_classes),
             ),
-            ("validate.min_images_per_class", "validate.seed", "validate.on_classes"),
-            "Add images, or lower that number; where splits are drawn, another seed too mends one that is just short",
-            lambda judgement: (
-                Offence((), f'Class "{groups[i][0]}" has {groups[i][2]} images in {groups[i][1]}')
-                for i in judgement.rows
-            ),
+            ("validate.min_images_per_class",),
+            "Add images of these classes, or lower that number",
+            lambda judgement: (Offence((), _short_of_images(subject, classes[i])) for i in judgement.rows),
             "classes",
+            names=lambda judgement: [classes[i] for i in judgement.rows],
+            recommended=_setting_for_classes("min_images_per_class", min(fewest.values(), default=0)),
         ),
         Check(
             "balance",
@@ -394,13 +401,15 @@ def _of_classes(subject: Subject) -> list[Check]:
                 {"column": "imbalance", "max_value": params.max_imbalance},
                 _severity(params.on_classes),
             ),
-            ("validate.max_imbalance", "validate.on_classes"),
+            ("validate.max_imbalance",),
             "Add images of the small classes, or raise that number",
             lambda judgement: (
                 Offence((), f'Class "{totals[i][0]}" has {totals[i][1]} images and the largest has {subject.largest:,}')
                 for i in judgement.rows
             ),
             "classes",
+            names=lambda judgement: [classes[i] for i in judgement.rows],
+            recommended=_setting_for_classes("max_imbalance", math.ceil(subject.largest / smallest) if smallest else 0),
         ),
         Check(
             "distinct_names",
@@ -415,6 +424,25 @@ def _of_classes(subject: Subject) -> list[Check]:
             "classes",
         ),
     ]
+
+
+def _setting_for_classes(name: str, value: int) -> str:
+    """The setting that lets these classes pass: 0 images cannot be allowed, only warned of."""
+    return f"validate.{name}: {value}" if value else "validate.on_classes: warn"
+
+
+def _short_of_images(subject: Subject, label: str) -> str:
+    wanted = subject.params.min_images_per_class
+    counts = [f"{images:,} in {name}" for name in subject.splits if (images := subject.counts[label][name]) < wanted]
+    return f'Class "{label}" has {_and(counts)}'
+
+
+def _images(count: int) -> str:
+    return "image" if count == 1 else "images"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def _of_labels(subject: Subject) -> list[Check]:

@@ -45,7 +45,10 @@ class Offence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check and how the data met it; a failed one of severity critical stops the pipeline."""
+    """One check and how the data met it; a failed one of severity critical stops the pipeline.
+
+    `recommended` is the one setting, with its value, that lets these very data pass, where there is one.
+    """
 
     name: str
     meaning: str
@@ -56,6 +59,7 @@ class Finding:
     advice: str
     judged_by: str
     offences: list[Offence] = field(default_factory=list)
+    recommended: str | None = None
 
     @property
     def status(self) -> Literal["met", "failed", "warning"]:

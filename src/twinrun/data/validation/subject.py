@@ -59,7 +59,7 @@ class Subject:
         return f"{self.facts['path'][row]} ({', '.join(filter(None, [label or 'no label', split]))})"
 
     def tables(self) -> dict[str, Columns]:
-        """What expectations are judged on: one row for each image, near pair, class in a split, class, and so on."""
+        """What expectations are judged on: one row for each image, near pair, class, and so on."""
         pixels, split, label = self._open("pixels_sha256"), self.of("split"), self.of("label")
         copies = self.copies()
         suspects = {issue.row: issue.suggested for issue in self.evidence.labels.issues} if self.evidence.labels else {}
@@ -88,8 +88,8 @@ class Subject:
                     for side in ("first", "second")
                 },
             },
-            "classes_in_splits": {"images": [images for _, _, images in self.groups()]},
             "classes": {
+                "fewest_in_a_split": list(self.fewest().values()),
                 "imbalance": [self.largest / images if images else float(self.largest) for _, images in self.totals()],
                 "written_alike": [self.alike().get(name) for name in self.counts],
             },
@@ -118,9 +118,12 @@ class Subject:
         """A column of the kept rows; null in those of a set that a person approved wholly."""
         return undecided(self.of(name), [row in self.approved for row in self.kept])
 
-    def groups(self) -> list[tuple[str, SplitName, int]]:
-        """Class, split and number of usable images."""
-        return [(label, name, count[name]) for label, count in self.counts.items() for name in self.splits]
+    def fewest(self) -> dict[str, int]:
+        """Of each class the usable images of the split that has fewest of it; of all images where there is no split."""
+        return {
+            label: min((count[name] for name in self.splits), default=sum(count.values()))
+            for label, count in self.counts.items()
+        }
 
     def totals(self) -> list[tuple[str, int]]:
         """Class and number of usable images."""

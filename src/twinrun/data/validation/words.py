@@ -73,6 +73,10 @@ def _words(finding: Finding, named: int) -> str:
 def _settings(finding: Finding, places: Places | None) -> str:
     if places is None:
         return ""
+    if finding.recommended is not None:
+        name = finding.recommended.partition(":")[0]
+        line = f", line {places[name][0]}" if name in places else ""
+        return f". Add images, or set {finding.recommended} (params.yaml{line})"
     named = (f"line {places[name][0]}: {name}" if name in places else name for name in finding.settings)
     return f" (params.yaml, {' and '.join(named)})"
 
