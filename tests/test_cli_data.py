@@ -1,10 +1,11 @@
-"""The commands `twinrun data check` and `twinrun data mend`, called as a person calls them."""
+"""The commands `twinrun data check | mend | split`, called as a person calls them."""
 
 import csv
 import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +286,180 @@ def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
     assert ran.code == 1
     assert "no column label, which relabels need" in ran.said
     assert mine.read_text() == "path,action\n"
+
+
+SPLITS = "data/decisions/splits.csv"
+
+
+@pytest.fixture
+def drawn(photos: Path) -> Project:
+    """A project on the sixty pictures, after a first validate, which drew their splits."""
+    (photos.parent / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    project = Project(photos.parent).set(ingest__path="photos", validate__label_errors={"folds": 0, "budget_s": 60})
+    _draw(project)
+    return project
+
+
+def _draw(project: Project) -> None:
+    for stage in ("ingest", "validate"):
+        ran = project.run(stage)
+        assert ran.code == 0, ran.said
+
+
+def _splits(project: Project) -> dict[str, str]:
+    """The split of each usable image by its path."""
+    paths = [row["path"] for row in project.table()]
+    return {paths[row["row"]]: row["split"] for row in project.manifest() if row["dropped"] is None}
+
+
+def _picture(seed: int) -> Image.Image:
+    coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (3, 14, 3), dtype=np.uint8))
+    return coarse.resize((96, 96), Image.Resampling.BICUBIC)
+
+
+def test_thirty_images_added_after_the_split_was_written_move_none_and_fill_the_quotas(drawn: Project) -> None:
+    before = _splits(drawn)
+    first = _twinrun(drawn.folder, "data", "split")
+    for number in range(30):
+        _picture(100 + number).save(drawn.folder / f"photos/cat/new{number}.png")
+    drawn.set(validate__splits=SPLITS, validate__seed=5)
+
+    _draw(drawn)
+    second = _twinrun(drawn.folder, "data", "split")
+    third = _twinrun(drawn.folder, "data", "split")
+
+    assert first.code == 0, first.said
+    assert f"{SPLITS}: 60 images (train 42, val 9, test 9), of which 60 were added." in first.said
+    assert f"set validate.splits: {SPLITS} in params.yaml" in first.said
+    after = _splits(drawn)
+    assert {path: after[path] for path in before} == before
+    of_cats = Counter(split for path, split in after.items() if path.startswith("cat/"))
+    assert of_cats["train"] == 42
+    assert of_cats["val"] + of_cats["test"] == 18
+    assert second.code == 0, second.said
+    assert "90 images (train 63, val 1" in second.said
+    assert "of which 30 were added" in second.said
+    assert "It was up to date." in third.said
+    lines = _decisions(drawn.folder / SPLITS)
+    assert {line["path"]: line["split"] for line in lines} == after
+    assert [line["path"] for line in lines[:60]] == list(before)
+
+
+def test_a_picture_keeps_its_split_when_it_is_renamed_relabelled_swapped_copied_or_replaced(drawn: Project) -> None:
+    before = _splits(drawn)
+    assert _twinrun(drawn.folder, "data", "split").code == 0
+    of = {
+        name: [path for path in before if before[path] == name and path.startswith("cat/")]
+        for name in ("train", "val", "test")
+    }
+    photos = drawn.folder / "photos"
+    (photos / of["test"][0]).rename(photos / 'cat/renamed \n#1, "quoted".png')
+    (photos / of["val"][0]).rename(photos / "dog/relabelled.png")
+    (photos / of["train"][0]).rename(photos / "swapped")
+    (photos / of["test"][1]).rename(photos / of["train"][0])
+    (photos / "swapped").rename(photos / of["test"][1])
+    Image.open(photos / of["test"][2]).save(photos / "cat/copy.jpg", quality=60)
+    _picture(77).save(photos / of["val"][1])
+    (photos / of["train"][3]).unlink()
+    drawn.set(validate__splits=SPLITS, validate__seed=5)
+
+    _draw(drawn)
+    again = _twinrun(drawn.folder, "data", "split")
+
+    after = _splits(drawn)
+    assert after['cat/renamed \n#1, "quoted".png'] == "test"
+    assert after["dog/relabelled.png"] == "val"
+    assert after[of["train"][0]] == "test"
+    assert after[of["test"][1]] == "train"
+    assert after["cat/copy.jpg"] == "test"
+    assert after[of["val"][1]] == "val"
+    moved = {of["train"][0], of["test"][1]}
+    assert all(after[path] == before[path] for path in before if path in after and path not in moved)
+    assert again.code == 0, again.said
+    lines = {line["path"]: line["split"] for line in _decisions(drawn.folder / SPLITS)}
+    assert lines == {**before, **after}
+
+
+def test_a_split_file_that_was_not_used_is_not_changed_to_what_was_drawn_without_it(drawn: Project) -> None:
+    assert _twinrun(drawn.folder, "data", "split").code == 0
+    written = (drawn.folder / SPLITS).read_bytes()
+    drawn.set(validate__seed=5)
+    _draw(drawn)
+
+    ran = _twinrun(drawn.folder, "data", "split")
+
+    assert ran.code == 1
+    assert f"images are in another split than in {SPLITS}, for example" in ran.said
+    assert f"set validate.splits: {SPLITS} in params.yaml, and run: dvc repro validate" in ran.said
+    assert "Traceback" not in ran.said
+    assert (drawn.folder / SPLITS).read_bytes() == written
+
+
+def test_a_split_cannot_be_written_before_there_is_one(photos: Path) -> None:
+    folder = photos.parent
+    (folder / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    project = Project(folder).set(ingest__path="photos")
+
+    nothing = _twinrun(folder, "data", "split")
+    ingested = project.run("ingest")
+    unjudged = _twinrun(folder, "data", "split")
+
+    assert ingested.code == 0, ingested.said
+    assert nothing.code == unjudged.code == 1
+    assert "data/out/ingest/table.parquet is missing. Make it: dvc repro ingest" in nothing.said
+    assert "data/out/validate/manifest.parquet is missing. Make it: dvc repro validate" in unjudged.said
+    assert not (folder / SPLITS).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,split\na.png,val\n\"b/\n2.png\",tset\n", "line 3: the split must be train, val or test, found 'tset'"),
+        ("path,split\n\"a\nb\",val\ncat/1.png,train\ncat/1.png,train\n", "line 5: 'cat/1.png' has a line already"),
+        ("path;split\ncat/1.png;train\n", "line 1: wanted the columns path, split, pixels_sha256, separated by commas"),
+        ("", "line 1: wanted the columns path, split, pixels_sha256"),
+        ("path,split\n,train\n", "line 2: the path is empty"),
+        ("path,split\ncat/a,b.png,train\n", "line 2: 3 cells, but the header has 2"),
+        ('path,split\n"cat/1.png,train\n', "line 2: this is not CSV"),
+        (None, "splits.csv is missing (params.yaml: validate.splits). Write it: twinrun data split"),
+    ],
+)  # fmt: skip
+def test_a_split_file_that_cannot_be_used_is_refused_with_its_line(
+    drawn: Project, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (drawn.folder / "data/decisions").mkdir(parents=True)
+        (drawn.folder / SPLITS).write_text(content)
+
+    ran = drawn.set(validate__splits=SPLITS).run("validate")
+
+    assert ran.code == 1
+    assert message in ran.said
+    assert "Traceback" not in ran.said
+
+
+def test_a_published_split_that_contradicts_the_file_is_refused_and_val_carved_out_of_train_is_not(
+    drawn: Project,
+) -> None:
+    before = _splits(drawn)
+    (drawn.folder / "published.csv").write_text(
+        "path,split\n" + "".join(f"{path},{'test' if name == 'test' else 'train'}\n" for path, name in before.items())
+    )
+    drawn.set(ingest__splits_file="published.csv")
+    _draw(drawn)
+    carved = _splits(drawn)
+    assert _twinrun(drawn.folder, "data", "split").code == 0
+    drawn.set(validate__splits=SPLITS)
+    _draw(drawn)
+    kept = _splits(drawn)
+    first = next(path for path, name in before.items() if name == "test")
+    published = (drawn.folder / "published.csv").read_text().replace(f"{first},test", f"{first},train")
+    (drawn.folder / "published.csv").write_text(published)
+    assert drawn.run("ingest").code == 0
+
+    ran = drawn.run("validate")
+
+    assert kept == carved
+    assert ran.code == 1
+    assert "1 lines contradict the splits of the source:" in ran.said
+    assert f"test, but the source has '{first}' in train" in ran.said

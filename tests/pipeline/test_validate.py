@@ -111,22 +111,43 @@ def test_all_images_broken_is_refused_whatever_the_policy(
     assert 'Class "0" has 0 images in train' in ran.said
 
 
-def test_a_class_with_too_few_images_is_named_with_the_split_and_the_setting(
+def test_every_class_with_too_few_images_is_named_with_the_one_setting_that_lets_it_pass(
     project: Project, write_digits: WriteDigits, validated: Stage
 ) -> None:
-    root = write_digits(each=60, classes=(0, 1))
-    for path in sorted((root / "1").iterdir())[4:]:
-        path.unlink()
+    root = write_digits(each=60, classes=(0, 1, 2, 3, 4, 5))
+    for label in range(1, 6):
+        for path in sorted((root / str(label)).iterdir())[7 if label == 5 else 8 :]:
+            path.unlink()
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=3)
+    project.set(validate__max_imbalance=8)
 
-    ran = validated(project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=3))
+    stopped = validated(project)
+    project.set(validate__min_images_per_class=1, validate__max_imbalance=9)
+    passed = validated(project, first_ingest=False)
+
+    assert stopped.code == 1
+    assert "Each class has at least 3 images in each split: 5 classes (1, 2, 3, 4, 5)." in stopped.said
+    assert re.search(r"set validate.min_images_per_class: 1 \(params.yaml, line \d+\)", stopped.said)
+    assert re.search(r'Class "1" has [12] images? in val and [12] in test', stopped.said)
+    assert 'Class "0" has' not in stopped.said
+    assert "more than 8 times the images of another: 1 class (5)." in stopped.said
+    assert "set validate.max_imbalance: 9 (params.yaml" in stopped.said
+    assert passed.code == 0, passed.said
+
+
+def test_a_class_without_any_image_in_a_split_is_named_with_the_policy_that_allows_it(
+    project: Project, write_digits: WriteDigits, validated: Stage
+) -> None:
+    root = write_digits(each=30, classes=(0, 1))
+    for path in sorted((root / "1").iterdir())[3:]:
+        path.unlink()
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=2)
+
+    ran = validated(project)
 
     assert ran.code == 1
-    assert 'Class "1" has' in ran.said
-    assert 'Class "0" has' not in ran.said
-    assert "where splits are drawn, another seed too mends one that is just short" in project.report()
-    assert re.search(r"line \d+: validate.min_images_per_class and line \d+: validate.seed and ", ran.said)
-    assert 'Class "1" has 4 images and the largest has 60' in ran.said
-    assert "validate.max_imbalance" in ran.said
+    assert re.search(r'Class "1" has (0 images in val and 1 in test|1 image in val and 0 in test)', ran.said)
+    assert "Add images, or set validate.on_classes: warn (params.yaml, line" in ran.said
 
 
 def test_sizes_and_modes_outside_the_set_ranges_are_named(
@@ -192,23 +213,21 @@ def test_identical_pixels_under_two_labels_are_a_contradiction_and_can_be_droppe
     ]
 
 
-def test_adding_images_moves_no_other_to_another_split(
+def test_a_folder_of_three_small_classes_is_split_evenly_and_the_seed_decides_how(
     project: Project, write_digits: WriteDigits, validated: Stage
 ) -> None:
-    write_digits(each=30)
-    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
-    assert validated(project).code == 0
-    before = {row["id"]: row["split"] for row in project.manifest()}
+    write_digits(each=50)
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=2)
 
-    write_digits(each=30, classes=(5, 6))
-    assert validated(project).code == 0
+    first = validated(project)
+    drawn = {row["id"]: row["split"] for row in project.manifest()}
+    counts = project.result()["classes"]
+    second = validated(project.set(validate__seed=1), first_ingest=False)
 
-    after = {row["id"]: row["split"] for row in project.manifest()}
-    assert len(after) == 150
-    assert {name: after[name] for name in before} == before
-    other_seed = validated(project.set(validate__seed=1), first_ingest=False)
-    assert other_seed.code == 0
-    assert {row["id"]: row["split"] for row in project.manifest()} != after
+    assert first.code == second.code == 0, first.said + second.said
+    assert all(count["train"] == 35 and {count["val"], count["test"]} == {7, 8} for count in counts.values())
+    assert re.search(r"2[23] test images: the 95% interval of their accuracy is up to 3[89] points wide", first.said)
+    assert {row["id"]: row["split"] for row in project.manifest()} != drawn
 
 
 def test_the_same_data_give_the_same_bytes(project: Project, write_digits: WriteDigits, validated: Stage) -> None:

@@ -371,7 +371,8 @@ def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Offence]]:
 
 
 def _of_classes(subject: Subject) -> list[Check]:
-    params, totals, fewest = subject.params, subject.totals(), subject.fewest()
+    params, totals = subject.params, subject.totals()
+    fewest = min((images for images in subject.fewest().values() if images is not None), default=0)
     classes = list(subject.counts)
     smallest = min((images for _, images in totals), default=0)
     return [
@@ -390,7 +391,7 @@ def _of_classes(subject: Subject) -> list[Check]:
             lambda judgement: (Offence((), _short_of_images(subject, classes[i])) for i in judgement.rows),
             "classes",
             names=lambda judgement: [classes[i] for i in judgement.rows],
-            recommended=_setting_for_classes("min_images_per_class", min(fewest.values(), default=0)),
+            recommended=_setting_for_classes("min_images_per_class", fewest),
         ),
         Check(
             "balance",
@@ -433,7 +434,8 @@ def _setting_for_classes(name: str, value: int) -> str:
 
 def _short_of_images(subject: Subject, label: str) -> str:
     wanted = subject.params.min_images_per_class
-    counts = [f"{images:,} in {name}" for name in subject.splits if (images := subject.counts[label][name]) < wanted]
+    short = [(images, name) for name in subject.splits if (images := subject.counts[label][name]) < wanted]
+    counts = [f"{images:,}{'' if at else ' ' + _images(images)} in {name}" for at, (images, name) in enumerate(short)]
     return f'Class "{label}" has {_and(counts)}'
 
 

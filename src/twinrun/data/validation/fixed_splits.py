@@ -158,6 +158,6 @@ def _require_agreement(facts: Facts, matches: Sequence[FixedSplit | None]) -> No
     if wrong:
         more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
         raise DataError(
-            "\n".join([f"{len(wrong)} images would move to another split:", *wrong[:_NAMED], *more])
-            + f"\nPut them back, or change these lines if the move is meant ({_SETTING})."
+            "\n".join([f"{len(wrong)} lines contradict the splits of the source:", *wrong[:_NAMED], *more])
+            + f"\nPut the images back, or change these lines if the move is meant ({_SETTING})."
         )

@@ -118,12 +118,9 @@ class Subject:
         """A column of the kept rows; null in those of a set that a person approved wholly."""
         return undecided(self.of(name), [row in self.approved for row in self.kept])
 
-    def fewest(self) -> dict[str, int]:
-        """Of each class the usable images of the split that has fewest of it; of all images where there is no split."""
-        return {
-            label: min((count[name] for name in self.splits), default=sum(count.values()))
-            for label, count in self.counts.items()
-        }
+    def fewest(self) -> dict[str, int | None]:
+        """Of each class the usable images of the split that has fewest of it; None where there are no splits."""
+        return {label: min((count[name] for name in self.splits), default=None) for label, count in self.counts.items()}
 
     def totals(self) -> list[tuple[str, int]]:
         """Class and number of usable images."""

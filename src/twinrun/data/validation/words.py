@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
+from twinrun.data.intervals import widest_interval_points
 from twinrun.data.manifest import SPLITS
 from twinrun.data.validation.findings import Finding, Verdict
 
 _LINES = 10
 _OFFENDERS = 3
+_WIDE_POINTS = 10  # from which the interval is worth a line: below about 380 test images
 
 Places = Mapping[str, tuple[int, str]]  # lines of params.yaml by the name of the setting
 
@@ -35,8 +37,12 @@ def _passed(verdict: Verdict, most_lines: int) -> list[str]:
         f"{met} checks met" if not verdict.warnings else f"{met} of {len(verdict.findings)} checks met, none failed"
     )
     first = f"{checks}. {len(verdict.classes)} classes; {sizes}; dropped: {reasons or 'none'}.{_decided(verdict)}"
-    room = most_lines - 2
-    return [first, *_warnings(verdict.warnings, room)]
+    lines = [first]
+    images = totals["test"]
+    if images and (points := widest_interval_points(images)) >= _WIDE_POINTS:
+        width = f"the 95% interval of their accuracy is up to {points} points wide"
+        lines.append(f"  {images:,} test images: {width} (Wilson).")
+    return [*lines, *_warnings(verdict.warnings, most_lines - 1 - len(lines))]
 
 
 def _stopped(verdict: Verdict, places: Places | None, most_lines: int) -> list[str]:
