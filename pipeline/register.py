@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from twinrun.errors import DataError, TrackingError, run_main
+from twinrun.evaluation.gate import why_refused
 from twinrun.params import load_params
 from twinrun.publish import write_json
 from twinrun.tracking.registry import Registry, check_bundle
@@ -30,10 +31,11 @@ def main() -> None:
     if report.problem:
         raise TrackingError("\n".join(report.lines()))
 
+    refusal = why_refused(metrics, params.min_accuracy)
     version = Registry(tracker, params.model_name).register(
         BUNDLE,
         metrics,
-        passed=metrics["accuracy"] >= params.min_accuracy,
+        passed=refusal is None,
         fingerprint=card["fingerprint"],
         run_id=run_of(Path.cwd(), card["weights_hash"]),
         data=training_data(Path.cwd()),
@@ -46,13 +48,14 @@ def main() -> None:
         "weights_hash": version.weights_hash,
         "accuracy": metrics["accuracy"],
         "passed": version.passed,
+        "refusal": refusal,
     }
     write_json(facts, OUT / "registered.json")
     verdict = "has passed" if version.passed else "has not passed"
     if "candidate" in version.aliases:
         verdict += " and is the candidate"
-    wanted = f"register.min_accuracy is {params.min_accuracy:g}"
-    print(f"{version.name} version {version.version} {verdict}: test accuracy {metrics['accuracy']:.4f}, {wanted}.")
+    wanted = refusal or f"register.min_accuracy is {params.min_accuracy:g}."
+    print(f"{version.name} version {version.version} {verdict}: accuracy {metrics['accuracy']:.4f}. {wanted}")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,6 @@ def models(model: Model = None) -> None:
     """
     from rich.table import Table
 
-    from twinrun.tracking.metric_names import TEST_METRICS
     from twinrun.tracking.presentation import short
     from twinrun.tracking.registry import REGISTER
 
@@ -108,7 +107,7 @@ def models(model: Model = None) -> None:
             str(each.version),
             ", ".join(each.aliases),
             "yes" if each.passed else "no",
-            *(_number(each.metrics.get(TEST_METRICS[name])) for name in ("accuracy", "balanced_accuracy", "log_loss")),
+            *(_number(each.headline(name)) for name in ("accuracy", "balanced_accuracy", "log_loss")),
             each.weights_hash[:8],
             each.fingerprint[:8],
             short(each.run_id or ""),

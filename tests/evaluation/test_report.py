@@ -2,6 +2,7 @@
 
 import html
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 
 from twinrun.evaluation.features import FeatureMaps
+from twinrun.evaluation.headline import choose_headline
 from twinrun.evaluation.history import History
-from twinrun.evaluation.metrics import score
+from twinrun.evaluation.metrics import Scores, score
 from twinrun.evaluation.pictures import confusion_picture, mistakes_picture
 from twinrun.evaluation.predictions import Mistake, Predictions, mistakes
 from twinrun.evaluation.report import Example, Mistakes, Model, write_report
@@ -26,8 +28,7 @@ def write(folder: Path, targets: list[int], said: list[int], classes: tuple[str,
     write_report(
         folder,
         model=Model(architecture="lenet5", weights_hash="ab" * 32, parameters=1234, bytes=5678),
-        scores=score(predictions.targets, probabilities, classes, bins=15, samples=100, seed=0),
-        predictions=predictions,
+        headline=choose_headline(predictions, None, 0, _scored),
         history=History(epoch=[1], train_loss=[2.0], val_loss=[1.5], val_accuracy=[0.5], learning_rate=[0.0]),
         mistakes=Mistakes(
             mistakes=worst,
@@ -45,6 +46,10 @@ def write(folder: Path, targets: list[int], said: list[int], classes: tuple[str,
     return (folder / "index.html").read_text()
 
 
+def _scored(predictions: Predictions) -> Scores:
+    return score(predictions.targets, predictions.probabilities, predictions.classes, bins=15, samples=100, seed=0)
+
+
 def test_class_names_and_paths_are_text_on_the_page_and_not_markup(tmp_path: Path) -> None:
     page = write(tmp_path / "report", [0, 1, 1, 0], [0, 1, 0, 1], ("<script>alert(1)</script>", "$\\frac{bad & math$"))
 
@@ -57,15 +62,16 @@ def test_the_page_opens_with_accuracy_interval_weakest_class_and_commonest_confu
     page = write(tmp_path / "report", [0] * 50 + [1] * 50, [0] * 50 + [1] * 40 + [0] * 10, ("cat", "dog"))
 
     opening = " ".join(page[: page.index("<dl")].split())
-    assert "90.0 % of 100 test images are classified correctly (95 % interval 8" in opening
-    assert "The weakest class is “dog”: 80.0 % of its 50 images" in opening
+    assert "90.0% of 100 test images are classified correctly (95% interval 8" in opening
+    assert "The weakest class is “dog”: 80.0% of its 50 images" in opening
     assert "10 of 50 images of “dog” are taken for “cat”" in opening
+    assert re.search(r"100 test images: the 95% interval is 1[0-3] points wide", opening)
 
 
 def test_without_mistakes_the_page_says_how_much_that_may_still_hide(tmp_path: Path) -> None:
     page = write(tmp_path / "report", [0, 1] * 50, [0, 1] * 50, ("cat", "dog"))
 
-    assert "an error rate of up to about 3.0 %" in page
+    assert "an error rate of up to about 3.0%" in page
 
 
 def test_99_996_per_cent_is_not_called_100(tmp_path: Path) -> None:
@@ -73,11 +79,11 @@ def test_99_996_per_cent_is_not_called_100(tmp_path: Path) -> None:
 
     page = write(tmp_path / "report", targets, [1, *targets[1:]], ("cat", "dog"))
 
-    assert "99.99 % of 25,000 test images" in page
+    assert "99.99% of 25,000 test images" in page
 
 
 def test_the_page_of_one_image_is_made_too(tmp_path: Path) -> None:
-    assert "0.0 % of 1 test image" in write(tmp_path / "report", [0], [1], ("cat", "dog"))
+    assert "0.0% of 1 test image" in write(tmp_path / "report", [0], [1], ("cat", "dog"))
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100, 400])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -136,8 +137,8 @@ def test_metrics_hold_each_headline_number_inside_its_interval_and_say_which_wei
 
     written = metrics()
     assert list(written) == [
-        "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error",
-        "images", "parameters", "model_bytes", "intervals", "per_class",
+        "accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error", "accuracy_from",
+        "test_accuracy", "images", "intervals", "per_class", "score_sets", "parameters", "model_bytes",
     ]  # fmt: skip
     for name, (low, high) in written["intervals"].items():
         assert low <= written[name] <= high
@@ -147,6 +148,8 @@ def test_metrics_hold_each_headline_number_inside_its_interval_and_say_which_wei
     assert json.loads((OUT / "scores.json").read_text()).items() < written.items()
     assert written["images"] == sum(one["images"] for one in written["per_class"]) == 150
     assert written["model_bytes"] > 4 * written["parameters"] > 0
+    assert written["accuracy_from"] == "test"
+    assert written["test_accuracy"] == written["accuracy"]
 
 
 @pytest.mark.usefixtures("workspace")
@@ -202,7 +205,7 @@ def test_the_page_needs_no_other_file_and_shows_every_picture() -> None:
     assert page.count('src="data:image/png;base64,') == page.count("<img") == 5
     assert len(list((OUT / "report").glob("*.png"))) == 5
     assert "http" not in page
-    assert f"{100 * metrics()['accuracy']:.1f} % of 150 test images" in page
+    assert f"{100 * metrics()['accuracy']:.1f}% of 150 test images" in page
 
 
 @pytest.mark.usefixtures("workspace")
@@ -241,6 +244,93 @@ def pretend_everything_is_classified_correctly(folder: Path) -> None:
     for row in manifest.split("test").rows:
         table["label"][row] = str(said[row].argmax())
     write_manifest(path, ids=table["id"], labels=table["label"], splits=table["split"], dropped=table["dropped"])
+
+
+def write_out_of_fold(right: float, folds: int = 5, only: int | None = None) -> list[str]:
+    """Leave what train predicts out of fold, a share `right` of it correctly, and return the ids in its order."""
+    table = pq.read_table("data/out/validate/manifest.parquet").to_pylist()[:only]
+    order = np.random.default_rng(0).permutation(len(table))
+    classes = list("0123456789")
+    rows = []
+    for place, row in enumerate(table[at] for at in order):
+        said = int(row["label"]) if place < right * len(table) else (int(row["label"]) + 1) % 10
+        probabilities = [0.9 if index == said else 0.1 / 9 for index in range(10)]
+        rows.append({**row, "predicted": classes[said], "probabilities": probabilities, "fold": place % folds})
+    schema = pa.schema(
+        {
+            "id": pa.string(), "label": pa.string(), "predicted": pa.string(),
+            "probabilities": pa.list_(pa.float64()), "fold": pa.int64(),
+        },
+        metadata={"classes": json.dumps(classes)},
+    )  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema), "data/out/train/out_of_fold.parquet")
+    return [row["id"] for row in rows]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_where_the_test_split_is_small_the_headline_comes_from_cross_validation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evaluate()
+    alone = metrics()
+    write_out_of_fold(right=0.95)
+
+    evaluate()
+
+    written = metrics()
+    assert written["accuracy_from"] == "cross-validation"
+    assert written["accuracy"] == pytest.approx(0.95)
+    assert written["images"] == sum(one["images"] for one in written["per_class"]) == 600
+    assert written["test_accuracy"] == alone["accuracy"]
+    shown = json.loads((OUT / "scores.json").read_text())
+    assert shown["accuracy"] == written["accuracy"]
+    assert shown["test_accuracy"] == alone["accuracy"]
+    assert written["intervals"]["test_accuracy"] == alone["intervals"]["accuracy"]
+    assert written["intervals"]["accuracy"][0] < 0.95 < written["intervals"]["accuracy"][1]
+    assert [(one["from"], one["images"]) for one in written["score_sets"]] == [("test", 150), ("cross-validation", 600)]
+    sentence = "Out of fold over 600 images (5 folds), since the test split has 12 images of some class: 95.0% (9"
+    assert sentence in capsys.readouterr().out
+    page = (OUT / "report/index.html").read_text()
+    assert sentence in page
+    assert "On the test split it is right for" in page
+    assert page.count("<img") == 5
+    assert len(pq.read_table(OUT / "predictions.parquet")) == 150
+    assert len((OUT / "confusion.csv").read_text().splitlines()) == 601
+
+
+@pytest.mark.parametrize("case", ["no rows", "large enough"])
+def test_the_headline_comes_from_the_test_split_where_it_is_large_enough_or_there_is_nothing_out_of_fold(
+    workspace: Path, case: str
+) -> None:
+    write_out_of_fold(right=0.95, only=0 if case == "no rows" else None)
+    if case == "large enough":
+        text = (workspace / "params.yaml").read_text()
+        (workspace / "params.yaml").write_text(re.sub(r"cross_validate_below: \d+", "cross_validate_below: 12", text))
+
+    evaluate()
+
+    assert metrics()["accuracy_from"] == "test"
+    assert metrics()["images"] == 150
+    assert len(metrics()["score_sets"]) == 1
+
+
+@pytest.mark.parametrize("case", ["other images", "no table", "a column less"])
+def test_a_table_out_of_fold_that_is_damaged_or_of_other_images_is_refused(
+    workspace: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    write_out_of_fold(right=0.95, only=599 if case == "other images" else None)
+    path = workspace / "data/out/train/out_of_fold.parquet"
+    if case == "no table":
+        path.write_bytes(b"PAR1")
+    elif case == "a column less":
+        pq.write_table(pq.read_table(path).drop_columns(["fold"]), path)
+
+    said = refusal(capsys)
+
+    expected = {"other images": "is of other images or labels", "no table": "is not a table", "a column less": "fold"}
+    assert expected[case] in said
+    assert "dvc repro -f train" in said
+    assert not list(OUT.glob("metrics.json"))
 
 
 def test_a_changed_byte_in_the_bundle_is_refused_on_the_command_line_and_nothing_is_written(workspace: Path) -> None:

@@ -1,6 +1,7 @@
 """The stage `register`: from files to a version, by its real entry point."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,36 @@ def test_a_model_below_the_bar_is_a_version_and_no_candidate(project: Path) -> N
     (version,) = Registry(find_tracker(), "twinrun-digits").versions()
     assert version.aliases == ()
     assert json.loads((project / "data/out/register/registered.json").read_text())["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "commonest", "passes"),
+    [(0.36, 300, 100, False), (0.40, 300, 100, True), (0.92, 300, 270, False), (1.0, 3, 2, False), (1.0, 30, 15, True)],
+)
+def test_a_model_that_may_be_guessing_the_commonest_class_is_no_candidate_whatever_the_bar(
+    project: Path, capsys: pytest.CaptureFixture[str], accuracy: float, images: int, commonest: int, passes: bool
+) -> None:
+    train(project)
+    metrics = evaluate(project, accuracy=accuracy)
+    others = images - commonest
+    counts = {"common": commonest, "rare": others // 2, "other": others - others // 2}
+    per_class = [{"label": label, "images": count} for label, count in counts.items()]
+    write_json({**metrics, "images": images, "per_class": per_class}, project / "data/out/evaluate/metrics.json")
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(re.sub(r"min_accuracy: [\d.]+", "min_accuracy: 0.0", text), encoding="utf-8")
+
+    register.main()
+
+    (version,) = Registry(find_tracker(), "twinrun-digits").versions()
+    registered = json.loads((project / "data/out/register/registered.json").read_text())
+    assert version.passed is registered["passed"] is passes
+    assert version.aliases == (("candidate",) if passes else ())
+    said = capsys.readouterr().out
+    if passes:
+        assert registered["refusal"] is None
+    else:
+        assert 'not shown to be better than always guessing "common", the commonest class' in said
+        assert registered["refusal"] in said
 
 
 def test_metrics_of_another_model_are_refused(project: Path) -> None:

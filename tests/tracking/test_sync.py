@@ -185,6 +185,21 @@ def test_a_journal_of_an_earlier_version_gets_the_names_in_use(project: Path) ->
     assert set(run.metrics) == {"train/loss", "val/accuracy"}
 
 
+def test_a_headline_from_cross_validation_stands_beside_the_numbers_of_the_test_split(project: Path) -> None:
+    train(project)
+    sync()
+    metrics = evaluate(project, accuracy=0.93)
+    sets = [{"from": "test", "accuracy": 0.8, "log_loss": 0.5}, {"from": "cross-validation", "accuracy": 0.93}]
+    write_json({**metrics, "score_sets": sets}, project / "data/out/evaluate/metrics.json")
+
+    sync()
+
+    (run,) = runs(project)
+    assert run.metrics["accuracy"] == run.metrics["cross_validation/accuracy"] == 0.93
+    assert (run.metrics["test/accuracy"], run.metrics["test/log_loss"]) == (0.8, 0.5)
+    assert "test/macro_f1" not in run.metrics
+
+
 def test_the_evaluation_of_another_model_is_not_added(project: Path) -> None:
     train(project, weights_hash="ab" * 32)
     evaluate(project, weights_hash="cd" * 32)

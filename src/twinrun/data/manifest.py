@@ -54,6 +54,15 @@ class Manifest:
             raise DataError(f"There is no split {name!r}; the splits are {', '.join(self.splits)}.")
         return self.splits[name]
 
+    def rows_of(self, ids: Sequence[str]) -> IntArray:
+        """The rows of the pack, shape (n,), of usable images of any split."""
+        rows = {
+            name: row
+            for split in self.splits.values()
+            for name, row in zip(split.ids, split.rows.tolist(), strict=True)
+        }
+        return np.array([rows[name] for name in ids], np.int64)
+
 
 def read_manifest(path: Path) -> Manifest:
     """Read what `write_manifest` wrote; raises DataError where it is missing or not a manifest."""

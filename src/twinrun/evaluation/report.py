@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.evaluation.features import FeatureMaps, spread
+from twinrun.evaluation.headline import Headline
 from twinrun.evaluation.history import History
 from twinrun.evaluation.metrics import ClassScores, Scores, calibration_bins, confusion_matrix
 from twinrun.evaluation.pictures import (
@@ -21,12 +22,13 @@ from twinrun.evaluation.pictures import (
     mistakes_picture,
     reliability_picture,
 )
-from twinrun.evaluation.predictions import Confusion, Mistake, Predictions, confusions
+from twinrun.evaluation.predictions import Confusion, Mistake, confusions
 from twinrun.publish import replacing_folder
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _LAYERS_SHOWN = 20
 _PAIRS_SHOWN = 10
+_WIDE_POINTS = 10  # from which the width of an interval is worth a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,7 @@ def write_report(
     folder: Path,
     *,
     model: Model,
-    scores: Scores,
-    predictions: Predictions,
+    headline: Headline,
     history: History,
     mistakes: Mistakes,
     example: Example,
@@ -73,6 +74,7 @@ def write_report(
 
     `bins` and `samples` are those that the scores were computed with.
     """
+    predictions, scores = headline.predictions, headline.scores
     matrix = confusion_matrix(predictions.targets, predictions.predicted, len(predictions.classes))
     pairs = confusions(matrix, predictions.classes, _PAIRS_SHOWN)
     order = np.argsort(-example.probabilities, kind="stable")
@@ -89,10 +91,11 @@ def write_report(
     if mistakes.mistakes:
         pictures["mistakes.png"] = mistakes_picture(mistakes.images, mistakes.mistakes)
     values = {
-        "title": f"{model.architecture}: {_percent(scores.accuracy)} of {scores.images:,} test images",
+        "title": f"{model.architecture}: {_percent(scores.accuracy)} of {_counted(headline)}",
         "kind": f"{model.architecture} · {len(predictions.classes)} classes · {len(history.epoch)} epochs",
-        "verdict": verdict(scores),
-        "findings": findings(scores, predictions, pairs),
+        "verdict": verdict(headline),
+        "findings": findings(headline, pairs),
+        "out_of_fold": headline.source == "cross-validation",
         "numbers": _numbers(model, scores),
         "samples": samples,
         "per_class": _per_class(scores),
@@ -113,22 +116,31 @@ def write_report(
         (temp / "index.html").write_text(page, encoding="utf-8")
 
 
-def verdict(scores: Scores) -> str:
+def verdict(headline: Headline) -> str:
     """The result in one sentence."""
+    scores = headline.scores
     low, high = scores.intervals["accuracy"]
+    if headline.source == "cross-validation":
+        return (
+            f"Out of fold over {_images(scores.images)} ({headline.folds} folds), since the test split has "
+            f"{_images(headline.fewest)} of some class: {_percent(scores.accuracy)} "
+            f"({_percent(low, '')} to {_percent(high, '')})."
+        )
     return (
-        f"{_percent(scores.accuracy)} of {scores.images:,} test images are classified correctly "
-        f"(95 % interval {_percent(low, '')} to {_percent(high)})."
+        f"{_percent(scores.accuracy)} of {_counted(headline)} are classified correctly "
+        f"(95% interval {_percent(low, '')} to {_percent(high)})."
     )
 
 
-def findings(scores: Scores, predictions: Predictions, pairs: Sequence[Confusion]) -> list[str]:
-    """What a person should know next: guessing, the weakest class, the commonest confusion, the model's sureness."""
+def findings(headline: Headline, pairs: Sequence[Confusion]) -> list[str]:
+    """What a person should know next: the test split, guessing, the weakest class, a confusion, the confidence."""
+    predictions, scores = headline.predictions, headline.scores
     counts = np.bincount(predictions.targets)
     common = predictions.classes[int(counts.argmax())]
-    sentences = [
+    sentences = [*_of_the_test_split(headline)]
+    sentences.append(
         f"Always guessing “{common}”, the commonest class, would be right for {_percent(counts.max() / scores.images)}."
-    ]
+    )
     weakest = min(
         (name for name in scores.per_class if scores.per_class[name].images), key=lambda name: _recall(scores, name)
     )
@@ -148,13 +160,27 @@ def findings(scores: Scores, predictions: Predictions, pairs: Sequence[Confusion
         sentences.append(f"The commonest confusion: {part} are taken for “{first.predicted}”.")
     excess = float(predictions.probabilities.max(axis=1).mean()) - scores.accuracy
     if abs(excess) < 0.005:
-        sentences.append("On average the model is as sure as it is right.")
+        sentences.append("On average the model is as confident as it is right.")
     else:
         sentences.append(
-            f"On average the model is {'surer' if excess > 0 else 'less sure'} than it is right, "
+            f"On average the model is {'more' if excess > 0 else 'less'} confident than it is right, "
             f"by {100 * abs(excess):.1f} percentage points."
         )
     return sentences
+
+
+def _of_the_test_split(headline: Headline) -> Iterator[str]:
+    """What the test split says beside a headline from cross-validation, and how little a small one can show."""
+    low, high = headline.test.intervals["accuracy"]
+    if headline.source == "cross-validation":
+        yield (
+            "Each image was scored by a model that was trained without it; the model of this page was trained on the "
+            f"train split. On the test split it is right for {_percent(headline.test.accuracy)} "
+            f"({_percent(low, '')} to {_percent(high, '')})."
+        )
+    points = round(100 * (high - low))
+    if points >= _WIDE_POINTS:
+        yield f"{_images(headline.test.images, 'test ')}: the 95% interval is {points} points wide."
 
 
 def _page(values: dict[str, Any], pictures: dict[str, bytes]) -> str:
@@ -210,11 +236,18 @@ def _recall(scores: Scores, name: str) -> float:
     return scores.per_class[name].recall
 
 
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
+def _images(count: int, kind: str = "") -> str:
+    return f"{count:,} {kind}image{'' if count == 1 else 's'}"
 
 
-def _percent(share: float, unit: str = " %") -> str:
+def _counted(headline: Headline) -> str:
+    """The images that were scored, as in "252 test images"."""
+    if headline.source == "test":
+        return _images(headline.scores.images, "test ")
+    return f"{_images(headline.scores.images)} out of fold"
+
+
+def _percent(share: float, unit: str = "%") -> str:
     """A share as a percentage that is 0 or 100 only where the share is."""
     percent = 100 * share
     if 0 < percent < 100:

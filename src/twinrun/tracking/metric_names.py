@@ -1,11 +1,12 @@
 """What a metric is called in MLflow: `group/name`, since MLflow folds charts by what stands before the slash.
 
-The groups are train, val, test, data and system. These names are stable. The journal and history.csv name metrics as
-columns (`val_loss`), and so do runs of earlier versions in MLflow: both are translated here and nowhere else.
+The groups are train, val, test, cross_validation, data and system. `accuracy` stands for the model: it is that of the
+test split, or out of fold where the test split is too small. These names are stable. The journal and history.csv name
+metrics as columns (`val_loss`), and so do runs of earlier versions in MLflow: both are translated here and nowhere else.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 GROUPS = ("train", "val", "test", "data", "system")
@@ -13,6 +14,9 @@ GROUPS = ("train", "val", "test", "data", "system")
 TEST_METRICS = {
     name: f"test/{name}" for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 }
+CROSS_VALIDATION_METRICS = {name: f"cross_validation/{name}" for name in TEST_METRICS}
+HEADLINE = "accuracy"
+EVALUATION_METRICS = (HEADLINE, *TEST_METRICS.values(), *CROSS_VALIDATION_METRICS.values())
 _UNGROUPED = {"learning_rate": "train/learning_rate", "images_per_second": "system/images_per_second"}
 
 
@@ -27,3 +31,16 @@ def metric_name(name: str) -> str:
 def with_current_names(metrics: Mapping[str, Value]) -> dict[str, Value]:
     """Metrics of a run, or tags of a version, of any age under the names in use."""
     return {metric_name(name): value for name, value in metrics.items()}
+
+
+def evaluation_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a metrics.json by their names in MLflow: the headline, the test split's, and those out of fold.
+
+    A metrics.json of an earlier version has those of the test split alone.
+    """
+    names = {"test": TEST_METRICS, "cross-validation": CROSS_VALIDATION_METRICS}
+    numbers = {HEADLINE: float(metrics["accuracy"])} if "accuracy" in metrics else {}
+    for scores in metrics.get("score_sets", [{"from": "test", **metrics}]):
+        of_set = names.get(scores["from"], {})
+        numbers |= {of_set[name]: float(scores[name]) for name in of_set if name in scores}
+    return numbers

@@ -174,8 +174,11 @@ def escaped(text: str) -> str:
 def _accuracy(metrics: Mapping[str, Any]) -> str:
     interval = metrics.get("intervals", {}).get("accuracy")
     between = f" (95% interval {_percent(interval[0])} to {_percent(interval[1])})" if interval else ""
-    images = f" of {metrics['images']:,} test images" if "images" in metrics else ""
-    return f"Accuracy {_percent(metrics['accuracy'])}{between}{images}."
+    out_of_fold = metrics.get("accuracy_from") == "cross-validation"
+    kind = "images, out of fold" if out_of_fold else "test images"
+    images = f" of {metrics['images']:,} {kind}" if "images" in metrics else ""
+    beside = f" Test split: {_percent(metrics['test_accuracy'])}." if out_of_fold else ""
+    return f"Accuracy {_percent(metrics['accuracy'])}{between}{images}.{beside}"
 
 
 def _confusion(pairs: Counter[tuple[str, str]]) -> str:

@@ -19,7 +19,13 @@ from typing import Any
 
 from twinrun.errors import BundleError, RegistryError
 from twinrun.publish import explained, folder_faults
-from twinrun.tracking.metric_names import TEST_METRICS, with_current_names
+from twinrun.tracking.metric_names import (
+    CROSS_VALIDATION_METRICS,
+    EVALUATION_METRICS,
+    TEST_METRICS,
+    evaluation_metrics,
+    with_current_names,
+)
 from twinrun.tracking.presentation import describe_model, describe_version, may_describe, text_hash
 from twinrun.tracking.store import (
     MLRUNS,
@@ -57,6 +63,10 @@ class Version:
     aliases: tuple[str, ...]
     run_id: str | None
     created: datetime
+
+    def headline(self, name: str) -> float | None:
+        """A number such as "accuracy": out of fold where the headline is, and of the test split otherwise."""
+        return self.metrics.get(CROSS_VALIDATION_METRICS[name], self.metrics.get(TEST_METRICS[name]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +108,7 @@ class Registry:
         """
         description = check_bundle(bundle)
         key = hashlib.sha256((bundle / "model.json").read_bytes()).hexdigest()
-        facts = {
-            f"twinrun.{TEST_METRICS[name]}": repr(float(metrics[name])) for name in TEST_METRICS if name in metrics
-        }
+        facts = {f"twinrun.{name}": repr(value) for name, value in evaluation_metrics(metrics).items()}
         tags = {
             "twinrun.weights_hash": str(description["weights_hash"]),
             "twinrun.fingerprint": fingerprint,
@@ -146,8 +154,8 @@ class Registry:
         if force and not (reason or "").strip():
             raise RegistryError('A forced promotion needs a reason that others can read: --force --reason "..."')
         if not version.passed and not force:
-            accuracy = version.metrics.get(TEST_METRICS["accuracy"])
-            found = f" (its test accuracy is {accuracy:.4f})" if accuracy is not None else ""
+            accuracy = version.headline("accuracy")
+            found = f" (its accuracy is {accuracy:.4f})" if accuracy is not None else ""
             raise RegistryError(
                 f"Version {number} of {self.name!r} has not passed its gates{found}, so it was not promoted.\n"
                 f'Improve it, or promote it all the same and say why: twinrun promote {number} --force --reason "..."'
@@ -367,7 +375,7 @@ class Registry:
 def _version(found: Any, aliases: Mapping[str, int]) -> Version:
     number = int(found.version)
     facts = with_current_names({name.removeprefix("twinrun."): value for name, value in found.tags.items()})
-    metrics = {name: float(facts[name]) for name in TEST_METRICS.values() if name in facts}
+    metrics = {name: float(facts[name]) for name in EVALUATION_METRICS if name in facts}
     return Version(
         name=found.name,
         version=number,

@@ -19,7 +19,7 @@ from twinrun.publish import file_sha256, read_json
 from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
 from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
-from twinrun.tracking.metric_names import TEST_METRICS
+from twinrun.tracking.metric_names import evaluation_metrics
 from twinrun.tracking.presentation import describe_run, is_given_name, log_table, run_name, set_note, short
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
@@ -339,12 +339,12 @@ def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
 
 
 def _attach_metrics(client: Any, result: _Result, state: Published, file: Path) -> None:
-    """Add the metrics of the test split, and what a person reads first: the run's name and description."""
+    """Add the metrics of the evaluation, and what a person reads first: the run's name and description."""
     from mlflow.entities import Metric
 
     run_id, metrics = str(state.run_id), read_json(file)
     run = client.get_run(run_id)
-    new = {TEST_METRICS[name]: float(metrics[name]) for name in TEST_METRICS if name in metrics}
+    new = evaluation_metrics(metrics)
     time_ms = int(file.stat().st_mtime * 1000)
     client.log_batch(run_id, [Metric(k, v, time_ms, 0) for k, v in new.items() if run.data.metrics.get(k) != v])
     client.log_artifact(run_id, str(file), "evaluation")

@@ -1,0 +1,134 @@
+"""Which predictions give a model's headline: those on the test split or, where that is too small, those out of fold.
+
+Out of fold, each image of the train, val and test splits was scored by a model that was trained without it. Stage
+`train` writes these predictions where that is cheap; a table without rows means that there are none.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from twinrun.data.manifest import Manifest
+from twinrun.errors import DataError
+from twinrun.evaluation.metrics import Scores
+from twinrun.evaluation.predictions import Predictions, require_same_classes
+
+Source = Literal["test", "cross-validation"]
+_COLUMNS = ("id", "label", "probabilities", "fold")
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions of every usable image, each by a model of one of `folds` folds that had not seen it."""
+
+    predictions: Predictions
+    folds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The predictions that stand for a model, their scores, and beside them the scores on the test split.
+
+    `fewest` is the number of test images of the class that has fewest; `folds` is 0 where the source is the test split.
+    """
+
+    source: Source
+    predictions: Predictions
+    scores: Scores
+    test: Scores
+    fewest: int
+    folds: int = 0
+
+    def shown(self) -> dict[str, float]:
+        """The numbers that `dvc metrics` prints; of the test split only where the headline is not of it."""
+        beside = {} if self.source == "test" else {"test_accuracy": self.test.accuracy}
+        return {**self.scores.shown(), **beside}
+
+    def values(self) -> dict[str, Any]:
+        """What metrics.json says of the scores: the headline first, then the rest as plain values.
+
+        `score_sets` has the numbers of both sets.
+        """
+        details = self.scores.details()
+        details["intervals"]["test_accuracy"] = list(self.test.intervals["accuracy"])
+        sets: dict[Source, Scores] = {"test": self.test, self.source: self.scores}
+        return {
+            **self.scores.headlines(),
+            "accuracy_from": self.source,
+            "test_accuracy": self.test.accuracy,
+            "images": self.scores.images,
+            **details,
+            "score_sets": [
+                {"from": name, "images": scores.images, **scores.headlines(), "intervals": _lists(scores)}
+                for name, scores in sets.items()
+            ],
+        }
+
+
+def choose_headline(
+    test: Predictions, out_of_fold: OutOfFold | None, cross_validate_below: int, score: Callable[[Predictions], Scores]
+) -> Headline:
+    """The headline: out of fold where some class has fewer test images than `cross_validate_below`, if there is such.
+
+    A class without any test image counts as one with 0.
+    """
+    fewest = int(np.bincount(test.targets, minlength=len(test.classes)).min())
+    of_test = score(test)
+    if out_of_fold is None or fewest >= cross_validate_below:
+        return Headline(source="test", predictions=test, scores=of_test, test=of_test, fewest=fewest)
+    return Headline(
+        source="cross-validation",
+        predictions=out_of_fold.predictions,
+        scores=score(out_of_fold.predictions),
+        test=of_test,
+        fewest=fewest,
+        folds=out_of_fold.folds,
+    )
+
+
+def read_out_of_fold(path: Path, manifest: Manifest) -> OutOfFold | None:
+    """Read what stage `train` predicted out of fold; None where it did not.
+
+    Raises DataError where the table is damaged, or where it is not of the manifest's images and classes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    again = "Make it again: dvc repro -f train"
+    try:
+        table = pq.read_table(path)
+        if missing := [name for name in _COLUMNS if name not in table.column_names]:
+            raise DataError(f"{path} lacks the column {missing[0]}. {again}")
+        if not len(table):
+            return None
+        classes = tuple(json.loads((table.schema.metadata or {})[b"classes"]))
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is not a table of predictions ({error}). {again}") from None
+    require_same_classes(classes, manifest.classes)
+    ids = table["id"].to_pylist()
+    targets = {
+        name: target
+        for split in manifest.splits.values()
+        for name, target in zip(split.ids, split.targets.tolist(), strict=True)
+    }
+    if sorted(ids) != sorted(targets) or [classes[targets[name]] for name in ids] != table["label"].to_pylist():
+        raise DataError(f"{path} is of other images or labels than the manifest. {again}")
+    return OutOfFold(
+        Predictions(
+            ids=ids,
+            targets=np.array([targets[name] for name in ids], np.int64),
+            probabilities=np.array(table["probabilities"].to_pylist(), np.float64),
+            classes=classes,
+        ),
+        folds=len(set(table["fold"].to_pylist())),
+    )
+
+
+def _lists(scores: Scores) -> dict[str, list[float]]:
+    return {name: list(ends) for name, ends in scores.intervals.items()}
