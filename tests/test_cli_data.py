@@ -353,7 +353,7 @@ def test_a_picture_keeps_its_split_when_it_is_renamed_relabelled_swapped_copied_
         for name in ("train", "val", "test")
     }
     photos = drawn.folder / "photos"
-    (photos / of["test"][0]).rename(photos / 'cat/renamed \n#1, "quoted".png')
+    (photos / of["test"][0]).rename(photos / 'cat/renamed #1, "quoted".png')
     (photos / of["val"][0]).rename(photos / "dog/relabelled.png")
     (photos / of["train"][0]).rename(photos / "swapped")
     (photos / of["test"][1]).rename(photos / of["train"][0])
@@ -367,7 +367,7 @@ def test_a_picture_keeps_its_split_when_it_is_renamed_relabelled_swapped_copied_
     again = _twinrun(drawn.folder, "data", "split")
 
     after = _splits(drawn)
-    assert after['cat/renamed \n#1, "quoted".png'] == "test"
+    assert after['cat/renamed #1, "quoted".png'] == "test"
     assert after["dog/relabelled.png"] == "val"
     assert after[of["train"][0]] == "test"
     assert after[of["test"][1]] == "train"

@@ -288,7 +288,7 @@ def test_where_the_test_split_is_small_the_headline_comes_from_cross_validation(
     assert written["intervals"]["test_accuracy"] == alone["intervals"]["accuracy"]
     assert written["intervals"]["accuracy"][0] < 0.95 < written["intervals"]["accuracy"][1]
     assert [(one["from"], one["images"]) for one in written["score_sets"]] == [("test", 150), ("cross-validation", 600)]
-    sentence = "Out of fold over 600 images (5 folds), since the test split has 12 images of some class: 95.0% (9"
+    sentence = "Out of fold over 600 images (5 folds), since the test split has 3 images of some class: 95.0% (9"
     assert sentence in capsys.readouterr().out
     page = (OUT / "report/index.html").read_text()
     assert sentence in page
@@ -305,7 +305,7 @@ def test_the_headline_comes_from_the_test_split_where_it_is_large_enough_or_ther
     write_out_of_fold(right=0.95, only=0 if case == "no rows" else None)
     if case == "large enough":
         text = (workspace / "params.yaml").read_text()
-        (workspace / "params.yaml").write_text(re.sub(r"cross_validate_below: \d+", "cross_validate_below: 12", text))
+        (workspace / "params.yaml").write_text(re.sub(r"cross_validate_below: \d+", "cross_validate_below: 3", text))
 
     evaluate()
 
