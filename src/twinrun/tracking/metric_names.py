@@ -2,7 +2,7 @@
 
 The groups are train, val, test, cross_validation, data and system. `accuracy` stands for the model: it is that of the
 test split, or out of fold where the test split is too small. These names are stable. The journal and history.csv name
-metrics as columns (`val_loss`), and so do runs of earlier versions in MLflow: both are translated here and nowhere else.
+metrics as columns (`val_loss`), and so do runs of earlier versions in MLflow: both are translated here alone.
 """
 
 from collections.abc import Mapping
