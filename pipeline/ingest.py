@@ -19,7 +19,7 @@ NEAR = OUT / "near.parquet"
 
 
 def main() -> None:
-    params = load_params().ingest
+    params = load_params(inputs=True).ingest
     listing = list_source(params)
     shape = Shape(params.size, params.channels, params.fit, params.resample, params.max_pixels)
     workers = available_cores() if params.workers == "auto" else params.workers

@@ -32,8 +32,8 @@ def main() -> None:
     params = load_params()
     settings, places = params.validate, setting_lines()
     table, images, pairs = read_table(TABLE), open_pack(PACK), read_pairs(NEAR)
-    decisions = read_decisions(Path(settings.decisions)) if settings.decisions is not None else []
-    fixed = read_fixed_splits(Path(settings.splits)) if settings.splits is not None else []
+    decisions = read_decisions(Path(settings.decisions).expanduser()) if settings.decisions is not None else []
+    fixed = read_fixed_splits(Path(settings.splits).expanduser()) if settings.splits is not None else []
     reference = find_reference(settings.reference, REFERENCES, params.register.model_name)
     ensure_writable(OUT, 0)
     MANIFEST.unlink(missing_ok=True)  # it comes last, and only if the data pass

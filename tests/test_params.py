@@ -106,3 +106,159 @@ def test_a_file_that_is_no_params_file_is_refused_in_words(tmp_path: Path, conte
 def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"cp presets/digits\.yaml params\.yaml"):
         load_params(tmp_path / "params.yaml")
+
+
+def problems_of(settings: dict[str, Any]) -> list[str]:
+    with pytest.raises(ParamsError) as raised:
+        parse_params(settings)
+    return str(raised.value).splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "hint"),
+    [
+        ("train", "lr", 0.001, "did you mean train.learning_rate?"),
+        ("train", "bs", 64, "did you mean train.batch_size?"),
+        ("train", "batch", 64, "did you mean train.batch_size?"),
+        ("train", "num_workers", 4, "did you mean ingest.workers or train.threads?"),
+        ("train", "imgsz", 224, "did you mean ingest.size_px?"),
+        ("ingest", "image_size", 224, "did you mean ingest.size_px?"),
+        ("train", "device", "cuda:0", "did you mean train.accelerator: gpu?"),
+        ("train", "fp16", True, "did you mean train.precision: bf16?"),
+        ("train", "weights", "imagenet", "did you mean train.pretrained?"),
+        ("train", "hflip", True, "did you mean train.augment.flip?"),
+        ("train", "size_px", 224, "did you mean ingest.size_px?"),
+        ("ingest", "epochs", 3, "did you mean train.epochs?"),
+        ("train", "flip", True, "did you mean train.augment.flip?"),
+        ("train", "patience", 5, "training runs all of train.epochs"),
+        ("train", "resume", True, "a stopped training resumes by itself"),
+        ("train", "dropout", 0.1, "train.weight_decay"),
+        ("train", "seeds", [0, 1, 2], "dvc exp run --queue -S 'train.seed=0,1,2'"),
+        ("train", "wobble", 1, None),
+    ],
+)
+def test_the_name_of_another_tool_or_section_gets_the_setting_that_was_meant(
+    settings: dict[str, Any], section: str, name: str, value: Any, hint: str | None
+) -> None:
+    settings[section][name] = value
+
+    (problem,) = problems_of(settings)
+
+    assert problem.startswith(f"  {section}.{name}: not a setting")
+    assert hint in problem if hint else problem.endswith("not a setting")
+
+
+def test_a_setting_outside_all_sections_gets_its_section(settings: dict[str, Any]) -> None:
+    settings["learning_rate"] = 0.01
+    settings["lr"] = 0.01
+
+    said = problems_of(settings)
+
+    assert "  learning_rate: not a setting; did you mean train.learning_rate?" in said
+    assert "  lr: not a setting; did you mean train.learning_rate?" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "hint"),
+    [
+        ("train.optimizer", "adam", "did you mean adamw?"),
+        ("train.precision", "fp16", "did you mean bf16?"),
+        ("train.precision", "16-mixed", "did you mean bf16?"),
+        ("train.accelerator", "cuda", "did you mean gpu?"),
+        ("train.schedule", "OneCycle", "did you mean cosine?"),
+        ("train.pretrained", True, "did you mean imagenet?"),
+        ("train.freeze", True, "did you mean backbone?"),
+        ("ingest.channels", "grayscale", "did you mean gray?"),
+        ("ingest.source", "ImageFolder", "did you mean folder?"),
+        ("ingest.resample", "lanczos", "did you mean bicubic?"),
+        ("train.augment.flip", "yes", "did you mean true?"),
+        ("train.seed", [0, 1, 2], "for several: dvc exp run --queue -S 'train.seed=0,1,2'"),
+        ("train.learning_rate", [0.01, 0.001], "for several: dvc exp run --queue -S 'train.learning_rate=0.01,0.001'"),
+        ("train.optimizer", ["sgd", "adamw"], "for several: dvc exp run --queue -S 'train.optimizer=sgd,adamw'"),
+    ],
+)
+def test_the_value_of_another_tool_gets_the_one_that_was_meant(
+    settings: dict[str, Any], path: str, value: Any, hint: str
+) -> None:
+    *sections, name = path.split(".")
+    inner = settings
+    for section in sections:
+        inner = inner[section]
+    inner[name] = value
+
+    (problem,) = problems_of(settings)
+
+    assert problem.startswith(f"  {path}: must be ")
+    assert problem.endswith(hint)
+
+
+def test_a_number_written_as_text_is_taken_as_a_number(settings: dict[str, Any]) -> None:
+    settings["train"]["learning_rate"] = "1e-3"
+    settings["train"]["gradient_clip"] = "1"
+    settings["train"]["augment"]["rotate_deg"] = "7.5"
+    settings["train"]["threads"] = "2"
+    settings["train"]["epochs"] = "5"
+    settings["ingest"]["size_px"] = ["24", "32"]
+
+    params = parse_params(settings)
+
+    assert (params.train.learning_rate, params.train.gradient_clip, params.train.augment.rotate_deg) == (0.001, 1, 7.5)
+    assert (params.train.threads, params.train.epochs, params.ingest.size_px) == (2, 5, (24, 32))
+
+
+def test_a_text_that_is_no_number_or_no_whole_one_is_refused(settings: dict[str, Any]) -> None:
+    settings["train"]["learning_rate"] = "fast"
+    settings["train"]["epochs"] = "2.5"
+
+    said = problems_of(settings)
+
+    assert "  train.learning_rate: must be a valid number, got 'fast'" in said
+    assert any(line.startswith("  train.epochs: must be a valid integer") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        ("resnet-18", "did you mean resnet18"),
+        ("ResNet18", "did you mean resnet18"),
+        ("lenet", "did you mean lenet5"),
+        ("timm/tf_efficientnet_lite", "did you mean timm/tf_efficientnet_lite"),
+        ("tf_efficientnet_lite0", "did you mean timm/tf_efficientnet_lite0"),
+    ],
+)
+def test_a_network_that_does_not_exist_is_refused_with_the_nearest(
+    settings: dict[str, Any], model: str, hint: str
+) -> None:
+    settings["train"]["model"] = model
+
+    with pytest.raises(ParamsError, match=rf'train\.model: no network is called "{model}"; {hint}'):
+        parse_params(settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "problem"),
+    [
+        ("lenet5", 15, "lenet5 takes images of at least 16 pixels on each side, and ingest.size_px is 15"),
+        ("lenet5", [12, 32], r"at least 16 pixels on each side, and ingest.size_px is \[12, 32\]"),
+        ("vit_b_16", [224, 320], "vit_b_16 takes squares whose side is a multiple of 16 pixels"),
+        ("alexnet", 32, "alexnet takes images of at least 63 pixels on each side"),
+        ("maxvit_t", 128, "maxvit_t takes sides that are multiples of 224 pixels"),
+    ],
+)
+def test_a_size_that_the_network_cannot_take_is_refused(
+    settings: dict[str, Any], model: str, size: Any, problem: str
+) -> None:
+    settings["train"]["model"], settings["ingest"]["size_px"] = model, size
+
+    with pytest.raises(ParamsError, match=rf"train\.model: .*{problem}"):
+        parse_params(settings)
+
+
+def test_a_shift_beyond_the_shorter_side_and_a_bad_regular_expression_are_refused(settings: dict[str, Any]) -> None:
+    settings["ingest"]["size_px"], settings["train"]["augment"]["shift_px"] = [24, 32], 24
+    settings["ingest"]["group_pattern"] = "clip_("
+
+    said = problems_of(settings)
+
+    assert "  train.augment.shift_px: must be less than ingest.size_px, 24, got 24" in said
+    assert any(line.startswith("  ingest.group_pattern: must be a regular expression, got 'clip_('") for line in said)

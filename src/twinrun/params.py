@@ -1,11 +1,13 @@
 """params.yaml as strict, frozen types without defaults; the only reader of it.
 
-Every problem is reported at once, with the path of the setting and, for a misspelt name, the one that was meant.
+Every problem is reported at once, with the path of the setting and, for the name of another tool, the one that was
+meant. Nothing heavy is imported, so that a wrong setting ends the first stage before it does any work.
 """
 
 import difflib
 import json
-from dataclasses import fields
+import re
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -13,6 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from pydantic.dataclasses import dataclass
 
 from twinrun.errors import ParamsError
+from twinrun.hints import meant_by_name, meant_by_value, several_values, yes_or_no
+from twinrun.networks import unfit_size, unknown_network
 
 PARAMS = Path("params.yaml")
 
@@ -31,12 +35,20 @@ _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 def _one_form_of_size(value: Any) -> Any:
     """The size as it is kept: an integer for a square, else (height, width)."""
-    sides = value if isinstance(value, list) else [value]
+    sides = [_as_number(side) or side for side in (value if isinstance(value, list) else [value])]
     if not 1 <= len(sides) <= 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
         raise ValueError(f"must be an integer, which is a square, or [height, width], got {json.dumps(value)}")
     if any(not 8 <= side <= 1024 for side in sides):
         raise ValueError(f"each side must be 8 to 1024 pixels, got {json.dumps(value)}")
     return sides[0] if len(set(sides)) == 1 else tuple(sides)
+
+
+def _regular_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression, got {pattern!r}: {error}") from None
+    return pattern
 
 
 SizePx = Annotated[int | tuple[int, int], BeforeValidator(_one_form_of_size)]
@@ -49,7 +61,7 @@ class IngestParams:
     source: Source
     path: str
     levels: Literal["auto"] | Annotated[list[Level], Field(min_length=1)]
-    group_pattern: str | None
+    group_pattern: Annotated[str, AfterValidator(_regular_expression)] | None
     leave_out: list[str]
     splits_file: str | None
     size_px: SizePx
@@ -160,12 +172,18 @@ class ProbeParams:
     folds: Annotated[int, Field(ge=2, le=100)]
 
 
+def _known_network(name: str) -> str:
+    if problem := unknown_network(name):
+        raise ValueError(problem)
+    return name
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainParams:
     """The network and how its weights are found."""
 
     seed: Seed
-    model: str
+    model: Annotated[str, AfterValidator(_known_network)]
     pretrained: str | None
     freeze: Literal["none", "backbone"]
     probe: ProbeParams
@@ -225,9 +243,12 @@ class Params:
     register: RegisterParams
 
 
-def load_params(path: Path = PARAMS) -> Params:
-    """Read and check a params.yaml; raises ParamsError that lists every problem."""
-    return parse_params(_read_yaml(path), path.as_posix())
+def load_params(path: Path = PARAMS, *, inputs: bool = False) -> Params:
+    """Read and check a params.yaml; raises ParamsError that lists every problem.
+
+    With `inputs`, the files and folders that it names must be there too.
+    """
+    return parse_params(_read_yaml(path), path.as_posix(), inputs=inputs)
 
 
 def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
@@ -248,14 +269,106 @@ def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
         return {}
 
 
-def parse_params(settings: Any, origin: str = "params.yaml") -> Params:
+def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = False) -> Params:
     """Check settings that were read already; raises ParamsError, which names `origin` and lists every problem."""
+    params, errors = _validated(settings)
+    if errors and _with_numbers(settings, errors):
+        params, errors = _validated(settings)
+    problems = [_problem(error) for error in errors] + _conflicts(settings)
+    missing = _missing_inputs(settings) if inputs else {}
+    # A source that is missing and nothing else: the source itself says how to get it.
+    if problems or missing.keys() - {"ingest.path", "ingest.splits_file"} or params is None:
+        problems += [f"{setting}: {problem}" for setting, problem in missing.items()]
+        lines = [f"  {line}" for line in dict.fromkeys(problems)]
+        raise ParamsError("\n".join([f"{origin} does not describe a run:", *lines]))
+    return params
+
+
+def _validated(settings: Any) -> tuple[Params | None, list[Any]]:
     try:
         # As JSON, since strict types take a section from JSON alone; a YAML date becomes the text that it looks like.
-        return TypeAdapter(Params).validate_json(json.dumps(settings, default=str))
+        return TypeAdapter(Params).validate_json(json.dumps(settings, default=str)), []
     except ValidationError as error:
-        lines = [f"  {line}" for line in dict.fromkeys(_problem(e) for e in error.errors())]
-        raise ParamsError("\n".join([f"{origin} does not describe a run:", *lines])) from None
+        return None, list(error.errors())
+
+
+def _with_numbers(settings: Any, errors: list[Any]) -> bool:
+    """Turn texts such as "1e-3" into numbers where `errors` say that one is wanted; returns whether there were any."""
+    changed = False
+    for error in errors:
+        if error["type"] in ("int_type", "float_type") and (number := _as_number(error["input"])) is not None:
+            *sections, name = _place(error)
+            section = settings
+            for part in sections:
+                section = section[part]
+            section[name], changed = number, True
+    return changed
+
+
+def _as_number(value: Any) -> int | float | None:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
+        number = float(value)
+        return int(number) if re.fullmatch(r"[+-]?\d+", value.strip()) else number
+    return None
+
+
+def _conflicts(settings: Any) -> list[str]:
+    """Settings that are right alone and not together, of those that can be read."""
+    try:
+        size = _one_form_of_size(_setting(settings, "ingest.size_px"))
+    except ValueError:
+        return []
+    height, width = (size, size) if isinstance(size, int) else size
+    model, shift_px = _setting(settings, "train.model"), _setting(settings, "train.augment.shift_px")
+    problems = []
+    if isinstance(model, str) and (problem := unfit_size(model, (height, width))):
+        problems.append(f"train.model: {problem}")
+    if isinstance(shift_px, int) and shift_px >= min(height, width):
+        problems.append(
+            f"train.augment.shift_px: must be less than ingest.size_px, {min(height, width)}, got {shift_px}"
+        )
+    return problems
+
+
+def _missing_inputs(settings: Any) -> dict[str, str]:
+    """What is wrong with the files, folders and packages that settings name, by setting."""
+    problems = {}
+    source, folder = _setting(settings, "ingest.source"), _setting(settings, "ingest.path")
+    is_own = source in ("folder", "trashnet")
+    # Published sources are downloaded into their usual place.
+    if isinstance(folder, str) and source != "digits" and (is_own or Path(folder) != Path("data/raw") / str(source)):
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            problems["ingest.path"] = f"{folder} {'is not a folder' if path.exists() else 'does not exist'}"
+    named = ["validate.splits", "validate.decisions", "validate.reference", "train.pretrained"]
+    for setting in ["ingest.splits_file", *named] if is_own else named:
+        value = _setting(settings, setting)
+        if not isinstance(value, str) or value in ("auto", "imagenet"):
+            continue
+        if setting == "train.pretrained" and value.startswith("package:"):
+            if not _is_installed(value.removeprefix("package:")):
+                problems[setting] = f"the package {value.removeprefix('package:')!r} is not installed"
+        elif not Path(value).expanduser().is_file():
+            until = "; leave it null until `twinrun data split` has written one" if setting == "validate.splits" else ""
+            problems[setting] = f"there is no file {value}{until}"
+    return problems
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution(package)
+    except (PackageNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _setting(settings: Any, path: str) -> Any:
+    """The value at a path such as `train.augment.flip`; None where there is none."""
+    for part in path.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
 
 
 def _read_yaml(path: Path) -> Any:
@@ -273,29 +386,43 @@ def _read_yaml(path: Path) -> Any:
         raise ParamsError(f"{path} is not YAML: {error}") from None
 
 
-def _problem(error: Any) -> str:
+def _place(error: Any) -> list[Any]:
     # A union adds the name of the branch that it tried; only names of settings and list indices are the reader's.
     where = [part for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
-    where = [part for part in where if part not in _BRANCHES]
-    name = ".".join(str(part) for part in where)
+    return [part for part in where if part not in _BRANCHES]
+
+
+def _problem(error: Any) -> str:
+    if error["type"] == "unexpected_keyword_argument":
+        where = [str(part) for part in error["loc"]]
+        hint = meant_by_name(where, error["input"], _settings())
+        return f"{'.'.join(where)}: not a setting" + (f"; {hint}" if hint else "")
+    name = ".".join(map(str, _place(error)))
+    value = error["input"]
     match error["type"]:
-        case "unexpected_keyword_argument":
-            near = difflib.get_close_matches(str(where[-1]), _names_at(where[:-1]), n=1)
-            return f"{name}: not a setting" + (
-                f"; did you mean {'.'.join([*map(str, where[:-1]), near[0]])}?" if near else ""
-            )
         case "missing":
             return f"{name}: missing"
-        case "literal_error":
-            near = difflib.get_close_matches(str(error["input"]), _quoted(error["ctx"]["expected"]), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"{name}: must be one of {error['ctx']['expected']}, got {error['input']!r}{hint}"
+        case "literal_error" if isinstance(value, str):
+            return f"{name}: must be one of {error['ctx']['expected']}, got {value!r}{_hint(name, value, error)}"
         case "dataclass_type" | "dataclass_exact_type":
-            return f"{name or 'the file'}: must be a section with settings, got {error['input']!r}"
+            return f"{name or 'the file'}: must be a section with settings, got {value!r}"
         case "value_error":
             return f"{name}: {error['ctx']['error']}"
     wanted = error["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
-    return f"{name}: must be {wanted.replace('less than or equal to', 'at most')}, got {error['input']!r}"
+    wanted = wanted.replace("less than or equal to", "at most")
+    return f"{name}: must be {wanted}, got {value!r}{_hint(name, value, error)}"
+
+
+def _hint(setting: str, value: Any, error: Any) -> str:
+    """What may have been meant by a value, after a semicolon; empty where nothing comes to mind."""
+    if isinstance(value, list) and error["type"] in ("int_type", "float_type", "string_type", "literal_error"):
+        return f"; {several_values(setting, value)}"
+    meant = meant_by_value(setting, value)
+    if meant is None and error["type"].startswith("bool"):
+        meant = yes_or_no(value)
+    if meant is None and error["type"] == "literal_error":
+        meant = next(iter(difflib.get_close_matches(str(value), _quoted(error["ctx"]["expected"]), n=1)), None)
+    return f"; did you mean {meant}?" if meant else ""
 
 
 _BRANCHES = frozenset({"int", "float", "str", "none"})
@@ -305,11 +432,11 @@ def _quoted(expected: str) -> list[str]:
     return expected.replace(" or ", ", ").replace("'", "").split(", ")
 
 
-def _names_at(section: list[Any]) -> list[str]:
-    """Names of the settings inside a section, given its path."""
-    kind: Any = Params
-    for part in section:
-        kind = get_type_hints(kind).get(str(part))
-        if kind is None:
-            return []
-    return [field.name for field in fields(kind)]
+def _settings(kind: Any = None, section: str = "") -> list[str]:
+    """Paths of all settings and sections, such as `train` and `train.augment.flip`."""
+    kind, paths = kind or Params, []
+    for name, inner in get_type_hints(kind).items():
+        paths.append(section + name)
+        if is_dataclass(inner):
+            paths += _settings(inner, f"{section}{name}.")
+    return paths

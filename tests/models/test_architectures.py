@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from twinrun.errors import ModelError
-from twinrun.models.architectures import build_network, model_names
+from twinrun.models.architectures import build_network
 from twinrun.models.bundle import weights_hash
 
 SMALL = ["mlp", "lenet5", "resnet9", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"]
@@ -30,11 +30,6 @@ def test_a_network_that_takes_squares_alone_says_so() -> None:
         build_network("vit_b_16", channels=3, size_px=(224, 320), classes=7, seed=0)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "vgg16_bn", "googlenet", "resnet50", "efficientnet_b0", "vit_b_16"])
-def test_the_networks_that_the_documentation_names_are_known(name: str) -> None:
-    assert name in model_names()
-
-
 def test_googlenet_gives_logits_and_not_its_auxiliary_outputs() -> None:
     network = build_network("googlenet", channels=1, size_px=(64, 64), classes=3, seed=0).train()
 
@@ -53,12 +48,11 @@ def test_first_weights_are_a_function_of_the_seed_and_leave_the_global_generator
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_ones() -> None:
-    with pytest.raises(ModelError, match=r'no network is called "resnet81"\. Did you mean .*resnet18') as raised:
+def test_an_unknown_name_is_refused_with_the_nearest_or_examples() -> None:
+    with pytest.raises(ModelError, match=r'no network is called "resnet81"; did you mean .*resnet18'):
         build_network("resnet81", channels=3, size_px=(32, 32), classes=10, seed=0)
-
-    assert "lenet5" in str(raised.value)
-    assert "efficientnet_b0" in str(raised.value)
+    with pytest.raises(ModelError, match=r'no network is called "xyz"; some are mlp, lenet5, .*and all of torchvision'):
+        build_network("xyz", channels=3, size_px=(32, 32), classes=10, seed=0)
 
 
 @pytest.mark.parametrize(("name", "size_px"), [("alexnet", 32), ("lenet5", 12), ("vit_b_16", 30)])

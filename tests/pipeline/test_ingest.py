@@ -351,3 +351,81 @@ def assert_refused(project: Project, code: int, said: str, *words: str) -> None:
     assert [word for word in words if word not in said] == [], said
     out = project.folder / "data/out/ingest"
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_wrong_setting_of_any_stage_ends_the_first_one_before_anything_is_read(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    write_digits(each=1)
+    project.set(ingest__source="folder", ingest__path="images", ingest__size_px=[12, 32])
+    project.set(ingest__splits_file="~/none.csv", validate__decisions="decisions.csv", validate__splits="split.csv")
+    project.set(train__lr=0.01, train__seed=[0, 1], train__pretrained="package:no-such-package")
+
+    ran = project.run_apart("ingest")
+
+    assert ran.code == 1
+    assert ran.said.strip().splitlines() == [
+        "params.yaml does not describe a run:",
+        "  train.seed: must be a valid integer, got [0, 1]; one run has one value; for several: "
+        "dvc exp run --queue -S 'train.seed=0,1'",
+        "  train.lr: not a setting; did you mean train.learning_rate?",
+        "  train.model: lenet5 takes images of at least 16 pixels on each side, and ingest.size_px is [12, 32]",
+        "  ingest.splits_file: there is no file ~/none.csv",
+        "  validate.splits: there is no file split.csv; leave it null until `twinrun data split` has written one",
+        "  validate.decisions: there is no file decisions.csv",
+        "  train.pretrained: the package 'no-such-package' is not installed",
+    ]
+    assert not (project.folder / "data/out").exists()
+
+
+@pytest.mark.parametrize("model", ["resnet-18", "timm/resnet-18", "lenet-5"])
+def test_a_misspelt_network_ends_the_first_stage_without_pytorch(project: Project, model: str) -> None:
+    (project.folder / "torch.py").write_text("raise SystemExit('PyTorch was imported')")
+    project.set(train__model=model)
+
+    ran = project.run_apart("ingest")
+
+    assert ran.code == 1
+    assert f'train.model: no network is called "{model}"; did you mean {model.replace("-", "")}' in ran.said
+
+
+def test_a_missing_folder_is_listed_beside_other_problems(project: Project) -> None:
+    project.set(ingest__source="folder", ingest__path="~/no/such/photos", train__epochs=0)
+
+    ran = project.run("ingest")
+
+    assert "  train.epochs: must be at least 1, got 0\n  ingest.path: ~/no/such/photos does not exist" in ran.said
+
+
+def test_a_tilde_is_the_home_in_every_setting_that_names_a_file(
+    project: Project, write_digits: WriteDigits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = project.folder / "home"
+    write_digits(each=10, root="home/photos")
+    monkeypatch.setenv("HOME", str(home))
+    names = [f"{label}/{number:03d}.png" for label in range(3) for number in range(10)]
+    rows = [f"{name},{('train', 'val', 'test')[number % 3]}" for number, name in enumerate(names)]
+    (home / "splits.csv").write_text("\n".join(["path,split", *rows, ""]))
+    (home / "decisions.csv").write_text("path,action,label,reason\n")
+    project.set(ingest__source="folder", ingest__path="~/photos", ingest__splits_file="~/splits.csv")
+    project.set(validate__decisions="~/decisions.csv", validate__min_images_per_class=1, validate__on_near_leak="warn")
+
+    ingested, validated = project.run("ingest"), project.run("validate")
+
+    assert ingested.code == 0, ingested.said
+    assert validated.code == 0, validated.said
+    assert {row["split"] for row in project.table()} == {"train", "val", "test"}
+
+
+def test_an_oblong_frame_is_filled_from_ingest_to_validation(project: Project, write_digits: WriteDigits) -> None:
+    write_digits(each=20)
+    project.set(ingest__source="folder", ingest__path="images", ingest__size_px=[24, 40], ingest__fit="pad")
+    project.set(validate__min_images_per_class=1, validate__label_errors={"folds": 2, "budget_s": 600})
+
+    ingested, validated = project.run("ingest"), project.run("validate")
+
+    assert ingested.code == 0, ingested.said
+    assert validated.code == 0, validated.said
+    assert project.pack().shape == (60, 24, 40, 1)
+    assert not project.pack()[:, :, :8].any()
+    assert project.pack()[:, :, 8:32].any()

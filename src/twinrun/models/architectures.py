@@ -4,7 +4,6 @@
 every network of timm by timm/NAME.
 """
 
-import difflib
 import math
 from typing import cast
 
@@ -12,25 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.errors import ModelError
-
-Size = tuple[int, int]  # height, width
-
-OWN_MODELS = ("mlp", "lenet5", "resnet9")
-TIMM = "timm/"
-
-
-def model_names() -> list[str]:
-    """Names of our own networks and of torchvision's."""
-    import torchvision
-
-    return [*OWN_MODELS, *torchvision.models.list_models(module=torchvision.models)]
-
-
-def timm_names() -> list[str]:
-    """Names of timm's networks, each as timm/NAME."""
-    import timm
-
-    return [TIMM + name for name in timm.list_models()]
+from twinrun.networks import TIMM, Size, unknown_network
 
 
 def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:
@@ -46,12 +27,8 @@ def build_network(name: str, *, channels: int, size_px: Size, classes: int, seed
     (N, classes). Raises ModelError for an unknown name, with the nearest known ones, and for a size that the network
     cannot take.
     """
-    # Asking torchvision for its names takes seconds, which our own networks need not wait for.
-    if name not in OWN_MODELS and name not in (names := timm_names() if name.startswith(TIMM) else model_names()):
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        known = f"{TIMM}NAME with one of timm's {len(names):,} names" if name.startswith(TIMM) else ", ".join(names)
-        raise ModelError(f'params.yaml: train.model: no network is called "{name}".{hint}\nKnown networks: {known}.')
+    if problem := unknown_network(name):
+        raise ModelError(f"params.yaml: train.model: {problem}.")
     height, width = size_px
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

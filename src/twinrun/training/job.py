@@ -9,7 +9,7 @@ from torch import nn
 
 from twinrun.data.manifest import SPLITS, Manifest, read_manifest
 from twinrun.data.pack import open_pack
-from twinrun.errors import ModelError, ParamsError
+from twinrun.errors import ModelError
 from twinrun.models.architectures import build_network, find_head
 from twinrun.models.bundle import Preprocessing
 from twinrun.models.pretrained import Pretrained, for_channels, load_pretrained, start_from
@@ -94,18 +94,13 @@ def prepare_job(
     """Put a training together; raises what can be known before the first batch.
 
     That is DataError for a batch larger than the training set, ModelError for an unknown network or one that cannot
-    take the images, ParamsError for shifts larger than the images, TrainingError for a GPU that is not there.
+    take the images, TrainingError for a GPU that is not there.
     """
     images, manifest = open_pack(pack), read_manifest(manifest_file)
     train = manifest.split("train")
     if params.freeze == "none":
         check_batch_size(len(train), params.batch_size)
     _, height, width, channels = images.shape
-    if params.augment.shift_px >= min(height, width):
-        raise ParamsError(
-            "params.yaml does not describe a run:\n  train.augment.shift_px: must be less than ingest.size_px, "
-            f"{min(height, width)}, got {params.augment.shift_px}"
-        )
     network = build_network(
         params.model, channels=channels, size_px=(height, width), classes=len(manifest.classes), seed=params.seed
     )

@@ -1,0 +1,101 @@
+"""Which networks there are and what sizes they take, without importing PyTorch, which costs seconds.
+
+The first stage can so refuse a wrong name at once. Names of torchvision and timm are read from their source.
+"""
+
+import difflib
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+Size = tuple[int, int]  # height, width
+
+OWN_MODELS = ("mlp", "lenet5", "resnet9")
+TIMM = "timm/"
+
+_REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:(?!def )[^\n]*\n)*?def (\w+)\(", re.MULTILINE)
+_SHOWN = 3
+_EXAMPLES = ("resnet18", "efficientnet_b0", "timm/tf_efficientnet_lite0")
+# The smallest side that a network takes, pixels, by the start of its name; the others take any size from 8 on.
+_SMALLEST = {
+    "alexnet": 63,
+    "convnext": 32,
+    "densenet": 29,
+    "googlenet": 15,
+    "inception_v3": 75,
+    "lenet5": 16,
+    "squeezenet1_0": 21,
+    "squeezenet1_1": 17,
+    "vgg": 32,
+}
+_MAXVIT_GRID_PX = 224
+
+
+def torchvision_names() -> tuple[str, ...]:
+    """Names of torchvision's classification networks, sorted; empty where it is not installed."""
+    return _registered_in("torchvision")
+
+
+def timm_names() -> tuple[str, ...]:
+    """Names of timm's networks, sorted, without the prefix `timm/`; empty where it is not installed."""
+    return _registered_in("timm")
+
+
+def unknown_network(name: str) -> str | None:
+    """What is wrong with the name of a network, with the nearest names; None where there is such a network.
+
+    A network of timm is called `timm/NAME`, where NAME may have a tag of weights, as in `timm/resnet18.a1_in1k`.
+    """
+    if name in OWN_MODELS:
+        return None
+    if name.startswith(TIMM):
+        prefix, base, names = TIMM, name.removeprefix(TIMM).partition(".")[0], timm_names()
+        elsewhere: tuple[str, ...] = ()
+    else:
+        prefix, base, names = "", name, (*OWN_MODELS, *torchvision_names())
+        elsewhere = timm_names()
+    if base in names:
+        return None
+    same = [*(prefix + other for other in _same(base, names)), *(TIMM + other for other in _same(base, elsewhere))]
+    alike = [prefix + other for other in difflib.get_close_matches(base.lower(), names, n=_SHOWN)]
+    near = list(dict.fromkeys([*same, *alike]))
+    some = f"some are {', '.join((*OWN_MODELS, *_EXAMPLES))}"
+    hint = (
+        f"; did you mean {' or '.join(near[:_SHOWN])}?" if near else f"; {some}, and all of torchvision and timm/NAME"
+    )
+    return f'no network is called "{name}"{hint}'
+
+
+def unfit_size(name: str, size: Size) -> str | None:
+    """Why a network cannot take images of `size` (H, W), where that is known from its name; else None."""
+    height, width = size
+    got = f"ingest.size_px is {height}" if height == width else f"ingest.size_px is [{height}, {width}]"
+    if vision_transformer := re.match(r"vit_[a-z]_(\d+)$", name):
+        patch = int(vision_transformer[1])
+        if height != width or height % patch:
+            return f"{name} takes squares whose side is a multiple of {patch} pixels, and {got}"
+    if name.startswith("maxvit") and (height % _MAXVIT_GRID_PX or width % _MAXVIT_GRID_PX):
+        return f"{name} takes sides that are multiples of {_MAXVIT_GRID_PX} pixels, and {got}"
+    smallest = next((pixels for start, pixels in _SMALLEST.items() if name.startswith(start)), 0)
+    if min(size) < smallest:
+        return f"{name} takes images of at least {smallest} pixels on each side, and {got}"
+    return None
+
+
+@cache
+def _registered_in(package: str) -> tuple[str, ...]:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return ()
+    files = Path(spec.submodule_search_locations[0], "models").glob("*.py")
+    return tuple(sorted(name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))))
+
+
+def _same(name: str, names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that differ by case, hyphens and underscores alone."""
+    return [other for other in names if _plain(other) == _plain(name)]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
