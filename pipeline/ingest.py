@@ -28,7 +28,7 @@ def main() -> None:
     TABLE.unlink(missing_ok=True)  # it comes last: a pack without its table is no result
     with creating_pack(PACK, (len(listing.items), *shape.of_image)) as pack:
         facts = fill_pack(listing, shape, pack, workers)
-    with fraction("Searching for near copies") as progress:
+    with fraction("Searching for near duplicates") as progress:
         pairs = near_duplicates(open_pack(PACK), facts, progress=progress)
     write_table(pairs_table(pairs), NEAR)
     write_table(facts_table(listing, facts), TABLE)

@@ -49,7 +49,7 @@ def test_a_clean_folder_passes_in_one_line_and_one_with_faults_is_shown_on_a_pag
     again = _twinrun(photos.parent, "data", "check", "photos")
 
     assert clean.code == 0, clean.said
-    assert clean.said.splitlines()[-1].startswith("24 checks met. 2 classes; 60 images; dropped: none.")
+    assert clean.said.splitlines()[-1].startswith("The data passed all 24 checks. 2 classes; 60 images; dropped: none.")
     assert clean.said.startswith("Folders read as [label], as in cat: 2 classes (cat 30, dog 30).\n")
     assert len(clean.said.splitlines()) == 2
     assert "The report" not in clean.said
@@ -60,7 +60,7 @@ def test_a_clean_folder_passes_in_one_line_and_one_with_faults_is_shown_on_a_pag
     assert "Traceback" not in found.said
     page = (photos.parent / "twinrun-check/index.html").read_text(encoding="utf-8")
     assert "dog/copy.jpg" in page
-    assert "Mend or remove them." in page
+    assert "Fix or remove them." in page
     assert not re.search(r"params\.yaml|validate\.|on_broken|set it to", page)
     assert again.said == found.said
     assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
@@ -114,7 +114,7 @@ def test_the_codes_are_in_the_help(tmp_path: Path) -> None:
     assert "0 clean, 1 findings, 2 it could not be checked" in " ".join(ran.said.replace("│", " ").split())
 
 
-def test_labels_that_no_model_can_tell_are_no_findings(photos: Path) -> None:
+def test_labels_that_no_model_can_tell_are_not_judged_and_no_findings(photos: Path) -> None:
     for number in range(0, 30, 2):
         one, other = photos / f"cat/{number}.png", photos / f"dog/{number}.png"
         one.rename(photos / "swapped")
@@ -125,8 +125,10 @@ def test_labels_that_no_model_can_tell_are_no_findings(photos: Path) -> None:
     unasked = _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
 
     assert judged.code == 0, judged.said
-    assert "Labels could not be judged: the quick model agrees with only" in judged.said
-    assert len(judged.said.splitlines()) == 2
+    _, first, second = judged.said.splitlines()
+    assert first.startswith("The data passed 22 of 23 checks, 1 could not be judged.")
+    assert second.startswith("  Not judged: The labels could not be judged: the quick model agrees with only ")
+    assert '<td class="nj">? <span>not judged</span></td>' in (photos.parent / "twinrun-check/index.html").read_text()
     assert unasked.code == 0, unasked.said
     assert "abels" not in unasked.said
 
@@ -144,7 +146,7 @@ def test_drift_is_measured_against_a_table_of_an_earlier_data_set(photos: Path) 
     assert ingested.code == 0, ingested.said
     assert same.code == 0, same.said
     assert darker.code == 1, darker.said
-    assert "Facts and labels are spread as in table.parquet" in darker.said
+    assert "facts are distributed differently than in table.parquet" in darker.said
 
 
 def test_what_lies_about_in_a_folder_is_passed_over_with_a_note(photos: Path) -> None:
@@ -235,7 +237,7 @@ def test_mend_without_a_validation_names_the_command_that_makes_one(tmp_path: Pa
     ran = _twinrun(tmp_path, "data", "mend")
 
     assert ran.code == 1
-    assert "data/out/validate/findings.parquet is missing. Make it: dvc repro validate" in ran.said
+    assert "data/out/validate/findings.parquet is missing. Create it: dvc repro validate" in ran.said
 
 
 def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None:

@@ -136,12 +136,14 @@ def registered(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Pat
 def validate(project: Path, report: str = "<html></html>", *, passed: bool = True) -> None:
     """Leave what the validate stage leaves."""
     out = project / "data/out/validate"
-    check = {"name": "no_leaks", "severity": "critical", "passed": passed, "found": report}
+    status = "passed" if passed else "failed"
+    check = {"name": "no_leaks", "status": status, "passed": passed, "stops": not passed, "found": report}
+    unsure = {"name": "label_search", "status": "not judged", "stops": False, "found": "The labels could not be judged"}
     images = {"total": 12, "kept": 10, "dropped": {"no_blur": 2}}
     write_text(report, out / "report/index.html")
     write_text(report, out / "data_docs/index.html")
-    counts = {"no_leaks": 0 if passed else 2, "no_blur": 2}
-    result = {"passed": passed, "images": images, "counts": counts, "expectations": [check]}
+    counts = {"no_leaks": 0 if passed else 2, "no_blur": 2, "label_search": 1}
+    result = {"passed": passed, "images": images, "counts": counts, "expectations": [check, unsure]}
     write_json(result, out / "result.json")
     (out / "manifest.parquet").unlink(missing_ok=True)
     if passed:

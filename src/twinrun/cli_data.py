@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from twinrun.data.validation.fixed_splits import FixedSplit
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look at images before anything is trained on them, and mend what is wrong."
+    no_args_is_help=True, help="Look at images before anything is trained on them, and fix what is wrong."
 )
 
 FINDINGS = Path("data/out/validate/findings.parquet")
@@ -30,7 +30,7 @@ _FEWEST_LINES = 5
 @app.command()
 def check(
     folder: Annotated[
-        Path, typer.Argument(help="Any folder of images; folders in it are taken for labels, or splits and labels.")
+        Path, typer.Argument(help="Any folder of images; folders in it are taken as labels, or as splits and labels.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("twinrun-check"),
     size_px: Annotated[
@@ -54,8 +54,8 @@ def check(
 ) -> None:
     """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings, 2 it could not be checked.
 
-    Looks for broken files, copies and near copies, contradicting and wrong labels, shortcuts, poor images and drift,
-    and writes a page with pictures. Nothing in the folder is changed.
+    Looks for unreadable images, duplicates, near duplicates, conflicting and wrong labels, shortcuts, poor images and
+    drift, and writes a page with pictures. Nothing in the folder is changed.
 
     Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --levels split,label --out report
     """
@@ -79,12 +79,12 @@ def check(
         raise
     print("\n".join(notes))
     print(summary(verdict, (out / REPORT).as_posix(), None, most_lines=max(_FEWEST_LINES, _MOST_LINES - len(notes))))
-    raise SystemExit(1 if verdict.failed or verdict.warnings else 0)
+    raise SystemExit(1 if verdict.stopping or verdict.warnings else 0)
 
 
 @app.command()
 def mend(
-    out: Annotated[Path, typer.Option("--out", help="The CSV; what it decides already stays as it is.")] = DECISIONS,
+    out: Annotated[Path, typer.Option("--out", help="The CSV; decisions that are in it stay as they are.")] = DECISIONS,
     findings: Annotated[
         Path, typer.Option("--findings", help="What was found, by validate or by `twinrun data check`.")
     ] = FINDINGS,
@@ -208,9 +208,9 @@ def _read_findings(path: Path) -> "pa.Table":
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Make it: {again.replace(' -f', '')}") from None
+        raise DataError(f"{path} is missing. Create it: {again.replace(' -f', '')}") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read ({error}). Make it again: {again}") from None
+        raise DataError(f"{path} cannot be read ({error}). Create it again: {again}") from None
     if missing := {"check", "path", "words", "action", "label"} - set(table.column_names):
-        raise DataError(f"{path} has no findings in it: it lacks {', '.join(sorted(missing))}. Make it: {again}")
+        raise DataError(f"{path} has no findings in it: it lacks {', '.join(sorted(missing))}. Create it: {again}")
     return table

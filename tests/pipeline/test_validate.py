@@ -90,9 +90,9 @@ def test_broken_images_are_dropped_where_the_policy_says_so(
     ran = validated(project)
 
     assert ran.code == 0, ran.said
-    assert "1 broken" in ran.said
+    assert "dropped: 1 unreadable." in ran.said
     dropped = [row for row in project.manifest() if row["dropped"] is not None]
-    assert [(row["dropped"], row["target"]) for row in dropped] == [("broken: is empty", -1)]
+    assert [(row["dropped"], row["target"]) for row in dropped] == [("unreadable: is empty", -1)]
     assert "1/broken.png" in project.report()
 
 
@@ -107,7 +107,7 @@ def test_all_images_broken_is_refused_whatever_the_policy(
     ran = validated(project)
 
     assert ran.code == 1
-    assert ("9 images" if policy == "stop" else "0 images are left") in ran.said
+    assert ("9 images are unreadable" if policy == "stop" else "0 images are left") in ran.said
     assert 'Class "0" has 0 images in train' in ran.said
 
 
@@ -126,11 +126,11 @@ def test_every_class_with_too_few_images_is_named_with_the_one_setting_that_lets
     passed = validated(project, first_ingest=False)
 
     assert stopped.code == 1
-    assert "Each class has at least 3 images in each split: 5 classes (1, 2, 3, 4, 5)." in stopped.said
+    assert "5 classes have fewer than 3 images in a split (1, 2, 3, 4, 5)." in stopped.said
     assert re.search(r"set validate.min_images_per_class: 1 \(params.yaml, line \d+\)", stopped.said)
     assert re.search(r'Class "1" has [12] images? in val and [12] in test', stopped.said)
     assert 'Class "0" has' not in stopped.said
-    assert "more than 8 times the images of another: 1 class (5)." in stopped.said
+    assert "1 class has less than 1/8 of the largest one's images (5)." in stopped.said
     assert "set validate.max_imbalance: 9 (params.yaml" in stopped.said
     assert passed.code == 0, passed.said
 
@@ -185,6 +185,7 @@ def test_identical_pixels_in_two_splits_are_a_leak_whatever_the_files_and_can_be
     dropped = validated(project.set(validate__on_leak="drop"), first_ingest=False)
 
     assert stopped.code == 1
+    assert "  1 image of 0 is also in test (params.yaml, " in stopped.said
     assert "test/0/copy.bmp (0, test) = train/0/000.png (0, train)" in stopped.said
     assert dropped.code == 0, dropped.said
     paths = [row["path"] for row in project.table()]
@@ -192,7 +193,7 @@ def test_identical_pixels_in_two_splits_are_a_leak_whatever_the_files_and_can_be
     assert gone == [("train/0/000.png", "leak: of test/0/copy.bmp")]
 
 
-def test_identical_pixels_under_two_labels_are_a_contradiction_and_can_be_dropped_on_both_sides(
+def test_identical_images_with_conflicting_labels_stop_the_pipeline_and_can_be_dropped_on_both_sides(
     project: Project, write_digits: WriteDigits, validated: Stage
 ) -> None:
     root = write_digits(each=30)
@@ -208,8 +209,8 @@ def test_identical_pixels_under_two_labels_are_a_contradiction_and_can_be_droppe
     assert "no_leak" not in _unmet(project, "critical")
     assert dropped.code == 0, dropped.said
     assert [row["dropped"] for row in project.manifest() if row["dropped"] is not None] == [
-        "contradiction: of 2/same.png, label 2",
-        "contradiction: of 0/004.png, label 0",
+        "conflicting labels: of 2/same.png, label 2",
+        "conflicting labels: of 0/004.png, label 0",
     ]
 
 
@@ -303,6 +304,6 @@ def test_trashnet_stops_and_names_the_three_contradicting_pairs_and_dropping_the
         assert any(all(f"{name}.jpg" in line for name in pair) for line in stopped.said.splitlines()), pair
     assert pictures > 10
     assert dropped.code == 0, dropped.said
-    assert project.result()["images"]["dropped"]["contradiction"] == 6
+    assert project.result()["images"]["dropped"]["conflicting labels"] == 6
     assert project.result()["images"]["dropped"].get("near leak", 0) <= 4
     assert "paper385.jpg" not in shown.partition('id="no_duplicate"')[0].partition('id="checks"')[2]

@@ -289,7 +289,8 @@ def test_data_that_were_refused_are_a_failed_run_with_the_report_once(project: P
     assert failed[0].info.info.run_name in first.lines()[-1]
     assert failed[0].metrics == {}
     assert failed[0].tags["data.findings"] == "no_leaks 2, no_blur 2"
-    assert "no_leaks: 2 images" in failed[0].tags["mlflow.note.content"]
+    assert failed[0].tags["data.not_judged"] == "The labels could not be judged"
+    assert "- failed: 2 images" in failed[0].tags["mlflow.note.content"]
     assert failed[0].artifacts == [
         *("validation/checks.json", "validation/data_docs/index.html", "validation/report/index.html"),
         "validation/result.json",

@@ -80,7 +80,7 @@ def check_folder(
         with creating_pack(pack, (len(listing.items), *shape.of_image)) as unfinished:
             facts = [_without_setting(fact) for fact in fill_pack(listing, shape, unfinished, available_cores())]
         images, table = open_pack(pack), facts_table(listing, facts)
-        with fraction("Searching for near copies") as progress:
+        with fraction("Searching for near duplicates") as progress:
             pairs = near_duplicates(images, facts, progress=progress)
         verdict = judge_table(table, images, pairs, settings, reference=reference, draw_splits=False)
         verdict = replace(verdict, findings=[_without_settings(finding, out) for finding in verdict.findings])
@@ -98,13 +98,13 @@ def _make_writable(out: Path) -> None:
 
 
 def _without_setting(fact: Facts) -> Facts:
-    """Words on a broken file that name no setting: here there is no params.yaml."""
+    """The error of an unreadable image without the name of a setting: here there is no params.yaml."""
     return replace(fact, error=re.sub(r" \(params\.yaml: [\w.]+\)", "", fact.error)) if fact.error else fact
 
 
 def _without_settings(finding: Finding, out: Path) -> Finding:
     """Advice that names no setting: what stands behind its last "or" is to change one."""
     advice = finding.advice.partition(", or ")[0].replace("data mend", f"data mend --findings {out / FINDINGS}")
-    if finding.name == "label_search":
-        advice = "Check a part of the images, or go without: --no-labels"
+    if finding.name == "label_search" and finding.settings:
+        advice = "Check a part of the images, or leave labels out: --no-labels"
     return replace(finding, settings=(), advice=advice)

@@ -78,19 +78,13 @@ class LabelSearch:
 
     `accuracy` is the share of images whose given label the model found most probable, in [0, 1]; below LEAST_AGREEMENT
     there are no issues. Where the time ran out, `finished` is False, there are no issues and `accuracy` is 0.
+    `unjudged` is the reason why no label could be judged, as a sentence without its full stop; None where they were.
     """
 
     issues: list[LabelIssue]
     accuracy: float
     finished: bool
-
-    @property
-    def unjudged(self) -> str | None:
-        """Why a search that came to its end judged no label, in words; None where it did."""
-        if not self.finished or self.accuracy >= LEAST_AGREEMENT:
-            return None
-        agreed = f"the quick model agrees with only {100 * self.accuracy:.0f} % of them, too few to doubt any"
-        return f"Labels could not be judged: {agreed}"
+    unjudged: str | None = None
 
 
 def find_label_errors(
@@ -112,16 +106,17 @@ def find_label_errors(
     names, codes = np.unique(np.array(labels, dtype=str), return_inverse=True)
     many = np.flatnonzero(np.bincount(codes, minlength=len(names))[codes] >= _FEWEST_PER_LABEL)
     if len(set(codes[many].tolist())) < 2:
-        return LabelSearch([], 0.0, finished=True)
+        return LabelSearch([], 0.0, True, "fewer than two classes have two images or more")
     names, codes = np.unique(names[codes[many]], return_inverse=True)
     judged = np.array(rows, dtype=np.int64)[many]
     try:
         probabilities = out_of_fold(images, judged, codes, folds=folds, budget_s=budget_s, seed=seed, progress=progress)
     except OutOfTime:
-        return LabelSearch([], 0.0, finished=False)
+        return LabelSearch([], 0.0, False, f"the search did not finish within {budget_s:g} s")
     agreement = float((probabilities.argmax(axis=1) == codes).mean())
     if agreement < LEAST_AGREEMENT:
-        return LabelSearch([], agreement, finished=True)
+        agreed = f"the quick model agrees with only {agreement:.0%} of them, too few to doubt any"
+        return LabelSearch([], agreement, True, agreed)
     issues = [
         LabelIssue(int(judged[i]), str(names[codes[i]]), str(names[suggested]), float(probabilities[i, codes[i]]))
         for i in _flagged(codes, probabilities)

@@ -1,4 +1,4 @@
-"""The validation report: one HTML page that needs no network, with pictures of what offends. Refuses to judge."""
+"""The validation report: one HTML page that needs no network, with pictures of the affected images."""
 
 import base64
 import io
@@ -12,9 +12,10 @@ from PIL import Image
 
 from twinrun.data.decode import Pixels
 from twinrun.data.manifest import SPLITS
-from twinrun.data.validation.findings import Finding, Verdict
+from twinrun.data.validation.findings import UNSPLIT, Finding, Verdict
 from twinrun.data.validation.results import PLOTTED
 from twinrun.data.validation.subject import share_of_way
+from twinrun.data.validation.words import headline
 from twinrun.params import ValidateParams
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class _Card:
 
 @dataclass(frozen=True)
 class _Set:
-    """The pictures of one offence, and what it is."""
+    """The pictures of one violation, and what it is."""
 
     words: str
     cards: list[_Card]
@@ -79,21 +80,24 @@ def report_html(
     drift = verdict.evidence.drift
     template = resources.files("twinrun.data").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    unmet = [*verdict.failed, *verdict.warnings]
+    findings = [*verdict.stopping, *verdict.warnings, *verdict.not_judged]
+    sizes = {name: sum(counts.get(name, 0) for counts in verdict.counts.values()) for name in (*SPLITS, UNSPLIT)}
     return page.from_string(template).render(
         verdict=verdict,
         evidence=verdict.evidence,
-        unmet=unmet,
-        ordered=[*unmet, *(finding for finding in verdict.findings if finding.passed)],
+        headline=headline(verdict),
+        findings=findings,
+        ordered=[*findings, *(finding for finding in verdict.findings if finding.passed)],
         params=params,
         places=places,
         docs=docs,
-        splits=SPLITS,
+        splits=[name for name, size in sizes.items() if size or (docs and name in SPLITS)],
+        unsplit=UNSPLIT,
         total=len(verdict.dropped),
         kept=verdict.dropped.count(None),
-        split_sizes={name: sum(counts[name] for counts in verdict.counts.values()) for name in SPLITS},
+        split_sizes=sizes,
         largest=max((sum(counts.values()) for counts in verdict.counts.values()), default=0) or 1,
-        offenders={finding.name: list(drawer.offenders(finding)) for finding in unmet},
+        affected={finding.name: list(drawer.affected(finding)) for finding in findings},
         share_of_way=share_of_way,
         dropped=drawer.dropped(),
         relabelled=drawer.relabelled(),
@@ -115,8 +119,8 @@ class _Drawer:
         self._errors = table["error"].to_pylist()
         self._spent = 0
 
-    def offenders(self, finding: Finding) -> Iterator[_Set]:
-        """The first offences with their pictures; an offence without an image has none."""
+    def affected(self, finding: Finding) -> Iterator[_Set]:
+        """The first violations with the pictures of their images, if they have any."""
         most = _SETS_SHOWN if finding.severity == "critical" else _WARNINGS_SHOWN
         for offence in finding.offences[:most]:
             if not offence.rows:
@@ -158,17 +162,17 @@ class _Drawer:
         return [self._card(rows[path]) for path in paths[:most] if path in rows and self._has_room()]
 
     def samples(self) -> dict[str, list[_Card]]:
-        """The first usable training images of each class."""
+        """The first usable images of each class: of those for training, and of those in no split."""
         cards: dict[str, list[_Card]] = {label: [] for label in self._verdict.classes[:_CLASSES_WITH_SAMPLES]}
         for row, (label, split) in enumerate(zip(self._verdict.labels, self._verdict.splits, strict=True)):
             usable = self._verdict.dropped[row] is None and self._errors[row] is None
-            if usable and split == "train" and label in cards and len(cards[label]) < _SAMPLES_PER_CLASS:
+            if usable and split in ("train", None) and label in cards and len(cards[label]) < _SAMPLES_PER_CLASS:
                 cards[label].append(self._card(row, _SAMPLE_PX))
         return cards
 
     def histograms(self) -> list[_Histogram]:
-        """How facts are spread over the usable images of each split; the highest bin of a split has the full height."""
-        splits = np.array([str(split) for split in self._verdict.splits])
+        """The distributions of facts over the usable images of each split; the highest bin has the full height."""
+        splits = np.array([split or UNSPLIT for split in self._verdict.splits])
         kept = np.array([reason is None for reason in self._verdict.dropped], bool)
         histograms = []
         for name in PLOTTED:
@@ -176,7 +180,7 @@ class _Drawer:
             usable = kept & ~np.isnan(values)
             edges = np.histogram_bin_edges(values[usable], bins=_BINS)
             outlines: dict[str, str] = {}
-            for split in SPLITS:
+            for split in (*SPLITS, UNSPLIT):
                 if (chosen := usable & (splits == split)).any():
                     counts = np.histogram(values[chosen], bins=edges)[0]
                     heights = 20 - 19 * counts / max(1, counts.max())

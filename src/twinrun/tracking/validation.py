@@ -102,34 +102,41 @@ def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
 
 
 def _note(result: Path) -> str:
-    """What stopped it, for the run's page."""
+    """What stopped the pipeline, and what could not be judged, for the run's page."""
     checks = read_json(result).get("expectations", [])
-    stopped = [check for check in checks if not check.get("passed") and check.get("severity") == "critical"]
-    lines = [f"- {check.get('name')}: {escaped(check.get('found', ''))}" for check in stopped]
-    return "\n".join(["The data were refused:", "", *lines])
+    stopping = [check for check in checks if _stops(check)]
+    lines = [f"- {check.get('status', 'failed')}: {escaped(check.get('found', ''))}" for check in stopping]
+    return "\n".join(["The data did not pass:", "", *lines])
+
+
+def _stops(check: dict[str, Any]) -> bool:
+    """Whether it stopped the pipeline; a result.json of an earlier version does not say so itself."""
+    return bool(check.get("stops", not check.get("passed") and check.get("severity") == "critical"))
 
 
 def _log_checks(client: "MlflowClient", run_id: str, result: dict[str, Any]) -> None:
     """Add what each data check counted as a table, and the checks that found something as tags."""
     from mlflow.entities import RunTag
 
-    counts, images = result.get("counts", {}), result.get("images", {})
-    found = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    counts, images, checks = result.get("counts", {}), result.get("images", {}), result.get("expectations", [])
+    unjudged = {check.get("name"): str(check.get("found")) for check in checks if check.get("status") == "not judged"}
+    found = ", ".join(f"{name} {count}" for name, count in counts.items() if count and name not in unjudged)
     tags = {
         "data.images": images.get("kept"),
         "data.dropped": None if not images else images.get("total", 0) - images.get("kept", 0),
         "data.findings": found or "none",
+        "data.not_judged": "; ".join(unjudged.values()) or None,
     }
     client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items() if value is not None])
     rows = [
         {
             "check": check.get("name"),
-            "passed": check.get("passed"),
+            "status": check.get("status", "passed" if check.get("passed") else "failed"),
             "severity": check.get("severity"),
             "found": counts.get(check.get("name"), 0),
-            "result": check.get("found"),
+            "result": check.get("found") or check.get("meaning"),
         }
-        for check in result.get("expectations", [])
+        for check in checks
     ]
     if rows:
         log_table(client, run_id, rows, f"{ARTIFACTS}/checks.json")

@@ -1,4 +1,4 @@
-"""The checks as data: of each its name, meaning, table, expectation, severity, setting, and the words for offenders.
+"""The checks as data: name, meaning, table, expectation, severity, settings and the messages of each.
 
 A new check is one more entry in a list below, on a column of `Subject.tables` (subject.py).
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinrun.data.expectations import Judgement, Rule
 from twinrun.data.manifest import SPLITS
-from twinrun.data.validation.findings import Finding, Offence, Proposal
+from twinrun.data.validation.findings import Finding, Offence, Proposal, Status
 from twinrun.data.validation.subject import QUALITY, Subject, flaw_column
 from twinrun.params import Policy, Severity
 
@@ -27,7 +27,11 @@ _SHOW_NOTHING = ("dark", "bright", "low information")
 
 @dataclass(frozen=True)
 class Check:
-    """An expectation before it is judged; `offences` turns the rows that Great Expectations refused into words."""
+    """An expectation before it is judged.
+
+    `offences` turns the rows that Great Expectations refused into violations, and `says` the rows and these
+    into one sentence. Where `judges` is False, a refused row means that nothing could be judged.
+    """
 
     name: str
     meaning: str
@@ -36,67 +40,73 @@ class Check:
     settings: tuple[str, ...]
     advice: str
     offences: Callable[[Judgement], Iterator[Offence]]
-    counted: str = "images"
-    names: Callable[[Judgement], Sequence[str]] | None = None  # of what is counted, where all are to be named
+    says: "Says"
+    judges: bool = True
     recommended: str | None = None
 
     def finding(self, judgement: Judgement) -> Finding:
-        """What came of it; where it could not be judged, that is grave, whatever it was for."""
+        """The result; what Great Expectations could not judge is critical, whatever the check's own severity."""
         if judgement.problem is not None:
-            return Finding(
-                name=self.name,
-                meaning=self.meaning,
-                severity="critical",
-                passed=False,
-                found="not judged",
-                settings=self.settings,
-                advice=self.advice,
-                judged_by=self.rule.expectation,
-                offences=[Offence((), judgement.problem)],
-            )
-        offences = [] if judgement.passed else list(self.offences(judgement))
+            violations = [Offence((), judgement.problem)]
+            return self._finding("not judged", "critical", f"{self.name} could not be judged", violations)
+        if judgement.passed:
+            return self._finding("passed", self.rule.severity, "", [])
+        violations = list(self.offences(judgement))
+        status: Status = "failed" if self.rule.severity == "critical" else "warning"
+        found = self.says(judgement.rows, violations)
+        return self._finding(status if self.judges else "not judged", self.rule.severity, found, violations)
+
+    def _finding(self, status: Status, severity: Severity, found: str, violations: list[Offence]) -> Finding:
         return Finding(
             name=self.name,
             meaning=self.meaning,
-            severity=self.rule.severity,
-            passed=judgement.passed,
-            found="met" if judgement.passed else self._found(judgement, len(offences)),
+            severity=severity,
+            status=status,
+            found=found,
             settings=self.settings,
             advice=self.advice,
             judged_by=self.rule.expectation,
-            offences=offences,
-            recommended=None if judgement.passed else self.recommended,
+            offences=violations,
+            recommended=None if status == "passed" else self.recommended,
         )
 
-    def _found(self, judgement: Judgement, offences: int) -> str:
-        rows = len(judgement.rows)
-        if not rows:
-            return "not met"
-        sets = (
-            f" in {offences:,} {'sets' if offences > 1 else 'set'}"
-            if self.table == "images" and 0 < offences < rows
-            else ""
-        )
-        noun = {"classes": "class", "searches": "search"}.get(self.counted, self.counted.removesuffix("s"))
-        named = f" ({', '.join(self.names(judgement))})" if self.names is not None else ""
-        return f"{rows:,} {self.counted if rows > 1 else noun}{sets}{named}"
+
+Says = Callable[[Sequence[int], Sequence[Offence]], str]
+"""From the refused rows and their violations to a sentence without its full stop."""
+
+
+def _counting(predicate: str, noun: str = "image", nouns: str = "", names: Sequence[str] | None = None) -> Says:
+    """A sentence on the number of rows: from "is dark", "1 image is dark" or "1,200 images are dark".
+
+    Where there are `names`, one of each row of the table, those of the refused rows follow.
+    """
+    verb, _, rest = predicate.partition(" ")
+    verbs = {"is": "are", "has": "have", "does": "do"}.get(verb, verb.removesuffix("s"))
+
+    def say(rows: Sequence[int], _: Sequence[Offence]) -> str:
+        named = f" ({', '.join(names[row] for row in rows)})" if names is not None else ""
+        if len(rows) == 1:
+            return f"1 {noun} {predicate}{named}"
+        return f"{len(rows):,} {nouns or f'{noun}s'} {verbs} {rest}".rstrip() + named
+
+    return say
 
 
 def checks(subject: Subject) -> list[Check]:
-    """All checks of `subject`, in the order in which a person wants to hear of them."""
+    """All checks of `subject`, the most important first."""
     lists = (_of_files, _of_copies, _of_classes, _of_labels, _of_shortcuts, _of_quality, _of_drift, _of_the_user)
     return list(chain.from_iterable(make(subject) for make in lists))
 
 
 def _severity(policy: Policy) -> Severity:
-    # What is to be dropped is not there any more; if it were, that would be grave.
+    # What is to be dropped is not there any more; if it were, that would be critical.
     return "warning" if policy == "warn" else "critical"
 
 
 def _each(
     subject: Subject, words: Callable[[int], str], drop: bool = False, asked: Sequence[int] | None = None
 ) -> Callable[[Judgement], Iterator[Offence]]:
-    """An offence for each image of those `asked` of, or of all, whose `words` are of a row of the table."""
+    """A violation for each refused image, `words` being what is wrong with it; refused rows count in `asked` or all."""
     judged = subject.kept if asked is None else asked
 
     def offences(judgement: Judgement) -> Iterator[Offence]:
@@ -113,6 +123,8 @@ def _of_files(subject: Subject) -> list[Check]:
     sides = {"min_value": params.min_side_px, "max_value": params.max_side_px}
     side_settings = ("validate.min_side_px", "validate.max_side_px", "validate.on_size")
 
+    between = f"{params.min_side_px:,} to {params.max_side_px:,} pixels"
+
     def size(row: int) -> str:
         return f"{facts['width'][row]:,} x {facts['height'][row]:,} pixels"
 
@@ -125,15 +137,17 @@ def _of_files(subject: Subject) -> list[Check]:
             ("ingest.path",),
             "Point it at a folder with images, or drop less",
             lambda judgement: iter([Offence((), f"{judgement.observed or 0} images are left")]),
+            lambda *_: "No usable image is left",
         ),
         Check(
             "unique_ids",
-            "Every image has an id of its own",
+            "Every image has its own id",
             "images",
             Rule("ExpectColumnValuesToBeUnique", {"column": "id"}),
             ("ingest.path",),
             "Rename one of them",
             _each(subject, lambda row: f"id {facts['id'][row]}"),
+            _counting("shares an id with another image"),
         ),
         Check(
             "decoded",
@@ -141,18 +155,20 @@ def _of_files(subject: Subject) -> list[Check]:
             "files",
             Rule("ExpectColumnValuesToBeNull", {"column": "error"}, _severity(params.on_broken)),
             ("validate.on_broken",),
-            "Mend or remove them, or set it to drop",
+            "Fix or remove them, or set it to drop",
             _each(subject, lambda row: str(facts["error"][row]), drop=True, asked=subject.files()),
+            _counting("is unreadable"),
         ),
         *[
             Check(
                 side,
-                f"{side.capitalize()}s are {params.min_side_px:,} to {params.max_side_px:,} pixels",
+                f"{side.capitalize()}s are {between}",
                 "images",
                 Rule("ExpectColumnValuesToBeBetween", {"column": side, **sides}, _severity(params.on_size)),
                 side_settings,
                 "Remove them, widen the range, or set on_size to drop",
                 _each(subject, size, drop=True),
+                _counting(f"has a {side} outside {between}"),
             )
             for side in ("width", "height")
         ],
@@ -168,16 +184,17 @@ def _of_files(subject: Subject) -> list[Check]:
             ("validate.modes", "validate.on_mode"),
             "Convert them, add their mode, or set on_mode to drop",
             _each(subject, lambda row: f"mode {facts['mode'][row]}", drop=True),
+            _counting(f"has a colour mode other than {', '.join(params.modes)}"),
         ),
     ]
 
 
 def _of_copies(subject: Subject) -> list[Check]:
-    params = subject.params
+    params, same_split = subject.params, " of the same split" if subject.splits else ""
     return [
         Check(
             "no_contradiction",
-            "No pixel-identical images are under two labels",
+            "No identical images have conflicting labels",
             "images",
             Rule(
                 "ExpectColumnValuesToBeBetween",
@@ -185,22 +202,23 @@ def _of_copies(subject: Subject) -> list[Check]:
                 _severity(params.on_contradiction),
             ),
             ("validate.on_contradiction",),
-            "Remove the wrong ones, or set it to drop, which drops them all",
+            "Remove those with the wrong label, or set it to drop, which drops all of them",
             _sharing(subject, "pixels_sha256", _drop_all),
+            lambda rows, sets: f"{len(rows):,} identical images{_in_sets(len(sets))} have conflicting labels",
         ),
         Check(
             "no_near_contradiction",
-            "No changed copies of one picture are under two labels",
+            "No near duplicates have conflicting labels",
             "near_pairs",
             Rule("ExpectColumnPairValuesToBeEqual", _sides("label"), _severity(params.on_contradiction)),
             ("validate.on_contradiction",),
-            "Remove the wrong ones, or set it to drop, which drops them all",
+            "Remove those with the wrong label, or set it to drop, which drops all of them",
             _pairs(subject, lambda pair: (pair.first, pair.second)),
-            "pairs",
+            _counting("has conflicting labels", "pair of near duplicates", "pairs of near duplicates"),
         ),
         Check(
             "no_leak",
-            "No pixel-identical images are in two splits",
+            "No image is in two splits",
             "images",
             Rule(
                 "ExpectColumnValuesToBeBetween",
@@ -210,27 +228,29 @@ def _of_copies(subject: Subject) -> list[Check]:
             ("validate.on_leak",),
             "Remove them from one, or set it to drop, which keeps those in the last split",
             _sharing(subject, "pixels_sha256", _drop_all_but_the_last_split),
+            lambda _, sets: _leaking(subject, sets, "is also in"),
         ),
         Check(
             "no_near_leak",
-            "No changed copies of one picture are in two splits",
+            "No near duplicates are in two splits",
             "near_pairs",
             Rule("ExpectColumnPairValuesToBeEqual", _sides("split"), _severity(params.on_near_leak)),
             ("validate.on_near_leak",),
             "Remove them from one, or set it to drop, which keeps those in the last split",
             _pairs(subject, lambda pair: (_earlier_split(subject, pair),)),
-            "pairs",
+            lambda _, pairs: _leaking(subject, pairs, "has a near duplicate in"),
         ),
         *([_of_groups(subject)] if any(group is not None for group in subject.of("group")) else []),
         *([_of_clips(subject.evidence.clips)] if subject.evidence.clips is not None else []),
         Check(
             "no_duplicate",
-            "No image repeats another of its split",
+            f"No image duplicates another one{same_split}",
             "images",
             Rule("ExpectColumnValuesToBeNull", {"column": "copy_of"}, _severity(params.on_duplicate)),
             ("validate.on_duplicate",),
             "Remove them, or set it to drop, which keeps the first",
             _duplicates(subject),
+            _counting(f"duplicates another one{same_split}"),
         ),
     ]
 
@@ -248,14 +268,16 @@ def _of_groups(subject: Subject) -> Check:
         ("validate.on_leak",),
         "Publish one split for all of a group, or set it to drop, which keeps those in the last split",
         _sharing(subject, "group", _drop_all_but_the_last_split),
+        lambda _, groups: f"{len(groups):,} {'group is' if len(groups) == 1 else 'groups are'} in two splits",
     )
 
 
 def _of_clips(clips: "Clips") -> Check:
     name, frames = next(iter(clips.series.items()))
     setting = f"ingest.group_pattern: '{clips.pattern.replace(chr(39), 2 * chr(39))}'"
+    found = f"{clips.frames:,} images look like frames of {len(clips.series):,} clips"
     words = (
-        f"{clips.frames:,} images look like frames of {len(clips.series):,} clips, such as {name} ({len(frames):,}). "
+        f"such as {name} ({len(frames):,}). "
         f"Frames of one clip may get into different splits: {setting} keeps them together"
     )
     return Check(
@@ -266,8 +288,36 @@ def _of_clips(clips: "Clips") -> Check:
         ("ingest.group_pattern",),
         f"Set {setting}",
         lambda _: iter([Offence(tuple(frames), words, words)]),
-        "patterns",
+        lambda *_: found,
     )
+
+
+def _in_sets(number: int) -> str:
+    return f" in {number:,} sets" if number > 1 else ""
+
+
+def _leaking(subject: Subject, sets: Sequence[Offence], predicate: str) -> str:
+    """Such as "3 images of glass are also in test": the images in the earlier splits, and the splits of their copies.
+
+    The label is named where it is the same for all of them, and otherwise their splits.
+    """
+    splits = subject.facts["split"]
+    earlier: set[int] = set()
+    later: set[int] = set()
+    for found in sets:
+        places = {row: SPLITS.index(splits[row]) for row in found.rows if splits[row] in SPLITS}
+        last = max(places.values(), default=0)
+        later.add(last)
+        earlier.update(row for row, place in places.items() if place < last)
+    labels = {subject.facts["label"][row] for row in earlier}
+    origins = sorted({SPLITS.index(splits[row]) for row in earlier})
+    whose = labels.pop() if len(labels) == 1 and None not in labels else _listed(origins)
+    say = _counting(f"{predicate} {_listed(sorted(later))}", f"image of {whose}", f"images of {whose}")
+    return say(sorted(earlier), sets)
+
+
+def _listed(splits: Sequence[int]) -> str:
+    return " and ".join(SPLITS[split] for split in splits)
 
 
 def _sides(column: str) -> dict[str, Any]:
@@ -281,7 +331,7 @@ def _sides(column: str) -> dict[str, Any]:
 def _sharing(
     subject: Subject, column: str, propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]]
 ) -> Callable[[Judgement], Iterator[Offence]]:
-    """An offence for each set of images with the same pixels, or of one group."""
+    """A violation for each set of images with the same pixels, or of one group."""
 
     def offences(judgement: Judgement) -> Iterator[Offence]:
         sets: dict[str, list[int]] = defaultdict(list)
@@ -328,7 +378,7 @@ def _drop_all_but_the_last_split(subject: Subject, rows: Sequence[int]) -> tuple
 
 
 def _pairs(subject: Subject, drop: "Callable[[NearPair], tuple[int, ...]]") -> Callable[[Judgement], Iterator[Offence]]:
-    """An offence for each pair of near copies."""
+    """A violation for each pair of near duplicates."""
 
     def offences(judgement: Judgement) -> Iterator[Offence]:
         for index in judgement.rows:
@@ -354,7 +404,7 @@ def _earlier_split(subject: Subject, pair: "NearPair") -> int:
 
 
 def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Offence]]:
-    """An offence for each image that repeats an earlier one."""
+    """A violation for each image that repeats an earlier one."""
 
     def offences(judgement: Judgement) -> Iterator[Offence]:
         near = {(pair.first, pair.second): pair for pair in subject.evidence.pairs}
@@ -389,8 +439,12 @@ def _of_classes(subject: Subject) -> list[Check]:
             ("validate.min_images_per_class",),
             "Add images of these classes, or lower that number",
             lambda judgement: (Offence((), _short_of_images(subject, classes[i])) for i in judgement.rows),
-            "classes",
-            names=lambda judgement: [classes[i] for i in judgement.rows],
+            _counting(
+                f"has fewer than {params.min_images_per_class:,} {_images(params.min_images_per_class)} in a split",
+                "class",
+                "classes",
+                classes,
+            ),
             recommended=_setting_for_classes("min_images_per_class", fewest),
         ),
         Check(
@@ -408,13 +462,14 @@ def _of_classes(subject: Subject) -> list[Check]:
                 Offence((), f'Class "{totals[i][0]}" has {totals[i][1]} images and the largest has {subject.largest:,}')
                 for i in judgement.rows
             ),
-            "classes",
-            names=lambda judgement: [classes[i] for i in judgement.rows],
+            _counting(
+                f"has less than 1/{params.max_imbalance:g} of the largest one's images", "class", "classes", classes
+            ),
             recommended=_setting_for_classes("max_imbalance", math.ceil(subject.largest / smallest) if smallest else 0),
         ),
         Check(
             "distinct_names",
-            "No two labels differ by case or spaces alone",
+            "No labels differ only by case or spaces",
             "classes",
             Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, _severity(params.on_names)),
             ("ingest.path", "validate.on_names"),
@@ -422,7 +477,7 @@ def _of_classes(subject: Subject) -> list[Check]:
             lambda judgement: (
                 Offence((), f'"{classes[i]}" is written like "{subject.alike()[classes[i]]}"') for i in judgement.rows
             ),
-            "classes",
+            _counting("differs from another one only by case or spaces", "label"),
         ),
     ]
 
@@ -457,36 +512,45 @@ def _of_labels(subject: Subject) -> list[Check]:
     def suspects(judgement: Judgement) -> Iterator[Offence]:
         for row in sorted((subject.kept[index] for index in judgement.rows), key=rank.__getitem__):
             issue = issues[row]
-            words = f"looks like {issue.suggested} and not {issue.given} (confidence {issue.confidence:.2f})"
+            words = f"looks like {issue.suggested} and not {issue.given}, confidence {issue.confidence:.2f}"
             named = f"{subject.facts['path'][row]}: {words}"
             yield Offence((row,), named, words, (Proposal(row, "relabel", issue.suggested),))
 
     doubted = Check(
         "labels",
-        "No label looks wrong to models that have not seen it",
+        "No label looks wrong",
         "images",
         Rule("ExpectColumnValuesToBeNull", {"column": "likely_label"}, _severity(subject.params.on_label_error)),
         ("validate.on_label_error",),
-        f"The models agree with {100 * search.accuracy:.0f} % of the labels; look at these, the least likely "
-        "first, and decide: twinrun data mend",
+        f"A model that had not seen them agrees with {search.accuracy:.0%} of all labels; look at these, the least "
+        "likely first, and decide: twinrun data mend",
         suspects,
+        _counting("looks wrong", "label"),
     )
-    ended = Check(
+    return [_label_search(subject, search.unjudged)] if search.unjudged else [doubted, _label_search(subject)]
+
+
+def _label_search(subject: Subject, unjudged: str | None = None) -> Check:
+    """Whether labels could be judged. That there was no time for it is as critical as a wrong label is.
+
+    Otherwise what is dropped, or stops the pipeline, would depend on how fast the machine is.
+    """
+    finished = subject.evidence.labels is None or subject.evidence.labels.finished
+    return Check(
         "label_search",
-        ". ".join(filter(None, ["The search for wrong labels came to its end", search.unjudged])),
+        "Labels could be judged",
         "searches",
-        # What is dropped, or stops the pipeline, must not depend on how fast the machine is.
         Rule(
-            "ExpectColumnValuesToBeInSet",
-            {"column": "finished", "value_set": [True]},
-            _severity(subject.params.on_label_error),
+            "ExpectColumnValuesToBeNull",
+            {"column": "unjudged"},
+            "warning" if finished else _severity(subject.params.on_label_error),
         ),
-        ("validate.label_errors", "validate.on_label_error"),
-        "Raise budget_s, or lower folds",
-        lambda _: iter([Offence((), f"It was not finished after {subject.params.label_errors.budget_s:g} s")]),
-        "searches",
+        () if finished else ("validate.label_errors", "validate.on_label_error"),
+        "Look through some images of each class" if finished else "Raise budget_s, or lower folds",
+        lambda _: iter([Offence((), str(unjudged).capitalize())]),
+        lambda *_: f"The labels could not be judged: {unjudged}",
+        judges=False,
     )
-    return [ended] if search.unjudged else [doubted, ended]
 
 
 def _of_shortcuts(subject: Subject) -> list[Check]:
@@ -496,7 +560,7 @@ def _of_shortcuts(subject: Subject) -> list[Check]:
 
     def words(shortcut: "Shortcut") -> str:
         what = "the labels" if shortcut.label is None else f'"{shortcut.label}" from all others'
-        told_by = "All of these facts tell" if shortcut.name == "all" else f"{shortcut.name.capitalize()} alone tell"
+        told_by = "All of these facts tell" if shortcut.name == "all" else f"{shortcut.name.capitalize()} alone tells"
         return (
             f"{told_by} {what}: balanced accuracy {shortcut.balanced_accuracy:.3f} "
             f"({shortcut.low:.3f} to {shortcut.high:.3f}), chance {shortcut.chance:.3f}"
@@ -505,7 +569,7 @@ def _of_shortcuts(subject: Subject) -> list[Check]:
     return [
         Check(
             "no_shortcut",
-            f"Facts beside the content get at most {100 * params.max_shortcut:.0f} % of the way to the labels",
+            f"No fact beside the content gets more than {params.max_shortcut:.0%} of the way to the labels",
             "shortcuts",
             Rule(
                 "ExpectColumnValuesToBeBetween",
@@ -515,7 +579,7 @@ def _of_shortcuts(subject: Subject) -> list[Check]:
             ("validate.on_shortcut", "validate.max_shortcut"),
             "Take images of all labels in the same way, or raise that number",
             lambda judgement: (Offence((), words(shortcuts[i])) for i in judgement.rows),
-            "shortcuts",
+            _counting("gives the labels away", "shortcut"),
         )
     ]
 
@@ -525,14 +589,15 @@ def _of_quality(subject: Subject) -> list[Check]:
     return [
         Check(
             f"not_{name.replace(' ', '_')}",
-            meaning,
+            f"No image {predicate}",
             "images",
             Rule("ExpectColumnValuesToBeNull", {"column": flaw_column(name)}, _severity(subject.params.on_quality)),
             ("validate.on_quality",),
             "Look at them, and drop those that show nothing",
             _each(subject, lambda row, name=name: words[name, row], drop=name in _SHOW_NOTHING),  # type: ignore[misc]
+            _counting(predicate),
         )
-        for name, meaning in QUALITY.items()
+        for name, predicate in QUALITY.items()
     ]
 
 
@@ -546,16 +611,16 @@ def _of_drift(subject: Subject) -> list[Check]:
     return [
         Check(
             "no_drift",
-            f"Facts and labels are spread as in {reference}",
+            f"Facts and labels are distributed as in {reference}",
             "drift",
             Rule("ExpectColumnValuesToBeInSet", {"column": "significant", "value_set": [False]}, severity),
             settings,
-            "Find out what changed in how images are taken, or take these for the reference",
+            "Find out what changed in how images are taken, or make these the reference",
             lambda judgement: (
                 Offence((), f"{shift.name}: {shift.measure} {shift.value:.3f}, p {shift.p_value:.2g}")
                 for shift in (drift.shifts[i] for i in judgement.rows)
             ),
-            "facts",
+            _counting(f"is distributed differently than in {reference}", "fact"),
         ),
         Check(
             "same_labels",
@@ -563,13 +628,13 @@ def _of_drift(subject: Subject) -> list[Check]:
             "labels_since_reference",
             Rule("ExpectColumnValuesToBeInSet", {"column": "change", "value_set": ["none"]}, severity),
             settings,
-            "Rename or remove them, or take these for the reference",
+            "Rename or remove them, or make these the reference",
             lambda judgement: (Offence((), f'Label "{changes[i][1]}" is {changes[i][0]}') for i in judgement.rows),
-            "labels",
+            _counting(f"is new or gone since {reference}", "label"),
         ),
         Check(
             "same_images",
-            f"No image of {reference} has another label now",
+            f"No image has another label than in {reference}",
             "images_since_reference",
             Rule("ExpectColumnValuesToBeNull", {"column": "relabelled"}, severity),
             settings,
@@ -578,6 +643,7 @@ def _of_drift(subject: Subject) -> list[Check]:
                 Offence((rows[path],), f"{path}: was {before}, is {now}", f"was {before}, is {now}")
                 for path, before, now in (drift.relabelled[i] for i in judgement.rows)
             ),
+            _counting(f"has another label than in {reference}"),
         ),
     ]
 
@@ -593,9 +659,15 @@ def _of_the_user(subject: Subject) -> list[Check]:
             ("validate.expectations",),
             "Look into them, or change the expectation",
             _asked(subject, str(wanted.arguments.get("column", ""))),
+            _not_meeting(wanted.name),
         )
         for number, wanted in enumerate(subject.params.expectations, 1)
     ]
+
+
+def _not_meeting(expectation: str) -> Says:
+    counted = _counting(f"does not meet {expectation}")
+    return lambda rows, violations: counted(rows, violations) if rows else f"{expectation} is not met"
 
 
 def _asked(subject: Subject, column: str) -> Callable[[Judgement], Iterator[Offence]]:

@@ -17,7 +17,7 @@ def drop_broken(facts: Facts, dropped: Sequence[Drop | None], params: ValidatePa
     """Also take out what could not be decoded, but where it stops the pipeline: nothing else can be done with it."""
     if params.on_broken == "stop":
         return list(dropped)
-    broken = {row: Drop(f"broken: {error}") for row, error in enumerate(facts["error"]) if error is not None}
+    broken = {row: Drop(f"unreadable: {error}") for row, error in enumerate(facts["error"]) if error is not None}
     return drop_rows(dropped, broken)
 
 
@@ -47,11 +47,11 @@ def drop_copies(
     approved: frozenset[int],
     params: ValidateParams,
 ) -> Drops:
-    """Also take out the copies that the policies drop: contradictions, then leaks, then those within a split.
+    """Also take out the copies that the policies drop: conflicting labels, then leaks, then those within a split.
 
-    Contradictions go first, since they leave fewer leaks. Where they stop the pipeline instead, no other policy hides
-    one: a leak under two labels is not dropped, since nothing tells which of both is right. What a person `approved`
-    stays.
+    Conflicting labels go first, since they leave fewer leaks. Where they stop the pipeline instead, no other policy
+    hides them: a leak under two labels is not dropped, since nothing tells which of both is right. What a person
+    `approved` stays.
     """
     drops = _Copies(facts, pairs, list(dropped), approved)
     found = drops.contradictions()
@@ -91,7 +91,7 @@ class _Copies:
         return _Copies(self._facts, self._all_pairs, drop_rows(self.dropped, wanted), self._approved)
 
     def contradictions(self) -> dict[int, Drop]:
-        """The rows that have, themselves or as a changed copy, another label."""
+        """The rows of which an identical image or a near duplicate has another label."""
         labels = self._facts["label"]
         near: dict[int, NearPair] = {}
         for pair in self._pairs:
@@ -99,9 +99,9 @@ class _Copies:
                 near.setdefault(pair.first, pair)
                 near.setdefault(pair.second, pair)
         return {
-            **self._near("contradiction", near, "label"),
+            **self._near("conflicting labels", near, "label"),
             **{
-                row: Drop(f"contradiction: {self._of(other)}, label {labels[other]}", other)
+                row: Drop(f"conflicting labels: {self._of(other)}, label {labels[other]}", other)
                 for row, other in contradicting(self._pixels, labels).items()
             },
         }
@@ -112,7 +112,7 @@ class _Copies:
         return {row: Drop(f"leak: {self._of(other)}", other) for row, other in found.items()}
 
     def near_leaks(self) -> dict[int, Drop]:
-        """The rows of which a changed copy is in a later split."""
+        """The rows of which a near duplicate is in a later split."""
         return self._near("near leak", near_leaked(self._pairs, self._facts["split"]), "split")
 
     def split_groups(self) -> dict[int, Drop]:

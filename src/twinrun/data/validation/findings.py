@@ -1,4 +1,4 @@
-"""What a validation says: offences, findings, the verdict. Plain values; refuses to know how they were come by."""
+"""What a validation says: violations, findings, the verdict. Plain values; they are computed in judging.py."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from twinrun.data.validation.evidence import Evidence
 
 Facts = Mapping[str, Sequence[Any]]
+UNSPLIT = "no split"
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Why a row is taken out, kind first, as in "leak: of a.png", and for a copy the row that it is one of."""
+    """Why a row is taken out, kind first, as in "leak: of a.png", and for a copy the row that it copies."""
 
     reason: str
     partner: int | None = None
@@ -32,9 +33,9 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Offence:
-    """What offends a check: an image, some that are copies of one another, or a class, and in what way.
+    """One violation of a check: an image, some that are copies of one another, or a class, and what is wrong with it.
 
-    `words` name it wholly; `measure` is what stands below its pictures, which have captions.
+    `words` name all of it; `measure` is what stands below its pictures, which have captions.
     """
 
     rows: tuple[int, ...]
@@ -43,17 +44,22 @@ class Offence:
     proposals: tuple[Proposal, ...] = ()
 
 
+Status = Literal["passed", "failed", "warning", "not judged"]
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One check and how the data met it; a failed one of severity critical stops the pipeline.
+    """One check and its result.
 
+    `meaning` is the rule, such as "No image is blurred", and `found` what was found instead, such as "2 images are
+    blurred"; it is empty where the check passed.
     `recommended` is the one setting, with its value, that lets these very data pass, where there is one.
     """
 
     name: str
     meaning: str
     severity: Severity
-    passed: bool
+    status: Status
     found: str
     settings: tuple[str, ...]
     advice: str
@@ -62,9 +68,14 @@ class Finding:
     recommended: str | None = None
 
     @property
-    def status(self) -> Literal["met", "failed", "warning"]:
-        """In a word."""
-        return "met" if self.passed else "failed" if self.severity == "critical" else "warning"
+    def passed(self) -> bool:
+        """Whether the data were judged and meet the rule."""
+        return self.status == "passed"
+
+    @property
+    def stops(self) -> bool:
+        """Whether the data may not be used: the check failed, or it is a critical one that could not be judged."""
+        return self.status == "failed" or (self.status == "not judged" and self.severity == "critical")
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,8 @@ class Verdict:
     """How the data were judged; the lists have an entry for each row of the table.
 
     `dropped` are reasons; `partners` has, for a dropped copy, the row that it is a copy of; `decisions` are those of a
-    person, such as "relabel: it barks"; `units` are equal for near duplicates and for members of a group.
+    person, such as "relabel: it barks"; `counts` are usable images of each class in each split, and those in no split,
+    where there are any, under UNSPLIT; `units` are equal for near duplicates and for members of a group.
     """
 
     findings: list[Finding]
@@ -89,17 +101,22 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """Whether the data may be used."""
-        return not self.failed
+        return not self.stopping
 
     @property
-    def failed(self) -> list[Finding]:
-        """The checks that stop the pipeline."""
-        return [finding for finding in self.findings if finding.status == "failed"]
+    def stopping(self) -> list[Finding]:
+        """The checks that stop the pipeline: those that failed, and critical ones that could not be judged."""
+        return [finding for finding in self.findings if finding.stops]
 
     @property
     def warnings(self) -> list[Finding]:
         """The checks that were not met and stop nothing."""
         return [finding for finding in self.findings if finding.status == "warning"]
+
+    @property
+    def not_judged(self) -> list[Finding]:
+        """The checks that could not be judged and stop nothing."""
+        return [finding for finding in self.findings if finding.status == "not judged" and not finding.stops]
 
     @property
     def reasons(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ from twinrun.data.validation.evidence import (
     search_quality,
     search_shortcuts,
 )
-from twinrun.data.validation.findings import Drop, Finding, Verdict
+from twinrun.data.validation.findings import UNSPLIT, Drop, Finding, Verdict
 from twinrun.data.validation.fixed_splits import FixedSplit, fixed_splits
 from twinrun.data.validation.subject import Subject
 from twinrun.params import ValidateParams
@@ -51,9 +51,9 @@ def judge_table(
 ) -> Verdict:
     """Take out what persons and policies take out, assign splits, search the rest, and have it judged.
 
-    `images` (N, H, W, C) and `table` have a row for each image, `pairs` are of near copies. Where splits are not drawn,
-    only those that the source published count; `fixed` are splits that stay as they are. `docs` is a folder for Great
-    Expectations' own pages.
+    `images` (N, H, W, C) and `table` have a row for each image, `pairs` are near duplicates. Where splits are not
+    drawn, only those that the source published count; `fixed` are splits that stay as they are. `docs` is a folder for
+    Great Expectations' own pages.
     """
     facts: dict[str, list[Any]] = {name: table[name].to_pylist() for name in table.column_names}
     decision = decided(facts, decisions)
@@ -159,10 +159,11 @@ def _broken(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:
 
 
 def _count(facts: dict[str, list[Any]], kept: Sequence[int], classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Usable images of each class in each split."""
+    """Usable images of each class in each split, and in none where there are such."""
     usable = [row for row in kept if facts["error"][row] is None]
     pairs = Counter((facts["label"][row], facts["split"][row]) for row in usable)
-    return {label: {name: pairs[label, name] for name in SPLITS} for label in classes}
+    unsplit = {label: {UNSPLIT: pairs[label, None]} if pairs[label, None] else {} for label in classes}
+    return {label: {**{name: pairs[label, name] for name in SPLITS}, **unsplit[label]} for label in classes}
 
 
 def _findings(asked: "Sequence[Check]", subject: Subject, docs: Path | None) -> list[Finding]:

@@ -38,6 +38,8 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
         "expectations": [
             {
                 **{key: value for key, value in asdict(finding).items() if key != "offences"},
+                "passed": finding.passed,
+                "stops": finding.stops,
                 "offences": len(finding.offences),
                 "first_offences": [
                     {"paths": [paths[row] for row in offence.rows], "what": offence.words}
@@ -65,7 +67,7 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
 
 
 def findings_table(verdict: Verdict, table: "pa.Table") -> "pa.Table":
-    """A row for each image that offends a check: check, severity, number of the offence, image, words, proposal."""
+    """A row for each affected image: check, severity, number of the violation, image, message, proposal."""
     import pyarrow as pa
 
     paths = table["path"].to_pylist()

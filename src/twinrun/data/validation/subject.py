@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from twinrun.data.shortcuts import Shortcut
 
 QUALITY = {
-    "dark": "No image is dark",
-    "bright": "No image is overexposed",
-    "blurred": "No image is blurred",
-    "low information": "No image is nearly empty",
-    "odd size": "No image is of an odd size",
-    "odd aspect": "No image is of an odd aspect",
-    "gray": "No image is gray among colour",
+    "dark": "is dark",
+    "bright": "is overexposed",
+    "blurred": "is blurred",
+    "low information": "is nearly empty",
+    "odd size": "has an unusual size",
+    "odd aspect": "has an unusual aspect ratio",
+    "gray": "is gray among colour images",
 }
 _FACTS = (
     "id", "path", "label", "split", "group", "error", "width", "height", "mode", "format", "file_bytes", "brightness",
@@ -95,7 +95,7 @@ class Subject:
             },
             "shortcuts": {"share": [share_of_way(shortcut) for shortcut in self.evidence.shortcuts]},
             "clips": {"pattern": [self.evidence.clips.pattern] if self.evidence.clips else []},
-            "searches": {"finished": [self.evidence.labels is None or self.evidence.labels.finished]},
+            "searches": {"unjudged": [self.evidence.labels.unjudged if self.evidence.labels else None]},
             "drift": {"significant": [shift.significant for shift in drift.shifts] if drift else []},
             "labels_since_reference": {
                 "change": [change for change, _ in self.changed_labels()],

@@ -1,29 +1,46 @@
-"""The verdict for the terminal, in one line where all is well and in ten where it is not. Pure."""
+"""The verdict for the terminal: one line where all is well, ten at most where it is not. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from twinrun.data.intervals import widest_interval_points
 from twinrun.data.manifest import SPLITS
 from twinrun.data.validation.findings import Finding, Verdict
 
 _LINES = 10
-_OFFENDERS = 3
+_AFFECTED = 3
 _WIDE_POINTS = 10  # from which the interval is worth a line: below about 380 test images
 
 Places = Mapping[str, tuple[int, str]]  # lines of params.yaml by the name of the setting
 
 
 def summary(verdict: Verdict, report: str, places: Places | None, most_lines: int = _LINES) -> str:
-    """What to print: all in one line where every check is met, and otherwise the worst first, in `most_lines`.
+    """What to print: one line where every check passed, and otherwise the worst first, in `most_lines`.
 
     Without `places` there is no params.yaml whose settings could be named.
     """
-    lines = _stopped(verdict, places, most_lines) if verdict.failed else _passed(verdict, most_lines)
-    if verdict.evidence.labels is not None and verdict.evidence.labels.unjudged:
-        lines[0] += f" {verdict.evidence.labels.unjudged}."
-    if verdict.findings and (verdict.failed or verdict.warnings):
+    notes = _unjudged(verdict)
+    room = most_lines - len(notes)
+    lines = _passed(verdict, room) if verdict.passed else _stopped(verdict, places, room)
+    lines += notes
+    if verdict.stopping or verdict.warnings:
         lines.append(f"The report with pictures: {report}")
     return "\n".join(lines)
+
+
+def headline(verdict: Verdict) -> str:
+    """The verdict in one sentence without its full stop, such as "The data passed 22 of 24 checks, with 2 warnings"."""
+    total = len(verdict.findings)
+    unjudged = sum(finding.status == "not judged" for finding in verdict.findings)
+    failed = sum(finding.status == "failed" for finding in verdict.findings)
+    others = [f"{unjudged} could not be judged"] if unjudged else []
+    if not verdict.passed:
+        problems = [f"{failed} of {total} checks failed"] if failed else []
+        return f"The data did not pass: {' and '.join([*problems, *others])}"
+    warnings = len(verdict.warnings)
+    passed = total - warnings - unjudged
+    parts = [f"The data passed {f'{passed} of {total}' if passed < total else f'all {total}'} checks"]
+    parts += [f"{warnings} gave a warning"] if warnings else []
+    return ", ".join([*parts, *others])
 
 
 def _passed(verdict: Verdict, most_lines: int) -> list[str]:
@@ -32,12 +49,8 @@ def _passed(verdict: Verdict, most_lines: int) -> list[str]:
         ", ".join(f"{name} {total:,}" for name, total in totals.items() if total) or f"{len(verdict.dropped):,} images"
     )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(verdict.reasons.items()))
-    met = sum(finding.passed for finding in verdict.findings)
-    checks = (
-        f"{met} checks met" if not verdict.warnings else f"{met} of {len(verdict.findings)} checks met, none failed"
-    )
-    first = f"{checks}. {len(verdict.classes)} classes; {sizes}; dropped: {reasons or 'none'}.{_decided(verdict)}"
-    lines = [first]
+    classes = _count(len(verdict.classes), "class", "classes")
+    lines = [f"{headline(verdict)}. {classes}; {sizes}; dropped: {reasons or 'none'}.{_decided(verdict)}"]
     images = totals["test"]
     if images and (points := widest_interval_points(images)) >= _WIDE_POINTS:
         width = f"the 95% interval of their accuracy is up to {points} points wide"
@@ -46,22 +59,27 @@ def _passed(verdict: Verdict, most_lines: int) -> list[str]:
 
 
 def _stopped(verdict: Verdict, places: Places | None, most_lines: int) -> list[str]:
-    failed, warnings = verdict.failed, verdict.warnings
-    lines = [f"The data did not pass: {len(failed)} of {len(verdict.findings)} checks failed.{_decided(verdict)}"]
+    stopping, warnings = verdict.stopping, verdict.warnings
+    lines = [f"{headline(verdict)}.{_decided(verdict)}"]
     room = most_lines - len(lines) - 1 - bool(warnings)
-    if len(failed) > room:
-        shown, more = failed[: room - 1], f"and {len(failed) - room + 1} more checks failed"
+    if len(stopping) > room:
+        shown, more = stopping[: room - 1], f"and {len(stopping) - room + 1} more"
     else:
-        shown, more = failed, None
+        shown, more = stopping, None
     spare = room - len(shown) - bool(more)
     for finding in shown:
-        named = min(spare, _OFFENDERS, len(finding.offences))
+        named = min(spare, _AFFECTED, len(finding.offences))
         spare -= named
-        lines.append(f"  {finding.meaning}: {_words(finding, named)}{_settings(finding, places)}")
+        lines.append(f"  {_said(finding, alone=not named)}{_settings(finding, places)}")
         lines += [f"    {offence.words}" for offence in finding.offences[:named]]
     if more:
         lines.append(f"  {more}")
     return lines + _warnings(warnings, 1)
+
+
+def _unjudged(verdict: Verdict) -> list[str]:
+    findings = verdict.not_judged
+    return [f"  Not judged: {'; '.join(finding.found for finding in findings)}"] if findings else []
 
 
 def _decided(verdict: Verdict) -> str:
@@ -70,14 +88,17 @@ def _decided(verdict: Verdict) -> str:
     return f" By your decisions: {', '.join(counts)}." if counts else ""
 
 
-def _words(finding: Finding, named: int) -> str:
-    if not named and len(finding.offences) == 1:
-        return finding.offences[0].words
-    return finding.found
+def _said(finding: Finding, alone: bool) -> str:
+    """What was found; where that is one thing, and its line stands `alone`, with its name."""
+    if not alone or len(finding.offences) != 1:
+        return finding.found
+    offence = finding.offences[0]
+    name = offence.words.removesuffix(f": {offence.measure}")
+    return f"{finding.found}: {offence.words if name == offence.words else f'{name} ({offence.measure})'}"
 
 
 def _settings(finding: Finding, places: Places | None) -> str:
-    if places is None:
+    if places is None or not finding.settings:
         return ""
     if finding.recommended is not None:
         name = finding.recommended.partition(":")[0]
@@ -87,8 +108,12 @@ def _settings(finding: Finding, places: Places | None) -> str:
     return f" (params.yaml, {' and '.join(named)})"
 
 
-def _warnings(warnings: list[Finding], room: int) -> list[str]:
+def _warnings(warnings: Sequence[Finding], room: int) -> list[str]:
     """Each warning in a line where there is room for it, and all in one where not."""
     if len(warnings) <= room:
-        return [f"  Warning: {finding.meaning}: {_words(finding, 0)}" for finding in warnings]
-    return ["  Warnings: " + "; ".join(f"{finding.name} {finding.found}" for finding in warnings)]
+        return [f"  Warning: {_said(finding, alone=True)}" for finding in warnings]
+    return [f"  Warnings: {'; '.join(finding.found for finding in warnings)}"]
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
