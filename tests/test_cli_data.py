@@ -122,13 +122,15 @@ def test_labels_that_no_model_can_tell_are_not_judged_and_no_findings(photos: Pa
         (photos / "swapped").rename(other)
 
     judged = _twinrun(photos.parent, "data", "check", "photos")
-    unasked = _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
+    unasked = _twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--out", "unasked")
 
     assert judged.code == 0, judged.said
     _, first, second = judged.said.splitlines()
     assert first.startswith("The data passed 22 of 23 checks, 1 could not be judged.")
     assert second.startswith("  Not judged: The labels could not be judged: the quick model agrees with only ")
-    assert '<td class="nj">? <span>not judged</span></td>' in (photos.parent / "twinrun-check/index.html").read_text()
+    assert '<td class="nj">? <span>not judged</span></td>' in (photos.parent / "twinrun-check/index.html").read_text(
+        "utf-8"
+    )
     assert unasked.code == 0, unasked.said
     assert "abels" not in unasked.said
 

@@ -275,11 +275,8 @@ def _of_groups(subject: Subject) -> Check:
 def _of_clips(clips: "Clips") -> Check:
     name, frames = next(iter(clips.series.items()))
     setting = f"ingest.group_pattern: '{clips.pattern.replace(chr(39), 2 * chr(39))}'"
-    found = f"{clips.frames:,} images look like frames of {len(clips.series):,} clips"
-    words = (
-        f"such as {name} ({len(frames):,}). "
-        f"Frames of one clip may get into different splits: {setting} keeps them together"
-    )
+    found = f"{clips.frames:,} images look like frames of {len(clips.series):,} clips, such as {name} ({len(frames):,})"
+    words = f"frames of one clip may get into different splits; {setting} keeps them together"
     return Check(
         "clips_are_groups",
         "Frames of one clip are one group",
