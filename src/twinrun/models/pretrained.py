@@ -170,24 +170,22 @@ def _read(path: Path) -> bytes:
 
 
 def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
-    import pickle
-
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         if path.suffix == ".safetensors":
             return load(data)
         content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # what is no such file makes the readers raise anything
         raise ModelError(
-            f"{path} is not a file of weights ({_SETTING}): {str(error).splitlines()[0]}. It should be .safetensors, "
-            "or a PyTorch file that holds tensors alone."
+            f"{path} is not a file of weights ({_SETTING}): {str(error).partition(chr(10))[0]}. It should be "
+            ".safetensors, or a PyTorch file that holds tensors alone."
         ) from None
     for name in ("state_dict", "model"):  # where training scripts keep the weights beside other things
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    tensors = {str(name): tensor for name, tensor in dict(content).items() if isinstance(tensor, Tensor)}
+    entries = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(name): tensor for name, tensor in entries if isinstance(tensor, Tensor)}
     if not tensors:
         raise ModelError(f"{path} has no tensors in it ({_SETTING}). It should be a state dict.")
     return tensors
