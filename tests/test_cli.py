@@ -62,7 +62,16 @@ def test_help_answers_at_once_and_shows_every_command() -> None:
         cpu_seconds.append(os.times().children_user - used)
 
     assert min(cpu_seconds) < 0.5
-    for word in ("models", "promote", "rollback", "sync", "show", "mlflow models serve", "/invocations"):
+    for word in (
+        "models",
+        "promote",
+        "rollback",
+        "predict photos",
+        "sync",
+        "show",
+        "mlflow models serve",
+        "/invocations",
+    ):
         assert word in printed.stdout
 
 
