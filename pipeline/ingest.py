@@ -1,4 +1,4 @@
-"""Stage `ingest`: a source -> the pack of decoded images, their facts and near copies. Run with `dvc repro ingest`."""
+"""Stage `ingest`: a source -> the pack of images, their facts and near duplicates. Run with `dvc repro ingest`."""
 
 from pathlib import Path
 

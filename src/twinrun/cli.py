@@ -27,7 +27,7 @@ Training, evaluation and registration are DVC's: [bold]dvc repro[/bold]. This is
 
 Before:
 
-[bold]twinrun data check photos[/bold]  look for leaks, wrong labels and broken files in any folder of images
+[bold]twinrun data check photos[/bold]  look for leaks, wrong labels and unreadable images in any folder
 
 [bold]twinrun data mend[/bold]          propose drops and relabels for what validate found
 
@@ -45,9 +45,9 @@ A day with it:
 
 [bold]twinrun reproduce 3[/bold]            train version 3 again: are the weights the same?
 
-[bold]twinrun diff 2 3[/bold]               what differs between two runs, and what came of it
+[bold]twinrun diff 2 3[/bold]               what differs between two runs, and the results
 
-[bold]twinrun doctor[/bold]                 check the whole set-up, and how to mend it
+[bold]twinrun doctor[/bold]                 check the whole set-up, and how to fix it
 
 [bold]twinrun ui[/bold]                     the runs in MLflow's pages
 
@@ -101,7 +101,7 @@ def models(model: Model = None) -> None:
     table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("version", "aliases", "passed", "accuracy", "balanced", "log loss", "weights", "fingerprint", "run"):
         table.add_column(column, no_wrap=True)
-    table.add_column("made", no_wrap=True)
+    table.add_column("created", no_wrap=True)
     for each in versions:
         table.add_row(
             str(each.version),
@@ -161,7 +161,7 @@ def sync() -> None:
     """Bring MLflow up to date with the files.
 
     Publishes what was recorded while the tracker was away, results that DVC restored or pulled, and what evaluation
-    found out; marks runs KILLED whose process is dead. Nothing is published twice.
+    found; marks runs KILLED whose process is dead. Nothing is published twice.
 
     Example: MLFLOW_TRACKING_URI=http://mlflow.example:5000 twinrun sync
     """
@@ -236,8 +236,9 @@ def reproduce(
 ) -> None:
     """Train a run again from its commit and its data, and say whether it gives the same weights.
 
-    Whatever cannot be had again is said before anything is computed. The verdict is recorded on both runs. Exit code:
-    0 identical, 3 equivalent (another processor or library, and metrics within the run's interval), 4 different.
+    Whatever is missing or cannot be restored is reported before anything is computed. The verdict is recorded on both
+    runs. Exit code: 0 identical, 3 equivalent (another processor or library, and metrics within the run's interval), 4
+    different.
 
     Examples: twinrun reproduce 3, twinrun reproduce 5f2c --keep, twinrun reproduce @champion --data workspace
     """
@@ -259,7 +260,7 @@ def compare(
     after: Annotated[str, typer.Argument(help="Another one.")],
     model: Model = None,
 ) -> None:
-    """Say what differs between two runs: code, params, data, environment, hardware; then what came of it.
+    """Say what differs between two runs: code, params, data, environment, hardware; then the results.
 
     Examples: twinrun diff 2 3, twinrun diff @champion 5f2c
     """
@@ -277,7 +278,7 @@ def compare(
 def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Hash the DVC cache and data/out again.")] = False,
 ) -> None:
-    """Check the whole set-up; every finding names the command that mends it. Exit code: 0 none, 1 findings.
+    """Check the whole set-up; every finding names the command that fixes it. Exit code: 0 none, 1 findings.
 
     Looks at code, params, environment, dvc.yaml, tracker, store, journals, runs, registry, locks, twins, resume and
     data, and changes nothing.
@@ -293,9 +294,9 @@ def doctor(
         wrong = sum(not finding.harmless for finding in check.findings)
         print(f"{'!!' if wrong else 'ok'}  {check.name:<12} {check.seen}", flush=True)
         for finding in check.findings:
-            print(f"      {finding.problem}\n      mend: {finding.mend}", flush=True)
+            print(f"      {finding.problem}\n      fix: {finding.fix}", flush=True)
         found += wrong
-    print(f"\n{found} finding{'' if found == 1 else 's'}." if found else "\nNothing was found.")
+    print(f"\n{found} finding{'' if found == 1 else 's'}." if found else "\nNo problems found.")
     raise SystemExit(1 if found else 0)
 
 
@@ -392,7 +393,7 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
 def _energy(card: dict[str, Any]) -> str:
     meters = {"energy_j": "processors", "gpu_energy_j": "GPUs"}
     told = [f"{card[name]} J by the {whose}" for name, whose in meters.items() if card.get(name) is not None]
-    return ", ".join(told) or "not known: the training was resumed, or the machine does not tell"
+    return ", ".join(told) or "not known: the training was resumed, or the machine does not report it"
 
 
 def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

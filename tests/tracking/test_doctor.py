@@ -1,4 +1,4 @@
-"""Every finding is about what is really wrong, and names what mends it."""
+"""Every finding is about what is really wrong, and names what fixes it."""
 
 import json
 import os
@@ -31,10 +31,10 @@ def findings(project: Path, part: str, *, deep: bool = False) -> list[Finding]:
     return next(list(check.findings) for check in examine(project, deep=deep) if check.name == part)
 
 
-def mend(finding: Finding) -> None:
+def fix(finding: Finding) -> None:
     """Do what the finding says."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(finding.mend, shell=True, check=True, capture_output=True, env={**environment, "PYTHONPATH": "src"})
+    subprocess.run(finding.fix, shell=True, check=True, capture_output=True, env={**environment, "PYTHONPATH": "src"})
 
 
 def dead_process() -> dict[str, object]:
@@ -50,16 +50,16 @@ def test_a_project_in_order_has_no_findings_but_those_of_its_environment(trained
     assert "was moved here from" in store[0].problem
 
 
-def test_a_moved_store_is_mended_by_what_the_finding_says(trained: Path) -> None:
+def test_a_moved_store_is_fixed_by_what_the_finding_says(trained: Path) -> None:
     (finding,) = findings(trained, "store")
 
-    mend(finding)
+    fix(finding)
 
     assert findings(trained, "store") == []
 
 
 def test_a_moved_store_without_a_record_of_its_place_is_found(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mend(findings(trained, "store")[0])
+    fix(findings(trained, "store")[0])
     (trained / "mlruns/.location").unlink()
     assert findings(trained, "store") == []
 
@@ -68,7 +68,7 @@ def test_a_moved_store_without_a_record_of_its_place_is_found(trained: Path, mon
 
     (finding,) = findings(moved, "store")
     assert f"was moved here from {trained / 'mlruns'}" in finding.problem
-    mend(finding)
+    fix(finding)
     assert findings(moved, "store") == []
 
 
@@ -78,7 +78,7 @@ def test_uncommitted_changes_are_named(trained: Path) -> None:
     (finding,) = findings(trained, "code")
 
     assert "1 file (params.yaml) is not committed" in finding.problem
-    assert finding.mend.startswith("git add")
+    assert finding.fix.startswith("git add")
 
 
 def test_a_package_in_another_version_than_the_locks_is_named(trained: Path) -> None:
@@ -88,10 +88,10 @@ def test_a_package_in_another_version_than_the_locks_is_named(trained: Path) -> 
     found = findings(trained, "environment")
 
     assert "numpy" in found[0].problem
-    assert found[0].mend == REINSTALL
+    assert found[0].fix == REINSTALL
 
 
-def test_what_mends_the_environment_installs_it_again_though_its_mark_is_right(tmp_path: Path) -> None:
+def test_what_fixes_the_environment_installs_it_again_though_its_mark_is_right(tmp_path: Path) -> None:
     programs = tmp_path / ".venv/bin"
     programs.mkdir(parents=True)
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
@@ -112,7 +112,7 @@ def test_secrets_and_images_that_are_untracked_are_named_and_never_added(trained
     (trained / "photo.png").write_bytes(b"pixels")
 
     secret, image = findings(trained, "code")
-    mend(secret)
+    fix(secret)
 
     assert "1 file (.env) is untracked, not ignored, and named as secrets are" in secret.problem
     assert "photo.png" in image.problem
@@ -128,7 +128,7 @@ def test_a_version_that_is_not_in_the_registry_is_named(trained: Path) -> None:
     (removed,) = findings(trained, "registry")
 
     assert "names version 3 of twinrun-digits, which sqlite:" in lacking.problem
-    assert lacking.mend == removed.mend == "dvc repro -f -s register"
+    assert lacking.fix == removed.fix == "dvc repro -f -s register"
     assert not (trained / "mlruns").exists()
 
 
@@ -141,7 +141,7 @@ def test_a_training_given_up_a_week_ago_is_told_and_is_no_error(trained: Path) -
             os.utime(path, (time.time() - age_s,) * 2)
 
     (finding,) = findings(trained, "resume")
-    mend(finding)
+    fix(finding)
 
     assert finding.harmless
     assert ".twinrun/resume/old (3.0 MB) is of a training that was left 9 d ago" in finding.problem
@@ -170,7 +170,7 @@ def test_a_tracker_that_is_away_is_one_finding_and_the_rest_is_looked_at(
     assert findings(trained, "data") == []
 
 
-def test_a_training_that_died_and_one_that_waits_are_mended_by_sync(trained: Path) -> None:
+def test_a_training_that_died_and_one_that_waits_are_fixed_by_sync(trained: Path) -> None:
     waiting = Journal.create(trained, name="one that waits", experiment="twinrun-digits")
     waiting.end()
     waiting.close()
@@ -181,7 +181,7 @@ def test_a_training_that_died_and_one_that_waits_are_mended_by_sync(trained: Pat
 
     found = findings(trained, "journals")
 
-    assert {finding.mend for finding in found} == {"twinrun sync"}
+    assert {finding.fix for finding in found} == {"twinrun sync"}
     assert any("not yet in MLflow" in finding.problem for finding in found)
     assert any(f"was left by process {os.getpid()}, dead" in finding.problem for finding in found)
 
@@ -211,10 +211,10 @@ def test_a_run_whose_process_died_and_whose_journal_is_gone_is_marked_killed_by_
     client.log_metric(run_id, "train_loss", 0.5, timestamp=1_700_000_000_000)
 
     (finding,) = findings(trained, "runs")
-    mend(finding)
+    fix(finding)
 
     run = client.get_run(run_id)
-    assert finding.mend == "twinrun sync"
+    assert finding.fix == "twinrun sync"
     assert (run.info.status, run.info.end_time) == ("KILLED", 1_700_000_000_000)
     assert findings(trained, "runs") == []
 
@@ -242,7 +242,7 @@ def test_another_python_than_that_of_the_model_here_is_named(trained: Path) -> N
     found = [finding for finding in findings(trained, "environment") if "Python" in finding.problem]
 
     assert "trained with Python 3.2.1" in found[0].problem
-    assert found[0].mend == "rm -rf .venv && make setup PYTHON=python3.2"
+    assert found[0].fix == "rm -rf .venv && make setup PYTHON=python3.2"
 
 
 def test_the_command_exits_with_1_where_something_was_found(trained: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_command_exits_with_1_where_something_was_found(trained: Path) -> No
     )
 
     assert done.returncode == 1
-    assert "mend: unset MLFLOW_TRACKING_URI" in done.stdout
+    assert "fix: unset MLFLOW_TRACKING_URI" in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -261,7 +261,7 @@ def test_a_lock_that_is_held_names_who_holds_it_and_since_when(trained: Path, lo
     (finding,) = findings(trained, "locks")
 
     assert f"train.lock is held by process {locked}, which began" in finding.problem
-    assert finding.mend.endswith(f"kill {locked}")
+    assert finding.fix.endswith(f"kill {locked}")
 
 
 def test_a_lock_file_that_nobody_holds_is_no_finding(trained: Path) -> None:
@@ -271,13 +271,13 @@ def test_a_lock_file_that_nobody_holds_is_no_finding(trained: Path) -> None:
     assert findings(trained, "locks") == []
 
 
-def test_a_twin_that_was_left_behind_is_mended_by_what_the_finding_says(trained: Path) -> None:
+def test_a_twin_that_was_left_behind_is_fixed_by_what_the_finding_says(trained: Path) -> None:
     folder = trained / ".twinrun/twins/left"
     subprocess.run(["git", "worktree", "add", "--detach", "--quiet", str(folder)], check=True)
     write_json({"keep": False, "process": dead_process()}, folder.with_name("left.json"))
 
     (finding,) = findings(trained, "twins")
-    mend(finding)
+    fix(finding)
 
     assert findings(trained, "twins") == []
     assert not folder.exists()
@@ -297,7 +297,7 @@ def test_a_bit_flip_in_the_cache_is_seen_only_by_hashing_again(trained: Path) ->
     (finding,) = findings(trained, "data", deep=True)
 
     assert "is damaged" in finding.problem
-    assert shlex.split(finding.mend)[:2] == ["rm", "-f"]
+    assert shlex.split(finding.fix)[:2] == ["rm", "-f"]
 
 
 def members(project: Path, out: str) -> dict[str, Path]:
@@ -310,23 +310,23 @@ def members(project: Path, out: str) -> dict[str, Path]:
     return {each["relpath"]: cache / each["md5"][:2] / each["md5"][2:] for each in entries}
 
 
-def test_a_file_of_a_folder_that_the_cache_lost_is_named_and_mended_by_a_commit(trained: Path) -> None:
+def test_a_file_of_a_folder_that_the_cache_lost_is_named_and_fixed_by_a_commit(trained: Path) -> None:
     members(trained, REPORT)["index.html"].unlink()
 
     (finding,) = findings(trained, "data")
-    mend(finding)
+    fix(finding)
 
     assert f"1 file ({REPORT}/index.html) is not in the DVC cache" in finding.problem
     assert findings(trained, "data", deep=True) == []
 
 
-def test_a_file_of_a_folder_that_was_changed_here_is_seen_by_hashing_and_mended(trained: Path) -> None:
+def test_a_file_of_a_folder_that_was_changed_here_is_seen_by_hashing_and_fixed(trained: Path) -> None:
     for name, content in (("model.json", b"{}"), ("more.json", b"")):
         (trained / BUNDLE / name).unlink(missing_ok=True)  # it may be a link to the cache
         (trained / BUNDLE / name).write_bytes(content)
 
     shallow, (finding,) = findings(trained, "data"), findings(trained, "data", deep=True)
-    mend(finding)
+    fix(finding)
 
     assert shallow == []
     assert f"{BUNDLE} (2 files (model.json, more.json)" in finding.problem
@@ -340,12 +340,12 @@ def test_a_file_of_a_folder_that_is_damaged_in_the_cache_names_the_stage_that_ma
 
     found = findings(trained, "data", deep=True)
 
-    assert any("is damaged" in each.problem and "dvc repro --force train" in each.mend for each in found)
+    assert any("is damaged" in each.problem and "dvc repro --force train" in each.fix for each in found)
 
 
-def test_what_is_missing_in_the_cache_and_is_here_is_mended_by_a_commit(trained: Path) -> None:
+def test_what_is_missing_in_the_cache_and_is_here_is_fixed_by_a_commit(trained: Path) -> None:
     shutil.rmtree(trained / ".dvc/cache")
 
     found = findings(trained, "data")
 
-    assert any(PACK in finding.problem and finding.mend == "dvc commit ingest" for finding in found)
+    assert any(PACK in finding.problem and finding.fix == "dvc commit ingest" for finding in found)

@@ -1,4 +1,4 @@
-"""The table of near copies, near.parquet: a row for each pair of images of which one is a changed copy of the other."""
+"""The table of near duplicates, near.parquet: a row for each pair of images that show the same picture."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -29,7 +29,9 @@ def read_pairs(path: Path) -> list[NearPair]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Make it: dvc repro ingest") from None
     except (pa.ArrowInvalid, OSError, TypeError) as error:
-        raise DataError(f"{path} is not a table of near copies ({error}). Make it again: dvc repro -f ingest") from None
+        raise DataError(
+            f"{path} is not a table of near duplicates ({error}). Create it again: dvc repro -f ingest"
+        ) from None
 
 
 def _schema() -> "pa.Schema":

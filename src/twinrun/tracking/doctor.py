@@ -1,4 +1,4 @@
-"""A check of the whole set-up. It looks and changes nothing; every finding names the command that mends it."""
+"""A check of the whole set-up. It looks and changes nothing; every finding names the command that fixes it."""
 
 import json
 import os
@@ -50,10 +50,10 @@ _GIVEN_UP_S = 7 * 86400
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, or, where it is `harmless`, only worth knowing; and the command that mends it."""
+    """What is wrong, or, where it is `harmless`, only worth knowing; and the command that fixes it."""
 
     problem: str
-    mend: str
+    fix: str
     harmless: bool = False
 
 
@@ -197,8 +197,8 @@ def _tracker(tracker: Tracker) -> tuple[str, list[Finding]]:
         with closing(sqlite3.connect(f"file:{tracker.database}?mode=ro", uri=True, timeout=10)) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
-            mend = f"sqlite3 {tracker.database} .recover | sqlite3 mended.db"
-            return tracker.uri, [Finding(f"{tracker.database} is damaged: {found}", mend)]
+            fix = f"sqlite3 {tracker.database} .recover | sqlite3 recovered.db"
+            return tracker.uri, [Finding(f"{tracker.database} is damaged: {found}", fix)]
     return tracker.uri, []
 
 

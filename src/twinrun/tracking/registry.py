@@ -84,7 +84,7 @@ class Registry:
     """One registered model in one store."""
 
     def __init__(self, tracker: Tracker, name: str, *, only_looking: bool = False) -> None:
-        """Raises TrackingError, naming the store, where it cannot be reached. `only_looking` mends no store."""
+        """Raises TrackingError, naming the store, where it cannot be reached. `only_looking` changes no store."""
         require_reachable(tracker)
         self.tracker = tracker
         self.name = name

@@ -1,4 +1,4 @@
-"""Mending the local MLflow store after the project's folder was moved or copied: `python -m twinrun.tracking.relocate`.
+"""Fixing the local MLflow store after the project's folder was moved or copied: `python -m twinrun.tracking.relocate`.
 
 MLflow keeps absolute places of artifacts in its database; in a moved project they point nowhere, and the artifacts seem
 to be gone, with no error. Here they are rewritten. Only the standard library, since every shell that enters the project
@@ -90,7 +90,7 @@ def _former_locations(connection: sqlite3.Connection, columns: list[tuple[str, s
 
 
 def main() -> None:
-    """Mend the store of the project in the working folder, and say so if there was something to mend."""
+    """Fix the store of the project in the working folder, and say so if it was moved."""
     try:
         rewritten = relocate(Path("mlruns"))
     except (OSError, sqlite3.Error) as error:

@@ -101,7 +101,7 @@ def require_reachable(tracker: Tracker, timeout_s: float = 5) -> None:
 
 
 def open_client(tracker: Tracker) -> "MlflowClient":
-    """A client of the store, which is created, or mended where the project was moved. Imports MLflow (3 s).
+    """A client of the store, which is created, or fixed where the project was moved. Imports MLflow (3 s).
 
     Raises TrackingError, naming the store, where it refuses; a server is not asked anything yet.
     """
@@ -126,7 +126,7 @@ def open_client(tracker: Tracker) -> "MlflowClient":
 
 
 def look_client(tracker: Tracker) -> "MlflowClient":
-    """A client of a store that is there, for whoever only looks: nothing is created, and nothing mended."""
+    """A client of a store that is there, for whoever only looks: nothing is created or changed."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     return _client(tracker)

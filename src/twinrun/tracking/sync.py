@@ -61,7 +61,7 @@ class SyncReport:
             )
         if self.attached:
             lines.append(f"Added to the run: {', '.join(self.attached)}.")
-        lines += [f"The data were refused: run {name!r}, FAILED, has the report." for name in self.failures]
+        lines += [f"The data did not pass: run {name!r} (FAILED) has the report." for name in self.failures]
         lines += [f"Run {short(run_id)} was left by a dead process; it is marked KILLED now." for run_id in self.killed]
         lines += [
             f"MLflow refused {_count(number, 'event')} of run {short(run_id)}; data/out/train/journal.jsonl has them."
@@ -101,7 +101,7 @@ def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float
             if asks:
                 _mark_left(tracker, report)
     except Timeout:
-        report.problem = "another `twinrun sync` is at it."
+        report.problem = "another `twinrun sync` is running."
     except Exception as error:  # whatever a tracker does, the files are the truth and wait
         report.problem = f"{type(error).__name__}: {error}"
     report.pending = sum(
@@ -376,7 +376,7 @@ def _over(folder: Path) -> bool:
 
 
 def _held(folder: Path) -> bool:
-    """Whether a publisher is at this journal just now."""
+    """Whether a publisher is working on this journal."""
     with _publisher_lock(folder) as mine:
         return not mine
 

@@ -19,7 +19,7 @@ def require_commit(root: Path, commit: str) -> None:
     """Raise RepositoryError, with what to do, where the repository does not hold `commit`."""
     if run_git(root, "cat-file", "-e", f"{commit}^{{commit}}").returncode:
         raise RepositoryError(
-            f"The commit {commit} is not in this repository, so the run's code cannot be had.\n"
+            f"The commit {commit} is not in this repository, so the run's code is missing.\n"
             f"It may be in another clone: git fetch --all (or git fetch REMOTE {commit}), and run again."
         )
 
