@@ -85,14 +85,18 @@ def write_report(
         "reliability.png": reliability_picture(
             calibration_bins(predictions.targets, predictions.probabilities, bins), scores.calibration_error
         ),
-        "learning_curves.png": curves_picture(history),
         "features.png": features_picture(example.image, shown, answer),
     }
+    epochs = len(history.epoch)
+    if epochs > 1:
+        pictures["learning_curves.png"] = curves_picture(history)
     if mistakes.mistakes:
         pictures["mistakes.png"] = mistakes_picture(mistakes.images, mistakes.mistakes)
     values = {
         "title": f"{model.architecture}: {_percent(scores.accuracy)} of {_counted(headline)}",
-        "kind": f"{model.architecture} · {len(predictions.classes)} classes · {len(history.epoch)} epochs",
+        "kind": f"{model.architecture} · {len(predictions.classes)} classes"
+        + (f" · {epochs} epochs" if epochs > 1 else ""),
+        "several_epochs": epochs > 1,
         "verdict": verdict(headline),
         "findings": findings(headline, pairs),
         "out_of_fold": headline.source == "cross-validation",
