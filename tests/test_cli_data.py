@@ -53,6 +53,9 @@ def test_a_clean_folder_passes_in_one_line_and_one_with_faults_is_shown_on_a_pag
     assert clean.said.startswith("Folders read as [label], as in cat: 2 classes (cat 30, dog 30).\n")
     assert len(clean.said.splitlines()) == 2
     assert "The report" not in clean.said
+    shown = (photos.parent / "clean/index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<td>(\w+)</td>\s*<td class="number">(\d+)</td>', shown) == [("cat", "30"), ("dog", "30")]
+    assert shown.partition("Samples of each class")[2].count("<img") == 20
     assert found.code == 1
     assert "cat/page.jpg: is an HTML page named .jpg" in found.said
     assert "cat/3.png (cat) ~ dog/copy.jpg (dog): mirrored" in found.said
@@ -76,7 +79,7 @@ def test_a_folder_without_labels_is_checked_too(photos: Path) -> None:
     found = _twinrun(photos, "data", "check", ".")
 
     assert found.code == 1, found.said
-    assert "cat3.png (no label) ~ other.jpg (no label): re-encoded" in found.said
+    assert "1 image duplicates another one: cat3.png (no label) ~ other.jpg (no label) (re-encoded, " in found.said
     result = json.loads((photos / "twinrun-check/result.json").read_bytes())
     assert [each["name"] for each in result["expectations"] if not each["passed"]] == ["no_duplicate"]
 

@@ -137,8 +137,16 @@ def validate(project: Path, report: str = "<html></html>", *, passed: bool = Tru
     """Leave what the validate stage leaves."""
     out = project / "data/out/validate"
     status = "passed" if passed else "failed"
-    check = {"name": "no_leaks", "status": status, "passed": passed, "stops": not passed, "found": report}
-    unsure = {"name": "label_search", "status": "not judged", "stops": False, "found": "The labels could not be judged"}
+    check = {
+        "name": "no_leaks",
+        "severity": "critical",
+        "status": status,
+        "passed": passed,
+        "stops": not passed,
+        "found": report,
+    }
+    unsure = {"name": "label_search", "severity": "warning", "status": "not judged", "passed": False, "stops": False}
+    unsure["found"] = "The labels could not be judged"
     images = {"total": 12, "kept": 10, "dropped": {"no_blur": 2}}
     write_text(report, out / "report/index.html")
     write_text(report, out / "data_docs/index.html")

@@ -245,8 +245,22 @@ def test_what_validation_said_of_a_trainings_data_is_added_so_that_its_links_hol
         "findings": "no_blur 2",
     }
     assert run.table("validation/checks.json") == [
-        {"check": "no_leaks", "passed": True, "severity": "critical", "found": 0, "result": "the data as trained on"}
+        {
+            "check": "no_leaks",
+            "status": "passed",
+            "severity": "critical",
+            "found": 0,
+            "result": "the data as trained on",
+        },
+        {
+            "check": "label_search",
+            "status": "not judged",
+            "severity": "warning",
+            "found": 0,
+            "result": "The labels could not be judged",
+        },
     ]
+    assert run.tags["data.not_judged"] == "The labels could not be judged"
 
 
 @pytest.mark.parametrize("dvc", [True, False])

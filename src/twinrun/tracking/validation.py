@@ -133,7 +133,7 @@ def _log_checks(client: "MlflowClient", run_id: str, result: dict[str, Any]) -> 
             "check": check.get("name"),
             "status": check.get("status", "passed" if check.get("passed") else "failed"),
             "severity": check.get("severity"),
-            "found": counts.get(check.get("name"), 0),
+            "found": 0 if check.get("name") in unjudged else counts.get(check.get("name"), 0),
             "result": check.get("found") or check.get("meaning"),
         }
         for check in checks
