@@ -170,7 +170,8 @@ def test_a_model_of_this_folder_is_shown_though_the_tracker_is_away(
     ended = twinrun("show", journal.id[:6])
 
     assert ended.code == 0
-    assert "recorded in this folder" in ended.out
+    assert re.search(r"^run +lenet5 on digits \(FINISHED\)\s+id +none yet: the run is not in MLflow", ended.out)
+    assert journal.id[:6] not in ended.out
     assert re.search(r"untracked, left out +notes\.pdf", ended.out)
     assert "cannot be reached" in ended.err
 

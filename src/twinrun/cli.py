@@ -349,7 +349,7 @@ def _show(facts: Any) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("run", f"{facts.title} ({facts.status})")
-    table.add_row("id", facts.run_id)
+    table.add_row("id", "none yet: the run is not in MLflow" if facts.is_unpublished else facts.run_id)
     for name, value in sorted(facts.metrics.items()):
         table.add_row(name, f"{value:.6g}")
     if twin_of := facts.tags.get("twinrun.twin_of"):

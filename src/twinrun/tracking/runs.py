@@ -28,13 +28,14 @@ class RunFacts:
     card: dict[str, Any] | None
 
     @property
-    def title(self) -> str:
-        """What to call the run: its name, and its short id where the name lacks it.
+    def is_unpublished(self) -> bool:
+        """Whether MLflow has given the run no id yet; `run_id` is its journal's then, which is not printed."""
+        return self.card is not None and self.card.get("journal_id") == self.run_id
 
-        A run that is not in MLflow yet has a name alone: its id is the journal's then, which is nobody's business.
-        """
-        waits = self.card is not None and self.card.get("journal_id") == self.run_id
-        return self.name if waits else titled(self.name, self.run_id)
+    @property
+    def title(self) -> str:
+        """What to call the run: its name, and its short id where there is one and the name lacks it."""
+        return self.name if self.is_unpublished else titled(self.name, self.run_id)
 
 
 def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
