@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from twinrun.publish import write_json
-from twinrun.tracking.metric_names import TEST_METRICS
+from twinrun.tracking.metric_names import HEADLINE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +30,7 @@ _TABLES_TAG = "mlflow.loggedArtifacts"
 _WIDTHS_PX = {
     "tags.`mlflow.runName`": None,
     "attributes.start_time": None,
-    f"metrics.`{TEST_METRICS['accuracy']}`": 110,
+    f"metrics.`{HEADLINE}`": 110,
     "params.`train.model`": 120,
     "duration": 80,
     "attributes.`Dataset`": 130,
