@@ -107,7 +107,7 @@ def _prepare(params: Params) -> Job:
 
 
 def _open_journal(job: Job, params: Params, code: Code) -> Journal:
-    name = f"{params.train.model} on {params.ingest.source}"
+    name = f"{params.train.model} on {params.ingest.data_name}"
     journal = Journal.resume(
         PROJECT,
         job.checkpoints.owner(),
@@ -123,9 +123,9 @@ def _open_journal(job: Job, params: Params, code: Code) -> Journal:
     if TWIN_VARIABLE in os.environ:
         journal.tags({TWIN_OF: os.environ[TWIN_VARIABLE]})
     journal.dataset(
-        name=params.ingest.source,
+        name=params.ingest.data_name,
         digest=sha256(canonical_json(job.parts["data"])).hexdigest(),
-        source=params.ingest.path or params.ingest.source,
+        source=params.ingest.path if params.ingest.source == "folder" else params.ingest.source,
         images=len(job.manifest.split("train")),
     )
     return journal

@@ -21,6 +21,20 @@ def test_every_preset_describes_a_run(preset: Path) -> None:
     load_params(preset)
 
 
+@pytest.mark.parametrize(
+    ("source", "path", "name"),
+    [("folder", "data/raw/bins/", "bins"), ("folder", ".", "folder"), ("digits", "data/raw/digits", "digits")],
+)
+def test_data_are_called_by_the_name_of_a_persons_own_folder_or_of_the_published_set(
+    settings: dict[str, Any], source: str, path: str, name: str
+) -> None:
+    settings["ingest"] |= {"source": source, "path": path}
+
+    params = parse_params(settings)
+
+    assert params.ingest.data_name == name
+
+
 def test_every_problem_is_reported_at_once_with_the_setting_that_was_meant(settings: dict[str, Any]) -> None:
     settings["train"]["lerning_rate"] = settings["train"].pop("learning_rate")
     settings["train"]["epochs"] = 0

@@ -72,6 +72,11 @@ class IngestParams:
     workers: AutoCount
 
     @property
+    def data_name(self) -> str:
+        """What a person calls the data: the name of their own folder, or of the published set."""
+        return (Path(self.path).name or self.source) if self.source == "folder" else self.source
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width that every image is resized to, pixels."""
         return (self.size_px, self.size_px) if isinstance(self.size_px, int) else self.size_px

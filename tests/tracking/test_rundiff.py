@@ -72,6 +72,8 @@ def test_a_run_and_itself_are_the_same_in_one_line(trained: Path) -> None:
     text = printed(trained, run_id, run_id)
 
     assert "are the same: code, params, data, environment, hardware and results." in text
+    assert f"mlp on folder, {run_id[:8]} and " in text
+    assert run_id not in text
 
 
 def test_params_images_metrics_and_predictions_that_differ_are_listed(trained: Path) -> None:

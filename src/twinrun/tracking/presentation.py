@@ -185,7 +185,7 @@ def _confusion(pairs: Counter[tuple[str, str]]) -> str:
     """A matrix of a few classes; of many, the mistakes that were made most often."""
     classes = sorted({name for pair in pairs for name in pair})
     if len(classes) <= _MOST_CLASSES:
-        header = ["label, below; predicted, right", *map(escaped, classes)]
+        header = ["label / predicted", *map(escaped, classes)]
         rows = [
             [f"**{escaped(actual)}**", *(str(pairs[actual, predicted] or "") for predicted in classes)]
             for actual in classes

@@ -51,7 +51,7 @@ def record_failure(client: "MlflowClient", workspace: Path, tracker: Tracker) ->
     key = str(_failure(workspace))
     state = Published.load(tracker, key)
     params = load_params(workspace / "params.yaml")
-    name = f"data of {params.ingest.source}"
+    name = f"data of {params.ingest.data_name}"
     result = workspace / _OUT / _PLACES[RESULT]
     time_ms = int(result.stat().st_mtime * 1000)
     experiment = experiment_id(client, tracker, params.register.model_name)
