@@ -21,7 +21,6 @@ from twinrun.publish import ensure_writable, write_json, write_table, write_text
 PACK = Path("data/out/ingest/images.npy")
 TABLE = Path("data/out/ingest/table.parquet")
 NEAR = Path("data/out/ingest/near.parquet")
-REFERENCES = Path("data/reference")
 OUT = Path("data/out/validate")
 MANIFEST = OUT / "manifest.parquet"
 REPORT = OUT / "report" / "index.html"
@@ -34,7 +33,7 @@ def main() -> None:
     table, images, pairs = read_table(TABLE), open_pack(PACK), read_pairs(NEAR)
     decisions = read_decisions(Path(settings.decisions).expanduser()) if settings.decisions is not None else []
     fixed = read_fixed_splits(Path(settings.splits).expanduser()) if settings.splits is not None else []
-    reference = find_reference(settings.reference, REFERENCES, params.register.model_name)
+    reference = find_reference(settings.reference)
     ensure_writable(OUT, 0)
     MANIFEST.unlink(missing_ok=True)  # it comes last, and only if the data pass
     shutil.rmtree(DOCS, ignore_errors=True)

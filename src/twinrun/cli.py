@@ -136,7 +136,6 @@ def promote(
     promotion = registry.promote(version, force=force, reason=reason)
     before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
     print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
-    _keep_reference(registry, promotion.after)
 
 
 @app.command()
@@ -153,7 +152,6 @@ def rollback(
     registry = _registry(model)
     promotion = registry.rollback(reason)
     print(f"Version {promotion.after} of {promotion.name} is the champion again (it was version {promotion.before}).")
-    _keep_reference(registry, promotion.after)
 
 
 @app.command()
@@ -280,8 +278,8 @@ def doctor(
 ) -> None:
     """Check the whole set-up; every finding names the command that fixes it. Exit code: 0 none, 1 findings.
 
-    Looks at code, params, environment, dvc.yaml, tracker, store, journals, runs, registry, locks, twins, resume and
-    data, and changes nothing.
+    Looks at code, params, source, environment, dvc.yaml, tracker, store, journals, runs, registry, locks, twins, resume
+    and data, and changes nothing.
 
     Example: twinrun doctor --deep
     """
@@ -324,14 +322,6 @@ def _sync_quickly() -> None:
         return
     for line in report.lines():
         print(line, file=sys.stderr)
-
-
-def _keep_reference(registry: "Registry", version: int) -> None:
-    from pathlib import Path
-
-    from twinrun.tracking.champion_data import keep_reference
-
-    print(keep_reference(Path.cwd(), registry.tracker, version, registry.name))
 
 
 def _model_name() -> str:

@@ -1,4 +1,4 @@
-"""The commands `twinrun data check | mend | split`. Like the others they import what they need when they are called."""
+"""The commands `twinrun data check | mend | split | drift`; each imports what it needs when it is called."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -198,6 +198,32 @@ def _levels(text: str) -> "Levels":
     if not levels or len(levels) < len(words):
         raise SourceError(f"--levels {text!r}: write {', '.join(get_args(Level))} in some order, such as split,label.")
     return levels
+
+
+@app.command()
+def drift(
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name of the model; by default register.model_name of params.yaml.")
+    ] = None,
+) -> None:
+    """Compare the data that validate passed last with those of the champion. Exit code: 0 alike, 1 they differ.
+
+    Compares how facts are spread, labels and images. It decides nothing: validate compares with a table of facts if
+    validate.reference names one.
+
+    Example: twinrun data drift
+    """
+    from twinrun.data.drift import drift_lines, find_drift
+    from twinrun.params import load_params
+    from twinrun.tracking.champion_data import champion_facts, facts_used
+    from twinrun.tracking.material import MANIFEST, TABLE
+    from twinrun.tracking.store import find_tracker
+
+    params = load_params()
+    before = champion_facts(Path.cwd(), find_tracker(), model or params.register.model_name)
+    lines = drift_lines(find_drift(before, facts_used(Path(TABLE), Path(MANIFEST)), seed=params.validate.seed))
+    print("\n".join(lines) or "These data are spread as those of the champion, with the same labels and images.")
+    raise SystemExit(1 if lines else 0)
 
 
 def _read_findings(path: Path) -> "pa.Table":

@@ -1,21 +1,22 @@
-"""The facts of the champion's data, kept for later data to be compared with."""
+"""The facts of the champion's data, and later data compared with them."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tracking_support import evaluate, train
 
 from pipeline import register
+from twinrun.cli import app
 from twinrun.data.manifest import write_manifest
-from twinrun.data.reference import find_reference
 from twinrun.data.table import table_schema
+from twinrun.errors import run_main
 from twinrun.publish import write_json, write_table
-from twinrun.tracking.champion_data import REFERENCES, keep_reference
 from twinrun.tracking.objects import file_md5
-from twinrun.tracking.store import find_tracker
 
 TABLE, MANIFEST = Path("data/out/ingest/table.parquet"), Path("data/out/validate/manifest.parquet")
 
@@ -37,6 +38,15 @@ def project(tracked_project: Path) -> Path:
     return tracked_project
 
 
+def _twinrun(*arguments: str) -> int:
+    """Run a command in this process; returns its exit code."""
+    try:
+        run_main(lambda: app(list(arguments), standalone_mode=False))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
 def _registered(project: Path, known: bool) -> None:
     md5 = {str(name): file_md5(project / name) if known else "0" * 32 for name in (TABLE, MANIFEST)}
     lock = {
@@ -53,30 +63,42 @@ def _registered(project: Path, known: bool) -> None:
     register.main()
 
 
-def test_the_facts_of_a_champion_are_those_of_the_images_that_it_was_trained_on(project: Path) -> None:
+def test_the_data_of_the_champion_are_compared_with_those_of_now_and_promoting_writes_no_file(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _registered(project, known=True)
+    before = set((project / "data").rglob("*"))
+    _twinrun("promote", "1")
+    promoted = set((project / "data").rglob("*"))
 
-    said = keep_reference(project, find_tracker(project), 1, "twinrun-digits")
+    same = _twinrun("data", "drift")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    md5 = file_md5(project / MANIFEST)
+    (project / ".dvc/cache/files/md5" / md5[:2]).mkdir(parents=True)
+    shutil.copy(project / MANIFEST, project / ".dvc/cache/files/md5" / md5[:2] / md5[2:])
+    write_manifest(
+        project / MANIFEST,
+        ids=["0", "1", "2"],
+        labels=["cat", "dog", "cow"],
+        splits=["train"] * 3,
+        dropped=[None, None, None],
+        given=["cat"] * 3,
+    )
+    changed = _twinrun("data", "drift")
 
-    kept = pq.read_table(project / REFERENCES / "twinrun-digits.parquet").to_pylist()
-    assert said.startswith("data/reference/twinrun-digits.parquet: ")
-    assert [(row["path"], row["label"], row["split"]) for row in kept] == [
-        ("0.png", "cat", "train"),
-        ("1.png", "dog", "train"),
-    ]
-    reference = find_reference("auto", project / REFERENCES, "twinrun-digits")
-    assert reference is not None
-    assert reference.facts["label"] == ["cat", "dog"]
+    assert promoted == before
+    assert (same, changed) == (0, 1)
+    said = capsys.readouterr().out
+    assert "spread as those of the champion, with the same labels and images" in said
+    assert "new label: cow\n" in said
+    assert "new image: 2.png\n" in said
 
 
-def test_facts_that_are_nowhere_leave_no_reference_of_another_champion(project: Path) -> None:
+def test_facts_of_a_champion_that_are_nowhere_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _registered(project, known=False)
-    other = project / REFERENCES / "twinrun-digits.parquet"
-    other.parent.mkdir(parents=True)
-    other.write_bytes(b"of another")
+    _twinrun("promote", "1")
 
-    said = keep_reference(project, find_tracker(project), 1, "twinrun-digits")
+    ended = _twinrun("data", "drift")
 
-    assert "could not be kept for reference" in said
-    assert not other.exists()
-    assert find_reference("auto", project / REFERENCES, "twinrun-digits") is None
+    assert ended == 1
+    assert "are neither in the workspace nor in DVC's cache or remote" in capsys.readouterr().err

@@ -87,6 +87,28 @@ def find_drift(reference: Columns, current: Columns, *, seed: int) -> Drift:
     )
 
 
+def drift_lines(drift: Drift, most: int = 5) -> list[str]:
+    """A line for each thing that changed, in words; at most `most` names of each kind. Empty where nothing did."""
+    lines = [
+        f"{shift.name}: {shift.measure} {shift.value:.3f}, p {shift.p_value:.2g}"
+        for shift in drift.shifts
+        if shift.significant
+    ]
+    relabelled = [f"{path} (was {before}, is {now})" for path, before, now in drift.relabelled]
+    for names, what in (
+        (drift.new_labels, "new label"),
+        (drift.vanished_labels, "label that is gone"),
+        (drift.added, "new image"),
+        (drift.removed, "image that is gone"),
+        (relabelled, "image with another label"),
+    ):
+        if names:
+            more = f" and {len(names) - most:,} more" if len(names) > most else ""
+            shown = ", ".join(ascii(name)[1:-1] if not name.isprintable() else name for name in names[:most])
+            lines.append(f"{what}: {shown}{more}")
+    return lines
+
+
 def _shifts(reference: Columns, current: Columns, seed: int) -> list[Shift]:
     """The shift of every fact that both tables have and that varies, the largest first."""
     found = []

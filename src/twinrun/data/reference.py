@@ -9,7 +9,6 @@ from twinrun.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-AUTO = "auto"
 _SETTING = "params.yaml: validate.reference"
 
 
@@ -24,22 +23,20 @@ def reference_table(table: "pa.Table", manifest: "pa.Table") -> "pa.Table":
     return used
 
 
-def reference_file(folder: Path, model_name: str) -> Path:
-    """Where the facts of the data that a model's champion was trained on are kept."""
-    return folder / f"{model_name}.parquet"
+def find_reference(setting: str | None) -> Reference | None:
+    """The table that `validate.reference` names, if any.
 
-
-def find_reference(setting: str | None, folder: Path, model_name: str) -> Reference | None:
-    """What `validate.reference` names: nothing, a file, or for "auto" the champion's, where there is one.
-
-    Raises DataError where a named file is missing or no table of facts.
+    Raises DataError where it is missing or no table of facts.
     """
     if setting is None:
         return None
-    path = reference_file(folder, model_name) if setting == AUTO else Path(setting).expanduser()
-    if setting == AUTO and not path.exists():
-        return None
-    return read_reference(path, f"{_SETTING}: null is none", "the champion's data" if setting == AUTO else path.name)
+    path = Path(setting).expanduser()
+    if setting == "auto" and not path.exists():  # the champion's data once, so that a promotion changed the verdict
+        raise DataError(
+            "params.yaml: validate.reference is auto, which is gone. Set it to null, and compare with the data of the "
+            "champion by: twinrun data drift"
+        )
+    return read_reference(path, f"{_SETTING}: null is none", path.name)
 
 
 def read_reference(path: Path, named_by: str, name: str) -> Reference:

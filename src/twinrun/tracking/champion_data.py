@@ -1,37 +1,36 @@
-"""The facts of the data that the champion was trained on, kept so that `validate` can say how later data differ."""
+"""The facts of the data that the champion was trained on, for later data to be compared with."""
 
 from pathlib import Path
 
 from twinrun.data.manifest import read_manifest_table
-from twinrun.data.reference import reference_file, reference_table
+from twinrun.data.reference import reference_table
 from twinrun.data.table import read_table
-from twinrun.errors import DataError, TrackingError
-from twinrun.publish import write_table
+from twinrun.errors import DataError
 from twinrun.tracking.material import MANIFEST, TABLE, recorded_files
 from twinrun.tracking.runs import find_run
 from twinrun.tracking.store import Tracker
 
-REFERENCES = Path("data/reference")
+Columns = dict[str, list[object]]
 
 
-def keep_reference(root: Path, tracker: Tracker, version: int, model_name: str) -> str:
-    """Write the facts of a version's data to data/reference/<model>.parquet; says in words what came of it.
+def champion_facts(root: Path, tracker: Tracker, model_name: str) -> Columns:
+    """The facts of the images that the champion of `model_name` was trained, validated and tested on, as columns.
 
-    They are found by the hashes on the run's card, in the workspace, DVC's cache or its remote. Where they are nowhere,
-    an earlier champion's are removed: a wrong reference is worse than none.
+    They are found by the hashes on its run's card, in the workspace, DVC's cache or its remote. Raises DataError where
+    they are nowhere, and TrackingError where there is no champion.
     """
-    place = reference_file(root / REFERENCES, model_name)
-    shown = place.relative_to(root).as_posix()
-    try:
-        card = find_run(tracker, str(version), model_name).card
-        files = recorded_files(root, card) if card is not None else {}
-        table, manifest = (files[name].path if name in files else None for name in (TABLE, MANIFEST))
-        if table is not None and manifest is not None:
-            write_table(reference_table(read_table(table), read_manifest_table(manifest)), place)
-            return f"{shown}: the facts of its data, the reference of validate.reference: auto."
-    except (DataError, TrackingError) as error:
-        reason = str(error)
-    else:
-        reason = "they are neither in the workspace nor in DVC's cache or remote"
-    place.unlink(missing_ok=True)
-    return f"The facts of its data could not be kept for reference: {reason}."
+    card = find_run(tracker, f"{model_name}@champion", model_name).card
+    files = recorded_files(root, card) if card is not None else {}
+    table, manifest = (files[name].path if name in files else None for name in (TABLE, MANIFEST))
+    if table is None or manifest is None:
+        raise DataError(
+            f"The facts of the champion's data ({TABLE}, {MANIFEST}) are neither in the workspace nor in DVC's cache "
+            "or remote. Where it was trained: dvc push"
+        )
+    return facts_used(table, manifest)
+
+
+def facts_used(table: Path, manifest: Path) -> Columns:
+    """The facts of the images that a manifest lets be used, as columns. Raises DataError where a file is missing."""
+    used = reference_table(read_table(table), read_manifest_table(manifest))
+    return {name: used[name].to_pylist() for name in used.column_names}
