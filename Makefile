@@ -71,7 +71,7 @@ setup:  # uv comes from the lock too; a moved project gets its own path back wit
 	  .venv/bin/uv venv --quiet --allow-existing --relocatable --python .venv/bin/python .venv; \
 	  .venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock; \
 	  .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; \
-	  echo ../../../../src > $$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_twinrun.pth; \
+	  printf '%s\n' ../../../../src 'import twinrun.before_dvc; twinrun.before_dvc.watch()' > $$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_twinrun.pth; \
 	  echo "$$ACTIVATE_HOOK" >> .venv/bin/activate; \
 	  echo "$(WANTED)" > .venv/.made-from; }
 

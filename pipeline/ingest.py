@@ -7,9 +7,10 @@ from twinrun.data.pack import creating_pack, open_pack
 from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, summary
 from twinrun.data.pairs import pairs_table
 from twinrun.data.progress import fraction
-from twinrun.data.sources import list_source
+from twinrun.data.sharing import advice
+from twinrun.data.sources import OF_FILES, list_source
 from twinrun.errors import run_main
-from twinrun.params import load_params
+from twinrun.params import IngestParams, load_params
 from twinrun.publish import ensure_writable, write_table
 
 OUT = Path("data/out/ingest")
@@ -32,7 +33,11 @@ def main() -> None:
         pairs = near_duplicates(open_pack(PACK), facts, progress=progress)
     write_table(pairs_table(pairs), NEAR)
     write_table(facts_table(listing, facts), TABLE)
-    print(summary(listing, facts))
+    print("\n".join([summary(listing, facts), *_advice(params)]))
+
+
+def _advice(params: IngestParams) -> list[str]:
+    return advice(Path.cwd(), params.path) if params.source in OF_FILES else []
 
 
 if __name__ == "__main__":

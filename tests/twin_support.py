@@ -23,9 +23,9 @@ def once_trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> P
 
 
 def _train_once(folder: Path, new_store: Path) -> None:
-    _copy_repository(folder)
+    copy_repository(folder)
     shutil.copytree(new_store, folder / "mlruns", dirs_exist_ok=True)
-    _draw_images(folder / "data/raw/folder")
+    draw_images(folder / "data/raw/folder")
     change_params(
         folder / "params.yaml", "ingest", {"source": "folder", "path": "data/raw/folder", "size_px": 8, "workers": 1}
     )
@@ -67,7 +67,7 @@ def first_run(project: Path) -> str:
     return next(run.id for run in runs(project) if "twinrun.twin_of" not in run.tags)
 
 
-def _copy_repository(folder: Path) -> None:
+def copy_repository(folder: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -81,7 +81,7 @@ def _copy_repository(folder: Path) -> None:
             shutil.copy(REPOSITORY / name, folder / name)
 
 
-def _draw_images(folder: Path) -> None:
+def draw_images(folder: Path) -> None:
     """Handwritten zeros and ones as bitmaps, whose last bytes are pixels."""
     import numpy as np
     from PIL import Image

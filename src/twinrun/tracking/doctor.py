@@ -76,6 +76,7 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
     parts: list[tuple[str, Callable[[], tuple[str, list[Finding]]]]] = [
         ("code", lambda: _code(root)),
         ("params", lambda: _params(root)),
+        ("source", lambda: _source(root)),
         ("environment", lambda: _environment(root)),
         ("dvc.yaml", lambda: _dependencies(root)),
         ("tracker", lambda: _tracker(tracker)),
@@ -140,6 +141,22 @@ def _params(root: Path) -> tuple[str, list[Finding]]:
 
     params = load_params(root / "params.yaml")
     return f"{params.train.model} on {params.ingest.source}", []
+
+
+def _source(root: Path) -> tuple[str, list[Finding]]:
+    """Whether DVC can read, watch and share the images."""
+    from twinrun.data.sharing import not_shared, obstacles
+    from twinrun.data.sources import OF_FILES
+    from twinrun.params import load_params
+
+    ingest = load_params(root / "params.yaml").ingest
+    if not (root / ingest.path).exists():
+        mend = "put the images there, fetch them with dvc pull, or set ingest.path"
+        return ingest.path, [Finding(f"{ingest.path} (params.yaml: ingest.path) does not exist", mend)]
+    findings = [Finding(each.problem, each.remedy) for each in obstacles(root / ingest.path)]
+    if ingest.source in OF_FILES and (problem := not_shared(root, ingest.path)):
+        findings.append(Finding(problem.problem, problem.remedy, harmless=True))
+    return ingest.path, findings
 
 
 def _environment(root: Path) -> tuple[str, list[Finding]]:

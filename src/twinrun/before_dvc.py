@@ -1,0 +1,242 @@
+"""What is checked before a command of DVC runs: images that it could not read, share or keep.
+
+DVC has no hook for this, and by itself it ends with "[Errno 2]" on a broken link, runs an experiment in a temporary
+folder without the images, and deletes images that it has not stored when an experiment is applied. So each Python of
+the project's environment calls `watch` at its start (`make setup` writes site-packages/_twinrun.pth). In a process that
+is no `dvc` it does nothing; without that file DVC works as ever, with its own messages. Imports what it needs when it
+is needed, since every process of the environment reads this.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+_HASHING = {("repro",), ("status",), ("commit",), ("exp", "run"), ("exp", "save"), ("data", "status")}
+
+
+def watch() -> None:
+    """Have `check` run before DVC reads its command line, if this process is a `dvc`."""
+    if "dvc" in map(os.path.basename, sys.orig_argv[1:4]):
+        sys.meta_path.insert(0, _Watch())
+
+
+class _Watch:
+    """An importer that imports nothing: it only notices that DVC's command line is about to be imported."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name != "dvc.cli":
+            return
+        sys.meta_path.remove(self)
+        from twinrun.errors import run_main
+
+        run_main(lambda: check(sys.argv[1:], Path.cwd()))
+
+
+def check(arguments: list[str], folder: Path) -> None:
+    """Raise a TwinrunError where `dvc ARGUMENTS`, called in `folder`, could not read, share or keep the images.
+
+    Does nothing outside a project of Twinrun, and leaves to DVC what it cannot judge.
+    """
+    words = _words(arguments)
+    root = next((each for each in (folder, *folder.parents) if (each / "pipeline/ingest.py").is_file()), None)
+    if root is None or not (root / "dvc.yaml").is_file() or {"-h", "--help"} & set(arguments):
+        return
+    if words[:2] == ("exp", "apply") and len(words) > 2:
+        _require_stored(root, words[2])
+    elif words[:1] == ("gc",):
+        _require_kept(root, arguments)
+    elif words[:1] == ("add",):
+        for name in words[1:]:
+            _require_readable(folder / name)
+    elif words[:1] in _HASHING or words[:2] in _HASHING:
+        _require_source(root, words, arguments)
+
+
+def _words(arguments: list[str]) -> tuple[str, ...]:
+    """The arguments that are no options, `experiments` shortened; values of options may be among the later ones."""
+    words = [each for each in arguments if not each.startswith("-")]
+    return ("exp" if words[:1] == ["experiments"] else words[0], *words[1:]) if words else ()
+
+
+def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) -> None:
+    """Check the folder that ingest.path names before DVC hashes it."""
+    from twinrun.data.sharing import not_shared
+    from twinrun.errors import SourceError
+
+    ingest = _ingest(root, arguments)
+    if ingest is None:
+        return
+    path = ingest["path"]
+    apart = words[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
+    if apart and ingest["source"] in ("folder", "trashnet"):
+        if path not in _values(arguments, "-C", "--copy-paths") and (reason := not_shared(root, path)):
+            raise SourceError(reason.sentence())
+        if not Path(path).is_absolute() and not (root / path).resolve().is_relative_to(root.resolve()):
+            full = os.path.normpath(root / path)
+            raise SourceError(
+                f"{path} (params.yaml: ingest.path) leads elsewhere from the temporary folder of an experiment: "
+                f"write it in full, ingest.path: {full}"
+            )
+    if not (root / path).exists() and not apart and words[0] != "status" and words[:1] != ("data",):
+        _require_there(root, path, arguments)
+    _require_readable(root / path)
+
+
+def _ingest(root: Path, arguments: list[str]) -> dict[str, Any] | None:
+    """The ingest section with what `-S` changes in it; None where it cannot be judged. Raises ParamsError."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    from twinrun.errors import ParamsError
+
+    try:
+        ingest = YAML(typ="safe").load(root / "params.yaml")["ingest"]
+        source, path = ingest["source"], ingest.get("path")
+    except (OSError, YAMLError, KeyError, TypeError, AttributeError):
+        return None
+    for each in _values(arguments, "-S", "--set-param"):
+        name, _, value = each.partition("=")
+        if name.endswith("ingest.source"):
+            source = value
+        if name.endswith("ingest.path"):
+            path = value
+    if path is None or path == "null":
+        raise ParamsError(
+            f"params.yaml: ingest.path is null, and must name the folder that DVC watches; without one of your own: "
+            f"data/raw/{source}"
+        )
+    if not isinstance(path, str) or not isinstance(source, str) or "," in path + source:  # wrong, or a sweep
+        return None
+    if path.startswith("~"):
+        raise ParamsError(
+            f"params.yaml: ingest.path is {path}, and DVC does not know ~. Write {Path(path).expanduser()}"
+        )
+    return {"source": source, "path": path}
+
+
+def _values(arguments: list[str], short: str, long: str) -> list[str]:
+    values = []
+    for number, each in enumerate(arguments):
+        if each in (short, long):
+            values += arguments[number + 1 : number + 2]
+        elif each.startswith(f"{long}="):
+            values.append(each.removeprefix(f"{long}="))
+        elif each.startswith(short) and not each.startswith("--"):
+            values.append(each.removeprefix(short))
+    return values
+
+
+def _require_there(root: Path, path: str, arguments: list[str]) -> None:
+    from twinrun.data.sharing import tracked
+    from twinrun.errors import SourceError
+
+    if {"--allow-missing", "--pull", "-P"} & set(arguments) or _is_out(root, path):
+        return
+    if tracked(root, path) in ("added", "not committed"):
+        raise SourceError(
+            f"The images of {path} are not here. Fetch them: dvc pull {path}.dvc\n"
+            "Or go on without them, as long as no stage needs them: dvc repro --allow-missing"
+        )
+    raise SourceError(
+        f"The source folder {path} does not exist (params.yaml: ingest.path). Put the images there, one folder for "
+        "each class, or name another folder."
+    )
+
+
+def _is_out(root: Path, path: str) -> bool:
+    """Whether a stage of dvc.yaml makes the folder."""
+    return any(line.strip().rstrip(":") == f"- {path}" for line in (root / "dvc.yaml").read_text().splitlines())
+
+
+def _require_readable(folder: Path) -> None:
+    """Name what DVC ends with an error on; what it overlooks is only said."""
+    from twinrun.data.sharing import obstacles
+    from twinrun.errors import SourceError
+
+    found = obstacles(folder)
+    if any(each.fatal for each in found):
+        raise SourceError("\n".join(map(str, found)))
+    for each in found:
+        print(each, file=sys.stderr, flush=True)
+
+
+def _require_stored(root: Path, experiment: str) -> None:
+    """`dvc exp apply` replaces images whether or not DVC or git has them: require that they are stored."""
+    from twinrun.errors import SourceError
+
+    changed = _unstored(root) or _differing(root, experiment)
+    if changed:
+        raise SourceError(
+            f"`dvc exp apply` would replace images that are stored nowhere else: {changed} changed since it was added. "
+            f"Store them first: dvc add {changed}"
+        )
+
+
+def _unstored(root: Path) -> str | None:
+    """The first folder or file of a .dvc file whose content is not in DVC's cache as it is now."""
+    import json
+    import subprocess
+
+    from twinrun.errors import SourceError
+
+    files = [file.decode() for file in _git(root, "ls-files", "-z", "-co", "*.dvc").split(b"\0") if file]
+    files = [file for file in files if (root / file.removesuffix(".dvc")).exists()]
+    if not files:
+        return None
+    command = [sys.executable, "-m", "dvc", "status", "--json", *files]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        raise SourceError(f"Whether DVC has stored all images could not be found out:\n{done.stderr}") from None
+    return next((str(file).removesuffix(".dvc") for file in found), None)
+
+
+def _differing(root: Path, experiment: str) -> str | None:
+    """The source folder, if the experiment's commit holds a file in it whose content is another one here.
+
+    DVC puts a folder that was not added into the commits of its experiments.
+    """
+    ingest = _ingest(root, [])
+    if ingest is None:
+        return None
+    ref = _git(root, "for-each-ref", "--format=%(objectname)", f"refs/exps/**/{experiment}").split()
+    commit = ref[0].decode() if ref else experiment
+    tree = _git(root, "ls-tree", "-r", "-z", commit, "--", ingest["path"]).split(b"\0")
+    recorded = {name: facts.split()[2] for facts, _, name in (entry.partition(b"\t") for entry in tree if entry)}
+    here = [name for name in recorded if (root / os.fsdecode(name)).is_file()]
+    if not here:
+        return None
+    hashes = _git(root, "hash-object", "--stdin-paths", "--no-filters", stdin=b"\n".join(here)).split()
+    same = [recorded[name] for name in here] == hashes
+    return None if same else str(ingest["path"])
+
+
+def _require_kept(root: Path, arguments: list[str]) -> None:
+    """`dvc gc -w` keeps what the workspace names: require that no branch or stash has images that it does not name."""
+    from twinrun.errors import SourceError
+
+    bundles = "".join(each for each in arguments if each.startswith("-") and not each.startswith("--"))
+    if {"--all-branches", "--all-commits", "--dry"} & set(arguments) or {"a", "A"} & set(bundles):
+        return
+    refs = _git(root, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes", "refs/stash").split()
+    for ref in map(os.fsdecode, refs):
+        for name in _git(root, "ls-tree", "-r", "-z", "--name-only", ref).split(b"\0"):
+            if name.endswith(b".dvc") and not (root / os.fsdecode(name)).exists():
+                images = os.fsdecode(name).removesuffix(".dvc")
+                raise SourceError(
+                    f"`dvc gc` would delete the images of {images} from DVC's cache: {ref.split('/', 2)[-1]} has "
+                    f"{images}.dvc, and the workspace does not. Keep what all branches have: dvc gc --all-commits"
+                )
+
+
+def _git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
+    """The output of git; b"" where it fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, input=stdin, capture_output=True, check=False)
+    except OSError:
+        return b""
+    return b"" if done.returncode else done.stdout

@@ -1,0 +1,260 @@
+"""What people do with DVC all day, on a folder of images that was added to it and on one that was not."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_support import change_params, git, made_once
+from twin_support import copy_repository, draw_images
+
+PHOTOS = "data/raw/bins"
+
+
+def dvc(folder: Path, *arguments: str, fails: bool = False) -> str:
+    """Run dvc as an activated environment does, without a terminal; returns what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment |= {
+        "DVC_NO_ANALYTICS": "true",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=400,
+        check=False,
+    )
+    assert bool(done.returncode) is fails, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def images_of(folder: Path) -> dict[str, str]:
+    """Every file of the source folder, with the hash of its content."""
+    files = sorted(path for path in (folder / PHOTOS).rglob("*") if path.is_file())
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def wait_for_queue(folder: Path, seconds: int = 300) -> str:
+    """Start a worker and wait until no experiment waits or runs; returns the last `dvc queue status`."""
+    dvc(folder, "queue", "start")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(2)
+        status = dvc(folder, "queue", "status")
+        if not any(word in status for word in ("Queued", "Running")):
+            return status
+    raise AssertionError(status)
+
+
+def _begin(folder: Path, stages: int) -> None:
+    """A repository of this project with its first `stages` stages and small settings; no images yet."""
+    copy_repository(folder)
+    lines = (folder / "dvc.yaml").read_text().splitlines(keepends=True)
+    starts = [n for n, line in enumerate(lines) if line.startswith("  ") and line[2:3].isalpha() and n > 3]
+    if stages < len(starts):
+        (folder / "dvc.yaml").write_text("".join(lines[: starts[stages]]))
+    change_params(folder / "params.yaml", "ingest", {"source": "folder", "path": PHOTOS, "size_px": 8, "workers": 1})
+    change_params(folder / "params.yaml", "validate", {"min_images_per_class": 2, "on_leak": "drop"})
+    change_params(folder / "params.yaml", "validate", {"label_errors": {"folds": 0, "budget_s": 1}})
+    change_params(folder / "params.yaml", "train", {"model": "mlp", "epochs": 2, "batch_size": 32})
+    git(folder, "init", "--quiet")
+    git(folder, "config", "user.name", "Somebody")
+    git(folder, "config", "user.email", "somebody@example.com")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "Begin")
+    git(folder, "branch", "without")
+
+
+def _with_images(folder: Path, *, added: bool) -> None:
+    _begin(folder, stages=1)
+    draw_images(folder / PHOTOS)
+    if added:
+        dvc(folder, "add", PHOTOS)
+        git(folder, "add", f"{PHOTOS}.dvc", "data/raw/.gitignore")
+    said = dvc(folder, "repro")
+    assert said.count(f"dvc add {PHOTOS}") == (0 if added else 1)
+    git(folder, "add", "dvc.lock")
+    git(folder, "commit", "--quiet", "--message", "Images")
+    dvc(folder, "exp", "run", "-S", "ingest.size_px=9", "--name", "nine")
+    git(folder, "checkout", "--quiet", ".")
+    dvc(folder, "checkout")
+
+
+@pytest.fixture(scope="session")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
+    """Projects whose images were ingested, and again by the experiment `nine`; one had them added to DVC."""
+
+    def make(added: bool) -> Path:
+        name = f"habits-{'added' if added else 'not-added'}"
+        return made_once(tmp_path_factory, name, lambda folder: _with_images(folder, added=added))
+
+    return make
+
+
+@pytest.fixture(params=[True, False], ids=["added", "not added"])
+def added(request: pytest.FixtureRequest) -> bool:
+    """Whether the folder was added to DVC."""
+    return bool(request.param)
+
+
+@pytest.fixture
+def project(ingested: Callable[[bool], Path], added: bool, tmp_path: Path) -> Path:
+    """A copy of one of them."""
+    return Path(shutil.copytree(ingested(added), tmp_path / "project", symlinks=True))
+
+
+def test_no_command_of_dvc_or_git_loses_an_image(project: Path, added: bool) -> None:
+    before = images_of(project)
+    apart = ["exp", "run", "-S", "ingest.size_px=10"]
+
+    for arguments in (
+        ["checkout"],
+        ["repro"],
+        ["exp", "run", "-S", "ingest.size_px=11"],
+        ["exp", "apply", "nine"],
+        ["gc", "--workspace", "--force"],
+    ):
+        dvc(project, *arguments)
+        assert images_of(project) == before, arguments
+    dvc(project, *apart, "--temp", fails=not added)
+    assert images_of(project) == before
+    dvc(project, *apart, "--queue", fails=not added)
+    assert not added or "Success" in wait_for_queue(project)
+    assert images_of(project) == before
+    git(project, "stash")
+    dvc(project, "checkout", "--allow-missing")
+    assert images_of(project) == before
+    git(project, "checkout", "--quiet", "without")
+    dvc(project, "checkout", "--allow-missing")  # DVC may take an added folder away here, as git does with its files
+    assert images_of(project) == before or (added and not images_of(project))
+    dvc(project, "gc", "--workspace", "--force", fails=added)
+    git(project, "checkout", "--quiet", "master")
+    dvc(project, "checkout", "--allow-missing")
+
+    assert images_of(project) == before
+
+
+def test_an_experiment_that_would_replace_images_stored_nowhere_is_not_applied(project: Path) -> None:
+    changed = next(path for path in (project / PHOTOS).rglob("*.bmp"))
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\x01")
+    shutil.copy(changed, changed.with_name("new.bmp"))
+    before = images_of(project)
+
+    said = dvc(project, "exp", "apply", "nine", fails=True)
+
+    assert f"Store them first: dvc add {PHOTOS}" in said
+    assert images_of(project) == before
+
+
+def test_an_experiment_apart_from_the_workspace_wants_the_folder_added(
+    ingested: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(ingested(False), tmp_path / "project", symlinks=True))
+
+    for form in ("--temp", "--queue"):
+        said = dvc(project, "exp", "run", form, "-S", "ingest.size_px=12", fails=True)
+        assert len(said.strip().splitlines()) == 1
+        assert said.strip().endswith(f": dvc add {PHOTOS} && git add {PHOTOS}.dvc data/raw/.gitignore")
+    dvc(project, "add", PHOTOS)
+    said = dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=12", fails=True)
+
+    assert said.strip().endswith(f": git add {PHOTOS}.dvc data/raw/.gitignore && git commit")
+    git(project, "add", f"{PHOTOS}.dvc", "data/raw/.gitignore")
+    assert "Ran experiment" in dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=12")
+
+
+def test_a_folder_outside_the_project_is_watched_and_read_by_an_experiment_apart(project: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "photos"
+    shutil.copytree(project / PHOTOS, outside)
+    change_params(project / "params.yaml", "ingest", {"path": "../photos"})
+    relative = dvc(project, "exp", "run", "--temp", fails=True)
+    change_params(project / "params.yaml", "ingest", {"path": str(outside)})
+
+    dvc(project, "repro")
+    assert "Ran experiment" in dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=12")
+    assert "up to date" in dvc(project, "status")
+    shutil.copy(next(outside.rglob("*.bmp")), outside / "train/0/new.bmp")
+    status = dvc(project, "status")
+
+    assert f"write it in full, ingest.path: {outside}" in relative
+    assert f"modified:           {outside}" in status
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda folder: (folder / "gone.bmp").symlink_to("/nowhere"), "link that points to no file (gone.bmp)"),
+        (lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\x1b.bmp")).touch(), r"not UTF-8 (\xff\x1b.bmp)"),
+        (lambda folder: os.mkfifo(folder / "pipe"), "no file, folder or link (pipe)"),
+    ],
+)
+def test_what_dvc_ends_with_an_error_on_is_named_before(
+    ingested: Callable[[bool], Path], tmp_path: Path, make: Callable[[Path], Any], problem: str
+) -> None:
+    project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
+    make(project / PHOTOS)
+
+    for command in (["repro"], ["status"], ["add", PHOTOS], ["exp", "run"]):
+        said = dvc(project, *command, fails=True)
+        assert f"{PHOTOS} has a" in said
+        assert problem in said
+        assert "ERROR" not in said
+
+
+def test_a_linked_folder_that_dvc_overlooks_is_named_and_read(ingested: Callable[[bool], Path], tmp_path: Path) -> None:
+    project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
+    shutil.move(project / PHOTOS / "train/1", tmp_path / "ones")
+    (project / PHOTOS / "train/1").symlink_to(tmp_path / "ones")
+
+    said = dvc(project, "repro")
+
+    assert f"{PHOTOS} has a link to a folder (train/1), and DVC does not look behind it" in said
+    assert "Replace it by a copy of what it points to" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        (None, "ingest.path is null, and must name the folder that DVC watches"),
+        ("~/photos", "ingest.path is ~/photos, and DVC does not know ~. Write /"),
+        ("data/raw/bin", "The source folder data/raw/bin does not exist (params.yaml: ingest.path)."),
+    ],
+)
+def test_a_path_that_dvc_cannot_use_is_one_sentence(
+    ingested: Callable[[bool], Path], tmp_path: Path, path: str | None, sentence: str
+) -> None:
+    project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
+    change_params(project / "params.yaml", "ingest", {"path": path})
+
+    said = dvc(project, "repro", fails=True)
+
+    assert sentence in said
+    assert "ERROR" not in said
+
+
+def test_files_of_published_sets_concern_neither_git_nor_dvc(ingested: Callable[[bool], Path], tmp_path: Path) -> None:
+    project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
+    change_params(project / "params.yaml", "ingest", {"path": "data/raw/mnist"})
+    downloads = ["mnist/train-images-idx3-ubyte.gz", "fashion-mnist/t10k-labels-idx1-ubyte.gz"]
+    downloads += ["cifar10/cifar-10-batches-bin/data_batch_1.bin", "mnist/train-images-idx3-ubyte"]
+    before = dvc(project, "status"), subprocess.check_output(["git", "status", "--short"], cwd=project)
+
+    for name in downloads:
+        (project / "data/raw" / name).parent.mkdir(exist_ok=True)
+        (project / "data/raw" / name).write_bytes(b"a download")
+
+    assert (dvc(project, "status"), subprocess.check_output(["git", "status", "--short"], cwd=project)) == before
+    assert "raw/bins.dvc" not in dvc(project, "check-ignore", "data/raw/bins.dvc", "data/raw/mnist", fails=True)
+    dvc(project, "checkout", "--allow-missing")
+    assert all((project / "data/raw" / name).is_file() for name in downloads)
