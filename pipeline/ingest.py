@@ -7,8 +7,8 @@ from twinrun.data.pack import creating_pack, open_pack
 from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, summary
 from twinrun.data.pairs import pairs_table
 from twinrun.data.progress import fraction
-from twinrun.data.sharing import advice
-from twinrun.data.sources import OF_FILES, list_source
+from twinrun.data.sharing import OF_FILES, advice
+from twinrun.data.sources import list_source
 from twinrun.errors import run_main
 from twinrun.params import IngestParams, load_params
 from twinrun.publish import ensure_writable, write_table

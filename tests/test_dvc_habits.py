@@ -1,7 +1,9 @@
 """What people do with DVC all day, on a folder of images that was added to it and on one that was not."""
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tracking_support import runs
 from training_support import change_params, git, made_once
 from twin_support import copy_repository, draw_images
 
@@ -68,7 +71,7 @@ def _begin(folder: Path, stages: int) -> None:
     change_params(folder / "params.yaml", "validate", {"min_images_per_class": 2, "on_leak": "drop"})
     change_params(folder / "params.yaml", "validate", {"label_errors": {"folds": 0, "budget_s": 1}})
     change_params(folder / "params.yaml", "train", {"model": "mlp", "epochs": 2, "batch_size": 32})
-    git(folder, "init", "--quiet")
+    git(folder, "init", "--quiet", "--initial-branch=master")
     git(folder, "config", "user.name", "Somebody")
     git(folder, "config", "user.email", "somebody@example.com")
     git(folder, "add", "--all")
@@ -116,12 +119,12 @@ def project(ingested: Callable[[bool], Path], added: bool, tmp_path: Path) -> Pa
 
 def test_no_command_of_dvc_or_git_loses_an_image(project: Path, added: bool) -> None:
     before = images_of(project)
-    apart = ["exp", "run", "-S", "ingest.size_px=10"]
+    apart = ["exp", "run", "-S", "ingest.size_px=10"]  # computed by the first of them; the others restore it
 
     for arguments in (
         ["checkout"],
         ["repro"],
-        ["exp", "run", "-S", "ingest.size_px=11"],
+        apart,
         ["exp", "apply", "nine"],
         ["gc", "--workspace", "--force"],
     ):
@@ -163,18 +166,21 @@ def test_an_experiment_apart_from_the_workspace_wants_the_folder_added(
     project = Path(shutil.copytree(ingested(False), tmp_path / "project", symlinks=True))
 
     for form in ("--temp", "--queue"):
-        said = dvc(project, "exp", "run", form, "-S", "ingest.size_px=12", fails=True)
+        said = dvc(project, "exp", "run", form, "-S", "ingest.size_px=9", fails=True)
         assert len(said.strip().splitlines()) == 1
         assert said.strip().endswith(f": dvc add {PHOTOS} && git add {PHOTOS}.dvc data/raw/.gitignore")
     dvc(project, "add", PHOTOS)
-    said = dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=12", fails=True)
+    said = dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=9", fails=True)
 
     assert said.strip().endswith(f": git add {PHOTOS}.dvc data/raw/.gitignore && git commit")
     git(project, "add", f"{PHOTOS}.dvc", "data/raw/.gitignore")
-    assert "Ran experiment" in dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=12")
+    assert "Ran experiment" in dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=9")
 
 
-def test_a_folder_outside_the_project_is_watched_and_read_by_an_experiment_apart(project: Path, tmp_path: Path) -> None:
+def test_a_folder_outside_the_project_is_watched_and_read_by_an_experiment_apart(
+    ingested: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
     outside = tmp_path / "photos"
     shutil.copytree(project / PHOTOS, outside)
     change_params(project / "params.yaml", "ingest", {"path": "../photos"})
@@ -182,7 +188,7 @@ def test_a_folder_outside_the_project_is_watched_and_read_by_an_experiment_apart
     change_params(project / "params.yaml", "ingest", {"path": str(outside)})
 
     dvc(project, "repro")
-    assert "Ran experiment" in dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=12")
+    assert "Ran experiment" in dvc(project, "exp", "run", "--temp", "--name", "outside")
     assert "up to date" in dvc(project, "status")
     shutil.copy(next(outside.rglob("*.bmp")), outside / "train/0/new.bmp")
     status = dvc(project, "status")
@@ -258,3 +264,106 @@ def test_files_of_published_sets_concern_neither_git_nor_dvc(ingested: Callable[
     assert "raw/bins.dvc" not in dvc(project, "check-ignore", "data/raw/bins.dvc", "data/raw/mnist", fails=True)
     dvc(project, "checkout", "--allow-missing")
     assert all((project / "data/raw" / name).is_file() for name in downloads)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
+    """A project with added images, trained and pushed to a git remote and a DVC remote beside it, with its store."""
+    folder = tmp_path_factory.mktemp("shared")
+    project = folder / "ours"
+    project.mkdir()
+    _begin(project, stages=5)
+    shutil.copytree(new_store, project / "mlruns", dirs_exist_ok=True)
+    git(project, "init", "--quiet", "--bare", "--initial-branch=master", str(folder / "git"))
+    git(project, "remote", "add", "origin", str(folder / "git"))
+    dvc(project, "remote", "add", "--default", "storage", str(folder / "storage"))
+    draw_images(project / PHOTOS)
+    dvc(project, "add", PHOTOS)
+    dvc(project, "repro")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "Images and a model")
+    return project
+
+
+def _clone(shared: Path, name: str, new_store: Path) -> Path:
+    """A colleague's clone, with a store of its own."""
+    clone = shared.with_name(name)
+    git(shared, "clone", "--quiet", str(shared.with_name("git")), str(clone))
+    git(clone, "config", "user.name", "Colleague")
+    git(clone, "config", "user.email", "colleague@example.com")
+    shutil.copytree(new_store, clone / "mlruns", dirs_exist_ok=True)
+    return clone
+
+
+def _weights(project: Path) -> str:
+    return str(json.loads((project / "data/out/train/card.json").read_bytes())["weights_hash"])
+
+
+def _ran(said: str) -> list[str]:
+    """Names of the stages that DVC ran, by what it printed."""
+    return re.findall(r"Running stage '(\w+)'", said)
+
+
+def test_every_habit_of_dvc_works_on_added_images_and_a_colleague_gets_the_same(shared: Path, new_store: Path) -> None:
+    first = _weights(shared)
+    assert _ran(dvc(shared, "repro")) == []
+
+    here = dvc(shared, "exp", "run", "-S", "train.epochs=1", "--name", "shorter")
+    shorter = _weights(shared)
+    apart = dvc(shared, "exp", "run", "--temp", "-S", "train.learning_rate=0.01", "--name", "faster")
+    dvc(shared, "exp", "run", "--queue", "-S", "evaluate.calibration_bins=5", "-S", "train.epochs=2")
+    queued = wait_for_queue(shared)
+    dvc(shared, "exp", "branch", "shorter", "short")
+    git(shared, "checkout", "--quiet", ".")
+    dvc(shared, "checkout")
+    dvc(shared, "exp", "apply", "faster")
+    faster = _weights(shared)
+    git(shared, "checkout", "--quiet", ".")
+    dvc(shared, "checkout")
+    git(shared, "push", "--quiet", "origin", "master", "short")
+    dvc(shared, "push", "--all-branches")
+    dvc(shared, "exp", "push", "origin", "faster")
+
+    assert _ran(here) == ["train", "evaluate", "register"]
+    assert _ran(apart) == ["train", "evaluate", "register"]
+    assert "Success" in queued
+    assert _weights(shared) == first
+    assert len({first, shorter, faster}) == 3
+    assert {run.tags["twinrun.weights_hash"] for run in runs(shared)} == {first, shorter, faster}
+    assert len(runs(shared)) == 3  # the queue's experiment changed the evaluation alone, and trained nothing
+
+    theirs = _clone(shared, "theirs", new_store)
+    dvc(theirs, "pull")
+    assert images_of(theirs) == images_of(shared)
+    assert _ran(dvc(theirs, "repro")) == []
+    assert _weights(theirs) == first
+    dvc(theirs, "exp", "pull", "origin", "faster")
+    dvc(theirs, "exp", "apply", "faster")
+    assert _ran(dvc(theirs, "repro")) == []
+    assert _weights(theirs) == faster
+
+    bare = _clone(shared, "without images", new_store)
+    assert "Fetch them: dvc pull data/raw/bins.dvc" in dvc(bare, "repro", fails=True)
+    assert _ran(dvc(bare, "repro", "--allow-missing")) == []
+
+
+def test_the_tables_of_dvc_show_accuracy_first_in_100_columns_and_no_hash(shared: Path) -> None:
+    change_params(shared / "params.yaml", "train", {"epochs": 1})
+    dvc(shared, "repro")
+
+    shown, diff = dvc(shared, "metrics", "show"), dvc(shared, "metrics", "diff")
+    experiments = dvc(shared, "exp", "show", "--no-pager", "--csv").splitlines()[0].split(",")
+
+    assert shown.split()[:2] == ["Path", "accuracy"]
+    assert max(map(len, [*shown.splitlines(), *diff.splitlines()])) <= 100
+    assert _weights(shared) not in shown + diff
+    assert experiments.index("accuracy") < experiments.index("balanced_accuracy") < experiments.index("train.epochs")
+    assert "weights_hash" not in experiments
+
+
+def test_promoting_a_version_leaves_the_pipeline_up_to_date(shared: Path) -> None:
+    command = [sys.executable, "-m", "twinrun.cli", "promote", "1", "--force", "--reason", "to see"]
+
+    subprocess.run(command, cwd=shared, check=True, capture_output=True)
+
+    assert "Data and pipelines are up to date" in dvc(shared, "status")

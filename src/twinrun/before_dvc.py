@@ -61,7 +61,7 @@ def _words(arguments: list[str]) -> tuple[str, ...]:
 
 def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) -> None:
     """Check the folder that ingest.path names before DVC hashes it."""
-    from twinrun.data.sharing import not_shared
+    from twinrun.data.sharing import OF_FILES, not_shared
     from twinrun.errors import SourceError
 
     ingest = _ingest(root, arguments)
@@ -69,7 +69,7 @@ def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) ->
         return
     path = ingest["path"]
     apart = words[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
-    if apart and ingest["source"] in ("folder", "trashnet"):
+    if apart and ingest["source"] in OF_FILES:
         if path not in _values(arguments, "-C", "--copy-paths") and (reason := not_shared(root, path)):
             raise SourceError(reason.sentence())
         if not Path(path).is_absolute() and not (root / path).resolve().is_relative_to(root.resolve()):

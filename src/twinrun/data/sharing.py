@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+OF_FILES = ("folder", "trashnet")  # the sources whose files a person puts there
 _SHOWN = 3
 
 

@@ -13,8 +13,6 @@ from twinrun.data.listing import RAW, Listing, source_folder
 from twinrun.errors import SourceError
 from twinrun.params import IngestParams
 
-OF_FILES = ("folder", "trashnet")  # the sources that are a person's own files
-
 
 def list_source(params: IngestParams) -> Listing:
     """List what the source of `params` offers, sorted by path; downloads it where it is published and not here.

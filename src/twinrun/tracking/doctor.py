@@ -145,8 +145,7 @@ def _params(root: Path) -> tuple[str, list[Finding]]:
 
 def _source(root: Path) -> tuple[str, list[Finding]]:
     """Whether DVC can read, watch and share the images."""
-    from twinrun.data.sharing import not_shared, obstacles
-    from twinrun.data.sources import OF_FILES
+    from twinrun.data.sharing import OF_FILES, not_shared, obstacles
     from twinrun.params import load_params
 
     ingest = load_params(root / "params.yaml").ingest

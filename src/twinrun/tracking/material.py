@@ -125,7 +125,7 @@ def absolute_source(root: Path, ingest: Mapping[str, Any]) -> dict[str, Any]:
     splits = ingest.get("splits_file")
     return {
         **ingest,
-        "path": None if here is None or not here.exists() else str(here),
+        "path": ingest.get("path") if here is None or not here.exists() else str(here),
         "splits_file": None if splits is None else str((root / Path(splits).expanduser()).resolve()),
     }
 
