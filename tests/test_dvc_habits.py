@@ -299,52 +299,71 @@ def _weights(project: Path) -> str:
     return str(json.loads((project / "data/out/train/card.json").read_bytes())["weights_hash"])
 
 
+def back_to_the_commit(project: Path) -> None:
+    git(project, "checkout", "--quiet", ".")
+    dvc(project, "checkout")
+
+
 def _ran(said: str) -> list[str]:
     """Names of the stages that DVC ran, by what it printed."""
     return re.findall(r"Running stage '(\w+)'", said)
 
 
-def test_every_habit_of_dvc_works_on_added_images_and_a_colleague_gets_the_same(shared: Path, new_store: Path) -> None:
+# The tests below go on from one another, in order, on the shared project.
+
+
+def test_an_experiment_trains_what_changed_in_the_workspace_and_apart_and_can_be_applied(shared: Path) -> None:
     first = _weights(shared)
     assert _ran(dvc(shared, "repro")) == []
 
     here = dvc(shared, "exp", "run", "-S", "train.epochs=1", "--name", "shorter")
     shorter = _weights(shared)
+    back_to_the_commit(shared)
     apart = dvc(shared, "exp", "run", "--temp", "-S", "train.learning_rate=0.01", "--name", "faster")
-    dvc(shared, "exp", "run", "--queue", "-S", "evaluate.calibration_bins=5", "-S", "train.epochs=2")
-    queued = wait_for_queue(shared)
-    dvc(shared, "exp", "branch", "shorter", "short")
-    git(shared, "checkout", "--quiet", ".")
-    dvc(shared, "checkout")
     dvc(shared, "exp", "apply", "faster")
     faster = _weights(shared)
-    git(shared, "checkout", "--quiet", ".")
-    dvc(shared, "checkout")
+    back_to_the_commit(shared)
+
+    assert _ran(here) == _ran(apart) == ["train", "evaluate", "register"]
+    assert len({first, shorter, faster}) == 3
+    assert _weights(shared) == first
+    assert sorted(run.tags["twinrun.weights_hash"] for run in runs(shared)) == sorted([first, shorter, faster])
+
+
+def test_a_queued_experiment_on_the_evaluation_alone_trains_nothing(shared: Path) -> None:
+    before = len(runs(shared))
+
+    dvc(shared, "exp", "run", "--queue", "-S", "evaluate.calibration_bins=5")
+
+    assert "Success" in wait_for_queue(shared)
+    assert len(runs(shared)) == before
+
+
+def test_a_colleague_gets_images_model_and_experiments_and_has_nothing_to_run(shared: Path, new_store: Path) -> None:
+    dvc(shared, "exp", "branch", "shorter", "short")
     git(shared, "push", "--quiet", "origin", "master", "short")
     dvc(shared, "push", "--all-branches")
     dvc(shared, "exp", "push", "origin", "faster")
-
-    assert _ran(here) == ["train", "evaluate", "register"]
-    assert _ran(apart) == ["train", "evaluate", "register"]
-    assert "Success" in queued
-    assert _weights(shared) == first
-    assert len({first, shorter, faster}) == 3
-    assert {run.tags["twinrun.weights_hash"] for run in runs(shared)} == {first, shorter, faster}
-    assert len(runs(shared)) == 3  # the queue's experiment changed the evaluation alone, and trained nothing
-
     theirs = _clone(shared, "theirs", new_store)
+
     dvc(theirs, "pull")
     assert images_of(theirs) == images_of(shared)
     assert _ran(dvc(theirs, "repro")) == []
-    assert _weights(theirs) == first
+    assert _weights(theirs) == _weights(shared)
     dvc(theirs, "exp", "pull", "origin", "faster")
     dvc(theirs, "exp", "apply", "faster")
     assert _ran(dvc(theirs, "repro")) == []
-    assert _weights(theirs) == faster
+    assert _weights(theirs) != _weights(shared)
+    git(theirs, "checkout", "--quiet", "--force", "short")
+    dvc(theirs, "pull")
+    assert _ran(dvc(theirs, "repro")) == []
 
-    bare = _clone(shared, "without images", new_store)
-    assert "Fetch them: dvc pull data/raw/bins.dvc" in dvc(bare, "repro", fails=True)
-    assert _ran(dvc(bare, "repro", "--allow-missing")) == []
+
+def test_a_clone_without_the_images_has_nothing_to_run_where_they_may_be_missing(shared: Path, new_store: Path) -> None:
+    clone = _clone(shared, "without images", new_store)
+
+    assert f"Fetch them: dvc pull {PHOTOS}.dvc" in dvc(clone, "repro", fails=True)
+    assert _ran(dvc(clone, "repro", "--allow-missing")) == []
 
 
 def test_the_tables_of_dvc_show_accuracy_first_in_100_columns_and_no_hash(shared: Path) -> None:
