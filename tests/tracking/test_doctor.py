@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,23 @@ def test_a_project_in_order_has_no_findings_but_those_of_its_environment(trained
     store = checks.pop("store")
     assert not any(checks.values()), checks
     assert "was moved here from" in store[0].problem
+
+
+def test_images_that_dvc_cannot_read_or_share_are_named_with_what_fixes_it(trained: Path) -> None:
+    folder = trained / "data/raw/folder"
+    (folder / "train/0/gone.bmp").symlink_to("/nowhere")
+    (folder / "twice").symlink_to("train")
+    subprocess.run(["git", "rm", "-r", "--quiet", "--cached", "data/raw/folder"], cwd=trained, check=True)
+
+    found = {finding.problem.split(" (")[0]: finding for finding in findings(trained, "source")}
+    broken, linked, unshared = sorted(found)
+    fix(replace(found[broken], fix=found[broken].fix.partition(": ")[2]))
+    fix(found[unshared])
+
+    assert broken == "data/raw/folder has a link that points to no file"
+    assert linked == "data/raw/folder has a link to a folder"
+    assert "is neither in DVC nor in git" in unshared
+    assert findings(trained, "source") == [found[linked]]
 
 
 def test_a_moved_store_is_fixed_by_what_the_finding_says(trained: Path) -> None:
