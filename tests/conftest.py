@@ -10,7 +10,8 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "_TWINRUN_DEFAUL
 
 # Most of these is processes that import PyTorch. Begun last, one of them would be all that runs at the end.
 _LONG = (
-    *("test_whole_pipeline.py", "test_twin.py", "test_chaos.py"),
+    *("test_whole_pipeline.py", "test_dvc_habits.py", "test_twin.py", "test_chaos.py"),
+    *("test_train_probe.py", "test_pyfunc.py", "test_cli_predict.py"),
     *("test_train.py", "test_cli_data.py", "test_publisher.py", "test_doctor.py"),
 )
 

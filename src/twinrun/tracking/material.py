@@ -20,7 +20,8 @@ PACK, TABLE, MANIFEST = (
     "data/out/validate/manifest.parquet",
 )
 NEEDED = (PACK, TABLE, MANIFEST)
-_OF_FILES = ("folder", "trashnet")
+# What settings that the cards of earlier versions lack would have been.
+_SINCE: dict[str, Any] = {"levels": "auto", "group_pattern": None, "leave_out": [], "resample": "bilinear"}
 _MANY = 20
 
 Choice = Literal["auto", "recorded", "workspace"]
@@ -191,13 +192,14 @@ def _edited_files(root: Path, card: Mapping[str, Any], material: Material) -> li
     """Images that the run used and whose file in the source has other bytes now."""
     from twinrun.data.folders import list_tree
     from twinrun.data.listing import Files
+    from twinrun.data.sharing import OF_FILES
     from twinrun.params import IngestParams
 
     ingest = card["params"]["ingest"]
-    if ingest["source"] not in _OF_FILES:
+    if ingest["source"] not in OF_FILES:
         return []
     try:
-        listing = list_tree(IngestParams(**absolute_source(root, ingest)))
+        listing = list_tree(IngestParams(**{**_SINCE, **absolute_source(root, ingest)}))
     except (TwinrunError, ValueError, TypeError):
         return []
     assert isinstance(listing.content, Files)
