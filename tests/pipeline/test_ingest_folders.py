@@ -228,7 +228,7 @@ def test_a_pattern_on_the_path_names_the_group_of_an_image(tree: Tree) -> None:
     assert whole_match == {"cat/clip1": 2, None: 6}
     assert "1 groups of images; 6 images are in none." in whole.said
     assert invalid.code == absent.code == 1
-    assert "'(clip' is no regular expression: missing ), unterminated subpattern" in invalid.said
+    assert "must be a regular expression, got '(clip': missing ), unterminated subpattern" in invalid.said
     assert "matches no image's path, such as cat/clip1/0.png" in absent.said
     assert "ingest.group_pattern" in invalid.said
     assert "ingest.group_pattern" in absent.said
