@@ -190,7 +190,7 @@ def test_an_unknown_model_is_refused_with_the_known_ones(
 
     said = refused(capsys)
 
-    assert 'no network is called "lenet6". Did you mean lenet5' in said
+    assert 'no network is called "lenet6"; did you mean lenet5' in said
     assert "resnet50" in said
 
 

@@ -22,6 +22,7 @@ def job(params: TrainParams, resume_root: str) -> Job:
         Path("data/out/ingest/images.npy"),
         Path("data/out/validate/manifest.parquet"),
         Path(resume_root),
+        Path("features"),
     )
 
 
