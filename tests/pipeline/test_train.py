@@ -183,15 +183,22 @@ def test_ctrl_c_says_what_is_kept_and_a_second_trainer_is_refused_until_then(
     assert trainable.weights_hash() == undisturbed
 
 
-def test_an_unknown_model_is_refused_with_the_known_ones(
-    trainable: TrainableProject, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        ("lenet6", "did you mean lenet5"),
+        ("inception-v3", "did you mean inception_v3"),
+        ("xyz", "some are mlp, lenet5, resnet9, resnet18"),
+    ],
+)
+def test_an_unknown_model_is_refused_with_those_that_are_meant(
+    trainable: TrainableProject, capsys: pytest.CaptureFixture[str], model: str, hint: str
 ) -> None:
-    trainable.set(model="lenet6")
+    trainable.set(model=model)
 
     said = refused(capsys)
 
-    assert 'no network is called "lenet6"; did you mean lenet5' in said
-    assert "resnet50" in said
+    assert f'no network is called "{model}"; {hint}' in said
 
 
 def test_a_batch_larger_than_the_training_split_is_refused_with_both_numbers(
