@@ -15,6 +15,7 @@ from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes,
 from twinrun.evaluation.report import Mistakes, Model, verdict, write_report
 from twinrun.models.bundle import load_bundle
 from twinrun.params import EvaluateParams, load_params
+from twinrun.printing import print
 from twinrun.publish import ensure_writable, write_json, write_table, write_text
 from twinrun.tracking.sync import sync
 

@@ -11,6 +11,7 @@ from twinrun.data.sharing import OF_FILES, advice
 from twinrun.data.sources import list_source
 from twinrun.errors import run_main
 from twinrun.params import IngestParams, load_params
+from twinrun.printing import print
 from twinrun.publish import ensure_writable, write_table
 
 OUT = Path("data/out/ingest")

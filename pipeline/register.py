@@ -6,6 +6,7 @@ from pathlib import Path
 from twinrun.errors import DataError, TrackingError, run_main
 from twinrun.evaluation.gate import why_refused
 from twinrun.params import load_params
+from twinrun.printing import print
 from twinrun.publish import write_json
 from twinrun.tracking.registry import Registry, check_bundle
 from twinrun.tracking.store import find_tracker, require_reachable

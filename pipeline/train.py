@@ -14,6 +14,7 @@ from twinrun.data.prediction_table import prediction_table
 from twinrun.errors import duration, run_main
 from twinrun.models.bundle import save_bundle
 from twinrun.params import Params, load_params
+from twinrun.printing import print
 from twinrun.publish import canonical_json, ensure_writable, write_json, write_table, write_text
 from twinrun.tracking.card import (
     Code,

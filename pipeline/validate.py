@@ -16,6 +16,7 @@ from twinrun.data.validation.results import distributions_csv, findings_table, r
 from twinrun.data.validation.words import summary
 from twinrun.errors import ValidationFailed, run_main
 from twinrun.params import load_params, setting_lines
+from twinrun.printing import print
 from twinrun.publish import ensure_writable, write_json, write_table, write_text
 
 PACK = Path("data/out/ingest/images.npy")

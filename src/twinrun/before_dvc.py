@@ -157,6 +157,7 @@ def _require_readable(folder: Path) -> None:
     """Name what DVC ends with an error on; what it overlooks is only said."""
     from twinrun.data.sharing import obstacles
     from twinrun.errors import SourceError
+    from twinrun.printing import print
 
     found = obstacles(folder)
     if any(each.fatal for each in found):

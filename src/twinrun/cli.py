@@ -11,6 +11,7 @@ import typer
 
 from twinrun import cli_data, cli_predict
 from twinrun.errors import TrackingError, TwinrunError, run_main
+from twinrun.printing import add_row, draw, print
 
 if TYPE_CHECKING:
     from twinrun.tracking.registry import Registry
@@ -103,7 +104,8 @@ def models(model: Model = None) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column("created", no_wrap=True)
     for each in versions:
-        table.add_row(
+        add_row(
+            table,
             str(each.version),
             ", ".join(each.aliases),
             "yes" if each.passed else "no",
@@ -113,7 +115,7 @@ def models(model: Model = None) -> None:
             short(each.run_id or ""),
             each.created.astimezone().strftime("%Y-%m-%d %H:%M"),
         )
-    _print(table)
+    draw(table)
 
 
 @app.command()
@@ -269,7 +271,7 @@ def compare(
 
     _sync_quickly()
     for part in draw(diff_runs(Path.cwd(), find_tracker(), before, after, model or _model_name())):
-        _print(part)
+        draw(part)
 
 
 @app.command()
@@ -338,20 +340,20 @@ def _show(facts: Any) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("run", f"{facts.title} ({facts.status})")
-    table.add_row("id", "none yet: the run is not in MLflow" if facts.is_unpublished else facts.run_id)
+    add_row(table, "run", f"{facts.title} ({facts.status})")
+    add_row(table, "id", "none yet: the run is not in MLflow" if facts.is_unpublished else facts.run_id)
     for name, value in sorted(facts.metrics.items()):
-        table.add_row(name, f"{value:.6g}")
+        add_row(table, name, f"{value:.6g}")
     if twin_of := facts.tags.get("twinrun.twin_of"):
-        table.add_row("twin of", short(twin_of))
+        add_row(table, "twin of", short(twin_of))
     if verdict := facts.tags.get("twinrun.twin_verdict"):
-        table.add_row("twin", f"{verdict} ({short(facts.tags.get('twinrun.twin') or facts.run_id)})")
+        add_row(table, "twin", f"{verdict} ({short(facts.tags.get('twinrun.twin') or facts.run_id)})")
     if facts.card is None:
-        table.add_row("card", "none: this training did not finish")
+        add_row(table, "card", "none: this training did not finish")
     else:
         for name, value in card_lines(facts.card):
-            table.add_row(name, value)
-    _print(table)
+            add_row(table, name, value)
+    draw(table)
 
 
 def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
@@ -405,13 +407,6 @@ def _differing(packages: dict[str, dict[str, str | None]]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    # In a pipe a table is for grep: nothing is cut to 80 columns.
-    Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
 
 
 if __name__ == "__main__":

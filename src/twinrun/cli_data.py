@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twinrun.errors import DataError, PublishError, SourceError, TwinrunError
+from twinrun.printing import print
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinrun.errors import BundleError, DataError, PublishError, TwinrunError
+from twinrun.printing import add_row, draw, escaped, one_line, print
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,7 +140,6 @@ def _default_name() -> str:
 def _answered(bundle: "Bundle", paths: list[Path], top: int, tiles: int) -> tuple[list[Row], dict[int, str]]:
     """A row for each path, and the pictures of the first `tiles` that can be read, by their place."""
     from twinrun.data.decode import Pixels
-    from twinrun.data.listing import escaped
     from twinrun.data.progress import progress
     from twinrun.evaluation.sheet import picture_of
     from twinrun.models.classifier import ImageClassifier
@@ -236,11 +236,8 @@ def _write_sheet(rows: Sequence[Row], pictures: dict[int, str], model: str, shee
 
 def _print(rows: Sequence[Row], classes: Sequence[str]) -> None:
     """Every image where there are few, or a summary by class. Names are text and no markup."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from twinrun.data.listing import escaped
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     if len(rows) <= _ROWS_PRINTED:
@@ -248,11 +245,11 @@ def _print(rows: Sequence[Row], classes: Sequence[str]) -> None:
             table.add_column(name, overflow="fold")
         for row in rows:
             if row.error is not None:
-                table.add_row(Text(row.name), Text("unreadable", style="red"), "", Text(row.error))
+                add_row(table, row.name, Text("unreadable", style="red"), "", row.error)
                 continue
             first, *others = row.labels
-            then = ", ".join(f"{escaped(label)} {share:.3f}" for label, share in others)
-            table.add_row(Text(row.name), Text(escaped(first[0]), style="bold"), f"{first[1]:.4f}", Text(then))
+            then = ", ".join(f"{label} {share:.3f}" for label, share in others)
+            add_row(table, row.name, Text(one_line(first[0]), style="bold"), f"{first[1]:.4f}", then)
     else:
         counts = Counter(row.labels[0][0] for row in rows if row.labels)
         for name in ("label", "images", "mean probability"):
@@ -260,16 +257,15 @@ def _print(rows: Sequence[Row], classes: Sequence[str]) -> None:
         for label in sorted(classes, key=lambda label: -counts[label]):
             shares = [row.labels[0][1] for row in rows if row.labels and row.labels[0][0] == label]
             mean = f"{sum(shares) / len(shares):.3f}" if shares else ""
-            table.add_row(Text(escaped(label)), f"{counts[label]:,}", mean)
-    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
-    console.print(table)
+            add_row(table, label, f"{counts[label]:,}", mean)
+    draw(table)
     failed = [row for row in rows if row.error is not None]
     if failed and len(rows) > _ROWS_PRINTED:
-        console.print(Text(f"{len(failed):,} of {len(rows):,} images cannot be read:"))
+        print(f"{len(failed):,} of {len(rows):,} images cannot be read:")
         for row in failed[:_REASONS_PRINTED]:
-            console.print(Text(f"  {row.name}: {row.error}"))
+            print(f"  {row.name}: {row.error}")
         if len(failed) > _REASONS_PRINTED:
-            console.print(Text(f"  and {len(failed) - _REASONS_PRINTED:,} more; --out writes them all"))
+            print(f"  and {len(failed) - _REASONS_PRINTED:,} more; --out writes them all")
 
 
 def _is_desktop() -> bool:

@@ -28,6 +28,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from twinrun.printing import print
+
 _IMPORTED = time.monotonic()  # every stage imports this module before what takes seconds, such as PyTorch
 
 

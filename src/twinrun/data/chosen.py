@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.data.listing import escaped
 from twinrun.data.walking import walk_folder
 from twinrun.errors import SourceError
+from twinrun.printing import escaped
 
 _COLUMNS = ("path", "image", "file", "filename")
 _DELIMITERS = ",;\t"

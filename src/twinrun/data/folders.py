@@ -20,11 +20,12 @@ from twinrun.data.levels import (
     reading_as,
     split_names,
 )
-from twinrun.data.listing import Files, Item, Listing, escaped, some_names, sorted_listing, source_folder
+from twinrun.data.listing import Files, Item, Listing, some_names, sorted_listing, source_folder
 from twinrun.data.manifest import SPLITS, SplitName
 from twinrun.data.walking import Walk, walk_folder
 from twinrun.errors import SourceError
 from twinrun.params import IngestParams, Level
+from twinrun.printing import escaped
 
 Levels = Literal["auto"] | Sequence[Level]
 

@@ -1,8 +1,6 @@
 """What a source offers before anything is decoded: names, labels, published splits, and where the content lies."""
 
 import hashlib
-import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +10,10 @@ import numpy.typing as npt
 
 from twinrun.data.manifest import SplitName
 from twinrun.params import IngestParams
+from twinrun.printing import escaped as escaped
 
 RAW = Path("data/raw")
 _SHOWN = 5
-_LINE_BREAKERS = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: controls, lone surrogates, separators of lines
-_REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +58,6 @@ class Listing:
     items: list[Item]
     content: Files | Arrays
     notes: list[str] = field(default_factory=list)
-
-
-def escaped(name: str) -> str:
-    """A name as one line of UTF-8: control characters, backslashes and bytes that are no UTF-8 become escapes.
-
-    Different names stay different. Nothing that a file is called can then break a line, colour a terminal, or reverse
-    what is printed behind it.
-    """
-    if name.isascii() and name.isprintable() and "\\" not in name:
-        return name
-    text = os.fsencode(name).decode("utf-8", "surrogateescape")
-    return "".join(_escape(character) for character in text)
-
-
-def _escape(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    if character == "\\" or character in _REORDERING or unicodedata.category(character) in _LINE_BREAKERS:
-        return character.encode("unicode_escape").decode()
-    return character
 
 
 def some_names(names: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from twinrun.printing import console, print
+
 _LINE_EVERY_S = 10.0
 _PHASE_EVERY_S = 30.0  # one that is over sooner says nothing
 _PERCENT = 100
@@ -23,11 +25,10 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
 
@@ -64,9 +65,7 @@ def fraction(what: str) -> Iterator[Callable[[float], None]]:
 def phase(what: str, every_s: float = _PHASE_EVERY_S) -> Iterator[None]:
     """Say that work is going on which cannot tell how far it is: on a terminal at once, elsewhere every so often."""
     if sys.stderr.isatty():
-        from rich.console import Console
-
-        with Console(stderr=True).status(what):
+        with console(stderr=True).status(what):
             yield
         return
     over, started = threading.Event(), time.monotonic()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from twinrun.printing import escaped
+
 OF_FILES = ("folder", "trashnet")  # the sources whose files a person puts there
 _SHOWN = 3
 
@@ -137,12 +139,6 @@ def advice(root: Path, path: str) -> list[str]:
     return [*map(str, obstacles(root / path)), *([unshared.sentence()] if unshared else [])]
 
 
-def shown_name(path: str) -> str:
-    """A path on one line: what is not printable or not UTF-8 becomes an escape."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
 def _walk(folder: str) -> Iterator[tuple[_Kind, str]]:
     waiting = [folder]
     while waiting:
@@ -186,7 +182,7 @@ def _is_utf8(name: str) -> bool:
 
 def _obstacle(kind: _Kind, paths: list[str], folder: Path) -> Obstacle:
     place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    names = [shown_name(os.path.relpath(path, folder)) for path in paths[:_SHOWN]]
+    names = [escaped(os.path.relpath(path, folder)) for path in paths[:_SHOWN]]
     more = f" and {len(paths) - _SHOWN:,} more" if len(paths) > _SHOWN else ""
     count = f"{len(paths):,} times: " if len(paths) > 1 else ""
     return Obstacle(

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twinrun.data.listing import escaped, some_names, words_of
+from twinrun.data.listing import some_names, words_of
+from twinrun.printing import escaped
 
 Parts = tuple[str, ...]  # names of folders, from the top, inside the folder that is walked
 

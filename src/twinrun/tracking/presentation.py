@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from twinrun.printing import one_line, printable
 from twinrun.publish import write_json
 from twinrun.tracking.metric_names import HEADLINE
 
@@ -63,7 +64,8 @@ def is_given_name(current: str | None, name: str, run_id: str) -> bool:
 
 def titled(name: str, run_id: str) -> str:
     """A run for a person: its name, and its id where the name lacks it."""
-    return name if name.endswith(short(run_id)) else f"{name} ({short(run_id)})"
+    shown = one_line(name)
+    return shown if shown.endswith(short(run_id)) else f"{shown} ({short(run_id)})"
 
 
 def run_list_view() -> str:
@@ -167,7 +169,7 @@ def log_table(client: "MlflowClient", run_id: str, rows: Sequence[Mapping[str, A
 
 def escaped(text: str) -> str:
     """Text as Markdown and HTML show it literally, on one line."""
-    plain = " ".join(str(text).split())
+    plain = printable(" ".join(str(text).split()))
     return re.sub(r"[\\`*_{}\[\]()<>#|!~&$\"']", lambda found: f"&#{ord(found[0])};", plain)
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from twinrun.errors import InterruptedTraining
+from twinrun.printing import print
 from twinrun.tracking.journal import FILE, Journal, Summary, summarize
 from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker

@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from twinrun.printing import print
+
 DATABASE = "mlflow.db"
 LOCATION = ".location"
 _COLUMNS = ("artifact_location", "artifact_uri", "source", "storage_location")

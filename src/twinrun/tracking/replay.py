@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twinrun.printing import print
 from twinrun.publish import write_json
 from twinrun.tracking.home import Process
 from twinrun.tracking.journal import ARTIFACTS, FILE, Event, events_from, given_name, summarize

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.errors import TwinError
+from twinrun.printing import add_row
 from twinrun.tracking.card import LOCK
 from twinrun.tracking.difference import (
     KINDS,
@@ -162,7 +163,7 @@ def _table(title: str, *columns: str) -> Any:
 def _changes(kind: str, changes: list[Change]) -> Any:
     table = _table(kind, "", "before", "after")
     for change in changes:
-        table.add_row(change.name, change.before or "(none)", change.after or "(none)")
+        add_row(table, change.name, change.before or "(none)", change.after or "(none)")
     return table
 
 
@@ -170,9 +171,9 @@ def _list(title: str, entries: list[str]) -> Any:
     table = _table(f"{title}: {len(entries)}", "")
     table.show_header = False
     for entry in entries[:_SHOWN]:
-        table.add_row(entry)
+        add_row(table, entry)
     if len(entries) > _SHOWN:
-        table.add_row(f"and {len(entries) - _SHOWN} more")
+        add_row(table, f"and {len(entries) - _SHOWN} more")
     return table
 
 
@@ -180,7 +181,8 @@ def _metrics(pairs: list[MetricPair]) -> Any:
     table = _table("metrics on the test split", "", "before", "95 % interval", "after", "95 % interval", "change")
     for pair in pairs:
         known = pair.before is not None and pair.after is not None
-        table.add_row(
+        add_row(
+            table,
             pair.name,
             _number(pair.before),
             _interval(pair.before_interval),
@@ -196,7 +198,8 @@ def _predictions(diff: RunDiff) -> Any:
     table = _table(title, "image", "label", "before", "", "after", "", "")
     for each in diff.predictions[:_SHOWN]:
         verdict = "mended" if each.after == each.label else "broken" if each.before == each.label else "wrong in both"
-        table.add_row(
+        add_row(
+            table,
             diff.paths.get(each.id, each.id),
             each.label,
             each.before,
@@ -206,7 +209,7 @@ def _predictions(diff: RunDiff) -> Any:
             verdict,
         )
     if len(diff.predictions) > _SHOWN:
-        table.add_row(f"and {len(diff.predictions) - _SHOWN} more")
+        add_row(table, f"and {len(diff.predictions) - _SHOWN} more")
     return table
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.errors import RegistryError, TrackingError
+from twinrun.printing import one_line
 from twinrun.tracking.metric_names import with_current_names
 from twinrun.tracking.presentation import titled
 from twinrun.tracking.registry import Registry
@@ -56,7 +57,7 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
                 card = json.loads(Path(client.download_artifacts(run_id, CARD, folder)).read_bytes())
     return RunFacts(
         run_id=run_id,
-        name=run.info.run_name,
+        name=one_line(run.info.run_name),
         status=run.info.status,
         tags=dict(run.data.tags),
         metrics=with_current_names(run.data.metrics),

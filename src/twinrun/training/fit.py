@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from twinrun.data.manifest import Manifest
 from twinrun.errors import DataError, DivergedError, ModelError, TrainingError
 from twinrun.params import TrainParams
+from twinrun.printing import print
 from twinrun.training import collectives
 from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest

@@ -13,6 +13,7 @@ from types import FrameType
 import psutil
 
 from twinrun.errors import InterruptedTraining, LockHeldError
+from twinrun.printing import print
 from twinrun.publish import explained
 
 LOCK_WAIT_S = 30.0

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twinrun.data.listing import escaped
 from twinrun.data.validation.findings import Drop, Facts
 from twinrun.errors import DataError
+from twinrun.printing import escaped
 
 if TYPE_CHECKING:
     import pyarrow as pa

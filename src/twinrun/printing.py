@@ -1,0 +1,114 @@
+"""The one place that prints, and what makes text from elsewhere safe for it.
+
+Names of files, classes and runs are chosen by other people. Printed raw, they could colour a terminal, move its cursor,
+reverse what stands behind them or hide a character. Every message passes through `print` or `draw` of this module. They
+show such characters as escapes. Ruff refuses Python's own `print` elsewhere.
+"""
+
+import builtins
+import os
+import sys
+import unicodedata
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_WIDTH_OF_A_PIPE = 240  # a table in a pipe is for grep: nothing is cut to 80 columns
+_CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # categories: controls, lone surrogates, separators of lines
+_FORMAT = "Cf"
+_JOINERS = frozenset("\u200c\u200d")  # Persian, Indic scripts and emoji are written with them
+_BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # drawn as nothing, and of no such category
+_REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
+    """Print like Python's own, with the text made `printable`; what the stream cannot encode becomes an escape too."""
+    stream = sys.stdout if file is None else file
+    text = printable(" ".join(map(str, values)))
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    builtins.print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=flush)
+
+
+def draw(renderable: Any) -> None:
+    """Print a table or another thing of rich's on stdout. Its strings are text, never markup."""
+    console().print(renderable)
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A console of rich's that takes every string as text: no markup, no emoji codes, no control characters."""
+    from rich.console import Console
+
+    class _Console(Console):
+        def render_str(self, text: str, **settings: Any) -> Any:
+            return super().render_str(printable(text), **{**settings, "markup": False, "emoji": False})
+
+    stream = sys.stderr if stderr else sys.stdout
+    return _Console(width=None if stream.isatty() else _WIDTH_OF_A_PIPE, stderr=stderr, highlight=False)
+
+
+def add_row(table: "Table", *cells: object) -> None:
+    """Add a row to a table of rich's; a string stays one line and is text, and other renderables stay as they are."""
+    table.add_row(*(one_line(cell) if isinstance(cell, str) else cell for cell in cells))  # type: ignore[arg-type]
+
+
+def one_line(text: str) -> str:
+    """Text as `printable` has it, on one line."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def printable(text: str) -> str:
+    """Text in which only line feeds and tabs control the terminal; what is invisible or reorders becomes an escape.
+
+    Applied twice, it changes nothing more.
+    """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    text = _as_utf8(text)
+    return "".join(
+        character if character in "\n\t" else _shown(character, text, at) for at, character in enumerate(text)
+    )
+
+
+def escaped(name: str) -> str:
+    """A name as one line of UTF-8: control characters, backslashes and bytes that are no UTF-8 become escapes.
+
+    Different names stay different. Nothing that a file is called can then break a line, colour a terminal, or reverse
+    what is printed behind it. Tables of images hold names in this form.
+    """
+    if name.isascii() and name.isprintable() and "\\" not in name:
+        return name
+    return "".join(
+        _escape(character)
+        if character == "\\" or character in _REORDERING or unicodedata.category(character) in _CONTROLS
+        else character
+        for character in _as_utf8(name)
+    )
+
+
+def _shown(character: str, text: str, at: int) -> str:
+    category = unicodedata.category(character)
+    if category in _CONTROLS or character in _BLANKS or (category == _FORMAT and not _joins(text, at)):
+        return _escape(character)
+    return character
+
+
+def _joins(text: str, at: int) -> bool:
+    """Whether the character is a joiner between two of a script that needs it."""
+    around = (text[at - 1 : at], text[at + 1 : at + 2])
+    return text[at] in _JOINERS and all(beside and not beside.isascii() for beside in around)
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def _as_utf8(text: str) -> str:
+    """The text as UTF-8 would have it, where Python read the names of files in the encoding of another locale."""
+    try:
+        return os.fsencode(text).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text
