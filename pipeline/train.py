@@ -1,6 +1,7 @@
 """Stage `train`: pack + manifest -> bundle, history and card. Run with `dvc repro train`."""
 
 import os
+import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from twinrun.training.fit import Trained, announce
 from twinrun.training.history import history_csv
 from twinrun.training.interruption import StopRequest, training_lock
 from twinrun.training.job import Job, prepare_job
+from twinrun.training.launch import launch
 from twinrun.training.module import EpochScores
 from twinrun.training.numerics import describe_gpus, gpu_uuids
 from twinrun.training.probe import OutOfFold
@@ -53,11 +55,14 @@ def main() -> None:
     stop = StopRequest()
     stop.install()
     stop.watch_parent()
+    notice = launch().check()
     params = load_params()
     if rank() > 0:
         with stop.quietly():
             _prepare(params).run(stop, on_epoch=lambda *_: None)
         return
+    if notice is not None:
+        print(f"Warning: {notice}", file=sys.stderr, flush=True)
     code = collect_code(PROJECT)
     with training_lock(STATE):
         stop.check()

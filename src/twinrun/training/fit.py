@@ -18,10 +18,11 @@ from twinrun.printing import print
 from twinrun.training import collectives
 from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest
+from twinrun.training.launch import starting_others
 from twinrun.training.lightning import pl
 from twinrun.training.module import Classifier, EpochScores, ImageArray, SplitImages
 from twinrun.training.probe import OutOfFold, Probe
-from twinrun.training.processes import build_strategy, join_others, local_process_count, node_count, rank
+from twinrun.training.processes import build_strategy, cluster, join_others, local_process_count, node_count, rank
 from twinrun.training.shards import Numerics, ShardedNetwork, laid_out_like, thread_count
 
 _LINE_EVERY_S = 30.0
@@ -127,6 +128,7 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
             devices=local_process_count(params),
             num_nodes=node_count(),
             strategy=build_strategy(params, numerics.device),
+            plugins=[cluster()],
             max_epochs=params.epochs,
             logger=False,
             callbacks=callbacks,
@@ -142,7 +144,8 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
             setattr(counts, count, progress.epochs_done)
         try:
             stop.hold_for_children()
-            trainer.fit(module)
+            with starting_others():
+                trainer.fit(module)
         except RuntimeError as error:
             if "deterministic" not in str(error):
                 raise

@@ -15,6 +15,7 @@ import psutil
 from twinrun.errors import InterruptedTraining, LockHeldError
 from twinrun.printing import print
 from twinrun.publish import explained
+from twinrun.training.launch import launch
 
 LOCK_WAIT_S = 30.0
 _POLL_S = 0.25
@@ -137,7 +138,7 @@ def _described(holder: Path) -> str:
 
 def _quiet_code(code: int) -> int:
     """How a process that stops as it was asked to ends: Lightning kills the first one where another ends otherwise."""
-    return code if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    return code if launch().launcher == "torchrun" else 0
 
 
 def _works(process: psutil.Process) -> bool:
@@ -153,7 +154,7 @@ def _employers() -> list[psutil.Process]:
     Between dvc and a trainer there may be a torchrun, which outlives dvc.
     """
     found = []
-    if "LOCAL_RANK" in os.environ or "TWINRUN_TWIN_OF" in os.environ:
+    if launch().launcher != "none" or "TWINRUN_TWIN_OF" in os.environ:
         found += [parent for parent in [psutil.Process().parent()] if parent is not None]
     if "DVC_ROOT" in os.environ:
         found += [ancestor for ancestor in psutil.Process().parents() if _is_dvc(ancestor)][:1]

@@ -11,6 +11,8 @@ from unittest import mock
 
 from lightning_utilities.core import imports
 
+from twinrun.training.launch import launch
+
 _UNUSED = frozenset({"scipy", "matplotlib", "torchvision"})
 
 
@@ -31,6 +33,8 @@ def _as_if_not_installed(packages: frozenset[str]) -> Iterator[None]:
     ):
         yield
 
+
+launch()  # Lightning reads the variables of launchers when it is imported
 
 with _as_if_not_installed(_UNUSED):
     import pytorch_lightning as pl

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from twinrun.data.manifest import Split
 from twinrun.errors import TrainingError
 from twinrun.params import TrainParams
+from twinrun.training.launch import launch
 from twinrun.training.shards import Numerics
 
 
@@ -115,7 +116,7 @@ def _device(params: TrainParams) -> torch.device:
             f"params.yaml asks for {params.devices} training processes (train.devices) with a GPU each, and there are "
             f"{torch.cuda.device_count()} GPUs. Lower it, or set train.accelerator: cpu."
         )
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", launch().local_rank)
 
 
 def _uses_bfloat16(params: TrainParams, device: torch.device) -> bool:

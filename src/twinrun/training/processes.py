@@ -1,12 +1,12 @@
 """Several training processes: how Lightning starts them without touching gradients. Knows no network."""
 
-import os
 from typing import Any
 
 import torch
 from torch import nn
 
 from twinrun.params import TrainParams
+from twinrun.training.launch import launch
 from twinrun.training.lightning import pl
 
 
@@ -29,24 +29,29 @@ def build_strategy(params: TrainParams, device: torch.device) -> pl.strategies.S
 
 def local_process_count(params: TrainParams) -> int:
     """Number of training processes on this machine: as many as torchrun started, or `train.devices`."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else params.devices
+    return launch().local_processes or params.devices
 
 
 def node_count() -> int:
     """Number of machines that torchrun brought together, or 1."""
-    return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else 1
+    return launch().machines
 
 
 def join_others() -> None:
     """Meet the processes that torchrun started; those that Lightning starts meet later, and read the same disk."""
-    if _under_torchrun() and not torch.distributed.is_initialized():
+    if launch().launcher == "torchrun" and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def rank() -> int:
     """Number of this process among the training processes, from 0; the first one writes the files."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+    return launch().rank
 
 
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+def cluster() -> Any:
+    """Where Lightning learns of the other processes; given, since it would otherwise believe any batch system."""
+    # Imported late, since Lightning is to be imported by twinrun.training.lightning alone.
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    return TorchElasticEnvironment() if launch().launcher == "torchrun" else LightningEnvironment()
