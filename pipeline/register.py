@@ -55,8 +55,11 @@ def main() -> None:
     verdict = "has passed" if version.passed else "has not passed"
     if "candidate" in version.aliases:
         verdict += " and is the candidate"
-    wanted = refusal or f"register.min_accuracy is {params.min_accuracy:g}."
-    print(f"{version.name} version {version.version} {verdict}: accuracy {metrics['accuracy']:.4f}. {wanted}")
+    reason = refusal or (
+        f"Its accuracy is {metrics['accuracy']:.4f}; at least {params.min_accuracy:g} is required "
+        "(register.min_accuracy)."
+    )
+    print(f"{version.name} version {version.version} {verdict}. {reason}")
 
 
 if __name__ == "__main__":

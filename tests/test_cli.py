@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tracking_support import evaluate, free_port, lines, runs, train, train_really, wait_for
+from tracking_support import HASHES, evaluate, free_port, lines, runs, train, train_really, wait_for
 
 from pipeline import register
 from twinrun import cli
@@ -79,8 +79,8 @@ def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
     project: Path, twinrun: Callable[..., Ended]
 ) -> None:
     for weights in ("ab", "cd"):
-        train(project, weights_hash=weights * 32)
-        evaluate(project, weights_hash=weights * 32)
+        train(project, weights_hash=HASHES[weights])
+        evaluate(project, weights_hash=HASHES[weights])
         register.main()
 
     promoted = [twinrun("promote", "1"), twinrun("promote", "2", "--reason", "better")]
@@ -104,7 +104,7 @@ def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
     assert back.out.startswith("Version 1 of twinrun-digits is the champion again (it was version 2).\n")
     assert ["1", "champion", "yes", "0.9900"] in [row[:4] for row in rows]
     assert ["2", "candidate", "yes", "0.9900"] in [row[:4] for row in rows]
-    assert "cd" * 32 in shown
+    assert HASHES["cd"] in shown
     assert [each["action"] for each in lines(project / "mlruns/promotions.jsonl")] == ["promote", "promote", "rollback"]
 
 

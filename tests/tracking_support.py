@@ -9,20 +9,47 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from twinrun.models.stored import tensors_hash
 from twinrun.publish import replacing_folder, write_json, write_text
 from twinrun.tracking.journal import Journal
 from twinrun.tracking.objects import file_md5
 from twinrun.tracking.store import find_tracker, open_client
 
 REPOSITORY = Path(__file__).parents[1]
+_SHAPES = {"1": (256, 64), "3": (128, 256), "5": (2, 128)}  # the linear layers of an mlp for 8 x 8 gray pixels
+
+
+def _weights(seed: str) -> bytes:
+    """The weights of a small network, all of them one number that follows from `seed`."""
+    number = np.float32(zlib.crc32(seed.encode()) / 2**34)
+    layers = {f"{name}.weight": shape for name, shape in _SHAPES.items()}
+    biases = {f"{name}.bias": shape[:1] for name, shape in _SHAPES.items()}
+    return save({name: np.full(shape, number) for name, shape in (layers | biases).items()})
+
+
+class _Hashes(dict[str, str]):
+    """The weights hash of each seed, as it is asked for."""
+
+    def __missing__(self, seed: str) -> str:
+        self[seed] = tensors_hash(_weights(seed))
+        _SEEDS[self[seed]] = seed
+        return self[seed]
+
+
+_SEEDS: dict[str, str] = {}
+HASHES = _Hashes()
+AB, CD = HASHES["ab"], HASHES["cd"]
 
 
 @pytest.fixture(scope="session")
@@ -48,17 +75,20 @@ def tracked_project(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyP
     return folder
 
 
-def train(
-    project: Path, *, epochs: int = 3, weights_hash: str = "ab" * 32, end: bool = True, dvc: bool = True
-) -> Journal:
+def train(project: Path, *, epochs: int = 3, weights_hash: str = AB, end: bool = True, dvc: bool = True) -> Journal:
     """Leave what the train stage leaves: a bundle, a card, a history, a journal that waits."""
     out = project / "data/out/train"
     with replacing_folder(out / "bundle") as temp:
-        (temp / "weights.safetensors").write_bytes(bytes.fromhex(weights_hash))
+        (temp / "weights.safetensors").write_bytes(_weights(_SEEDS.get(weights_hash, weights_hash)))
         description = {
-            "weights_hash": weights_hash,
+            "format": 2,
+            "architecture": "mlp",
             "classes": ["0", "1"],
-            "preprocessing": {"size_px": 16, "channels": "gray"},
+            "preprocessing": {
+                **{"size_px": [8, 8], "channels": "gray", "fit": "pad", "resample": "bilinear", "max_pixels": 10**6},
+                **{"mean": [0.3], "std": [0.3]},
+            },
+            "weights_hash": weights_hash,
         }
         write_json(description, temp / "model.json")
     journal = Journal.create(project, name="lenet5 on digits", experiment="twinrun-digits")
@@ -158,7 +188,7 @@ def validate(project: Path, report: str = "<html></html>", *, passed: bool = Tru
         write_text(f"manifest of {report}", out / "manifest.parquet")
 
 
-def evaluate(project: Path, *, weights_hash: str = "ab" * 32, accuracy: float = 0.99) -> dict[str, Any]:
+def evaluate(project: Path, *, weights_hash: str = AB, accuracy: float = 0.99) -> dict[str, Any]:
     """Leave what the evaluate stage leaves."""
     metrics = {
         "accuracy": accuracy,

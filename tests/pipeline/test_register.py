@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tracking_support import REPOSITORY, evaluate, runs, train
+from tracking_support import AB, CD, REPOSITORY, evaluate, runs, train
 
 from pipeline import register
 from twinrun.errors import DataError
@@ -85,8 +85,8 @@ def test_a_model_that_may_be_guessing_the_commonest_class_is_no_candidate_whatev
 
 
 def test_metrics_of_another_model_are_refused(project: Path) -> None:
-    train(project, weights_hash="ab" * 32)
-    evaluate(project, weights_hash="cd" * 32)
+    train(project, weights_hash=AB)
+    evaluate(project, weights_hash=CD)
 
     with pytest.raises(DataError, match="is of another model"):
         register.main()

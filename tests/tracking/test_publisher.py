@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tracking_support import FaultyTracker, runs, train
+from tracking_support import AB, FaultyTracker, runs, train
 
 from twinrun.errors import InterruptedTraining
 from twinrun.tracking.doctor import examine
@@ -56,7 +56,7 @@ def test_a_run_holds_all_that_its_journal_holds(project: Path) -> None:
     (run,) = runs(project)
     (dataset,) = run.info.inputs.dataset_inputs
     assert run.tags["twinrun.journal_id"] == journal.id
-    assert run.tags["twinrun.weights_hash"] == "ab" * 32
+    assert run.tags["twinrun.weights_hash"] == AB
     assert run.history["train/loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert run.artifacts == ["bundle/manifest.json", "bundle/model.json", "bundle/weights.safetensors", "card.json"]
     assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "0123456789abcdef")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking_support import FaultyTracker, evaluate, lines, train
+from tracking_support import AB, HASHES, FaultyTracker, evaluate, lines, train
 
 from twinrun.errors import BundleError, RegistryError, TrackingError
 from twinrun.tracking.registry import Registry, Version
@@ -18,16 +18,17 @@ from twinrun.tracking.sync import run_of, sync, training_data
 
 
 def _register(project: Path, weights: str = "ab", *, passed: bool = True, name: str = "digits") -> Version:
-    train(project, weights_hash=weights * 32, epochs=1)
-    metrics = evaluate(project, weights_hash=weights * 32)
+    train(project, weights_hash=HASHES[weights], epochs=1)
+    metrics = evaluate(project, weights_hash=HASHES[weights])
     sync()
     return Registry(find_tracker(project), name).register(
         project / "data/out/train/bundle",
         metrics,
         passed=passed,
         fingerprint="f" * 64,
-        run_id=run_of(project, weights * 32),
+        run_id=run_of(project, HASHES[weights]),
         data=training_data(project),
+        trial=False,
     )
 
 
@@ -42,10 +43,10 @@ def test_a_version_carries_what_made_it(project: Path) -> None:
     assert version.version == 1
     assert version.aliases == ("candidate",)
     assert version.metrics["test/accuracy"] == 0.99
-    assert (version.weights_hash, version.fingerprint, version.passed) == ("ab" * 32, "f" * 64, True)
+    assert (version.weights_hash, version.fingerprint, version.passed) == (AB, "f" * 64, True)
     assert facts.run_id == version.run_id
     assert facts.card is not None
-    assert facts.card["weights_hash"] == "ab" * 32
+    assert facts.card["weights_hash"] == AB
 
 
 def test_a_model_and_its_versions_are_described_and_what_a_person_wrote_stays(project: Path) -> None:
@@ -59,9 +60,9 @@ def test_a_model_and_its_versions_are_described_and_what_a_person_wrote_stays(pr
 
     assert "**Accuracy 99.0% (95% interval 95.0% to 100.0%) of 10 test images.**" in described
     assert "Classes: 2 (0, 1). Data: digits, 10 training images." in described
-    assert f"Run {str(first.run_id)[:8]}. Weights {'ab' * 6}." in described
+    assert f"Run {str(first.run_id)[:8]}. Weights {AB[:12]}." in described
     assert client.get_model_version("digits", "1").description == "Ours at the fair"
-    assert f"Weights {'cd' * 6}." in client.get_model_version("digits", "2").description
+    assert f"Weights {HASHES['cd'][:12]}." in client.get_model_version("digits", "2").description
     assert client.get_registered_model("digits").description == "For the fair"
 
 
@@ -106,7 +107,8 @@ def test_a_request_whose_answer_is_lost_makes_one_version(tracker: FaultyTracker
 
     versions = Registry(find_tracker(project), "lossy").versions()
     assert lost
-    assert sorted(each.weights_hash[:2] for each in versions) == ["00", "04", "08", "0c"]
+    assert {each.weights_hash for each in versions} == {HASHES[f"{after:02x}"] for after in range(0, 16, 4)}
+    assert len(versions) == 4
 
 
 def test_no_file_of_a_version_is_a_pickle(project: Path) -> None:
@@ -221,20 +223,21 @@ def test_an_unknown_version_or_run_is_named(project: Path) -> None:
 def _die_while_registering(project: Path, metrics: dict[str, Any], run_id: str | None) -> None:
     registry = Registry(find_tracker(project), "digits")
     registry._client.create_model_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-    registry.register(project / "data/out/train/bundle", metrics, passed=True, fingerprint="f" * 64, run_id=run_id)
+    bundle = project / "data/out/train/bundle"
+    registry.register(bundle, metrics, passed=True, fingerprint="f" * 64, run_id=run_id, trial=False)
 
 
 def test_a_register_that_was_killed_half_way_leaves_nothing_double(project: Path) -> None:
     train(project)
     metrics = evaluate(project)
     sync()
-    run_id = run_of(project, "ab" * 32)
+    run_id = run_of(project, AB)
     child = multiprocessing.get_context("fork").Process(target=_die_while_registering, args=(project, metrics, run_id))
     child.start()
     child.join(60)
 
     Registry(find_tracker(), "digits").register(
-        project / "data/out/train/bundle", metrics, passed=True, fingerprint="f" * 64, run_id=run_id
+        project / "data/out/train/bundle", metrics, passed=True, fingerprint="f" * 64, run_id=run_id, trial=False
     )
     client = open_client(find_tracker(project))
     experiments = [each.experiment_id for each in client.search_experiments()]

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tracking_support import evaluate, runs, train
+from tracking_support import AB, evaluate, runs, train
 
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.relocate import relocate
@@ -19,9 +19,9 @@ def test_artifacts_and_models_of_a_moved_project_are_found_again(project: Path, 
     train(project)
     metrics = evaluate(project)
     sync()
-    run_id = run_of(project, "ab" * 32)
+    run_id = run_of(project, AB)
     Registry(find_tracker(), "m").register(
-        project / "data/out/train/bundle", metrics, passed=True, fingerprint="f", run_id=run_id
+        project / "data/out/train/bundle", metrics, passed=True, fingerprint="f", run_id=run_id, trial=False
     )
     moved = tmp_path / "50% done #2" / "renamed"
     moved.parent.mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from tracking_support import REPOSITORY, evaluate, runs, train, validate
+from tracking_support import AB, CD, REPOSITORY, evaluate, runs, train, validate
 
 from twinrun.publish import write_json, write_text
 from twinrun.tracking.home import journals_folder
@@ -95,14 +95,14 @@ def test_what_evaluation_found_out_is_added_to_the_run_of_its_model(project: Pat
     assert {"evaluation/metrics.json", "evaluation/per_class.json", "evaluation/report/index.html"} <= set(
         run.artifacts
     )
-    assert run_of(project, "ab" * 32) == run.id
+    assert run_of(project, AB) == run.id
 
 
 def test_an_older_evaluation_which_names_its_model_among_the_metrics_is_added(project: Path) -> None:
     train(project)
     metrics = evaluate(project)
     (project / "data/out/evaluate/model.json").unlink()
-    write_json({"weights_hash": "ab" * 32, **metrics}, project / "data/out/evaluate/metrics.json")
+    write_json({"weights_hash": AB, **metrics}, project / "data/out/evaluate/metrics.json")
 
     sync()
 
@@ -201,14 +201,14 @@ def test_a_headline_from_cross_validation_stands_beside_the_numbers_of_the_test_
 
 
 def test_the_evaluation_of_another_model_is_not_added(project: Path) -> None:
-    train(project, weights_hash="ab" * 32)
-    evaluate(project, weights_hash="cd" * 32)
+    train(project, weights_hash=AB)
+    evaluate(project, weights_hash=CD)
 
     sync()
 
     (run,) = runs(project)
     assert "test/accuracy" not in run.metrics
-    assert run_of(project, "cd" * 32) is None
+    assert run_of(project, CD) is None
 
 
 def test_dvc_lock_is_added_when_it_speaks_of_this_training(project: Path) -> None:
@@ -392,7 +392,7 @@ def test_a_tracker_that_is_away_is_named_and_nothing_is_lost(project: Path, monk
 def test_with_nothing_to_do_mlflow_is_not_even_imported_and_a_run_in_progress_is_left_alone(project: Path) -> None:
     train(project)
     evaluate(project)
-    train(project, weights_hash="cd" * 32, end=False)
+    train(project, weights_hash=CD, end=False)
     sync()
     asked = "sync(thorough=True).lines(), 'mlflow' in sys.modules"
     script = f"import sys; from twinrun.tracking.sync import sync; print({asked})"

@@ -1,27 +1,24 @@
 """A model on disk: weights.safetensors, model.json and a manifest with the sha256 of both.
 
-The hashes are checked before anything is parsed, and no pickle is written or read. Knows nothing of how the weights
-were found.
+No pickle is written or read; `stored.py` reads and checks the files. How weights are found is decided elsewhere.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from twinrun.errors import BundleError, ModelError
+from twinrun.errors import BundleError
 from twinrun.models.architectures import build_network
-from twinrun.publish import folder_faults, replacing_folder, write_json
+from twinrun.models.stored import FORMAT, MODEL, WEIGHTS, StoredPreprocessing, read_stored
+from twinrun.printing import one_line
+from twinrun.publish import replacing_folder, write_json
 
-WEIGHTS = "weights.safetensors"
-MODEL = "model.json"
-_FORMAT = 2
-_READABLE_FORMATS = (1, 2)
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +73,7 @@ def save_bundle(
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = weights_hash(contiguous)
     description = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "architecture": architecture,
         "classes": list(classes),
         "preprocessing": asdict(preprocessing),
@@ -89,44 +86,43 @@ def save_bundle(
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Check and load a bundle. Raises BundleError, naming the file, where a byte is not what was written."""
+    """Check and load a bundle.
+
+    Raises BundleError, naming the file, where a byte is not what was written, or the files do not describe a model.
+    """
     from safetensors.torch import load
 
-    faults = folder_faults(folder)
-    if faults:
-        raise BundleError(
-            f"The model in {folder} is not the one that was written:\n"
-            + "".join(f"  {fault}\n" for fault in faults)
-            + "It was not loaded. Train again (dvc repro -f train) or restore it (dvc checkout --force train)."
-        )
+    stored = read_stored(folder, "loaded")
+    model = stored.model
     try:
-        description: dict[str, Any] = json.loads((folder / MODEL).read_bytes())
-        if description["format"] not in _READABLE_FORMATS:
-            raise ValueError(f"format {description['format']}, and this version reads formats up to {_FORMAT}")
-        preprocessing = _preprocessing(description)
-        classes = tuple(description["classes"])
         network = build_network(
-            description["architecture"],
-            channels=len(preprocessing.mean),
-            size_px=preprocessing.size_px,
-            classes=len(classes),
+            model.architecture,
+            channels=len(model.preprocessing.mean),
+            size_px=(model.preprocessing.size_px[0], model.preprocessing.size_px[1]),
+            classes=len(model.classes),
             seed=0,
         )
-        tensors = load((folder / WEIGHTS).read_bytes())
-        network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, ModelError) as error:
-        raise BundleError(f"The model in {folder} cannot be used by this version of Twinrun: {error}") from error
+        network.load_state_dict(load(stored.files[WEIGHTS]))
+    except Exception as error:  # the file says what is built, so that anything may go wrong inside the libraries
+        raise BundleError(
+            f"The model in {folder} cannot be used by this version of Twinrun: {_first_lines(error)}"
+        ) from error
     return Bundle(
         network=network.eval().to(memory_format=torch.channels_last),
-        architecture=description["architecture"],
-        classes=classes,
-        preprocessing=preprocessing,
-        weights_hash=weights_hash(tensors),
+        architecture=model.architecture,
+        classes=tuple(model.classes),
+        preprocessing=_preprocessing(model.preprocessing),
+        weights_hash=model.weights_hash,
     )
 
 
-def _preprocessing(description: dict[str, Any]) -> Preprocessing:
-    settings = dict(description["preprocessing"])
-    if description["format"] == 1:  # squares alone, resized bilinearly
-        settings |= {"size_px": [settings["size_px"]] * 2, "resample": "bilinear"}
-    return Preprocessing(**settings | {name: tuple(settings[name]) for name in ("size_px", "mean", "std")})
+def _preprocessing(stored: StoredPreprocessing) -> Preprocessing:
+    values = stored.model_dump()
+    return Preprocessing(**values | {name: tuple(values[name]) for name in ("size_px", "mean", "std")})
+
+
+def _first_lines(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "it is larger than the memory of this machine"
+    text = one_line(" ".join(str(error).split()) or type(error).__name__)
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

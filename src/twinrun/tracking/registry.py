@@ -6,9 +6,10 @@ behind a lock.
 """
 
 import getpass
-import hashlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.errors import BundleError, RegistryError
-from twinrun.publish import explained, folder_faults
+from twinrun.models.stored import StoredBundle, read_stored
+from twinrun.publish import explained
 from twinrun.tracking.metric_names import (
     CROSS_VALIDATION_METRICS,
     EVALUATION_METRICS,
@@ -45,6 +47,10 @@ REGISTER = "dvc repro -f -s register"
 LOADER = "twinrun.tracking.pyfunc"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
+_TRIAL_S = 600.0
+_TRIAL_ENVIRONMENT = frozenset(
+    {"PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV", "OMP_NUM_THREADS"}
+)
 _DESCRIBED_TAG = "twinrun.description"  # hash of the description that was written here
 # What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
 _REQUIRED = ("twinrun", "mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
@@ -100,14 +106,16 @@ class Registry:
         fingerprint: str,
         run_id: str | None,
         data: str = "not recorded",
+        trial: bool = True,
     ) -> Version:
         """Make a version from `bundle`, or find the one that was made from it, and keep `candidate` up to date.
 
         `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on.
-        Raises BundleError where the bundle was changed.
+        A new bundle is loaded in a process of its own first, unless `trial` is False. Raises BundleError where the
+        bundle was changed, does not describe its weights, or cannot be loaded.
         """
-        description = check_bundle(bundle)
-        key = hashlib.sha256((bundle / "model.json").read_bytes()).hexdigest()
+        stored = check_bundle(bundle)
+        description, key = stored.description(), stored.key
         facts = {f"twinrun.{name}": repr(value) for name, value in evaluation_metrics(metrics).items()}
         tags = {
             "twinrun.weights_hash": str(description["weights_hash"]),
@@ -120,7 +128,9 @@ class Registry:
             self._ensure_model()
             found = self._of_bundle(key)
             if found is None:
-                model_id = self._model_of(bundle, description, key, run_id, tags)
+                if trial:
+                    _try_to_load(stored)
+                model_id = self._model_of(stored, run_id, tags)
                 found = self._create_version(model_id, key, run_id, tags)
             else:
                 for tag, value in tags.items():
@@ -288,27 +298,18 @@ class Registry:
                 raise
             return found
 
-    def _model_of(
-        self, bundle: Path, description: Mapping[str, Any], key: str, run_id: str | None, tags: Mapping[str, str]
-    ) -> str:
+    def _model_of(self, stored: StoredBundle, run_id: str | None, tags: Mapping[str, str]) -> str:
         """The id of a finished MLflow model with this bundle: one that a killed register left, or a new one."""
         if run_id is not None:
             experiment = self._client.get_run(run_id).info.experiment_id
         else:
             experiment = experiment_id(self._client, self.tracker, self.name)
-        for model in self._client.search_logged_models([experiment], f"tags.`{_BUNDLE_TAG}` = '{key}'"):
+        for model in self._client.search_logged_models([experiment], f"tags.`{_BUNDLE_TAG}` = '{stored.key}'"):
             if str(model.status) == "READY" and model.source_run_id == run_id:
                 return str(model.model_id)
-        return self._log_model(experiment, bundle, description, run_id, {_BUNDLE_TAG: key, **tags})
+        return self._log_model(experiment, stored, run_id, {_BUNDLE_TAG: stored.key, **tags})
 
-    def _log_model(
-        self,
-        experiment: str,
-        bundle: Path,
-        description: Mapping[str, Any],
-        run_id: str | None,
-        tags: dict[str, str],
-    ) -> str:
+    def _log_model(self, experiment: str, stored: StoredBundle, run_id: str | None, tags: dict[str, str]) -> str:
         import mlflow
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
@@ -317,11 +318,12 @@ class Registry:
             experiment, "model", source_run_id=run_id, tags=tags, model_type="image-classifier"
         )
         try:
+            description = stored.description()
             with tempfile.TemporaryDirectory() as folder:
                 mlflow.pyfunc.save_model(
                     Path(folder, "model"),
                     loader_module=LOADER,
-                    data_path=str(bundle),
+                    data_path=str(_written(stored, Path(folder, "bundle"))),
                     model_config={"paths": True},  # which load_model(..., model_config={"paths": False}) may change
                     mlflow_model=Model(model_id=model.model_id, model_uuid=model.model_id, run_id=run_id),
                     signature=_signature(),
@@ -389,17 +391,36 @@ def _version(found: Any, aliases: Mapping[str, int]) -> Version:
     )
 
 
-def check_bundle(bundle: Path) -> dict[str, Any]:
-    """The bundle's model.json, once every byte of the bundle is known to be the one that was written."""
-    faults = folder_faults(bundle)
-    if faults:
-        raise BundleError(
-            f"The model in {bundle} is not the one that was written:\n"
-            + "".join(f"  {fault}\n" for fault in faults)
-            + "It was not registered. Train again (dvc repro -f train) or restore it (dvc checkout --force train)."
-        )
-    content: dict[str, Any] = json.loads((bundle / "model.json").read_bytes())
-    return content
+def check_bundle(bundle: Path) -> StoredBundle:
+    """The bundle's files, once they are known to be those that were written, and of one model."""
+    return read_stored(bundle, "registered")
+
+
+def _written(stored: StoredBundle, folder: Path) -> Path:
+    """The bytes that were checked as files in `folder`: those of the project may change meanwhile."""
+    folder.mkdir()
+    for name, content in stored.files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _try_to_load(stored: StoredBundle) -> None:
+    """Load the bundle as whoever uses it will: in a new process, which has none of this one's state or secrets."""
+    environment = {name: value for name, value in os.environ.items() if name in _TRIAL_ENVIRONMENT}
+    with tempfile.TemporaryDirectory() as folder:
+        place = _written(stored, Path(folder, "bundle"))
+        command = [sys.executable, "-m", "twinrun.models.trial", str(place)]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=_TRIAL_S, check=False)
+        except subprocess.TimeoutExpired:
+            raise BundleError(
+                f"The model did not answer for one image within {_TRIAL_S / 60:.0f} minutes, so it was not registered."
+            ) from None
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = lines[-1] if lines else f"its process ended with {done.returncode}"
+        reason = reason.replace(f"The model in {place} ", "it ")
+        raise BundleError(f"The model was not registered, since it cannot be loaded in a process of its own: {reason}")
 
 
 def _signature() -> Any:
@@ -429,7 +450,7 @@ def _example(description: Mapping[str, Any]) -> Any:
 
     preparation = description["preprocessing"]
     size = preparation["size_px"]
-    height, width = (size, size) if isinstance(size, int) else size  # an integer in bundles of format 1
+    height, width = size
     image = Image.new("L", (width, height))
     stroke = (width // 4, 3 * height // 4, 3 * width // 4, height // 4)
     ImageDraw.Draw(image).line(stroke, fill=255, width=max(1, min(height, width) // 10))
