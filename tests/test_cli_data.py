@@ -171,7 +171,7 @@ def test_what_lies_about_in_a_folder_is_passed_over_with_a_note(photos: Path) ->
     again = _twinrun(photos, "data", "check", ".", "--out", ".", "--no-labels")
 
     result = json.loads((photos / "result.json").read_bytes())
-    unmet = {each["name"]: each["first_offences"] for each in result["expectations"] if not each["passed"]}
+    unmet = {each["name"]: each["first_violations"] for each in result["expectations"] if not each["passed"]}
     assert unmet == {"no_duplicate": unmet["no_duplicate"]}  # a hidden image counts
     assert unmet["no_duplicate"][0]["what"] == "train/cat/.7.png (cat, train) = train/cat/7.png (cat, train)"
     for ran in (old, inside, again):

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from twinrun.errors import ParamsError
 from twinrun.hints import meant_by_name, meant_by_value, several_values, yes_or_no
 from twinrun.networks import unfit_size, unknown_network
+from twinrun.rules import unfit_expectation
 
 PARAMS = Path("params.yaml")
 
@@ -116,9 +117,15 @@ class LabelErrorParams:
 class UserExpectation:
     """An expectation of Great Expectations on the table of facts, by name."""
 
-    name: Annotated[str, Field(pattern=r"^Expect[A-Za-z]+$")]
+    name: str
     arguments: dict[str, Any]
     severity: Severity
+
+
+def _allowed(expectation: UserExpectation) -> UserExpectation:
+    if problem := unfit_expectation(expectation.name, expectation.arguments):
+        raise ValueError(problem)
+    return expectation
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -150,7 +157,7 @@ class ValidateParams:
     on_drift: Literal["stop", "warn"]
     reference: str | None
     decisions: str | None
-    expectations: list[UserExpectation]
+    expectations: list[Annotated[UserExpectation, AfterValidator(_allowed)]]
 
 
 def _in_order(params: ValidateParams) -> ValidateParams:

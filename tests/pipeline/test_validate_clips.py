@@ -39,7 +39,7 @@ def test_frames_of_clips_bring_a_warning_with_the_pattern_that_keeps_each_clip_i
 
     assert torn.code == grouped.code == whole.code == 0, torn.said + grouped.said + whole.said
     assert warned[0]["severity"] == "warning"
-    assert r"ingest.group_pattern: '(.*clip\d+)_frame\d+'" in warned[0]["first_offences"][0]["what"]
+    assert r"ingest.group_pattern: '(.*clip\d+)_frame\d+'" in warned[0]["first_violations"][0]["what"]
     assert warned[0]["found"] == "64 images look like frames of 8 clips, such as cat/clip00_frame#.png (8)"
     assert "look like frames of 8 clips" in torn.said
     assert "clips_are_groups" not in {e["name"] for e in project.result()["expectations"]}

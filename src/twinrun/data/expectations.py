@@ -5,7 +5,10 @@ A new expectation is one more `Rule` where rules are made (validation/checks.py)
 """
 
 import difflib
+import functools
+import html
 import logging
+import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinrun.params import Severity
+from twinrun.printing import printable
 from twinrun.publish import write_text
+from twinrun.rules import Condition, parse_condition
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
@@ -99,6 +104,10 @@ _TELLING = (
     "missing_count", "partial_missing_list", "partial_missing_set", "unexpected_count", "partial_unexpected_list",
     "partial_unexpected_set", "details",
 )  # fmt: skip
+_COMPARED = {
+    **{"==": operator.eq, "!=": operator.ne},
+    **{"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge},
+}
 _DRAWN_ID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _TIMES = r"(?:\?d=)?\d{8}T\d{6}\.\d{6}Z"
 
@@ -115,8 +124,11 @@ def _expectation(rule: Rule, index: int) -> "Expectation | str":
         )
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"Great Expectations has no expectation {rule.expectation}{hint}"
+    settings = {key: value for key, value in rule.settings.items() if key != "condition_parser"}
     try:
-        expectation: Expectation = kind(**rule.settings, severity=rule.severity, meta={_INDEX: index})
+        if isinstance(condition := settings.get("row_condition"), str):
+            settings["row_condition"] = _row_condition(parse_condition(condition))
+        expectation: Expectation = kind(**settings, severity=rule.severity, meta={_INDEX: index})
     except (ValidationError, ValueError, TypeError) as error:
         faults: list[Any] = getattr(error, "errors", list)()
         words = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults) or str(error)
@@ -124,17 +136,55 @@ def _expectation(rule: Rule, index: int) -> "Expectation | str":
     return expectation
 
 
+def _row_condition(condition: Condition) -> Any:
+    """The condition as Great Expectations takes it; it never sees the text, which it would evaluate."""
+    from great_expectations.expectations.row_conditions import Column
+
+    parts = [_compared(Column(each.column), each.operator, each.values) for each in condition.comparisons]
+    return functools.reduce(operator.or_ if condition.joined_by == "or" else operator.and_, parts)
+
+
+def _compared(column: Any, sign: str, values: tuple[Any, ...]) -> Any:
+    match sign:
+        case "in":
+            return column.is_in(values)
+        case "not in":
+            return column.is_not_in(values)
+        case "is null":
+            return column.is_null()
+        case "is not null":
+            return column.is_not_null()
+    return _COMPARED[sign](column, values[0])
+
+
 def _page(found: Any) -> str:
-    """A page of Great Expectations' Data Docs, without the ids drawn by chance and the time that it puts there."""
+    """A page of Great Expectations' Data Docs, without the ids drawn by chance and the time that it puts there.
+
+    It puts values into the page as they are, so that they are escaped first.
+    """
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
-    for result in found.results:  # it cannot write a number of numpy's
-        result.result = {key: getattr(value, "item", lambda v=value: v)() for key, value in result.result.items()}
+    for result in found.results:
+        result.result = _drawable(result.result)
+        result.exception_info = _drawable(result.exception_info)
+        arguments = {**result.expectation_config.kwargs, "row_condition": None}  # which the page does not show
+        result.expectation_config.kwargs = _drawable(arguments)
     page = str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(found)))
     ids: dict[str, str] = {}
     page = re.sub(_DRAWN_ID, lambda match: ids.setdefault(match[0], f"id-{len(ids)}"), page)
     return re.sub(_TIMES, "", page)
+
+
+def _drawable(value: Any) -> Any:
+    """The value with every text in it escaped for HTML, and numbers of numpy's, which it cannot write, as Python's."""
+    if isinstance(value, str):
+        return html.escape(printable(value))
+    if isinstance(value, Mapping):
+        return {_drawable(key): _drawable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_drawable(each) for each in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def _heard(rule: Rule, result: Any) -> Judgement:

@@ -122,15 +122,15 @@ class _Drawer:
     def affected(self, finding: Finding) -> Iterator[_Set]:
         """The first violations with the pictures of their images, if they have any."""
         most = _SETS_SHOWN if finding.severity == "critical" else _WARNINGS_SHOWN
-        for offence in finding.offences[:most]:
-            if not offence.rows:
-                yield _Set(offence.words, [])
+        for violation in finding.violations[:most]:
+            if not violation.rows:
+                yield _Set(violation.words, [])
                 continue
             if not self._has_room():
                 return
-            hidden = len(offence.rows) - _IN_SET_SHOWN
+            hidden = len(violation.rows) - _IN_SET_SHOWN
             more = f"; {hidden:,} more in findings.parquet" if hidden > 0 else ""
-            yield _Set(f"{offence.measure}{more}", [self._card(row) for row in offence.rows[:_IN_SET_SHOWN]])
+            yield _Set(f"{violation.measure}{more}", [self._card(row) for row in violation.rows[:_IN_SET_SHOWN]])
 
     def dropped(self) -> dict[str, list[_Set]]:
         """The first of the dropped images, by kind of reason; a copy is shown beside what it is a copy of."""

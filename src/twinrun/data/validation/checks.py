@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from twinrun.data.expectations import Judgement, Rule
 from twinrun.data.manifest import SPLITS
-from twinrun.data.validation.findings import Finding, Offence, Proposal, Status
+from twinrun.data.validation.findings import Finding, Proposal, Status, Violation
 from twinrun.data.validation.subject import QUALITY, Subject, flaw_column
 from twinrun.params import Policy, Severity
 
@@ -29,7 +29,7 @@ _SHOW_NOTHING = ("dark", "bright", "low information")
 class Check:
     """An expectation before it is judged.
 
-    `offences` turns the rows that Great Expectations refused into violations, and `says` the rows and these
+    `violations` turns the rows that Great Expectations refused into violations, and `says` the rows and these
     into one sentence. Where `judges` is False, a refused row means that nothing could be judged.
     """
 
@@ -39,7 +39,7 @@ class Check:
     rule: Rule
     settings: tuple[str, ...]
     advice: str
-    offences: Callable[[Judgement], Iterator[Offence]]
+    violations: Callable[[Judgement], Iterator[Violation]]
     says: "Says"
     judges: bool = True
     recommended: str | None = None
@@ -47,16 +47,16 @@ class Check:
     def finding(self, judgement: Judgement) -> Finding:
         """The result; what Great Expectations could not judge is critical, whatever the check's own severity."""
         if judgement.problem is not None:
-            violations = [Offence((), judgement.problem)]
+            violations = [Violation((), judgement.problem)]
             return self._finding("not judged", "critical", f"{self.name} could not be judged", violations)
         if judgement.passed:
             return self._finding("passed", self.rule.severity, "", [])
-        violations = list(self.offences(judgement))
+        violations = list(self.violations(judgement))
         status: Status = "failed" if self.rule.severity == "critical" else "warning"
         found = self.says(judgement.rows, violations)
         return self._finding(status if self.judges else "not judged", self.rule.severity, found, violations)
 
-    def _finding(self, status: Status, severity: Severity, found: str, violations: list[Offence]) -> Finding:
+    def _finding(self, status: Status, severity: Severity, found: str, violations: list[Violation]) -> Finding:
         return Finding(
             name=self.name,
             meaning=self.meaning,
@@ -66,12 +66,12 @@ class Check:
             settings=self.settings,
             advice=self.advice,
             judged_by=self.rule.expectation,
-            offences=violations,
+            violations=violations,
             recommended=None if status == "passed" else self.recommended,
         )
 
 
-Says = Callable[[Sequence[int], Sequence[Offence]], str]
+Says = Callable[[Sequence[int], Sequence[Violation]], str]
 """From the refused rows and their violations to a sentence without its full stop."""
 
 
@@ -83,7 +83,7 @@ def _counting(predicate: str, noun: str = "image", nouns: str = "", names: Seque
     verb, _, rest = predicate.partition(" ")
     verbs = {"is": "are", "has": "have", "does": "do"}.get(verb, verb.removesuffix("s"))
 
-    def say(rows: Sequence[int], _: Sequence[Offence]) -> str:
+    def say(rows: Sequence[int], _: Sequence[Violation]) -> str:
         named = f" ({', '.join(names[row] for row in rows)})" if names is not None else ""
         if len(rows) == 1:
             return f"1 {noun} {predicate}{named}"
@@ -105,17 +105,17 @@ def _severity(policy: Policy) -> Severity:
 
 def _each(
     subject: Subject, words: Callable[[int], str], drop: bool = False, asked: Sequence[int] | None = None
-) -> Callable[[Judgement], Iterator[Offence]]:
+) -> Callable[[Judgement], Iterator[Violation]]:
     """A violation for each refused image, `words` being what is wrong with it; refused rows count in `asked` or all."""
     judged = subject.kept if asked is None else asked
 
-    def offences(judgement: Judgement) -> Iterator[Offence]:
+    def violations(judgement: Judgement) -> Iterator[Violation]:
         for index in judgement.rows:
             row = judged[index]
             proposals = (Proposal(row, "drop"),) if drop else ()
-            yield Offence((row,), f"{subject.facts['path'][row]}: {words(row)}", words(row), proposals)
+            yield Violation((row,), f"{subject.facts['path'][row]}: {words(row)}", words(row), proposals)
 
-    return offences
+    return violations
 
 
 def _of_files(subject: Subject) -> list[Check]:
@@ -136,7 +136,7 @@ def _of_files(subject: Subject) -> list[Check]:
             Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),
             ("ingest.path",),
             "Point it at a folder with images, or drop less",
-            lambda judgement: iter([Offence((), f"{judgement.observed or 0} images are left")]),
+            lambda judgement: iter([Violation((), f"{judgement.observed or 0} images are left")]),
             lambda *_: "No usable image is left",
         ),
         Check(
@@ -284,7 +284,7 @@ def _of_clips(clips: "Clips") -> Check:
         Rule("ExpectColumnValuesToBeNull", {"column": "pattern"}, "warning"),
         ("ingest.group_pattern",),
         f"Set {setting}",
-        lambda _: iter([Offence(tuple(frames), words, words)]),
+        lambda _: iter([Violation(tuple(frames), words, words)]),
         lambda *_: found,
     )
 
@@ -293,7 +293,7 @@ def _in_sets(number: int) -> str:
     return f" in {number:,} sets" if number > 1 else ""
 
 
-def _leaking(subject: Subject, sets: Sequence[Offence], predicate: str) -> str:
+def _leaking(subject: Subject, sets: Sequence[Violation], predicate: str) -> str:
     """Such as "3 images of glass are also in test": the images in the earlier splits, and the splits of their copies.
 
     The label is named where it is the same for all of them, and otherwise their splits.
@@ -327,34 +327,34 @@ def _sides(column: str) -> dict[str, Any]:
 
 def _sharing(
     subject: Subject, column: str, propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]]
-) -> Callable[[Judgement], Iterator[Offence]]:
+) -> Callable[[Judgement], Iterator[Violation]]:
     """A violation for each set of images with the same pixels, or of one group."""
 
-    def offences(judgement: Judgement) -> Iterator[Offence]:
+    def violations(judgement: Judgement) -> Iterator[Violation]:
         sets: dict[str, list[int]] = defaultdict(list)
         for index in judgement.rows:
             row = subject.kept[index]
             sets[subject.facts[column][row]].append(row)
         for shared, rows in sets.items():
-            yield _offence_of(subject, column, shared, _one_of_each_split_first(subject, rows), propose)
+            yield _violation_of(subject, column, shared, _one_of_each_split_first(subject, rows), propose)
 
-    return offences
+    return violations
 
 
-def _offence_of(
+def _violation_of(
     subject: Subject,
     column: str,
     shared: str,
     rows: Sequence[int],
     propose: Callable[[Subject, Sequence[int]], tuple[Proposal, ...]],
-) -> Offence:
+) -> Violation:
     named = [subject.named(row) for row in rows[:_TWINS_NAMED]]
     more = [f"{len(rows) - _TWINS_NAMED:,} more"] if len(rows) > _TWINS_NAMED else []
     if column == "group":
-        return Offence(
+        return Violation(
             tuple(rows), f'group "{shared}": {", ".join([*named, *more])}', f'group "{shared}"', propose(subject, rows)
         )
-    return Offence(tuple(rows), " = ".join([*named, *more]), "identical pixels", propose(subject, rows))
+    return Violation(tuple(rows), " = ".join([*named, *more]), "identical pixels", propose(subject, rows))
 
 
 def _one_of_each_split_first(subject: Subject, rows: Sequence[int]) -> list[int]:
@@ -374,16 +374,18 @@ def _drop_all_but_the_last_split(subject: Subject, rows: Sequence[int]) -> tuple
     return tuple(Proposal(row, "drop") for row in rows if splits[row] != SPLITS[last])
 
 
-def _pairs(subject: Subject, drop: "Callable[[NearPair], tuple[int, ...]]") -> Callable[[Judgement], Iterator[Offence]]:
+def _pairs(
+    subject: Subject, drop: "Callable[[NearPair], tuple[int, ...]]"
+) -> Callable[[Judgement], Iterator[Violation]]:
     """A violation for each pair of near duplicates."""
 
-    def offences(judgement: Judgement) -> Iterator[Offence]:
+    def violations(judgement: Judgement) -> Iterator[Violation]:
         for index in judgement.rows:
             pair = subject.evidence.pairs[index]
             proposals = tuple(Proposal(row, "drop") for row in drop(pair))
-            yield Offence((pair.first, pair.second), _near(subject, pair), _change(pair), proposals)
+            yield Violation((pair.first, pair.second), _near(subject, pair), _change(pair), proposals)
 
-    return offences
+    return violations
 
 
 def _near(subject: Subject, pair: "NearPair") -> str:
@@ -400,10 +402,10 @@ def _earlier_split(subject: Subject, pair: "NearPair") -> int:
     return int(pair.first if SPLITS.index(splits[pair.first]) < SPLITS.index(splits[pair.second]) else pair.second)
 
 
-def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Offence]]:
+def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Violation]]:
     """A violation for each image that repeats an earlier one."""
 
-    def offences(judgement: Judgement) -> Iterator[Offence]:
+    def violations(judgement: Judgement) -> Iterator[Violation]:
         near = {(pair.first, pair.second): pair for pair in subject.evidence.pairs}
         copies = subject.copies()
         for index in judgement.rows:
@@ -412,9 +414,9 @@ def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Offence]]:
             pair = near.get((first, row))
             words = _near(subject, pair) if pair else f"{subject.named(first)} = {subject.named(row)}"
             measure = _change(pair) if pair else "identical pixels"
-            yield Offence((first, row), words, measure, (Proposal(row, "drop"),))
+            yield Violation((first, row), words, measure, (Proposal(row, "drop"),))
 
-    return offences
+    return violations
 
 
 def _of_classes(subject: Subject) -> list[Check]:
@@ -435,7 +437,7 @@ def _of_classes(subject: Subject) -> list[Check]:
             ),
             ("validate.min_images_per_class",),
             "Add images of these classes, or lower that number",
-            lambda judgement: (Offence((), _short_of_images(subject, classes[i])) for i in judgement.rows),
+            lambda judgement: (Violation((), _short_of_images(subject, classes[i])) for i in judgement.rows),
             _counting(
                 f"has fewer than {params.min_images_per_class:,} {_images(params.min_images_per_class)} in a split",
                 "class",
@@ -456,7 +458,9 @@ def _of_classes(subject: Subject) -> list[Check]:
             ("validate.max_imbalance",),
             "Add images of the small classes, or raise that number",
             lambda judgement: (
-                Offence((), f'Class "{totals[i][0]}" has {totals[i][1]} images and the largest has {subject.largest:,}')
+                Violation(
+                    (), f'Class "{totals[i][0]}" has {totals[i][1]} images and the largest has {subject.largest:,}'
+                )
                 for i in judgement.rows
             ),
             _counting(
@@ -472,7 +476,7 @@ def _of_classes(subject: Subject) -> list[Check]:
             ("ingest.path", "validate.on_names"),
             "Merge the folders if they mean the same",
             lambda judgement: (
-                Offence((), f'"{classes[i]}" is written like "{subject.alike()[classes[i]]}"') for i in judgement.rows
+                Violation((), f'"{classes[i]}" is written like "{subject.alike()[classes[i]]}"') for i in judgement.rows
             ),
             _counting("differs from another one only by case or spaces", "label"),
         ),
@@ -506,12 +510,12 @@ def _of_labels(subject: Subject) -> list[Check]:
     issues = {issue.row: issue for issue in search.issues}
     rank = {issue.row: place for place, issue in enumerate(search.issues)}
 
-    def suspects(judgement: Judgement) -> Iterator[Offence]:
+    def suspects(judgement: Judgement) -> Iterator[Violation]:
         for row in sorted((subject.kept[index] for index in judgement.rows), key=rank.__getitem__):
             issue = issues[row]
             words = f"looks like {issue.suggested} and not {issue.given}, confidence {issue.confidence:.2f}"
             named = f"{subject.facts['path'][row]}: {words}"
-            yield Offence((row,), named, words, (Proposal(row, "relabel", issue.suggested),))
+            yield Violation((row,), named, words, (Proposal(row, "relabel", issue.suggested),))
 
     doubted = Check(
         "labels",
@@ -544,7 +548,7 @@ def _label_search(subject: Subject, unjudged: str | None = None) -> Check:
         ),
         () if finished else ("validate.label_errors", "validate.on_label_error"),
         "Look through some images of each class" if finished else "Raise budget_s, or lower folds",
-        lambda _: iter([Offence((), str(unjudged).capitalize())]),
+        lambda _: iter([Violation((), str(unjudged).capitalize())]),
         lambda *_: f"The labels could not be judged: {unjudged}",
         judges=False,
     )
@@ -575,7 +579,7 @@ def _of_shortcuts(subject: Subject) -> list[Check]:
             ),
             ("validate.on_shortcut", "validate.max_shortcut"),
             "Take images of all labels in the same way, or raise that number",
-            lambda judgement: (Offence((), words(shortcuts[i])) for i in judgement.rows),
+            lambda judgement: (Violation((), words(shortcuts[i])) for i in judgement.rows),
             _counting("gives the labels away", "shortcut"),
         )
     ]
@@ -614,7 +618,7 @@ def _of_drift(subject: Subject) -> list[Check]:
             settings,
             "Find out what changed in how images are taken, or make these the reference",
             lambda judgement: (
-                Offence((), f"{shift.name}: {shift.measure} {shift.value:.3f}, p {shift.p_value:.2g}")
+                Violation((), f"{shift.name}: {shift.measure} {shift.value:.3f}, p {shift.p_value:.2g}")
                 for shift in (drift.shifts[i] for i in judgement.rows)
             ),
             _counting(f"is distributed differently than in {reference}", "fact"),
@@ -626,7 +630,7 @@ def _of_drift(subject: Subject) -> list[Check]:
             Rule("ExpectColumnValuesToBeInSet", {"column": "change", "value_set": ["none"]}, severity),
             settings,
             "Rename or remove them, or make these the reference",
-            lambda judgement: (Offence((), f'Label "{changes[i][1]}" is {changes[i][0]}') for i in judgement.rows),
+            lambda judgement: (Violation((), f'Label "{changes[i][1]}" is {changes[i][0]}') for i in judgement.rows),
             _counting(f"is new or gone since {reference}", "label"),
         ),
         Check(
@@ -637,7 +641,7 @@ def _of_drift(subject: Subject) -> list[Check]:
             settings,
             "Make sure that the new labels are meant",
             lambda judgement: (
-                Offence((rows[path],), f"{path}: was {before}, is {now}", f"was {before}, is {now}")
+                Violation((rows[path],), f"{path}: was {before}, is {now}", f"was {before}, is {now}")
                 for path, before, now in (drift.relabelled[i] for i in judgement.rows)
             ),
             _counting(f"has another label than in {reference}"),
@@ -667,14 +671,14 @@ def _not_meeting(expectation: str) -> Says:
     return lambda rows, violations: counted(rows, violations) if rows else f"{expectation} is not met"
 
 
-def _asked(subject: Subject, column: str) -> Callable[[Judgement], Iterator[Offence]]:
-    def offences(judgement: Judgement) -> Iterator[Offence]:
+def _asked(subject: Subject, column: str) -> Callable[[Judgement], Iterator[Violation]]:
+    def violations(judgement: Judgement) -> Iterator[Violation]:
         for index in judgement.rows:
             row = subject.kept[index]
             value = f": {column} is {subject.facts[column][row]}" if column in subject.facts else ""
-            yield Offence((row,), f"{subject.named(row)}{value}", value.removeprefix(": "))
+            yield Violation((row,), f"{subject.named(row)}{value}", value.removeprefix(": "))
         if not judgement.rows:
             found = "it is not so" if judgement.observed is None else f"observed {judgement.observed}"
-            yield Offence((), f"{column or 'the table'}: {found}")
+            yield Violation((), f"{column or 'the table'}: {found}")
 
-    return offences
+    return violations

@@ -32,7 +32,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Offence:
+class Violation:
     """One violation of a check: an image, some that are copies of one another, or a class, and what is wrong with it.
 
     `words` name all of it; `measure` is what stands below its pictures, which have captions.
@@ -64,7 +64,7 @@ class Finding:
     settings: tuple[str, ...]
     advice: str
     judged_by: str
-    offences: list[Offence] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
     recommended: str | None = None
 
     @property

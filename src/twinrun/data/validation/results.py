@@ -13,7 +13,7 @@ from twinrun.data.validation.findings import Verdict
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 2
+FORMAT = 3
 PLOTTED = ("brightness", "contrast", "sharpness", "entropy")
 _SHOWN = 10
 _BINS = 40
@@ -34,16 +34,16 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
         "decisions": {action: verdict.decided.get(action, 0) for action in ("drop", "relabel", "keep")},
         "splits": {name: sum(counts[name] for counts in verdict.counts.values()) for name in SPLITS},
         "classes": verdict.counts,
-        "counts": {finding.name: len(finding.offences) for finding in verdict.findings},
+        "counts": {finding.name: len(finding.violations) for finding in verdict.findings},
         "expectations": [
             {
-                **{key: value for key, value in asdict(finding).items() if key != "offences"},
+                **{key: value for key, value in asdict(finding).items() if key != "violations"},
                 "passed": finding.passed,
                 "stops": finding.stops,
-                "offences": len(finding.offences),
-                "first_offences": [
-                    {"paths": [paths[row] for row in offence.rows], "what": offence.words}
-                    for offence in finding.offences[:_SHOWN]
+                "violations": len(finding.violations),
+                "first_violations": [
+                    {"paths": [paths[row] for row in violation.rows], "what": violation.words}
+                    for violation in finding.violations[:_SHOWN]
                 ],
             }
             for finding in verdict.findings
@@ -73,23 +73,23 @@ def findings_table(verdict: Verdict, table: "pa.Table") -> "pa.Table":
     paths = table["path"].to_pylist()
     rows = []
     for finding in verdict.findings:
-        for number, offence in enumerate(finding.offences):
-            proposed = {proposal.row: proposal for proposal in offence.proposals}
-            for row in offence.rows or (None,):
+        for number, violation in enumerate(finding.violations):
+            proposed = {proposal.row: proposal for proposal in violation.proposals}
+            for row in violation.rows or (None,):
                 proposal = proposed.get(row) if row is not None else None
                 rows.append(
                     {
                         "check": finding.name,
                         "severity": finding.severity,
-                        "offence": number,
+                        "violation": number,
                         "path": paths[row] if row is not None else None,
-                        "words": offence.words,
+                        "words": violation.words,
                         "action": proposal.action if proposal else None,
                         "label": proposal.label if proposal else None,
                     }
                 )
     names = ("check", "severity", "path", "words", "action", "label")
-    return pa.Table.from_pylist(rows, pa.schema({**{name: pa.string() for name in names}, "offence": pa.int64()}))
+    return pa.Table.from_pylist(rows, pa.schema({**{name: pa.string() for name in names}, "violation": pa.int64()}))
 
 
 def distributions_csv(verdict: Verdict, table: "pa.Table") -> str:

@@ -68,10 +68,10 @@ def _stopped(verdict: Verdict, places: Places | None, most_lines: int) -> list[s
         shown, more = stopping, None
     spare = room - len(shown) - bool(more)
     for finding in shown:
-        named = min(spare, _AFFECTED, len(finding.offences))
+        named = min(spare, _AFFECTED, len(finding.violations))
         spare -= named
         lines.append(f"  {_said(finding, alone=not named)}{_settings(finding, places)}")
-        lines += [f"    {offence.words}" for offence in finding.offences[:named]]
+        lines += [f"    {violation.words}" for violation in finding.violations[:named]]
     if more:
         lines.append(f"  {more}")
     return lines + _warnings(warnings, 1)
@@ -90,11 +90,11 @@ def _decided(verdict: Verdict) -> str:
 
 def _said(finding: Finding, alone: bool) -> str:
     """What was found; where that is one thing, and its line stands `alone`, with its name."""
-    if not alone or len(finding.offences) != 1:
+    if not alone or len(finding.violations) != 1:
         return finding.found
-    offence = finding.offences[0]
-    name = offence.words.removesuffix(f": {offence.measure}")
-    return f"{finding.found}: {offence.words if name == offence.words else f'{name} ({offence.measure})'}"
+    violation = finding.violations[0]
+    name = violation.words.removesuffix(f": {violation.measure}")
+    return f"{finding.found}: {violation.words if name == violation.words else f'{name} ({violation.measure})'}"
 
 
 def _settings(finding: Finding, places: Places | None) -> str:

@@ -1,0 +1,243 @@
+"""Which expectations params.yaml may ask for, with which arguments, and the conditions on rows. Runs none of them.
+
+Great Expectations would evaluate a condition as a program of pandas, with access to this process, and a value such as
+`{"$PARAMETER": ...}` as an expression. So params.yaml names expectations and arguments of the lists below, values are
+plain, and a condition is parsed here into comparisons of a column with a value.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in", "is null", "is not null"]
+Value = str | int | float | bool
+
+_ROWS = ("mostly", "row_condition", "condition_parser")
+_BETWEEN = ("column", "min_value", "max_value", "strict_min", "strict_max", "row_condition", "condition_parser")
+_VALUES = ("column", *_ROWS)
+_PAIRS = ("column_A", "column_B", "ignore_row_if", *_ROWS)
+_COLUMNS = ("column_list", "ignore_row_if", *_ROWS)
+# What looks at no more than the table: none that runs SQL, asks another source, or fetches a schema.
+EXPECTATIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "ExpectColumnMaxToBeBetween",
+            "ExpectColumnMeanToBeBetween",
+            "ExpectColumnMedianToBeBetween",
+            "ExpectColumnMinToBeBetween",
+            "ExpectColumnProportionOfNonNullValuesToBeBetween",
+            "ExpectColumnProportionOfUniqueValuesToBeBetween",
+            "ExpectColumnStdevToBeBetween",
+            "ExpectColumnSumToBeBetween",
+            "ExpectColumnUniqueValueCountToBeBetween",
+        ),
+        _BETWEEN,
+    ),
+    **dict.fromkeys(
+        (
+            "ExpectColumnDistinctValuesToBeInSet",
+            "ExpectColumnDistinctValuesToContainSet",
+            "ExpectColumnDistinctValuesToEqualSet",
+        ),
+        ("column", "value_set", "row_condition", "condition_parser"),
+    ),
+    "ExpectColumnMostCommonValueToBeInSet": ("column", "value_set", "ties_okay", "row_condition", "condition_parser"),
+    "ExpectColumnPairValuesAToBeGreaterThanB": (*_PAIRS, "or_equal"),
+    "ExpectColumnPairValuesToBeEqual": _PAIRS,
+    "ExpectColumnToExist": ("column", "column_index"),
+    "ExpectColumnValueLengthsToBeBetween": (*_BETWEEN, "mostly"),
+    "ExpectColumnValueLengthsToEqual": (*_VALUES, "value"),
+    "ExpectColumnValueZScoresToBeLessThan": (*_VALUES, "threshold", "double_sided"),
+    "ExpectColumnValuesToBeBetween": (*_BETWEEN, "mostly"),
+    "ExpectColumnValuesToBeDecreasing": (*_VALUES, "strictly"),
+    "ExpectColumnValuesToBeInSet": (*_VALUES, "value_set"),
+    "ExpectColumnValuesToBeIncreasing": (*_VALUES, "strictly"),
+    "ExpectColumnValuesToBeNull": _VALUES,
+    "ExpectColumnValuesToBeUnique": _VALUES,
+    "ExpectColumnValuesToMatchRegex": (*_VALUES, "regex"),
+    "ExpectColumnValuesToMatchRegexList": (*_VALUES, "regex_list", "match_on"),
+    "ExpectColumnValuesToNotBeInSet": (*_VALUES, "value_set"),
+    "ExpectColumnValuesToNotBeNull": _VALUES,
+    "ExpectColumnValuesToNotMatchRegex": (*_VALUES, "regex"),
+    "ExpectColumnValuesToNotMatchRegexList": (*_VALUES, "regex_list"),
+    "ExpectCompoundColumnsToBeUnique": _COLUMNS,
+    "ExpectMulticolumnSumToEqual": (*_COLUMNS, "sum_total"),
+    "ExpectMulticolumnValuesToBeEqual": _COLUMNS,
+    "ExpectSelectColumnValuesToBeUniqueWithinRecord": _COLUMNS,
+    "ExpectTableRowCountToBeBetween": _BETWEEN[1:],
+    "ExpectTableRowCountToEqual": ("value", "row_condition", "condition_parser"),
+}
+
+_COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAMED_COLUMNS = ("column", "column_A", "column_B")
+_LISTS = ("value_set", "regex_list", "column_list")
+_LONGEST_TEXT = 4096
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<text>'[^'"`\\\x00-\x1f\x7f]*'|"[^'"`\\\x00-\x1f\x7f]*")
+    |(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
+    |(?P<sign>==|!=|<=|>=|<|>|\[|\]|,)
+    |(?P<word>[A-Za-z_][A-Za-z0-9_]*))""",
+    re.VERBOSE,
+)
+_COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
+_GRAMMAR = (
+    "Write comparisons such as width >= 64 and label in ['cat', 'dog'], joined by and or by or: a column, then ==, !=, "
+    "<, <=, >, >=, in [...], not in [...], is null or is not null; texts in quotes"
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A column compared with a value, with several for `in`, or with none for `is null`."""
+
+    column: str
+    operator: Operator
+    values: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Which rows an expectation is asked of: those that meet all comparisons, or any of them."""
+
+    comparisons: tuple[Comparison, ...]
+    joined_by: Literal["and", "or"] = "and"
+
+
+def unfit_expectation(name: str, arguments: Mapping[str, Any]) -> str | None:
+    """Why an expectation may not be asked for; None where it may."""
+    if name not in EXPECTATIONS:
+        return f"{name} is not one of the expectations that may be asked for{_meant(name, EXPECTATIONS)}"
+    allowed = EXPECTATIONS[name]
+    for key, value in arguments.items():
+        if key not in allowed:
+            return (
+                f"{key} is not an argument of {name} that may be given{_meant(key, allowed)}; there are {_all(allowed)}"
+            )
+        if problem := _unfit_value(key, value):
+            return f"{name}: {key} {problem}"
+    return next(
+        (
+            f"{name} wants the argument {key}"
+            for key in (*_NAMED_COLUMNS, "column_list")
+            if key in allowed and key not in arguments
+        ),
+        None,
+    )
+
+
+def parse_condition(text: str) -> Condition:
+    """The condition that `text` writes; raises ValueError, with the grammar, where it is none."""
+    tokens, comparisons, joins = _tokens(text), list[Comparison](), set[str]()
+    while True:
+        comparison, tokens = _comparison(tokens, text)
+        comparisons.append(comparison)
+        if not tokens:
+            break
+        join, tokens = tokens[0], tokens[1:]
+        joins.add(join[1].lower())
+        if join[0] != "word" or not joins <= {"and", "or"} or len(joins) > 1:
+            raise _unread(text)
+    return Condition(tuple(comparisons), "or" if joins == {"or"} else "and")
+
+
+def _unfit_value(key: str, value: Any) -> str | None:
+    if key in _NAMED_COLUMNS:
+        return None if _is_column(value) else f"must be the name of a column, got {_shown(value)}"
+    if key == "column_list":
+        fits = isinstance(value, list) and all(map(_is_column, value))
+        return None if fits else f"must be a list of columns, got {_shown(value)}"
+    if key in _LISTS:
+        return (
+            None if isinstance(value, list) and all(map(_is_plain, value)) else f"must be a list, got {_shown(value)}"
+        )
+    if key == "row_condition":
+        return _unfit_condition(value)
+    if key == "condition_parser":
+        return None if value == "pandas" else f"may only be pandas, and need not be given, got {_shown(value)}"
+    return None if _is_plain(value) else f"must be a number, a text, true, false or null, got {_shown(value)}"
+
+
+def _unfit_condition(value: Any) -> str | None:
+    try:
+        parse_condition(value if isinstance(value, str) else str(value))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, str) and _COLUMN.fullmatch(value) is not None
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or (isinstance(value, str | int | float) and len(str(value)) <= _LONGEST_TEXT)
+
+
+def _tokens(text: str) -> list[tuple[str, str]]:
+    tokens, at, text = [], 0, text.strip()
+    while at < len(text):
+        found = _TOKEN.match(text, at)
+        if found is None or len(text) > _LONGEST_TEXT:
+            raise _unread(text)
+        tokens.append((str(found.lastgroup), found[str(found.lastgroup)]))
+        at = found.end()
+    return tokens
+
+
+def _comparison(tokens: list[tuple[str, str]], text: str) -> tuple[Comparison, list[tuple[str, str]]]:
+    """The comparison that `tokens` begin with, and the tokens behind it."""
+    if len(tokens) < 3 or tokens[0][0] != "word":
+        raise _unread(text)
+    column, words = tokens[0][1], [token[1].lower() for token in tokens[1:4]]
+    if words[:2] == ["is", "null"]:
+        return Comparison(column, "is null"), tokens[3:]
+    if words == ["is", "not", "null"]:
+        return Comparison(column, "is not null"), tokens[4:]
+    if words[0] in _COMPARISONS:
+        return Comparison(column, _operator(words[0]), (_value(tokens[2], text),)), tokens[3:]
+    start = 2 if words[0] == "in" else 3 if words[:2] == ["not", "in"] else 0
+    signs = [token[1] for token in tokens]
+    if not start or signs[start : start + 1] != ["["] or "]" not in signs:
+        raise _unread(text)
+    end = signs.index("]")
+    inside = tokens[start + 1 : end]
+    if not inside or any(token[1] != "," for token in inside[1::2]) or len(inside) % 2 == 0:
+        raise _unread(text)
+    values = tuple(_value(token, text) for token in inside[::2])
+    return Comparison(column, "in" if start == 2 else "not in", values), tokens[end + 1 :]
+
+
+def _operator(sign: str) -> Operator:
+    operators: dict[str, Operator] = {"==": "==", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+    return operators[sign]
+
+
+def _value(token: tuple[str, str], text: str) -> Value:
+    kind, written = token
+    if kind == "text":
+        return written[1:-1]
+    if kind == "number":
+        return int(written) if re.fullmatch(r"[+-]?\d+", written) else float(written)
+    if kind == "word" and written.lower() in ("true", "false"):
+        return written.lower() == "true"
+    raise _unread(text)
+
+
+def _unread(text: str) -> ValueError:
+    return ValueError(f"{_shown(text)} is not a condition that is understood. {_GRAMMAR}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _meant(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _all(names: tuple[str, ...]) -> str:
+    return ", ".join(dict.fromkeys(names))

@@ -1,0 +1,141 @@
+"""Rules of a params.yaml that somebody else wrote: judged on the table, and never run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_support import Project
+
+COLUMN = {"column": "path"}
+BETWEEN = "ExpectColumnValuesToBeBetween"
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a call in a condition": (
+        BETWEEN,
+        {**COLUMN, "condition_parser": "pandas", "row_condition": "path.map(@__import__('os').system)"},
+        "is not a condition that is understood",
+    ),
+    "a local name in a condition": (BETWEEN, {**COLUMN, "row_condition": "width > @self"}, "not a condition"),
+    "a call behind a comparison": (
+        BETWEEN,
+        {**COLUMN, "row_condition": "width > 3 and path.apply(eval)"},
+        "not a cond",
+    ),
+    "an index": (BETWEEN, {**COLUMN, "row_condition": "path[0] == 'x'"}, "not a condition"),
+    "a column in backticks": (BETWEEN, {**COLUMN, "row_condition": "`path` == 'x'"}, "not a condition"),
+    "a backtick in a text": (BETWEEN, {**COLUMN, "row_condition": "path == '`x`'"}, "not a condition"),
+    "a backslash in a text": (BETWEEN, {**COLUMN, "row_condition": "path == 'x\\'"}, "not a condition"),
+    "a line break": (BETWEEN, {**COLUMN, "row_condition": "width > 1\nimport os"}, "not a condition"),
+    "and beside or": (
+        BETWEEN,
+        {**COLUMN, "row_condition": "width > 1 and width < 9 or path == 'x'"},
+        "not a condition",
+    ),
+    "half a comparison": (BETWEEN, {**COLUMN, "row_condition": "width >"}, "not a condition"),
+    "an open list": (BETWEEN, {**COLUMN, "row_condition": "label in ['a', 'b'"}, "not a condition"),
+    "no text": (BETWEEN, {**COLUMN, "row_condition": ["width > 1"]}, "not a condition"),
+    "nothing": (BETWEEN, {**COLUMN, "row_condition": ""}, "not a condition"),
+    "another parser": (
+        BETWEEN,
+        {**COLUMN, "condition_parser": "spark", "row_condition": "width > 1"},
+        "only be pandas",
+    ),
+    "a mapping as a condition": (BETWEEN, {**COLUMN, "row_condition": {"type": "pass_through"}}, "not a condition"),
+    "an evaluated parameter": (BETWEEN, {**COLUMN, "max_value": {"$PARAMETER": "1 + 1"}}, "must be a number, a text"),
+    "a mapping in a set": (
+        "ExpectColumnValuesToBeInSet",
+        {**COLUMN, "value_set": [{"$PARAMETER": "x"}]},
+        "must be a li",
+    ),
+    "a column that is an expression": (BETWEEN, {"column": "path.map(print)"}, "must be the name of a column"),
+    "a query": ("UnexpectedRowsExpectation", {"unexpected_rows_query": "SELECT 1"}, "is not one of the expectations"),
+    "two queries": (
+        "ExpectQueryResultsToMatchComparison",
+        {"base_query": "SELECT 1"},
+        "is not one of the expectations",
+    ),
+    "a schema": (
+        "ExpectColumnValuesToMatchJsonSchema",
+        {**COLUMN, "json_schema": {"$ref": "http://x"}},
+        "is not one of",
+    ),
+    "another argument": (BETWEEN, {**COLUMN, "meta": {}}, "meta is not an argument"),
+    "result format": (BETWEEN, {**COLUMN, "result_format": "BASIC"}, "result_format is not an argument"),
+    "a name with a mistake": ("ExpectColumnMeanToBeBetwen", {}, "did you mean ExpectColumnMeanToBeBetween?"),
+    "an argument with a mistake": ("ExpectColumnMeanToBeBetween", {"colum": "width"}, "did you mean column?"),
+    "no column": ("ExpectColumnMeanToBeBetween", {"max_value": 1}, "wants the argument column"),
+    "no name of an expectation": ("os.system", {"command": "true"}, "is not one of the expectations"),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_rule_that_could_run_code_ends_the_stage_before_any_work(
+    project: Project, name: str, arguments: dict[str, Any], reason: str
+) -> None:
+    project.set(validate__expectations=[{"name": name, "arguments": arguments, "severity": "warning"}])
+
+    ran = project.run("ingest")
+
+    assert ran.code == 1
+    assert ran.said.startswith("\nparams.yaml does not describe a run:\n  validate.expectations.0")
+    assert reason in ran.said
+    assert not (project.folder / "data").exists()
+
+
+def test_conditions_choose_rows_and_texts_in_them_are_only_texts(
+    project: Project, write_digits: Callable[..., Path]
+) -> None:
+    conditions = {
+        "label == '1'": 20,
+        "label in ['0', \"2\"] and width >= 16": 40,
+        "label not in ['0'] and split is not null": 40,
+        "label == '0' or label == '1'": 40,
+        "camera is null": 60,
+        "path == '@os.system(1)'": 0,
+        "brightness > 2.5e3": 0,
+    }
+    own = [
+        {
+            "name": "ExpectTableRowCountToEqual",
+            "arguments": {"value": 999, "row_condition": text},
+            "severity": "warning",
+        }
+        for text in conditions
+    ]
+    write_digits()
+    project.set(ingest__source="folder", ingest__path="images", validate__expectations=own)
+    project.set(validate__min_images_per_class=1)
+
+    assert project.run("ingest").code == 0
+    ran = project.run("validate")
+
+    found = [each for each in project.result()["expectations"] if each["name"].startswith("ExpectTableRowCount")]
+    assert ran.code == 0, ran.said
+    assert [each["first_violations"][0]["what"] for each in found] == [
+        f"the table: observed {rows}" for rows in conditions.values()
+    ]
+
+
+def test_data_docs_show_names_as_text(project: Project, write_digits: Callable[..., Path]) -> None:
+    evil, quotes = "<img src=x onerror=alert(1)>", "\"'><svg onload=alert(2)>"
+    root = write_digits()
+    (root / "1").rename(root / evil)
+    (root / "2").rename(root / quotes)
+    own = [
+        {"name": "ExpectColumnValuesToBeInSet", "arguments": {"column": "label", "value_set": ["<script>"]}},
+        {"name": "ExpectColumnDistinctValuesToEqualSet", "arguments": {"column": "label", "value_set": ["0", "$a"]}},
+        {"name": "ExpectColumnMostCommonValueToBeInSet", "arguments": {"column": "label", "value_set": [evil]}},
+        {"name": "ExpectColumnValuesToMatchRegex", "arguments": {"column": "path", "regex": "<b>[0-9]+</b>"}},
+    ]
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+    project.set(validate__expectations=[{**each, "severity": "warning"} for each in own])
+
+    assert project.run("ingest").code == 0
+    assert project.run("validate").code == 0
+
+    pages = [*(project.folder / "data/out/validate").rglob("*.html")]
+    assert len(pages) > 2
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not any(raw in text for raw in ("<img src=x", "<svg onload", "<b>[0-9]", "<script>'"))
+    assert any("&lt;img src=x onerror=alert(1)&gt;" in page.read_text(encoding="utf-8") for page in pages)
