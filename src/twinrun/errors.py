@@ -22,6 +22,7 @@ A message says what failed, where, what was found, what was wanted and what to d
 message alone: a traceback means that Twinrun has a bug.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -127,6 +128,63 @@ def run_main(main: Callable[[], None], stage: str | None = None) -> None:
         # What is still to be written goes nowhere, or Python would complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if error.errno is None:  # no trouble of the system's
+            raise
+        print(f"\n{os_problem(error)}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+def os_problem(error: OSError, path: object = None, *, verb: str = "used") -> str:
+    """What the operating system refused, and what to do: for every errno, in one place.
+
+    `path` is what was being written or read, where the error does not name a file of its own.
+    """
+    reason = error.strerror or str(error)
+    if "temporary directory" in reason:
+        return (
+            "There is no temporary folder that can be written: TMPDIR, /tmp and the others are full, read-only or "
+            "missing. Free some space, or name another one: export TMPDIR=FOLDER"
+        )
+    name = path or (os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None)
+    advice = _ADVICE.get(error.errno or 0, f"{reason}. Check that it exists and is what it should be, and run again.")
+    if error.errno == errno.EMFILE:
+        advice = advice.format(_open_files())
+    what = "A file" if name is None else str(name)
+    where = f" (the project's folder, or the temporary one, {_TEMPORARY})" if name is None else ""
+    return f"{what} cannot be {verb}: {advice}{where}"
+
+
+_TEMPORARY = "TMPDIR or /tmp"
+_FORBIDDEN = "this user may not ({}). Give this user the right to it and run again."
+_ADVICE = {
+    errno.EACCES: _FORBIDDEN.format("Permission denied"),
+    errno.EPERM: _FORBIDDEN.format("Operation not permitted"),
+    errno.EROFS: "the file system is read-only. Make it writable and run again; what was finished is kept.",
+    errno.ENOSPC: "the disk is full. Free some space and run again; what was finished is kept.",
+    errno.EDQUOT: "the disk is full for this user (quota). Free some space and run again; what was finished is kept.",
+    errno.EIO: "the disk reports an input/output error. Check it (dmesg), then run again; what was finished is kept.",
+    errno.EMFILE: "this process has too many files open (limit: {}). Raise it (ulimit -n 4096) and run again.",
+    errno.ENFILE: "the machine has too many files open. Close other programs and run again.",
+    errno.ENAMETOOLONG: "its name is too long for the file system. Shorten it, or move the project to a shorter path.",
+    errno.ELOOP: "its links lead in a circle. Remove the link.",
+    errno.ENOENT: "there is no such file or folder. If a stage makes it: dvc repro; if it was pushed: dvc pull.",
+    errno.ENOTDIR: "a part of its path is a file and should be a folder. Move that file away.",
+    errno.EISDIR: "it is a folder and should be a file. Move it away.",
+    errno.ESTALE: "its network share was changed or is gone. Mount it again and run again.",
+    errno.ENOMEM: "the machine has no memory left. Close other programs and run again.",
+    errno.ENOLCK: "the file system gives no locks. Move the project to a local disk, or enable them on the server.",
+    errno.EFBIG: "it would be larger than the file system or a limit (ulimit -f) allows. Raise it and run again.",
+    errno.EBUSY: "it is in use. Close what uses it and run again.",
+}
+
+
+def _open_files() -> str:
+    try:
+        import resource
+    except ImportError:
+        return "unknown"
+    return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def duration(seconds: float) -> str:

@@ -13,11 +13,11 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.errors import PublishError
+from twinrun.errors import PublishError, os_problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temp.replace(path)
             _sync(path.parent)
     finally:
-        temp.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that fails must not hide why
+            temp.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -159,7 +160,7 @@ def ensure_writable(folder: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn "read-only" and "disk full" on the way to `path` into a PublishError that says what to do."""
+    """Turn what a disk refuses on the way to `path` into a PublishError that says what to do."""
     try:
         yield
     except Exception as error:
@@ -169,11 +170,18 @@ def explained(path: Path) -> Iterator[None]:
                 f"{path} cannot be written: its folder is read-only for this user ({os.strerror(number)}). "
                 f"Make {path.parent} writable and run again."
             ) from error
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            raise PublishError(
-                f"{path} cannot be written: the disk is full. Free some space and run again; what was finished is kept."
-            ) from error
+        if number in _OF_THE_DISK:
+            raise PublishError(os_problem(OSError(number, os.strerror(number)), path, verb="written")) from error
         raise
+
+
+# Whatever file of the process they strike, this one is not written; others, such as ENOENT, may be about another file.
+_OF_THE_DISK = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE),
+        *(errno.ENOLCK, errno.EFBIG, errno.ELOOP),
+    }
+)
 
 
 def _error_number(error: Exception) -> int | None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import TwinrunError
+from twinrun.errors import TwinrunError, os_problem
+from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.card import (
     LOCK,
     REINSTALL,
@@ -40,6 +41,7 @@ from twinrun.tracking.store import (
     look_client,
     require_reachable,
 )
+from twinrun.tracking.translation import describe
 from twinrun.tracking.worktree import abandoned
 
 CARD = Path("data/out/train/card.json")
@@ -95,11 +97,20 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
         except TwinrunError as error:
             seen, findings = "", [Finding(str(error).splitlines()[0], str(error).splitlines()[-1])]
         except Exception as error:  # one broken part must not hide the rest
-            seen, findings = (
-                "",
-                [Finding(f"it could not be looked at: {type(error).__name__}: {error}", "twinrun sync")],
-            )
+            seen, findings = "", [_unseen(name, error, tracker)]
         yield Check(name, seen, tuple(findings))
+
+
+def _unseen(name: str, error: Exception, tracker: Tracker) -> Finding:
+    """A part that could not be looked at: the system and the store have remedies, the rest is our mistake."""
+    if isinstance(error, OSError) and error.errno is not None:
+        problem, _, remedy = os_problem(error).partition(". ")
+        return Finding(problem, remedy or "check the disk (dmesg), then run again")
+    if isinstance(error, sqlite3.Error):
+        problem, _, remedy = describe(error, tracker.uri).partition(". ")
+        return Finding(problem, remedy or "twinrun sync")
+    kind = f"{type(error).__name__}: {error}"
+    return Finding(f"{name} could not be looked at: {kind}", "report this line: it is a mistake of Twinrun, not yours")
 
 
 def _code(root: Path) -> tuple[str, list[Finding]]:
@@ -210,7 +221,7 @@ def _tracker(tracker: Tracker) -> tuple[str, list[Finding]]:
     except TwinrunError as error:
         return tracker.uri, [Finding(str(error).splitlines()[0], f"unset {URI_VARIABLE}, or start the server")]
     if tracker.database is not None and tracker.database.is_file():
-        with closing(sqlite3.connect(f"file:{tracker.database}?mode=ro", uri=True, timeout=10)) as connection:
+        with closing(sqlite3.connect(sqlite_to_read(tracker.database), uri=True, timeout=10)) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             fix = f"sqlite3 {tracker.database} .recover | sqlite3 recovered.db"

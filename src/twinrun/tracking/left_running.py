@@ -4,8 +4,8 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
+from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.home import Process, journals_folder
 from twinrun.tracking.replay import JOURNAL_TAG, PROCESS_TAG, process_of
 from twinrun.tracking.store import Tracker
@@ -25,7 +25,7 @@ def may_be_left_running(tracker: Tracker) -> bool:
     if not tracker.database.is_file():
         return False
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(tracker.database))}?mode=ro", uri=True, timeout=10)) as store:
+        with closing(sqlite3.connect(sqlite_to_read(tracker.database), uri=True, timeout=10)) as store:
             rows = store.execute(_RUNNING, (PROCESS_TAG, JOURNAL_TAG)).fetchall()
     except sqlite3.Error:
         return True

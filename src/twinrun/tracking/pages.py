@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from twinrun.errors import TrackingError
+from twinrun.tracking.addresses import SQLITE
 from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_address, run_list_view
 from twinrun.tracking.store import Tracker, experiment_id, explaining, open_client, require_reachable
 
@@ -51,5 +52,10 @@ def serve(tracker: Tracker, port: int) -> NoReturn:
     """Become MLflow's server of the store, until Ctrl-C."""
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # its job API asks for no password
     sys.stdout.flush()
-    server = ("mlflow", "ui", "--backend-store-uri", tracker.uri, "--host", HOST, "--port", str(port))
+    uri = tracker.uri
+    if tracker.database is not None and tracker.database.is_relative_to(tracker.home):
+        # Relative, since MLflow creates folders elsewhere for a quoted name.
+        os.chdir(tracker.home)
+        uri = f"{SQLITE}{tracker.database.relative_to(tracker.home)}"
+    server = ("mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port))
     os.execv(sys.executable, [sys.executable, "-m", *server, "--workers", "1"])

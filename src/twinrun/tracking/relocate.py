@@ -9,9 +9,10 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from twinrun.printing import print
+from twinrun.tracking.addresses import quoted, sqlite_to_read
 
 DATABASE = "mlflow.db"
 LOCATION = ".location"
@@ -35,7 +36,7 @@ def relocate(mlruns: Path) -> int:
         columns = _place_columns(connection)
         for old in _former_locations(connection, columns, mlruns):
             for table, column in columns:
-                for old_form, new_form in {(old, str(mlruns)), (quote(old), quote(str(mlruns)))}:
+                for old_form, new_form in {(old, str(mlruns)), (quoted(old), quoted(mlruns))}:
                     for start in (old_form, f"file://{old_form}"):
                         new_start = start.removesuffix(old_form) + new_form
                         rewritten += connection.execute(
@@ -55,7 +56,7 @@ def moved_from(mlruns: Path) -> set[str]:
     mlruns = mlruns.resolve()
     if _recorded(mlruns) == str(mlruns):
         return set()
-    with closing(sqlite3.connect(f"file:{quote(str(mlruns / DATABASE))}?mode=ro", uri=True, timeout=30)) as connection:
+    with closing(sqlite3.connect(sqlite_to_read(mlruns / DATABASE), uri=True, timeout=30)) as connection:
         return _former_locations(connection, _place_columns(connection), mlruns)
 
 

@@ -6,17 +6,21 @@ store at once would break it, so creation stands behind a lock.
 
 import hashlib
 import os
+import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.errors import TrackingError
+from twinrun.errors import TrackingError, TwinrunError
 from twinrun.publish import explained
+from twinrun.tracking.addresses import SQLITE, file_uri, sqlite_path, sqlite_uri
 from twinrun.tracking.home import home
-from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_view, without_password
+from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_view
 from twinrun.tracking.relocate import relocate
+from twinrun.tracking.translation import database_trouble, describe, shown, unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +41,10 @@ _QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password, where the address holds one
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # read by MLflow itself wherever it opens a store
+_OLDEST_SERVER = 3  # earlier ones know no logged models
+_DATABASES = ("postgresql", "mysql", "mssql", "oracle")
+_RAISING = frozenset({"mlflow", "sqlalchemy", "alembic", "requests", "urllib3"})
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,11 @@ class Tracker:
         return self.home / MLRUNS / "published" / key
 
     @property
+    def shown(self) -> str:
+        """The address for a person, without a password."""
+        return shown(self.uri)
+
+    @property
     def artifacts(self) -> Path | None:
         """Where a local store keeps artifacts; None where a server decides."""
         return self.database.parent / "artifacts" if self.database else None
@@ -69,33 +82,82 @@ def find_tracker(folder: Path | None = None) -> Tracker:
     uri = os.environ.get(URI_VARIABLE, "").strip()
     if not uri:
         database = project / MLRUNS / DATABASE
-        return Tracker(project, f"sqlite:///{database}", database)
-    if uri.startswith("sqlite:///"):
+        return Tracker(project, sqlite_uri(database), database)
+    if (named := sqlite_path(uri)) is not None:
         # Absolute, since a stage of `dvc exp run --temp` works in a folder that is removed afterwards.
-        database = (project / uri.removeprefix("sqlite:///")).resolve()
-        return Tracker(project, f"sqlite:///{database}", database)
+        database = (project / named[0]).resolve()
+        return Tracker(project, sqlite_uri(database) + named[1], database)
     return Tracker(project, uri, None)
 
 
 def require_reachable(tracker: Tracker, timeout_s: float = 5) -> None:
-    """Raise TrackingError, with what to do, where a server does not answer. Costs one small request and no MLflow."""
-    if not tracker.uri.startswith(("http://", "https://")):
-        return
-    from urllib.error import HTTPError
-    from urllib.request import urlopen
+    """Raise TrackingError, with what to do, where a server or its database does not answer or is too old.
+
+    A server is asked with MLflow's own client, which knows credentials, certificates and proxies; that imports MLflow.
+    A local store is not asked.
+    """
+    if tracker.database is not None:
+        _require_a_file(tracker)
+    elif tracker.uri.startswith(("http://", "https://")):
+        _require_server(tracker, timeout_s)
+    elif tracker.uri.startswith(_DATABASES):
+        _require_database(tracker, timeout_s)
+
+
+def _require_a_file(tracker: Tracker) -> None:
+    """An unquoted `?` ends the name of the file: what would be created lies elsewhere."""
+    _, _, options = tracker.uri.partition("?")
+    if "/" in options.partition("=")[0]:
+        raise TrackingError(
+            f"{URI_VARIABLE} has a `?` in the name of a folder, which ends the name there: {tracker.uri}\n"
+            f"Write %3F for it, or unset {URI_VARIABLE} to use {MLRUNS}/{DATABASE} of the project."
+        )
+
+
+def _require_server(tracker: Tracker, timeout_s: float) -> None:
+    _be_quiet()
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
     try:
-        with urlopen(f"{without_password(tracker.uri).rstrip('/')}/health", timeout=timeout_s):
-            return
-    except HTTPError as error:
-        # It answers; whether it lets us in is for MLflow, which knows the credentials, to find out.
-        if error.code < 500:
-            return
-        found = f"it answers with {error.code} {error.reason}"
-    except (OSError, ValueError) as error:
-        found = str(getattr(error, "reason", error))
-    raise TrackingError(
-        f"The tracker at {tracker.uri} ({URI_VARIABLE}) cannot be reached: {found}.\n"
+        host = get_default_host_creds(tracker.uri)  # type: ignore[no-untyped-call]
+        once = {"max_retries": 0, "timeout": timeout_s, "raise_on_status": False}
+        answer = http_request(host, "/version", "GET", **once)  # type: ignore[no-untyped-call]
+    except MlflowException as error:
+        raise _away(tracker, unreachable(error)) from error
+    if answer.status_code in (401, 403):
+        raise TrackingError(describe(MlflowException(f"error code {answer.status_code}"), tracker.uri))
+    if answer.status_code >= 500:
+        raise _away(tracker, f"it answers with {answer.status_code} {answer.reason}")
+    version = re.fullmatch(r"(\d{1,4})\.\d[\w.]*", answer.text.strip()[:40]) if answer.ok else None
+    if version is not None and int(version[1]) < _OLDEST_SERVER:
+        raise TrackingError(
+            f"The tracker at {tracker.shown} ({URI_VARIABLE}) is MLflow {version[0]}: the server is older than "
+            f"{_OLDEST_SERVER}, the oldest that Twinrun can publish to.\n"
+            f"Upgrade the server (its database too: mlflow db upgrade), or unset {URI_VARIABLE}; nothing is lost."
+        )
+
+
+def _require_database(tracker: Tracker, timeout_s: float) -> None:
+    """Connect once, as MLflow would, which tries for two minutes."""
+    import sqlalchemy
+
+    waiting = {"connect_timeout": int(timeout_s)} if tracker.uri.startswith(("postgresql", "mysql")) else {}
+    try:
+        engine = sqlalchemy.create_engine(tracker.uri, connect_args=waiting)
+        with engine.connect():
+            pass
+        engine.dispose()
+    except ImportError as error:
+        raise TrackingError(describe(error, tracker.uri)) from error
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise _away(tracker, database_trouble(error, tracker.uri)) from error
+
+
+def _away(tracker: Tracker, found: str) -> TrackingError:
+    return TrackingError(
+        f"The tracker at {tracker.shown} ({URI_VARIABLE}) cannot be reached: {found}.\n"
         f"Start it, correct {URI_VARIABLE}, or unset it to use {MLRUNS}/{DATABASE}; nothing that was trained is lost."
     )
 
@@ -105,19 +167,22 @@ def open_client(tracker: Tracker) -> "MlflowClient":
 
     Raises TrackingError, naming the store, where it refuses; a server is not asked anything yet.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    _be_quiet()
     if tracker.database is None:
         return _client(tracker)
+    _require_a_file(tracker)
     from filelock import FileLock
 
-    with explained(tracker.database):
+    with explained(tracker.database), explaining(tracker):
         tracker.database.parent.mkdir(parents=True, exist_ok=True)
         # A database elsewhere may speak of folders that are not ours to move.
         ours = tracker.database.parent.name == MLRUNS
         with FileLock(tracker.database.with_suffix(".lock")):
             if ours:
                 relocate(tracker.database.parent)
+            # MLflow tries for two minutes to open what cannot be opened.
+            with closing(sqlite3.connect(tracker.database, timeout=10)) as connection:
+                connection.execute("PRAGMA schema_version")
             client = _client(tracker)
             client.search_experiments(max_results=1)
             if ours:
@@ -127,8 +192,7 @@ def open_client(tracker: Tracker) -> "MlflowClient":
 
 def look_client(tracker: Tracker) -> "MlflowClient":
     """A client of a store that is there, for whoever only looks: nothing is created or changed."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    _be_quiet()
     return _client(tracker)
 
 
@@ -136,14 +200,37 @@ def _client(tracker: Tracker) -> "MlflowClient":
     import logging
 
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
+    with explaining(tracker), _own_artifact_root(tracker):
+        if tracker.database is not None and tracker.uri != f"{SQLITE}{tracker.database}":
+            # MLflow creates the folder of a database without unquoting its name; ours is there already.
+            from mlflow.store.db import utils
+
+            utils._make_parent_dirs_if_sqlite = lambda db_uri: None  # noqa: ARG005
         return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow cannot open {tracker.uri}: {error}") from error
+
+
+@contextmanager
+def _own_artifact_root(tracker: Tracker) -> Iterator[None]:
+    """Have MLflow create its default folder of artifacts in the project.
+
+    It quotes the path of the working folder and then creates a folder of that name: "my%20project" for "my project".
+    """
+    before = os.environ.get(_ARTIFACT_ROOT)
+    if tracker.database is not None and before is None:
+        os.environ[_ARTIFACT_ROOT] = file_uri(tracker.database.parent)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_ARTIFACT_ROOT, None)
+
+
+def _be_quiet() -> None:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -164,13 +251,22 @@ def as_default(tracker: Tracker) -> Iterator[None]:
 
 @contextmanager
 def explaining(tracker: Tracker) -> Iterator[None]:
-    """Turn what MLflow raises into a TrackingError that names the store."""
-    from mlflow.exceptions import MlflowException
-
+    """Turn what MLflow, its database or its server raises into a TrackingError that names the store and what to do."""
     try:
         yield
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {tracker.uri} refused: {error.message}") from error
+    except TwinrunError:
+        raise
+    except Exception as error:
+        if not _is_of_the_store(error):
+            raise
+        raise TrackingError(describe(error, tracker.uri)) from error
+
+
+def _is_of_the_store(error: Exception) -> bool:
+    """Whether it is the store's trouble, or the way to it, and no mistake of ours."""
+    if isinstance(error, OSError | ImportError | sqlite3.Error):
+        return True
+    return any(kind.__module__.partition(".")[0] in _RAISING for kind in type(error).__mro__)
 
 
 # MLflow's pages open on the training runs of such an experiment, not on those of a language model.
@@ -184,7 +280,7 @@ def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         where = tracker.artifacts
-        options: dict[str, Any] = {} if where is None else {"artifact_location": (where / _folder_name(name)).as_uri()}
+        options: dict[str, Any] = {} if where is None else {"artifact_location": file_uri(where / _folder_name(name))}
         try:
             return str(client.create_experiment(name, tags=_EXPERIMENT_TAGS, **options))
         except MlflowException:

@@ -24,6 +24,7 @@ from twinrun.tracking.presentation import describe_run, is_given_name, log_table
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
+from twinrun.tracking.translation import describe
 from twinrun.tracking.validation import (
     DOCS,
     REPORT,
@@ -103,7 +104,7 @@ def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float
     except Timeout:
         report.problem = "another `twinrun sync` is running."
     except Exception as error:  # whatever a tracker does, the files are the truth and wait
-        report.problem = f"{type(error).__name__}: {error}"
+        report.problem = describe(error, tracker.uri)
     report.pending = sum(
         unpublished(folder, tracker) for folder in _journals(tracker) if _over(folder) or not _held(folder)
     )
