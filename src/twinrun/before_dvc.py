@@ -237,11 +237,17 @@ def _require_kept(root: Path, arguments: list[str]) -> None:
 
 
 def _git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
-    """The output of git; b"" where it fails."""
+    """The output of git; b"" where it fails. Raises RepositoryError where git does not trust the repository."""
     import subprocess
 
+    env = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, input=stdin, capture_output=True, check=False)
+        done = subprocess.run(["git", *arguments], cwd=root, input=stdin, capture_output=True, check=False, env=env)
     except OSError:
         return b""
-    return b"" if done.returncode else done.stdout
+    if done.returncode:
+        from twinrun.tracking.card import require_trust
+
+        require_trust(root, done.stderr.decode(errors="replace"))
+        return b""
+    return done.stdout

@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import RepositoryError
+from twinrun.errors import RepositoryError, os_problem
 from twinrun.publish import file_sha256
 
 LOCK = "requirements.lock"
@@ -59,8 +59,14 @@ def collect_code(root: Path) -> Code:
 
     Raises RepositoryError, with what to do, where git is missing, `root` is no repository or has no commit.
     """
-    if run_git(root, "rev-parse", "--git-dir").returncode:
-        found = run_git(root, "rev-parse", "--git-dir").stderr.strip()
+    place = run_git(root, "rev-parse", "--git-dir")
+    if place.returncode and "not a git repository" not in place.stderr:
+        raise RepositoryError(
+            f"git cannot read the repository at {root.resolve()}, so what made a model could not be found again.\n"
+            f"It says: {place.stderr.strip()}"
+        )
+    if place.returncode:
+        found = place.stderr.strip()
         raise RepositoryError(
             f"{root.resolve()} is no git repository, so what made a model could not be found again ({found}).\n"
             'Make it one: git init && git add -A && git commit -m "Begin"'
@@ -295,9 +301,23 @@ def run_git(
             "git is not installed (or not on PATH), so what made a model could not be found again.\n"
             "Install it (Debian: apt install git; macOS: xcode-select --install) and run again."
         ) from None
+    except OSError as error:
+        raise RepositoryError(f"git could not be run in {folder}: {os_problem(error)}") from error
     # Not decoded by subprocess, which would change the line ends of a patch.
     stdout, stderr = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
+    if done.returncode:
+        require_trust(folder, stderr)
     return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
+
+
+def require_trust(folder: Path, stderr: str) -> None:
+    """Raise RepositoryError where `stderr` of a failed git says that another user owns the repository."""
+    if "dubious ownership" in stderr:
+        remedy = next((line.strip() for line in stderr.splitlines() if "safe.directory" in line), None)
+        raise RepositoryError(
+            f"git refuses to read the repository at {folder.resolve()}: another user owns it (dubious ownership).\n"
+            f"If you trust it: {remedy or f'git config --global --add safe.directory {folder.resolve()}'}"
+        )
 
 
 def _with_driver(gpu: Mapping[str, Any], drivers: Mapping[str, str]) -> dict[str, Any]:
