@@ -17,6 +17,9 @@ define ACTIVATE_HOOK
 
 if [ "$${MLFLOW_TRACKING_URI:-}" = "$${_TWINRUN_DEFAULT_URI:-}" ]; then
     MLFLOW_TRACKING_URI="sqlite:///$$(realpath "$$VIRTUAL_ENV/..")/mlruns/mlflow.db"
+    case "$$MLFLOW_TRACKING_URI" in # which MLflow would quote, and create a folder elsewhere
+        *[%?]*) MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db ;;
+    esac
     _TWINRUN_DEFAULT_URI="$$MLFLOW_TRACKING_URI"
     MLFLOW_BACKEND_STORE_URI="$$MLFLOW_TRACKING_URI" # what `mlflow ui` reads
     export MLFLOW_TRACKING_URI MLFLOW_BACKEND_STORE_URI _TWINRUN_DEFAULT_URI
@@ -71,7 +74,9 @@ setup:  # uv comes from the lock too; a moved project gets its own path back wit
 	  .venv/bin/uv venv --quiet --allow-existing --relocatable --python .venv/bin/python .venv; \
 	  .venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock; \
 	  .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; \
-	  printf '%s\n' ../../../../src 'import twinrun.before_dvc; twinrun.before_dvc.watch()' > $$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_twinrun.pth; \
+	  packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  echo ../../../../src > $$packages/_editable_impl_twinrun.pth; \
+	  echo 'import twinrun.before_dvc; twinrun.before_dvc.watch()' > $$packages/_twinrun.pth; \
 	  echo "$$ACTIVATE_HOOK" >> .venv/bin/activate; \
 	  echo "$(WANTED)" > .venv/.made-from; }
 

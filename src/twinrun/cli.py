@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinrun import cli_data, cli_predict
-from twinrun.errors import TrackingError, TwinrunError, run_main
+from twinrun.errors import TrackingError, TwinrunError, os_problem, run_main
 from twinrun.printing import add_row, draw, print
 
 if TYPE_CHECKING:
@@ -302,28 +302,60 @@ def doctor(
 
 def main() -> None:
     """Entry point of the `twinrun` command."""
-    run_main(app)
+    run_main(_main)
+
+
+def _main() -> None:
+    if (notice := foreign_code()) is not None:
+        print(notice, file=sys.stderr)
+    app()
+
+
+def foreign_code() -> str | None:
+    """A warning where the working folder is a project with code of its own, and the code that runs is another's."""
+    from pathlib import Path
+
+    own, running = Path("src", "twinrun").resolve(), Path(__file__).resolve().parent
+    if not (own / "cli.py").is_file() or own == running:
+        return None
+    return (
+        f"Warning: the code that runs is {running}, and not that of this project, {own}. "
+        "Set up and enter this project's environment: make setup && source .venv/bin/activate"
+    )
 
 
 def _registry(model: str | None) -> "Registry":
     from twinrun.tracking.registry import Registry
     from twinrun.tracking.store import find_tracker
 
-    _sync_quickly()
-    return Registry(find_tracker(), model or _model_name())
+    problem = _bring_up_to_date()
+    registry = Registry(find_tracker(), model or _model_name())  # a store in trouble says it itself
+    if problem is not None:
+        print(problem, file=sys.stderr)
+    return registry
 
 
 def _sync_quickly() -> None:
     """Bring MLflow up to date before it is read, without waiting; what cannot be brought is said, and no more."""
+    if (problem := _bring_up_to_date()) is not None:
+        print(problem, file=sys.stderr)
+
+
+def _bring_up_to_date() -> str | None:
+    """Sync without waiting and print what was done; the problem, if there was one."""
     from twinrun.tracking.sync import sync as bring_up_to_date
 
     try:
         report = bring_up_to_date(wait_s=0)
-    except (OSError, TwinrunError) as error:
-        print(error, file=sys.stderr)
-        return
-    for line in report.lines():
+    except OSError as error:
+        return os_problem(error)
+    except TwinrunError as error:
+        return str(error)
+    lines = report.lines()
+    problem = lines.pop() if report.problem else None  # which comes last
+    for line in lines:
         print(line, file=sys.stderr)
+    return problem
 
 
 def _model_name() -> str:
