@@ -4,9 +4,10 @@ from pathlib import Path
 
 from twinrun.data.nearest import near_duplicates
 from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, summary
+from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, sample_notes, summary
 from twinrun.data.pairs import pairs_table
 from twinrun.data.progress import fraction
+from twinrun.data.samples import sample_rules
 from twinrun.data.sharing import OF_FILES, advice
 from twinrun.data.sources import list_source
 from twinrun.errors import run_main
@@ -23,7 +24,7 @@ NEAR = OUT / "near.parquet"
 def main() -> None:
     params = load_params(inputs=True).ingest
     listing = list_source(params)
-    shape = Shape(params.size, params.channels, params.fit, params.resample, params.max_pixels)
+    shape = Shape(params.size, params.channels, params.fit, params.resample, params.max_pixels, sample_rules(params))
     workers = available_cores() if params.workers == "auto" else params.workers
 
     ensure_writable(OUT, 0)
@@ -34,7 +35,8 @@ def main() -> None:
         pairs = near_duplicates(open_pack(PACK), facts, progress=progress)
     write_table(pairs_table(pairs), NEAR)
     write_table(facts_table(listing, facts), TABLE)
-    print("\n".join([summary(listing, facts), *_advice(params)]))
+    notes = sample_notes(listing, facts, shape.rules)
+    print("\n".join([*notes, summary(listing, facts), *_advice(params)]))
 
 
 def _advice(params: IngestParams) -> list[str]:

@@ -222,6 +222,7 @@ def test_a_linked_folder_that_dvc_overlooks_is_named_and_read(ingested: Callable
     project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
     shutil.move(project / PHOTOS / "train/1", tmp_path / "ones")
     (project / PHOTOS / "train/1").symlink_to(tmp_path / "ones")
+    change_params(project / "params.yaml", "ingest", {"follow_links": True})
 
     said = dvc(project, "repro")
 

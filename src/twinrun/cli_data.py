@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from twinrun.data.folders import Levels
+    from twinrun.data.samples import SampleRules
     from twinrun.data.validation.fixed_splits import FixedSplit
 
 app = typer.Typer(
@@ -52,6 +53,20 @@ def check(
         list[str] | None,
         typer.Option("--leave-out", help="Pattern of paths to leave out, such as '*/masks/*'; may be repeated."),
     ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Read links that lead out of the folder as well.")
+    ] = False,
+    depth: Annotated[
+        str,
+        typer.Option("--depth", help="Range of samples of more than 8 bits: file, data, or a number of bits."),
+    ] = "file",
+    ground: Annotated[
+        str, typer.Option("--ground", help="What transparent parts show: white, gray or black.")
+    ] = "white",
+    bands: Annotated[
+        str | None,
+        typer.Option("--bands", help="Of files with more than three bands, those that make the picture: 4,3,2."),
+    ] = None,
 ) -> None:
     """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings, 2 it could not be checked.
 
@@ -74,6 +89,8 @@ def check(
             reference=earlier,
             levels=_levels(levels),
             leave_out=leave_out or (),
+            follow_links=follow_links,
+            rules=_rules(depth, ground, bands),
         )
     except TwinrunError as error:
         error.exit_code = _NOT_CHECKED
@@ -184,6 +201,24 @@ def _drawn_splits(before: "list[FixedSplit]", out: Path) -> "list[FixedSplit]":
 def _warn_unless_watched(out: Path) -> None:
     if not out.resolve().is_relative_to(DECISIONS.parent.resolve()):
         print(f"DVC watches {DECISIONS.parent} alone: move it there, or add {out} to the deps of validate in dvc.yaml.")
+
+
+def _rules(depth: str, ground: str, bands: str | None) -> "SampleRules":
+    """What --depth, --ground and --bands say; raises SourceError where one is something else."""
+    from twinrun.data.samples import SampleRules
+
+    if depth not in ("file", "data") and not (depth.isdecimal() and 1 <= int(depth) <= 32):
+        raise SourceError(f"--depth {depth!r}: write file, data, or a number of bits from 1 to 32.")
+    if ground not in ("white", "gray", "black"):
+        raise SourceError(f"--ground {ground!r}: write white, gray or black.")
+    numbers = bands.split(",") if bands is not None else []
+    if bands is not None and (len(numbers) not in (1, 3) or not all(n.isdecimal() and int(n) for n in numbers)):
+        raise SourceError(f"--bands {bands!r}: name one band or three, counted from 1, such as 4,3,2.")
+    return SampleRules(
+        depth=int(depth) if depth.isdecimal() else depth,  # type: ignore[arg-type]
+        ground=ground,  # type: ignore[arg-type]
+        bands=tuple(map(int, numbers)) or None,
+    )
 
 
 def _levels(text: str) -> "Levels":

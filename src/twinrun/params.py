@@ -52,6 +52,12 @@ def _regular_expression(pattern: str) -> str:
     return pattern
 
 
+def _one_or_three(bands: list[int]) -> list[int]:
+    if len(bands) not in (1, 3):
+        raise ValueError(f"must name one band or three, such as [4, 3, 2], got {json.dumps(bands)}")
+    return bands
+
+
 SizePx = Annotated[int | tuple[int, int], BeforeValidator(_one_form_of_size)]
 
 
@@ -69,7 +75,11 @@ class IngestParams:
     channels: Literal["gray", "rgb"]
     fit: Literal["pad", "crop"]
     resample: Literal["bilinear", "bicubic"]
+    depth: Literal["file", "data"] | Annotated[int, Field(ge=1, le=32)]
+    ground: Literal["white", "gray", "black"]
+    bands: Annotated[list[Count], AfterValidator(_one_or_three)] | None
     max_pixels: PixelCap
+    follow_links: bool
     workers: AutoCount
 
     @property

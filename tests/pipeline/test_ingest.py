@@ -4,6 +4,7 @@ import gzip
 import os
 import struct
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,9 @@ def test_idx_files_are_read_plain_and_gzipped(project: Project) -> None:
         (lambda data: data[:100], "cut short"),
         (lambda data: b"<html>" + data, "no IDX file"),
         (lambda data: gzip.compress(data)[:-30], "cannot be unpacked"),
+        (lambda data: gzip.compress(data + bytes(10**6)), "holds more: it is damaged"),
+        (lambda data: data[:4] + b"\x7f" + data[5:], "holds far less"),
+        (lambda data: data[:0], "no IDX file"),
     ],
 )
 def test_a_damaged_idx_file_is_refused_by_name(project: Project, damage: Callable[[bytes], bytes], words: str) -> None:
@@ -223,6 +227,26 @@ def test_a_damaged_idx_file_is_refused_by_name(project: Project, damage: Callabl
     ran = project.set(ingest__source="mnist", ingest__path="files").run("ingest")
 
     assert_refused(project, ran.code, ran.said, "files/train-images-idx3-ubyte", words)
+
+
+def test_no_more_of_an_idx_file_is_unpacked_than_its_header_announces(project: Project) -> None:
+    write_idx(project.folder / "files")
+    path = project.folder / "files/train-images-idx3-ubyte"
+    with gzip.open(path.with_suffix(".gz"), "wb", compresslevel=1) as packed:
+        packed.write(path.read_bytes())
+        for _ in range(300):
+            packed.write(bytes(1_000_000))
+    path.with_suffix(".gz").replace(path)
+    before = psutil.Process().memory_info().rss
+
+    tracemalloc.start()
+    ran = project.set(ingest__source="mnist", ingest__path="files").run("ingest")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert_refused(project, ran.code, ran.said, "20 x 28 x 28 bytes and holds more")
+    assert peak < 50_000_000
+    assert psutil.Process().memory_info().rss - before < 200_000_000
 
 
 def test_offline_the_four_files_their_folder_and_the_command_that_fetches_them_are_named(project: Project) -> None:

@@ -149,6 +149,46 @@ def test_a_folder_beside_splits_stops_ingest_and_may_be_left_out(tree: Tree) -> 
     assert {split for split, _ in _found(project)} == {"train", "test"}
 
 
+def test_links_that_lead_out_of_the_source_are_named_and_read_only_where_a_setting_says_so(tree: Tree) -> None:
+    project = tree("{cat,dog}", "cat/more")
+    (project.folder / "secret.png").write_bytes((project.folder / "images/cat/0.png").read_bytes())
+    (project.folder / "images/dog/out.png").symlink_to("../../secret.png")
+    (project.folder / "images/dog/log.png").symlink_to("/proc/kmsg")
+    (project.folder / "images/dog/up").symlink_to("..")
+    (project.folder / "images/dog/in.png").symlink_to("../cat/0.png")
+    cached = project.folder / "cache/files/md5/ab" / ("0" * 30)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes((project.folder / "images/cat/1.png").read_bytes())
+    (project.folder / "images/dog/of_dvc.png").symlink_to(cached)
+
+    refused = project.run("ingest")
+    (project.folder / "images/dog/log.png").unlink()
+    one = project.run("ingest")
+    followed = project.set(ingest__follow_links=True).run("ingest")
+
+    assert refused.code == one.code == 1
+    assert "images has 2 links that lead out of it: dog/log.png (to /proc/kmsg), dog/out.png (to " in refused.said
+    assert "ingest.follow_links: true" in refused.said
+    assert "Traceback" not in refused.said
+    assert "images has a link that leads out of it: dog/out.png" in one.said
+    assert followed.code == 0, followed.said
+    assert _found(project) == {(None, "cat"): 4, (None, "dog"): 5}
+
+
+@pytest.mark.timeout(60)
+def test_a_file_that_never_ends_or_answers_is_a_row_without_pixels(tree: Tree) -> None:
+    project = tree("{cat,dog}")
+    (project.folder / "images/dog/log.png").symlink_to("/proc/kmsg")
+    (project.folder / "images/dog/noise.png").symlink_to("/dev/urandom")
+    (project.folder / "images/dog/log").symlink_to("/proc/kmsg")
+
+    ran = project.set(ingest__follow_links=True).run("ingest")
+
+    assert ran.code == 0, ran.said
+    errors = {row["path"]: row["error"] for row in project.table() if row["error"]}
+    assert errors == {"dog/log.png": "is empty", "dog/noise.png": "cannot be read: it is no regular file"}
+
+
 def test_a_folder_that_is_reached_twice_is_read_twice_and_only_loops_are_cut(tree: Tree) -> None:
     project = tree("train/{cat,dog}")
     (project.folder / "images/test").symlink_to("train")
@@ -157,7 +197,7 @@ def test_a_folder_that_is_reached_twice_is_read_twice_and_only_loops_are_cut(tre
     Image.new("L", (9, 9)).save(project.folder / "elsewhere/0.png")
     (project.folder / "images/train/fox").symlink_to("../../elsewhere")
 
-    ran = project.run("ingest")
+    ran = project.set(ingest__follow_links=True).run("ingest")
 
     assert ran.code == 0, ran.said
     assert _found(project) == {

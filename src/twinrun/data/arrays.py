@@ -1,13 +1,16 @@
 """Sources that publish arrays and not files: digits, MNIST, Fashion-MNIST, CIFAR-10. Read by numpy alone.
 
-Refuses to know how an image is judged or used. Nothing here unpickles: CIFAR-10 is read in its binary version.
+Nothing here unpickles: CIFAR-10 is read in its binary version.
 """
 
 import gzip
+import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,7 @@ import numpy.typing as npt
 from twinrun.data.download import Download, fetch
 from twinrun.data.listing import Arrays, Item, Listing, sorted_listing
 from twinrun.data.manifest import SplitName
+from twinrun.data.regular_files import open_regular
 from twinrun.errors import SourceError
 
 Bytes = npt.NDArray[np.uint8]
@@ -25,6 +29,8 @@ _FASHION = (
 )  # fmt: skip
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR10_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_CIFAR10_MOST = 60_000  # images in one file
+_MOST_UNPACKED = 1_100  # bytes that gzip makes of one at most
 _CIFAR10_SHAPE = (3, 32, 32)
 
 
@@ -79,7 +85,11 @@ def list_cifar10(folder: Path, may_download: bool) -> Listing:
     parts: list[Bytes] = []
     record = 1 + int(np.prod(_CIFAR10_SHAPE))
     for stem in _CIFAR10_BATCHES:
-        data = np.frombuffer(_read(found[stem]), np.uint8)
+        data = np.frombuffer(_read(found[stem], _CIFAR10_MOST * record), np.uint8)
+        if len(data) > _CIFAR10_MOST * record:
+            raise SourceError(
+                f"{found[stem]} holds more than {_CIFAR10_MOST:,} images, which are all of CIFAR-10. Fetch it again."
+            )
         if len(data) == 0 or len(data) % record:
             raise SourceError(
                 f"{found[stem]} has {len(data):,} bytes and CIFAR-10's binary version has {record:,} for each image: "
@@ -145,28 +155,47 @@ def _found(folder: Path, names: dict[str, list[str]]) -> dict[str, Path]:
 
 
 def _read_idx(path: Path, dimensions: int) -> Bytes:
-    """An IDX file of unsigned bytes, as described on the MNIST page: two zeros, type, dimensions, sizes, values."""
-    data = _read(path)
-    header = 4 + 4 * dimensions
-    if len(data) < header or data[:4] != bytes((0, 0, 8, dimensions)):
-        raise SourceError(
-            f"{path} is no IDX file of bytes in {dimensions} dimensions: it starts with {data[:4]!r}. Fetch it again."
-        )
-    shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int).tolist()
-    values = np.frombuffer(data, np.uint8, offset=header)
-    if values.size != int(np.prod(shape)):
-        raise SourceError(
-            f"{path} should hold {' x '.join(map(str, shape))} bytes and holds {values.size:,}: it is cut short. "
-            "Fetch it again."
-        )
+    """An IDX file of unsigned bytes, as described on the MNIST page: two zeros, type, dimensions, sizes, values.
+
+    No more is unpacked than the header announces, and nothing where the file is too small to hold that.
+    """
+    with _unpacked(path) as file:
+        start = file.read(4)
+        if start != bytes((0, 0, 8, dimensions)):
+            raise SourceError(
+                f"{path} is no IDX file of bytes in {dimensions} dimensions: it starts with {start!r}. Fetch it again."
+            )
+        sizes = file.read(4 * dimensions)
+        shape = [int.from_bytes(sizes[at : at + 4], "big") for at in range(0, 4 * dimensions, 4)]
+        announced = f"{path} should hold {' x '.join(map(str, shape))} bytes and holds"
+        if len(sizes) < 4 * dimensions or math.prod(shape) > _MOST_UNPACKED * path.stat().st_size:
+            raise SourceError(f"{announced} far less: it is cut short or damaged. Fetch it again.")
+        values = np.empty(math.prod(shape), np.uint8)
+        held = 0
+        while read := file.readinto(values[held:]):  # type: ignore[attr-defined]
+            held += read
+        if held < values.size:
+            raise SourceError(f"{announced} {held:,}: it is cut short. Fetch it again.")
+        if file.read(1):
+            raise SourceError(f"{announced} more: it is damaged. Fetch it again.")
     return values.reshape(shape)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
+    """At most `most` bytes of a file, unpacked, and one more where there are more."""
+    with _unpacked(path) as file:
+        return file.read(most + 1)
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BinaryIO]:
+    """A file to be read once from its start, unpacked where it is gzipped. What goes wrong is a SourceError."""
     try:
-        data = path.read_bytes()
-        # By content, since a .gz that a browser unpacked keeps its name.
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        with open_regular(path) as file:
+            # By content, since a .gz that a browser unpacked keeps its name.
+            is_packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_packed else file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{path} cannot be unpacked ({error}): it is cut short or damaged. Fetch it again.") from None
     except OSError as error:

@@ -1,32 +1,44 @@
-"""From the bytes of an image file to pixels of one kind. Refuses to know where the bytes come from.
+"""From the bytes of an image file to pixels of one kind. Where the bytes come from is decided elsewhere.
 
-What is decided here, once, for ingest and for serving: the kind of file is told by its content and not by its name;
-only the first frame counts; the EXIF orientation is applied; transparency shows white, as in a browser; 16 bits become
-the 8 upper ones, rounded; colour profiles are ignored, as most training sets were made. A JPEG is decoded at full size
-even where less would do, since the hash of its pixels must not depend on the size asked for.
+What is decided here, once, for ingest and for serving: the content of a file says what it is, and not its name; only
+the first frame counts; the EXIF orientation is applied, and that of XMP is not; transparency shows a ground, white
+unless a setting says otherwise; 16 bits become the nearest of 8; colour profiles are ignored, as most training sets
+were made; metadata never decides whether pixels are sound. A JPEG is decoded at full size even where less would do,
+since the hash of its pixels must not depend on the size asked for.
 """
 
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import BinaryIO, Literal
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-from twinrun.data.diagnosis import FORMATS, decoder_error, not_an_image, too_many_pixels
+from twinrun.data.diagnosis import decoder_error, missing_end, not_an_image, too_many_pixels
+from twinrun.data.dicom import is_dicom, open_dicom
+from twinrun.data.npy import MAGIC, open_npy
+from twinrun.data.png import SIGNATURE, ChecksumError, PngPixels, check_sums, pixels_of_png, without_metadata
+from twinrun.data.samples import FormatError, SampleRules, Samples, sample_range, samples_image
+from twinrun.data.samples import Pixels as Pixels
+from twinrun.data.tiff import is_read_rightly_by_pillow, open_tiff, silence_tiff_logs
 from twinrun.errors import DecodeError
 
 Channels = Literal["gray", "rgb"]
 Fit = Literal["pad", "crop"]
 Resample = Literal["bilinear", "bicubic"]
 Size = tuple[int, int]
-Pixels = npt.NDArray[np.uint8]
 
+AS_STORED = SampleRules()
 _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_BY_PILLOW = ("JPEG", "BMP", "DIB", "GIF", "PPM", "WEBP", "AVIF", "JPEG2000", "ICO")
+_NAMES = {"MPO": "JPEG", "DIB": "BMP", "WEBP": "WebP", "HEIF": "HEIC", "JPEG2000": "JPEG 2000"}
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"})
+_LOOKED_AT = 256
 _ORIENTATION_TAG = 0x0112
 _MAKE_TAG, _MODEL_TAG = 0x010F, 0x0110
 _CAMERA_LENGTH = 80
@@ -46,11 +58,17 @@ class Header:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels, uint8 (H, W, C), upright; the header of the file that they came from; the camera by its EXIF block."""
+    """Pixels, uint8 (H, W, C), upright; the header of the file that they came from; the camera by its EXIF block.
+
+    `used_bits`: how many bits the largest sample needs, and how many the file gives it, where those are more than 8.
+    `is_transparent`: whether it says that parts of it are transparent.
+    """
 
     pixels: Pixels
     header: Header
     camera: str | None = None
+    used_bits: tuple[int, int] | None = None
+    is_transparent: bool = False
 
 
 class BrokenImage(DecodeError):
@@ -61,9 +79,37 @@ class BrokenImage(DecodeError):
         self.header = header
 
 
-def decode(data: bytes, *, channels: Channels, fit: Fit, resample: Resample, size: Size, max_pixels: int) -> Pixels:
+@dataclass(frozen=True)
+class _Picture:
+    """A picture as stored, decoded, and what its metadata say of it."""
+
+    source: Image.Image | Samples
+    orientation: int = 1
+    camera: str | None = None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file whose header was read; `image` is Pillow's where Pillow reads it."""
+
+    header: Header
+    load: Callable[[], _Picture]
+    image: Image.Image | None = None
+
+
+def decode(
+    data: bytes,
+    *,
+    channels: Channels,
+    fit: Fit,
+    resample: Resample,
+    size: Size,
+    max_pixels: int,
+    rules: SampleRules = AS_STORED,
+) -> Pixels:
     """The image in `data` as a network takes it: uint8 (H, W, C) of `size` (H, W). Raises DecodeError that says why."""
-    return fit_image(decode_image(data, channels=channels, max_pixels=max_pixels).pixels, size, fit, resample)
+    pixels = decode_image(data, channels=channels, max_pixels=max_pixels, rules=rules).pixels
+    return fit_image(pixels, size, fit, resample)
 
 
 def decode_image(
@@ -71,56 +117,63 @@ def decode_image(
     *,
     channels: Channels,
     max_pixels: int,
+    rules: SampleRules = AS_STORED,
     on_header: Callable[[Header], None] | None = None,
     named: str = "",
 ) -> Decoded:
     """Decode the first frame to uint8 (H, W, C), upright, C = 1 for gray and 3 for rgb.
 
-    `on_header` is called when the header was read and its size accepted, before memory is taken for the pixels;
-    `named` is the suffix of the file's name, for the words on a file that is no image. Raises BrokenImage whatever the
-    decoder raises.
+    `rules` decide what 8-bit gray or colour leave open. `on_header` is called when the header was read and its size
+    accepted, before memory is taken for the pixels; `named` is the suffix of the file's name, for the words on a file
+    that is no image. Raises BrokenImage whatever the decoder raises.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    header, image = None, None
+    opened: _Opened | None = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(stream, formats=FORMATS)
-            header = _header(image)
-            _check_size(header, max_pixels)
+            opened = _open(stream, max_pixels, rules)
+            _check_size(opened.header, max_pixels)
             if on_header is not None:
-                on_header(header)
-            image.load()
-            pixels = _upright(_pixels(image, channels), _orientation(image))
-            if image.format == "PNG":
-                _check_sums(stream)
-            return Decoded(pixels, header, _camera(image))
+                on_header(opened.header)
+            picture = opened.load()
+            return Decoded(
+                _upright(_pixels(picture.source, channels, rules), picture.orientation),
+                opened.header,
+                picture.camera,
+                picture.source.used_bits if isinstance(picture.source, Samples) else None,
+                _is_transparent(picture.source),
+            )
     except BrokenImage:
         raise
     except UnidentifiedImageError:
         raise BrokenImage(not_an_image(stream, named)) from None
+    except FormatError as error:
+        raise BrokenImage(str(error), opened.header if opened else None) from None
     except Image.DecompressionBombError as error:  # Pillow's own cap, which guards some headers before they reach ours
-        claimed = header or _claimed_header(stream)
+        claimed = opened.header if opened else _claimed_header(stream)
         if claimed is not None:
             _check_size(claimed, max_pixels)
         raise BrokenImage(too_many_pixels(error, max_pixels), claimed) from None
     except MemoryError:
-        raise BrokenImage("cannot be decoded: it needs more memory than there is", header) from None
+        words = "cannot be decoded: it needs more memory than there is"
+        raise BrokenImage(words, opened.header if opened else None) from None
     except (
         Exception
     ) as error:  # decoders raise OSError, ValueError, TypeError, SyntaxError, IndexError, struct.error, ...
+        header, image = (opened.header, opened.image) if opened else (None, None)
         raise BrokenImage(decoder_error(error, image, stream), header) from None
 
 
-def opened_pixels(image: Image.Image, *, channels: Channels, max_pixels: int) -> Pixels:
+def opened_pixels(image: Image.Image, *, channels: Channels, max_pixels: int, rules: SampleRules = AS_STORED) -> Pixels:
     """The pixels of an image that Pillow opened or made, uint8 (H, W, C), as `decode_image` gives those of a file.
 
     Raises BrokenImage whatever Pillow raises.
     """
     try:
         _check_size(_header(image), max_pixels)
-        image.load()
-        return _upright(_pixels(image, channels), _orientation(image))
+        picture = _loaded(image)
+        return _upright(_pixels(picture.source, channels, rules), picture.orientation)
     except BrokenImage:
         raise
     except Exception as error:  # as in decode_image
@@ -173,14 +226,141 @@ def resize(
     return across.resize(size, method, box=(0, top, size[0], bottom))
 
 
+def _open(stream: BinaryIO, max_pixels: int, rules: SampleRules) -> _Opened:
+    """Read the header of a file by the decoder for its kind; raises UnidentifiedImageError where there is none."""
+    stream.seek(0)
+    start = stream.read(_LOOKED_AT)
+    stream.seek(0)
+    if is_dicom(start):  # what stands before its mark may be that of a TIFF file
+        dicom = open_dicom(stream, windowed=rules.depth == "file")
+        header = Header(dicom.width, dicom.height, "L" if dicom.is_gray else "RGB", "DICOM")
+        return _Opened(header, lambda: _Picture(dicom.load()))
+    if start.startswith(SIGNATURE):
+        return _open_png(stream)
+    if start.startswith(_TIFF_STARTS):
+        return _open_tiff(stream, max_pixels, rules)
+    if _is_heic(start):
+        return _open_heic(stream)
+    if start.startswith(MAGIC):
+        array = open_npy(stream, rules.bands)
+        header = Header(array.width, array.height, "L" if array.bands == 1 else "RGB", "NumPy")
+        return _Opened(header, lambda: _Picture(array.load()))
+    image = Image.open(stream, formats=_BY_PILLOW)
+    header = _header(image)
+    if header.format == "JPEG":
+        return _Opened(header, partial(_loaded_jpeg, image, stream), image)
+    return _Opened(header, partial(_loaded_gif if header.format == "GIF" else _loaded, image), image)
+
+
+def _open_png(stream: BinaryIO) -> _Opened:
+    png = pixels_of_png(stream)
+    image = Image.open(without_metadata(png), formats=("PNG",))
+    return _Opened(_header(image), partial(_loaded_png, image, png, stream), image)
+
+
+def _loaded_png(image: Image.Image, png: PngPixels, stream: BinaryIO) -> _Picture:
+    picture = _loaded(image)
+    try:
+        check_sums(png, stream)
+    except ChecksumError as error:
+        words = f"damaged: the PNG data after {100 * error.share:.0f} % of the file do not give their checksum"
+        raise FormatError(words) from None
+    return _Picture(_all_bits(png), picture.orientation, picture.camera) if png.is_beyond_pillow else picture
+
+
+def _all_bits(png: PngPixels) -> Samples:
+    """The samples of a PNG with those lower bytes and that transparency which Pillow drops."""
+    from imagecodecs import png_decode
+
+    values = png_decode(png.data)
+    values = values.reshape(*values.shape[:2], -1)
+    colors = values.shape[2] - (values.shape[2] in (2, 4))
+    alpha = values[:, :, colors] if values.shape[2] > colors else None
+    return Samples(values[:, :, :colors], "gray" if colors == 1 else "rgb", 8 * values.dtype.itemsize, alpha)
+
+
+def _loaded_jpeg(image: Image.Image, stream: BinaryIO) -> _Picture:
+    picture = _loaded(image)
+    if words := missing_end(stream):
+        raise FormatError(words)
+    return picture
+
+
+def _loaded_gif(image: Image.Image) -> _Picture:
+    """What the first frame leaves free is transparent, as in browsers; Pillow fills it with the background colour."""
+    frame = image.tile[0].extents if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    picture = _loaded(image)
+    if frame is None or frame == (0, 0, *image.size):
+        return picture
+    canvas = Image.new("RGBA", image.size)
+    canvas.paste(image.convert("RGBA").crop(frame), frame[:2])
+    return replace(picture, source=canvas)
+
+
+def _open_tiff(stream: BinaryIO, max_pixels: int, rules: SampleRules) -> _Opened:
+    silence_tiff_logs()
+    try:
+        image = Image.open(stream, formats=("TIFF",))
+        if isinstance(image, TiffImageFile) and is_read_rightly_by_pillow(image, has_bands=rules.bands is not None):
+            return _Opened(_header(image), partial(_loaded, image), image)
+    except (Image.DecompressionBombError, MemoryError):
+        raise
+    except Exception:  # Pillow knows fewer layouts than tifffile
+        pass
+    try:
+        tiff = open_tiff(stream, max_pixels, rules.bands)
+    except (FormatError, MemoryError):
+        raise
+    except Exception:
+        raise UnidentifiedImageError from None
+    camera = _camera_named(*map(_printable, tiff.camera))
+    header = Header(tiff.width, tiff.height, tiff.mode, "TIFF")
+    return _Opened(header, lambda: _Picture(tiff.load(), _valid_orientation(tiff.orientation), camera))
+
+
+def _is_heic(start: bytes) -> bool:
+    """Whether a file is a HEIF container of anything but AVIF, which Pillow reads."""
+    if start[4:8] != b"ftyp" or start[8:12] not in _HEIC_BRANDS:
+        return False
+    brands = start[8 : min(int.from_bytes(start[:4], "big"), len(start))]
+    return not {b"avif", b"avis"} & {brands[at : at + 4] for at in range(0, len(brands), 4)}
+
+
+def _open_heic(stream: BinaryIO) -> _Opened:
+    from pi_heif import HeifImageFile
+
+    try:
+        image = HeifImageFile(stream)
+    except (SyntaxError, ValueError, EOFError, OSError) as error:
+        raise FormatError(f"starts like HEIC and has a header that cannot be read ({error})") from None
+    return _Opened(_header(image), partial(_loaded, image), image)
+
+
+def _loaded(image: Image.Image) -> _Picture:
+    image.load()
+    source: Image.Image | Samples = image
+    if image.mode.startswith("I;16"):
+        source = Samples(np.asarray(image)[:, :, None], "gray", 16)
+    elif image.mode == "I":  # Pillow opens some 16-bit files with 32-bit pixels
+        values = np.asarray(image)[:, :, None]
+        bits = 16 if values.min() >= 0 and values.max() <= 65535 else None
+        source = Samples(values, "gray", bits, unranged="its pixels have 32 bits, which have no set range")
+    elif image.mode == "F":
+        unranged = "its pixels are floating-point numbers, which have no set range"
+        source = Samples(np.asarray(image)[:, :, None], "gray", None, unranged=unranged)
+    elif image.format in ("BMP", "DIB") and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        # Programs that know no alpha leave zeros in the fourth byte.
+        source = Image.merge("RGB", image.split()[:3])
+    return _Picture(source, _orientation(image), _camera(image))
+
+
 def _header(image: Image.Image) -> Header:
-    kind = image.format or "unknown"
     # A phone's JPEG with a second picture behind the first calls itself MPO; a bitmap without file header, DIB.
-    kind = {"MPO": "JPEG", "DIB": "BMP", "WEBP": "WebP"}.get(kind, kind)
+    kind = image.format or "unknown"
     width, height = image.size
     if isinstance(image, TiffImageFile):  # its size is that of the upright image, other formats' as stored
         width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
-    return Header(width=width, height=height, mode=image.mode, format=kind)
+    return Header(width=width, height=height, mode=image.mode, format=_NAMES.get(kind, kind))
 
 
 def _claimed_header(stream: BinaryIO) -> Header | None:
@@ -190,8 +370,9 @@ def _claimed_header(stream: BinaryIO) -> Header | None:
     """
     stream.seek(0)
     start = stream.read(16)
-    for name in FORMATS:
-        open_as, accepts = Image.OPEN[name.upper()]
+    Image.init()
+    for name in (*_BY_PILLOW, "PNG", "TIFF"):
+        open_as, accepts = Image.OPEN[name]
         if accepts is not None and accepts(start):
             stream.seek(0)
             try:
@@ -212,32 +393,53 @@ def _check_size(header: Header, max_pixels: int) -> None:
         )
 
 
-def _check_sums(stream: BinaryIO) -> None:
-    """Raise what Pillow raises on a PNG with a wrong checksum, which its decoder takes for pixels like any others."""
-    stream.seek(0)
-    with Image.open(stream, formats=("PNG",)) as image:
-        image.verify()
-
-
-def _pixels(image: Image.Image, channels: Channels) -> Pixels:
+def _pixels(source: Image.Image | Samples, channels: Channels, rules: SampleRules) -> Pixels:
     """Convert in strips, since a conversion of all of a large image at once takes several times its memory."""
-    width, height = image.size
+    height, width = source.values.shape[:2] if isinstance(source, Samples) else (source.height, source.width)
     rows = max(1, _STRIP_PIXELS // width)
+    strip = _strips(source, rules)
     if height <= rows:
-        return _to_array(_to_channels(image, channels))
+        return _to_array(_to_channels(strip(0, height), channels, rules))
     pixels = np.empty((height, width, 1 if channels == "gray" else 3), np.uint8)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        pixels[top:bottom] = _to_array(_to_channels(image.crop((0, top, width, bottom)), channels))
+        pixels[top:bottom] = _to_array(_to_channels(strip(top, bottom), channels, rules))
     return pixels
 
 
+def _strips(source: Image.Image | Samples, rules: SampleRules) -> Callable[[int, int], Image.Image]:
+    """What gives the rows from `top` to `bottom` of a picture, as an image of 8 bits."""
+    if isinstance(source, Samples):
+        return partial(samples_image, source, scale=sample_range(source, rules.depth))
+    width, height = source.size
+    return lambda top, bottom: source if (top, bottom) == (0, height) else source.crop((0, top, width, bottom))
+
+
+def _is_transparent(source: Image.Image | Samples) -> bool:
+    """Whether a picture says that parts of it are transparent."""
+    if isinstance(source, Samples):
+        return source.alpha is not None and bool((source.alpha < source.alpha.max()).any() or not source.alpha.any())
+    if source.mode in ("RGBA", "LA"):
+        return int(source.getchannel("A").getextrema()[0]) < 255  # type: ignore[arg-type]
+    return source.has_transparency_data
+
+
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a loaded image, 1 to 8; 1, upright, where it has none that makes sense."""
+    """The EXIF orientation of a loaded image, 1 to 8; 1, upright, where it has none that makes sense.
+
+    Pillow's own `getexif` takes the one in XMP where EXIF has none, and browsers do not.
+    """
+    if isinstance(image, TiffImageFile):
+        return _valid_orientation(image.tag_v2.get(_ORIENTATION_TAG, 1))
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        exif = Image.Exif()
+        exif.load(image.info.get("exif") or b"")
+        return _valid_orientation(exif.get(_ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block says nothing of the orientation, and the pixels are as good as before
         return 1
+
+
+def _valid_orientation(orientation: object) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
@@ -248,6 +450,10 @@ def _camera(image: Image.Image) -> str | None:
         make, model = (_printable(exif.get(tag)) for tag in (_MAKE_TAG, _MODEL_TAG))
     except Exception:  # as for the orientation
         return None
+    return _camera_named(make, model)
+
+
+def _camera_named(make: str, model: str) -> str | None:
     name = model if model.startswith(make) else f"{make} {model}".strip()
     return name[:_CAMERA_LENGTH] or None
 
@@ -268,33 +474,16 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(turned)
 
 
-def _to_channels(image: Image.Image, channels: Channels) -> Image.Image:
+def _to_channels(image: Image.Image, channels: Channels, rules: SampleRules) -> Image.Image:
     mode = "L" if channels == "gray" else "RGB"
-    if image.mode.startswith("I;16"):
-        image = _from_16_bits(np.asarray(image))
-    elif image.mode == "I":
-        image = _from_32_bits(np.asarray(image))
-    elif image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, which have no set range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white.convert("RGB")
+        ground = Image.new("RGBA", image.size, (*[rules.ground_value] * 3, 255))
+        ground.alpha_composite(image)
+        image = ground.convert("RGB")
     elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") and mode == "L":
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
-
-
-def _from_16_bits(values: npt.NDArray[np.uint16]) -> Image.Image:
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _from_32_bits(values: npt.NDArray[np.int32]) -> Image.Image:
-    # Pillow opens some 16-bit files with 32-bit pixels; more than 16 bits have no range that all agree on.
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("its pixels have 32 bits, which have no set range; save it with 8 or 16 bits")
-    return _from_16_bits(values.astype(np.uint16))
 
 
 def _to_array(image: Image.Image) -> Pixels:

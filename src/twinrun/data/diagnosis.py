@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF")
+FORMATS = (
+    *("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "HEIC", "AVIF", "JPEG 2000", "PPM", "ICO"),
+    *("DICOM", "a NumPy array"),
+)
 
 _STARTS = (
     ("JPEG", b"\xff\xd8\xff"),
@@ -17,22 +20,45 @@ _STARTS = (
     ("GIF", b"GIF8"),
     ("TIFF", b"II*\0"),
     ("TIFF", b"MM\0*"),
+    ("TIFF", b"II+\0"),
+    ("TIFF", b"MM\0+"),
     ("BMP", b"BM"),
+    ("ICO", b"\0\0\1\0"),
+    ("JPEG 2000", b"\0\0\0\x0cjP  "),
+    ("JPEG 2000", b"\xff\x4f\xff\x51"),
 )
 _OTHERS = (
     ("an HTML page", rb"(?i)\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)"),
     ("an SVG drawing", rb"(?is)\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*|<!doctype svg.*?>\s*)*<svg"),
     ("an XML document", rb"\s*<\?xml"),
     ("a PDF document", rb"%PDF-"),
+    ("a NumPy archive of several arrays (.npz)", rb"PK\x03\x04.{26}[^/]{1,64}\.npy"),
     ("a ZIP archive", rb"PK\x03\x04"),
     ("a gzip archive", rb"\x1f\x8b"),
     ("a sound or a video", rb"RIFF....(WAVE|AVI )"),
-    ("an AVIF image", rb"....ftypavi[fs]"),
-    ("a HEIC image", rb"....ftyp(heic|heix|mif1|msf1)"),
+    ("a camera's raw file (CR3)", rb"....ftypcrx "),
+    ("a camera's raw file", rb"FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|\0MRM"),
+    ("an AVIF image with a header that cannot be read", rb"....ftypavi[fs]|....ftypmi.{1,40}avif"),
     ("a video", rb"....ftyp"),
-    ("a JPEG XL image", rb"\xff\x0a|\0\0\0\x0cJXL "),
-    ("a JPEG 2000 image", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    ("a JPEG XL image (save it as PNG or JPEG)", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("a JPEG XR image", rb"II\xbc"),
     ("a Photoshop file", rb"8BPS"),
+    ("a GIMP file", rb"gimp xcf"),
+    ("an OpenEXR image", rb"\x76\x2f\x31\x01"),
+    ("a Radiance HDR image", rb"#\?(RADIANCE|RGBE)"),
+    ("a QOI image", rb"qoif"),
+    ("a farbfeld image", rb"farbfeld"),
+    ("a PAM image", rb"P7\s"),
+    ("a DDS texture", rb"DDS "),
+    ("a FITS image", rb"SIMPLE  ="),
+    ("a NIfTI volume", rb".{344}(n\+1|ni1)\0"),
+    ("a PCX image", rb"\x0a[\0\x02-\x05]\x01[\x01\x02\x04\x08]"),
+    ("a Windows cursor", rb"\0\0\x02\0"),
+    ("an Apple icon", rb"icns"),
+    ("a PostScript document", rb"%!PS|\xc5\xd0\xd3\xc6"),
+    ("a Windows metafile", rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF"),
+    ("an HDF5 file", rb"\x89HDF"),
+    ("a DjVu document", rb"AT&TFORM"),
     ("a Git LFS pointer, whose file was not fetched,", rb"version https://git-lfs"),
 )
 _LOOKED_AT = 1024
@@ -40,6 +66,9 @@ _RIFF_HEADER = 8
 _PNG_SIGNATURE = 8
 _PNG_AROUND_DATA = 12  # length, kind and checksum of a chunk
 _FEWEST_ZEROS = 512  # what was reserved on a disk and never written comes in sectors
+_FEWEST_ZEROS_OF_JPEG = 16
+_END_OF_IMAGE = 0xD9
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _CUT = "truncated: the end of the file is missing"
 
 
@@ -65,6 +94,35 @@ def too_many_pixels(error: Exception, max_pixels: int) -> str:
     claimed = re.search(r"\d+", str(error))
     pixels = f"{int(claimed.group()):,}" if claimed else "too many"
     return f"claims {pixels} pixels, and at most {max_pixels:,} in all are decoded (params.yaml: ingest.max_pixels)"
+
+
+def missing_end(stream: BinaryIO) -> str | None:
+    """What is wrong with a JPEG that ends in zeros before its end marker: libjpeg takes them for gray pixels."""
+    zeros = stream.seek(0, io.SEEK_END) - _FEWEST_ZEROS_OF_JPEG
+    stream.seek(max(0, zeros))
+    if stream.read() != bytes(_FEWEST_ZEROS_OF_JPEG):
+        return None
+    stream.seek(0)
+    data = stream.read()
+    if _jpeg_ends(data):
+        return None
+    return f"damaged: the last {100 * (1 - len(data.rstrip(bytes(1))) / len(data)):.0f} % of the file are zeros"
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the first image of a JPEG file has its end marker: segments are passed over, scans searched through."""
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
+        marker = data[at + 1]
+        if marker == _END_OF_IMAGE:
+            return True
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker in _WITHOUT_LENGTH:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def decoder_error(error: Exception, image: Image.Image | None, stream: BinaryIO) -> str:

@@ -41,6 +41,8 @@ class Facts:
     gray_p95: float | None = None
     camera: str | None = None
     error: str | None = None
+    used_bits: tuple[int, int] | None = None  # not in the table, nor is the next: what notes are made of
+    is_transparent: bool = False
 
 
 def broken(known: Facts, error: str, header: Header | None = None) -> Facts:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from twinrun.data.decode import AS_STORED
 from twinrun.data.facts import Facts
 from twinrun.data.folders import REPORT_FILES, Levels, list_images
 from twinrun.data.nearest import near_duplicates
 from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack
+from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, sample_notes
 from twinrun.data.progress import fraction
 from twinrun.data.report import report_html
+from twinrun.data.samples import SampleRules
 from twinrun.data.validation.evidence import Reference
 from twinrun.data.validation.findings import Finding, Verdict
 from twinrun.data.validation.judging import judge_table
@@ -63,17 +65,19 @@ def check_folder(
     reference: Reference | None = None,
     levels: Levels = "auto",
     leave_out: Sequence[str] = (),
+    follow_links: bool = False,
+    rules: SampleRules = AS_STORED,
 ) -> tuple[Verdict, list[str]]:
     """Check the images below `folder` and write index.html, result.json and findings.parquet into `out`.
 
     Labels and splits are those of its folders, where it has such, read as `levels` says; `leave_out` are patterns of
-    paths that are left out. Wrong labels are searched for where `labels` says so. With a `reference`, drift is measured
-    against it. Returns the verdict and notes for the terminal. Raises SourceError where there is nothing to check, and
-    PublishError where `out` cannot be written.
+    paths that are left out; `follow_links` and `rules` are as in ingest. Wrong labels are searched for where `labels`
+    says so. With a `reference`, drift is measured against it. Returns the verdict and notes for the terminal. Raises
+    SourceError where there is nothing to check, and PublishError where `out` cannot be written.
     """
-    listing = list_images(folder, out, levels, leave_out)
+    listing = list_images(folder, out, levels, leave_out, follow_links=follow_links)
     _make_writable(out)
-    shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS)
+    shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS, rules)
     settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))
     with tempfile.TemporaryDirectory(prefix="twinrun-check-") as temp:
         pack = Path(temp, "images.npy")
@@ -87,7 +91,12 @@ def check_folder(
         write_text(report_html(verdict, table, images, settings, {}, docs=None), out / REPORT)
         write_table(findings_table(verdict, table), out / FINDINGS)
         write_json(result_json(verdict, table), out / _RESULT)
-    return verdict, listing.notes
+    return verdict, [*listing.notes, *(_as_options(note) for note in sample_notes(listing, facts, rules))]
+
+
+def _as_options(note: str) -> str:
+    """A note with the options of `twinrun data check` in place of settings."""
+    return re.sub(r"ingest\.(\w+): ", r"--\1 ", re.sub(r"\(ingest\.(\w+)\)", r"(--\1)", note))
 
 
 def _make_writable(out: Path) -> None:
@@ -98,8 +107,11 @@ def _make_writable(out: Path) -> None:
 
 
 def _without_setting(fact: Facts) -> Facts:
-    """The error of an unreadable image without the name of a setting: here there is no params.yaml."""
-    return replace(fact, error=re.sub(r" \(params\.yaml: [\w.]+\)", "", fact.error)) if fact.error else fact
+    """The error of an unreadable image with the option in place of a setting: here there is no params.yaml."""
+    if fact.error is None:
+        return fact
+    error = re.sub(r"\(params\.yaml: ingest\.(depth|bands)\)", r"(--\1)", fact.error)
+    return replace(fact, error=re.sub(r" \(params\.yaml: [\w.]+\)", "", error))
 
 
 def _without_settings(finding: Finding, out: Path) -> Finding:

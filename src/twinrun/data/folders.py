@@ -55,11 +55,16 @@ def list_tree(params: IngestParams) -> Listing:
     root = source_folder(params)
     splits_file = Path(params.splits_file).expanduser() if params.splits_file is not None else None
     make = list_trashnet if params.source == "trashnet" else list_folder
-    return make(root, splits_file, params.levels, params.leave_out)
+    return make(root, splits_file, params.levels, params.leave_out, follow_links=params.follow_links)
 
 
 def list_folder(
-    root: Path, splits_file: Path | None = None, levels: Levels = "auto", leave_out: Sequence[str] = ()
+    root: Path,
+    splits_file: Path | None = None,
+    levels: Levels = "auto",
+    leave_out: Sequence[str] = (),
+    *,
+    follow_links: bool = False,
 ) -> Listing:
     """List a tree of images; `splits_file` names their splits and groups, and stands above folders named as splits.
 
@@ -70,11 +75,17 @@ def list_folder(
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise SourceError(f"The source folder {root} {what} (params.yaml: ingest.path). {_LAYOUT} and name it there.")
-    walk = walk_folder(root, leave_out, [splits_file] if splits_file is not None else [])
+    skipped = [splits_file] if splits_file is not None else []
+    walk = walk_folder(root, leave_out, skipped, follow_links=follow_links)
     if walk.unreadable:
         raise SourceError(
             f"The source folder {root} has folders that cannot be read: {some_names(walk.unreadable)}. Make them "
             "readable, or leave them out: params.yaml: ingest.leave_out."
+        )
+    if walk.outside:
+        raise SourceError(
+            f"The source folder {root} has {_links(walk)} out of it: {some_names(walk.outside)}. Copy what is meant "
+            "into the folder, leave it out (params.yaml: ingest.leave_out), or read it: ingest.follow_links: true."
         )
     if not walk.files:
         raise SourceError(f"The source folder {root} has no images (params.yaml: ingest.path). {_LAYOUT}.{_said(walk)}")
@@ -93,7 +104,9 @@ def list_folder(
     return sorted_listing(items, Files(content.files), notes)
 
 
-def list_images(root: Path, out: Path, levels: Levels = "auto", leave_out: Sequence[str] = ()) -> Listing:
+def list_images(
+    root: Path, out: Path, levels: Levels = "auto", leave_out: Sequence[str] = (), *, follow_links: bool = False
+) -> Listing:
     """List any folder of images but what lies in `out`; folders are labels where there are two or more of them.
 
     What cannot be read, has no place in the reading or is the report of an earlier check is passed over with a note; of
@@ -105,7 +118,7 @@ def list_images(root: Path, out: Path, levels: Levels = "auto", leave_out: Seque
             f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Name a folder of images."
         )
     around = root.resolve().is_relative_to(out.resolve())
-    walk = walk_folder(root, leave_out, [] if around else [out], REPORT_FILES)
+    walk = walk_folder(root, leave_out, [] if around else [out], REPORT_FILES, follow_links=follow_links)
     if not walk.files:
         raise SourceError(f"{root} has no images in it. Name a folder of images.{_said(walk)}")
     readings = _readings(walk, levels)
@@ -124,7 +137,12 @@ def list_images(root: Path, out: Path, levels: Levels = "auto", leave_out: Seque
 
 
 def list_trashnet(
-    root: Path, splits_file: Path | None = None, levels: Levels = "auto", leave_out: Sequence[str] = ()
+    root: Path,
+    splits_file: Path | None = None,
+    levels: Levels = "auto",
+    leave_out: Sequence[str] = (),
+    *,
+    follow_links: bool = False,
 ) -> Listing:
     """TrashNet: `dataset-resized/<class>/` and the three published lists beside it, one for each split."""
     images = root / "dataset-resized"
@@ -135,7 +153,7 @@ def list_trashnet(
             f"https://github.com/garythung/trashnet (folder data): unpack them into {root}."
         )
     if splits_file is not None:
-        return list_folder(images, splits_file, levels, leave_out)
+        return list_folder(images, splits_file, levels, leave_out, follow_links=follow_links)
     lists = {root / name: split for split, name in _TRASHNET_LISTS.items()}
     if missing := [path.name for path in lists if not path.is_file()]:
         raise SourceError(
@@ -143,9 +161,13 @@ def list_trashnet(
             "https://github.com/garythung/trashnet (folder data), or let us split: ingest.source: folder, "
             f"ingest.path: {images}."
         )
-    listing = list_folder(images, None, levels, leave_out)
+    listing = list_folder(images, None, levels, leave_out, follow_links=follow_links)
     items, notes = _with_splits(listing.items, dict(lists))
     return Listing(items, listing.content, listing.notes + notes)
+
+
+def _links(walk: Walk) -> str:
+    return "a link that leads" if len(walk.outside) == 1 else f"{len(walk.outside):,} links that lead"
 
 
 def _said(walk: Walk) -> str:

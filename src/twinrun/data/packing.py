@@ -6,11 +6,9 @@ common budget of pixels. A worker that dies (a decoder crashed, or the kernel ou
 the images that it may have been at are tried again, each alone, and the one that kills again gets a row that says so.
 """
 
-import errno
 import hashlib
 import multiprocessing
 import os
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,11 +22,24 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from twinrun.data.decode import BrokenImage, Channels, Fit, Header, Pixels, Resample, Size, decode_image, fit_image
+from twinrun.data.decode import (
+    AS_STORED,
+    BrokenImage,
+    Channels,
+    Fit,
+    Header,
+    Pixels,
+    Resample,
+    Size,
+    decode_image,
+    fit_image,
+)
 from twinrun.data.facts import Facts, broken, measured, measured_stack, with_header
-from twinrun.data.listing import Arrays, Listing
+from twinrun.data.listing import Arrays, Listing, some_names
 from twinrun.data.pack import PackWriter
 from twinrun.data.progress import progress
+from twinrun.data.regular_files import open_regular
+from twinrun.data.samples import SampleRules
 from twinrun.data.table import table_schema
 from twinrun.errors import DataError
 
@@ -42,6 +53,7 @@ _BUDGET_UNITS = 4
 _PIXELS_PER_UNIT = 1 << 24
 _FREE_PIXELS = 1 << 22
 _MOST_POOLS = 100
+_SPARE_BITS = 2  # that no value uses, from which images are nearly black
 _PRELOADED = ["twinrun.data.packing", "twinrun.data.sources", "scipy.fftpack"]
 
 
@@ -54,6 +66,7 @@ class Shape:
     fit: Fit
     resample: Resample
     max_pixels: int
+    rules: SampleRules = AS_STORED
 
     @property
     def of_image(self) -> tuple[int, int, int]:
@@ -291,22 +304,27 @@ def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
                 file,
                 channels=worker.shape.channels,
                 max_pixels=worker.shape.max_pixels,
+                rules=worker.shape.rules,
                 on_header=wait_for_room,
                 named=path.suffix,
             )
         except BrokenImage as error:
             return broken(known, str(error), error.header)
         worker.writer.write(row, worker.shape.fit_image(image.pixels)[None])
-        return measured(replace(with_header(known, image.header), camera=image.camera), image.pixels)
+        known = replace(
+            with_header(known, image.header),
+            camera=image.camera,
+            used_bits=image.used_bits,
+            is_transparent=image.is_transparent,
+        )
+        return measured(known, image.pixels)
 
 
 def _open(path: Path) -> tuple[Facts, BinaryIO]:
     """Open an image file at its start, with its size and hash; raises OSError."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    file = path.open("rb")
+    file = open_regular(path)
     try:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         size = file.tell()
         file.seek(0)
     except OSError:
@@ -350,6 +368,26 @@ def _to_channels(images: Pixels, channels: Channels) -> Pixels:
     if channels == "rgb":
         return images
     return np.stack([np.asarray(Image.fromarray(image).convert("L"))[:, :, None] for image in images])
+
+
+def sample_notes(listing: Listing, facts: list[Facts], rules: SampleRules) -> list[str]:
+    """What a person may want to decide otherwise about 16-bit and transparent images, by the settings of ingest."""
+    notes = []
+    deep = [fact.used_bits for fact in facts if fact.used_bits is not None]
+    needed, spare = max((used for used, _ in deep), default=0), min((bits - used for used, bits in deep), default=0)
+    if rules.depth == "file" and spare >= _SPARE_BITS:
+        notes.append(
+            f"{len(deep):,} images have more than 8 bits, and their values need {needed} of {needed + spare} bits at "
+            f"most: as they are read, the brightest is {100 / (1 << spare):.2g}% gray. If {needed} bits are their "
+            f"range: ingest.depth: {needed}."
+        )
+    clear = [place for place, fact in enumerate(facts) if fact.is_transparent]
+    if clear:
+        notes.append(f"{len(clear):,} images have transparent parts, which are shown {rules.ground} (ingest.ground).")
+        if plain := [listing.items[place].path for place in clear if facts[place].contrast == 0]:
+            others = " or ".join(ground for ground in ("white", "gray", "black") if ground != rules.ground)
+            notes[-1] += f" {len(plain):,} are all {rules.ground} so: {some_names(plain)}. Try ingest.ground: {others}."
+    return notes
 
 
 def summary(listing: Listing, facts: list[Facts]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twinrun.data.listing import some_names, words_of
+from twinrun.data.regular_files import open_regular
 from twinrun.printing import escaped
 
 Parts = tuple[str, ...]  # names of folders, from the top, inside the folder that is walked
@@ -34,6 +35,7 @@ _OTHER_SUFFIXES = words_of(
     .ogg .m4a .aac .srt .zip .tar .gz .tgz .bz2 .xz .7z .rar .parquet .pkl .pickle .h5 .hdf5 .pt .pth .onnx .ckpt
     .safetensors .tfrecord .tfrecords .dvc .lock .aae .xmp .thm .sha256 .md5 .torrent"""
 )
+_IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
 _LOOKED_AT = 512
 _TEXT = frozenset(range(32, 127)) | frozenset(b"\t\n\r\f\v\b") | frozenset(range(128, 256))
 _SHOWN = 3
@@ -51,6 +53,7 @@ class Walk:
     loops: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)  # links out of the folder, with their targets
 
     def notes(self) -> list[str]:
         """One sentence for each kind of what was left out."""
@@ -70,6 +73,8 @@ class Walk:
             notes.append(f"Left out, since it is the report of a check: {some_names(self.reports)}.")
         if self.loops:
             notes.append(f"Not followed, since it leads back to a folder above: {some_names(self.loops)}.")
+        if self.outside:
+            notes.append(f"Not followed, since they lead out of the folder: {some_names(self.outside)}.")
         if self.unreadable:
             notes.append(f"Folders that cannot be read, and so were not looked into: {some_names(self.unreadable)}.")
         return notes
@@ -85,16 +90,23 @@ class _Folder:
 
 
 def walk_folder(
-    root: Path, leave_out: Sequence[str] = (), skipped: Sequence[Path] = (), report: Sequence[str] = ()
+    root: Path,
+    leave_out: Sequence[str] = (),
+    skipped: Sequence[Path] = (),
+    report: Sequence[str] = (),
+    *,
+    follow_links: bool = False,
 ) -> Walk:
     """Walk `root` in one pass, links followed; a folder that is reached twice is listed twice, only loops are cut.
 
+    A link that leads out of `root` is followed where `follow_links` says so, or where DVC made it, into its cache.
     `leave_out` are patterns on paths inside `root`; a pattern that matches a folder leaves out all in it. `skipped` are
     files and folders that count for nothing. The files named in `report` are left out of a folder that has all of them.
     """
     walk = Walk(patterns=Counter(dict.fromkeys(leave_out, 0)))
     passed_over = {(found.st_dev, found.st_ino) for found in map(_stat, map(str, skipped)) if found is not None}
     matches = [(pattern, _matcher(pattern)) for pattern in leave_out]
+    inside = None if follow_links else root.resolve()
     top = _stat(str(root))
     above = frozenset({(top.st_dev, top.st_ino)} if top else ())
     waiting = [_Folder(str(root), (), above)]
@@ -109,7 +121,7 @@ def walk_folder(
         for entry in entries:
             if is_report and entry.name in report:
                 continue
-            inner = _folder_in(folder, entry, passed_over, matches, walk)
+            inner = _folder_in(folder, entry, passed_over, matches, inside, walk)
             if inner is not None:
                 below.append(inner)
         waiting += reversed(below)
@@ -132,6 +144,7 @@ def _folder_in(
     entry: "os.DirEntry[str]",
     passed_over: set[tuple[int, int]],
     matches: list[tuple[str, "re.Pattern[str]"]],
+    inside: Path | None,
     walk: Walk,
 ) -> _Folder | None:
     """Count `entry` in `walk`; returns it where it is a folder to be walked."""
@@ -147,6 +160,9 @@ def _folder_in(
     if pattern := next((pattern for pattern, matcher in matches if matcher.match(path)), None):
         walk.patterns[pattern] += _files_below(entry.path) if is_folder else 1
         return None
+    if inside is not None and entry.is_symlink() and (target := _target_outside(entry, inside)):
+        walk.outside.append(f"{escaped(path)} (to {escaped(str(target))})")
+        return None
     if not is_folder:
         if _counts(entry):
             walk.files.append((folder.parts, name))
@@ -160,6 +176,15 @@ def _folder_in(
         walk.loops.append(escaped(path))
         return None
     return _Folder(entry.path, parts, folder.above | {key})
+
+
+def _target_outside(entry: "os.DirEntry[str]", inside: Path) -> Path | None:
+    """Where a link leads that leaves the folder `inside`; None where it stays, is broken, or leads into a DVC cache."""
+    try:
+        target = Path(entry.path).resolve(strict=True)
+    except (OSError, RuntimeError):
+        return None
+    return None if target.is_relative_to(inside) or _IN_DVC_CACHE.search(target.as_posix()) else target
 
 
 def _files_below(folder: str) -> int:
@@ -221,9 +246,7 @@ def _suffix(name: str) -> str:
 def _start(entry: "os.DirEntry[str]") -> bytes | None:
     """The first bytes of a file; None where it is no regular file or cannot be read."""
     try:
-        if not entry.is_file():
-            return None
-        with Path(entry.path).open("rb") as file:
+        with open_regular(Path(entry.path)) as file:
             return file.read(_LOOKED_AT)
     except OSError:
         return None

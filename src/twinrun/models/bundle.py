@@ -36,6 +36,9 @@ class Preprocessing:
     max_pixels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    depth: Literal["file", "data"] | int = "file"
+    ground: Literal["white", "gray", "black"] = "white"
+    bands: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 def _preprocessing(stored: StoredPreprocessing) -> Preprocessing:
     values = stored.model_dump()
-    return Preprocessing(**values | {name: tuple(values[name]) for name in ("size_px", "mean", "std")})
+    return Preprocessing(**values | {name: tuple(value) for name, value in values.items() if isinstance(value, list)})
 
 
 def _first_lines(error: Exception) -> str:

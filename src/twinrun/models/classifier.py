@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.data.decode import Pixels, fit_image
+from twinrun.data.samples import sample_rules
 from twinrun.errors import DataError
 from twinrun.models.bundle import Bundle
 from twinrun.models.inputs import Given, read_image
@@ -34,7 +35,7 @@ class ImageClassifier:
     def read(self, image: Given) -> Pixels:
         """The image as the network takes it, uint8 (H, W, C). Raises DecodeError with the reason."""
         settings = self.bundle.preprocessing
-        pixels = read_image(image, settings.channels, settings.max_pixels)
+        pixels = read_image(image, settings.channels, settings.max_pixels, sample_rules(settings))
         return fit_image(pixels, settings.size_px, settings.fit, settings.resample)
 
     def answers(self, images: Sequence[T], read: Callable[[T], Pixels]) -> Iterator[Answer]:

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from twinrun.data.decode import Channels, Pixels, decode_image, opened_pixels
+from twinrun.data.decode import AS_STORED, Channels, Pixels, decode_image, opened_pixels
+from twinrun.data.regular_files import open_regular
+from twinrun.data.samples import SampleRules
 from twinrun.errors import DataError, DecodeError
 
 IMAGE_COLUMNS = ("image", "path", "file", "filename")
@@ -61,28 +63,28 @@ def images_in(data: Any, *, paths: bool) -> list[Given]:
     raise DataError(f"{_article(type(data).__name__)} is not understood as images. {_examples(paths)}")
 
 
-def read_image(image: Given, channels: Channels, max_pixels: int) -> Pixels:
+def read_image(image: Given, channels: Channels, max_pixels: int, rules: SampleRules = AS_STORED) -> Pixels:
     """Decode one image to uint8 (H, W, C), upright, C = 1 for gray and 3 for rgb. Raises DecodeError."""
     if isinstance(image, Unreadable):
         raise DecodeError(image.reason)
     if isinstance(image, Path):
-        return _read_file(image, channels, max_pixels)
+        return _read_file(image, channels, max_pixels, rules)
     if isinstance(image, bytes):
-        return decode_image(image, channels=channels, max_pixels=max_pixels).pixels
+        return decode_image(image, channels=channels, max_pixels=max_pixels, rules=rules).pixels
     if isinstance(image, np.ndarray):
         image = Image.fromarray(_as_uint8(image))
-        return opened_pixels(image, channels=channels, max_pixels=max_pixels)
+        return opened_pixels(image, channels=channels, max_pixels=max_pixels, rules=rules)
     with _loading:
-        return opened_pixels(image, channels=channels, max_pixels=max_pixels)
+        return opened_pixels(image, channels=channels, max_pixels=max_pixels, rules=rules)
 
 
-def _read_file(path: Path, channels: Channels, max_pixels: int) -> Pixels:
+def _read_file(path: Path, channels: Channels, max_pixels: int, rules: SampleRules) -> Pixels:
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
             raise DecodeError("is a folder" if stat.S_ISDIR(kind) else "is no regular file")
-        with path.open("rb") as file:
-            return decode_image(file, channels=channels, max_pixels=max_pixels, named=path.suffix).pixels
+        with open_regular(path) as file:
+            return decode_image(file, channels=channels, max_pixels=max_pixels, rules=rules, named=path.suffix).pixels
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror or error}") from None
 

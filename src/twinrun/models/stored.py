@@ -62,6 +62,10 @@ class StoredPreprocessing(_Strict):
     max_pixels: Annotated[int, Field(ge=1, lt=2**31)]
     mean: list[_Share]
     std: list[_Deviation]
+    # Bundles that were written before these were settings have none of them.
+    depth: Literal["file", "data"] | Annotated[int, Field(ge=1, le=32)] = "file"
+    ground: Literal["white", "gray", "black"] = "white"
+    bands: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=3)] | None = None
 
     @model_validator(mode="after")
     def _one_for_each_channel(self) -> "StoredPreprocessing":

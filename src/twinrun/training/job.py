@@ -123,6 +123,9 @@ def prepare_job(
         max_pixels=ingest.max_pixels,
         mean=numerics.mean,
         std=numerics.std,
+        depth=ingest.depth,
+        ground=ingest.ground,
+        bands=None if ingest.bands is None else tuple(ingest.bands),
     )
     parts = fingerprint_parts(params, asdict(preprocessing), pack, manifest, describe_numerics(numerics))
     if pretrained is not None:
