@@ -383,7 +383,10 @@ def _resume(root: Path) -> tuple[str, list[Finding]]:
     """Checkpoints of trainings that nobody has gone on with."""
     resume = root / STATE / "resume"
     folders = sorted(each for each in resume.iterdir() if each.is_dir()) if resume.is_dir() else []
-    findings = []
+    findings: list[Finding] = []
+    lock = root / STATE / "train.lock"
+    if lock.is_file() and _holder(lock) is not None:  # whatever the clock says, its checkpoints are in use
+        return f"{len(folders)} to go on with, a training is running", findings
     for folder in folders:
         stats = [path.stat() for path in (folder, *folder.rglob("*"))]
         age_s = time.time() - max(each.st_mtime for each in stats)
@@ -499,6 +502,7 @@ def _age(pid: int | None) -> str:
 
 
 def _duration(seconds: float) -> str:
+    seconds = max(0.0, seconds)  # a clock that was set back
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -46,6 +47,7 @@ class Journal:
             self._descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._seen: set[tuple[str, object]] = set()
         self._artifacts: dict[tuple[str, str], str] = {}
+        self._torn = False
         self.ended = False
         for event in read_events(self.file):
             self._remember(event)
@@ -176,13 +178,19 @@ class Journal:
     def _append(self, **event: Any) -> None:
         line = canonical_json(event) + b"\n"
         with explained(self.file):
+            if self._torn:
+                os.ftruncate(self._descriptor, self._size)
+                self._torn = False
             try:
                 if os.write(self._descriptor, line) != len(line):
                     raise OSError(28, "No space left on device")
                 os.fsync(self._descriptor)
             except OSError:
-                # Half a line would swallow the next one.
-                os.ftruncate(self._descriptor, self._size)
+                # Half a line would swallow the next one; where the disk refuses this too, the next event tries again.
+                self._torn = True
+                with suppress(OSError):
+                    os.ftruncate(self._descriptor, self._size)
+                    self._torn = False
                 raise
         self._size += len(line)
         self._remember(event)

@@ -82,7 +82,7 @@ def unreachable(error: BaseException) -> str:
 def database_trouble(error: BaseException, uri: str) -> str:
     """Why a database could not be connected to, in its driver's own first line; no end of a sentence."""
     original = getattr(error, "orig", None) or error
-    return _redacted(_first_lines(str(original)), uri).rstrip(".")
+    return _redacted(_first_lines(str(original)), uri).rstrip(".?")
 
 
 def _of_schema(text: str, uri: str) -> str | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from twinrun.errors import os_problem
 from twinrun.publish import folder_faults, replacing, replacing_folder, write_json
 
 _KEPT = 2
@@ -52,7 +53,7 @@ class Checkpoints:
             save_file(contiguous, temp / _TENSORS)
             write_json(dict(facts), temp / _FACTS)
         for outdated in self._folders()[_KEPT:]:
-            shutil.rmtree(outdated)
+            shutil.rmtree(outdated, ignore_errors=True)
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies, or None, and a warning for each that was passed over."""
@@ -60,11 +61,14 @@ class Checkpoints:
 
         warnings: list[str] = []
         for folder in self._folders():
-            faults = folder_faults(folder)
-            if not faults:
-                facts = json.loads((folder / _FACTS).read_bytes())
-                tensors = load((folder / _TENSORS).read_bytes())
-                return Checkpoint(int(folder.name.removeprefix("epoch-")), tensors, facts), warnings
+            try:
+                faults = folder_faults(folder)
+                if not faults:
+                    facts = json.loads((folder / _FACTS).read_bytes())
+                    tensors = load((folder / _TENSORS).read_bytes())
+                    return Checkpoint(int(folder.name.removeprefix("epoch-")), tensors, facts), warnings
+            except OSError as error:
+                faults = [os_problem(error)]
             warnings.append(f"Checkpoint {folder} does not verify and is passed over: {faults[0]}")
         return None, warnings
 

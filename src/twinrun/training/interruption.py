@@ -130,7 +130,7 @@ def training_lock(folder: Path) -> Iterator[None]:
 def _described(holder: Path) -> str:
     try:
         facts = json.loads(holder.read_text(encoding="utf-8"))
-        age_s = time.time() - facts["started"]
+        age_s = max(0.0, time.time() - facts["started"])
         return f"Another training, process {facts['pid']}, has been writing to this project for {age_s:.0f} s."
     except (OSError, ValueError, KeyError):
         return "Another training is writing to this project."
