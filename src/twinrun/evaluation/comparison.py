@@ -1,0 +1,397 @@
+"""Two or more models on the same images: what differs, how sure that is, and what so few images can show. Pure.
+
+The unit of every test is the image. Where a model was trained with several seeds, an image counts with the share of
+the seeds that classify it correctly, so more seeds never look like more images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import lcm
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from twinrun.errors import DataError
+from twinrun.evaluation.metrics import FloatArray, IntArray, surprise
+from twinrun.evaluation.predictions import Predictions
+
+ALPHA = 0.05
+# Quantiles of the normal distribution: two-sided test at 5%, and a true difference found in four comparisons of five.
+_TEST, _FOUND = 1.959964, 0.841621
+_PSEUDO = 2  # images that the adjusted interval adds, one for each model
+
+State = Literal["worse", "not worse", "open"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One row of a comparison: a model, or several that differ in the seed alone, with the same classes."""
+
+    name: str
+    members: tuple[Predictions, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aligned:
+    """Contenders on the images that all of them have under the same label.
+
+    `ids` has length N and `targets` shape (N,); each contender has probabilities of shape (members, N, C) and
+    correctness of shape (N,): the share of its members that classify the image correctly. `left_out` counts the images
+    of each contender that the others do not have, `relabelled` those whose label differs.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    ids: list[str]
+    targets: IntArray
+    probabilities: tuple[npt.NDArray[np.float64], ...]
+    correct: tuple[FloatArray, ...]
+    left_out: dict[str, int]
+    relabelled: int
+
+    def predicted(self, at: int) -> IntArray:
+        """The class that contender `at` predicts, by the mean probabilities of its members, shape (N,)."""
+        predicted: IntArray = self.probabilities[at].mean(axis=0).argmax(axis=1)
+        return predicted
+
+    def log_loss(self, at: int) -> float:
+        """Mean log loss of the members, nats."""
+        return float(np.mean([surprise(self.targets, each).mean() for each in self.probabilities[at]]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The second model less the first, on one set of images; shares in [-1, 1].
+
+    `exact_p` is that of McNemar's exact test (of the permutation test that it is a case of, where there are several
+    seeds), `mid_p` its mid-p; both two-sided. `low` and `high` are the 95% interval: of the paired bootstrap for all
+    images, adjusted Wald's for a class. `shows_from` is the difference that this set of images would show in four
+    comparisons of five.
+    """
+
+    images: int
+    before: float
+    after: float
+    broken: float
+    fixed: float
+    exact_p: float
+    mid_p: float
+    low: float
+    high: float
+    shows_from: float
+
+    @property
+    def value(self) -> float:
+        """How much larger the second model's share is."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassDifference:
+    """The difference in the recall of one class, with an interval that holds for all classes at once."""
+
+    label: str
+    difference: Difference
+    state: State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Positions of the images whose answer changed: correct to wrong, wrong to correct, wrong to another wrong one."""
+
+    broken: list[int]
+    fixed: list[int]
+    otherwise: list[int]
+
+    @property
+    def churn(self) -> int:
+        """How many answers changed."""
+        return len(self.broken) + len(self.fixed) + len(self.otherwise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The difference on a part of the images, such as the darkest quarter."""
+
+    name: str
+    difference: Difference
+
+
+def align(contenders: Sequence[Contender]) -> Aligned:
+    """Bring all contenders onto the images that they share, in the order of the first.
+
+    Raises DataError where they have no image in common, or not the same classes.
+    """
+    everyone = [(each.name, member) for each in contenders for member in each.members]
+    classes = everyone[0][1].classes
+    for name, member in everyone:
+        if member.classes != classes:
+            raise DataError(
+                f"{everyone[0][0]} and {name} do not have the same classes, so they cannot be compared: "
+                f"{', '.join(sorted(set(classes) ^ set(member.classes))) or 'their order differs'}."
+            )
+    places = [{name: at for at, name in enumerate(member.ids)} for _, member in everyone]
+    shared = [name for name in everyone[0][1].ids if all(name in place for place in places)]
+    labels = [
+        [int(member.targets[place[name]]) for name in shared]
+        for (_, member), place in zip(everyone, places, strict=True)
+    ]
+    same = [at for at in range(len(shared)) if len({each[at] for each in labels}) == 1]
+    ids = [shared[at] for at in same]
+    if not ids:
+        raise DataError(
+            "These models have no image with the same label in common, so they cannot be compared. Evaluate them on "
+            "the same data: dvc repro evaluate"
+        )
+    rows = [np.array([place[name] for name in ids], np.int64) for place in places]
+    chosen = iter([member.probabilities[row] for (_, member), row in zip(everyone, rows, strict=True)])
+    targets = np.array([labels[0][at] for at in same], np.int64)
+    probabilities = tuple(np.stack([next(chosen) for _ in each.members]) for each in contenders)
+    return Aligned(
+        names=tuple(each.name for each in contenders),
+        classes=classes,
+        ids=ids,
+        targets=targets,
+        probabilities=probabilities,
+        correct=tuple((each.argmax(axis=2) == targets).mean(axis=0) for each in probabilities),
+        left_out={each.name: len(each.members[0].ids) - len(shared) for each in contenders},
+        relabelled=len(shared) - len(ids),
+    )
+
+
+def difference(
+    before: FloatArray,
+    after: FloatArray,
+    groups: IntArray | None = None,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Compare the correctness (N,) of two models, in [0, 1], image by image.
+
+    `groups` (N,) numbers the images that belong together: the bootstrap draws whole groups.
+    """
+    change = after - before
+    exact, mid = permutation_test(change)
+    low, high = bootstrap_interval(change, groups, samples=samples, seed=seed)
+    return _difference(before, after, (exact, mid), (low, high))
+
+
+def class_differences(
+    aligned: Aligned, first: int, second: int, *, margin: float, alpha: float = ALPHA
+) -> list[ClassDifference]:
+    """The difference in recall of each class that has images, in the order of the classes.
+
+    A class is "not worse" where a loss of `margin` or more is excluded, "worse" where it is shown to have lost and a
+    loss below `margin` is not shown, and "open" otherwise. Both are one-sided tests, held at `alpha` for all classes
+    together by Holm's method. The intervals hold together by Bonferroni's.
+    """
+    from scipy.stats import norm
+
+    rows = [np.flatnonzero(aligned.targets == label) for label in range(len(aligned.classes))]
+    present = [label for label, row in enumerate(rows) if len(row)]
+    quantile = float(norm.ppf(1 - alpha / (2 * len(present))))
+    pairs = [(aligned.correct[first][rows[label]], aligned.correct[second][rows[label]]) for label in present]
+    lost = holm([_one_sided_loss(after - before) for before, after in pairs])
+    kept = holm([non_inferiority(after - before, margin) for before, after in pairs])
+    found = []
+    for label, (before, after), p_lost, p_kept in zip(present, pairs, lost, kept, strict=True):
+        change = after - before
+        state: State = "not worse" if p_kept <= alpha else "worse" if p_lost <= alpha else "open"
+        found.append(
+            ClassDifference(
+                label=aligned.classes[label],
+                difference=_difference(
+                    before, after, permutation_test(change), adjusted_interval(change, quantile=quantile)
+                ),
+                state=state,
+            )
+        )
+    return found
+
+
+def permutation_test(change: FloatArray) -> tuple[float, float]:
+    """Exact and mid-p value, two-sided, of the test that swaps the two models' answers image by image.
+
+    `change` (N,) is the correctness of the second model less that of the first. Its distribution is computed in full.
+    With one seed each it is McNemar's exact test; the mid-p counts half of the observed outcome: Fagerland, Lydersen
+    and Laake, "The McNemar test for binary matched-pairs data", BMC Medical Research Methodology 2013.
+    """
+    steps, total = _as_integers(change)
+    reach = int(steps.sum())
+    if reach == 0:
+        return 1.0, 1.0
+    chances = _swapped(steps)
+    # Position i of `chances` is the sum 2 * i - reach.
+    observed = abs(total)
+    sums = 2 * np.arange(len(chances)) - reach
+    beyond = float(chances[np.abs(sums) > observed].sum())
+    at = float(chances[np.abs(sums) == observed].sum())
+    return min(1.0, beyond + at), min(1.0, beyond + at / 2)
+
+
+def bootstrap_interval(
+    change: FloatArray, groups: IntArray | None = None, *, samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of the mean of `change` (N,), over resamples of images, or of whole `groups` (N,)."""
+    sums, sizes = (
+        (change, np.ones(len(change)))
+        if groups is None
+        else (np.bincount(groups, weights=change), np.bincount(groups).astype(np.float64))
+    )
+    kept = sizes > 0
+    # Units that are alike are drawn together, so that 10,000 images cost no more than the few kinds of change there are.
+    kinds, counts = np.unique(np.stack([sums[kept], sizes[kept]], axis=1), axis=0, return_counts=True)
+    units = int(counts.sum())
+    drawn = np.random.default_rng(seed).multinomial(units, counts / units, size=samples)
+    # Sums by numpy, never through BLAS, whose rounding depends on the number of threads.
+    means = (drawn * kinds[:, 0]).sum(axis=1) / (drawn * kinds[:, 1]).sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def adjusted_interval(change: FloatArray, *, quantile: float) -> tuple[float, float]:
+    """Interval of the mean of `change` (N,) that has a width even where no answer changed.
+
+    Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data", Journal of Educational and Behavioral Statistics 2012: one image more that only the first model classifies
+    correctly, and one that only the second does.
+    """
+    mean, error = _adjusted(change)
+    return max(-1.0, mean - quantile * error), min(1.0, mean + quantile * error)
+
+
+def non_inferiority(change: FloatArray, margin: float, groups: IntArray | None = None) -> float:
+    """One-sided p-value against a loss of `margin` or more: small where the second model is shown not to be worse."""
+    from scipy.stats import norm
+
+    mean, error = _adjusted(change, groups)
+    return float(norm.sf((mean + margin) / error))
+
+
+def equivalence(change: FloatArray, margin: float, groups: IntArray | None = None) -> float:
+    """p-value of the two one-sided tests that the means differ by less than `margin`, in either direction."""
+    return max(non_inferiority(change, margin, groups), non_inferiority(-change, margin, groups))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that the chance of any false rejection stays what it was for one. Holm, 1979."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, at in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = running
+    return adjusted
+
+
+def flips(aligned: Aligned, first: int, second: int) -> Flips:
+    """Which answers changed from one contender to another."""
+    before, after = aligned.predicted(first), aligned.predicted(second)
+    changed = before != after
+    was, is_now = before == aligned.targets, after == aligned.targets
+    return Flips(
+        broken=np.flatnonzero(changed & was).tolist(),
+        fixed=np.flatnonzero(changed & is_now).tolist(),
+        otherwise=np.flatnonzero(changed & ~was & ~is_now).tolist(),
+    )
+
+
+def seed_churn(aligned: Aligned, at: int) -> float | None:
+    """Share of answers that change between two seeds of one contender, on average; None where it has one seed."""
+    members = aligned.probabilities[at].argmax(axis=2)
+    pairs = [(i, j) for i in range(len(members)) for j in range(i)]
+    return float(np.mean([(members[i] != members[j]).mean() for i, j in pairs])) if pairs else None
+
+
+def slices(aligned: Aligned, first: int, second: int, parts: Mapping[str, IntArray]) -> list[Slice]:
+    """The difference on each of `parts`, which map a name to positions of images; empty parts are left out."""
+    before, after = aligned.correct[first], aligned.correct[second]
+    return [Slice(name=name, difference=difference(before[at], after[at])) for name, at in parts.items() if len(at)]
+
+
+def best(aligned: Aligned, alpha: float = ALPHA) -> int | None:
+    """The contender that is better than every other one by the mid-p test after Holm's correction, if there is one."""
+    means = [float(each.mean()) for each in aligned.correct]
+    leader = int(np.argmax(means))
+    others = [at for at in range(len(means)) if at != leader]
+    p_values = holm([permutation_test(aligned.correct[leader] - aligned.correct[at])[1] for at in others])
+    shown = all(p <= alpha and means[leader] > means[at] for at, p in zip(others, p_values, strict=True))
+    return leader if others and shown else None
+
+
+def _difference(
+    before: FloatArray, after: FloatArray, p_values: tuple[float, float], interval: tuple[float, float]
+) -> Difference:
+    change = after - before
+    return Difference(
+        images=len(change),
+        before=float(before.mean()),
+        after=float(after.mean()),
+        broken=float(np.maximum(-change, 0).sum()),
+        fixed=float(np.maximum(change, 0).sum()),
+        exact_p=p_values[0],
+        mid_p=p_values[1],
+        low=interval[0],
+        high=interval[1],
+        shows_from=_shown_from(change),
+    )
+
+
+def _shown_from(change: FloatArray) -> float:
+    """The difference that images like these would show in four comparisons of five, for as many changed answers.
+
+    Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 1987. A
+    difference takes at least as many changed answers as it is large, which sets the floor of about 8 images.
+    """
+    images = len(change) + _PSEUDO
+    changed = float((change**2).sum() + _PSEUDO) / images
+    spread = images * _TEST**2 - (images + _FOUND**2) * (_TEST**2 - _FOUND**2)
+    shown = np.sqrt(changed) * (np.sqrt(images) * _TEST + np.sqrt(spread)) / (images + _FOUND**2)
+    return float(min(1.0, max(shown, (_TEST + _FOUND) ** 2 / images)))
+
+
+def _adjusted(change: FloatArray, groups: IntArray | None = None) -> tuple[float, float]:
+    """Mean of `change` and its standard error, with one image more for each model; errors of a group may depend."""
+    images = len(change) + _PSEUDO
+    mean = float(change.sum()) / images
+    rest = change - mean if groups is None else np.bincount(groups, weights=change - mean)
+    squares = float((rest**2).sum()) + (1 - mean) ** 2 + (1 + mean) ** 2
+    return mean, float(np.sqrt(squares)) / images
+
+
+def _one_sided_loss(change: FloatArray) -> float:
+    """One-sided mid-p against "not worse": small where the second model is shown to be worse."""
+    steps, total = _as_integers(change)
+    reach = int(steps.sum())
+    if reach == 0:
+        return 1.0
+    chances = _swapped(steps)
+    sums = 2 * np.arange(len(chances)) - reach
+    return float(chances[sums < total].sum() + chances[sums == total].sum() / 2)
+
+
+def _as_integers(change: FloatArray) -> tuple[IntArray, int]:
+    """The sizes of all changes that are not zero, in whole steps of the smallest unit, and their signed sum."""
+    sizes = np.abs(change[change != 0])
+    if not len(sizes):
+        return np.zeros(0, np.int64), 0
+    from fractions import Fraction
+
+    shares = [Fraction(float(each)).limit_denominator(1000) for each in np.unique(sizes)]
+    unit = lcm(*(share.denominator for share in shares))
+    return np.rint(sizes * unit).astype(np.int64), int(np.rint(change * unit).sum())
+
+
+def _swapped(steps: IntArray) -> FloatArray:
+    """Chances of all sums when each of `steps` has either sign: element i is that of the sum 2 * i - steps.sum()."""
+    from scipy.signal import fftconvolve
+    from scipy.stats import binom
+
+    chances = np.ones(1)
+    for size, count in zip(*np.unique(steps, return_counts=True), strict=True):
+        of_size = np.zeros(int(size) * int(count) + 1)
+        of_size[:: int(size)] = binom.pmf(np.arange(int(count) + 1), int(count), 0.5)
+        chances = of_size if len(chances) == 1 else np.maximum(fftconvolve(chances, of_size), 0)
+    return chances
