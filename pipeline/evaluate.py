@@ -1,5 +1,6 @@
 """Stage `evaluate`: bundle + test images -> metrics, predictions and a report. Run with `dvc repro evaluate`."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -47,17 +48,18 @@ def main() -> None:
         bytes=sum(file.stat().st_size for file in BUNDLE.iterdir()),
     )
 
-    write_table(predictions_table(test), OUT / "predictions.parquet")
+    facts = read_table(TABLE)
+    split = manifest.split("test")
+    pixels = facts["pixels_sha256"].take(split.rows).to_pylist()
+    write_table(predictions_table(replace(test, pixels=pixels, units=split.units)), OUT / "predictions.parquet")
     write_text(confusion_csv(headline.predictions), OUT / "confusion.csv")
     write_report(
         OUT / "report",
         model=model,
         headline=headline,
         history=history,
-        mistakes=Mistakes(
-            mistakes=worst, images=images[worst_rows], paths=read_table(TABLE)["path"].take(worst_rows).to_pylist()
-        ),
-        example=follow_one(bundle, images, manifest.split("test").rows, test),
+        mistakes=Mistakes(mistakes=worst, images=images[worst_rows], paths=facts["path"].take(worst_rows).to_pylist()),
+        example=follow_one(bundle, images, split.rows, test),
         bins=params.calibration_bins,
         samples=params.bootstrap_samples,
     )

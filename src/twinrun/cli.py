@@ -5,6 +5,7 @@ Whatever is slow to import is imported by the command that needs it, so that `tw
 
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +46,8 @@ A day with it:
 [bold]twinrun show 3[/bold]                 what made version 3: commit, params, data, machine
 
 [bold]twinrun reproduce 3[/bold]            train version 3 again: are the weights the same?
+
+[bold]twinrun compare 2 3[/bold]            which model is better, and how sure is that?
 
 [bold]twinrun diff 2 3[/bold]               what differs between two runs, and the results
 
@@ -208,8 +211,6 @@ def show(
 
     Examples: twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
     """
-    from pathlib import Path
-
     from twinrun.tracking.store import find_tracker
     from twinrun.tracking.twin import recorded_run
 
@@ -242,8 +243,6 @@ def reproduce(
 
     Examples: twinrun reproduce 3, twinrun reproduce 5f2c --keep, twinrun reproduce @champion --data workspace
     """
-    from pathlib import Path
-
     from twinrun.tracking.twin import reproduce as make_twin
 
     def say(text: str) -> None:
@@ -254,8 +253,47 @@ def reproduce(
     raise SystemExit(report.verdict.exit_code)
 
 
-@app.command("diff")
+@app.command()
 def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two or more runs or versions, as for `twinrun show`.")],
+    margin: Annotated[
+        float, typer.Option("--margin", min=0.001, max=0.5, help="A loss below it does not matter, as a share.")
+    ] = 0.02,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write the page; by default only MLflow gets it.")
+    ] = None,
+    model: Model = None,
+) -> None:
+    """Compare models image by image on the same images: which is better, how sure that is, and what so few can show.
+
+    Prints about ten lines, and adds a page with the answers that changed, as pictures, to the newest run in MLflow.
+    Runs that differ in the seed alone count as one. The others are compared with the first.
+
+    Examples: twinrun compare 2 3, twinrun compare @champion @candidate --out compare.html
+    """
+    from twinrun.comparing import PAGE, compare_runs, log_page, newest
+    from twinrun.errors import TwinError
+    from twinrun.evaluation.comparison_page import lines
+    from twinrun.publish import write_text
+    from twinrun.tracking.store import find_tracker
+
+    if len(runs) < 2:
+        raise TwinError("Name two runs or more, for example: twinrun compare @champion @candidate")
+    _sync_quickly()
+    tracker, name = find_tracker(), model or _model_name()
+    comparison, text = compare_runs(Path.cwd(), tracker, runs, name, margin=margin)
+    print("\n".join(lines(comparison)))
+    if out is not None:
+        write_text(text, out)
+        print(f"The page: {out}")
+    run = newest(Path.cwd(), tracker, runs, name)
+    if not run.is_unpublished:
+        log_page(tracker, run.run_id, text)
+        print(f"In MLflow: comparison/{PAGE} of {run.title}")
+
+
+@app.command("diff")
+def diff_(
     before: Annotated[str, typer.Argument(help="A run or version, as for `twinrun show`.")],
     after: Annotated[str, typer.Argument(help="Another one.")],
     model: Model = None,
@@ -264,8 +302,6 @@ def compare(
 
     Examples: twinrun diff 2 3, twinrun diff @champion 5f2c
     """
-    from pathlib import Path
-
     from twinrun.tracking.rundiff import diff_runs, draw
     from twinrun.tracking.store import find_tracker
 
@@ -285,8 +321,6 @@ def doctor(
 
     Example: twinrun doctor --deep
     """
-    from pathlib import Path
-
     from twinrun.tracking.doctor import examine
 
     found = 0

@@ -157,7 +157,7 @@ def test_predictions_give_the_accuracy_of_the_metrics_and_name_only_test_images(
     evaluate()
 
     table = pq.read_table(OUT / "predictions.parquet")
-    assert table.column_names == ["id", "label", "predicted", "probabilities"]
+    assert table.column_names == ["id", "label", "predicted", "probabilities", "pixels_sha256", "unit"]
     right = [
         label == said for label, said in zip(*table.select(["label", "predicted"]).to_pydict().values(), strict=True)
     ]

@@ -17,10 +17,14 @@ def prediction_table(
     probabilities: npt.NDArray[np.float64],
     classes: tuple[str, ...],
     fold: npt.NDArray[np.int64] | None = None,
+    pixels: Sequence[str] | None = None,
+    units: Sequence[str] | None = None,
 ) -> "pa.Table":
     """A row for each image: id, label, predicted, probabilities (a list, in the order of the schema's `classes`).
 
-    `targets` (N,) index `classes`, `probabilities` have shape (N, C); `fold` (N,), where given, is a column too.
+    `targets` (N,) index `classes`, `probabilities` have shape (N, C). Columns too, where they are
+    given: `fold` (N,), `pixels`, the sha256 of each image's pixels, and `units`, which name what an image shows with
+    others, as in a manifest.
     """
     import pyarrow as pa
 
@@ -33,5 +37,8 @@ def prediction_table(
     }
     if fold is not None:
         columns["fold"] = pa.array(fold, pa.int64())
+    for name, texts in (("pixels_sha256", pixels), ("unit", units)):
+        if texts is not None:
+            columns[name] = pa.array(texts, pa.string())
     metadata = {"classes": json.dumps(classes, ensure_ascii=False)}
     return pa.table(columns).replace_schema_metadata(metadata)

@@ -4,6 +4,7 @@ The unit of every test is the image. Where a model was trained with several seed
 the seeds that classify it correctly, so more seeds never look like more images.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
@@ -36,7 +37,8 @@ class Contender:
 class Aligned:
     """Contenders on the images that all of them have under the same label.
 
-    `ids` has length N and `targets` shape (N,); each contender has probabilities of shape (members, N, C) and
+    `ids` has length N and `targets` shape (N,); `groups` (N,) numbers the images that show one thing, None where each
+    image is one of its own. Each contender has probabilities of shape (members, N, C) and
     correctness of shape (N,): the share of its members that classify the image correctly. `left_out` counts the images
     of each contender that the others do not have, `relabelled` those whose label differs.
     """
@@ -45,6 +47,7 @@ class Aligned:
     classes: tuple[str, ...]
     ids: list[str]
     targets: IntArray
+    groups: IntArray | None
     probabilities: tuple[npt.NDArray[np.float64], ...]
     correct: tuple[FloatArray, ...]
     left_out: dict[str, int]
@@ -131,33 +134,58 @@ def align(contenders: Sequence[Contender]) -> Aligned:
                 f"{everyone[0][0]} and {name} do not have the same classes, so they cannot be compared: "
                 f"{', '.join(sorted(set(classes) ^ set(member.classes))) or 'their order differs'}."
             )
-    places = [{name: at for at, name in enumerate(member.ids)} for _, member in everyone]
-    shared = [name for name in everyone[0][1].ids if all(name in place for place in places)]
+    keys = _keys([member for _, member in everyone])
+    places = [{key: at for at, key in enumerate(each)} for each in keys]
+    shared = [key for key in keys[0] if all(key in place for place in places)]
     labels = [
-        [int(member.targets[place[name]]) for name in shared]
-        for (_, member), place in zip(everyone, places, strict=True)
+        [int(member.targets[place[key]]) for key in shared] for (_, member), place in zip(everyone, places, strict=True)
     ]
     same = [at for at in range(len(shared)) if len({each[at] for each in labels}) == 1]
-    ids = [shared[at] for at in same]
-    if not ids:
+    chosen_keys = [shared[at] for at in same]
+    if not chosen_keys:
         raise DataError(
             "These models have no image with the same label in common, so they cannot be compared. Evaluate them on "
             "the same data: dvc repro evaluate"
         )
-    rows = [np.array([place[name] for name in ids], np.int64) for place in places]
+    rows = [np.array([place[key] for key in chosen_keys], np.int64) for place in places]
     chosen = iter([member.probabilities[row] for (_, member), row in zip(everyone, rows, strict=True)])
     targets = np.array([labels[0][at] for at in same], np.int64)
     probabilities = tuple(np.stack([next(chosen) for _ in each.members]) for each in contenders)
     return Aligned(
         names=tuple(each.name for each in contenders),
         classes=classes,
-        ids=ids,
+        ids=[everyone[0][1].ids[at] for at in rows[0]],
         targets=targets,
+        groups=_groups(everyone[0][1].units, rows[0]),
         probabilities=probabilities,
         correct=tuple((each.argmax(axis=2) == targets).mean(axis=0) for each in probabilities),
         left_out={each.name: len(each.members[0].ids) - len(shared) for each in contenders},
-        relabelled=len(shared) - len(ids),
+        relabelled=len(shared) - len(chosen_keys),
     )
+
+
+def _keys(members: Sequence[Predictions]) -> list[list[tuple[str, int]]]:
+    """What makes an image the same one in all of `members`: its pixels, or its id where a table lacks those.
+
+    Identical images in one table are numbered, so that each is counted.
+    """
+    by_pixels = all(member.pixels is not None for member in members)
+    keys: list[list[tuple[str, int]]] = []
+    for member in members:
+        seen: Counter[str] = Counter()
+        keys.append([])
+        for name in member.pixels if by_pixels and member.pixels is not None else member.ids:
+            keys[-1].append((name, seen[name]))
+            seen[name] += 1
+    return keys
+
+
+def _groups(units: list[str] | None, rows: IntArray) -> IntArray | None:
+    """Numbers of the units that images belong to; None where they are not known, or where each image is one."""
+    if units is None:
+        return None
+    names, groups = np.unique(np.array(units, dtype=object)[rows].astype(str), return_inverse=True)
+    return None if len(names) == len(rows) else groups.astype(np.int64)
 
 
 def difference(
@@ -241,7 +269,7 @@ def bootstrap_interval(
         else (np.bincount(groups, weights=change), np.bincount(groups).astype(np.float64))
     )
     kept = sizes > 0
-    # Units that are alike are drawn together, so that 10,000 images cost no more than the few kinds of change there are.
+    # Units that are alike are drawn together: 10,000 images then cost no more than the few kinds of change there are.
     kinds, counts = np.unique(np.stack([sums[kept], sizes[kept]], axis=1), axis=0, return_counts=True)
     units = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(units, counts / units, size=samples)

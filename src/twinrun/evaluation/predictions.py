@@ -1,8 +1,10 @@
-"""What a model said about each image of a split, as values and tables, and its mistakes. Refuses to know pixels."""
+"""What a model predicts for each image of a split, as values and tables, and its mistakes. No pixels are read here."""
 
 import csv
 import io
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,12 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities (N, C) for the images `ids`, whose actual class indices are `targets` (N,)."""
+    """Probabilities (N, C) for the images `ids`, whose actual class indices are `targets` (N,).
+
+    `pixels` are the sha256 of the images' pixels, and `units` what an image shows with others (as in a manifest), where
+    they are known.
+    """
 
     ids: list[str]
     targets: IntArray
     probabilities: FloatArray
     classes: tuple[str, ...]
+    pixels: list[str] | None = None
+    units: list[str] | None = None
 
     @property
     def predicted(self) -> IntArray:
@@ -88,7 +96,44 @@ def confusions(matrix: IntArray, classes: tuple[str, ...], limit: int) -> list[C
 
 def predictions_table(predictions: Predictions) -> "pa.Table":
     """The predictions as `prediction_table` writes them."""
-    return prediction_table(predictions.ids, predictions.targets, predictions.probabilities, predictions.classes)
+    return prediction_table(
+        predictions.ids,
+        predictions.targets,
+        predictions.probabilities,
+        predictions.classes,
+        pixels=predictions.pixels,
+        units=predictions.units,
+    )
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a table that `prediction_table` wrote, also one of an earlier version, which has no pixels and no units.
+
+    Raises DataError, naming the file, where it is damaged or of another kind.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        names = tuple(json.loads((table.schema.metadata or {})[b"classes"]))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("its classes are not texts")
+        labels = [names.index(label) for label in table["label"].to_pylist()]
+        probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(labels), len(names))
+        if not np.isfinite(probabilities).all():
+            raise ValueError("some probabilities are not finite")
+        optional = {name: table[name].to_pylist() for name in ("pixels_sha256", "unit") if name in table.column_names}
+        return Predictions(
+            ids=table["id"].to_pylist(),
+            targets=np.array(labels, np.int64),
+            probabilities=probabilities,
+            classes=names,
+            pixels=optional.get("pixels_sha256"),
+            units=optional.get("unit"),
+        )
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is not a table of predictions ({error}). Evaluate again: dvc repro evaluate") from None
 
 
 def confusion_csv(predictions: Predictions) -> str:

@@ -1,0 +1,297 @@
+"""What a comparison says to a person: about ten lines for a terminal, and one offline page. Computes no test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twinrun.evaluation.comparison import (
+    ALPHA,
+    Aligned,
+    ClassDifference,
+    Difference,
+    Flips,
+    Slice,
+    best,
+    class_differences,
+    difference,
+    equivalence,
+    flips,
+    seed_churn,
+)
+from twinrun.evaluation.metrics import calibration_error
+from twinrun.evaluation.sheet import Tile, picture_of
+
+_TEMPLATE = Path(__file__).with_name("comparison.html")
+_FLIPS_SHOWN = 24  # pictures of each kind
+_BINS = 15  # of the calibration error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What stands beside a contender's scores: what DVC's metrics and its run's card know. None: not known."""
+
+    seeds: int = 1
+    model_bytes: int | None = None
+    wall_time_s: float | None = None
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Contenders on the same images, the first of which is the one that the others are compared with.
+
+    `kind` says which images: "test images" or "images out of fold". `differing` are lines on what differs between the
+    first and the last, and `cause` a sentence where exactly one thing does.
+    """
+
+    aligned: Aligned
+    beside: Sequence[Beside]
+    kind: str
+    margin: float
+    same_weights: bool = False
+    slices: Sequence[Slice] = ()
+    differing: Sequence[str] = ()
+    cause: str | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def overall(self, at: int) -> Difference:
+        """Contender `at` against the first, on all images."""
+        correct = self.aligned.correct
+        return difference(correct[0], correct[at], self.aligned.groups)
+
+    def classes(self, at: int) -> list[ClassDifference]:
+        """The same class by class."""
+        return class_differences(self.aligned, 0, at, margin=self.margin)
+
+    def flips(self, at: int) -> Flips:
+        """The answers that changed."""
+        return flips(self.aligned, 0, at)
+
+
+def lines(comparison: Comparison) -> list[str]:
+    """The comparison in about ten lines; of two contenders in words, of more as a table."""
+    aligned = comparison.aligned
+    images = f"{len(aligned.ids):,} {comparison.kind}"
+    if comparison.same_weights:
+        return [
+            f"{aligned.names[0]} and {aligned.names[-1]} have the same weights, so they give the same answers.",
+            f"On {images} no answer changed: accuracy {percent(float(aligned.correct[0].mean()))}.",
+            *comparison.notes,
+            *comparison.differing,
+        ]
+    if len(aligned.names) > 2:
+        return [f"{len(aligned.names)} models on {images}", *_table_lines(comparison), *comparison.notes]
+    found = comparison.overall(1)
+    return [
+        f"{aligned.names[0]}  ->  {aligned.names[1]}, on {images}",
+        f"accuracy  {percent(found.before)} -> {percent(found.after)}  ({_points(found.value)}; 95% interval "
+        f"{_interval(found)})",
+        verdict(comparison),
+        f"These {len(aligned.ids):,} images show differences from about {100 * found.shows_from:.1f} points on.",
+        _flip_line(comparison),
+        "log loss  {} -> {}".format(*(f"{aligned.log_loss(at):.3f}" for at in (0, 1)))
+        + "; calibration error  {} -> {}".format(*(f"{_calibration(aligned, at):.3f}" for at in (0, 1))),
+        *_class_lines(comparison),
+        *comparison.notes,
+        *comparison.differing,
+        *([comparison.cause] if comparison.cause else []),
+    ]
+
+
+def verdict(comparison: Comparison, at: int = 1) -> str:
+    """Whether contender `at` differs from the first, in one sentence."""
+    found = comparison.overall(at)
+    change = comparison.aligned.correct[at] - comparison.aligned.correct[0]
+    p_value = f"p {_p(found.mid_p)}, McNemar's mid-p"
+    if found.mid_p <= ALPHA:
+        return f"It is {'better' if found.value > 0 else 'worse'}: {p_value}."
+    if equivalence(change, comparison.margin, comparison.aligned.groups) <= ALPHA:
+        return f"They are equally good to within {100 * comparison.margin:g} points ({p_value})."
+    return f"Not shown to differ, and not shown to be equal to within {100 * comparison.margin:g} points ({p_value})."
+
+
+def page(comparison: Comparison, pictures: Sequence[npt.NDArray[np.uint8] | None] | None, paths: Sequence[str]) -> str:
+    """The page as HTML. `pictures` are the images (H, W, C), where they are here, and `paths` their files' names."""
+    from jinja2 import Environment, StrictUndefined
+
+    aligned = comparison.aligned
+    last = len(aligned.names) - 1
+    found = comparison.overall(last)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        title=f"{aligned.names[0]} and {aligned.names[last]}" if last == 1 else f"{last + 1} models",
+        headline=_headline(comparison),
+        sentences=_sentences(comparison),
+        images=f"{len(aligned.ids):,} {comparison.kind}",
+        rows=_rows(comparison),
+        two=last == 1,
+        names=aligned.names,
+        difference=_interval_row("all images", found),
+        classes=[
+            {**_interval_row(each.label, each.difference), "state": each.state}
+            for each in (comparison.classes(last) if last == 1 else [])
+        ],
+        margin=f"{100 * comparison.margin:g}",
+        slices=[_interval_row(each.name, each.difference) for each in comparison.slices],
+        flips=_flip_groups(comparison, last, pictures, paths) if last == 1 else [],
+        differing=comparison.differing,
+        cause=comparison.cause,
+        reach=_reach(comparison, last),
+    )
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    """What the page says first; what differs has a section of its own there."""
+    if len(comparison.aligned.names) > 2 and not comparison.same_weights:
+        return list(comparison.notes)
+    apart = {verdict(comparison), *comparison.differing, comparison.cause}
+    return [line for line in lines(comparison)[1:] if line not in apart]
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one digit."""
+    return f"{100 * share:.1f}%"
+
+
+def _headline(comparison: Comparison) -> str:
+    names = comparison.aligned.names
+    if comparison.same_weights:
+        return "The same weights, and so the same answers"
+    if len(names) == 2:
+        found = comparison.overall(1)
+        return f"{percent(found.before)} -> {percent(found.after)}. {verdict(comparison)}"
+    leader = best(comparison.aligned)
+    return "No model is shown to be better than every other" if leader is None else f"{names[leader]} is the best"
+
+
+def _rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row for each contender; the best is marked only where it is shown to be better than every other one."""
+    aligned, leader = comparison.aligned, best(comparison.aligned)
+    rows = []
+    for at, (name, beside) in enumerate(zip(aligned.names, comparison.beside, strict=True)):
+        of_seeds = (aligned.probabilities[at].argmax(axis=2) == aligned.targets).mean(axis=1)
+        spread = f" ± {100 * float(of_seeds.std(ddof=1)):.1f}" if len(of_seeds) > 1 else ""
+        found = comparison.overall(at)
+        rows.append(
+            {
+                "name": name,
+                "seeds": len(of_seeds),
+                "accuracy": f"{100 * float(aligned.correct[at].mean()):.1f}{spread}%",
+                "change": "" if at == 0 else f"{_points(found.value)} ({_interval(found)})",
+                "p": "" if at == 0 else _p(found.mid_p),
+                "log_loss": f"{aligned.log_loss(at):.3f}",
+                "calibration": f"{_calibration(aligned, at):.3f}",
+                "size": "" if beside.model_bytes is None else f"{beside.model_bytes / 1e6:.1f} MB",
+                "latency": "" if beside.latency_ms is None else f"{beside.latency_ms:.1f} ms",
+                "time": "" if beside.wall_time_s is None else f"{beside.wall_time_s:,.0f} s",
+                "best": at == leader,
+            }
+        )
+    return rows
+
+
+def _table_lines(comparison: Comparison) -> list[str]:
+    rows = _rows(comparison)
+    width = max(len(row["name"]) for row in rows)
+    return [
+        f"  {'*' if row['best'] else ' '} {row['name']:<{width}}  {row['accuracy']:>12}  log loss {row['log_loss']}"
+        + (f"  {row['change']}, p {row['p']}" if row["change"] else "")
+        for row in rows
+    ] + ["* better than every other one (Holm)" if any(row["best"] for row in rows) else _headline(comparison) + "."]
+
+
+def _flip_line(comparison: Comparison) -> str:
+    found, aligned = comparison.flips(1), comparison.aligned
+    text = (
+        f"{found.churn:,} answers changed: {len(found.broken)} correct to wrong, {len(found.fixed)} wrong to correct, "
+        f"{len(found.otherwise)} wrong to another wrong one"
+    )
+    known = [churn for at in (0, 1) if (churn := seed_churn(aligned, at)) is not None]
+    return f"{text}. Seeds alone change {percent(max(known))} of the answers." if known else f"{text}."
+
+
+def _class_lines(comparison: Comparison) -> list[str]:
+    classes = comparison.classes(1)
+    worse = [each for each in classes if each.state == "worse"]
+    kept = sum(each.state == "not worse" for each in classes)
+    shown = [
+        f"Class {each.label!r} is worse: recall {percent(each.difference.before)} -> {percent(each.difference.after)} "
+        f"of {each.difference.images:,} images."
+        for each in worse
+    ]
+    return [
+        *shown,
+        f"{'No' if not worse else 'No other'} class is shown to be worse; for {kept} of {len(classes)} a loss of "
+        f"{100 * comparison.margin:g} points is excluded.",
+    ]
+
+
+def _interval_row(name: str, found: Difference) -> dict[str, Any]:
+    return {
+        "name": name,
+        "images": f"{found.images:,}",
+        "before": percent(found.before),
+        "after": percent(found.after),
+        "change": _points(found.value),
+        "interval": _interval(found),
+        "p": _p(found.mid_p),
+        "low": found.low,
+        "high": found.high,
+        "value": found.value,
+    }
+
+
+def _reach(comparison: Comparison, last: int) -> float:
+    """The largest end of an interval, for the scale of the pictures; at least 2 points."""
+    rows = [each.difference for each in comparison.classes(last)] if last == 1 else []
+    every = [comparison.overall(last), *rows, *(each.difference for each in comparison.slices)]
+    return max(0.02, *(max(abs(each.low), abs(each.high)) for each in every))
+
+
+def _flip_groups(
+    comparison: Comparison,
+    last: int,
+    pictures: Sequence[npt.NDArray[np.uint8] | None] | None,
+    paths: Sequence[str],
+) -> list[dict[str, Any]]:
+    found, aligned = comparison.flips(last), comparison.aligned
+    said = [aligned.predicted(0), aligned.predicted(last)]
+    groups = []
+    for title, positions in (
+        ("Correct before, wrong now", found.broken),
+        ("Wrong before, correct now", found.fixed),
+        ("Wrong before, wrong in another way now", found.otherwise),
+    ):
+        tiles = []
+        for at in positions[:_FLIPS_SHOWN]:
+            picture = pictures[at] if pictures is not None else None
+            labels = [
+                (aligned.classes[int(said[which][at])], float(aligned.probabilities[row].mean(axis=0)[at].max()))
+                for which, row in ((0, 0), (1, last))
+            ]
+            label = aligned.classes[int(aligned.targets[at])]
+            tiles.append(
+                (label, Tile(name=paths[at], picture=None if picture is None else picture_of(picture), labels=labels))
+            )
+        groups.append({"title": title, "count": len(positions), "tiles": tiles})
+    return groups
+
+
+def _calibration(aligned: Aligned, at: int) -> float:
+    return float(np.mean([calibration_error(aligned.targets, each, _BINS) for each in aligned.probabilities[at]]))
+
+
+def _interval(found: Difference) -> str:
+    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f} points"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f} points" if abs(share) >= 5e-4 else "0 points"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
