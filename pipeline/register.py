@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+from twinrun.champion import judge_with_champion
 from twinrun.errors import DataError, TrackingError, run_main
-from twinrun.evaluation.gate import why_refused
+from twinrun.evaluation.gate import judge_alone, refusal
 from twinrun.params import load_params
 from twinrun.printing import print
 from twinrun.publish import write_json
@@ -32,11 +33,15 @@ def main() -> None:
     if report.problem:
         raise TrackingError("\n".join(report.lines()))
 
-    refusal = why_refused(metrics, params.min_accuracy)
-    version = Registry(tracker, params.model_name).register(
+    registry = Registry(tracker, params.model_name)
+    gates = judge_alone(metrics, params.min_accuracy, params.gates)
+    gates += judge_with_champion(Path.cwd(), registry, metrics, card["weights_hash"], params.gates)
+    refused = refusal(gates)
+    version = registry.register(
         BUNDLE,
         metrics,
-        passed=refusal is None,
+        passed=refused is None,
+        gates={gate.name: gate.passed for gate in gates},
         fingerprint=card["fingerprint"],
         run_id=run_of(Path.cwd(), card["weights_hash"]),
         data=training_data(Path.cwd()),
@@ -49,13 +54,14 @@ def main() -> None:
         "weights_hash": version.weights_hash,
         "accuracy": metrics["accuracy"],
         "passed": version.passed,
-        "refusal": refusal,
+        "refusal": refused,
+        "gates": [gate.value() for gate in gates],
     }
     write_json(facts, OUT / "registered.json")
     verdict = "has passed" if version.passed else "has not passed"
     if "candidate" in version.aliases:
         verdict += " and is the candidate"
-    reason = refusal or (
+    reason = refused or (
         f"Its accuracy is {metrics['accuracy']:.4f}; at least {params.min_accuracy:g} is required "
         "(register.min_accuracy)."
     )

@@ -15,7 +15,7 @@ from twinrun.errors import TrackingError, TwinrunError, os_problem, run_main
 from twinrun.printing import add_row, draw, print
 
 if TYPE_CHECKING:
-    from twinrun.tracking.registry import Registry
+    from twinrun.tracking.registry import Registry, Version
 
 app = typer.Typer(
     name="twinrun",
@@ -40,6 +40,8 @@ A day with it:
 [bold]twinrun promote 3[/bold]              version 3 is the champion from now on
 
 [bold]twinrun rollback[/bold]               the one before it is the champion again
+
+[bold]twinrun history[/bold]                who promoted what, when and why
 
 [bold]twinrun predict photos[/bold]         classify images with the champion (--out labels.csv, --show)
 
@@ -132,13 +134,21 @@ def promote(
 ) -> None:
     """Make a version the champion, the one that is in use.
 
-    A version that has not passed is refused. The change is recorded in mlruns/promotions.jsonl, and `twinrun rollback`
-    undoes it.
+    A version that has not passed is refused, and so is one that is worse than the champion on the same images
+    (params.yaml: register.gates). What happened is recorded (`twinrun history`), and `twinrun rollback` undoes it.
 
     Examples: twinrun promote 3, or twinrun promote 4 --force --reason "the shop opens tomorrow"
     """
-    registry = _registry(model)
-    promotion = registry.promote(version, force=force, reason=reason)
+    from twinrun.champion import judge_version
+    from twinrun.evaluation.gate import refusal
+    from twinrun.params import load_params
+
+    registry, gates = _registry(model), load_params().register.gates
+
+    def judge(version: "Version", champion: "Version") -> str | None:
+        return refusal(judge_version(Path.cwd(), registry.tracker, version, champion, gates))
+
+    promotion = registry.promote(version, force=force, reason=reason, judge=judge)
     before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
     print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
 
@@ -150,13 +160,40 @@ def rollback(
 ) -> None:
     """Make the champion before this one the champion again.
 
-    Repeated, it goes further back. The change is recorded in mlruns/promotions.jsonl.
+    Repeated, it goes further back. The change is recorded (`twinrun history`).
 
     Example: twinrun rollback --reason "it fails on photos taken at night"
     """
     registry = _registry(model)
     promotion = registry.rollback(reason)
     print(f"Version {promotion.after} of {promotion.name} is the champion again (it was version {promotion.before}).")
+
+
+@app.command()
+def history(model: Model = None) -> None:
+    """List who made which version the champion, when and why, also what was refused; the newest last.
+
+    It is read from mlruns/promotions.jsonl. A champion that was set in MLflow's pages or from another machine is noticed
+    and listed as "elsewhere".
+
+    Example: twinrun history
+    """
+    from rich.table import Table
+
+    registry = _registry(model)
+    entries = registry.history()
+    if not entries:
+        print(f"No version of {registry.name!r} has been promoted here yet.")
+        return
+    table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("time", "user", "change", "from", "to", "outcome"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for each in entries:
+        why = "; ".join(filter(None, [each.reason, *each.gates, None if each.gates else each.detail]))
+        numbers = ("" if each.before is None else str(each.before), "" if each.after is None else str(each.after))
+        add_row(table, each.time[:19], each.user, each.action, *numbers, each.outcome or "cut off", why)
+    draw(table)
 
 
 @app.command()

@@ -2,30 +2,29 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.champion import recorded_predictions
 from twinrun.errors import DataError, TwinError, TwinrunError
 from twinrun.evaluation.comparison import Aligned, Contender, Slice, align, slices
 from twinrun.evaluation.comparison_page import Beside, Comparison, page
+from twinrun.evaluation.headline import Source
 from twinrun.evaluation.metrics import IntArray
 from twinrun.evaluation.predictions import Predictions, read_predictions
 from twinrun.tracking.card import LOCK
 from twinrun.tracking.difference import Change, compare_cards
 from twinrun.tracking.rundiff import RunDiff, diff_runs
-from twinrun.tracking.runs import RunFacts, fetch_artifact
+from twinrun.tracking.runs import RunFacts
 from twinrun.tracking.store import Tracker, explaining, open_client
 from twinrun.tracking.twin import recorded_run, results_of
 
-Source = Literal["test", "cross-validation"]
 PAGE = "comparison.html"
 _KINDS = {"test": "test images", "cross-validation": "images out of fold"}
-_OUT_OF_FOLD = "out_of_fold.parquet"
 _MOST = 50  # runs
 _SHOWN = 6  # lines on what differs
 _TABLE, _PACK, _NEAR, _MANIFEST = (
@@ -103,15 +102,11 @@ def newest(root: Path, tracker: Tracker, references: Sequence[str], model_name: 
 
 
 def _found(root: Path, tracker: Tracker, run: RunFacts) -> _Found:
-    predictions: dict[Source, Predictions] = {}
+    predictions = {} if run.is_unpublished else recorded_predictions(tracker, run.run_id)
     with tempfile.TemporaryDirectory() as folder:
         metrics, file = results_of(root, tracker, run, Path(folder))
-        if file is not None:
+        if file is not None and not predictions:
             predictions["test"] = read_predictions(file)
-        if metrics.get("accuracy_from") == "cross-validation":
-            with suppress(TwinrunError):
-                if table := fetch_artifact(tracker, run.run_id, _OUT_OF_FOLD, Path(folder)):
-                    predictions["cross-validation"] = read_predictions(table)
     if not predictions:
         raise DataError(f"The predictions of the run {run.title} are not recorded. Evaluate it: dvc repro evaluate")
     return _Found(run, metrics, predictions)

@@ -247,11 +247,23 @@ class EvaluateParams:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class GateParams:
+    """What a version must pass beside its accuracy; margins are shares of images, in [0, 1]."""
+
+    margin: Annotated[float, Field(gt=0, lt=1)]
+    class_margin: Annotated[float, Field(gt=0, lt=1)]
+    require_improvement: bool
+    max_calibration_error: Share | None
+    max_model_mb: Annotated[float, Field(gt=0)] | None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RegisterParams:
     """Where a model is registered and what makes it a candidate."""
 
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
     min_accuracy: Share
+    gates: GateParams
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

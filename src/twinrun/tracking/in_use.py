@@ -35,7 +35,7 @@ def model_in_use(tracker: Tracker, reference: str | None, default_name: Callable
     registry = Registry(tracker, name)
     version, note = _chosen(registry, number, alias)
     with tempfile.TemporaryDirectory(prefix="twinrun-model-") as folder:
-        yield ModelInUse(version, _fetched(tracker, version, Path(folder)), note)
+        yield ModelInUse(version, fetch_bundle(tracker, version, Path(folder)), note)
 
 
 def _parsed(reference: str | None) -> tuple[str, int | None, str | None]:
@@ -77,8 +77,8 @@ def _no_champion(candidate: Version) -> str:
     )
 
 
-def _fetched(tracker: Tracker, version: Version, folder: Path) -> Path:
-    """A copy of the version's bundle."""
+def fetch_bundle(tracker: Tracker, version: Version, folder: Path) -> Path:
+    """Put a copy of a version's bundle into `folder`; returns the bundle's own folder there."""
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
 

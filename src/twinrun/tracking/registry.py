@@ -5,13 +5,13 @@ read. The same bundle never makes a second version: MLflow would number a repeat
 behind a lock.
 """
 
-import getpass
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ from twinrun.tracking.metric_names import (
     with_current_names,
 )
 from twinrun.tracking.presentation import describe_model, describe_version, may_describe, text_hash
+from twinrun.tracking.promotions import ELSEWHERE, PROMOTIONS, Entry, Promotions
 from twinrun.tracking.store import (
     MLRUNS,
     Tracker,
@@ -41,7 +42,6 @@ from twinrun.tracking.store import (
 )
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-PROMOTIONS = "promotions.jsonl"
 # DVC believes the stage up to date where a registry was removed or another one is named.
 REGISTER = "dvc repro -f -s register"
 LOADER = "twinrun.tracking.pyfunc"
@@ -86,6 +86,9 @@ class Promotion:
     reason: str | None
 
 
+Judge = Callable[[Version, Version], str | None]
+
+
 class Registry:
     """One registered model in one store."""
 
@@ -107,12 +110,14 @@ class Registry:
         run_id: str | None,
         data: str = "not recorded",
         trial: bool = True,
+        gates: Mapping[str, bool] | None = None,
     ) -> Version:
         """Make a version from `bundle`, or find the one that was made from it, and keep `candidate` up to date.
 
-        `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on.
-        A new bundle is loaded in a process of its own first, unless `trial` is False. Raises BundleError where the
-        bundle was changed, does not describe its weights, or cannot be loaded.
+        `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on,
+        and `gates` by name whether it passed each. A new bundle is loaded in a process of its own first, unless
+        `trial` is False. Raises BundleError where the bundle was changed, does not describe its weights, or cannot be
+        loaded.
         """
         stored = check_bundle(bundle)
         description, key = stored.description(), stored.key
@@ -122,6 +127,7 @@ class Registry:
             "twinrun.fingerprint": fingerprint,
             "twinrun.passed": str(passed).lower(),
             **facts,
+            **{_gate_tag(name): "passed" if passed else "refused" for name, passed in (gates or {}).items()},
         }
         text = describe_version(metrics, description, data=data, run_id=run_id)
         with self._alone(), explaining(self.tracker):
@@ -158,26 +164,31 @@ class Registry:
         there = ", ".join(str(each.version) for each in reversed(versions))
         raise RegistryError(f"{self.name!r} has no version {number}; it has {there}. See them: twinrun models")
 
-    def promote(self, number: int, *, force: bool = False, reason: str | None = None) -> Promotion:
-        """Make a version the champion. Raises RegistryError where it has not passed, unless forced with a reason."""
+    def promote(
+        self, number: int, *, force: bool = False, reason: str | None = None, judge: Judge | None = None
+    ) -> Promotion:
+        """Make a version the champion.
+
+        `judge` is given the version and the champion of today, and says why the one may not take the other's place,
+        None where it may. Raises RegistryError where it may not, or where the version has not passed, unless forced
+        with a reason. A refusal is recorded as a promotion is.
+        """
         version = self.version(number)
         if force and not (reason or "").strip():
             raise RegistryError('A forced promotion needs a reason that others can read: --force --reason "..."')
-        if not version.passed and not force:
-            accuracy = version.headline("accuracy")
-            found = f" (its accuracy is {accuracy:.4f})" if accuracy is not None else ""
-            raise RegistryError(
-                f"Version {number} of {self.name!r} has not passed its gates{found}, so it was not promoted.\n"
-                f'Improve it, or promote it all the same and say why: twinrun promote {number} --force --reason "..."'
-            )
         with self._alone(), explaining(self.tracker):
-            before = self._aliases().get(CHAMPION)
+            before = self._reconciled()
             if before == number:
                 raise RegistryError(f"Version {number} of {self.name!r} is the champion already; nothing was changed.")
-            former = self._former() if before is None else [*self._former(), before]
-            return self._move(
-                Promotion(name=self.name, action="promote", before=before, after=number, reason=reason), former
-            )
+            promotion = Promotion(name=self.name, action="promote", before=before, after=number, reason=reason)
+            if not force and (refusal := self._refusal(version, before, judge)):
+                self._journal.end(self._begin(promotion, [refusal]), "refused", refusal)
+                raise RegistryError(
+                    f"Version {number} of {self.name!r} was not promoted. {refusal}\n"
+                    "Improve it, or promote it all the same and say why: "
+                    f'twinrun promote {number} --force --reason "..."'
+                )
+            return self._move(promotion, self._former() if before is None else [*self._former(), before])
 
     def rollback(self, reason: str | None = None) -> Promotion:
         """Make the champion before this one the champion again. Raises RegistryError where there was none."""
@@ -185,7 +196,7 @@ class Registry:
         if not existing:
             raise self._no_model()
         with self._alone(), explaining(self.tracker):
-            before = self._aliases().get(CHAMPION)
+            before = self._reconciled()
             former = [number for number in self._former() if number in existing and number != before]
             if not former:
                 now = "has no champion" if before is None else f"has had no champion before version {before}"
@@ -198,9 +209,46 @@ class Registry:
             f"There is no model {self.name!r} in {self.tracker.uri} yet. Make a version of it: {REGISTER}"
         )
 
+    def history(self) -> list[Entry]:
+        """Every change of the champion that this project knows, the oldest first."""
+        with self._alone(), explaining(self.tracker):
+            if self._aliases():
+                self._reconciled()
+        return [each for each in self._journal.read()[0] if each.model == self.name]
+
+    @property
+    def _journal(self) -> Promotions:
+        return Promotions(self.tracker.home / MLRUNS / PROMOTIONS)
+
+    @property
+    def _store(self) -> str:
+        """The store in the journal; a local one may move with its project."""
+        return "local" if self.tracker.database else self.tracker.shown
+
+    def _refusal(self, version: Version, before: int | None, judge: Judge | None) -> str | None:
+        """Why a version may not become champion, None where it may."""
+        if not version.passed:
+            accuracy = version.headline("accuracy")
+            return "It has not passed its gates" + (
+                f" (its accuracy is {accuracy:.4f})." if accuracy is not None else "."
+            )
+        champion = next((each for each in self.versions() if each.version == before), None)
+        return None if judge is None or champion is None else judge(version, champion)
+
+    def _begin(self, promotion: Promotion, gates: Sequence[str] = ()) -> str:
+        return self._journal.begin(
+            action=promotion.action,
+            model=promotion.name,
+            before=promotion.before,
+            after=promotion.after,
+            reason=promotion.reason,
+            tracker=self._store,
+            gates=gates,
+        )
+
     def _move(self, promotion: Promotion, former: list[int]) -> Promotion:
-        """Record it, then do it: no champion changes without a line that says so."""
-        self._record(promotion)
+        """Record it, do it, and record that it was done: no champion changes without a line that says so."""
+        entry = self._begin(promotion)
         try:
             # A version that is in `former` and champion at once, where only one of the two was set, is passed over.
             if promotion.action == "promote":
@@ -209,39 +257,24 @@ class Registry:
             if promotion.action == "rollback":
                 self._set_former(former)
         except Exception as error:
-            with suppress(RegistryError):
-                self._record(promotion, failed=f"{type(error).__name__}: {error}")
+            self._journal.end(entry, "failed", f"{type(error).__name__}: {error}")
             raise
+        self._journal.end(entry, "done")
         return promotion
 
-    def _record(self, promotion: Promotion, failed: str | None = None) -> None:
-        user = "unknown"
-        with suppress(KeyError, OSError):
-            user = getpass.getuser()
-        entry = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "user": user,
-            "action": promotion.action,
-            "model": promotion.name,
-            "from": promotion.before,
-            "to": promotion.after,
-            "reason": promotion.reason,
-            "tracker": "local" if self.tracker.database else self.tracker.uri,
-            **({} if failed is None else {"failed": failed}),
-        }
-        file = self.tracker.home / MLRUNS / PROMOTIONS
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as record:
-                record.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                record.flush()
-                os.fsync(record.fileno())
-        except OSError as error:
-            raise RegistryError(
-                f"The {promotion.action} to version {promotion.after} of {promotion.name!r} cannot be recorded in "
-                f"{file} ({error.strerror}), so nothing was changed.\n"
-                "Make that file writable, or free some space, and run again."
-            ) from error
+    def _reconciled(self) -> int | None:
+        """The champion, after the journal was brought up to what the registry says."""
+        champion = self._aliases().get(CHAMPION)
+        for each in self._journal.unfinished(self.name, self._store):
+            made = each.after == champion
+            self._journal.end(str(each.id), "done" if made else "failed", None if made else "it was cut off before")
+        last = self._journal.last(self.name, self._store)
+        if champion is not None and (None if last is None else last.after) != champion:
+            found = Promotion(
+                name=self.name, action=ELSEWHERE, before=last.after if last else None, after=champion, reason=None
+            )
+            self._journal.end(self._begin(found), "done", "set in MLflow or from another machine")
+        return champion
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -371,7 +404,8 @@ class Registry:
 
     def _set_former(self, former: list[int]) -> None:
         # A tag of the registry and not the local file, so that a rollback works from every machine.
-        self._client.set_registered_model_tag(self.name, _FORMER_TAG, json.dumps(former[-100:]))
+        once = list(reversed(dict.fromkeys(reversed(former))))
+        self._client.set_registered_model_tag(self.name, _FORMER_TAG, json.dumps(once[-100:]))
 
 
 def _version(found: Any, aliases: Mapping[str, int]) -> Version:
@@ -438,6 +472,10 @@ def _signature() -> Any:
             ]
         ),
     )
+
+
+def _gate_tag(name: str) -> str:
+    return f"twinrun.gate.{re.sub('[^a-z]+', '_', name)}"
 
 
 def _example(description: Mapping[str, Any]) -> Any:

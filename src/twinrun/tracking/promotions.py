@@ -1,0 +1,211 @@
+"""The journal of promotions, mlruns/promotions.jsonl: who made which version the champion, when and why.
+
+A change is written down before it is made, and its outcome after it, each as a line that is on the disk before anything
+else happens. So a line without an outcome is a change that was cut off, and the registry tells which way it went.
+"""
+
+import getpass
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from twinrun.errors import RegistryError
+
+PROMOTIONS = "promotions.jsonl"
+ELSEWHERE = "elsewhere"
+Outcome = Literal["done", "failed", "refused"]
+_KEPT_BYTES = 64_000_000
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Begun(_Line):
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # none in journals of earlier versions
+    time: str
+    user: str
+    action: Literal["promote", "rollback", "elsewhere"]
+    model: str
+    before: Annotated[int | None, Field(alias="from", ge=1)]
+    after: Annotated[int | None, Field(alias="to", ge=1)]
+    reason: str | None
+    tracker: str
+    gates: list[str] = []
+    failed: str | None = None  # in journals of earlier versions
+
+
+class _Ended(_Line):
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    time: str
+    outcome: Outcome
+    detail: str | None
+
+
+_LINE: TypeAdapter[_Begun | _Ended] = TypeAdapter(_Begun | _Ended)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A change of a champion: from version `before` to `after`, None where there was none.
+
+    `outcome` is None where the change was begun and not ended; `detail` says why it failed or was refused, and `gates`
+    what the version was asked.
+    """
+
+    id: str | None
+    time: str
+    user: str
+    action: str
+    model: str
+    before: int | None
+    after: int | None
+    reason: str | None
+    tracker: str
+    gates: tuple[str, ...] = ()
+    outcome: Outcome | None = None
+    detail: str | None = None
+
+
+class Promotions:
+    """The journal of one project; to be changed by one process at a time."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def read(self) -> tuple[list[Entry], list[str]]:
+        """All entries, the oldest first, and what is wrong with the file, a sentence each."""
+        try:
+            content = self.file.read_bytes() if self.file.stat().st_size <= _KEPT_BYTES else b""
+        except FileNotFoundError:
+            return [], []
+        except OSError as error:
+            return [], [f"{self.file} cannot be read ({error.strerror})"]
+        entries: dict[str, Entry] = {}
+        problems = []
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                parsed = _LINE.validate_json(line)
+            except ValidationError:
+                problems.append(f"{self.file.name}, line {number}: no promotion can be read from it")
+                continue
+            if isinstance(parsed, _Begun):
+                entries[parsed.id or f"line {number}"] = _entry(parsed)
+            elif parsed.id in entries:
+                entries[parsed.id] = replace(entries[parsed.id], outcome=parsed.outcome, detail=parsed.detail)
+            else:
+                problems.append(f"{self.file.name}, line {number}: the outcome of a change that is not in it")
+        return list(entries.values()), problems
+
+    def unfinished(self, model: str, tracker: str) -> list[Entry]:
+        """Changes of one model that were begun and not ended."""
+        return [each for each in self._of(model, tracker) if each.outcome is None]
+
+    def last(self, model: str, tracker: str) -> Entry | None:
+        """The last change of one model that was made."""
+        return next((each for each in reversed(self._of(model, tracker)) if each.outcome == "done"), None)
+
+    def begin(
+        self,
+        *,
+        action: str,
+        model: str,
+        before: int | None,
+        after: int | None,
+        reason: str | None,
+        tracker: str,
+        gates: Sequence[str] = (),
+    ) -> str:
+        """Write down a change that is to be made; returns its id. Raises RegistryError where that cannot be done."""
+        entry_id = uuid.uuid4().hex
+        user = "unknown"
+        with suppress(KeyError, OSError):
+            user = getpass.getuser()
+        line = {
+            "id": entry_id,
+            "time": _now(),
+            "user": user,
+            "action": action,
+            "model": model,
+            "from": before,
+            "to": after,
+            "reason": reason,
+            "tracker": tracker,
+            "gates": list(gates),
+        }
+        try:
+            self._append(line)
+        except OSError as error:
+            raise RegistryError(
+                f"The {action} to version {after} of {model!r} cannot be recorded in {self.file} "
+                f"({error.strerror}), so nothing was changed.\n"
+                "Make that file writable, or free some space, and run again."
+            ) from error
+        return entry_id
+
+    def end(self, entry_id: str, outcome: Outcome, detail: str | None = None) -> None:
+        """Write down how a change ended. Where that cannot be done the next command finds out and does it."""
+        with suppress(OSError):
+            self._append({"id": entry_id, "time": _now(), "outcome": outcome, "detail": detail})
+
+    def _of(self, model: str, tracker: str) -> list[Entry]:
+        return [each for each in self.read()[0] if each.model == model and each.tracker == tracker]
+
+    def _append(self, line: dict[str, Any]) -> None:
+        """Add a line, whole or not at all. What a killed process left of a line is cut off first."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a+b") as file:
+            end = _whole_lines(file)
+            file.truncate(end)
+            try:
+                file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+
+
+def _entry(line: _Begun) -> Entry:
+    outcome: Outcome | None = "failed" if line.failed is not None else "done" if line.id is None else None
+    return Entry(
+        id=line.id,
+        time=line.time,
+        user=line.user,
+        action=line.action,
+        model=line.model,
+        before=line.before,
+        after=line.after,
+        reason=line.reason,
+        tracker=line.tracker,
+        gates=tuple(line.gates),
+        outcome=outcome,
+        detail=line.failed,
+    )
+
+
+def _whole_lines(file: Any) -> int:
+    """Where the last whole line of an open binary file ends, bytes."""
+    size = int(file.seek(0, os.SEEK_END))
+    at = size
+    while at > 0:
+        start = max(0, at - 65536)
+        file.seek(start)
+        newline = file.read(at - start).rfind(b"\n")
+        if newline >= 0:
+            return int(start + newline + 1)
+        at = start
+    return 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
