@@ -173,8 +173,8 @@ def rollback(
 def history(model: Model = None) -> None:
     """List who made which version the champion, when and why, also what was refused; the newest last.
 
-    It is read from mlruns/promotions.jsonl. A champion that was set in MLflow's pages or from another machine is noticed
-    and listed as "elsewhere".
+    It is read from mlruns/promotions.jsonl. A champion that was set in MLflow's pages or from another machine is
+    noticed and listed as "elsewhere".
 
     Example: twinrun history
     """

@@ -7,14 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tracking_support import AB, CD, REPOSITORY, evaluate, runs, train
+from tracking_support import AB, CD, REPOSITORY, evaluate, predict, runs, train
 
 from pipeline import register
-from twinrun.data.prediction_table import prediction_table
 from twinrun.errors import DataError
-from twinrun.publish import write_json, write_table
+from twinrun.publish import write_json
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker
 
@@ -86,24 +84,11 @@ def test_a_model_that_may_be_guessing_the_commonest_class_is_no_candidate_whatev
         assert registered["refusal"] in said
 
 
-def predicted(
-    project: Path, *, wrong: int, images: int = 300, prefix: str = "", classes: tuple[str, ...] = ("0", "1")
-) -> None:
-    """The predictions of an evaluation that classifies the first `wrong` of its test images wrongly."""
-    targets = np.arange(images) % len(classes)
-    said = (targets + (np.arange(images) < wrong)) % len(classes)
-    probabilities = np.where(np.arange(len(classes)) == said[:, None], 0.9, 0.1 / (len(classes) - 1))
-    ids = [f"{prefix}{at}" for at in range(images)]
-    write_table(
-        prediction_table(ids, targets, probabilities, classes), project / "data/out/evaluate/predictions.parquet"
-    )
-
-
 def champion(project: Path) -> Registry:
     """A first model that is in use, and that classifies 10 of 300 images wrongly."""
     train(project)
     evaluate(project, accuracy=0.97)
-    predicted(project, wrong=10)
+    predict(project, wrong=10)
     register.main()
     registry = Registry(find_tracker(), "twinrun-digits")
     registry.promote(1)
@@ -118,7 +103,7 @@ def champion(project: Path) -> Registry:
         (
             30,
             "not worse than the champion",
-            "90.0% against the 96.7% of the champion, version 1 on the same 300 images",
+            "90.0% against the 96.7% of the champion (version 1) on the same 300 images",
         ),
     ],
 )
@@ -128,7 +113,7 @@ def test_a_model_is_compared_with_the_champion_on_the_same_images(
     registry = champion(project)
     train(project, weights_hash=CD)
     evaluate(project, weights_hash=CD, accuracy=0.97)
-    predicted(project, wrong=wrong)
+    predict(project, wrong=wrong)
 
     register.main()
 
@@ -149,7 +134,7 @@ def test_a_champion_that_cannot_be_compared_is_a_gate_that_is_not_passed(
     registry = champion(project)
     train(project, weights_hash=CD)
     evaluate(project, weights_hash=CD, accuracy=0.97)
-    predicted(project, wrong=0, prefix="other-")
+    predict(project, wrong=0, prefix="other-")
 
     register.main()
 

@@ -1,5 +1,7 @@
 """Versions are made once, champions moved on purpose, and both can be traced."""
 
+import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -8,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracking_support import AB, HASHES, FaultyTracker, evaluate, lines, train
+from tracking_support import AB, HASHES, FaultyTracker, evaluate, train
 
 from twinrun.errors import BundleError, RegistryError, TrackingError
 from twinrun.tracking.registry import Registry, Version
@@ -153,16 +155,17 @@ def test_promotions_are_recorded_and_rolled_back_one_by_one(project: Path) -> No
     registry.rollback()
     after_two = _aliases(project)
 
-    record = lines(project / "mlruns/promotions.jsonl")
+    record = registry.history()
     assert "champion" in after_one[2]
     assert "champion" in after_two[1]
-    assert [(each["action"], each["from"], each["to"], each["reason"]) for each in record] == [
+    assert [(each.action, each.before, each.after, each.reason) for each in record] == [
         ("promote", None, 1, "better"),
         ("promote", 1, 2, "better"),
         ("promote", 2, 3, "better"),
         ("rollback", 3, 2, "worse"),
         ("rollback", 2, 1, None),
     ]
+    assert {each.outcome for each in record} == {"done"}
     with pytest.raises(RegistryError, match="nothing to go back to"):
         registry.rollback()
 
@@ -180,9 +183,9 @@ def test_a_promotion_that_the_tracker_refuses_is_recorded_as_failed(
             registry.promote(1)
     registry.promote(1)
 
-    begun, failed, done = lines(project / "mlruns/promotions.jsonl")
-    assert ["failed" in each for each in (begun, failed, done)] == [False, True, False]
-    assert "the disk is full" in failed["failed"]
+    failed, done = registry.history()
+    assert (failed.outcome, done.outcome) == ("failed", "done")
+    assert "the disk is full" in str(failed.detail)
     assert "champion" in _aliases(project)[1]
 
 
@@ -203,8 +206,71 @@ def test_a_version_that_has_not_passed_is_promoted_only_by_force_and_with_a_reas
         registry.promote(1, force=True)
     registry.promote(1, force=True, reason="a demonstration")
 
-    (entry,) = lines(project / "mlruns/promotions.jsonl")
-    assert entry["reason"] == "a demonstration"
+    refused, entry = registry.history()
+    assert (refused.outcome, entry.outcome) == ("refused", "done")
+    assert entry.reason == "a demonstration"
+    assert "champion" in _aliases(project)[1]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_promotion_that_was_cut_off_is_completed_in_the_record_by_what_the_registry_says(
+    project: Path, made: bool
+) -> None:
+    _register(project)
+    registry = Registry(find_tracker(project), "digits")
+    registry.promote(1)
+    journal = project / "mlruns/promotions.jsonl"
+    begun, _ = journal.read_text(encoding="utf-8").splitlines()
+    cut = json.dumps({**json.loads(begun), "id": "0" * 32, "to": 1 if made else 7})
+    journal.write_text(f'{begun}\n{cut}\n{{"id": "half a li', encoding="utf-8")
+
+    entries = registry.history()
+
+    assert [each.outcome for each in entries] == ["done", "done" if made else "failed"]
+    assert all(json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines())
+
+
+def test_a_line_that_cannot_be_written_whole_is_not_there_and_nothing_was_changed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _register(project)
+    registry = Registry(find_tracker(project), "digits")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _refuse(OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(RegistryError, match=r"Input/output error.*so nothing was changed"):
+            registry.promote(1)
+
+    assert (project / "mlruns/promotions.jsonl").read_bytes() == b""
+    assert _aliases(project)[1] == ("candidate",)
+
+
+def test_a_champion_that_was_set_by_hand_is_noticed_and_no_version_is_twice_in_the_former_ones(project: Path) -> None:
+    for weights in ("ab", "cd"):
+        _register(project, weights)
+    tracker = find_tracker(project)
+    registry = Registry(tracker, "digits")
+    for version in (1, 2, 1, 2):
+        registry.promote(version)
+
+    open_client(tracker).set_registered_model_alias("digits", "champion", "1")
+
+    last = registry.history()[-1]
+    assert (last.action, last.before, last.after, last.outcome) == ("elsewhere", 2, 1, "done")
+    former = open_client(tracker).get_registered_model("digits").tags["twinrun.former_champions"]
+    assert json.loads(former) == [2, 1]
+
+
+def test_a_version_that_is_worse_than_the_champion_is_refused_by_its_judge_and_that_is_recorded(project: Path) -> None:
+    for weights in ("ab", "cd"):
+        _register(project, weights)
+    registry = Registry(find_tracker(project), "digits")
+    registry.promote(1)
+
+    with pytest.raises(RegistryError, match=r"was not promoted\. It loses a class"):
+        registry.promote(2, judge=lambda *_: "It loses a class.")
+
+    refused = registry.history()[-1]
+    assert (refused.outcome, refused.gates) == ("refused", ("It loses a class.",))
     assert "champion" in _aliases(project)[1]
 
 
