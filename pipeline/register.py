@@ -1,6 +1,5 @@
 """Stage `register`: a bundle and its metrics -> a version in the MLflow registry. Run with `dvc repro register`."""
 
-import json
 from pathlib import Path
 
 from twinrun.champion import judge_with_champion
@@ -9,6 +8,7 @@ from twinrun.evaluation.gate import judge_alone, refusal
 from twinrun.params import load_params
 from twinrun.printing import print
 from twinrun.publish import write_json
+from twinrun.tracking.records import CardRecord, MetricsRecord, Record, read_record
 from twinrun.tracking.registry import Registry, check_bundle
 from twinrun.tracking.store import find_tracker, require_reachable
 from twinrun.tracking.sync import evaluated_weights, run_of, sync, training_data
@@ -22,15 +22,14 @@ OUT = Path("data/out/register")
 def main() -> None:
     """Register the model once, and say which version it is."""
     params = load_params().register
-    metrics = json.loads(METRICS.read_bytes())
-    card = json.loads(CARD.read_bytes())
+    metrics, card = _record(MetricsRecord, METRICS), _record(CardRecord, CARD)
     if evaluated_weights(Path.cwd()) != card["weights_hash"]:
         raise DataError(f"{METRICS} is of another model than {CARD}. Evaluate this one: dvc repro evaluate")
     check_bundle(BUNDLE)
     tracker = find_tracker()
     require_reachable(tracker)
     report = sync()
-    if report.problem:
+    if report.failed:
         raise TrackingError("\n".join(report.lines()))
 
     registry = Registry(tracker, params.model_name)
@@ -66,6 +65,13 @@ def main() -> None:
         "(register.min_accuracy)."
     )
     print(f"{version.name} version {version.version} {verdict}. {reason}")
+
+
+def _record(kind: type[MetricsRecord] | type[CardRecord], file: Path) -> Record:
+    record = read_record(kind, Path.cwd() / file, Path.cwd())
+    if record is None:
+        raise DataError(f"{file} is missing. Make it: dvc repro evaluate")
+    return record
 
 
 if __name__ == "__main__":

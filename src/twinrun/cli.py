@@ -208,7 +208,7 @@ def sync() -> None:
     from twinrun.tracking.sync import sync as bring_up_to_date
 
     report = bring_up_to_date(thorough=True)
-    if report.problem:
+    if report.failed:
         raise TrackingError("\n".join(report.lines()))
     print("\n".join(report.lines()) or f"MLflow at {report.tracker.uri} is up to date.")
 
@@ -468,6 +468,7 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
         ("fingerprint", str(card.get("fingerprint"))),
         ("commit", f"{card.get('commit')}, {state}"),
         ("untracked, left out", ", ".join(card.get("untracked_left_out", [])) or "none"),
+        *([("not understood", ", ".join(unknown))] if (unknown := card.get("set_aside")) else []),
         ("started", f"{card.get('started')}, took {card.get('wall_time_s')} s"),
         ("energy", _energy(card)),
         ("numerics", f"{card.get('precision')}, {card.get('shards')} shards, {card.get('threads')} threads"),

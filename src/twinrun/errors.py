@@ -13,6 +13,7 @@
     │   ├── LockHeldError    another training writes to the same place
     │   └── InterruptedTraining  SIGTERM or SIGINT; the last finished epoch is kept
     ├── PublishError         a file could not be written: read-only, full, gone
+    ├── RecordError          a journal, a card or another record holds what nobody may put there
     ├── RepositoryError      git is missing, or this is no repository
     ├── TwinError            a run cannot be rebuilt from what there is
     └── TrackingError        MLflow refused or cannot be reached
@@ -90,6 +91,10 @@ class InterruptedTraining(TrainingError):
 
 class PublishError(TwinrunError):
     """A file could not be written: read-only, full, gone."""
+
+
+class RecordError(TwinrunError):
+    """A journal, a card or another record holds what Twinrun does not write there."""
 
 
 class RepositoryError(TwinrunError):

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from twinrun.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,3 +45,26 @@ def prediction_table(
             columns[name] = pa.array(texts, pa.string())
     metadata = {"classes": json.dumps(classes, ensure_ascii=False)}
     return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def read_predictions(path: Path) -> "pa.Table":
+    """The columns id, label, predicted and probabilities of a predictions.parquet, no value missing.
+
+    Raises DataError where it is not such a table.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    text = pa.string()
+    kinds = {"id": text, "label": text, "predicted": text, "probabilities": pa.list_(pa.float64())}
+    try:
+        table = pq.read_table(path, columns=list(kinds)).cast(pa.schema(kinds))
+        whole = not any(column.null_count for column in table.columns)
+        if table.num_rows and (not whole or pc.min(pc.list_value_length(table["probabilities"])).as_py() == 0):
+            raise ValueError("a value is missing")
+    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+        raise DataError(
+            f"{path} is not a table of predictions ({error}). Make it again: dvc repro -f evaluate"
+        ) from None
+    return table

@@ -20,6 +20,7 @@ from typing import Any
 
 from twinrun.errors import RepositoryError, os_problem
 from twinrun.publish import file_sha256
+from twinrun.tracking.records import read_lock
 
 LOCK = "requirements.lock"
 DVC_LOCK = "dvc.lock"
@@ -131,21 +132,26 @@ def _compared(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def collect_dvc_lock(root: Path) -> dict[str, Any]:
-    """The hashes in dvc.lock, `{stage: {deps: {path: md5}, outs: {path: md5}}}`; empty where there is none yet."""
+    """The hashes in dvc.lock, `{stage: {deps: {path: md5}, outs: {path: md5}}}`; empty where there is none yet.
+
+    Entries that no DVC writes, such as an output outside the project, are left out; `lock_faults` names them.
+    """
+    return read_lock(_lock_content(root))[0]
+
+
+def lock_faults(root: Path) -> list[str]:
+    """The entries of dvc.lock that are left out, since no DVC writes such."""
+    return read_lock(_lock_content(root))[1]
+
+
+def _lock_content(root: Path) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        content = YAML(typ="safe", pure=True).load((root / DVC_LOCK).read_text(encoding="utf-8"))
-        return {
-            stage: {
-                side: {entry["path"]: entry.get("md5") or entry.get("hash") for entry in facts.get(side, [])}
-                for side in ("deps", "outs")
-            }
-            for stage, facts in content["stages"].items()
-        }
-    except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError):
-        return {}
+        return YAML(typ="safe", pure=True).load((root / DVC_LOCK).read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, YAMLError, RecursionError):
+        return None
 
 
 def collect_environment(root: Path) -> dict[str, Any]:

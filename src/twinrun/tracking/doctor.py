@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import TwinrunError, os_problem
+from twinrun.errors import RecordError, TwinrunError, os_problem
 from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.card import (
     LOCK,
@@ -21,6 +21,7 @@ from twinrun.tracking.card import (
     collect_dvc_lock,
     installed_versions,
     is_secret,
+    lock_faults,
     locked_versions,
 )
 from twinrun.tracking.difference import compare_packages
@@ -30,6 +31,7 @@ from twinrun.tracking.left_running import left_running, running
 from twinrun.tracking.objects import Objects, file_md5
 from twinrun.tracking.presentation import short, titled
 from twinrun.tracking.publisher import LOCK as PUBLISHER_LOCK
+from twinrun.tracking.records import CardRecord, RegisteredRecord, folder_members, read_record
 from twinrun.tracking.relocate import moved_from
 from twinrun.tracking.replay import Published, unpublished
 from twinrun.tracking.store import (
@@ -187,9 +189,8 @@ def _environment(root: Path) -> tuple[str, list[Finding]]:
 
 def _python(root: Path) -> Iterator[Finding]:
     """Whether the model in data/out was trained with the Python that runs here."""
-    try:
-        trained: str = json.loads((root / CARD).read_bytes())["environment"]["python"]
-    except (OSError, ValueError, KeyError, TypeError):
+    card = read_record(CardRecord, root / CARD, root) or {}
+    if (trained := card.get("environment", {}).get("python")) is None:
         return
     here, series = platform.python_version(), ".".join(trained.split(".")[:2])
     if trained != here:
@@ -247,9 +248,12 @@ def _journals(tracker: Tracker) -> tuple[str, list[Finding]]:
     folders = _journal_folders(tracker)
     findings = []
     for folder in folders:
-        summary = summarize(folder / FILE)
+        try:
+            summary, fault = summarize(folder / FILE), "it holds no event"
+        except RecordError as error:
+            summary, fault = None, str(error).splitlines()[0]
         if summary is None:
-            problem = f"{_shown(folder, tracker.home)} holds no journal that can be read"
+            problem = f"{_shown(folder, tracker.home)} holds no journal that can be read: {fault}"
             findings.append(Finding(problem, f"rm -r {shlex.quote(_shown(folder, tracker.home))}"))
             continue
         state = Published.load(tracker, folder.name)
@@ -301,7 +305,7 @@ def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
 
     if not (root / REGISTERED).is_file():
         return "nothing registered yet", []
-    facts = json.loads((root / REGISTERED).read_bytes())
+    facts = read_record(RegisteredRecord, root / REGISTERED, root) or {}
     versions = []
     if tracker.database is None or tracker.database.is_file():
         versions = Registry(tracker, facts["name"], only_looking=True).versions()
@@ -408,9 +412,13 @@ def _data(root: Path, deep: bool) -> tuple[str, list[Finding]]:
         for path, md5 in facts.get("outs", {}).items()
         if md5
     ]
+    findings = [
+        Finding(f"dvc.lock has an entry that no DVC writes: {fault}", "git checkout dvc.lock, or dvc repro")
+        for fault in lock_faults(root)
+    ]
     if not outs:
-        return "no dvc.lock yet", []
-    findings = [finding for out in outs for finding in _out_findings(root, cache, out, deep)]
+        return "no outputs in dvc.lock yet", findings
+    findings += [finding for out in outs for finding in _out_findings(root, cache, out, deep)]
     if not deep:
         return "what dvc.lock names (--deep hashes it again)", findings
     files = [file for file in sorted(cache.glob("??/*")) if file.is_file() and not file.name.endswith(".changed")]
@@ -439,8 +447,8 @@ class _Out:
         if not self.md5.endswith(".dir"):
             return {}
         try:
-            return {each["relpath"]: each["md5"] for each in json.loads(_cached(cache, self.md5).read_bytes())}
-        except (OSError, ValueError, KeyError, TypeError):
+            return folder_members(_cached(cache, self.md5).read_bytes(), self.path)
+        except (OSError, RecordError):
             return {}
 
 

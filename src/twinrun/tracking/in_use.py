@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinrun.errors import RegistryError
+from twinrun.tracking.records import relative_path, require_plain
 from twinrun.tracking.registry import CANDIDATE, CHAMPION, Registry, Version
 from twinrun.tracking.store import Tracker, as_default, explaining
 
@@ -84,5 +85,8 @@ def fetch_bundle(tracker: Tracker, version: Version, folder: Path) -> Path:
 
     with explaining(tracker), as_default(tracker):
         model = Path(download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder)))
-    data = Model.load(str(model)).flavors["python_function"]["data"]
-    return model / str(data)
+        # The tracker says where in the model the bundle lies.
+        data = Model.load(str(model)).flavors.get("python_function", {}).get("data")
+    bundle = model / relative_path(data, f"MLmodel of version {version.version} of {version.name}")
+    require_plain(bundle, folder)
+    return bundle

@@ -4,7 +4,7 @@ It lives at .twinrun/journals/<journal_id>/journal.jsonl with copies (hard links
 nothing is lost when DVC removes data/out/train while the tracker is away. Each line is one event, written by one write
 call and synced before the call returns: after a crash at most the last line is torn, which a reader recognises by the
 missing newline. Every event carries its own time, so replaying it twice gives MLflow the same values twice, which it
-stores once.
+stores once. A journal may come from somebody else: readers get events that `records` has parsed.
 """
 
 import json
@@ -20,10 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from twinrun.errors import TrackingError
+from twinrun.errors import RecordError, TrackingError
 from twinrun.publish import canonical_json, explained, file_sha256, folder_hashes, replacing
 from twinrun.tracking.card import Code
 from twinrun.tracking.home import Process, journals_folder, this_process
+from twinrun.tracking.records import parse_event
 
 FILE = "journal.jsonl"
 ARTIFACTS = "artifacts"
@@ -36,9 +37,13 @@ Event = dict[str, Any]
 class Journal:
     """The writing side, for the process that trains. One writer at a time; any number of readers."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open a journal folder for appending; use `create` or `resume`."""
+    def __init__(self, folder: Path, workspace: Path | None = None) -> None:
+        """Open a journal folder for appending; use `create` or `resume`.
+
+        `workspace` is the folder in which the training's outputs lie, by default the project that holds the journal.
+        """
         self.folder = folder
+        self.workspace = (workspace or folder.parents[2]).resolve()
         self.id = folder.name
         self.file = folder / FILE
         with explained(self.file):
@@ -49,7 +54,7 @@ class Journal:
         self._artifacts: dict[tuple[str, str], str] = {}
         self._torn = False
         self.ended = False
-        for event in read_events(self.file):
+        for _, event in _sound_events(self.file):
             self._remember(event)
 
     @classmethod
@@ -85,8 +90,8 @@ class Journal:
 
     @classmethod
     def _begin(cls, root: Path, journal_id: str, name: str, experiment: str) -> Self:
-        journal = cls(journals_folder(root) / journal_id)
-        first = next((event for event in read_events(journal.file) if event["event"] == "run"), None)
+        journal = cls(journals_folder(root) / journal_id, root)
+        first = next((event for _, event in _sound_events(journal.file) if event["event"] == "run"), None)
         process = asdict(this_process())
         machine = process.pop("machine")  # apart, since earlier versions, which a twin may run, know no such field
         journal._append(
@@ -137,12 +142,13 @@ class Journal:
             return
         keep_copy(path, place)
         source = path.resolve()
-        project = Path.cwd()
         self._append(
             event="artifact",
             path=place.relative_to((self.folder / ARTIFACTS).resolve()).as_posix(),
             to=to,
-            source=source.relative_to(project).as_posix() if source.is_relative_to(project) else source.name,
+            source=source.relative_to(self.workspace).as_posix()
+            if source.is_relative_to(self.workspace)
+            else source.name,
             sha256=sha256,
         )
 
@@ -226,7 +232,10 @@ class Summary:
 
 
 def summarize(file: Path) -> Summary | None:
-    """Read a journal's identity and state; None where the file does not hold a journal."""
+    """Read a journal's identity and state; None where the file does not hold a journal.
+
+    Raises RecordError where it holds what nobody may put into one.
+    """
     run: Event | None = None
     ended: str | None = None
     tags: dict[str, str] = {}
@@ -250,12 +259,27 @@ def given_name(run: Event) -> str:
 
 
 def read_events(file: Path) -> list[Event]:
-    """All whole events of a journal, in order."""
+    """All whole events of a journal, in order. Raises RecordError as `events_from` does."""
     return [event for _, event in events_from(file, 0)]
 
 
 def events_from(file: Path, offset: int) -> Iterator[tuple[int, Event]]:
-    """Whole events from a byte offset on, each with the offset just behind it; a torn last line is left out."""
+    """Whole events from a byte offset on, each with the offset just behind it; a torn last line is left out.
+
+    Raises RecordError, naming file and place, at a line that is no event.
+    """
+    for end, line in _lines(file, offset):
+        yield end, parse_event(line, f"{file}, the event at byte {end - len(line)},")
+
+
+def _sound_events(file: Path) -> Iterator[tuple[int, Event]]:
+    """The events of a journal that can be read: a damaged line must not keep a training from going on."""
+    for end, line in _lines(file, 0):
+        with suppress(RecordError):
+            yield end, parse_event(line, str(file))
+
+
+def _lines(file: Path, offset: int) -> Iterator[tuple[int, bytes]]:
     try:
         content = file.open("rb")
     except FileNotFoundError:
@@ -266,12 +290,7 @@ def events_from(file: Path, offset: int) -> Iterator[tuple[int, Event]]:
             if not line.endswith(b"\n"):
                 return
             offset += len(line)
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event:
-                yield offset, event
+            yield offset, line
 
 
 def content_hash(path: Path) -> str:

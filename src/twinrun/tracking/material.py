@@ -237,6 +237,6 @@ def _table(path: Path) -> "pa.Table":
 
 
 def _manifest(path: Path | None) -> Any:
-    import pyarrow.parquet as pq
+    from twinrun.data.manifest import read_manifest_table
 
-    return None if path is None else pq.read_table(path)
+    return None if path is None else read_manifest_table(path)

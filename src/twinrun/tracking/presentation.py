@@ -161,8 +161,11 @@ def log_table(client: "MlflowClient", run_id: str, rows: Sequence[Mapping[str, A
         place = Path(temporary, name)
         write_json({"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, place)
         client.log_artifact(run_id, str(place), folder or None)
-    tables = json.loads(client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
+    tables: Any = []
+    with suppress(ValueError, RecursionError):  # somebody else's tag
+        tables = json.loads(client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
     entry = {"path": path, "type": "table"}
+    tables = tables if isinstance(tables, list) else []
     if entry not in tables:
         client.set_tag(run_id, _TABLES_TAG, json.dumps([*tables, entry]))
 

@@ -30,6 +30,7 @@ from twinrun.tracking.metric_names import (
 )
 from twinrun.tracking.presentation import describe_model, describe_version, may_describe, text_hash
 from twinrun.tracking.promotions import ELSEWHERE, PROMOTIONS, Entry, Promotions
+from twinrun.tracking.records import number_from, sha256_from, version_numbers
 from twinrun.tracking.store import (
     MLRUNS,
     Tracker,
@@ -397,10 +398,7 @@ class Registry:
 
     def _former(self) -> list[int]:
         text = self._client.get_registered_model(self.name).tags.get(_FORMER_TAG, "[]")
-        try:
-            return [int(number) for number in json.loads(text)]
-        except (ValueError, TypeError):
-            return []
+        return version_numbers(text, f"tag {_FORMER_TAG} of {self.name}")
 
     def _set_former(self, former: list[int]) -> None:
         # A tag of the registry and not the local file, so that a rollback works from every machine.
@@ -411,12 +409,12 @@ class Registry:
 def _version(found: Any, aliases: Mapping[str, int]) -> Version:
     number = int(found.version)
     facts = with_current_names({name.removeprefix("twinrun."): value for name, value in found.tags.items()})
-    metrics = {name: float(facts[name]) for name in EVALUATION_METRICS if name in facts}
+    metrics = {name: value for name in EVALUATION_METRICS if (value := number_from(facts.get(name))) is not None}
     return Version(
         name=found.name,
         version=number,
-        weights_hash=found.tags.get("twinrun.weights_hash", ""),
-        fingerprint=found.tags.get("twinrun.fingerprint", ""),
+        weights_hash=sha256_from(found.tags.get("twinrun.weights_hash")),
+        fingerprint=sha256_from(found.tags.get("twinrun.fingerprint")),
         passed=found.tags.get("twinrun.passed") == "true",
         metrics=metrics,
         aliases=tuple(sorted(alias for alias, version in aliases.items() if version == number)),

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twinrun.errors import RecordError
 from twinrun.printing import print
 from twinrun.publish import write_json
 from twinrun.tracking.home import Process
 from twinrun.tracking.journal import ARTIFACTS, FILE, Event, events_from, given_name, summarize
 from twinrun.tracking.metric_names import metric_name
 from twinrun.tracking.presentation import run_name
+from twinrun.tracking.records import PublishedRecord, parse_json, parse_record, process_from
 from twinrun.tracking.store import Tracker, experiment_id, open_client
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ class Published:
         """Read the state; a new one where nothing was published yet."""
         file = tracker.state / f"{journal_id}.json"
         try:
-            state = cls(file, **json.loads(file.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return cls(file)
+            state = cls(file, **parse_record(PublishedRecord, file.read_bytes(), str(file)))
+        except (OSError, RecordError):
+            return cls(file)  # what MLflow has already is found there
         if state.run_id is None:  # nothing can have been published without a run
             state.forget()
         return state
@@ -323,6 +325,6 @@ def _dataset(event: Event) -> Any:
 def process_of(tags: Mapping[str, str]) -> Process | None:
     """The process that a run's tags name, if they do."""
     try:
-        return Process(**json.loads(tags[PROCESS_TAG]))
-    except (KeyError, ValueError, TypeError):
+        return process_from(parse_json(tags[PROCESS_TAG], PROCESS_TAG))
+    except (KeyError, RecordError):
         return None

@@ -76,10 +76,11 @@ def diff_runs(root: Path, tracker: Tracker, before: str, after: str, model_name:
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         results = [results_of(root, tracker, run, Path(f)) for run, f in zip(runs, (first, second), strict=True)]
         diff.metrics = compare_metrics(results[0][0], results[1][0])
-        if results[0][1] is not None and results[1][1] is not None:
-            import pyarrow.parquet as pq
+        before_file, after_file = results[0][1], results[1][1]
+        if before_file is not None and after_file is not None:
+            from twinrun.data.prediction_table import read_predictions
 
-            tables = [pq.read_table(predictions) for _, predictions in results]
+            tables = read_predictions(before_file), read_predictions(after_file)
             diff.predictions, diff.compared = compare_predictions(*tables)
     return diff
 
@@ -105,6 +106,8 @@ def _compare_images(root: Path, cards: list[Mapping[str, Any]], diff: RunDiff) -
 def _card(run: RunFacts) -> Mapping[str, Any]:
     if run.card is None:
         raise TwinError(f"The run {run.title} ({run.status}) has no card: its training did not finish.")
+    if "commit" not in run.card:
+        raise TwinError(f"The card of run {run.title} names no commit, so it cannot be compared.")
     return run.card
 
 
@@ -113,8 +116,9 @@ def _lock_of(root: Path, card: Mapping[str, Any]) -> bytes | None:
     import hashlib
 
     here = root / LOCK
+    wanted = card.get("environment", {}).get("lock_sha256")
     for content in (file_at(root, card["commit"], LOCK), here.read_bytes() if here.is_file() else None):
-        if content is not None and hashlib.sha256(content).hexdigest() == card["environment"].get("lock_sha256"):
+        if content is not None and hashlib.sha256(content).hexdigest() == wanted:
             return content
     return None
 

@@ -1,6 +1,5 @@
 """Finding a run by what a person calls it, and reading its card back. Nothing is changed."""
 
-import json
 import re
 import tempfile
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from twinrun.errors import RegistryError, TrackingError
 from twinrun.printing import one_line
 from twinrun.tracking.metric_names import with_current_names
 from twinrun.tracking.presentation import titled
+from twinrun.tracking.records import CardRecord, read_record
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import Tracker, explaining, open_client, require_reachable
 
@@ -54,7 +54,8 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
         card = None
         if any(file.path == CARD for file in client.list_artifacts(run_id)):
             with tempfile.TemporaryDirectory() as folder:
-                card = json.loads(Path(client.download_artifacts(run_id, CARD, folder)).read_bytes())
+                place = Path(client.download_artifacts(run_id, CARD, folder))
+                card = read_record(CardRecord, place, Path(folder), origin=f"{CARD} of run {run_id} in {tracker.uri}")
     return RunFacts(
         run_id=run_id,
         name=one_line(run.info.run_name),

@@ -3,7 +3,7 @@
 It publishes journals that are waiting, adopts the result of a training that DVC restored or pulled, attaches what other
 stages found out about the model and its data, records data that were refused, and marks runs KILLED whose process is
 dead. Everything is looked up before it is sent, so doing it again does nothing; and where there is nothing to do,
-MLflow is not even imported.
+MLflow is not even imported. A journal or result that holds what nobody may put there is left where it is and named.
 """
 
 import hashlib
@@ -15,13 +15,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinrun.publish import file_sha256, read_json
+from twinrun.errors import RecordError
+from twinrun.publish import file_sha256
 from twinrun.tracking.home import journals_folder, may_be_resumed
-from twinrun.tracking.journal import ARTIFACTS, DIFF, FILE, Summary, content_hash, keep_copy, read_events, summarize
+from twinrun.tracking.journal import (
+    ARTIFACTS,
+    DIFF,
+    FILE,
+    Event,
+    Summary,
+    content_hash,
+    keep_copy,
+    read_events,
+    summarize,
+)
 from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
 from twinrun.tracking.metric_names import evaluation_metrics
 from twinrun.tracking.presentation import describe_run, is_given_name, log_table, run_name, set_note, short
 from twinrun.tracking.publisher import LOCK
+from twinrun.tracking.records import (
+    CardRecord,
+    MetricsRecord,
+    ModelRecord,
+    Record,
+    is_journal_id,
+    read_record,
+    require_plain,
+)
 from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
 from twinrun.tracking.translation import describe
@@ -50,8 +70,14 @@ class SyncReport:
     failures: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
+    set_aside: list[str] = field(default_factory=list)
     pending: int = 0
     problem: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be published: MLflow is away, or a record was set aside."""
+        return self.problem is not None or bool(self.set_aside)
 
     def lines(self) -> list[str]:
         """For a person: one line for each thing that was done or is left to do."""
@@ -73,6 +99,7 @@ class SyncReport:
             lines.append(f"{_count(self.pending, 'event')} {are} still to be published; run `twinrun sync`.")
         if self.problem:
             lines.append(f"MLflow at {self.tracker.uri} is not up to date: {self.problem}")
+        lines += [f"Not published: {fault}" for fault in self.set_aside]
         return lines
 
 
@@ -85,8 +112,9 @@ def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float
     workspace = (workspace or Path.cwd()).resolve()
     tracker = find_tracker(workspace)
     report = SyncReport(tracker)
+    waiting, result = _sound_journals(tracker, report), _sound_result(workspace, report)
     asks = thorough and may_be_left_running(tracker)
-    if not asks and not _is_anything_to_do(workspace, tracker):
+    if not asks and not _is_anything_to_do(workspace, tracker, waiting, result):
         return report
     from filelock import FileLock, Timeout
 
@@ -94,11 +122,16 @@ def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float
     try:
         with FileLock(tracker.state / "sync.lock", timeout=2 * wait_s):
             require_reachable(tracker)
-            _adopt(workspace, tracker)
-            _publish_all(tracker, report, wait_s)
-            _attach(workspace, tracker, report)
-            if failure_waits(workspace, tracker):
-                report.failures.append(record_failure(open_client(tracker), workspace, tracker))
+            if result is not None:
+                with _setting_aside(report):
+                    _adopt(result, tracker)
+            _publish_all(_sound_journals(tracker), tracker, report, wait_s)
+            if result is not None:
+                with _setting_aside(report):
+                    _attach(result, tracker, report)
+            with _setting_aside(report):
+                if failure_waits(workspace, tracker):
+                    report.failures.append(record_failure(open_client(tracker), workspace, tracker))
             if asks:
                 _mark_left(tracker, report)
     except Timeout:
@@ -106,7 +139,7 @@ def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float
     except Exception as error:  # whatever a tracker does, the files are the truth and wait
         report.problem = describe(error, tracker.uri)
     report.pending = sum(
-        unpublished(folder, tracker) for folder in _journals(tracker) if _over(folder) or not _held(folder)
+        unpublished(folder, tracker) for folder in _sound_journals(tracker) if _over(folder) or not _held(folder)
     )
     return report
 
@@ -122,7 +155,10 @@ def run_of(workspace: Path, weights_hash: str) -> str | None:
 def evaluated_weights(workspace: Path) -> str | None:
     """Weights hash of the model that was evaluated last in `workspace`; older evaluations name it in metrics.json."""
     evaluation = workspace / OUT / "evaluate"
-    return (read_json(evaluation / "model.json") or read_json(evaluation / "metrics.json")).get("weights_hash")
+    for name in ("model.json", "metrics.json"):
+        if record := read_record(ModelRecord, evaluation / name, workspace):
+            return record.get("weights_hash")
+    return None
 
 
 def training_data(workspace: Path) -> str:
@@ -142,7 +178,10 @@ class _Result:
 
     @classmethod
     def read(cls, workspace: Path) -> "_Result | None":
+        """None where there is none. Raises RecordError where the journal is not one that may be used."""
         journal = workspace / OUT / "train" / FILE
+        if journal.is_symlink() or journal.exists():
+            require_plain(journal, workspace)
         summary = summarize(journal)
         if summary is None:
             return None
@@ -168,9 +207,11 @@ class _Result:
                 if place.exists():
                     found[name] = (content_hash(place), place)
         for name, place in validation_of_training(
-            self.workspace, self.summary.journal_id, _begun(self.journal)
+            self.workspace, self.summary.journal_id, _begun(read_events(self.journal))
         ).items():
             found[name] = (content_hash(place), place)
+        for place in [metrics, *(place for _, place in found.values())]:
+            require_plain(place, self.workspace)
         lock = self.workspace / "dvc.lock"
         # While a stage runs, dvc.lock speaks of the run before.
         if lock.is_file() and hashlib.md5(self.journal.read_bytes()).hexdigest() in lock.read_text(encoding="utf-8"):
@@ -187,8 +228,8 @@ _FOLDERS = {
 _ONCE = frozenset({RESULT, REPORT, DOCS})
 
 
-def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
-    for folder in _journals(tracker):
+def _is_anything_to_do(workspace: Path, tracker: Tracker, waiting: list[Path], result: _Result | None) -> bool:
+    for folder in waiting:
         summary = summarize(folder / FILE)
         if summary is not None and (_over(folder) or not _held(folder)):
             state = Published.load(tracker, folder.name)
@@ -198,11 +239,13 @@ def _is_anything_to_do(workspace: Path, tracker: Tracker) -> bool:
                 return True
             if summary.dead() and state.killed_at != state.offset:
                 return True
-    if failure_waits(workspace, tracker):
-        return True
-    result = _Result.read(workspace)
-    if result is None:
-        return False
+    try:
+        return failure_waits(workspace, tracker) or (result is not None and _is_result_waiting(result, tracker))
+    except RecordError:
+        return True  # what is to be published will say what is wrong
+
+
+def _is_result_waiting(result: _Result, tracker: Tracker) -> bool:
     state = Published.load(tracker, result.summary.journal_id)
     if not state.complete and not state.deleted and not (journals_folder(tracker.home) / state.file.stem).exists():
         return True
@@ -219,23 +262,51 @@ def _missing(result: _Result, state: Published) -> dict[str, tuple[str, Path]]:
     }
 
 
-def _journals(tracker: Tracker) -> list[Path]:
-    """Folders of the journals that wait, the one that was begun first first."""
+def _sound_journals(tracker: Tracker, report: SyncReport | None = None) -> list[Path]:
+    """Folders of the journals that wait, in the order of their begin; `report` gets what is wrong with others."""
     folders = journals_folder(tracker.home)
     if not folders.is_dir():
         return []
-    return sorted((f for f in folders.iterdir() if (f / FILE).is_file()), key=lambda f: (_begun(f / FILE), f.name))
+    begun = {}
+    for folder in sorted(each for each in folders.iterdir() if (each / FILE).is_file()):
+        with _setting_aside(report):
+            begun[folder] = _checked_begin(folder, folders)
+    return sorted(begun, key=lambda folder: (begun[folder], folder.name))
 
 
-def _begun(file: Path) -> int:
-    return next((int(event["time_ms"]) for event in read_events(file) if event["event"] == "run"), 0)
+def _checked_begin(folder: Path, journals: Path) -> int:
+    """When the journal in `folder` was begun, ms since 1970. Raises RecordError where it is not one to publish."""
+    require_plain(folder, journals)
+    events = read_events(folder / FILE)
+    ids = {event["journal_id"] for event in events if event["event"] == "run"}
+    if not is_journal_id(folder.name) or ids - {folder.name}:
+        raise RecordError(f"{folder / FILE} is the journal of another training than its folder's name says.")
+    return _begun(events)
 
 
-def _adopt(workspace: Path, tracker: Tracker) -> None:
+def _begun(events: list[Event]) -> int:
+    return next((int(event["time_ms"]) for event in events if event["event"] == "run"), 0)
+
+
+def _sound_result(workspace: Path, report: SyncReport) -> "_Result | None":
+    with _setting_aside(report):
+        return _Result.read(workspace)
+    return None
+
+
+@contextmanager
+def _setting_aside(report: SyncReport | None) -> Iterator[None]:
+    """Name a record that may not be used in the report, and go on without it."""
+    try:
+        yield
+    except RecordError as error:
+        if report is not None and str(error) not in report.set_aside:
+            report.set_aside.append(str(error))
+
+
+def _adopt(result: "_Result", tracker: Tracker) -> None:
     """Take a training's result that DVC restored or pulled, and that was never published here, as a waiting journal."""
-    result = _Result.read(workspace)
-    if result is None:
-        return
+    workspace = result.workspace
     state = Published.load(tracker, result.summary.journal_id)
     folder = journals_folder(tracker.home) / result.summary.journal_id
     if folder.exists() or state.deleted or state.complete:
@@ -243,10 +314,9 @@ def _adopt(workspace: Path, tracker: Tracker) -> None:
     temp = Path(tempfile.mkdtemp(prefix=".adopted-", dir=_made(folder.parent)))
     try:
         for event in read_events(result.journal):
-            if event["event"] == "artifact":
-                source = workspace / event["source"]
-                if source.exists() and content_hash(source) == event["sha256"]:
-                    keep_copy(source, temp / ARTIFACTS / event["path"])
+            source = _output(workspace, event) if event["event"] == "artifact" else None
+            if source is not None and source.exists() and content_hash(source) == event["sha256"]:
+                keep_copy(source, temp / ARTIFACTS / event["path"])
         shutil.copyfile(result.journal, temp / FILE)
         _rebuild(workspace, result, temp)
         temp.replace(folder)
@@ -254,9 +324,26 @@ def _adopt(workspace: Path, tracker: Tracker) -> None:
         shutil.rmtree(temp, ignore_errors=True)
 
 
+def _output(workspace: Path, event: Event) -> Path | None:
+    """The training's output that an artifact was a copy of; None for a text that was no file of it.
+
+    Raises RecordError where it is another file of the project, or a link.
+    """
+    source = workspace / str(event["source"])
+    if "/" not in event["source"]:
+        return None
+    if not source.is_relative_to(workspace / OUT / "train"):
+        raise RecordError(
+            f"{OUT / 'train' / FILE} names {event['source']} as an output of the training, which it is not: it lies "
+            f"outside {OUT / 'train'}."
+        )
+    require_plain(source, workspace)
+    return source
+
+
 def _rebuild(workspace: Path, result: _Result, folder: Path) -> None:
     """The patch of uncommitted changes is no file of the training's outputs; the card holds it."""
-    card = read_json(workspace / OUT / "train" / "card.json")
+    card: Record = read_record(CardRecord, workspace / OUT / "train" / "card.json", workspace) or {}
     for event in read_events(result.journal):
         place = folder / ARTIFACTS / event.get("path", "")
         if event["event"] == "artifact" and place.name == DIFF and not place.exists():
@@ -271,10 +358,10 @@ def _mark_left(tracker: Tracker, report: SyncReport) -> None:
         report.killed.append(run.info.run_id)
 
 
-def _publish_all(tracker: Tracker, report: SyncReport, wait_s: float) -> None:
+def _publish_all(folders: list[Path], tracker: Tracker, report: SyncReport, wait_s: float) -> None:
     """Publish what waits; a run that MLflow will not take does not keep the others from it, any other trouble does."""
     refusal: Exception | None = None
-    for folder in _journals(tracker):
+    for folder in folders:
         try:
             _publish(folder, tracker, report, wait_s)
         except Exception as error:
@@ -314,10 +401,7 @@ def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) 
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
-    result = _Result.read(workspace)
-    if result is None:
-        return
+def _attach(result: _Result, tracker: Tracker, report: SyncReport) -> None:
     folder = journals_folder(tracker.home) / result.summary.journal_id
     with _publisher_lock(folder) if folder.exists() else nullcontext(True) as mine:
         state = Published.load(tracker, result.summary.journal_id)
@@ -329,7 +413,7 @@ def _attach(workspace: Path, tracker: Tracker, report: SyncReport) -> None:
             if name == "test metrics":
                 _attach_metrics(client, result, state, place)
             elif name in _ONCE:
-                attach_validation(client, state.run_id, name, place)
+                attach_validation(client, result.workspace, state.run_id, name, place)
             elif place.is_dir():
                 client.log_artifacts(state.run_id, str(place), "/".join(filter(None, [_FOLDERS[name], place.name])))
             else:
@@ -343,7 +427,7 @@ def _attach_metrics(client: Any, result: _Result, state: Published, file: Path) 
     """Add the metrics of the evaluation, and what a person reads first: the run's name and description."""
     from mlflow.entities import Metric
 
-    run_id, metrics = str(state.run_id), read_json(file)
+    run_id, metrics = str(state.run_id), read_record(MetricsRecord, file, result.workspace) or {}
     run = client.get_run(run_id)
     new = evaluation_metrics(metrics)
     time_ms = int(file.stat().st_mtime * 1000)

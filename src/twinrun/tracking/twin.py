@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from twinrun.errors import InterruptedTraining, TrackingError, TwinError, TwinrunError
-from twinrun.publish import read_json, write_json, write_text
+from twinrun.errors import InterruptedTraining, RecordError, TrackingError, TwinError, TwinrunError
+from twinrun.publish import write_json, write_text
 from twinrun.tracking.card import LOCK, REINSTALL, collect_hardware, installed_gpus, installed_versions, locked_versions
 from twinrun.tracking.difference import (
     compare_cards,
@@ -46,6 +46,7 @@ from twinrun.tracking.material import (
 from twinrun.tracking.metric_names import TEST_METRICS
 from twinrun.tracking.objects import file_md5, place_copy
 from twinrun.tracking.presentation import short
+from twinrun.tracking.records import CardRecord, MetricsRecord, read_record, require_plain
 from twinrun.tracking.replay import Published
 from twinrun.tracking.runs import RunFacts, fetch_artifact, find_run
 from twinrun.tracking.store import URI_VARIABLE, Tracker, find_tracker, open_client, require_reachable
@@ -104,6 +105,8 @@ def reproduce(
         ) as project,
     ):
         report.folder = str(project) if keep else None
+        for name in (*NEEDED, "params.yaml", "dvc.lock", ".dvc/config.local"):
+            require_plain(project / name, project)  # what is written there must not leave the twin's folder
         _share_cache(root, project)
         for text in [*_place_params(project, card), *_notes_on_environment(root, project, card)]:
             note(text)
@@ -121,7 +124,7 @@ def reproduce(
         stages.run("evaluate")
         _compare(root, project, tracker, run, card, report)
         synced = sync(project)
-        journal_id = read_json(project / CARD)["journal_id"]
+        journal_id = _card(project)["journal_id"]
         report.twin_run_id = Published.load(tracker, journal_id).run_id
         report.problem = synced.problem
         _record(tracker, report, journal_id)
@@ -139,7 +142,9 @@ def recorded_run(root: Path, tracker: Tracker, reference: str, model_name: str) 
         waiting = sorted((root / ".twinrun" / "journals").glob("*/artifacts/card.json"))
         places = [(root / CARD, root / JOURNAL), *((card, card.parents[1] / FILE) for card in waiting)]
         for place, journal in places:
-            card, summary = read_json(place), summarize(journal)
+            card, summary = None, None
+            with suppress(RecordError):  # sync has named it
+                card, summary = read_record(CardRecord, place, root), summarize(journal)
             if not card or summary is None or summary.journal_id != card.get("journal_id"):
                 continue
             state = Published.load(tracker, summary.journal_id)
@@ -157,10 +162,11 @@ def results_of(root: Path, tracker: Tracker, run: RunFacts, folder: Path) -> tup
     with suppress(TwinrunError):
         require_reachable(tracker)
         if found := fetch_artifact(tracker, run.run_id, "evaluation/metrics.json", folder):
-            metrics = read_json(found)
+            metrics = read_record(MetricsRecord, found, folder) or {}
         predictions = fetch_artifact(tracker, run.run_id, "evaluation/predictions.parquet", folder)
     if not metrics and run.card is not None and evaluated_weights(root) == run.card["weights_hash"]:
-        metrics, predictions = read_json(root / METRICS), root / PREDICTIONS if (root / PREDICTIONS).is_file() else None
+        metrics = read_record(MetricsRecord, root / METRICS, root) or {}
+        predictions = root / PREDICTIONS if (root / PREDICTIONS).is_file() else None
     if not metrics:
         metrics = {name: run.metrics[stored] for name, stored in TEST_METRICS.items() if stored in run.metrics}
     return metrics, predictions
@@ -192,6 +198,14 @@ def _usable_card(run: RunFacts) -> dict[str, Any]:
     missing = [name for name in ("weights_hash", "commit", "params", "fingerprint_parts") if not card.get(name)]
     if missing:
         raise TwinError(f"The card of run {run.title} lacks {', '.join(missing)}, so it cannot be rebuilt.")
+    return card
+
+
+def _card(project: Path) -> dict[str, Any]:
+    """The card of the model that stands in a folder."""
+    card = read_record(CardRecord, project / CARD, project)
+    if card is None:
+        raise TwinError(f"{project / CARD} is missing: the training there wrote no card.")
     return card
 
 
@@ -406,9 +420,9 @@ def _compare(
     root: Path, project: Path, tracker: Tracker, run: RunFacts, card: Mapping[str, Any], report: TwinReport
 ) -> None:
     """Fill in what run and twin have in common and what not, and the verdict."""
-    import pyarrow.parquet as pq
+    from twinrun.data.prediction_table import read_predictions
 
-    twin = read_json(project / CARD)
+    twin = _card(project)
     lock = (project / LOCK).read_bytes() if (project / LOCK).is_file() else None
     packages = packages_of(card, lock)
     report.differences = compare_cards(
@@ -417,9 +431,9 @@ def _compare(
     report.twin_weights_hash, report.twin_wall_time_s = twin["weights_hash"], twin.get("wall_time_s")
     with tempfile.TemporaryDirectory() as folder:
         metrics, predictions = results_of(root, tracker, run, Path(folder))
-        report.metrics = compare_metrics(metrics, read_json(project / METRICS))
+        report.metrics = compare_metrics(metrics, read_record(MetricsRecord, project / METRICS, project) or {})
         if predictions is not None:
-            before, after = pq.read_table(predictions), pq.read_table(project / PREDICTIONS)
+            before, after = read_predictions(predictions), read_predictions(project / PREDICTIONS)
             report.predictions, report.compared = compare_predictions(before, after)
     report.verdict = judge(card["weights_hash"], twin["weights_hash"], report.differences, report.metrics)
     if report.verdict.cause == "data" and report.images:

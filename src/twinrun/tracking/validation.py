@@ -5,9 +5,10 @@ run of its own. A run gets nothing about data that it was not given.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.publish import file_sha256, read_json
+from twinrun.publish import file_sha256
 from twinrun.tracking.objects import file_md5
 from twinrun.tracking.presentation import NOTE, escaped, log_table, run_name
+from twinrun.tracking.records import CardRecord, Record, ValidationRecord, read_record, require_plain
 from twinrun.tracking.replay import Published, source_tags
 from twinrun.tracking.store import Tracker, experiment_id
 
@@ -29,8 +30,9 @@ def validation_of_training(workspace: Path, journal_id: str, begun_ms: int) -> d
 
     The card has the hash of the manifest. Without DVC, which hashes it, the manifest must be older than the training.
     """
-    manifest, card = workspace / _MANIFEST, read_json(workspace / _CARD)
-    passed = read_json(workspace / _OUT / _PLACES[RESULT]).get("passed") is True
+    manifest = workspace / _MANIFEST
+    card: Record = read_record(CardRecord, workspace / _CARD, workspace) or {}
+    passed = _result(workspace).get("passed") is True
     if not passed or not manifest.is_file() or card.get("journal_id") != journal_id:
         return {}
     used = card.get("dvc_lock", {}).get("validate", {}).get("outs", {}).get(_MANIFEST.as_posix())
@@ -57,27 +59,32 @@ def record_failure(client: "MlflowClient", workspace: Path, tracker: Tracker) ->
     experiment = experiment_id(client, tracker, params.register.model_name)
     run = _find_run(client, experiment, key)
     if run is None:
-        tags = {VALIDATION_TAG: key, NOTE: _note(result), **source_tags("validate")}
+        tags = {VALIDATION_TAG: key, NOTE: _note(workspace), **source_tags("validate")}
         run = client.create_run(experiment, start_time=time_ms, tags=tags, run_name=name)
     if run.info.lifecycle_stage != "deleted":
         if run.info.run_name == name:  # only now MLflow has given it an id
             client.update_run(run.info.run_id, name=run_name(name, run.info.run_id))
         for each, place in _written(workspace).items():
-            attach_validation(client, run.info.run_id, each, place)
+            attach_validation(client, workspace, run.info.run_id, each, place)
         client.set_terminated(run.info.run_id, "FAILED", end_time=time_ms)
     state.run_id, state.complete = run.info.run_id, True
     state.save()
     return run_name(name, run.info.run_id)
 
 
-def attach_validation(client: "MlflowClient", run_id: str, name: str, place: Path) -> None:
+def attach_validation(client: "MlflowClient", workspace: Path, run_id: str, name: str, place: Path) -> None:
     """Add one of the things that validation wrote to a run; side by side, so that the report's links work."""
+    require_plain(place, workspace)
     if place.is_dir():
         client.log_artifacts(run_id, str(place), f"{ARTIFACTS}/{place.name}")
         return
     if name == RESULT:
-        _log_checks(client, run_id, read_json(place))
+        _log_checks(client, run_id, _result(workspace))
     client.log_artifact(run_id, str(place), ARTIFACTS)
+
+
+def _result(workspace: Path) -> Record:
+    return read_record(ValidationRecord, workspace / _OUT / _PLACES[RESULT], workspace) or {}
 
 
 def _written(workspace: Path) -> dict[str, Path]:
@@ -91,7 +98,7 @@ _KEY = "validation-"
 def _failure(workspace: Path) -> str | None:
     """What the refusal is remembered by; None where the data passed or were not judged yet."""
     result = workspace / _OUT / _PLACES[RESULT]
-    return f"{_KEY}{file_sha256(result)}" if read_json(result).get("passed") is False else None
+    return f"{_KEY}{file_sha256(result)}" if _result(workspace).get("passed") is False else None
 
 
 def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
@@ -101,9 +108,9 @@ def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
     return found[0] if found else None
 
 
-def _note(result: Path) -> str:
+def _note(workspace: Path) -> str:
     """What stopped the pipeline, and what could not be judged, for the run's page."""
-    checks = read_json(result).get("expectations", [])
+    checks = _result(workspace).get("expectations", [])
     stopping = [check for check in checks if _stops(check)]
     lines = [f"- {check.get('status', 'failed')}: {escaped(check.get('found', ''))}" for check in stopping]
     return "\n".join(["The data did not pass:", "", *lines])

@@ -1,18 +1,17 @@
 """A second workspace at a run's commit, in .twinrun/twins/, that goes away again. Refuses to know what runs in it."""
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from twinrun.errors import RepositoryError
-from twinrun.publish import explained, write_json
+from twinrun.publish import explained, read_json, write_json
 from twinrun.tracking.card import run_git
 from twinrun.tracking.home import TWINS, Process, this_process
+from twinrun.tracking.records import process_from
 
 
 def require_commit(root: Path, commit: str) -> None:
@@ -88,7 +87,7 @@ def abandoned(root: Path) -> list[Path]:
     found = []
     for file in sorted((root / TWINS).glob("*.json")):
         owner = _owner(file)
-        if owner and not owner["keep"] and Process(**owner["process"]).dead():
+        if owner is not None and owner.dead():
             found.append(file.with_suffix(""))
     return found
 
@@ -97,9 +96,7 @@ def _owner_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
-def _owner(file: Path) -> dict[str, Any] | None:
-    try:
-        owner = json.loads(file.read_bytes())
-        return {"keep": bool(owner["keep"]), "process": owner["process"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _owner(file: Path) -> Process | None:
+    """The process that removes a worktree; None where a person keeps it, or nobody can tell."""
+    owner = read_json(file)
+    return process_from(owner.get("process")) if owner.get("keep") is False else None
