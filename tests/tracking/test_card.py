@@ -125,10 +125,10 @@ def test_packages_that_differ_from_the_lock_are_named(tmp_path: Path) -> None:
 def test_dvc_lock_becomes_hashes_by_stage(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(
         "schema: '2.0'\nstages:\n  ingest:\n    cmd: x\n    outs:\n    - path: data/images.npy\n      hash: md5\n"
-        f"      md5: {'0' * 32}\n      size: 1\n"
+        f"      md5: {'ab' * 16}\n      size: 1\n"
     )
 
-    assert collect_dvc_lock(tmp_path) == {"ingest": {"deps": {}, "outs": {"data/images.npy": "0" * 32}}}
+    assert collect_dvc_lock(tmp_path) == {"ingest": {"deps": {}, "outs": {"data/images.npy": "ab" * 16}}}
     assert collect_dvc_lock(tmp_path / "nowhere") == {}
 
 
