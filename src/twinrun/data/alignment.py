@@ -13,8 +13,8 @@ Floats = npt.NDArray[np.float32]
 
 _STEPS = 3
 _LARGEST_STEP = 0.05
-_SIDES = (0.82, 1.22)
-_CORNERS = (-0.12, 0.12)
+_SIDES = (0.55, 1.1)
+_CORNERS = (-0.15, 0.45)
 _RIDGE = np.float32(1e-5)
 
 
@@ -57,20 +57,6 @@ def align(pictures: Floats, targets: Floats, windows: Floats) -> Alignment:
         best[better], best_windows[better] = distance[better], windows[better]
         windows = _moved(windows, fit)
     return Alignment(np.minimum(best, 1), best_windows)
-
-
-def overlay(seen: Floats, targets: Floats, *, blur: bool) -> Floats:
-    """`align`'s distance (P,) of spectra (P, order, order) as they lie: gain, offset and maybe `blur` are free."""
-    count, order = len(seen), targets.shape[1]
-    wanted, plain = targets.reshape(count, -1)[:, 1:], seen.reshape(count, -1)[:, 1:]
-    blurred = [plain * _squared_frequencies(order)[1:]] if blur else []
-    model = np.stack([plain, *blurred], axis=2)
-    scale = np.maximum(np.linalg.norm(model, axis=1, keepdims=True), 1e-6)
-    model /= scale
-    fit = _least_squares(model, wanted)
-    left = np.linalg.norm(wanted - (model @ fit[:, :, None])[:, :, 0], axis=1)
-    distance = np.minimum(left / np.maximum(np.linalg.norm(wanted, axis=1), 1e-6), 1)
-    return np.asarray(np.where(fit[:, 0] > 0, distance, np.float32(1)))
 
 
 def _moved(windows: Floats, fit: Floats) -> Floats:

@@ -19,18 +19,33 @@ Rows = npt.NDArray[np.int32]
 Box = tuple[int, int, int, int]  # top, left, height, width
 Boxes = npt.NDArray[np.int32]  # (N, 4), each a Box
 
-_SIDE_PX = 64
+_SIDE_PX = 32
 _ORDER = 8
 _DIMENSIONS = 24
-_SHIFT = 0.0125
-_STRETCH = 0.02
-_BLUR = 0.15
+_SEED = 1
+_MOVES = 8
+_SHIFT = 0.05
+_STRETCH = 0.075
+_BLUR = 0.5
 _NOISE = 0.01
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-_CORNERS = (0.0, 0.025, 0.05, 0.075, 0.1)
+_INNER = 0.8  # a frame, or a strip that came into view as the picture was moved, mostly lies outside
+_SCALES = (1.0, 0.87, 1.15)
+_OFFSETS = (0.0, -0.04, 0.04, -0.08, 0.08)
 
-VIEWS = np.array([(1, 0, 1, 0), *((0.9, top, 0.9, left) for top in _CORNERS for left in _CORNERS)], np.float32)
-"""Windows (height, top, width, left) in shares of the sides: all of a picture, and nine tenths of it in 25 places."""
+VIEWS = np.array(
+    [
+        (_INNER * scale, (1 - _INNER * scale) / 2 + down, _INNER * scale, (1 - _INNER * scale) / 2 + across)
+        for scale in _SCALES
+        for down in _OFFSETS
+        for across in _OFFSETS
+    ],
+    np.float32,
+)
+"""Windows (height, top, width, left) in shares of the sides: the inner part of a picture first, then others about it.
+
+The mirror image of each is among them.
+"""
 
 
 def content_boxes(images: Pixels, sizes: Sequence[tuple[int | None, int | None]]) -> Boxes | None:
@@ -59,14 +74,11 @@ def upright_boxes(height: int, width: int, frame: Size) -> list[Box]:
     return sorted((padded_box(height, width, frame), padded_box(width, height, frame)), key=lambda box: box[2] * box[3])
 
 
-def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None, gain: float = 1) -> Floats:
-    """The content of `rows` of `images` (N, H, W, C) as gray pictures (n, h, w) of one size, at most 64 x 64 pixels.
-
-    With a `gain` all channels are made that much brighter first, up to white.
-    """
+def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None) -> Floats:
+    """The content of `rows` of `images` (N, H, W, C) as gray pictures (n, h, w) of one size, at most 32 x 32 pixels."""
     _, height, width, _ = images.shape
     if boxes is None and max(height, width) <= _SIDE_PX:
-        return _gray(images[rows], gain)
+        return _gray(images[rows])
     whole = np.array([[0, 0, height, width]], np.int32)
     kinds, kind = np.unique(
         boxes[rows] if boxes is not None else whole.repeat(len(rows), 0), axis=0, return_inverse=True
@@ -74,26 +86,29 @@ def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None, gain: float =
     pictures = np.empty((len(rows), _SIDE_PX, _SIDE_PX), np.float32)
     for index, (top, left, inner_height, inner_width) in enumerate(kinds.tolist()):
         places = np.flatnonzero(kind.reshape(-1) == index)
-        content = _gray(images[rows[places], top : top + inner_height, left : left + inner_width], gain)
+        content = _gray(images[rows[places], top : top + inner_height, left : left + inner_width])
         pictures[places] = _area(inner_height) @ content @ _area(inner_width).T
     return pictures
 
 
 def learned_metric(pictures: Floats) -> Floats:
-    """The projection (63, 24) in which a small change of `pictures` (n, h, w) has about unit length, best first."""
+    """The projection (63, 24) in which a small change of `pictures` (n, h, w) has about unit length, best first.
+
+    The changes are windows drawn at random about the inner part, and a blur.
+    """
     from scipy.linalg import eigh
 
     plain = _spectra(pictures, VIEWS[0])
-    moved = [
-        (1, _SHIFT, 1, 0),
-        (1, 0, 1, _SHIFT),
-        (1 + _STRETCH, -_STRETCH / 2, 1, 0),
-        (1, 0, 1 + _STRETCH, -_STRETCH / 2),
-    ]
+    random = np.random.default_rng(_SEED)
     k = np.arange(_ORDER) / _ORDER
-    blurred = _unit((plain * (1 - _BLUR * (k[:, None] ** 2 + k**2).reshape(-1)[1:])).astype(np.float32))
-    changes = [blurred - plain, *(_spectra(pictures, np.array(window, np.float32)) - plain for window in moved)]
-    within = sum(change.T.astype(np.float64) @ change for change in changes) / len(pictures)
+    blurred = _unit((plain * (1 - _BLUR / 2 * (k[:, None] ** 2 + k**2).reshape(-1)[1:])).astype(np.float32))
+    changes = [2 * (blurred - plain)]
+    for _ in range(_MOVES):
+        side = _INNER * np.exp(random.uniform(-_STRETCH, _STRETCH, 2))
+        start = (1 - side) / 2 + random.uniform(-_SHIFT, _SHIFT, 2)
+        window = np.array([side[0], start[0], side[1], start[1]], np.float32)
+        changes.append(_spectra(pictures, window) - plain)
+    within = sum(change.T.astype(np.float64) @ change for change in changes) / (len(pictures) * len(changes))
     centred = (plain - plain.mean(axis=0)).astype(np.float64)
     _, directions = eigh(centred.T @ centred / len(pictures), within + _NOISE**2 * np.eye(plain.shape[1]))
     return np.ascontiguousarray(directions[:, ::-1][:, :_DIMENSIONS].astype(np.float32))
@@ -102,14 +117,20 @@ def learned_metric(pictures: Floats) -> Floats:
 def descriptors(pictures: Floats, metric: Floats, views: Floats | None = None) -> tuple[Floats, Floats]:
     """Descriptors (n, views, 24) of `pictures` (n, h, w) seen through `views`, and contrasts (n,) in gray levels.
 
-    Without `views` those are VIEWS and, last, the mirrored picture.
+    Without `views` those are VIEWS, and then VIEWS of the mirrored picture.
     """
-    windows = VIEWS if views is None else views
-    spectra = _seen(pictures, windows)
+    spectra = _seen(pictures, VIEWS if views is None else views)
     if views is None:
         signs = np.tile(np.where(np.arange(_ORDER) % 2, -1, 1), _ORDER)[1:].astype(np.float32)
-        spectra = np.concatenate([spectra, spectra[:, :1] * signs], axis=1)
+        spectra = np.concatenate([spectra, spectra[:, _mirrored_views()] * signs], axis=1)
     return _unit(spectra) @ metric, np.linalg.norm(spectra[:, 0], axis=1)
+
+
+def _mirrored_views() -> npt.NDArray[np.intp]:
+    """For each of VIEWS the one that shows of a picture what it shows of the mirrored picture."""
+    left = 1 - VIEWS[:, 2] - VIEWS[:, 3]
+    mirrored = np.concatenate([VIEWS[:, :3], left[:, None]], axis=1)
+    return np.abs(mirrored[:, None] - VIEWS[None]).sum(axis=2).argmin(axis=1)
 
 
 def _seen(pictures: Floats, windows: Floats) -> Floats:
@@ -143,14 +164,12 @@ def _outside(image: Pixels, box: Box) -> Pixels:
     return beyond
 
 
-def _gray(pixels: Pixels, gain: float) -> Floats:
-    if gain != 1:
-        pixels = np.minimum(np.rint(np.arange(256) * gain), 255).astype(np.uint8)[pixels]
+def _gray(pixels: Pixels) -> Floats:
     return pixels[..., 0].astype(np.float32) if pixels.shape[-1] == 1 else np.asarray(pixels.astype(np.float32) @ _LUMA)
 
 
 def _area(pixels: int) -> Floats:
-    """Averages of `pixels` over 64 equal parts of their length: (64, pixels)."""
+    """Averages of `pixels` over 32 equal parts of their length: (32, pixels)."""
     edges = np.arange(_SIDE_PX + 1) * (pixels / _SIDE_PX)
     places = np.arange(pixels)
     covered = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)

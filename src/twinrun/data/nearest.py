@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.data.alignment import align, overlay, spectrum
+from twinrun.data.alignment import align, spectrum
 from twinrun.data.descriptors import VIEWS, Boxes, Pixels, content_boxes, descriptors, gray_pictures, learned_metric
 from twinrun.data.facts import Facts
 from twinrun.data.forest import Forest, grow, nearest
@@ -26,22 +26,18 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
 _T = TypeVar("_T")
 
-_ORDER = 12
+_ORDER = 10
 _SAMPLE = 2000
 _TREES = 4
 _DESCRIBED_AT_ONCE = 2048
 _ALIGNED_AT_ONCE = 512
 _LEAST_CONTRAST = 1.0  # gray levels of 255: below it noise is all there is to compare
 _NEIGHBOURS = 6
-_SUSPECTS = 3
-_SUSPECT_RATIO = 0.7
 _RIVAL = 4  # the neighbour to be nearer than: an image may have three copies
-_RIVAL_RATIO = 0.16
+_RIVAL_RATIO = 0.33
 _ALWAYS_A_COPY = 0.012
-_NEVER_A_COPY = 0.08
+_NEVER_A_COPY = 0.16
 _NO_RIVAL = 0.3
-_PRICE_OF_MOVING = 2.0  # alike only once moved and stretched counts for half of alike in place
-_GAINS = (1.1, 1.2, 1.3)  # white swallows what is made brighter, which no linear gain explains
 _STILL = 0.03  # windows further than this from the whole are crops
 
 
@@ -137,7 +133,7 @@ def _candidates(search: _Search, rows: Rows) -> _Candidates:
         return _Candidates(rows[found.owner], rows[found.match], found.view, found.distance)
 
     places = np.arange(len(rows), dtype=np.int32)
-    return _joined(_each(search, ask, _cut(places, _DESCRIBED_AT_ONCE), 0.1, 0.7))
+    return _joined(_each(search, ask, _cut(places, _DESCRIBED_AT_ONCE), 0.1, 0.6))
 
 
 def _neighbours(forest: Forest, asked: Floats, owners: Rows) -> _Candidates:
@@ -154,30 +150,22 @@ def _neighbours(forest: Forest, asked: Floats, owners: Rows) -> _Candidates:
 
 def _judged(search: _Search, candidates: _Candidates) -> dict[tuple[int, int], tuple[float, Change]]:
     """The candidates that are copies: distance and change of each pair of rows."""
-    suspects = candidates[_suspicious(candidates)]
-    verdicts = _aligned(search, suspects, 0.7, 0.85)
-    owners = np.unique(suspects.owner[verdicts.distance < _NEVER_A_COPY])
-    rivals = candidates[np.isin(candidates.owner, owners)]
-    verdicts = _aligned(search, rivals, 0.85, 1.0)
-    limits = np.clip(_RIVAL_RATIO * _rival_distances(rivals.owner, verdicts.distance), _ALWAYS_A_COPY, _NEVER_A_COPY)
-    return _pairs(rivals, verdicts, verdicts.distance < limits)
+    verdicts = _aligned(search, candidates, 0.6, 1.0)
+    limits = np.clip(_RIVAL_RATIO * _rival_distances(candidates, verdicts.distance), _ALWAYS_A_COPY, _NEVER_A_COPY)
+    return _pairs(candidates, verdicts, verdicts.distance < limits)
 
 
-def _suspicious(candidates: _Candidates) -> npt.NDArray[np.bool_]:
-    """Whether a candidate's descriptor stands out from those of the owner's other neighbours."""
-    last = np.searchsorted(candidates.owner, candidates.owner, side="right") - 1
-    rank = _rank(candidates.owner)
-    few = rank[last] < _NEIGHBOURS - 1
-    return few | (rank < _SUSPECTS) & (candidates.distance <= _SUSPECT_RATIO * candidates.distance[last])
+def _rival_distances(candidates: _Candidates, distances: Floats) -> Floats:
+    """For each candidate the aligned distance of the `_RIVAL`-th nearest: its owner's or its match's, which is less.
 
-
-def _rival_distances(owners: Rows, distances: Floats) -> Floats:
-    """For each candidate the aligned distance of its owner's `_RIVAL`-th nearest; `_NO_RIVAL` where there are fewer."""
-    by_distance = np.lexsort((distances, owners))
-    place = np.searchsorted(owners, owners) + _RIVAL - 1
-    exists = place < np.searchsorted(owners, owners, side="right")
-    rival = distances[by_distance[np.minimum(place, len(owners) - 1)]]
-    return np.where(exists, rival, np.float32(_NO_RIVAL))
+    So that a picture unlike all others is not called a copy of one that many resemble. `_NO_RIVAL` where there are
+    fewer.
+    """
+    by_distance = distances[np.lexsort((distances, candidates.owner))]
+    owners, starts, counts = np.unique(candidates.owner, return_index=True, return_counts=True)
+    rivals = np.full(1 + max(candidates.owner.max(initial=0), candidates.match.max(initial=0)), np.float32(_NO_RIVAL))
+    rivals[owners[counts >= _RIVAL]] = by_distance[starts[counts >= _RIVAL] + _RIVAL - 1]
+    return np.minimum(rivals[candidates.owner], rivals[candidates.match])
 
 
 def _within_groups(
@@ -218,39 +206,22 @@ def _pairs(
 
 
 def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float) -> _Verdicts:
-    """Lay the owner of each candidate over its match, in place and moved; the better counts, moving has a price."""
+    """Lay the owner of each candidate over its match."""
 
     def lay(chunk: Rows) -> _Verdicts:
         part = candidates[chunk]
         flipped = part.view >= len(VIEWS)
-        pictures = _owners(search, part, flipped)
-        seen = spectrum(pictures, _ORDER, VIEWS[:1])
-        targets = _matches(search, part)
-        still = [overlay(seen, targets, blur=True)]
-        for gain in _GAINS:
-            brighter = spectrum(_owners(search, part, flipped, gain), _ORDER, VIEWS[:1])
-            still += [overlay(brighter, targets, blur=False), overlay(_matches(search, part, gain), seen, blur=False)]
-        in_place = np.minimum.reduce(still)
-        moved = align(pictures, targets, VIEWS[np.where(flipped, 0, part.view)])
-        priced = np.minimum(_PRICE_OF_MOVING * moved.distance, 1)
-        elsewhere = np.abs(moved.windows - VIEWS[0]).max(axis=1) > _STILL
-        return _Verdicts(np.minimum(in_place, priced), (priced < in_place) & elsewhere)
+        pictures = gray_pictures(search.images, part.owner, search.boxes)
+        pictures[flipped] = pictures[flipped, :, ::-1]
+        targets = spectrum(gray_pictures(search.images, part.match, search.boxes), _ORDER, VIEWS[:1])
+        laid = align(pictures, targets, VIEWS[part.view % len(VIEWS)])
+        return _Verdicts(laid.distance, np.abs(laid.windows - VIEWS[0]).max(axis=1) > _STILL)
 
     chunks = _cut(np.arange(len(candidates.owner), dtype=np.int32), _ALIGNED_AT_ONCE)
     parts = list(_each(search, lay, chunks, start, stop))
     if not parts:
         return _Verdicts(np.empty(0, np.float32), np.empty(0, np.bool_))
     return _Verdicts(np.concatenate([part.distance for part in parts]), np.concatenate([part.moved for part in parts]))
-
-
-def _owners(search: _Search, candidates: _Candidates, flipped: npt.NDArray[np.bool_], gain: float = 1) -> Floats:
-    pictures = gray_pictures(search.images, candidates.owner, search.boxes, gain)
-    pictures[flipped] = pictures[flipped, :, ::-1]
-    return pictures
-
-
-def _matches(search: _Search, candidates: _Candidates, gain: float = 1) -> Floats:
-    return spectrum(gray_pictures(search.images, candidates.match, search.boxes, gain), _ORDER, VIEWS[:1])
 
 
 def _each(
