@@ -1,6 +1,6 @@
 """Faults planted in real image sets, and what finds them: `python -m benchmarks.data`, or `make bench-data`.
 
-Each module beside this one but `growth`, which takes times, plants one kind of fault and looks for it in several ways,
+Each part but `growth`, which takes times, plants one kind of fault and looks for it in several ways,
 Twinrun's and its peers', on the same images in the same run. Image sets lie where TWINRUN_TEST_DATA points, or in
 data/raw.
 """
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PARTS = ("growth", "leaks", "labels", "shortcuts", "broken")
+PARTS = ("growth", "leaks", "combinations", "labels", "shortcuts", "broken")
 
 
 def main() -> None:

@@ -35,9 +35,9 @@ Pixels = npt.NDArray[np.uint8]
 Change = Callable[[Pixels, np.random.Generator], Pixels]
 Ties = Iterable[tuple[int, int]]
 
-_SUSPECTED_AT_MOST = 0.001
-_HASHES = ("phash", "whash", "dhash")
-_QUICK = 10_000
+SUSPECTED_AT_MOST = 0.001
+HASHES = ("phash", "whash", "dhash")
+QUICK = 10_000
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def run(data: Path, *, quick: bool) -> list[dict[str, Any]]:
     for name, plant in {"Fashion-MNIST": _arrays, "MNIST": _arrays, "TrashNet": _files}.items():
         with tempfile.TemporaryDirectory() as folder:
             planted = plant(name, data, Path(folder), quick)
-            ours = _twinrun(planted, Path(folder))
-            theirs = _cleanvision(planted, Path(folder), _HASHES[:1] if quick else _HASHES)
+            ours = twinrun(planted, Path(folder))
+            theirs = cleanvision(planted, Path(folder), HASHES[:1] if quick else HASHES)
         rows += [
             {
                 "data set": name,
@@ -103,7 +103,7 @@ def _arrays(name: str, data: Path, folder: Path, quick: bool) -> Planted:
     del folder
     listing = list_idx(name.lower(), data / name.lower(), may_download=False)  # type: ignore[arg-type]
     assert isinstance(listing.content, Arrays)
-    start = len(listing.items) - _QUICK if quick else 0
+    start = len(listing.items) - QUICK if quick else 0
     items, pixels = listing.items[start:], listing.content.pixels[start:]
     source, change, random = _chosen(items, 0.01)
     copies = [
@@ -111,7 +111,7 @@ def _arrays(name: str, data: Path, folder: Path, quick: bool) -> Planted:
     ]
     content = Arrays(np.concatenate([pixels, np.stack(copies)[..., None]]), listing.content.format)
     shape = Shape((pixels.shape[1], pixels.shape[1]), "gray", "pad", "bilinear", 10**8)
-    return Planted(name, Listing(_with_copies(items, source), content), shape, source, change)
+    return Planted(name, Listing(with_copies(items, source), content), shape, source, change)
 
 
 def _files(name: str, data: Path, folder: Path, quick: bool) -> Planted:
@@ -127,7 +127,7 @@ def _files(name: str, data: Path, folder: Path, quick: bool) -> Planted:
         paths.append(copy)
     return Planted(
         name,
-        Listing(_with_copies(listing.items, source), Files(paths)),
+        Listing(with_copies(listing.items, source), Files(paths)),
         Shape((64, 64), "rgb", "pad", "bilinear", 10**8),
         source,
         change,
@@ -144,19 +144,21 @@ def _chosen(items: list[Item], share: float) -> tuple[list[int], list[str | None
     return [*range(len(items)), *chosen], [*[None] * len(items), *names], random
 
 
-def _with_copies(items: list[Item], source: list[int]) -> list[Item]:
+def with_copies(items: list[Item], source: list[int]) -> list[Item]:
+    """`items` and, in train, one for each copy."""
     copies = [Item(f"copy/{row}", items[source[row]].label, "train") for row in range(len(items), len(source))]
     return [*items, *copies]
 
 
-def _twinrun(planted: Planted, folder: Path) -> Found:
+def twinrun(planted: Planted, folder: Path) -> Found:
+    """What Twinrun finds among `planted`; its pack is written to `folder`."""
     pack = folder / "images.npy"
     with creating_pack(pack, (len(planted.source), *planted.shape.of_image)) as temp:
         facts = fill_pack(planted.listing, planted.shape, temp, available_cores())
     start = time.perf_counter()
     pairs = near_duplicates(open_pack(pack), facts)
     seconds = time.perf_counter() - start
-    return _judged(planted, _with_identical([(pair.first, pair.second) for pair in pairs], facts), facts, seconds)
+    return judged(planted, _with_identical([(pair.first, pair.second) for pair in pairs], facts), facts, seconds)
 
 
 def _with_identical(pairs: list[tuple[int, int]], facts: list[Facts]) -> Ties:
@@ -171,7 +173,8 @@ def _with_identical(pairs: list[tuple[int, int]], facts: list[Facts]) -> Ties:
             yield from ((a, b) for b in same[facts[second].pixels_sha256])
 
 
-def _cleanvision(planted: Planted, folder: Path, hashes: Iterable[str]) -> Found:
+def cleanvision(planted: Planted, folder: Path, hashes: Iterable[str]) -> Found:
+    """What CleanVision finds among `planted` with the best of `hashes`; arrays are written to `folder` as files."""
     from cleanvision import Imagelab
 
     paths = _image_files(planted.listing, folder)
@@ -186,8 +189,8 @@ def _cleanvision(planted: Planted, folder: Path, hashes: Iterable[str]) -> Found
         row = {path: index for index, path in enumerate(paths)}
         sets = lab.info["near_duplicates"]["sets"] + lab.info["exact_duplicates"]["sets"]
         ties = (pair for found in sets for pair in combinations(sorted(row[path] for path in found), 2))
-        tried.append(_judged(planted, ties, facts, seconds))
-    modest = [found for found in tried if found.suspected <= _SUSPECTED_AT_MOST]
+        tried.append(judged(planted, ties, facts, seconds))
+    modest = [found for found in tried if found.suspected <= SUSPECTED_AT_MOST]
     return max(modest or tried[:1], key=lambda found: sum(found.recall.values()))
 
 
@@ -200,7 +203,8 @@ def _image_files(listing: Listing, folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _judged(planted: Planted, ties: Ties, facts: list[Facts], seconds: float) -> Found:
+def judged(planted: Planted, ties: Ties, facts: list[Facts], seconds: float) -> Found:
+    """Compare the pairs of rows that a tool ties together with what was planted."""
     found: set[int] = set()
     wrong: set[int] = set()
     clean = planted.change.count(None)
@@ -214,7 +218,7 @@ def _judged(planted: Planted, ties: Ties, facts: list[Facts], seconds: float) ->
     recall = {
         name: sum(row in found for row, change in enumerate(planted.change) if change == name)
         / planted.change.count(name)
-        for name in changes()
+        for name in dict.fromkeys(change for change in planted.change if change is not None)
     }
     return Found(recall, len(wrong) / clean, seconds)
 

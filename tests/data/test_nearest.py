@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,70 @@ def test_changed_copies_of_real_pictures_are_found_and_next_to_no_others(
     planted = {(number, len(fashion) + number) for number in range(len(copies))}
     assert len(found & planted) >= least * len(planted)
     assert len(found - planted) <= 0.001 * len(fashion)
+
+
+def moved(pixels: Pixels) -> Pixels:
+    """Two pixels to the right and one down; the edge is repeated."""
+    return np.pad(pixels, ((1, 0), (2, 0), (0, 0)), mode="edge")[:-1, :-2]
+
+
+def framed(pixels: Pixels) -> Pixels:
+    """A white frame of one pixel in 28 around all of the picture, which shrinks."""
+    border = max(1, pixels.shape[0] // 28)
+    inner = np.full_like(pixels, 255)
+    size = (pixels.shape[1] - 2 * border, pixels.shape[0] - 2 * border)
+    small = np.asarray(picture(pixels).resize(size, Image.Resampling.BILINEAR))
+    inner[border:-border, border:-border] = small.reshape(size[1], size[0], -1)
+    return inner
+
+
+def recoloured(pixels: Pixels) -> Pixels:
+    """Another gain and offset for each channel."""
+    gains, offsets = np.array([1.2, 0.85, 1.05]), np.array([-10, 15, 5])
+    channels = pixels.shape[2]
+    return np.clip(np.rint(pixels * gains[:channels] + offsets[:channels]), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photos() -> Pixels:
+    """400 real photos of waste, 48 x 64 pixels in colour: (400, 48, 64, 3)."""
+    folder = os.environ.get("TWINRUN_TEST_DATA")
+    if not folder:
+        pytest.skip("TWINRUN_TEST_DATA names no folder with trashnet")
+    files = sorted(Path(folder).glob("trashnet/dataset-resized/*/*.jpg"))[::6][:400]
+    return np.stack([np.asarray(Image.open(file).convert("RGB").resize((64, 48))) for file in files])
+
+
+@pytest.mark.parametrize("combination", list(combinations([mirrored, moved, framed, recoloured], 2)))
+def test_copies_that_differ_in_two_ways_at_once_are_found_among_clothes(
+    fashion: Pixels, combination: tuple[Callable[[Pixels], Pixels], ...]
+) -> None:
+    copies = np.stack([combination[1](combination[0](image)) for image in fashion[:40]])
+
+    found = {(pair.first, pair.second) for pair in pairs(np.concatenate([fashion[:1000], copies]))}
+
+    planted = {(number, 1000 + number) for number in range(len(copies))}
+    assert len(found & planted) >= 0.75 * len(planted)
+    assert len(found - planted) <= 1
+
+
+def test_photos_that_were_mirrored_moved_recoloured_and_compressed_are_found(photos: Pixels) -> None:
+    copies = np.stack([encoded(recoloured(moved(mirrored(image)))) for image in photos[:40]])
+
+    found = [pair for pair in pairs(np.concatenate([photos, copies])) if pair.second >= len(photos)]
+
+    assert len({(pair.first, pair.second) for pair in found} & {(row, 400 + row) for row in range(40)}) >= 36
+    assert {pair.change for pair in found if pair.second == 400 + pair.first} == {"mirrored"}
+
+
+def test_the_order_of_the_images_does_not_decide_what_is_found(photos: Pixels) -> None:
+    images = np.concatenate([photos[:200], np.stack([framed(recoloured(image)) for image in photos[:20]])])
+    order = np.random.default_rng(3).permutation(len(images))
+
+    found = {(pair.first, pair.second) for pair in pairs(images)}
+    shuffled = {tuple(sorted((int(order[pair.first]), int(order[pair.second])))) for pair in pairs(images[order])}
+
+    assert shuffled == found
 
 
 def test_handwritten_digits_which_all_look_alike_hold_only_the_copy_that_was_planted() -> None:

@@ -1,4 +1,4 @@
-"""How alike two pictures are once one is laid over the other as well as it can be. Pure: refuses to know of data sets.
+"""How alike two pictures are once one is laid over the other as well as it can be.
 
 A picture is described by its low-frequency cosine coefficients inside a window, so that cropping, shifting and resizing
 are windows and never a new picture; see Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.

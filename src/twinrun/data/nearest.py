@@ -1,10 +1,11 @@
-"""Every pair of images of which one is a changed copy of the other. Pure: refuses to know labels, splits and policies.
+"""Near duplicates: every pair of images of which one is a changed copy of the other. Labels and splits are not used.
 
-Changed means re-encoded, resized, brighter or darker, cropped by up to about a tenth, or mirrored. Candidates come from
-a forest over short descriptors, in which every image looks for itself, cropped in 25 ways and mirrored; the image is
-then laid over each candidate as well as it can be. What counts as alike is measured against the data: a copy is far
-nearer than the next neighbours (after Lowe, "Distinctive image features from scale-invariant keypoints", IJCV 2004), so
-that in a data set whose images all look alike nothing stands out but copies.
+Changed means several of these at once: re-encoded, resized, other colours and contrast, moved, scaled or cropped by up
+to about a tenth, framed, mirrored. Candidates come from a forest over short descriptors of the inner part of each
+image, in which every image looks for itself through 75 windows, mirrored too; the image is then laid over each
+candidate as well as it can be. What counts as alike is measured against the data: the two are far nearer to each other
+than to the next neighbours of either (after Lowe, "Distinctive image features from scale-invariant keypoints", IJCV
+2004), so that in a data set whose images all look alike nothing stands out but copies.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,7 +54,7 @@ class NearPair:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Pairs to be judged, sorted by `owner`: `match` is like `view` of `owner`, at `distance` between descriptors."""
+    """Pairs to be judged: `match` is like `view` of `owner`, at `distance` between descriptors."""
 
     owner: Rows
     match: Rows
@@ -108,11 +109,12 @@ def near_duplicates(
 
 
 def _first_of_each(facts: Sequence[Facts]) -> Rows:
+    """One row for each picture, in an order that does not depend on that of the files."""
     first: dict[str, int] = {}
     for row, fact in enumerate(facts):
         if fact.error is None and fact.pixels_sha256 is not None:
             first.setdefault(fact.pixels_sha256, row)
-    return np.array(list(first.values()), np.int32)
+    return np.array([row for _, row in sorted(first.items())], np.int32)
 
 
 def _candidates(search: _Search, rows: Rows) -> _Candidates:
@@ -162,7 +164,8 @@ def _rival_distances(candidates: _Candidates, distances: Floats) -> Floats:
     fewer.
     """
     by_distance = distances[np.lexsort((distances, candidates.owner))]
-    owners, starts, counts = np.unique(candidates.owner, return_index=True, return_counts=True)
+    owners, counts = np.unique(candidates.owner, return_counts=True)
+    starts = np.cumsum(counts) - counts
     rivals = np.full(1 + max(candidates.owner.max(initial=0), candidates.match.max(initial=0)), np.float32(_NO_RIVAL))
     rivals[owners[counts >= _RIVAL]] = by_distance[starts[counts >= _RIVAL] + _RIVAL - 1]
     return np.minimum(rivals[candidates.owner], rivals[candidates.match])
