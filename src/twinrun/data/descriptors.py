@@ -126,11 +126,11 @@ def descriptors(pictures: Floats, metric: Floats, views: Floats | None = None) -
     return _unit(spectra) @ metric, np.linalg.norm(spectra[:, 0], axis=1)
 
 
-def _mirrored_views() -> npt.NDArray[np.intp]:
+def _mirrored_views() -> Rows:
     """For each of VIEWS the one that shows of a picture what it shows of the mirrored picture."""
     left = 1 - VIEWS[:, 2] - VIEWS[:, 3]
     mirrored = np.concatenate([VIEWS[:, :3], left[:, None]], axis=1)
-    return np.abs(mirrored[:, None] - VIEWS[None]).sum(axis=2).argmin(axis=1)
+    return np.abs(mirrored[:, None] - VIEWS[None]).sum(axis=2).argmin(axis=1).astype(np.int32)
 
 
 def _seen(pictures: Floats, windows: Floats) -> Floats:
