@@ -130,7 +130,7 @@ def _mirrored_views() -> Rows:
     """For each of VIEWS the one that shows of a picture what it shows of the mirrored picture."""
     left = 1 - VIEWS[:, 2] - VIEWS[:, 3]
     mirrored = np.concatenate([VIEWS[:, :3], left[:, None]], axis=1)
-    return np.abs(mirrored[:, None] - VIEWS[None]).sum(axis=2).argmin(axis=1).astype(np.int32)
+    return np.asarray(np.abs(mirrored[:, None] - VIEWS[None]).sum(axis=2).argmin(axis=1), np.int32)
 
 
 def _seen(pictures: Floats, windows: Floats) -> Floats:
