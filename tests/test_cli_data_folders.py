@@ -1,5 +1,6 @@
 """`twinrun data check` on trees of folders, and `twinrun data mend` on odd names, called as a person calls them."""
 
+import contextlib
 import csv
 import re
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from data_support import REPOSITORY, Project, Ran, heed_permissions
 from PIL import Image
+from typer.testing import CliRunner
+
+from twinrun.cli_data import app
 
 
 def _photos(folder: Path, count: int, seed: int) -> None:
@@ -98,3 +102,37 @@ def test_odd_names_stay_on_one_line_and_what_mend_proposes_for_them_is_found_by_
     assert passed.code == 0, passed.said
     assert f"dropped: {len(rows)} decision" in passed.said
     assert "Nothing to propose" in again.said
+
+
+def test_a_check_takes_depth_ground_and_links_as_options_and_names_them_where_they_would_help(tmp_path: Path) -> None:
+    _photos(tmp_path / "photos/a", 6, 1)
+    _photos(tmp_path / "photos/b", 6, 2)
+    icon = np.zeros((64, 64, 4), np.uint8)
+    icon[..., :3], icon[20:40, 20:40, 3] = 255, 255
+    Image.fromarray(icon).save(tmp_path / "photos/a/icon.png")
+    scene = np.random.default_rng(3).integers(0, 4096, (64, 64), dtype=np.uint16)
+    Image.fromarray(scene).save(tmp_path / "photos/b/deep.png")
+    (tmp_path / "other.png").write_bytes((tmp_path / "photos/a/0.png").read_bytes())
+    (tmp_path / "photos/b/out.png").symlink_to("../../other.png")
+
+    plain = _check(tmp_path)
+    asked = _check(tmp_path, "--depth", "12", "--ground", "black", "--follow-links")
+    wrong = [_check(tmp_path, *option) for option in (("--depth", "deep"), ("--ground", "red"), ("--bands", "1,2"))]
+
+    assert "Not followed, since they lead out of the folder: b/out.png (to " in plain
+    assert "--depth 12" in plain
+    assert "1 image has transparent parts, which are shown white (--ground). All white so: a/icon.png. Try --" in plain
+    assert "(a 7, b 7)" in plain
+    assert "(a 7, b 8)" in asked
+    assert "Not followed" not in asked
+    assert "--depth 12" not in asked
+    assert "--depth 'deep': write file, data, or a number of bits from 1 to 32." in wrong[0]
+    assert "--ground 'red': write white, gray or black." in wrong[1]
+    assert "--bands '1,2': name one band or three, counted from 1, such as 4,3,2." in wrong[2]
+
+
+def _check(folder: Path, *options: str) -> str:
+    """Run `twinrun data check photos` inside this process; returns what it prints, or the error."""
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(app, ["check", "photos", "--no-labels", *options])
+    return result.output + str(result.exception or "")

@@ -377,17 +377,21 @@ def sample_notes(listing: Listing, facts: list[Facts], rules: SampleRules) -> li
     needed, spare = max((used for used, _ in deep), default=0), min((bits - used for used, bits in deep), default=0)
     if rules.depth == "file" and spare >= _SPARE_BITS:
         notes.append(
-            f"{len(deep):,} images have more than 8 bits, and their values need {needed} of {needed + spare} bits at "
+            f"{_images(len(deep))} more than 8 bits, and the values need {needed} of {needed + spare} bits at "
             f"most: as they are read, the brightest is {100 / (1 << spare):.2g}% gray. If {needed} bits are their "
             f"range: ingest.depth: {needed}."
         )
     clear = [place for place, fact in enumerate(facts) if fact.is_transparent]
     if clear:
-        notes.append(f"{len(clear):,} images have transparent parts, which are shown {rules.ground} (ingest.ground).")
+        notes.append(f"{_images(len(clear))} transparent parts, which are shown {rules.ground} (ingest.ground).")
         if plain := [listing.items[place].path for place in clear if facts[place].contrast == 0]:
             others = " or ".join(ground for ground in ("white", "gray", "black") if ground != rules.ground)
-            notes[-1] += f" {len(plain):,} are all {rules.ground} so: {some_names(plain)}. Try ingest.ground: {others}."
+            notes[-1] += f" All {rules.ground} so: {some_names(plain)}. Try ingest.ground: {others}."
     return notes
+
+
+def _images(count: int) -> str:
+    return "1 image has" if count == 1 else f"{count:,} images have"
 
 
 def summary(listing: Listing, facts: list[Facts]) -> str:

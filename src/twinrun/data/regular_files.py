@@ -14,19 +14,23 @@ def open_regular(path: Path) -> BinaryIO:
     A file of no bytes is not read: those of /proc claim none, and some of them wait for ever or never end.
     """
     _expect_regular(path.stat())  # before it is opened, since that may wake a device
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     try:
-        status = os.fstat(number)
+        status = os.fstat(file.fileno())
         _expect_regular(status)
-        if status.st_size == 0:
-            os.close(number)
-            return io.BytesIO()
-        return os.fdopen(number, "rb")
+        if status.st_size > 0:
+            return file
     except OSError:
-        os.close(number)
+        file.close()
         raise
+    file.close()
+    return io.BytesIO()
 
 
 def _expect_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -26,7 +26,7 @@ _LITTER = words_of(
 _IMAGE_SUFFIXES = words_of(
     """.jpg .jpeg .jpe .jfif .png .apng .gif .bmp .dib .tif .tiff .webp .pbm .pgm .ppm .pnm .pfm .heic .heif .avif .jp2
     .j2k .jpx .jpf .jxl .jxr .ico .cur .tga .pcx .psd .svg .exr .hdr .qoi .sgi .xbm .xpm .dcm .dicom .dng .cr2 .cr3 .crw
-    .nef .nrw .arw .orf .rw2 .raf .pef .srw .raw"""
+    .nef .nrw .arw .orf .rw2 .raf .pef .srw .raw .npy .nii"""
 )
 _OTHER_SUFFIXES = words_of(
     """.txt .csv .tsv .json .jsonl .ndjson .geojson .xml .md .rst .html .htm .yaml .yml .toml .ini .cfg .conf .log .sql
@@ -34,6 +34,14 @@ _OTHER_SUFFIXES = words_of(
     .bat .ps1 .exe .dll .so .lnk .url .webloc .mp4 .mov .avi .mkv .webm .wmv .mpg .mpeg .m4v .3gp .mts .mp3 .wav .flac
     .ogg .m4a .aac .srt .zip .tar .gz .tgz .bz2 .xz .7z .rar .parquet .pkl .pickle .h5 .hdf5 .pt .pth .onnx .ckpt
     .safetensors .tfrecord .tfrecords .dvc .lock .aae .xmp .thm .sha256 .md5 .torrent"""
+)
+_IMAGE_STARTS = (
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  "),
+    *(b"\xff\x4f\xff\x51", b"\x93NUMPY", b"\0\0\1\0"),
+)
+_HEIF_BRANDS = (
+    *(b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"),
+    *(b"mif1", b"msf1", b"avif", b"avis"),
 )
 _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
 _LOOKED_AT = 512
@@ -232,7 +240,7 @@ def _counts(entry: "os.DirEntry[str]") -> bool:
     start = _start(entry)
     if start is None:
         return suffix not in _OTHER_SUFFIXES and not hidden
-    if _starts_like_an_image(start):
+    if starts_like_an_image(start):
         return True
     return not hidden and suffix not in _OTHER_SUFFIXES and not _is_plain_text(start)
 
@@ -252,15 +260,15 @@ def _start(entry: "os.DirEntry[str]") -> bytes | None:
         return None
 
 
-def _starts_like_an_image(start: bytes) -> bool:
-    """Whether the first bytes of a file are those of a JPEG, PNG, GIF, BMP, TIFF, WebP, HEIC or AVIF image."""
-    if start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")):
+def starts_like_an_image(start: bytes) -> bool:
+    """Whether the first bytes of a file, 132 at least, are those of an image in a format that is read."""
+    if start.startswith(_IMAGE_STARTS) or start[128:132] == b"DICM":
         return True
     if start.startswith(b"BM"):
         return start[6:10] == bytes(4)
     if start.startswith(b"RIFF"):
         return start[8:12] == b"WEBP"
-    return start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
 
 
 def _is_plain_text(start: bytes) -> bool:

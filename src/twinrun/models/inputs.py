@@ -21,6 +21,7 @@ from PIL import Image
 from twinrun.data.decode import AS_STORED, Channels, Pixels, decode_image, opened_pixels
 from twinrun.data.regular_files import open_regular
 from twinrun.data.samples import SampleRules
+from twinrun.data.walking import starts_like_an_image
 from twinrun.errors import DataError, DecodeError
 
 IMAGE_COLUMNS = ("image", "path", "file", "filename")
@@ -171,13 +172,9 @@ def _image_of_text(text: str, paths: bool) -> Given:
         return Unreadable("is empty: there is no image")
     if len(data) > _LONGEST_PATH or (data and not paths):
         return data
-    if paths and not (data and _starts_like_an_image(data)):
+    if paths and not (data and starts_like_an_image(data)):
         return Unreadable(f"{text[:_SHOWN_TEXT]!r} is neither a file that exists nor base64 text of an image")
     return data or Unreadable("is text that is not base64. Send the bytes of the image file, encoded as base64")
-
-
-def _starts_like_an_image(data: bytes) -> bool:
-    return data.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF"))
 
 
 def _array(array: npt.NDArray[Any]) -> npt.NDArray[Any] | Unreadable:
