@@ -114,21 +114,22 @@ def mend(
 
     Examples: twinrun data mend, twinrun data mend --findings twinrun-check/findings.parquet
     """
-    from twinrun.data.validation.decisions import decisions_csv, proposed, read_decisions, spellings
+    from twinrun.data.sheet import decoded
+    from twinrun.data.validation.decisions import decisions_csv, not_decided, proposed, read_decisions
     from twinrun.publish import write_text
 
     before = read_decisions(out) if out.exists() else []
-    known = {spelling for decision in before for spelling in spellings(decision.path)}
-    new = [decision for decision in proposed(_read_findings(findings)) if decision.path not in known]
+    new = not_decided(proposed(_read_findings(findings)), before)
     if not new:
-        print(f"Nothing to propose{f' beyond the {len(before)} decisions in {out}' if before else ''}.")
+        print("Nothing to propose" + (f" beyond {_count(len(before), 'decision')} in {out}." if before else "."))
         return
     try:
-        write_text(decisions_csv(new, out.read_bytes().decode() if out.exists() else ""), out)
+        write_text(decisions_csv(new, decoded(out, "--out", DataError) if out.exists() else ""), out)
     except OSError as error:
         raise PublishError(f"{out} cannot be written: {error.strerror}. Name another one: --out.") from None
     drops = sum(decision.action == "drop" for decision in new)
-    print(f"{out}: {drops} drops and {len(new) - drops} relabels proposed, {len(before)} decisions kept.")
+    proposals = f"{_count(drops, 'drop')} and {_count(len(new) - drops, 'relabel')} proposed"
+    print(f"{out}: {proposals}, {_count(len(before), 'decision')} kept.")
     print(f"Edit it, set validate.decisions: {out} in params.yaml, and run: dvc repro")
     _warn_unless_watched(out)
 
@@ -163,7 +164,10 @@ def split(
         write_text(fixed_splits_csv(lines), out)
     counts = Counter(image.split for image in images)
     sizes = ", ".join(f"{name} {counts[name]:,}" for name in ("train", "val", "test"))
-    print(f"{out}: {len(images):,} images ({sizes}), of which {len(lines) - len(before):,} were added.")
+    added = len(lines) - len(before)
+    print(
+        f"{out}: {_count(len(images), 'image')} ({sizes}), of which {added:,} {'was' if added == 1 else 'were'} added."
+    )
     if setting is not None and Path(setting) == out:
         print("Commit it to git." if lines != before else "It was up to date.")
     else:
@@ -192,10 +196,15 @@ def _drawn_splits(before: "list[FixedSplit]", out: Path) -> "list[FixedSplit]":
                 moved.append(f"{facts['path'][row]!r} is in {known[row]} there and in {name} now")
     if moved:
         raise DataError(
-            f"{len(moved):,} images are in another split than in {out}, for example {moved[0]}. The last validate did "
-            f"not use that file: set validate.splits: {out} in params.yaml, and run: dvc repro validate"
+            f"{_count(len(moved), 'image is', 'images are')} in another split than in {out}, for example {moved[0]}. "
+            f"The last validate did not use that file: set validate.splits: {out} in params.yaml, and run: dvc repro "
+            "validate"
         )
     return images
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def _warn_unless_watched(out: Path) -> None:

@@ -23,7 +23,6 @@ _NOT_PREDICTED = 2  # exit code
 _ROWS_PRINTED = 20
 _REASONS_PRINTED = 5
 _TILES_SHOWN = 500
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 SHEET = Path("predictions.html")
 
 
@@ -196,27 +195,14 @@ def _table(rows: Sequence[Row], top: int) -> "pa.Table":
 
 
 def _write(rows: Sequence[Row], out: Path, top: int) -> None:
-    import csv
-    import io
-
+    from twinrun.data.sheet import sheet_text
     from twinrun.publish import write_table, write_text
 
     table = _table(rows, top)
     if out.suffix.lower() == ".parquet":
         write_table(table, out)
         return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.column_names)
-    writer.writerows([_cell(value) for value in row.values()] for row in table.to_pylist())
-    write_text(text.getvalue(), out)
-
-
-def _cell(value: object) -> object:
-    """A value that a spreadsheet shows and does not compute."""
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return f"'{value}"
-    return "" if value is None else value
+    write_text(sheet_text([table.column_names, *(list(row.values()) for row in table.to_pylist())]), out)
 
 
 def _write_sheet(rows: Sequence[Row], pictures: dict[int, str], model: str, sheet: Path) -> None:

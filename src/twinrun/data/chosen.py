@@ -1,18 +1,17 @@
 """Images that a person names on the command line: files, folders, patterns such as "*.jpg", and CSV files of paths."""
 
-import csv
 import glob
-import io
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinrun.data.sheet import read_sheet
 from twinrun.data.walking import walk_folder
 from twinrun.errors import SourceError
 from twinrun.printing import escaped
 
 _COLUMNS = ("path", "image", "file", "filename")
-_DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -69,16 +68,9 @@ def _paths_of_csv(file: Path) -> list[Path]:
     """The paths in the column path, image, file or filename, or else in the first; relative to the CSV's folder."""
     named = escaped(str(file))
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        first = text.partition("\n")[0]
-        delimiter = max(_DELIMITERS, key=first.count)
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if any(row)]
-    except OSError as error:
-        raise SourceError(f"{named} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise SourceError(f"{named} is no UTF-8 text. Save it as CSV in UTF-8.") from None
-    except csv.Error as error:
-        raise SourceError(f"{named} is no CSV that can be read: {error}.") from None
+        rows = [line.cells for line in read_sheet(file, "an argument", SourceError).lines]
+    except FileNotFoundError:
+        raise SourceError(f"{named} does not exist.") from None
     if not rows:
         raise SourceError(f"{named} is empty. Give it a column called path, a row for each image.")
     header = [cell.strip().lower() for cell in rows[0]]
@@ -90,9 +82,16 @@ def _paths_of_csv(file: Path) -> list[Path]:
     return list(_cells(file, rows[1:], column))
 
 
-def _cells(file: Path, rows: Iterable[list[str]], column: int) -> Iterator[Path]:
+def _cells(file: Path, rows: Iterable[Sequence[str]], column: int) -> Iterator[Path]:
     for number, row in enumerate(rows, 1):
-        cell = row[column].strip() if column < len(row) else ""
-        if not cell or "\0" in cell:
+        cell = row[column] if column < len(row) else ""
+        if not cell.strip() or "\0" in cell:
             raise SourceError(f"{escaped(str(file))} names no image in its row {number}.")
-        yield file.parent / Path(cell).expanduser()
+        yield _meant(file.parent, cell)
+
+
+def _meant(folder: Path, cell: str) -> Path:
+    """The file that a cell names: as it stands, without spaces around, or in another Unicode form."""
+    names = [cell, cell.strip(), *(unicodedata.normalize(form, cell.strip()) for form in ("NFC", "NFD"))]
+    paths = [folder / Path(name).expanduser() for name in dict.fromkeys(names)]
+    return next((path for path in paths if path.exists()), folder / Path(cell.strip()).expanduser())

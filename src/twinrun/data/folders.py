@@ -4,7 +4,6 @@
 notes on all that a person may not expect. What lies deeper than the reading needs belongs to the same class.
 """
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from twinrun.data.levels import (
 )
 from twinrun.data.listing import Files, Item, Listing, some_names, sorted_listing, source_folder
 from twinrun.data.manifest import SPLITS, SplitName
+from twinrun.data.sheet import Line, decoded, read_sheet
+from twinrun.data.spelling import Names, told_apart
 from twinrun.data.walking import Walk, walk_folder
 from twinrun.errors import SourceError
 from twinrun.params import IngestParams, Level
@@ -29,6 +30,13 @@ from twinrun.printing import escaped
 
 Levels = Literal["auto"] | Sequence[Level]
 
+_SPLITS_FILE = "params.yaml: ingest.splits_file"
+_SHEETS = (".csv", ".tsv")
+_PATH_COLUMNS = (
+    *("path", "image", "file", "filename", "filepath", "file_path", "file_name", "image_path", "image_name", "img"),
+)
+_SPLIT_COLUMNS = ("split", "subset", "partition", "set")
+_GROUP_COLUMNS = ("group", "group_id")
 _LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
 _NO_LABEL = "lies in no class folder, so that it has no label"
 _CLASSES_SHOWN = 6
@@ -99,8 +107,8 @@ def list_folder(
     _expect_classes(root, content, readings[0])
     items, notes = content.items, content.notes
     if splits_file is not None:
-        items, note = _with_splits(items, {splits_file: None})
-        notes = notes + note
+        items, more = _with_splits(items, {splits_file: None}, root)
+        notes = notes + more
     return sorted_listing(items, Files(content.files), notes)
 
 
@@ -162,7 +170,7 @@ def list_trashnet(
             f"ingest.path: {images}."
         )
     listing = list_folder(images, None, levels, leave_out, follow_links=follow_links)
-    items, notes = _with_splits(listing.items, dict(lists))
+    items, notes = _with_splits(listing.items, dict(lists), images)
     return Listing(items, listing.content, listing.notes + notes)
 
 
@@ -202,13 +210,15 @@ def _counts(reading: Reading, walk: Walk) -> str:
     deepest = max(places, key=lambda folders: (places[folders].label is not None, min(len(folders), depth)))
     parts = [", ".join(f"{split} {splits[split]:,}" for split in SPLITS if splits[split])]
     if known := sorted(labels.keys() - {""}):
-        shown = ", ".join(f"{label} {labels[label]:,}" for label in known[:_CLASSES_SHOWN])
+        named = told_apart(known)
+        shown = ", ".join(f"{named[label]} {labels[label]:,}" for label in known[:_CLASSES_SHOWN])
         more = ", ..." if len(known) > _CLASSES_SHOWN else ""
         parts.append(f"{len(known):,} {'class' if len(known) == 1 else 'classes'} ({shown}{more})")
-    else:
+    elif reading.levels:
         parts.append("no classes")
     if "group" in reading.levels:
-        parts.append(f"{len(groups - {None}):,} groups")
+        number = len(groups - {None})
+        parts.append(f"{number:,} {'group' if number == 1 else 'groups'}")
     example = escaped("/".join(deepest[:depth]))
     return f"[{', '.join(reading.levels)}]{f', as in {example}' if example else ''}: {'; '.join(filter(None, parts))}"
 
@@ -241,12 +251,18 @@ def _content(root: Path, walk: Walk, reading: Reading, *, strict: bool) -> _Cont
             )
         )
         files.append(root / prefixes[folders] / name)
-    notes = [f"Folders read as {_counts(reading, walk)}."]
+    notes = [_note_on_reading(reading, walk)]
     if strays:
         notes.append(f"Left out, since they lie beside folders named as splits: {some_names(_shown(strays))}.")
     notes += _notes_on_labels(items, unlabelled, images, strict)
     notes += _notes_on_folders(walk, reading, images, passed_over)
     return _Content(items, files, notes + walk.notes())
+
+
+def _note_on_reading(reading: Reading, walk: Walk) -> str:
+    if not reading.levels:
+        return f"No folders that could be classes: {_images(len(walk.files))} without labels."
+    return f"Folders read as {_counts(reading, walk)}."
 
 
 def _shown(names: Iterable[str]) -> list[str]:
@@ -304,7 +320,7 @@ def _notes_on_labels(
     for folders, name in unlabelled.items():
         counts[escaped(name)] += images[folders]
     if counts:
-        named = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(counts.items()))
+        named = ", ".join(f"{name} ({_images(count)})" for name, count in sorted(counts.items()))
         notes.append(
             f"{'Left out, since' if left_out else 'Without labels, since'} they have no class folders: {named}."
         )
@@ -313,7 +329,8 @@ def _notes_on_labels(
         if item.label is not None and item.split is not None:
             splits[item.label].add(item.split)
     if len(set().union(*splits.values())) > 1:
-        alone = [f"{label} ({min(where)})" for label, where in sorted(splits.items()) if len(where) == 1]
+        shown = told_apart(sorted(splits))
+        alone = [f"{shown[label]} ({min(where)})" for label, where in sorted(splits.items()) if len(where) == 1]
         if alone:
             notes.append(f"Classes that are in one split alone: {some_names(alone)}.")
     return notes
@@ -376,14 +393,22 @@ class _Named:
     group: str | None = None
 
 
-def _with_splits(items: list[Item], lists: dict[Path, SplitName | None]) -> tuple[list[Item], list[str]]:
-    """Items with the splits and groups that `lists` name; a list of one split names only images."""
+def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: Path) -> tuple[list[Item], list[str]]:
+    """Items with the splits and groups that `lists` name; a list of one split names only images.
+
+    Images are named by their path below `root` or, where no other has it, their file name.
+    """
     named: dict[str, _Named] = {}
     by_name = Counter(item.path.rsplit("/", 1)[-1] for item in items)
-    known = {item.path for item in items} | by_name.keys()
+    known = Names({item.path for item in items} | by_name.keys(), root)
+    comments = 0
     for path, split in lists.items():
-        for written, place in _read_places(path, split):
-            name = written if written in known else escaped(written)
+        for written, place in _read_places(path, split, known):
+            name = known.find(written)
+            if name is None and written.startswith("#"):
+                comments += 1
+                continue
+            name = escaped(written) if name is None else name
             if named.setdefault(name, place) != place:
                 raise SourceError(
                     f"{path} puts {name} into {_words(place)}, and it was put into {_words(named[name])}."
@@ -402,58 +427,89 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None]) -> tupl
         place = named[key] if key is not None else _Named(None)
         result.append(replace(item, split=place.split or item.split, group=place.group or item.group))
     if absent := sorted(named.keys() - used):
-        raise SourceError(f"{where} names {len(absent):,} images that are not there: {some_names(absent)}.")
+        raise SourceError(f"{where} names {_images(len(absent))} that are not there: {some_names(absent)}.")
     unnamed = [item.path for item in result if item.split is None]
-    note = f"Without a split in {where}, and so for validate to decide: {some_names(unnamed)}." if unnamed else ""
-    return result, [note] if note else []
+    notes = [f"Without a split in {where}, and so for validate to decide: {some_names(unnamed)}."] if unnamed else []
+    if comments:
+        lines = "1 line" if comments == 1 else f"{comments:,} lines"
+        notes.append(f"Taken for comments, since they begin with # and name no image here: {lines} of {where}.")
+    return result, [*known.note(where), *notes]
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _words(place: _Named) -> str:
     return " ".join(filter(None, [place.split or "no split", place.group and f"(group {place.group})"]))
 
 
-def _read_places(path: Path, split: SplitName | None) -> Iterator[tuple[str, _Named]]:
+def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[tuple[str, _Named]]:
     """Names of images with their splits and groups: the columns of a CSV, or the two of a text.
 
     A CSV with a header may have either column or both (`path`, `split`, `group`); without one its columns are path and
-    split. Where `split` is given, the file is a list of images of that split, whatever stands in further columns.
+    split. Where `split` is given, the file is a list of images of that split, whatever stands in further columns. A
+    line that begins with # and names no image of those that are `known` is a comment.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise SourceError(
-            f"The splits file {path} cannot be read: {error.strerror} (params.yaml: ingest.splits_file)."
-        ) from None
-    except UnicodeDecodeError:
-        raise SourceError(f"The splits file {path} is no UTF-8 text (params.yaml: ingest.splits_file).") from None
-    commas = path.suffix.lower() == ".csv"
     columns: dict[str, int] | None = None
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        cells = [cell.strip() for cell in (next(csv.reader([line])) if commas else line.rsplit(None, 1))]
+    is_sheet = path.suffix.lower() in _SHEETS
+    for line in _lines(path, is_sheet, split is not None):
+        cells = line.cells
         if split is not None:
             yield cells[0], _Named(split)
             continue
+        is_comment = cells[0].startswith("#") and known.find(cells[0].strip()) is None
+        if columns is None and is_comment and not _is_header(cells):
+            continue
         if columns is None:
-            columns = _columns_of(cells) if commas else {"path": 0, "split": 1}
-            if commas and {cell.lower() for cell in cells} & {"split", "group"}:
+            columns = _columns_of(cells) if is_sheet else {"path": 0, "split": 1}
+            if is_sheet and _is_header(cells):
                 continue
         found = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
-        its_split = split_names([found.get("split", "")]).get(found.get("split", ""))
+        written, group = found["path"], found.get("group", "").strip() or None
+        its_split = _split_of(found.get("split", "").strip())
         if its_split is None and (found.get("split") or "group" not in columns):
+            if is_comment:
+                continue
             raise SourceError(
-                f"{path}, line {number}: wanted an image and its split (train, val or test), found {line.strip()!r}."
+                f"{path}, line {line.number}: wanted an image and its split (train, val or test), found "
+                f"{', '.join(map(repr, cells))}. A header may name the columns path, split and group."
             )
-        yield found["path"].removeprefix("./"), _Named(its_split, found.get("group") or None)
+        yield written, _Named(its_split, group)
 
 
-def _columns_of(cells: list[str]) -> dict[str, int]:
+def _lines(path: Path, is_sheet: bool, only_names: bool) -> Iterator[Line]:
+    try:
+        if is_sheet:
+            yield from read_sheet(path, _SPLITS_FILE, SourceError).lines
+            return
+        text = decoded(path, _SPLITS_FILE, SourceError)
+    except FileNotFoundError:
+        raise SourceError(f"The splits file {path} does not exist ({_SPLITS_FILE}).") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            stripped = line.removesuffix("\r")
+            parts = stripped.rsplit(None, 1)
+            yield Line(number, tuple(parts) if len(parts) == 2 or not only_names else (stripped.strip(),))
+
+
+def _split_of(word: str) -> SplitName | None:
+    return split_names([word]).get(word)
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    return bool({cell.strip().lower() for cell in cells} & {*_SPLIT_COLUMNS, *_GROUP_COLUMNS})
+
+
+def _columns_of(cells: Sequence[str]) -> dict[str, int]:
     """Which column holds what, by a CSV's first line."""
-    header = [cell.lower() for cell in cells]
-    columns: dict[str, int] = {name: header.index(name) for name in ("split", "group") if name in header}
+    header = [cell.strip().lower() for cell in cells]
+    named = {"split": _SPLIT_COLUMNS, "group": _GROUP_COLUMNS}
+    columns = {
+        what: header.index(names[0]) for what, words in named.items() if (names := [w for w in words if w in header])
+    }
     if not columns:
         return {"path": 0, "split": 1}
     others = [column for column in range(len(header)) if column not in columns.values()]
-    named = [header.index(name) for name in ("path", "image", "file", "filename") if name in header]
-    return {"path": [*named, *others, 0][0], **columns}
+    paths = [header.index(name) for name in _PATH_COLUMNS if name in header]
+    return {"path": [*paths, *others, 0][0], **columns}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from twinrun.data.sheet import unguarded
 from twinrun.printing import one_line, printable
 from twinrun.publish import write_json
 from twinrun.tracking.metric_names import HEADLINE
@@ -100,7 +101,8 @@ def describe_run(metrics: Mapping[str, Any], confusion: Path, data: str, page: s
     parts = [f"**{_accuracy(metrics)}**", f"Data: {escaped(data)}."]
     with suppress(OSError, ValueError, KeyError):
         with confusion.open(encoding="utf-8", newline="") as file:
-            pairs = Counter((row["actual"], row["predicted"]) for row in csv.DictReader(file))
+            rows = csv.DictReader(file)
+            pairs = Counter((unguarded(row["actual"]), unguarded(row["predicted"])) for row in rows)
         parts.append(_confusion(pairs))
     report = "evaluation/report/index.html"
     parts.append(f"[Report with pictures]({page}/artifacts/{report}) (artifact `{report}`)")

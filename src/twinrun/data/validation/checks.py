@@ -7,7 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from twinrun.data.expectations import Judgement, Rule
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from twinrun.data.shortcuts import Shortcut
 
 _TWINS_NAMED = 4
+_CLASSES_NAMED = 10
 _SHOW_NOTHING = ("dark", "bright", "low information")
 
 
@@ -84,7 +85,8 @@ def _counting(predicate: str, noun: str = "image", nouns: str = "", names: Seque
     verbs = {"is": "are", "has": "have", "does": "do"}.get(verb, verb.removesuffix("s"))
 
     def say(rows: Sequence[int], _: Sequence[Violation]) -> str:
-        named = f" ({', '.join(names[row] for row in rows)})" if names is not None else ""
+        more = [f"{len(rows) - _CLASSES_NAMED:,} more"] if len(rows) > _CLASSES_NAMED else []
+        named = f" ({', '.join([*(names[row] for row in rows[:_CLASSES_NAMED]), *more])})" if names is not None else ""
         if len(rows) == 1:
             return f"1 {noun} {predicate}{named}"
         return f"{len(rows):,} {nouns or f'{noun}s'} {verbs} {rest}".rstrip() + named
@@ -216,6 +218,25 @@ def _of_copies(subject: Subject) -> list[Check]:
             _pairs(subject, lambda pair: (pair.first, pair.second)),
             _counting("has conflicting labels", "pair of near duplicates", "pairs of near duplicates"),
         ),
+        *(_of_leaks(subject) if subject.has_splits else []),
+        *([_of_groups(subject)] if subject.has_splits and any(subject.of("group")) else []),
+        *([_of_clips(subject.evidence.clips)] if subject.evidence.clips is not None else []),
+        Check(
+            "no_duplicate",
+            f"No image duplicates another one{same_split}",
+            "images",
+            Rule("ExpectColumnValuesToBeNull", {"column": "copy_of"}, _severity(params.on_duplicate)),
+            ("validate.on_duplicate",),
+            "Remove them, or set it to drop, which keeps the first",
+            _duplicates(subject),
+            _counting(f"duplicates another one{same_split}"),
+        ),
+    ]
+
+
+def _of_leaks(subject: Subject) -> list[Check]:
+    params = subject.params
+    return [
         Check(
             "no_leak",
             "No image is in two splits",
@@ -239,18 +260,6 @@ def _of_copies(subject: Subject) -> list[Check]:
             "Remove them from one, or set it to drop, which keeps those in the last split",
             _pairs(subject, lambda pair: (_earlier_split(subject, pair),)),
             lambda _, pairs: _leaking(subject, pairs, "has a near duplicate in"),
-        ),
-        *([_of_groups(subject)] if any(group is not None for group in subject.of("group")) else []),
-        *([_of_clips(subject.evidence.clips)] if subject.evidence.clips is not None else []),
-        Check(
-            "no_duplicate",
-            f"No image duplicates another one{same_split}",
-            "images",
-            Rule("ExpectColumnValuesToBeNull", {"column": "copy_of"}, _severity(params.on_duplicate)),
-            ("validate.on_duplicate",),
-            "Remove them, or set it to drop, which keeps the first",
-            _duplicates(subject),
-            _counting(f"duplicates another one{same_split}"),
         ),
     ]
 
@@ -422,7 +431,7 @@ def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Violation]]:
 def _of_classes(subject: Subject) -> list[Check]:
     params, totals = subject.params, subject.totals()
     fewest = min((images for images in subject.fewest().values() if images is not None), default=0)
-    classes = list(subject.counts)
+    classes, shown, largest = list(subject.counts), list(subject.shown.values()), subject.largest
     smallest = min((images for _, images in totals), default=0)
     return [
         Check(
@@ -442,7 +451,7 @@ def _of_classes(subject: Subject) -> list[Check]:
                 f"has fewer than {params.min_images_per_class:,} {_images(params.min_images_per_class)} in a split",
                 "class",
                 "classes",
-                classes,
+                shown,
             ),
             recommended=_setting_for_classes("min_images_per_class", fewest),
         ),
@@ -458,29 +467,35 @@ def _of_classes(subject: Subject) -> list[Check]:
             ("validate.max_imbalance",),
             "Add images of the small classes, or raise that number",
             lambda judgement: (
-                Violation(
-                    (), f'Class "{totals[i][0]}" has {totals[i][1]} images and the largest has {subject.largest:,}'
-                )
+                Violation((), f'Class "{shown[i]}" has {totals[i][1]:,} images and the largest has {largest:,}')
                 for i in judgement.rows
             ),
             _counting(
-                f"has less than 1/{params.max_imbalance:g} of the largest one's images", "class", "classes", classes
+                f"has less than 1/{params.max_imbalance:g} of the largest one's images", "class", "classes", shown
             ),
-            recommended=_setting_for_classes("max_imbalance", math.ceil(subject.largest / smallest) if smallest else 0),
+            recommended=_setting_for_classes("max_imbalance", math.ceil(largest / smallest) if smallest else 0),
         ),
         Check(
             "distinct_names",
-            "No labels differ only by case or spaces",
+            "No two labels read alike",
             "classes",
             Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, _severity(params.on_names)),
             ("ingest.path", "validate.on_names"),
             "Merge the folders if they mean the same",
             lambda judgement: (
-                Violation((), f'"{classes[i]}" is written like "{subject.alike()[classes[i]]}"') for i in judgement.rows
+                Violation((), f'"{shown[i]}" is written like {_others(subject, classes[i])}') for i in judgement.rows
             ),
-            _counting("differs from another one only by case or spaces", "label"),
+            _counting("reads like another one but for case, spaces or characters that look the same", "label"),
         ),
     ]
+
+
+def _others(subject: Subject, label: str) -> str:
+    """The classes that read like `label`, or the first of them and how many more there are."""
+    others = (other for other in subject.alike[label] if other != label)
+    named = [f'"{subject.shown[other]}"' for other in islice(others, _TWINS_NAMED)]
+    more = len(subject.alike[label]) - 1 - len(named)
+    return ", ".join(named) + (f" and {more:,} more" if more else "")
 
 
 def _setting_for_classes(name: str, value: int) -> str:
@@ -492,7 +507,7 @@ def _short_of_images(subject: Subject, label: str) -> str:
     wanted = subject.params.min_images_per_class
     short = [(images, name) for name in subject.splits if (images := subject.counts[label][name]) < wanted]
     counts = [f"{images:,}{'' if at else ' ' + _images(images)} in {name}" for at, (images, name) in enumerate(short)]
-    return f'Class "{label}" has {_and(counts)}'
+    return f'Class "{subject.shown[label]}" has {_and(counts)}'
 
 
 def _images(count: int) -> str:

@@ -11,20 +11,19 @@ Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) 
 
 It cannot make usable what cannot be decoded, and does not lift the ranges of sizes and modes, which are settings.
 
-A path is written as the table of facts has it, on one line (`listing.escaped`). A cell that a spreadsheet would take
-for a formula is written behind an apostrophe, which is taken off again when it is read.
+A path is written as the table of facts has it, on one line (`printing.escaped`). How names may be written by hand is
+decided in `spelling.py`, and what a spreadsheet may make of the file in `sheet.py`.
 """
 
-import csv
-import io
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from twinrun.data.sheet import header_of, read_sheet, sheet_text
+from twinrun.data.spelling import Names
 from twinrun.data.validation.findings import Drop, Facts
 from twinrun.errors import DataError
-from twinrun.printing import escaped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +32,6 @@ Action = Literal["drop", "relabel", "keep"]
 _ACTIONS: dict[str, Action] = {"drop": "drop", "relabel": "relabel", "keep": "keep"}
 _COLUMNS = ("path", "action", "label", "reason")
 _SETTING = "params.yaml: validate.decisions"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
 
 
 @dataclass(frozen=True)
@@ -50,25 +48,18 @@ class Decision:
 def read_decisions(path: Path) -> list[Decision]:
     """Read a CSV of decisions; raises DataError, which names the line, where it is not one."""
     try:
-        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+        lines = read_sheet(path, _SETTING, DataError).lines
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing ({_SETTING}). Make it: twinrun data mend --out {path}, or set it to null."
         ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a CSV in UTF-8 ({_SETTING}): {error}") from None
-    header = [cell.strip().lower() for cell in lines[0]] if lines else []
+    header = [cell.strip().lower() for cell in lines[0].cells] if lines else []
     if missing := {"path", "action"} - set(header):
         raise DataError(
             f"{path}, line 1: wanted the columns {', '.join(_COLUMNS)}; {' and '.join(sorted(missing))} is missing "
             f"({_SETTING})."
         )
-    decisions = []
-    for number, line in enumerate(lines[1:], 2):
-        if any(cell.strip() for cell in line):
-            cells = {name: _unguarded(cell) for name, cell in zip(header, line, strict=False)}
-            decisions.append(_decision(cells, f"{path}, line {number}"))
-    return decisions
+    return [_decision(dict(zip(header, line.cells, strict=False)), f"{path}, line {line.number}") for line in lines[1:]]
 
 
 def _decision(cells: dict[str, str], where: str) -> Decision:
@@ -79,11 +70,6 @@ def _decision(cells: dict[str, str], where: str) -> Decision:
     if action == "relabel" and label is None:
         raise DataError(f"{where}: relabel wants the new label in the column label.")
     return Decision(cells.get("path", ""), action, label, cells.get("reason", "").strip(), where)
-
-
-def spellings(name: str) -> list[str]:
-    """How a person may have meant the name of an image or a label: as it is, without spaces around, or escaped."""
-    return list(dict.fromkeys([name, name.strip(), escaped(name), escaped(name.strip())]))
 
 
 @dataclass(frozen=True)
@@ -110,10 +96,15 @@ def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
     dropped: list[Drop | None] = [None] * len(labels)
     words: list[str | None] = [None] * len(labels)
     rows = {path: row for row, path in enumerate(facts["path"])}
-    classes = set(labels) - {None}
+    classes = {label for label in labels if label is not None}
+    paths, names = Names(rows), Names(classes)
     taken: dict[str, Decision] = {}
     decisions = [
-        replace(decision, path=_one_of(rows, decision.path), label=decision.label and _one_of(classes, decision.label))
+        replace(
+            decision,
+            path=paths.find(decision.path) or decision.path,
+            label=decision.label and (names.find(decision.label) or decision.label),
+        )
         for decision in decisions
     ]
     for decision in decisions:
@@ -140,10 +131,6 @@ def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
     return Decided(labels, dropped, words, by_action["keep"] | by_action["relabel"], by_action["keep"])
 
 
-def _one_of(names: Container[str | None], written: str) -> str:
-    return next((spelling for spelling in spellings(written) if spelling in names), written)
-
-
 def proposed(findings: "pa.Table") -> list[Decision]:
     """What a table of findings proposes, one decision for each image: a drop stands above a relabel."""
     found: dict[str, Decision] = {}
@@ -161,24 +148,21 @@ def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:
     relabel finds no column for its label.
     """
     decisions = list(decisions)
-    header = next(csv.reader(io.StringIO(before.removeprefix("\ufeff"), newline="")), list(_COLUMNS))
+    header, delimiter = header_of(before) if before else (list(_COLUMNS), ",")
     columns = [cell.strip().lower() for cell in header]
     if "label" not in columns and any(decision.label for decision in decisions):
         raise DataError("The decisions have no column label, which relabels need: add it to their first line.")
     end = "\r\n" if "\r\n" in before else "\n"
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator=end)
-    if not before:
-        writer.writerow(_COLUMNS)
+    rows: list[list[str]] = [] if before else [list(_COLUMNS)]
     for decision in decisions:
         values = {**asdict(decision), "label": decision.label or "", "where": ""}
-        writer.writerow([_guarded(values.get(column, "")) for column in columns])
-    return before + (end if before and not before.endswith("\n") else "") + text.getvalue()
+        rows.append([values.get(column, "") for column in columns])
+    return before + (end if before and not before.endswith("\n") else "") + sheet_text(rows, delimiter, end)
 
 
-def _guarded(cell: str) -> str:
-    return f"'{cell}" if cell.lstrip("'").startswith(_FORMULA) else cell
-
-
-def _unguarded(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
+def not_decided(new: Iterable[Decision], before: Iterable[Decision]) -> list[Decision]:
+    """Those of `new` whose image has no decision `before`, however that wrote its name."""
+    new = list(new)
+    names = Names(decision.path for decision in new)
+    known = {names.find(decision.path) for decision in before}
+    return [decision for decision in new if decision.path not in known]

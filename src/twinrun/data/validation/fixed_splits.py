@@ -11,13 +11,13 @@ are kept. A line speaks for a picture rather than for a name:
 A line whose picture is gone does no harm: the picture finds its split again when it is back.
 """
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twinrun.data.manifest import SPLITS, SplitName
+from twinrun.data.sheet import read_sheet, sheet_text
+from twinrun.data.spelling import Names
 from twinrun.data.validation.findings import Facts
 from twinrun.errors import DataError
 
@@ -40,32 +40,20 @@ class FixedSplit:
 def read_fixed_splits(path: Path) -> list[FixedSplit]:
     """Read a CSV of splits; raises DataError, which names the line, where it is not one."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # as it is: a name may hold a line break
+        sheet = read_sheet(path, _SETTING, DataError).lines
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing ({_SETTING}). Write it: twinrun data split --out {path}, or set it to null."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a CSV in UTF-8 ({_SETTING}): {error}") from None
-    # Lines are counted by the reader, since a quoted cell may hold line breaks.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    lines: list[FixedSplit] = []
+    header = [cell.strip().lower() for cell in sheet[0].cells] if sheet else []
+    _require_columns(header, path)
     by_path: dict[str, FixedSplit] = {}
-    try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        _require_columns(header, path)
-        end = reader.line_num
-        for cells in reader:
-            where, end = f"{path}, line {end + 1}", reader.line_num
-            if any(cell.strip() for cell in cells):
-                line = _line(header, cells, where)
-                if other := by_path.get(line.path):
-                    raise DataError(f"{where}: {line.path!r} has a line already ({other.where}). Remove one of them.")
-                by_path[line.path] = line
-                lines.append(line)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: this is not CSV ({error}; {_SETTING}).") from None
-    return lines
+    for cells in sheet[1:]:
+        line = _line(header, cells.cells, f"{path}, line {cells.number}")
+        if other := by_path.get(line.path):
+            raise DataError(f"{line.where}: {line.path!r} has a line already ({other.where}). Remove one of them.")
+        by_path[line.path] = line
+    return list(by_path.values())
 
 
 def fixed_splits(facts: Facts, lines: Sequence[FixedSplit]) -> list[SplitName | None]:
@@ -73,7 +61,7 @@ def fixed_splits(facts: Facts, lines: Sequence[FixedSplit]) -> list[SplitName | 
 
     Raises DataError where the source now publishes another split for an image than the line has.
     """
-    by_path = {line.path: line for line in lines}
+    by_path = {line.path: line for line in _as_named(lines, facts["path"])}
     by_pixels: dict[str, FixedSplit] = {}
     for line in sorted(lines, key=lambda line: SPLITS.index(line.split)):  # of several, the last split
         if line.pixels_sha256 is not None:
@@ -96,6 +84,7 @@ def fixed_splits(facts: Facts, lines: Sequence[FixedSplit]) -> list[SplitName | 
 def with_images(lines: Sequence[FixedSplit], images: Sequence[FixedSplit]) -> list[FixedSplit]:
     """The lines with those of `images` brought up to date, in their order, and the new ones behind them."""
     now = {image.path: image for image in images}
+    lines = _as_named(lines, now)
     known = [
         replace(line, split=now[line.path].split, pixels_sha256=now[line.path].pixels_sha256)
         if line.path in now
@@ -109,13 +98,17 @@ def with_images(lines: Sequence[FixedSplit], images: Sequence[FixedSplit]) -> li
 def fixed_splits_csv(lines: Sequence[FixedSplit]) -> str:
     """The CSV that `read_fixed_splits` reads."""
     others = list(dict.fromkeys(name for line in lines for name, _ in line.more))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *others])
-    for line in lines:
-        more = dict(line.more)
-        writer.writerow([line.path, line.split, line.pixels_sha256 or "", *(more.get(name, "") for name in others)])
-    return text.getvalue()
+    rows = [
+        [line.path, line.split, line.pixels_sha256 or "", *(dict(line.more).get(name, "") for name in others)]
+        for line in lines
+    ]
+    return sheet_text([[*_COLUMNS, *others], *rows])
+
+
+def _as_named(lines: Sequence[FixedSplit], paths: Iterable[str]) -> list[FixedSplit]:
+    """The lines with the paths that they mean."""
+    names = Names(paths)
+    return [replace(line, path=names.find(line.path) or line.path) for line in lines]
 
 
 def _paths_and_pixels(facts: Facts) -> list[tuple[str, str | None]]:
@@ -157,7 +150,8 @@ def _require_agreement(facts: Facts, matches: Sequence[FixedSplit | None]) -> No
     ]
     if wrong:
         more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
+        lines = "1 line contradicts" if len(wrong) == 1 else f"{len(wrong):,} lines contradict"
         raise DataError(
-            "\n".join([f"{len(wrong)} lines contradict the splits of the source:", *wrong[:_NAMED], *more])
+            "\n".join([f"{lines} the splits of the source:", *wrong[:_NAMED], *more])
             + f"\nPut the images back, or change these lines if the move is meant ({_SETTING})."
         )

@@ -3,11 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from twinrun.data.expectations import Columns
 from twinrun.data.leaks import distinct_per_key, first_copies, undecided
 from twinrun.data.manifest import SplitName
+from twinrun.data.spelling import read_alike, told_apart
 from twinrun.data.validation.evidence import Evidence
 from twinrun.data.validation.findings import Facts
 from twinrun.params import ValidateParams
@@ -67,7 +69,7 @@ class Subject:
         for issue in self.evidence.quality:
             flaws[issue.name][issue.row] = issue.words
         facts = self.facts
-        pairs, drift = self.evidence.pairs, self.evidence.drift
+        pairs, drift, largest = self.evidence.pairs, self.evidence.drift, self.largest
         return {
             "images": {
                 **{name: self.of(name) for name in _FACTS},
@@ -90,8 +92,8 @@ class Subject:
             },
             "classes": {
                 "fewest_in_a_split": list(self.fewest().values()),
-                "imbalance": [self.largest / images if images else float(self.largest) for _, images in self.totals()],
-                "written_alike": [self.alike().get(name) for name in self.counts],
+                "imbalance": [largest / images if images else float(largest) for _, images in self.totals()],
+                "written_alike": [self.alike[name][0] if name in self.alike else None for name in self.counts],
             },
             "shortcuts": {"share": [share_of_way(shortcut) for shortcut in self.evidence.shortcuts]},
             "clips": {"pattern": [self.evidence.clips.pattern] if self.evidence.clips else []},
@@ -107,6 +109,11 @@ class Subject:
     def files(self) -> list[int]:
         """The rows that were to be decoded: those that are judged, and those that had to be left out."""
         return sorted([*self.kept, *self.left_out])
+
+    @cached_property
+    def has_splits(self) -> bool:
+        """Whether any image is in a split: without splits nothing can leak between them."""
+        return bool(self.splits) or any(split is not None for split in self.of("split"))
 
     def copies(self) -> dict[int, int]:
         """Each kept row that repeats another of its split, changed or not, with the first of those."""
@@ -131,14 +138,15 @@ class Subject:
         """Usable images of the largest class."""
         return max((images for _, images in self.totals()), default=0)
 
-    def alike(self) -> dict[str, str]:
-        """Classes whose names differ from another's by case and spaces alone, with that other."""
-        forms: dict[str, list[str]] = defaultdict(list)
-        for name in self.counts:
-            forms["".join(name.split()).casefold()].append(name)
-        return {
-            name: ", ".join(n for n in same if n != name) for same in forms.values() if len(same) > 1 for name in same
-        }
+    @cached_property
+    def alike(self) -> dict[str, list[str]]:
+        """Classes whose names read like those of others, with all that read so, itself among them."""
+        return read_alike(self.counts)
+
+    @cached_property
+    def shown(self) -> dict[str, str]:
+        """How each class is printed: with its code points where another one looks the same."""
+        return told_apart(list(self.counts))
 
     def changed_labels(self) -> list[tuple[str, str]]:
         """Labels that the reference did not have, and those that it alone has."""

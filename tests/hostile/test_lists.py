@@ -1,0 +1,180 @@
+"""Lists of images as people have them: written by spreadsheets, other systems and other computers."""
+
+import codecs
+import csv
+import io
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_support import Project
+from PIL import Image
+
+from twinrun.data.sheet import read_sheet, sheet_text
+from twinrun.data.spelling import read_alike, told_apart
+from twinrun.errors import DataError
+
+NFC, NFD = "café", unicodedata.normalize("NFD", "café")
+ODD = ["#/1.png", "a/=cmd|calc.png", "a/x,y.png", "a/x;y.png", 'a/"q".png', "a/l\nb.png", "a/ s .png", f"b/{NFD}.png"]
+ROWS = [(name, "test" if number % 3 == 0 else "train") for number, name in enumerate(ODD)]
+SPLITS = Counter(split for _, split in ROWS)
+
+
+def _csv(rows: list[tuple[str, ...]], **settings: Any) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, **settings).writerows(rows)
+    return text.getvalue().encode()
+
+
+READ: dict[str, tuple[bytes, str]] = {
+    "LF": (_csv([("path", "split"), *ROWS], lineterminator="\n"), "csv"),
+    "CR LF": (_csv([("path", "split"), *ROWS], lineterminator="\r\n"), "csv"),
+    "a mark of UTF-8": (codecs.BOM_UTF8 + _csv([("path", "split"), *ROWS]), "csv"),
+    "UTF-16": (_csv([("path", "split"), *ROWS]).decode().encode("utf-16"), "csv"),
+    "semicolons": (_csv([("path", "split"), *ROWS], delimiter=";"), "csv"),
+    "tabs": (_csv([("path", "split"), *ROWS], delimiter="\t"), "tsv"),
+    "Excel's sep=": (b"sep=;\r\n" + _csv([("path", "split"), *ROWS], delimiter=";"), "csv"),
+    "quotes everywhere": (_csv([("path", "split"), *ROWS], quoting=csv.QUOTE_ALL), "csv"),
+    "no header": (_csv(ROWS), "csv"),
+    "other names and order": (_csv([("subset", "filepath"), *((split, name) for name, split in ROWS)]), "csv"),
+    "a comment": (b"# made by hand\n" + _csv([("path", "split"), *ROWS]), "csv"),
+    "backslashes": (_csv([("path", "split"), *((name.replace("/", "\\"), split) for name, split in ROWS)]), "csv"),
+    "a dot in front": (_csv([("path", "split"), *((f"./{name}", split) for name, split in ROWS)]), "csv"),
+    "composed letters": (
+        _csv([("path", "split"), *((unicodedata.normalize("NFC", name), split) for name, split in ROWS)]),
+        "csv",
+    ),
+    "guarded formulas": (sheet_text([("path", "split"), *ROWS]).encode(), "csv"),
+}
+UNREAD: dict[str, tuple[bytes, str]] = {
+    "an open quote": (b'path,split\n#/1.png,test\n"a/x,y.png,train\n', "line 3: this is not CSV"),
+    "text behind a quote": (b'path,split\n"a"b,test\n', "line 2: this is not CSV"),
+    "Latin-1": (b"path,split\n#/1.png,test\nb/caf\xe9.png,train\n", "line 3: the byte 0xe9 is not UTF-8 text"),
+    "no split": (b"path,split\n#/1.png,7th\n", "line 2: wanted an image and its split"),
+    "a number": (b"path,split\n\n\n#/1.png,1\n", "line 4: wanted an image and its split"),
+    "an image that is not there": (b"path,split\na/none.png,test\n", "names 1 image that are not there: a/none.png"),
+    "two splits": (b"path,split\n#/1.png,test\n./#/1.png,train\n", "and it was put into test"),
+    "NUL": (b"path,split\n#/1.png\0,test\n", "line 2: this is not CSV (it has a NUL"),
+}
+
+
+@pytest.fixture
+def odd(project: Project) -> Project:
+    """A project whose images have odd names; the same picture is never there twice."""
+    values = np.random.default_rng(3)
+    for name in ODD:
+        path = project.folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.integers(0, 256, (10, 10), dtype=np.uint8)).save(path)
+    return project.set(ingest__source="folder", ingest__path="images")
+
+
+@pytest.mark.parametrize(("content", "suffix"), READ.values(), ids=READ)
+def test_a_list_of_splits_is_read_as_whoever_wrote_it_meant_it(odd: Project, content: bytes, suffix: str) -> None:
+    (odd.folder / f"splits.{suffix}").write_bytes(content)
+
+    ran = odd.set(ingest__splits_file=f"splits.{suffix}").run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert Counter(row["split"] for row in odd.table()) == SPLITS
+    assert ("another Unicode form" in ran.said) == (NFC.encode() in content)
+
+
+@pytest.mark.parametrize(("content", "reason"), UNREAD.values(), ids=UNREAD)
+def test_a_list_that_cannot_be_read_is_refused_with_its_line(odd: Project, content: bytes, reason: str) -> None:
+    (odd.folder / "splits.csv").write_bytes(content)
+
+    ran = odd.set(ingest__splits_file="splits.csv").run("ingest")
+
+    assert ran.code == 1
+    assert reason in ran.said
+    assert "Traceback" not in ran.said
+
+
+def test_absolute_paths_are_those_of_the_source(odd: Project) -> None:
+    rows = [(str(odd.folder / "images" / name), split) for name, split in ROWS]
+    (odd.folder / "splits.csv").write_bytes(_csv(rows))
+
+    ran = odd.set(ingest__splits_file="splits.csv").run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert Counter(row["split"] for row in odd.table()) == SPLITS
+
+
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1", "'=1", "''", "a=b", "it's", ""]
+)
+def test_a_cell_is_no_formula_in_a_spreadsheet_and_comes_back_as_it_was(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "sheet.csv").write_text(sheet_text([("name", "number"), (cell, -1)]), newline="")
+
+    written = next(
+        csv.reader(io.StringIO((tmp_path / "sheet.csv").read_bytes().decode().partition("\n")[2], newline=""))
+    )
+    line = read_sheet(tmp_path / "sheet.csv", "a test", DataError).lines[1]
+
+    assert not written[0].startswith(("=", "+", "-", "@", "\t", "\r", "＝"))
+    assert written[1] == "-1"
+    assert line.cells[0] == cell
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_decisions_are_matched_however_a_spreadsheet_saved_them(
+    project: Project, write_digits: Callable[..., Path], delimiter: str
+) -> None:
+    root = write_digits()
+    names = {"0/000.png": f"0/{NFD}.png", "0/001.png": "0/=1+1.png", "0/002.png": "0/l\nb.png"}
+    for before, after in names.items():
+        (root / before).rename(root / after)
+    rows = [("path", "action", "label", "reason"), (f"0/{NFC}.png", "drop", "", ""), ("0/l\nb.png", "keep", "", "")]
+    (project.folder / "d.csv").write_bytes(
+        codecs.BOM_UTF8 + _csv([*rows, ("0\\=1+1.png", "relabel", "1", "")], delimiter=delimiter, lineterminator="\r\n")
+    )
+    project.set(ingest__source="folder", ingest__path="images", validate__decisions="d.csv")
+    project.set(validate__min_images_per_class=1)
+
+    assert project.run("ingest").code == 0
+    ran = project.run("validate")
+
+    assert ran.code == 0, ran.said
+    assert "By your decisions: 1 dropped, 1 relabelled, 1 kept." in ran.said
+
+
+def test_classes_that_read_alike_are_named_and_told_apart(project: Project, write_digits: Callable[..., Path]) -> None:
+    root = write_digits(each=12, classes=(0, 1, 2, 3, 4, 5))
+    names = {"0": NFC, "1": NFD, "2": "glass", "3": "gla\u200bss", "4": "gl\u0430ss", "5": "paper"}
+    for before, after in names.items():
+        (root / before).rename(root / after)
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+
+    ingested = project.run("ingest")
+    ran = project.run("validate")
+
+    found = next(each for each in project.result()["expectations"] if each["name"] == "distinct_names")
+    assert ran.code == 0, ran.said
+    assert found["violations"] == 5
+    assert [each["what"] for each in found["first_violations"]] == [
+        f'"{NFD} (cafe U+0301)" is written like "{NFC} (caf U+00E9)"',
+        f'"{NFC} (caf U+00E9)" is written like "{NFD} (cafe U+0301)"',
+        '"glass" is written like "gla\u200bss (gla U+200B ss)", "gl\u0430ss (gl U+0430 ss)"',
+        '"gla\u200bss (gla U+200B ss)" is written like "glass", "gl\u0430ss (gl U+0430 ss)"',
+        '"gl\u0430ss (gl U+0430 ss)" is written like "glass", "gla\u200bss (gla U+200B ss)"',
+    ]
+    assert f"{NFD} (cafe U+0301) 12" in ingested.said
+    assert "\u200b" not in ingested.said
+    assert "5 labels read like another one but for case" in ran.said
+
+
+def test_three_thousand_classes_are_compared_at_once() -> None:
+    began = time.process_time()
+
+    alike = read_alike([f"Class {number}" for number in range(3000)] + ["class7"])
+    shown = told_apart([f"x\u200b{'y' * number}" for number in range(3000)])
+
+    assert alike == {name: ["Class 7", "class7"] for name in ("Class 7", "class7")}
+    assert len(shown) == 3000
+    assert time.process_time() - began < 5
