@@ -47,9 +47,8 @@ class ImageClassifier:
         settings = self.bundle.preprocessing
         size = pass_size(np.empty((0, *settings.size_px, len(settings.mean)), np.uint8))
         parts = [images[start : start + size] for start in range(0, len(images), size)]
-        with single_threads() as pool:
-            for answers in pool.map(lambda part: self._answers(part, read), parts):
-                yield from answers
+        for answers in single_threads().map(lambda part: self._answers(part, read), parts):
+            yield from answers
 
     def _answers(self, images: Sequence[T], read: Callable[[T], Pixels]) -> list[Answer]:
         pixels: list[Pixels] = []

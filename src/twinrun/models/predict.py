@@ -2,9 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -78,42 +76,32 @@ def probabilities(
     chosen = np.arange(len(images)) if rows is None else rows
     size = pass_size(images)
     parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-    with single_threads() as pool:
-        passes = list(pool.map(lambda part: pass_probabilities(bundle, images[part]), parts))
+    passes = list(single_threads().map(lambda part: pass_probabilities(bundle, images[part]), parts))
     return np.concatenate(passes) if passes else np.empty((0, len(bundle.classes)))
 
 
-@contextmanager
-def single_threads() -> Iterator[ThreadPoolExecutor]:
-    """A thread for each core, in each of which PyTorch computes with one thread. What waits is dropped on an error."""
-    with _one_thread:
-        pool = ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
+def single_threads() -> ThreadPoolExecutor:
+    """A thread for each core, in each of which PyTorch computes with one thread; the same ones for the whole process.
+
+    PyTorch's number of threads is that of each thread. These keep theirs, and nothing is changed for others, so that
+    what else a process computes is as fast as ever while it serves. Whoever leaves the results of `map` cancels what
+    has not begun.
+    """
+    with _pools_lock:
+        return _pools.get(os.getpid()) or _new_pool()
 
 
-class _OneThread:
-    """PyTorch's number of threads is 1 as long as anyone is inside: requests at once must not undo one another."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before = 1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._before = torch.get_num_threads()
-                torch.set_num_threads(1)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                torch.set_num_threads(self._before)
+def _new_pool() -> ThreadPoolExecutor:
+    before, cores = torch.get_num_threads(), available_cores()
+    pool = ThreadPoolExecutor(cores, "twinrun", initializer=torch.set_num_threads, initargs=(1,))
+    everyone = threading.Barrier(cores + 1)
+    for _ in range(cores):
+        pool.submit(everyone.wait)
+    everyone.wait()
+    torch.set_num_threads(before)  # the first threads' number is that of threads to come, too
+    _pools[os.getpid()] = pool
+    return pool
 
 
-_one_thread = _OneThread()
+_pools_lock = threading.Lock()
+_pools: dict[int, ThreadPoolExecutor] = {}  # by process: the threads of a parent are not there in its child
