@@ -9,7 +9,7 @@ from torch import nn
 
 from twinrun.data.manifest import SPLITS, Manifest, read_manifest
 from twinrun.data.pack import open_pack
-from twinrun.errors import ModelError
+from twinrun.errors import DataError, ModelError
 from twinrun.models.architectures import build_network, find_head
 from twinrun.models.bundle import Preprocessing
 from twinrun.models.pretrained import Pretrained, for_channels, load_pretrained, start_from
@@ -97,6 +97,13 @@ def prepare_job(
     take the images, TrainingError for a GPU that is not there.
     """
     images, manifest = open_pack(pack), read_manifest(manifest_file)
+    for name in ("train", "val"):
+        if len(manifest.split(name)) == 0:
+            raise DataError(
+                f"{manifest_file} has no images in {name}. Training fits the weights to those of train and scores each "
+                f"epoch on those of val. Give {name} a larger share (params.yaml: validate.fractions), or put images "
+                "into it where splits are listed (ingest.splits_file, validate.splits)."
+            )
     train = manifest.split("train")
     if params.freeze == "none":
         check_batch_size(len(train), params.batch_size)
