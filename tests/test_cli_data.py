@@ -49,7 +49,7 @@ def test_a_clean_folder_passes_in_one_line_and_one_with_faults_is_shown_on_a_pag
     again = _twinrun(photos.parent, "data", "check", "photos")
 
     assert clean.code == 0, clean.said
-    assert clean.said.splitlines()[-1].startswith("The data passed all 24 checks. 2 classes; 60 images; dropped: none.")
+    assert clean.said.splitlines()[-1].startswith("The data passed all 22 checks. 2 classes; 60 images; dropped: none.")
     assert clean.said.startswith("Folders read as [label], as in cat: 2 classes (cat 30, dog 30).\n")
     assert len(clean.said.splitlines()) == 2
     assert "The report" not in clean.said
@@ -129,7 +129,7 @@ def test_labels_that_no_model_can_tell_are_not_judged_and_no_findings(photos: Pa
 
     assert judged.code == 0, judged.said
     _, first, second = judged.said.splitlines()
-    assert first.startswith("The data passed 22 of 23 checks, 1 could not be judged.")
+    assert first.startswith("The data passed 20 of 21 checks, 1 could not be judged.")
     assert second.startswith("  Not judged: The labels could not be judged: the quick model agrees with only ")
     assert '<td class="nj">? <span>not judged</span></td>' in (photos.parent / "twinrun-check/index.html").read_text(
         "utf-8"
@@ -279,7 +279,7 @@ def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path)
 
     assert ran.code == 0, ran.said
     assert mine.read_bytes() == before + b"\r\n,drop,cat/page.jpg,\r\n"
-    assert "1 drops and 0 relabels proposed, 2 decisions kept" in ran.said
+    assert "1 drop and 0 relabels proposed, 2 decisions kept" in ran.said
 
 
 def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
@@ -423,7 +423,7 @@ def test_a_split_cannot_be_written_before_there_is_one(photos: Path) -> None:
     [
         ("path,split\na.png,val\n\"b/\n2.png\",tset\n", "line 3: the split must be train, val or test, found 'tset'"),
         ("path,split\n\"a\nb\",val\ncat/1.png,train\ncat/1.png,train\n", "line 5: 'cat/1.png' has a line already"),
-        ("path;split\ncat/1.png;train\n", "line 1: wanted the columns path, split, pixels_sha256, separated by commas"),
+        ("path|split\ncat/1.png|train\n", "line 1: wanted the columns path, split, pixels_sha256, separated by commas"),
         ("", "line 1: wanted the columns path, split, pixels_sha256"),
         ("path,split\n,train\n", "line 2: the path is empty"),
         ("path,split\ncat/a,b.png,train\n", "line 2: 3 cells, but the header has 2"),
@@ -468,5 +468,5 @@ def test_a_published_split_that_contradicts_the_file_is_refused_and_val_carved_o
 
     assert kept == carved
     assert ran.code == 1
-    assert "1 lines contradict the splits of the source:" in ran.said
+    assert "1 line contradicts the splits of the source:" in ran.said
     assert f"test, but the source has '{first}' in train" in ran.said

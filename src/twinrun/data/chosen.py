@@ -70,7 +70,7 @@ def _paths_of_csv(file: Path) -> list[Path]:
     try:
         rows = [line.cells for line in read_sheet(file, "an argument", SourceError).lines]
     except FileNotFoundError:
-        raise SourceError(f"{named} does not exist.") from None
+        raise SourceError(f"{named} cannot be read: No such file or directory.") from None
     if not rows:
         raise SourceError(f"{named} is empty. Give it a column called path, a row for each image.")
     header = [cell.strip().lower() for cell in rows[0]]
