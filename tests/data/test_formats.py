@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from image_files import HEIC, Array, app1, chunk, encoded, exif, png, tiff, xmp
+from imagecodecs import jpeg2k_encode
 from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
@@ -261,6 +262,25 @@ def test_pictures_in_formats_that_people_have_are_read(kind: str, name: str, opt
 
     assert np.array_equal(decoded.pixels, COLORS)
     assert decoded.header.format == name
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_deep_samples_of_jpeg_2000_are_read_to_their_last_bit(bits: int) -> None:
+    values = np.rint(COLORS.astype(float) * ((1 << bits) - 1) / 255).astype(np.uint16)
+
+    data = jpeg2k_encode(values, level=0, reversible=True, bitspersample=bits)
+
+    assert np.array_equal(pixels(data), COLORS)
+    assert np.array_equal(pixels(jpeg2k_encode(values[:, :, 0], level=0, bitspersample=bits)), rgb(GRAY))
+    assert read(data).used_bits == (bits, bits)
+
+
+def test_a_palette_of_a_tiff_may_hold_16_bits_or_8() -> None:
+    palette = np.random.default_rng(1).integers(0, 256, (3, 256)).astype(np.uint16)
+
+    for colormap in (palette * 257, palette):
+        data = tiff(GRAY, photometric="palette", colormap=colormap)
+        assert np.array_equal(pixels(data), palette.T[GRAY])
 
 
 def test_heic_and_avif_are_read() -> None:

@@ -22,7 +22,7 @@ from twinrun.data.diagnosis import decoder_error, missing_end, not_an_image, too
 from twinrun.data.dicom import is_dicom, open_dicom
 from twinrun.data.npy import MAGIC, open_npy
 from twinrun.data.png import SIGNATURE, ChecksumError, PngPixels, check_sums, pixels_of_png, without_metadata
-from twinrun.data.samples import FormatError, SampleRules, Samples, sample_range, samples_image
+from twinrun.data.samples import FormatError, SampleRules, Samples, Values, sample_range, samples_image
 from twinrun.data.samples import Pixels as Pixels
 from twinrun.data.tiff import is_read_rightly_by_pillow, open_tiff, silence_tiff_logs
 from twinrun.errors import DecodeError
@@ -39,6 +39,8 @@ _NAMES = {"MPO": "JPEG", "DIB": "BMP", "WEBP": "WebP", "HEIF": "HEIC", "JPEG2000
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"})
 _LOOKED_AT = 256
+_JPEG_2000_SIZES = b"\xff\x4f\xff\x51"  # where its codestream begins
+_JPEG_2000_DEPTH = 42  # bytes after that: depth of the first component
 _ORIENTATION_TAG = 0x0112
 _MAKE_TAG, _MODEL_TAG = 0x010F, 0x0110
 _CAMERA_LENGTH = 80
@@ -249,6 +251,8 @@ def _open(stream: BinaryIO, max_pixels: int, rules: SampleRules) -> _Opened:
     header = _header(image)
     if header.format == "JPEG":
         return _Opened(header, partial(_loaded_jpeg, image, stream), image)
+    if header.format == "JPEG 2000":
+        return _Opened(header, partial(_loaded_jpeg_2000, image, stream), image)
     return _Opened(header, partial(_loaded_gif if header.format == "GIF" else _loaded, image), image)
 
 
@@ -273,10 +277,7 @@ def _all_bits(png: PngPixels) -> Samples:
     from imagecodecs import png_decode
 
     values = png_decode(png.data)
-    values = values.reshape(*values.shape[:2], -1)
-    colors = values.shape[2] - (values.shape[2] in (2, 4))
-    alpha = values[:, :, colors] if values.shape[2] > colors else None
-    return Samples(values[:, :, :colors], "gray" if colors == 1 else "rgb", 8 * values.dtype.itemsize, alpha)
+    return _gray_or_rgb(values, 8 * values.dtype.itemsize)
 
 
 def _loaded_jpeg(image: Image.Image, stream: BinaryIO) -> _Picture:
@@ -284,6 +285,28 @@ def _loaded_jpeg(image: Image.Image, stream: BinaryIO) -> _Picture:
     if words := missing_end(stream):
         raise FormatError(words)
     return picture
+
+
+def _loaded_jpeg_2000(image: Image.Image, stream: BinaryIO) -> _Picture:
+    """Samples of more than 8 bits by imagecodecs: Pillow makes 0 of the largest."""
+    picture = _loaded(image)
+    stream.seek(0)
+    data = stream.read()
+    at = data.find(_JPEG_2000_SIZES)
+    bits = (data[at + _JPEG_2000_DEPTH] & 0x7F) + 1 if 0 <= at < len(data) - _JPEG_2000_DEPTH else 8
+    if bits <= 8:
+        return picture
+    from imagecodecs import jpeg2k_decode
+
+    return replace(picture, source=_gray_or_rgb(jpeg2k_decode(data), bits))
+
+
+def _gray_or_rgb(values: Values, bits: int) -> Samples:
+    """The meaning of an array (H, W) or (H, W, C) whose second or fourth channel is alpha."""
+    values = values.reshape(*values.shape[:2], -1)
+    colors = values.shape[2] - (values.shape[2] in (2, 4))
+    alpha = values[:, :, colors] if values.shape[2] > colors else None
+    return Samples(values[:, :, :colors], "gray" if colors == 1 else "rgb", bits, alpha)
 
 
 def _loaded_gif(image: Image.Image) -> _Picture:

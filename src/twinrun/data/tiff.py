@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _PLANES = 258, 259, 262, 266, 277, 284
-_ORIENTATION, _MAKE, _MODEL, _INK_SET, _EXTRA, _FORMAT, _DNG = 274, 271, 272, 332, 338, 339, 50706
+_ORIENTATION, _MAKE, _MODEL, _INK_SET, _EXTRA, _FORMAT, _COLOR_MAP, _DNG = 274, 271, 272, 332, 338, 339, 320, 50706
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(7)
 _CFA, _LINEAR_RAW = 32803, 34892
 _COLORS: dict[int, Color] = {
@@ -76,7 +76,8 @@ def is_read_rightly_by_pillow(image: TiffImageFile, *, has_bands: bool) -> bool:
         case 2 if bits == {8}:
             return (samples, extra) in ((3, ()), (4, ()), (4, (0,)), (4, (_PREMULTIPLIED,)), (4, (_ALPHA,)))
         case 3:
-            return samples == 1 and bits == {8}
+            # A few writers put colours of 8 bits into a palette of 16, which Pillow shows as black.
+            return samples == 1 and bits == {8} and max(tags.get(_COLOR_MAP, (0,))) > 255
         case 5:
             return samples == 4 and bits == {8} and tags.get(_INK_SET, 1) == 1
         case 6:
