@@ -160,6 +160,64 @@ def test_an_experiment_that_would_replace_images_stored_nowhere_is_not_applied(p
     assert images_of(project) == before
 
 
+def _with_pattern(project: Path) -> None:
+    (project / ".gitignore").open("a", encoding="utf-8").write("/data/raw/*\n!/data/raw/*.dvc\n")
+
+
+def _with_a_new_image(project: Path) -> None:
+    image = next((project / PHOTOS).rglob("*.bmp"))
+    image.with_name("new.bmp").write_bytes(image.read_bytes()[:-1] + b"\x01")
+
+
+def _with_more_on_a_branch(project: Path) -> None:
+    git(project, "checkout", "--quiet", "-b", "more")
+    _with_a_new_image(project)
+    dvc(project, "add", PHOTOS)
+    git(project, "commit", "--quiet", "--all", "-m", "One more")
+    git(project, "checkout", "--quiet", "master")
+    dvc(project, "checkout")
+
+
+@pytest.mark.parametrize(
+    ("change", "command", "reason"),
+    [
+        (_with_pattern, "checkout", "The pattern /data/raw/* in a .gitignore hides data/raw from DVC"),
+        (_with_pattern, "exp run -S ingest.size_px=10", "hides data/raw from DVC"),
+        (_with_pattern, "--cd data repro", "hides data/raw from DVC"),
+        (_with_a_new_image, "checkout --force", f"Store them first: dvc add {PHOTOS}"),
+        (_with_a_new_image, "pull -f", f"Store them first: dvc add {PHOTOS}"),
+        (_with_a_new_image, f"remove --outs {PHOTOS}.dvc", f"Store them first: dvc add {PHOTOS}"),
+        (_with_more_on_a_branch, "gc -w -f", "more has another"),
+    ],
+)
+def test_a_command_that_would_delete_images_that_nothing_else_has_is_refused(
+    ingested: Callable[[bool], Path], tmp_path: Path, change: Callable[[Path], None], command: str, reason: str
+) -> None:
+    project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
+    change(project)
+    before, cached = images_of(project), len(list((project / ".dvc/cache").rglob("*")))
+
+    said = dvc(project, *command.split(), fails=True)
+
+    assert reason in said
+    assert images_of(project) == before
+    assert len(list((project / ".dvc/cache").rglob("*"))) == cached
+
+
+@pytest.mark.parametrize("part", ["one file in git", "one class in DVC"])
+def test_a_folder_of_which_a_part_is_shared_is_not_shared(
+    ingested: Callable[[bool], Path], tmp_path: Path, part: str
+) -> None:
+    project = Path(shutil.copytree(ingested(False), tmp_path / "project", symlinks=True))
+    if part == "one file in git":
+        (project / PHOTOS / "README.md").write_text("bought at the market", encoding="utf-8")
+        git(project, "add", "-f", f"{PHOTOS}/README.md")
+    else:
+        dvc(project, "add", next((project / PHOTOS).iterdir()).relative_to(project).as_posix())
+
+    assert f"dvc add {PHOTOS}" in dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=9", fails=True)
+
+
 def test_an_experiment_apart_from_the_workspace_wants_the_folder_added(
     ingested: Callable[[bool], Path], tmp_path: Path
 ) -> None:

@@ -9,10 +9,13 @@ is needed, since every process of the environment reads this.
 
 import gc
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+# Commands that read or write the folders that .dvc files name.
+_TOUCHING = {(name,) for name in ("add", "checkout", "commit", "exp", "fetch", "gc", "pull", "push", "queue", "repro")}
 _HASHING = {("repro",), ("status",), ("commit",), ("exp", "run"), ("exp", "save"), ("data", "status")}
 
 
@@ -42,12 +45,18 @@ def check(arguments: list[str], folder: Path) -> None:
 
     Does nothing outside a project of Twinrun, and leaves to DVC what it cannot judge.
     """
+    folder, arguments = _moved(folder, arguments)
     words = _words(arguments)
     root = next((each for each in (folder, *folder.parents) if (each / "pipeline/ingest.py").is_file()), None)
     if root is None or not (root / "dvc.yaml").is_file() or {"-h", "--help"} & set(arguments):
         return
+    forced = _has(arguments, "f", "--force")
+    if words[:1] in _TOUCHING:
+        _require_seen(root)
     if words[:2] == ("exp", "apply") and len(words) > 2:
         _require_stored(root, words[2])
+    elif (words[:1] in (("checkout",), ("pull",)) and forced) or (words[:1] == ("remove",) and "--outs" in arguments):
+        _require_kept_here(root, " ".join(["dvc", words[0], "--outs" if words[0] == "remove" else "--force"]))
     elif words[:1] == ("gc",):
         _require_kept(root, arguments)
     elif words[:1] == ("add",):
@@ -55,6 +64,23 @@ def check(arguments: list[str], folder: Path) -> None:
             _require_readable(folder / name)
     elif words[:1] in _HASHING or words[:2] in _HASHING:
         _require_source(root, words, arguments)
+
+
+def _moved(folder: Path, arguments: list[str]) -> tuple[Path, list[str]]:
+    """The folder that `dvc --cd FOLDER` goes to, and the arguments without that."""
+    for number, each in enumerate(arguments):
+        if each == "--cd" and number + 1 < len(arguments):
+            return (folder / arguments[number + 1]).resolve(), arguments[:number] + arguments[number + 2 :]
+        if each.startswith("--cd="):
+            return (folder / each.removeprefix("--cd=")).resolve(), arguments[:number] + arguments[number + 1 :]
+        if not each.startswith("-"):
+            break
+    return folder, arguments
+
+
+def _has(arguments: list[str], letter: str, long: str) -> bool:
+    """Whether an option is given, alone or among other letters."""
+    return any(each == long or re.fullmatch(rf"-[a-zA-Z]*{letter}[a-zA-Z]*", each) for each in arguments)
 
 
 def _words(arguments: list[str]) -> tuple[str, ...]:
@@ -74,7 +100,8 @@ def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) ->
     path = ingest["path"]
     apart = words[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
     if apart and ingest["source"] in OF_FILES:
-        if path not in _values(arguments, "-C", "--copy-paths") and (reason := not_shared(root, path)):
+        copied = {os.path.normpath(each) for each in _values(arguments, "-C", "--copy-paths")}
+        if os.path.normpath(path) not in copied and (reason := not_shared(root, path)):
             raise SourceError(reason.sentence())
         if not Path(path).is_absolute() and not (root / path).resolve().is_relative_to(root.resolve()):
             full = os.path.normpath(root / path)
@@ -166,6 +193,61 @@ def _require_readable(folder: Path) -> None:
         print(each, file=sys.stderr, flush=True)
 
 
+def _require_seen(root: Path) -> None:
+    """Require that no pattern in a .gitignore hides the folder of the images from DVC.
+
+    For DVC a pattern such as /data/raw/* covers data/raw itself: it then finds no .dvc file below it, and deletes the
+    images of one that it knew before.
+    """
+    from twinrun.errors import SourceError
+
+    ingest = _ingest(root, [])
+    if ingest is None:
+        return
+    path = Path(os.path.normpath(root / ingest["path"]))
+    if not path.with_name(f"{path.name}.dvc").is_file() or not path.is_relative_to(root):
+        return
+    hiding = _hiding(root, [place for place in path.parents if place.is_relative_to(root) and place != root])
+    if hiding is not None:
+        place, pattern = hiding
+        raise SourceError(
+            f"The pattern {pattern} in a .gitignore hides {place} from DVC, which would then not see "
+            f"{path.relative_to(root)}.dvc, and could delete the images. Delete that line: DVC adds what is needed to "
+            f"{path.parent.relative_to(root)}/.gitignore itself."
+        )
+
+
+def _hiding(root: Path, places: list[Path]) -> tuple[str, str] | None:
+    """The first of `places`, folders, that DVC takes for ignored by git, and the pattern that does it."""
+    from dulwich.ignore import IgnoreFilterManager
+    from dulwich.repo import Repo
+
+    try:
+        repository = Repo.discover(os.fspath(root))
+        patterns = IgnoreFilterManager.from_repo(repository)
+        top = Path(repository.path)
+        for place in places:
+            # With a slash at its end, as DVC asks.
+            name = f"{place.relative_to(top).as_posix()}/"
+            if patterns.is_ignored(name):
+                found = list(patterns.find_matching(f"{name}x"))  # a name below it
+                return name.rstrip("/"), os.fsdecode(found[-1].pattern) if found else "of its own"
+    except Exception:  # no repository, or a pattern that dulwich cannot read: DVC says so itself
+        return None
+    return None
+
+
+def _require_kept_here(root: Path, command: str) -> None:
+    """Require that DVC's cache has all images of the workspace, before a command that replaces or deletes them."""
+    from twinrun.errors import SourceError
+
+    if changed := _unstored(root):
+        raise SourceError(
+            f"`{command}` would delete images that are stored nowhere else: {changed} changed since it was added. "
+            f"Store them first: dvc add {changed}"
+        )
+
+
 def _require_stored(root: Path, experiment: str) -> None:
     """`dvc exp apply` replaces images whether or not DVC or git has them: require that they are stored."""
     from twinrun.errors import SourceError
@@ -227,13 +309,20 @@ def _require_kept(root: Path, arguments: list[str]) -> None:
         return
     refs = _git(root, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes", "refs/stash").split()
     for ref in map(os.fsdecode, refs):
-        for name in _git(root, "ls-tree", "-r", "-z", "--name-only", ref).split(b"\0"):
-            if name.endswith(b".dvc") and not (root / os.fsdecode(name)).exists():
-                images = os.fsdecode(name).removesuffix(".dvc")
-                raise SourceError(
-                    f"`dvc gc` would delete the images of {images} from DVC's cache: {ref.split('/', 2)[-1]} has "
-                    f"{images}.dvc, and the workspace does not. Keep what all branches have: dvc gc --all-commits"
-                )
+        for entry in _git(root, "ls-tree", "-r", "-z", ref).split(b"\0"):
+            facts, _, name = entry.partition(b"\t")
+            if not name.endswith(b".dvc") or _is_same(root, os.fsdecode(name), facts.split()[2].decode()):
+                continue
+            images = os.fsdecode(name).removesuffix(".dvc")
+            raise SourceError(
+                f"`dvc gc` would delete images of {images} from DVC's cache: {ref.split('/', 2)[-1]} has another "
+                f"{images}.dvc than the workspace. Keep what all branches have: dvc gc --all-commits"
+            )
+
+
+def _is_same(root: Path, file: str, blob: str) -> bool:
+    """Whether a file of the workspace has the content of a blob of git."""
+    return (root / file).is_file() and _git(root, "hash-object", "--", file).decode().strip() == blob
 
 
 def _git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:

@@ -97,10 +97,10 @@ def tracked(root: Path, path: str) -> Tracked:
     if not folder.is_relative_to(root):
         return "outside"
     files = [place.with_name(f"{place.name}.dvc") for place in (folder, *folder.parents) if place.is_relative_to(root)]
-    files = [file for file in files if file.is_file()] or (sorted(folder.glob("*.dvc")) if folder.is_dir() else [])
+    files = [file for file in files if file.is_file()] or _covering(folder)
     if files:
         return "added" if all(_git_tracks(root, file) for file in files) else "not committed"
-    if _git_tracks(root, folder):
+    if _git_tracks(root, folder) and not _untracked(root, folder):
         return "git"
     return "link" if folder.is_symlink() else "no"
 
@@ -202,6 +202,29 @@ def _in_a_shell(path: str) -> str:
     return (
         "$'" + "".join(chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(path)) + "'"
     )
+
+
+def _covering(folder: Path) -> list[Path]:
+    """The .dvc files in a folder if each of its other entries belongs to one of them, and [] otherwise."""
+    if not folder.is_dir():
+        return []
+    names = {entry.name for entry in folder.iterdir()} - {".gitignore", ".DS_Store"}
+    files = {name for name in names if name.endswith(".dvc")}
+    return (
+        sorted(folder / name for name in files)
+        if names <= files | {name.removesuffix(".dvc") for name in files}
+        else []
+    )
+
+
+def _untracked(root: Path, folder: Path) -> bool:
+    """Whether a folder holds a file that git does not track."""
+    command = ["git", "ls-files", "--others", "--directory", "--no-empty-directory", "--", os.fspath(folder)]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and bool(done.stdout)
 
 
 def _git_tracks(root: Path, path: Path) -> bool:
