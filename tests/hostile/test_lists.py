@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import subprocess
 import time
 import unicodedata
 from collections import Counter
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_support import Project
 from PIL import Image
@@ -178,3 +181,26 @@ def test_three_thousand_classes_are_compared_at_once() -> None:
     assert alike == {name: ["Class 7", "class7"] for name in ("Class 7", "class7")}
     assert len(shown) == 3000
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("empty", ["val"])
+def test_an_empty_split_ends_training_before_it_begins(
+    project: Project, write_digits: Callable[..., Path], empty: str
+) -> None:
+    write_digits()
+    project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
+    project.run("ingest")
+    project.run("validate")
+    manifest = project.folder / "data/out/validate/manifest.parquet"
+    table = pq.read_table(manifest)
+    splits = ["test" if split == empty else split for split in table["split"].to_pylist()]
+    pq.write_table(table.set_column(table.schema.get_field_index("split"), "split", pa.array(splits)), manifest)
+
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "Begin"]):
+        subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b", *command], cwd=project.folder, check=True)
+
+    ran = project.run_apart("train")
+
+    assert ran.code == 1
+    assert f"manifest.parquet has no images in {empty}" in ran.said
+    assert "ZeroDivisionError" not in ran.said

@@ -2,10 +2,12 @@
 
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from twinrun.data.decode import Pixels
 from twinrun.errors import DecodeError
@@ -71,6 +73,26 @@ def test_a_failure_ends_the_work_and_is_not_hidden(bundle: Bundle) -> None:
         list(ImageClassifier(bundle).answers(range(100_000), read))
 
     assert len(seen) < 50_000
+
+
+def test_threads_that_answer_compute_with_one_and_change_nothing_for_others(bundle: Bundle) -> None:
+    before, size = torch.get_num_threads(), bundle.preprocessing.size_px
+    inside: set[int] = set()
+    outside: set[int] = set()
+    torch.set_num_threads(3)
+
+    def read(_: int) -> Pixels:
+        inside.add(torch.get_num_threads())
+        with ThreadPoolExecutor(1) as other:
+            outside.add(other.submit(torch.get_num_threads).result())
+        return np.zeros((*size, len(bundle.preprocessing.mean)), np.uint8)
+
+    answers = list(ImageClassifier(bundle).answers(range(40), read))
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+
+    assert len(answers) == 40
+    assert (inside, outside, after) == ({1}, {3}, 3)
 
 
 def test_a_limit_of_the_model_names_no_setting(bundle: Bundle, tmp_path: Path) -> None:

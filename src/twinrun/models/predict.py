@@ -93,7 +93,7 @@ def single_threads() -> ThreadPoolExecutor:
 
 def _new_pool() -> ThreadPoolExecutor:
     before, cores = torch.get_num_threads(), available_cores()
-    pool = ThreadPoolExecutor(cores, "twinrun", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(cores, "twinrun", initializer=_use_one_thread)
     everyone = threading.Barrier(cores + 1)
     for _ in range(cores):
         pool.submit(everyone.wait)
@@ -101,6 +101,11 @@ def _new_pool() -> ThreadPoolExecutor:
     torch.set_num_threads(before)  # the first threads' number is that of threads to come, too
     _pools[os.getpid()] = pool
     return pool
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # at its first use a thread takes over the number of the process: now, while that is 1
 
 
 _pools_lock = threading.Lock()
