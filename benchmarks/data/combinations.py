@@ -75,8 +75,8 @@ def run(data: Path, *, quick: bool) -> list[dict[str, Any]]:
 def _planted(name: str, data: Path, folder: Path, quick: bool) -> Planted:
     """The set and the copies of it, as arrays where it is arrays, and as JPEG files of full size where it is files."""
     listing, side = _listing(name, data, folder)
-    start = max(0, len(listing.items) - QUICK) if quick else 0
-    items = listing.items[start:]
+    stop = QUICK if quick else None  # the test images come first
+    items = listing.items[:stop]
     test = [row for row, item in enumerate(items) if item.split == "test"]
     random = np.random.default_rng(0)
     chosen = random.permutation(test)[: _FOR_EACH * len(_COUNTS)].tolist()
@@ -84,13 +84,13 @@ def _planted(name: str, data: Path, folder: Path, quick: bool) -> Planted:
     source = [*range(len(items)), *chosen]
     content: Arrays | Files
     if isinstance(listing.content, Arrays):
-        pixels = listing.content.pixels[start:]
+        pixels = listing.content.pixels[:stop]
         copies = [
             combined(pixels[row, :, :, 0], int(count), random)[0] for row, count in zip(chosen, counts, strict=True)
         ]
         content = Arrays(np.concatenate([pixels, np.stack(copies)[..., None]]), listing.content.format)
     else:
-        paths = list(listing.content.paths[start:])
+        paths = list(listing.content.paths[:stop])
         for number, (row, count) in enumerate(zip(chosen, counts, strict=True)):
             paths.append(folder / f"copy-{number}.jpg")
             picture = np.asarray(Image.open(paths[row]).convert("RGB"))
@@ -108,7 +108,7 @@ def _listing(name: str, data: Path, folder: Path) -> tuple[Listing, int]:
         return list_idx(name.lower(), data / name.lower(), may_download=False), 28  # type: ignore[arg-type]
     with tarfile.open(data / "cifar10" / "cifar10-jpeg.tar.xz") as archive:
         archive.extractall(folder / "cifar10", filter="data")
-    paths = sorted((folder / "cifar10").rglob("*.jpg"), key=lambda path: (path.parts[-3] == "test", path))
+    paths = sorted((folder / "cifar10").rglob("*.jpg"), key=lambda path: (path.parts[-3] != "test", path))
     items = [Item("/".join(path.parts[-3:]), path.parts[-2], path.parts[-3]) for path in paths]  # type: ignore[arg-type]
     return Listing(items, Files(paths)), 32
 

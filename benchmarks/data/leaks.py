@@ -61,7 +61,7 @@ class Found:
 
 
 def run(data: Path, *, quick: bool) -> list[dict[str, Any]]:
-    """A row for each data set in `data` and change; `quick`: the last 10,000 images and CleanVision's default."""
+    """A row for each data set in `data` and change; `quick`: the first 10,000 images and CleanVision's default."""
     rows: list[dict[str, Any]] = []
     for name, plant in {"Fashion-MNIST": _arrays, "MNIST": _arrays, "TrashNet": _files}.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -103,8 +103,8 @@ def _arrays(name: str, data: Path, folder: Path, quick: bool) -> Planted:
     del folder
     listing = list_idx(name.lower(), data / name.lower(), may_download=False)  # type: ignore[arg-type]
     assert isinstance(listing.content, Arrays)
-    start = len(listing.items) - QUICK if quick else 0
-    items, pixels = listing.items[start:], listing.content.pixels[start:]
+    stop = QUICK if quick else None  # the test images come first
+    items, pixels = listing.items[:stop], listing.content.pixels[:stop]
     source, change, random = _chosen(items, 0.01)
     copies = [
         changes()[str(change[row])](pixels[source[row], :, :, 0], random) for row in range(len(items), len(source))
