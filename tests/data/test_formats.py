@@ -355,7 +355,7 @@ def test_a_dicom_file_without_pydicom_says_what_to_install(monkeypatch: pytest.M
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "is a camera's raw file (CR3)"),
         (bytes(344) + b"n+1\0", "is a NIfTI volume"),
         (b"\0\0\0\x18ftyphevc\0\0\0\0mif1hevc", "starts like HEIC and has a header that cannot be read"),
-        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "is an AVIF image with a header that cannot be read"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "starts like AVIF and has a header that cannot be read"),
         (b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0", "starts like ICO and has a header that cannot be read"),
         (b"\0\0\2\0\1\0\x10\x10\0\0\1\0\x20\0", "is a Windows cursor"),
         (b"PK\3\4" + bytes(26) + b"arr_0.npy", "is a NumPy archive of several arrays"),

@@ -96,13 +96,14 @@ def test_12_bits_in_16_are_noticed_and_a_setting_makes_them_bright_for_ingest_an
         "color/narrow.tif": tiff(narrow, photometric="rgb"),
         "icons/icon.png": png(ICON),
     }
-    project = write(files)
+    project = write({**files, "icons/whole.png": png(DEEP, 16)})
     dark = project.run("ingest")
+    (project.folder / "images/icons/whole.png").unlink()
 
     bright = project.set(ingest__depth=12, ingest__ground="black").run("ingest")
 
     assert dark.code == bright.code == 0, dark.said + bright.said
-    assert "2 images have more than 8 bits, and the values need 12 of 16 bits at most" in dark.said
+    assert "2 of 3 images with more than 8 bits need 12 of 16 bits at most, and are nearly black" in dark.said
     assert "ingest.depth: 12" in dark.said
     assert "ingest.depth" not in bright.said
     assert "Try ingest.ground" not in bright.said

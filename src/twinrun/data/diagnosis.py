@@ -38,7 +38,7 @@ _OTHERS = (
     ("a sound or a video", rb"RIFF....(WAVE|AVI )"),
     ("a camera's raw file (CR3)", rb"....ftypcrx "),
     ("a camera's raw file", rb"FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|\0MRM"),
-    ("an AVIF image with a header that cannot be read", rb"....ftypavi[fs]|....ftypmi.{1,40}avif"),
+    ("starts like AVIF and has a header that cannot be read", rb"....ftypavi[fs]|....ftypmi.{1,40}avif"),
     ("a video", rb"....ftyp"),
     ("a JPEG XL image (save it as PNG or JPEG)", rb"\xff\x0a|\0\0\0\x0cJXL "),
     ("a JPEG XR image", rb"II\xbc"),
@@ -85,6 +85,8 @@ def not_an_image(stream: BinaryIO, named: str) -> str:
             return f"starts like {kind} and has a header that cannot be read"
     for other, pattern in _OTHERS:
         if re.match(pattern, start, re.DOTALL):
+            if other.startswith("starts like"):
+                return other
             return f"is {other} named {named}" if named else f"is {other} and no image that can be decoded"
     return f"is no image: it is neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]} (it starts with {start[:8]!r})"
 

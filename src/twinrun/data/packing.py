@@ -53,7 +53,8 @@ _BUDGET_UNITS = 4
 _PIXELS_PER_UNIT = 1 << 24
 _FREE_PIXELS = 1 << 22
 _MOST_POOLS = 100
-_SPARE_BITS = 2  # that no value uses, from which images are nearly black
+_SPARE_BITS = 4  # that no value of an image uses, from which it is nearly black
+_SPARE_BITS_OF_ALL = 2  # that no image uses, from which that is no chance
 _PRELOADED = ["twinrun.data.packing", "twinrun.data.sources", "scipy.fftpack"]
 
 
@@ -372,15 +373,7 @@ def _to_channels(images: Pixels, channels: Channels) -> Pixels:
 
 def sample_notes(listing: Listing, facts: list[Facts], rules: SampleRules) -> list[str]:
     """What a person may want to decide otherwise about 16-bit and transparent images, by the settings of ingest."""
-    notes = []
-    deep = [fact.used_bits for fact in facts if fact.used_bits is not None]
-    needed, spare = max((used for used, _ in deep), default=0), min((bits - used for used, bits in deep), default=0)
-    if rules.depth == "file" and spare >= _SPARE_BITS:
-        notes.append(
-            f"{_images(len(deep))} more than 8 bits, and the values need {needed} of {needed + spare} bits at "
-            f"most: as they are read, the brightest is {100 / (1 << spare):.2g}% gray. If {needed} bits are their "
-            f"range: ingest.depth: {needed}."
-        )
+    notes = _notes_on_depth(listing, facts) if rules.depth == "file" else []
     clear = [place for place, fact in enumerate(facts) if fact.is_transparent]
     if clear:
         notes.append(f"{_images(len(clear))} transparent parts, which are shown {rules.ground} (ingest.ground).")
@@ -388,6 +381,21 @@ def sample_notes(listing: Listing, facts: list[Facts], rules: SampleRules) -> li
             others = " or ".join(ground for ground in ("white", "gray", "black") if ground != rules.ground)
             notes[-1] += f" All {rules.ground} so: {some_names(plain)}. Try ingest.ground: {others}."
     return notes
+
+
+def _notes_on_depth(listing: Listing, facts: list[Facts]) -> list[str]:
+    """Which images of more than 8 bits end so far below their range that they are nearly black."""
+    deep = {place: fact.used_bits for place, fact in enumerate(facts) if fact.used_bits is not None}
+    spare = {place: bits - used for place, (used, bits) in deep.items()}
+    fewest = _SPARE_BITS_OF_ALL if min(spare.values(), default=0) >= _SPARE_BITS_OF_ALL else _SPARE_BITS
+    if not (dark := [place for place in deep if spare[place] >= fewest]):
+        return []
+    needed, bits = max(deep[place] for place in dark)
+    return [
+        f"{len(dark):,} of {len(deep):,} images with more than 8 bits need {needed} of {bits} bits at most, and are "
+        f"nearly black as they are read: {some_names([listing.items[place].path for place in dark])}. "
+        f"If {needed} bits are their range: ingest.depth: {needed}."
+    ]
 
 
 def _images(count: int) -> str:
