@@ -63,7 +63,9 @@ def main() -> None:
         return
     if notice is not None:
         print(f"Warning: {notice}", file=sys.stderr, flush=True)
-    code = collect_code(PROJECT)
+    code = collect_code(PROJECT, params.track.untracked)
+    for line in code.lines():
+        print(line, flush=True)
     with training_lock(STATE):
         stop.check()
         job = _prepare(params)

@@ -102,7 +102,7 @@ def models(model: Model = None) -> None:
     registry = _registry(model)
     versions = registry.versions()
     if not versions:
-        print(f"There is no model {registry.name!r} in {registry.tracker.uri} yet. Make a version: {REGISTER}")
+        print(f"There is no model {registry.name!r} in {registry.tracker.shown} yet. Make a version: {REGISTER}")
         return
     table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("version", "aliases", "passed", "accuracy", "balanced", "log loss", "weights", "fingerprint", "run"):
@@ -210,7 +210,7 @@ def sync() -> None:
     report = bring_up_to_date(thorough=True)
     if report.failed:
         raise TrackingError("\n".join(report.lines()))
-    print("\n".join(report.lines()) or f"MLflow at {report.tracker.uri} is up to date.")
+    print("\n".join(report.lines()) or f"MLflow at {report.tracker.shown} is up to date.")
 
 
 @app.command()

@@ -267,14 +267,22 @@ class RegisterParams:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrackParams:
+    """What a run's card, which others read, takes along."""
+
+    untracked: Literal["none", "code"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Params:
-    """All of params.yaml, one section for each stage."""
+    """All of params.yaml: one section for each stage, and one for what is recorded of a run."""
 
     ingest: IngestParams
     validate: Annotated[ValidateParams, AfterValidator(_in_order)]
     train: Annotated[TrainParams, AfterValidator(_frozen_weights)]
     evaluate: EvaluateParams
     register: RegisterParams
+    track: TrackParams
 
 
 def load_params(path: Path = PARAMS, *, inputs: bool = False) -> Params:

@@ -7,6 +7,7 @@ show such characters as escapes. Ruff refuses Python's own `print` elsewhere.
 
 import builtins
 import os
+import re
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _WIDTH_OF_A_PIPE = 240  # a table in a pipe is for grep: nothing is cut to 80 columns
 _CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # categories: controls, lone surrogates, separators of lines
 _FORMAT = "Cf"
+_LOGIN = re.compile(r"(?<=://)[^\s/@:]*:[^\s/]+@")
 _JOINERS = frozenset("\u200c\u200d")  # Persian, Indic scripts and emoji are written with them
 _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # drawn as nothing, and of no such category
 _REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -26,7 +28,7 @@ _REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
     """Print like Python's own, with the text made `printable`; what the stream cannot encode becomes an escape too."""
     stream = sys.stdout if file is None else file
-    text = printable(" ".join(map(str, values)))
+    text = printable(without_passwords(" ".join(map(str, values))))
     encoding = getattr(stream, "encoding", None) or "utf-8"
     builtins.print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=flush)
 
@@ -42,7 +44,9 @@ def console(*, stderr: bool = False) -> "Console":
 
     class _Console(Console):
         def render_str(self, text: str, **settings: Any) -> Any:
-            return super().render_str(printable(text), **{**settings, "markup": False, "emoji": False})
+            return super().render_str(
+                printable(without_passwords(text)), **{**settings, "markup": False, "emoji": False}
+            )
 
     stream = sys.stderr if stderr else sys.stdout
     return _Console(width=None if stream.isatty() else _WIDTH_OF_A_PIPE, stderr=stderr, highlight=False)
@@ -51,6 +55,11 @@ def console(*, stderr: bool = False) -> "Console":
 def add_row(table: "Table", *cells: object) -> None:
     """Add a row to a table of rich's; a string stays one line and is text, and other renderables stay as they are."""
     table.add_row(*(one_line(cell) if isinstance(cell, str) else cell for cell in cells))  # type: ignore[arg-type]
+
+
+def without_passwords(text: str) -> str:
+    """Text in which no address of the form scheme://user:password@host shows its user and password."""
+    return _LOGIN.sub("***@", text) if "@" in text else text
 
 
 def one_line(text: str) -> str:

@@ -48,9 +48,10 @@ def test_a_clean_repository_is_its_commit(repository: Path) -> None:
 
 def test_the_patch_makes_the_uncommitted_code_again(repository: Path, tmp_path: Path) -> None:
     (repository / "train.py").write_text("epochs = 4\n")
-    (repository / "new file ä.py").write_text("x = 1")
-    (repository / "[a-z]*.py").write_text("")
-    (repository / "Makefile").write_bytes(b"all:\r\n")
+    (repository / "src").mkdir()
+    (repository / "src/new file ä.py").write_text("x = 1")
+    (repository / "src/[a-z]*.py").write_text("")
+    (repository / "src/run.sh").write_bytes(b"all\r\n")
     index = (repository / ".git/index").read_bytes()
     code = collect_code(repository)
 
@@ -61,7 +62,7 @@ def test_the_patch_makes_the_uncommitted_code_again(repository: Path, tmp_path: 
     assert code.dirty
     assert code.left_out == ()
     assert (repository / ".git/index").read_bytes() == index
-    for name in ("train.py", "new file ä.py", "[a-z]*.py", "Makefile"):
+    for name in ("train.py", "src/new file ä.py", "src/[a-z]*.py", "src/run.sh"):
         assert (clone / name).read_bytes() == (repository / name).read_bytes()
 
 
@@ -79,13 +80,14 @@ def test_images_secrets_and_what_is_too_large_are_named_and_not_copied(repositor
 
 
 def test_untracked_source_is_taken_in_up_to_a_sum(repository: Path) -> None:
+    (repository / "pipeline").mkdir()
     for number in range(7):
-        (repository / f"{number}.py").write_text("# 3456789\n" * 90_000)
+        (repository / f"pipeline/{number}.py").write_text("# 3456789\n" * 90_000)
 
     code = collect_code(repository)
 
-    assert code.left_out == ("5.py", "6.py")
-    assert "b/4.py" in code.diff
+    assert code.left_out == ("pipeline/5.py", "pipeline/6.py")
+    assert "b/pipeline/4.py" in code.diff
 
 
 def test_a_folder_that_is_no_repository_says_how_to_make_it_one(tmp_path: Path, monkeypatch) -> None:

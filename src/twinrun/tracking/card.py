@@ -12,15 +12,15 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fnmatch import fnmatch
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from twinrun.errors import RepositoryError, os_problem
 from twinrun.publish import file_sha256
 from twinrun.tracking.records import read_lock
+from twinrun.tracking.secret_scan import find_secret, is_secret
 
 LOCK = "requirements.lock"
 DVC_LOCK = "dvc.lock"
@@ -29,12 +29,13 @@ REINSTALL = "rm -f .venv/.made-from && make setup"
 LARGEST_UNTRACKED_BYTES = 1_000_000
 ALL_UNTRACKED_BYTES = 5_000_000
 
-# Untracked files that a patch takes in. An image, a model or a key that lies about is none of a run's source.
+# Untracked files that a patch takes in: of these kinds, below these folders or named in dvc.yaml. No stage uses others.
 _SOURCES = {".py", ".pyi", ".ipynb", ".yaml", ".yml", ".toml", ".lock", ".cfg", ".ini", ".json"}
 _SOURCES |= {".sh", ".jinja", ".html", ".css", ".js", ".md", ".txt"}
-_SOURCE_NAMES = {"makefile", "dockerfile"}
-_SECRETS = (".env*", "*.env", "*.pem", "*.key", "credentials*", "secret*")
+_SOURCE_FOLDERS = ("pipeline", "src", "networks")
+_SOURCE_FILES = frozenset({"dvc.yaml", "params.yaml"})
 _NAMED = 100
+NAMED_AS_SECRET = "it is named as secrets are"
 _NVIDIA_SMI_S = 20
 
 # Those that decide which kernels a numeric library picks, and so the last bits of a result.
@@ -45,18 +46,33 @@ _NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8
 class Code:
     """The source as it was: a commit and what differed from it.
 
-    `diff` is a patch for `git apply`, of changed and of untracked source files alike; dvc.lock is no source. `left_out`
-    names the other untracked files: no source by their names, too large for it, or named as secrets are.
+    `diff` is a patch for `git apply`, of changed files and of the untracked source files that `taken` names; dvc.lock
+    is no source. `left_out` names the other untracked files, and all that `secrets` names: files that look like
+    secrets, each with the reason. Of tracked ones the patch lacks the changes.
     """
 
     commit: str
     dirty: bool
     diff: str
     left_out: tuple[str, ...]
+    taken: tuple[str, ...] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """For a person: what goes into the card, and what does not."""
+        lines = []
+        if self.taken:
+            lines.append(f"Untracked code that goes into the run's card: {_some(self.taken)}.")
+        for name, reason in self.secrets.items():
+            lines.append(
+                f"Not in the run's card: {name}, since {reason}. A twin will lack it. Move the secret out of the file; "
+                "where it is none, commit the file."
+            )
+        return lines
 
 
-def collect_code(root: Path) -> Code:
-    """Read the state of the git repository at `root`.
+def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Code:
+    """Read the state of the git repository at `root`; `untracked` says whether the patch takes in untracked code.
 
     Raises RepositoryError, with what to do, where git is missing, `root` is no repository or has no commit.
     """
@@ -79,38 +95,90 @@ def collect_code(root: Path) -> Code:
             'Make one: git add -A && git commit -m "Begin"'
         )
     top = Path(run_git(root, "rev-parse", "--show-toplevel").stdout.strip())
-    untracked = run_git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
-    taken, left_out = _choose(top, sorted(filter(None, untracked.split("\0"))))
-    diff = _patch(top, taken)
-    return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out))
+    others = run_git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
+    prefix = run_git(root, "rev-parse", "--show-prefix").stdout.strip()
+    taken, left_out, secrets = _choose(top, prefix, sorted(filter(None, others.split("\0"))), untracked)
+    changed = _changed_secrets(top)
+    diff = _patch(top, taken, list(changed))
+    secrets, left_out = {**changed, **secrets}, [*changed, *left_out]
+    return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out), tuple(taken), secrets)
 
 
-def is_secret(name: str) -> bool:
-    """Whether a file's name is one under which people keep what is not to be published."""
-    return any(fnmatch(Path(name).name.lower(), pattern) for pattern in _SECRETS)
-
-
-def _choose(top: Path, untracked: list[str]) -> tuple[list[str], list[str]]:
-    """Which untracked files a patch takes in, and which it leaves out."""
-    taken, left_out, total = [], [], 0
+def _choose(
+    top: Path, prefix: str, untracked: list[str], policy: Literal["none", "code"]
+) -> tuple[list[str], list[str], dict[str, str]]:
+    """Which untracked files a patch takes in, which it leaves out, and which of these look like secrets, and why."""
+    taken, left_out, secrets, total = [], [], {}, 0
+    named = _named_in_dvc_yaml(top / prefix)
     for name in untracked:
         file = top / name
         if file.name == DVC_LOCK or not file.is_file():
             continue
-        source = file.suffix.lower() in _SOURCES or file.name.lower() in _SOURCE_NAMES
-        size = file.stat().st_size
+        size = 0 if file.is_symlink() else file.stat().st_size
         fits = size <= LARGEST_UNTRACKED_BYTES and total + size <= ALL_UNTRACKED_BYTES
-        if source and fits and not is_secret(name) and os.access(file, os.R_OK):
-            taken.append(name)
-            total += size
-        else:
-            left_out.append(name)
-    return taken, left_out
+        inside = name.startswith(prefix) and _is_source(name.removeprefix(prefix), named)
+        if is_secret(name):
+            secrets[name] = NAMED_AS_SECRET
+        elif policy == "code" and inside and fits and not file.is_symlink() and os.access(file, os.R_OK):
+            if (reason := find_secret(file)) is None:
+                taken.append(name)
+                total += size
+                continue
+            secrets[name] = reason
+        left_out.append(name)
+    return taken, left_out, secrets
 
 
-def _patch(top: Path, untracked: list[str]) -> str:
+def _is_source(name: str, named: frozenset[str]) -> bool:
+    """Whether a stage could have used the file of this name in the project."""
+    if PurePosixPath(name).suffix.lower() not in _SOURCES:
+        return False
+    folders = {str(parent) for parent in PurePosixPath(name).parents}
+    return name in named | _SOURCE_FILES or bool(folders & {*_SOURCE_FOLDERS, *named})
+
+
+def _named_in_dvc_yaml(root: Path) -> frozenset[str]:
+    """The files and folders that stages depend on by dvc.yaml, but for those of data, which DVC hashes itself."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))
+        stages = content["stages"].values()
+        deps = {str(dep) for stage in stages for dep in stage.get("deps", [])}
+    except (OSError, UnicodeDecodeError, YAMLError, RecursionError, KeyError, TypeError, AttributeError):
+        return frozenset()
+    return frozenset(dep for dep in deps if not dep.startswith(("data/", "$")))
+
+
+def _changed_secrets(top: Path) -> dict[str, str]:
+    """Tracked files whose uncommitted changes look like secrets, and why."""
+    names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "--diff-filter=d", "-z", "HEAD"))
+    found = {}
+    for name in filter(None, names.split("\0")):
+        file = top / name
+        if file.name == DVC_LOCK or file.is_symlink() or not file.is_file():
+            continue
+        patch = _compared(
+            run_git(top, "--literal-pathspecs", "diff", "--no-color", "--no-ext-diff", "HEAD", "--", name)
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            # What was removed and what stands beside it is part of the patch too.
+            changes = Path(folder, file.name)
+            changes.write_text("\n".join(line[1:] for line in patch.splitlines()), "utf-8", "surrogateescape")
+            if (reason := find_secret(changes)) is not None:
+                found[name] = reason.replace("looks", "of its changes looks", 1)
+    return found
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _patch(top: Path, untracked: list[str], without: list[str]) -> str:
     """What differs from HEAD, the given untracked files included; the repository's own index stays as it is."""
-    compare = ("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", f":(exclude,glob)**/{DVC_LOCK}")
+    excluded = [f":(exclude,glob)**/{DVC_LOCK}", *(f":(exclude,literal){name}" for name in without)]
+    compare = ("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", *excluded)
     if not untracked:
         return _compared(run_git(top, *compare))
     with tempfile.TemporaryDirectory() as folder:
@@ -236,6 +304,7 @@ def build_card(
         "commit": code.commit,
         "dirty": code.dirty,
         "diff": code.diff,
+        "untracked_taken": _shortened(code.taken),
         "untracked_left_out": _shortened(code.left_out),
         # While a run is made, dvc.lock holds the later stages as the run before left them.
         "dvc_lock": {stage: dvc_lock[stage] for stage in ("ingest", "validate") if stage in dvc_lock},

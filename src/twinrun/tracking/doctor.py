@@ -16,11 +16,11 @@ from twinrun.errors import RecordError, TwinrunError, os_problem
 from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.card import (
     LOCK,
+    NAMED_AS_SECRET,
     REINSTALL,
     collect_code,
     collect_dvc_lock,
     installed_versions,
-    is_secret,
     lock_faults,
     locked_versions,
 )
@@ -118,8 +118,8 @@ def _unseen(name: str, error: Exception, tracker: Tracker) -> Finding:
 def _code(root: Path) -> tuple[str, list[Finding]]:
     code = collect_code(root)
     findings = []
-    secret = [name for name in code.left_out if is_secret(name)]
-    others = [name for name in code.left_out if not is_secret(name)]
+    secret = [name for name in code.secrets if code.secrets[name] == NAMED_AS_SECRET]
+    others = [name for name in code.left_out if name not in code.secrets]
     if secret:  # first, so that no `git add -A` comes before it
         lines = " ".join(shlex.quote(f"/{name}") for name in secret)
         findings.append(
@@ -128,6 +128,14 @@ def _code(root: Path) -> tuple[str, list[Finding]]:
                 f"printf '%s\\n' {lines} >> .gitignore",
             )
         )
+    findings += [
+        Finding(
+            f"{name} is not in a run's card: {reason}",
+            "move the secret out of it, or end the line with a comment: pragma: allowlist secret",
+        )
+        for name, reason in code.secrets.items()
+        if name not in secret
+    ]
     if code.diff:
         changed = sorted(
             {line.split(" b/", 1)[-1] for line in code.diff.splitlines() if line.startswith("diff --git ")}
@@ -220,14 +228,14 @@ def _tracker(tracker: Tracker) -> tuple[str, list[Finding]]:
     try:
         require_reachable(tracker)
     except TwinrunError as error:
-        return tracker.uri, [Finding(str(error).splitlines()[0], f"unset {URI_VARIABLE}, or start the server")]
+        return tracker.shown, [Finding(str(error).splitlines()[0], f"unset {URI_VARIABLE}, or start the server")]
     if tracker.database is not None and tracker.database.is_file():
         with closing(sqlite3.connect(sqlite_to_read(tracker.database), uri=True, timeout=10)) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             fix = f"sqlite3 {tracker.database} .recover | sqlite3 recovered.db"
-            return tracker.uri, [Finding(f"{tracker.database} is damaged: {found}", fix)]
-    return tracker.uri, []
+            return tracker.shown, [Finding(f"{tracker.database} is damaged: {found}", fix)]
+    return tracker.shown, []
 
 
 def _store(tracker: Tracker) -> tuple[str, list[Finding]]:
@@ -311,7 +319,7 @@ def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
         versions = Registry(tracker, facts["name"], only_looking=True).versions()
     if any(each.version == facts["version"] and each.weights_hash == facts["weights_hash"] for each in versions):
         return f"version {facts['version']} of {facts['name']}", []
-    problem = f"{REGISTERED} names version {facts['version']} of {facts['name']}, which {tracker.uri} lacks"
+    problem = f"{REGISTERED} names version {facts['version']} of {facts['name']}, which {tracker.shown} lacks"
     return "", [Finding(problem, REGISTER)]
 
 

@@ -32,7 +32,7 @@ def model_in_use(tracker: Tracker, reference: str | None, default_name: Callable
     name, number, alias = _parsed(reference)
     name = name or default_name()
     if tracker.database is not None and not tracker.database.exists():
-        raise RegistryError(f"There is no model {name!r} in {tracker.uri}. Train and register one: dvc repro")
+        raise RegistryError(f"There is no model {name!r} in {tracker.shown}. Train and register one: dvc repro")
     registry = Registry(tracker, name)
     version, note = _chosen(registry, number, alias)
     with tempfile.TemporaryDirectory(prefix="twinrun-model-") as folder:
@@ -57,8 +57,8 @@ def _chosen(registry: Registry, number: int | None, alias: str | None) -> tuple[
     versions = registry.versions()
     if not versions:
         raise RegistryError(
-            f"There is no model {registry.name!r} in {registry.tracker.uri}. Train and register one with dvc repro, or "
-            "name another: --model NAME@champion, or the folder of a bundle."
+            f"There is no model {registry.name!r} in {registry.tracker.shown}. Train and register one with dvc repro, "
+            "or name another: --model NAME@champion, or the folder of a bundle."
         )
     for wanted in [alias] if alias else [CHAMPION, CANDIDATE]:
         if version := next((version for version in versions if wanted in version.aliases), None):

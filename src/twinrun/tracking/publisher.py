@@ -52,7 +52,7 @@ class Publication:
             notices.append(f"MLflow refused {refused} of the events; data/out/train/journal.jsonl has what they said.")
         if self.unpublished:
             events = "1 event is" if self.unpublished == 1 else f"{self.unpublished} events are"
-            notices.append(f"{events} still to be published to {tracker.uri}; run `twinrun sync`.")
+            notices.append(f"{events} still to be published to {tracker.shown}; run `twinrun sync`.")
         return "\n".join(notices) or None
 
 

@@ -207,7 +207,7 @@ class Registry:
 
     def _no_model(self) -> RegistryError:
         return RegistryError(
-            f"There is no model {self.name!r} in {self.tracker.uri} yet. Make a version of it: {REGISTER}"
+            f"There is no model {self.name!r} in {self.tracker.shown} yet. Make a version of it: {REGISTER}"
         )
 
     def history(self) -> list[Entry]:

@@ -55,7 +55,7 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
         if any(file.path == CARD for file in client.list_artifacts(run_id)):
             with tempfile.TemporaryDirectory() as folder:
                 place = Path(client.download_artifacts(run_id, CARD, folder))
-                card = read_record(CardRecord, place, Path(folder), origin=f"{CARD} of run {run_id} in {tracker.uri}")
+                card = read_record(CardRecord, place, Path(folder), origin=f"{CARD} of run {run_id} in {tracker.shown}")
     return RunFacts(
         run_id=run_id,
         name=one_line(run.info.run_name),
@@ -112,6 +112,6 @@ def _of_prefix(client: Any, tracker: Tracker, reference: str) -> str:
         return str(found[0])
     problem = f"{len(found)} runs begin with {reference!r}" if found else f"No run or version is called {reference!r}"
     raise TrackingError(
-        f"{problem} in {tracker.uri}.\n"
+        f"{problem} in {tracker.shown}.\n"
         "Name a run by its id (or its first 4 or more characters, as in the MLflow UI), or a version by its number."
     )

@@ -61,7 +61,7 @@ class Tracker:
         key = (
             "local"
             if self.database == self.home / MLRUNS / DATABASE
-            else hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+            else hashlib.sha256(self.shown.encode()).hexdigest()[:12]  # another password is no other store
         )
         return self.home / MLRUNS / "published" / key
 

@@ -84,7 +84,7 @@ class SyncReport:
         lines = []
         if self.events:
             lines.append(
-                f"{_count(self.events, 'event')} of {_count(self.runs, 'run')} published to {self.tracker.uri}."
+                f"{_count(self.events, 'event')} of {_count(self.runs, 'run')} published to {self.tracker.shown}."
             )
         if self.attached:
             lines.append(f"Added to the run: {', '.join(self.attached)}.")
@@ -98,7 +98,7 @@ class SyncReport:
             are = "is" if self.pending == 1 else "are"
             lines.append(f"{_count(self.pending, 'event')} {are} still to be published; run `twinrun sync`.")
         if self.problem:
-            lines.append(f"MLflow at {self.tracker.uri} is not up to date: {self.problem}")
+            lines.append(f"MLflow at {self.tracker.shown} is not up to date: {self.problem}")
         lines += [f"Not published: {fault}" for fault in self.set_aside]
         return lines
 

@@ -1,0 +1,55 @@
+"""What looks like a key, a password or a token, by a file's name or content: nothing for a card that many may read."""
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+_NAMES = (
+    *(".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "id_rsa*", "id_ed25519*"),
+    *(".netrc", ".pypirc", ".npmrc", ".pgpass", ".htpasswd", "kaggle.json", "*credential*", "*secret*", "*passw*"),
+    *("service[-_]account*", "token", "token.*", "*[-_]token.*", "*[-_]tokens.*", "tokens.txt", "tokens.json"),
+)
+_FOLDERS = ("*secret*", "*credential*", ".ssh", ".aws", ".gnupg", ".kube")
+# The detectors of detect-secrets that know a form. Those that measure entropy take every hash for a secret.
+_NO_DETECTORS = ("HexHighEntropyString", "Base64HighEntropyString", "IPPublicDetector")
+# What they do not know: Hugging Face's tokens; a long value with digits that is called a key or a token.
+_TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|glpat-[\w-]{20,}|wandb_v1_\w{20,})\b")
+_NAMED = re.compile(r"""(?i)(?:token|key)["']?\s*[:=]\s*(["']?)([\w+/=.-]{20,})\1\s*(?:[,}\]#]|$)""")
+_ALLOWED = "pragma: allowlist secret"
+
+
+def is_secret(name: str) -> bool:
+    """Whether a file's name, or that of a folder above it, is one under which people keep what is not for others."""
+    path = PurePosixPath(name.lower())
+    return any(fnmatch(path.name, pattern) for pattern in _NAMES) or any(
+        fnmatch(folder, pattern) for folder in path.parts[:-1] for pattern in _FOLDERS
+    )
+
+
+def find_secret(file: Path) -> str | None:
+    """Where a text file holds what looks like a secret, as "line 3 looks like a secret (...)"; None where it does not.
+
+    A line with the comment `pragma: allowlist secret` passes. The secret itself is not in the answer.
+    """
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    from detect_secrets.core.scan import scan_file
+    from detect_secrets.settings import transient_settings
+
+    detectors = {str(detector.__name__) for detector in get_mapping_from_secret_type_to_class().values()}
+    plugins = [{"name": name} for name in sorted(detectors - set(_NO_DETECTORS))]
+    with transient_settings({"plugins_used": plugins}):
+        for secret in scan_file(str(file)):
+            return f"line {secret.line_number} looks like a secret ({secret.type.lower()})"
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if _holds_token(line, is_code=file.suffix in (".py", ".pyi")):
+            return f"line {number} looks like a secret (a token)"
+    return None
+
+
+def _holds_token(line: str, *, is_code: bool) -> bool:
+    if _ALLOWED in line:
+        return False
+    found = _NAMED.search(line)
+    # Without quotes, code names another variable there.
+    named = found is not None and (bool(found[1]) or not is_code) and sum(map(str.isdigit, found[2])) >= 3
+    return named or _TOKEN.search(line) is not None

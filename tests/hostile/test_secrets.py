@@ -1,0 +1,169 @@
+"""Secrets that lie about in a project: neither a run's card, nor MLflow, nor a message ever shows one."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tracking_support import evaluate, train
+from training_support import TrainableProject, git
+
+from twinrun import cli
+from twinrun.publish import write_text
+from twinrun.tracking.card import collect_code
+from twinrun.tracking.store import find_tracker
+
+VALUE = "c0ffee1234deadbeef5678c0ffee9012"
+AWS = "AKIA" + "IOSFODNN7EXAMPLQ"
+
+# Files that no stage uses: never taken along, whatever they hold.
+ELSEWHERE = {
+    "kaggle.json": f'{{"username": "joe", "key": "{VALUE}"}}',
+    "service-account.json": f'{{"private_key": "{VALUE}"}}',
+    "token.txt": VALUE,
+    "secrets/db.yaml": f"password: {VALUE}",
+    "prod.ini": f"[db]\npassword = {VALUE}",
+    "passwords.md": f"- the database: {VALUE}",
+    "notes/todo.md": f"call Ann, {VALUE}",
+    "notebooks/explore.py": f"login('{VALUE}')",
+    "data/raw/photos/kaggle.json": f'{{"key": "{VALUE}"}}',
+}
+# Files where the code of a stage lies: refused by their names or by what is in them.
+AMONG_CODE = {
+    "src/kaggle.json": f'{{"username": "joe", "key": "{VALUE}"}}',
+    "src/service-account.json": "{}" + VALUE,
+    "src/token.txt": VALUE,
+    "src/secrets/db.py": f"value = '{VALUE}'",
+    "src/settings.ini": f"[db]\npassword = {VALUE}\n",
+    "src/db.yaml": f"host: db\npassword: {VALUE}\n",
+    "src/api.yaml": f"api_token: {VALUE}\n",
+    "src/client.py": f'import os\n\nAPI_KEY = "{VALUE}"\n',
+    "src/url.py": f'STORE = "https://joe:{VALUE}@example.org/mlflow"\n',
+    "pipeline/upload.py": f'KEY = "{AWS}"  # {VALUE}\n',
+    "networks/pull.py": f'TOKEN = "hf_{VALUE}AbCd"\n',
+    "src/key.txt": f"-----BEGIN RSA PRIVATE KEY-----\n{VALUE}\n",
+}
+
+
+@pytest.fixture
+def repository(tracked_project: Path) -> Path:
+    """A repository with one tracked file, in the working folder."""
+    write_text("lr = 0.1\n", tracked_project / "src/train.py")
+    git(tracked_project, "init", "--quiet")
+    git(tracked_project, "add", "src", "params.yaml")
+    git(tracked_project, "commit", "--quiet", "--message", "Begin")
+    return tracked_project
+
+
+@pytest.mark.parametrize("name", [*ELSEWHERE, *AMONG_CODE])
+def test_a_secret_is_never_taken_into_a_card(name: str, repository: Path) -> None:
+    write_text({**ELSEWHERE, **AMONG_CODE}[name], repository / name)
+
+    code = collect_code(repository)
+
+    assert VALUE not in code.diff
+    assert name in code.left_out
+    if name in AMONG_CODE:
+        (line,) = code.lines()
+        assert line.startswith(f"Not in the run's card: {name}, since ")
+        assert VALUE not in line
+
+
+@pytest.mark.parametrize("change", ["added", "removed"])
+def test_a_secret_in_a_change_of_a_tracked_file_stays_out_of_the_patch(change: str, repository: Path) -> None:
+    secret = f'PASSWORD = "{VALUE}"\n'
+    write_text("batch = 1\n", repository / "src/other.py")
+    write_text(secret if change == "removed" else "\n", repository / "src/config.py")
+    git(repository, "add", "src")
+    git(repository, "commit", "--quiet", "--message", "More")
+    write_text(secret if change == "added" else "\n", repository / "src/config.py")
+    write_text("batch = 2\n", repository / "src/other.py")
+
+    code = collect_code(repository)
+
+    assert VALUE not in code.diff
+    assert "src/config.py" in code.secrets
+    assert "+batch = 2" in code.diff
+
+
+def test_code_that_speaks_of_secrets_and_holds_none_is_taken_and_listed(repository: Path) -> None:
+    write_text(
+        "import os\n\n\ndef login(password: str, token=None):\n    key = os.environ['API_KEY']\n"
+        "    weights = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855'\n"
+        '    example = "https://joe:hunter2@example.org"  # pragma: allowlist secret\n',
+        repository / "src/login.py",
+    )
+
+    code = collect_code(repository)
+
+    assert "src/login.py" in code.diff
+    assert code.lines() == ["Untracked code that goes into the run's card: src/login.py."]
+    assert code.left_out == ("mlruns/mlflow.db",) or not code.secrets
+
+
+def test_what_dvc_yaml_names_is_taken_and_none_takes_nothing(repository: Path) -> None:
+    write_text("stages: {train: {cmd: x, deps: [tools/prepare.py, data/raw]}}\n", repository / "dvc.yaml")
+    for name in ("tools/prepare.py", "tools/other.py", "data/raw/labels.json", "src/new.py"):
+        write_text("x = 1\n", repository / name)
+
+    code, nothing = collect_code(repository), collect_code(repository, "none")
+
+    assert code.taken == ("dvc.yaml", "src/new.py", "tools/prepare.py")
+    assert {"tools/other.py", "data/raw/labels.json"} <= set(code.left_out)
+    assert (nothing.taken, nothing.diff) == ((), "")
+    assert "src/new.py" in nothing.left_out
+
+
+def test_training_lists_what_it_takes_and_leaves_out_and_the_store_never_sees_a_secret(
+    trainable: TrainableProject, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_text("x = 1\n", trainable.folder / "src/more.py")
+    write_text(AMONG_CODE["src/client.py"], trainable.folder / "src/client.py")
+
+    trainable.train_here()
+
+    printed = "".join(capfd.readouterr())
+    assert "src/more.py" in printed
+    assert "Not in the run's card: src/client.py, since line 3 looks like a secret" in printed
+    stored = [*(trainable.folder / "mlruns").rglob("*"), *(trainable.folder / "data/out").rglob("*")]
+    assert not any(VALUE.encode() in file.read_bytes() for file in stored if file.is_file())
+
+
+COMMANDS = (["sync"], ["models"], ["show", "1"], ["diff", "1", "2"], ["promote", "1"], ["doctor"], ["reproduce", "1"])
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://joe:{VALUE}@127.0.0.1:9",
+        f"http://joe:{VALUE}%40x@127.0.0.1:9/base",
+        f"postgresql://joe:{VALUE}@127.0.0.1:9/mlflow",
+        f"http://:{VALUE}@127.0.0.1:9",
+    ],
+)
+def test_no_command_shows_or_records_the_password_of_a_tracker(
+    address: str, tracked_project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(tracked_project)
+    evaluate(tracked_project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+
+    for command in COMMANDS:
+        monkeypatch.setattr(sys, "argv", ["twinrun", *command])
+        with suppress(SystemExit):
+            cli.main()
+
+    printed = "".join(capfd.readouterr())
+    assert "127.0.0.1:9" in printed
+    assert VALUE not in printed
+    kept = [file for file in tracked_project.rglob("*") if file.is_file()]
+    assert not any(VALUE.encode() in file.read_bytes() for file in kept)
+
+
+def test_another_password_is_the_same_store(tracked_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://joe:one@mlflow.example")
+    before = find_tracker(tracked_project).state
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://joe:two@mlflow.example")
+
+    assert find_tracker(tracked_project).state == before
