@@ -1,5 +1,6 @@
 """Every layout of a format gives the pixels that its samples mean, or the true reason why it gives none."""
 
+import contextlib
 import io
 import sys
 import zlib
@@ -165,6 +166,18 @@ def test_a_tiff_with_parts_missing_or_of_another_kind_says_so() -> None:
     assert why_not(raw).startswith("is a camera's raw file")
     assert why_not(tiff(COLORS, photometric="cielab")).startswith("is a TIFF file whose colours are CIE L*a*b*")
     assert why_not(b"II*\0\xff\xff\xff\x7f") == "starts like TIFF and has a header that cannot be read"
+
+
+def test_damaged_lzw_costs_an_image_and_not_the_process() -> None:
+    planes = tiff(np.moveaxis(DEEP, 2, 0), photometric="rgb", planarconfig="separate", compression="lzw")
+    values = np.random.default_rng(7)
+
+    for _ in range(150):
+        damaged = bytearray(planes)
+        for at in values.integers(288, len(planes), 4).tolist():
+            damaged[at] = int(values.integers(0, 256))
+        with contextlib.suppress(DecodeError):
+            assert pixels(bytes(damaged)).shape == COLORS.shape
 
 
 def test_a_tiff_that_claims_more_samples_than_there_is_memory_for_is_refused_from_its_header() -> None:

@@ -4,13 +4,16 @@ Pillow garbles some layouts without a word (planes of 16 bits) and cannot open m
 those that are listed here. The first page counts.
 """
 
+import io
 import logging
 import math
+import struct
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from twinrun.data.samples import Color, FormatError, Samples, Values
@@ -31,6 +34,7 @@ _COLORS: dict[int, Color] = {
 _COLOR_SAMPLES: dict[Color, int] = {"gray": 1, "rgb": 3, "cmyk": 4, "ycbcr": 3}
 _OTHER_COLORS = {8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32844: "LogL", 32845: "LogLuv"}
 _OF_LIBTIFF = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
+_LZW = 5
 _JPEG = frozenset({6, 7, 34892})
 _PREMULTIPLIED, _ALPHA = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
@@ -167,9 +171,30 @@ def _mode(page: "TiffPage", colors: int, has_alpha: bool) -> str:
 
 def _samples(page: "TiffPage", colors: list[int], alpha: int | None, size: int) -> Samples:
     _expect_whole(page, size)
+    if int(page.compression) == _LZW:
+        _unpack_lzw_by_libtiff()
     array = page.asarray(squeeze=False, maxworkers=1)  # planes, depth, height, width, samples
     array = array[0, 0] if len(array) == 1 else np.moveaxis(array[:, 0, :, :, 0], 0, -1)
     return _meant(page, array[:, :, colors], None if alpha is None else array[:, :, alpha])
+
+
+def _unpack_lzw_by_libtiff() -> None:
+    """Let tifffile unpack LZW by Pillow's libtiff, since imagecodecs crashes the process on damaged data."""
+    from tifffile import TIFF
+
+    TIFF.DECOMPRESSORS[_LZW]  # looked up once, and kept in a table from then on
+    TIFF.DECOMPRESSORS._codecs[_LZW] = _lzw_decoded
+
+
+def _lzw_decoded(data: bytes, out: int) -> bytes:
+    """`out` bytes that were packed by LZW, which libtiff reads as one row of a gray picture."""
+    tags = {256: out, 257: 1, _BITS: 8, _COMPRESSION: _LZW, _PHOTOMETRIC: _BLACK_IS_ZERO, 273: 8, _SAMPLES: 1}
+    tags |= {278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", code, 4, 1, tags[code]) for code in sorted(tags))
+    start = 8 + len(data) + len(data) % 2
+    file = b"II*\0" + start.to_bytes(4, "little") + data + bytes(len(data) % 2)
+    with Image.open(io.BytesIO(file + struct.pack("<H", len(tags)) + entries + bytes(4)), formats=("TIFF",)) as row:
+        return row.tobytes()
 
 
 def _meant(page: "TiffPage", values: Values, alpha: Values | None) -> Samples:
