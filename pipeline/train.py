@@ -29,6 +29,7 @@ from twinrun.tracking.energy import EnergyMeter, GpuEnergyMeter
 from twinrun.tracking.home import TWIN_OF, TWIN_VARIABLE, home
 from twinrun.tracking.journal import Journal
 from twinrun.tracking.publisher import publishing
+from twinrun.tracking.trust import remember
 from twinrun.training.fit import Trained, announce
 from twinrun.training.history import history_csv
 from twinrun.training.interruption import StopRequest, training_lock
@@ -64,6 +65,7 @@ def main() -> None:
     if notice is not None:
         print(f"Warning: {notice}", file=sys.stderr, flush=True)
     code = collect_code(PROJECT, params.track.untracked)
+    remember(PROJECT, code.commit, code.diff)
     for line in code.lines():
         print(line, flush=True)
     with training_lock(STATE):

@@ -270,6 +270,9 @@ def reproduce(
         ),
     ] = DataChoice.auto,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the twin's folder in .twinrun/twins/.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the code without a question, whoever wrote it; for scripts.")
+    ] = False,
     model: Model = None,
 ) -> None:
     """Train a run again from its commit and its data, and say whether it gives the same weights.
@@ -278,6 +281,8 @@ def reproduce(
     runs. Exit code: 0 identical, 3 equivalent (another processor or library, and metrics within the run's interval), 4
     different.
 
+    It runs the run's code. Code that is not in the history of the current branch is shown first, and asked about once.
+
     Examples: twinrun reproduce 3, twinrun reproduce 5f2c --keep, twinrun reproduce @champion --data workspace
     """
     from twinrun.tracking.twin import reproduce as make_twin
@@ -285,7 +290,12 @@ def reproduce(
     def say(text: str) -> None:
         print(text, flush=True)
 
-    report = make_twin(Path.cwd(), run, model or _model_name(), data=data.value, keep=keep, say=say)
+    def ask(text: str) -> bool:
+        print(text, flush=True)
+        return trust or typer.confirm("Run it?")
+
+    may_ask = ask if trust or sys.stdin.isatty() else None
+    report = make_twin(Path.cwd(), run, model or _model_name(), data=data.value, keep=keep, say=say, ask=may_ask)
     print("\n" + "\n".join(report.lines()))
     raise SystemExit(report.verdict.exit_code)
 

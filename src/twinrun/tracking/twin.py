@@ -4,7 +4,6 @@ Whatever can be known is said before anything is computed. Training goes on in p
 knows no torch and since the code that runs is the run's, not ours.
 """
 
-import os
 import platform
 import signal
 import subprocess
@@ -51,6 +50,7 @@ from twinrun.tracking.replay import Published
 from twinrun.tracking.runs import RunFacts, fetch_artifact, find_run
 from twinrun.tracking.store import URI_VARIABLE, Tracker, find_tracker, open_client, require_reachable
 from twinrun.tracking.sync import evaluated_weights, sync
+from twinrun.tracking.trust import Ask, minimal_environment, require_trust
 from twinrun.tracking.verdict import TwinReport, Verdict, judge
 from twinrun.tracking.worktree import require_commit, worktree
 
@@ -67,12 +67,20 @@ Say = Callable[[str], None]
 
 
 def reproduce(
-    root: Path, reference: str, model_name: str, *, data: Choice = "auto", keep: bool = False, say: Say = print
+    root: Path,
+    reference: str,
+    model_name: str,
+    *,
+    data: Choice = "auto",
+    keep: bool = False,
+    say: Say = print,
+    ask: Ask | None = None,
 ) -> TwinReport:
     """Make the twin of the run that `reference` names, in .twinrun/twins/, and compare it with the run.
 
-    The twin is a run of its own in the same store, and the report an artifact of both. Raises TwinError or
-    RepositoryError, before anything is computed, where the run cannot be rebuilt from what there is.
+    The twin is a run of its own in the same store, and the report an artifact of both. `ask` is asked before code runs
+    that is neither of this branch nor known here. Raises TwinError or RepositoryError, before anything is computed,
+    where the run cannot be rebuilt from what there is, or its code may not run.
     """
     root = root.resolve()
     tracker = find_tracker(root)
@@ -81,6 +89,7 @@ def reproduce(
     card = _usable_card(run)
     say(f"Run {run.title}, weights {card['weights_hash'][:12]}")
     material = _require_all(root, card, data)
+    require_trust(root, card["commit"], card.get("diff") or "", run.tags.get("mlflow.user"), ask)
     report = TwinReport(
         verdict=Verdict(word="different", cause="unknown", reason=""),
         run_id=run.run_id,
@@ -354,9 +363,10 @@ class _Stages:
     def __init__(self, project: Path, tracker: Tracker, run_id: str, say: Say) -> None:
         self._project, self._say = project, say
         self._environment = {
-            **{name: value for name, value in os.environ.items() if name != "DVC_ROOT"},
+            **minimal_environment(),
             "PYTHONPATH": str(project / "src"),
-            URI_VARIABLE: tracker.uri,
+            # Without a password: what the twin cannot publish itself is published after it, by this process.
+            URI_VARIABLE: tracker.shown,
             TWIN_VARIABLE: run_id,
         }
 
