@@ -68,6 +68,108 @@ def test_what_each_folder_level_is_is_decided_by_evidence_and_said_in_one_line(
     assert {label for _, label in _found(project)} == {"cat", "dog"}
 
 
+@pytest.mark.parametrize(
+    ("patterns", "ways"),
+    [
+        (
+            ["{fold_0,fold_1}/{train,test}/{cat,dog}"],
+            ["ingest.levels: [skip, split, label], as in", "ingest.levels: [group, split, label], as in"],
+        ),
+        (
+            ["{site_a,site_b}/{train,test}/{cat,dog}"],
+            ["ingest.levels: [skip, split, label], as in", "ingest.levels: [label, split], as in"],
+        ),
+        (
+            ["{batch_1,batch_2}/{cat,dog}"],
+            ["ingest.levels: [group, label], as in", "ingest.levels: [skip, label], as in"],
+        ),
+        (
+            ["{cat,dog,test}"],
+            [
+                "test is named as a split and lies beside folders that are not (cat, dog)",
+                "ingest.levels: [label], as in cat: 3 classes (cat 2, dog 2, test 2)",
+                'ingest.leave_out: ["test/*"], if it is no class',
+            ],
+        ),
+        (
+            ["train/train/{cat,dog}", "val/{cat,dog}"],
+            ["ingest.levels: [split, skip, label], as in", "ingest.levels: [split, label], as in"],
+        ),
+    ],
+)
+def test_folders_that_may_mean_two_things_stop_ingest_with_both_ways(
+    tree: Tree, patterns: list[str], ways: list[str]
+) -> None:
+    stopped = tree(*patterns).run("ingest")
+
+    assert stopped.code == 1
+    assert "can be read in" in stopped.said
+    assert all(way in stopped.said for way in ways), stopped.said
+
+
+@pytest.mark.parametrize(
+    ("patterns", "notes", "splits"),
+    [
+        (
+            ["train/{cat,dog}", "test/unknown"],
+            ["the only folder of a split is a class of no other split: test/unknown (2 images)"],
+            {"train"},
+        ),
+        (["{train,test}/{cat,dog}", "val/val"], ["class of no other split: val/val (2 images)"], {"train", "test"}),
+        (
+            ["{train,validate,holdout}/{cat,dog}"],
+            ["Folders taken for splits: validate is val; holdout is test."],
+            {"train", "val", "test"},
+        ),
+        (
+            ["{train,test,Test_old}/{cat,dog}"],
+            ["Folders taken for splits: Test_old and test are test."],
+            {"train", "test"},
+        ),
+    ],
+)
+def test_what_became_of_a_split_that_is_named_or_filled_otherwise_is_said(
+    tree: Tree, patterns: list[str], notes: list[str], splits: set[str]
+) -> None:
+    project = tree(*patterns)
+
+    ran = project.run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert all(note in ran.said for note in notes), ran.said
+    assert _found(project).keys() == {(split, label) for split in splits for label in ("cat", "dog")}
+
+
+@pytest.mark.parametrize(
+    ("names", "note", "pattern"),
+    [
+        (["cat/7_mask.png", "cat/7.png"], "1 of 6 images are named as masks of others beside them", "*_mask.png"),
+        (["dog/img_07.png", "dog/mask_07.png"], "such as dog/mask_07.png", "*/mask_*"),
+        (["cat/cat_mask/7.png"], "1 of 5 images lie in folders named cat_mask", "*/cat_mask/*"),
+        (
+            ["cat_masks/7.png", "dog_masks/7.png"],
+            "2 of 6 images lie in folders named cat_masks, dog_masks",
+            "*/dog_masks/*",
+        ),
+        (["mask_on/7.png", "mask_off/7.png"], None, None),
+    ],
+)
+def test_masks_are_found_by_the_names_that_they_share_with_photos(
+    tree: Tree, names: list[str], note: str | None, pattern: str | None
+) -> None:
+    project = tree("{cat,dog}")
+    for name in names:
+        path = project.folder / "images" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((project.folder / "images/cat/0.png").read_bytes())
+
+    ran = project.run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert note is None or note in ran.said, ran.said
+    assert f'"{pattern}"' in ran.said if pattern else "as masks" not in ran.said
+
+
 def test_two_possible_readings_stop_ingest_until_the_setting_names_one(tree: Tree) -> None:
     project = tree("{day,night}/{bus,car,truck}")
 
@@ -221,19 +323,22 @@ def test_litter_and_files_that_claim_to_be_no_images_are_counted_in_one_line(tre
     (cat / "note.jpg").write_text("a note")
     (cat / "unknown.bin").write_bytes(bytes(range(32)))
     (cat / "download").write_text("<html>Not found</html>")
+    (cat / "2.png.crdownload").write_bytes((cat / "0.png").read_bytes()[:90])
+    for name in ("labels.cache", "all.npz", "old.bak"):
+        (cat / name).write_bytes(bytes(range(256)))
 
     ran = project.run("ingest")
 
     assert ran.code == 0, ran.said
     line = next(line for line in ran.said.splitlines() if line.startswith("Left out"))
-    assert line.startswith("Left out: 5 files that are no images (")
+    assert line.startswith("Left out: 11 files that are no images (")
     assert " and 11 files and folders of other programs (" in line
     assert "\r" not in line
     errors = {row["path"]: row["error"] for row in project.table()}
     assert {path for path, error in errors.items() if error is None} == {
         "cat/0.png", "cat/1.png", "cat/renamed.txt", "dog/0.png", "dog/1.png"
     }  # fmt: skip
-    assert {path for path, error in errors.items() if error} == {"cat/note.jpg", "cat/unknown.bin", "cat/download"}
+    assert {path for path, error in errors.items() if error} == {"cat/note.jpg"}
 
 
 def test_an_unreadable_folder_stops_ingest_unless_it_is_litter_or_left_out(tree: Tree) -> None:

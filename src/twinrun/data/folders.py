@@ -15,9 +15,12 @@ from twinrun.data.levels import (
     Place,
     Reading,
     is_mask_folder,
+    mask_files,
+    mask_pattern,
     possible_readings,
     reading_as,
     split_names,
+    split_names_among_labels,
 )
 from twinrun.data.listing import Files, Item, Listing, some_names, sorted_listing, source_folder
 from twinrun.data.manifest import SPLITS, SplitName
@@ -103,6 +106,11 @@ def list_folder(
             f"The folders in {root} can be read in {len(readings)} ways. Write the one that is meant into params.yaml, "
             "such as:\n" + "\n".join(f"  ingest.levels: {_counts(reading, walk)}" for reading in readings)
         )
+    if levels == "auto" and (doubt := _splits_among_classes(walk, readings[0], leave_out)):
+        raise SourceError(
+            f"The folders in {root} can be read in 2 ways, since {doubt[0]}. Write the one that is meant into "
+            "params.yaml, such as:\n" + "\n".join(f"  {way}" for way in doubt[1:])
+        )
     content = _content(root, walk, readings[0], strict=True)
     _expect_classes(root, content, readings[0])
     items, notes = content.items, content.notes
@@ -141,6 +149,8 @@ def list_images(
             f"{both} In a pipeline ingest.levels decides, such as ingest.levels: [{', '.join(readings[0].levels)}].",
             *notes,
         ]
+    elif levels == "auto" and (doubt := _splits_among_classes(walk, readings[0], leave_out)):
+        notes = [f"Taken here for classes, although {doubt[0]}. In a pipeline: {'; or '.join(doubt[1:])}.", *notes]
     return sorted_listing(items, Files(content.files), notes)
 
 
@@ -190,6 +200,27 @@ def _readings(walk: Walk, levels: Levels) -> list[Reading]:
     if twice := [level for level in ("split", "label", "group") if list(levels).count(level) > 1]:
         raise SourceError(f"The levels [{', '.join(levels)}] name {twice[0]} twice (ingest.levels): what else is it?")
     return [reading_as(levels, images)]
+
+
+def _splits_among_classes(walk: Walk, reading: Reading, leave_out: Sequence[str]) -> list[str]:
+    """What is odd about classes that are named as splits beside others, and two ways to read them; [] if none are."""
+    images = _images_by_folder(walk)
+    odd = split_names_among_labels(reading, images)
+    if not odd:
+        return []
+    others = sorted({reading.place(folders).label or "" for folders in images} - {parts[-1] for parts in odd} - {""})
+    names = sorted({parts[-1] for parts in odd})
+    patterns = [*leave_out, *("/".join(parts) + "/*" for parts in sorted(odd))]
+    return [
+        f"{' and '.join(_shown(names))} {'is' if len(names) == 1 else 'are'} named as a split and "
+        f"{'lies' if len(names) == 1 else 'lie'} beside folders that are not ({some_names(_shown(others))})",
+        f"ingest.levels: {_counts(reading, walk)}",
+        f"ingest.leave_out: [{_quoted(patterns)}], if {'it is' if len(names) == 1 else 'they are'} no class",
+    ]
+
+
+def _quoted(patterns: Iterable[str]) -> str:
+    return ", ".join(f'"{escaped(pattern)}"' for pattern in patterns)
 
 
 def _images_by_folder(walk: Walk) -> Counter[Parts]:
@@ -251,11 +282,12 @@ def _content(root: Path, walk: Walk, reading: Reading, *, strict: bool) -> _Cont
             )
         )
         files.append(root / prefixes[folders] / name)
-    notes = [_note_on_reading(reading, walk)]
+    notes = [_note_on_reading(reading, walk), *_notes_on_splits(reading)]
     if strays:
         notes.append(f"Left out, since they lie beside folders named as splits: {some_names(_shown(strays))}.")
-    notes += _notes_on_labels(items, unlabelled, images, strict)
+    notes += _notes_on_labels(items, unlabelled, images, reading, strict)
     notes += _notes_on_folders(walk, reading, images, passed_over)
+    notes += _notes_on_mask_files(walk, passed_over)
     return _Content(items, files, notes + walk.notes())
 
 
@@ -263,6 +295,16 @@ def _note_on_reading(reading: Reading, walk: Walk) -> str:
     if not reading.levels:
         return f"No folders that could be classes: {_images(len(walk.files))} without labels."
     return f"Folders read as {_counts(reading, walk)}."
+
+
+def _notes_on_splits(reading: Reading) -> list[str]:
+    """Which folders became which split, where their names are others."""
+    parts = []
+    for split in SPLITS:
+        names = _shown(name for name, meant in reading.splits.items() if meant == split)
+        if any(name.casefold() != split for name in names):
+            parts.append(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {split}")
+    return [f"Folders taken for splits: {'; '.join(parts)}."] if parts else []
 
 
 def _shown(names: Iterable[str]) -> list[str]:
@@ -313,16 +355,23 @@ def _expect_classes(root: Path, content: _Content, reading: Reading) -> None:
 
 
 def _notes_on_labels(
-    items: list[Item], unlabelled: Mapping[Parts, str], images: Mapping[Parts, int], left_out: bool
+    items: list[Item], unlabelled: Mapping[Parts, str], images: Mapping[Parts, int], reading: Reading, left_out: bool
 ) -> list[str]:
     notes = []
-    counts = Counter[str]()
+    without, strange = Counter[str](), Counter[str]()
+    depth = len(reading.levels)
     for folders, name in unlabelled.items():
-        counts[escaped(name)] += images[folders]
-    if counts:
-        named = ", ".join(f"{name} ({_images(count)})" for name, count in sorted(counts.items()))
+        if name in reading.unlabelled:
+            strange[escaped("/".join(folders[:depth]))] += images[folders]
+        else:
+            without[escaped(name)] += images[folders]
+    start = "Left out, since" if left_out else "Without labels, since"
+    if without:
+        notes.append(f"{start} they have no class folders: {_with_images(without)}.")
+    if strange:
         notes.append(
-            f"{'Left out, since' if left_out else 'Without labels, since'} they have no class folders: {named}."
+            f"{start} the only folder of a split is a class of no other split: {_with_images(strange)}. If it is a "
+            f"class: ingest.levels: [{', '.join(reading.levels)}]."
         )
     splits: dict[str, set[str]] = defaultdict(set)
     for item in items:
@@ -334,6 +383,27 @@ def _notes_on_labels(
         if alone:
             notes.append(f"Classes that are in one split alone: {some_names(alone)}.")
     return notes
+
+
+def _with_images(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} ({_images(count)})" for name, count in sorted(counts.items()))
+
+
+def _notes_on_mask_files(walk: Walk, left_out: set[Parts]) -> list[str]:
+    """A note on files that are named as masks of others beside them."""
+    names: dict[Parts, list[str]] = defaultdict(list)
+    for folders, name in walk.files:
+        if folders not in left_out:
+            names[folders].append(name)
+    masks = [(folders, name) for folders, files in names.items() for name in mask_files(files)]
+    if not masks:
+        return []
+    patterns = sorted({mask_pattern(name) for _, name in masks})
+    first = escaped("/".join((*masks[0][0], masks[0][1])))
+    return [
+        f"{len(masks):,} of {sum(map(len, names.values())):,} images are named as masks of others beside them, such "
+        f"as {first}. If they are no photos of their class, leave them out: ingest.leave_out: [{_quoted(patterns)}]."
+    ]
 
 
 def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left_out: set[Parts]) -> list[str]:
@@ -348,23 +418,34 @@ def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left
     meant = [level for level in reading.levels if level in ("split", "label", "group")]
     masks: Counter[str] = Counter()
     deeper: Counter[Parts] = Counter()
+    beside: dict[Parts, set[str]] = defaultdict(set)
+    for folders in walk.folders:
+        if folders:
+            beside[folders[:-1]].add(folders[-1])
     for folders, count in taken.items():
-        free = [
-            name
-            for place, name in enumerate(folders)
-            if place >= len(reading.levels) or reading.levels[place] == "skip"
-        ]
-        if mask := next((name for name in free if is_mask_folder(name)), None):
+        if mask := next(
+            filter(None, (_mask_at(folders, place, reading, beside) for place in range(len(folders)))), None
+        ):
             masks[mask] += count
         elif meant and len(folders) > len(reading.levels):
             deeper[folders] += count
     if masks and masks.total() < taken.total():
-        patterns = ", ".join(f'"*/{escaped(name)}/*"' for name in sorted(masks))
+        patterns = _quoted(f"*/{name}/*" for name in sorted(masks))
         notes.append(
             f"{masks.total():,} of {taken.total():,} images lie in folders named {some_names(_shown(masks))}, as masks "
             f"do. If they are no photos of their class, leave them out: ingest.leave_out: [{patterns}]."
         )
     return notes + ([_note_on_deeper(deeper, reading)] if _are_many(deeper) else [])
+
+
+def _mask_at(folders: Parts, place: int, reading: Reading, beside: Mapping[Parts, set[str]]) -> str | None:
+    """The name of a folder on the way to an image, where it is one of masks; a class is so by another's name alone."""
+    name = folders[place]
+    is_free = place >= len(reading.levels) or reading.levels[place] == "skip"
+    if not is_free and is_mask_folder(name):
+        return None
+    around = {*folders[:place], *beside[folders[:place]]} if is_free else beside[folders[:place]]
+    return name if is_mask_folder(name, around) else None
 
 
 def _are_many(deeper: Counter[Parts]) -> bool:
@@ -373,9 +454,9 @@ def _are_many(deeper: Counter[Parts]) -> bool:
 
 
 def _note_on_deeper(deeper: Counter[Parts], reading: Reading) -> str:
-    first = escaped("/".join(min(deeper)))
     note = (
-        f"{deeper.total():,} images lie in {len(deeper):,} deeper folders, such as {first}, and count for their class."
+        f"{_images(deeper.total())} {'lies' if deeper.total() == 1 else 'lie'} in {_deeper_folders(deeper)}, and "
+        f"{'counts' if deeper.total() == 1 else 'count'} for {'its' if deeper.total() == 1 else 'their'} class."
     )
     if len(deeper) > 1 and "group" not in reading.levels:
         note += (
@@ -383,6 +464,11 @@ def _note_on_deeper(deeper: Counter[Parts], reading: Reading) -> str:
             f"ingest.levels: [{', '.join((*reading.levels, 'group'))}]."
         )
     return note
+
+
+def _deeper_folders(deeper: Counter[Parts]) -> str:
+    first = escaped("/".join(min(deeper)))
+    return f"1 deeper folder, {first}" if len(deeper) == 1 else f"{len(deeper):,} deeper folders, such as {first}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ left, both are returned.
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twinrun.data.listing import words_of
 from twinrun.data.manifest import SplitName
@@ -18,18 +18,20 @@ from twinrun.params import Level
 Parts = tuple[str, ...]  # names of folders, from the top
 Levels = tuple[Level, ...]
 
+_TEST_OR_VAL = words_of("eval evals evaluate evaluating evaluation evalset evaluationset")  # val beside a test set
 _SPLIT_WORDS: dict[str, SplitName] = {
-    **dict.fromkeys(("train", "training", "trainset", "trainval", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "devset", "devel", "development"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "tst", "holdout", "heldout"), "test"),
-    **dict.fromkeys(("eval", "evaluation", "evalset"), "test"),
+    **dict.fromkeys(words_of("train training trainset trainingset traindata trainingdata trainval trn"), "train"),
+    **dict.fromkeys(words_of("val vali valid validate validating validation valset validset validationset"), "val"),
+    **dict.fromkeys(words_of("valdata validationdata dev devset devel development"), "val"),
+    **dict.fromkeys(words_of("test tests testing testset testingset testdata tst holdout holdouts heldout"), "test"),
+    **dict.fromkeys(_TEST_OR_VAL, "test"),
 }
-_TEST_OR_VAL = frozenset({"eval", "evaluation", "evalset"})  # val where another folder is the test set
 _MASK_WORDS = words_of(
     """mask masks seg segmentation segmentations segmentationclass segmentationobject annotation annotations anno
     label labels gt groundtruth depth thumb thumbs thumbnail thumbnails preview previews heatmap heatmaps overlay
     overlays"""
 )
+_MAY_BE_MASK = re.compile("|".join(sorted(_MASK_WORDS)), re.IGNORECASE)
 _PART_WORDS = _MASK_WORDS | words_of(
     """image images img imgs photo photos picture pictures pics jpg jpgs jpeg jpegs png pngs jpegimages rgb"""
 )
@@ -38,6 +40,8 @@ _GROUP_WORDS = words_of(
     """patient patients pat subject subj sub person people participant user animal household case scene site location
     loc camera cam clip video vid sequence seq session sess recording rec track burst plant plot slide batch"""
 )
+# What may be a group, or just how the images were sorted.
+_SORTED_BY = words_of("household scene site location loc camera cam session sess plant plot slide batch")
 _FOLD_WORDS = frozenset({"fold", "folds", "cv", "kfold"})
 _REPEATED = 0.5  # share of the folders of a level whose names are below another folder too
 _DIRECT = 0.1  # share of images beside the folders of a level, up to which that level may be the label
@@ -70,10 +74,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Reading:
-    """What each level of folders is, from the top, and the split that each folder of the split level names."""
+    """What each level of folders is, from the top, and the split that each folder of the split level names.
+
+    The `unlabelled` folders of the split level have one folder, which is no class of another split.
+    """
 
     levels: Levels
     splits: Mapping[str, SplitName]
+    unlabelled: frozenset[str] = frozenset()
 
     def place(self, folders: Parts) -> Place:
         """What the reading says about an image in `folders`; what lies deeper than the reading adds nothing."""
@@ -81,7 +89,10 @@ class Reading:
         split = named.get("split")
         if split is not None and split not in self.splits:
             return Place(None, named.get("label"), named.get("group"), split)
-        return Place(self.splits[split] if split is not None else None, named.get("label"), named.get("group"))
+        if split is None:
+            return Place(None, named.get("label"), named.get("group"))
+        label = None if split in self.unlabelled else named.get("label")
+        return Place(self.splits[split], label, named.get("group"))
 
 
 def tree_of(folders: Mapping[Parts, int]) -> Tree:
@@ -97,7 +108,8 @@ def tree_of(folders: Mapping[Parts, int]) -> Tree:
 
 def possible_readings(folders: Mapping[Parts, int]) -> list[Reading]:
     """The readings that the evidence allows, the likeliest first; `folders` have the number of images in each."""
-    return [reading_as(levels, folders) for levels in dict.fromkeys(_readings(tree_of(folders), True))]
+    readings = [reading_as(levels, folders) for levels in dict.fromkeys(_readings(tree_of(folders), True))]
+    return [replace(reading, unlabelled=_unlabelled(reading, folders)) for reading in readings]
 
 
 def reading_as(levels: Sequence[Level], folders: Iterable[Parts]) -> Reading:
@@ -121,9 +133,58 @@ def split_names(names: Iterable[str]) -> dict[str, SplitName]:
     }
 
 
-def is_mask_folder(name: str) -> bool:
-    """Whether a folder is named as one of masks, annotations, depth or small copies beside photos."""
-    return _is_made_of(name, _MASK_WORDS)
+def split_names_among_labels(reading: Reading, folders: Iterable[Parts]) -> set[Parts]:
+    """Folders of the label level that are named as a split beside others that are not, such as cat, dog and test.
+
+    A class may be called train, and valid where another is invalid.
+    """
+    if "label" not in reading.levels:
+        return set()
+    depth = reading.levels.index("label")
+    labels = {parts[: depth + 1] for parts in folders if reading.place(parts).label is not None}
+    names = {parts[-1] for parts in labels}
+    words = {name.casefold() for name in names}
+    named = {
+        name
+        for name in names
+        if (word := name.casefold()) != "train" and f"in{word}" not in words and _is_pure_split(name, (name,))
+    }
+    return {parts for parts in labels if parts[-1] in named} if named != names else set()
+
+
+def is_mask_folder(name: str, beside: Iterable[str] = ()) -> bool:
+    """Whether a folder is named as one of masks, annotations, depth or small copies beside photos.
+
+    It may also have the name of one `beside` it, as cat_mask has that of cat.
+    """
+    if _is_made_of(name, _MASK_WORDS):
+        return True
+    words = _words(name)
+    rest = [word for word in words if word not in _MASK_WORDS]
+    return bool(rest) and rest != words and any(_words(other) == rest for other in beside)
+
+
+def mask_files(names: Iterable[str]) -> list[str]:
+    """Those of the files of one folder that are named as masks of others there, as 7_mask.png is of 7.png."""
+    files = list(names)
+    masks = [name for name in files if _MAY_BE_MASK.search(name)]
+    if not masks:
+        return []
+    words = {name: _words(name.rpartition(".")[0] or name) for name in files}
+    masks = [name for name in masks if not _MASK_WORDS.isdisjoint(words[name])]
+    photos = {_without_parts(words[name]) for name in set(files).difference(masks)}
+    return [name for name in masks if _without_parts(words[name]) in photos]
+
+
+def mask_pattern(name: str) -> str:
+    """A pattern of `ingest.leave_out` on files that are named as the mask `name` is, such as "*_mask.png"."""
+    stem, dot, suffix = name.rpartition(".")
+    word = next(word for word in reversed(_WORDS.findall(_HUMPS.sub(" ", stem))) if word.casefold() in _MASK_WORDS)
+    before, _, after = stem.rpartition(word)
+    if not after:
+        mark = before[-1:] if not before[-1:].isalnum() else ""
+        return f"*{mark}{word}{dot}{suffix}"
+    return f"*/{word}{after[0]}*" if not before else f"*{word}*"
 
 
 def _readings(tree: Tree, may_split: bool) -> list[Levels]:
@@ -145,14 +206,15 @@ def _readings(tree: Tree, may_split: bool) -> list[Levels]:
     if all(_is_part(name) for name in names):
         return [("label",)]
     if may_split and _are_splits(names):
-        return [("label", "split")]
+        return _above_splits(folders, parents)
     if all(_is_numbered(name, _GROUP_WORDS) for name in names):
         return [("label", "group")]
     inner = _readings(_merged(parents.values()), may_split)
     if all(_is_numbered(name, _FOLD_WORDS) or split_names([name]) for name in folders):
         return [*_after("skip", inner), *_after("group", inner)]
     if all(_is_numbered(name, _GROUP_WORDS) for name in folders):
-        return _after("group", inner)
+        is_sorted = all(_is_numbered(name, _SORTED_BY) for name in folders)
+        return [*_after("group", inner), *(_after("skip", inner) if is_sorted else [])]
     if not _may_be_labels(tree, parents, names):
         return [("label",)]
     grouped: list[Levels] = [("label", "group")] if _are_ids(names) and not _are_ids(folders) else []
@@ -166,10 +228,51 @@ def _after(level: Level, readings: list[Levels]) -> list[Levels]:
 def _below_splits(splits: dict[str, Tree]) -> list[Levels]:
     if not splits:
         return [("split",)]
-    inner = [_inside(tree) for tree in splits.values()]
-    if None not in inner and any(tree.below for tree in inner if tree is not None):
-        return _after("split", _after("skip", _readings(_merged(tree for tree in inner if tree is not None), False)))
-    return _after("split", _readings(_merged(splits.values()), False))
+    inner = {name: tree for name, outer in splits.items() if (tree := _inside(outer)) is not None and tree.below}
+    outer = [tree for name, tree in splits.items() if name not in inner]
+    is_nested = bool(inner) and all(_inside(tree) is not None for tree in outer)
+    is_half_nested = any(tree.below.keys() & other.below.keys() for tree in inner.values() for other in outer)
+    if not is_nested and not is_half_nested:
+        return _after("split", _readings(_merged(splits.values()), False))
+    inside = [tree for split in splits.values() if (tree := _inside(split)) is not None]
+    nested = _readings(_merged(inner.values() if is_half_nested else inside), False)
+    nested = _after("split", _after("skip", nested))
+    return [*nested, *_after("split", _readings(_merged(outer), False))] if is_half_nested else nested
+
+
+def _above_splits(folders: dict[str, Tree], parents: dict[str, Tree]) -> list[Levels]:
+    """Readings of folders that have splits in them: classes, or what stands above splits with classes in them."""
+    inner = [levels for levels in _readings(_merged(parents.values()), True) if "label" in levels]
+    below = [{name for split in parent.below.values() for name in split.below} for parent in parents.values()]
+    names = Counter(name for found in below for name in found)
+    if not inner:
+        return [("label", "split")]
+    if all(_is_numbered(name, _GROUP_WORDS) for name in names):
+        return [("label", "split", "group")]
+    outer = [*_after("skip", inner), *_after("group", inner)]
+    if all(_is_numbered(name, _FOLD_WORDS) for name in folders):
+        return outer
+    repeated = sum(count for count in names.values() if count > 1)
+    return [*outer, ("label", "split")] if repeated >= _REPEATED * names.total() else [("label", "split"), *outer]
+
+
+def _unlabelled(reading: Reading, folders: Iterable[Parts]) -> frozenset[str]:
+    """Folders of splits other than train whose only folder is in no other split, where another has several classes."""
+    levels = list(reading.levels)
+    if "split" not in levels or "label" not in levels[levels.index("split") :]:
+        return frozenset()
+    labels: dict[str, set[str]] = {}
+    for parts in folders:
+        if len(parts) > levels.index("label"):
+            labels.setdefault(parts[levels.index("split")], set()).add(parts[levels.index("label")])
+    if max(map(len, labels.values()), default=0) < 2:
+        return frozenset()
+    splits = Counter(label for found in labels.values() for label in found)
+    return frozenset(
+        name
+        for name, found in labels.items()
+        if len(found) == 1 and splits[next(iter(found))] == 1 and reading.splits.get(name, "train") != "train"
+    )
 
 
 def _inside(tree: Tree) -> Tree | None:
@@ -257,6 +360,10 @@ def _is_pure_split(name: str, beside: Iterable[str]) -> bool:
         all(word in _SPLIT_WORDS or word in _FILLERS or word in shared or word.isdigit() for word in _words(name))
         and _split_word(name) is not None
     )
+
+
+def _without_parts(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(word for word in words if word not in _PART_WORDS)
 
 
 def _is_part(name: str) -> bool:

@@ -28,13 +28,8 @@ _IMAGE_SUFFIXES = words_of(
     .j2k .jpx .jpf .jxl .jxr .ico .cur .tga .pcx .psd .svg .exr .hdr .qoi .sgi .xbm .xpm .dcm .dicom .dng .cr2 .cr3 .crw
     .nef .nrw .arw .orf .rw2 .raf .pef .srw .raw .npy .nii"""
 )
-_OTHER_SUFFIXES = words_of(
-    """.txt .csv .tsv .json .jsonl .ndjson .geojson .xml .md .rst .html .htm .yaml .yml .toml .ini .cfg .conf .log .sql
-    .db .sqlite .xls .xlsx .ods .doc .docx .odt .rtf .ppt .pptx .pdf .py .pyc .ipynb .r .m .c .h .cpp .js .ts .css .sh
-    .bat .ps1 .exe .dll .so .lnk .url .webloc .mp4 .mov .avi .mkv .webm .wmv .mpg .mpeg .m4v .3gp .mts .mp3 .wav .flac
-    .ogg .m4a .aac .srt .zip .tar .gz .tgz .bz2 .xz .7z .rar .parquet .pkl .pickle .h5 .hdf5 .pt .pth .onnx .ckpt
-    .safetensors .tfrecord .tfrecords .dvc .lock .aae .xmp .thm .sha256 .md5 .torrent"""
-)
+# The start of a file that is still being written says nothing of the rest.
+_UNFINISHED = words_of(".crdownload .part .partial .download .opdownload .filepart .aria2 .!ut")
 _IMAGE_STARTS = (
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  "),
     *(b"\xff\x4f\xff\x51", b"\x93NUMPY", b"\0\0\1\0"),
@@ -45,7 +40,6 @@ _HEIF_BRANDS = (
 )
 _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
 _LOOKED_AT = 512
-_TEXT = frozenset(range(32, 127)) | frozenset(b"\t\n\r\f\v\b") | frozenset(range(128, 256))
 _SHOWN = 3
 
 
@@ -234,15 +228,12 @@ def _matcher(pattern: str) -> "re.Pattern[str]":
 def _counts(entry: "os.DirEntry[str]") -> bool:
     """Whether a file claims to be an image, by its suffix or by its first bytes."""
     suffix = _suffix(entry.name)
-    hidden = entry.name.startswith(".")
-    if suffix in _IMAGE_SUFFIXES and not hidden:
+    if suffix in _UNFINISHED:
+        return False
+    if suffix in _IMAGE_SUFFIXES and not entry.name.startswith("."):
         return True
     start = _start(entry)
-    if start is None:
-        return suffix not in _OTHER_SUFFIXES and not hidden
-    if starts_like_an_image(start):
-        return True
-    return not hidden and suffix not in _OTHER_SUFFIXES and not _is_plain_text(start)
+    return start is not None and starts_like_an_image(start)
 
 
 def _suffix(name: str) -> str:
@@ -269,11 +260,6 @@ def starts_like_an_image(start: bytes) -> bool:
     if start.startswith(b"RIFF"):
         return start[8:12] == b"WEBP"
     return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
-
-
-def _is_plain_text(start: bytes) -> bool:
-    """Whether a file is empty or a note; markup may be the error page that a download got instead of an image."""
-    return _TEXT.issuperset(start) and not start.lstrip().startswith(b"<")
 
 
 def _counted(counts: Counter[str], one: str, many: str) -> str:
