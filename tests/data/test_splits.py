@@ -98,6 +98,21 @@ def test_few_clips_of_a_class_reach_every_split(clips: int) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("groups", "shares"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (5, [3, 1, 1]), (10, [7, 2, 1]), (20, [14, 3, 3])]
+)
+def test_few_groups_that_span_classes_reach_every_split(groups: int, shares: list[int]) -> None:
+    labels = ["cat", "dog"] * 10 * groups
+    keys = split_keys(HASHES[: len(labels)], [f"camera {row // 20}" for row in range(len(labels))], [])
+
+    splits = assign_splits([None] * len(labels), keys, labels, FRACTIONS, 0)
+
+    found = Counter(splits[20 * group] for group in range(groups))
+    assert all(len(set(splits[20 * group : 20 * group + 20])) == 1 for group in range(groups))
+    assert found["train"] == shares[0]
+    assert sorted([found["val"], found["test"]], reverse=True) == shares[1:]
+
+
 def test_units_that_span_classes_stay_together_and_leave_single_images_to_fill_the_quotas() -> None:
     labels = ["cat", "dog"] * 100
     copies = [(row, row + 1) for row in range(0, 40, 2)]

@@ -1,5 +1,7 @@
 """Stage `validate` on frames of clips: it warns where splits tear a clip apart, with the pattern that groups it."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from data_support import Project
@@ -49,6 +51,22 @@ def test_frames_of_clips_bring_a_warning_with_the_pattern_that_keeps_each_clip_i
         splits.setdefault(paths[row["row"]].partition("_")[0], set()).add(row["split"])
     assert len(splits) == 8
     assert all(len(names) == 1 for names in splits.values())
+
+
+def test_few_groups_of_several_classes_reach_each_split_and_fewer_groups_than_splits_are_named_as_the_cause(
+    clips: Project,
+) -> None:
+    project = clips
+    project.set(ingest__group_pattern=r"(clip\d)").run("ingest")
+    one = project.run("validate")
+
+    project.set(ingest__group_pattern=r"(clip\d+)").run("ingest")
+    four = project.run("validate")
+
+    cause = "all images of a class are in 1 group, and a group is in one split, so that 3 are needed"
+    assert f"2 classes have fewer than 1 image in a split (cat, dog): {cause}" in one.said
+    assert four.code == 0, four.said
+    assert Counter(row["split"] for row in project.manifest()) == {"train": 32, "val": 16, "test": 16}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ The result is a function of seed, pixels, labels, groups and fractions. It depen
   several images are placed first, the largest first, where most images are missing; single images then fill the
   quotas. So each split is within one unit of its quota. A unit that spans classes goes where the classes that it
   counts for miss most, weighted by its images of each.
+- Few large units would leave a split without a class. A unit of one class then moves there where quotas allow it, and
+  one of several classes (a camera, a batch) as long as its old split keeps others of these classes.
 - Splits that the source published stand. Those that it did not publish are carved out of its `train`.
 - Images whose split is fixed (a file of `twinrun data split`) never move. New ones fill the quotas around them, and
   follow the fixed ones of their unit.
@@ -165,7 +167,8 @@ def _placed(
             placed += [(unit, name) for unit in ranked[start : start + count]]
             missing[label][name] -= count
             start += count
-    return _without_empty(placed, missing, set(standing), names)
+    placed = _without_empty(placed, missing, set(standing), names)
+    return _without_empty_across_classes(placed, missing, set(standing), names)
 
 
 def _shares(
@@ -291,4 +294,43 @@ def _without_empty(
                     missing[label][empty] -= size
                     placed[at] = (unit, empty)
                     break
+    return placed
+
+
+def _without_empty_across_classes(
+    placed: list[tuple[_Unit, SplitName]], missing: Table, standing: set[tuple[str, SplitName]], names: list[SplitName]
+) -> list[tuple[_Unit, SplitName]]:
+    """Give each split that lacks a class a unit of several classes, from a split that keeps each of them.
+
+    Of such units the one goes that leaves the quotas nearest. Three cameras would otherwise be in train and val alone.
+    """
+    placed = list(placed)
+    units = Counter((label, name) for unit, name in placed for label in unit.images)
+
+    def off(unit: _Unit, source: SplitName, target: SplitName) -> int:
+        return sum(
+            abs(missing[label][source] + size) + abs(missing[label][target] - size)
+            - abs(missing[label][source]) - abs(missing[label][target])
+            for label, size in unit.images.items()
+        )  # fmt: skip
+
+    for empty in names:
+        for label in sorted(missing):
+            if units[label, empty] or (label, empty) in standing or missing[label][empty] <= 0:
+                continue
+            spare = [
+                at
+                for at, (unit, source) in enumerate(placed)
+                if len(unit.images) > 1 and label in unit.images and all(units[own, source] > 1 for own in unit.images)
+            ]
+            if not spare:
+                continue
+            at = min(spare, key=lambda at: (off(*placed[at], empty), placed[at][0].rank))
+            unit, source = placed[at]
+            for own, size in unit.images.items():
+                missing[own][source] += size
+                missing[own][empty] -= size
+                units[own, source] -= 1
+                units[own, empty] += 1
+            placed[at] = (unit, empty)
     return placed

@@ -430,31 +430,10 @@ def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Violation]]:
 
 def _of_classes(subject: Subject) -> list[Check]:
     params, totals = subject.params, subject.totals()
-    fewest = min((images for images in subject.fewest().values() if images is not None), default=0)
     classes, shown, largest = list(subject.counts), list(subject.shown.values()), subject.largest
     smallest = min((images for _, images in totals), default=0)
     return [
-        Check(
-            "enough_images",
-            f"Each class has at least {params.min_images_per_class:,} {_images(params.min_images_per_class)} "
-            "in each split",
-            "classes",
-            Rule(
-                "ExpectColumnValuesToBeBetween",
-                {"column": "fewest_in_a_split", "min_value": params.min_images_per_class},
-                _severity(params.on_classes),
-            ),
-            ("validate.min_images_per_class",),
-            "Add images of these classes, or lower that number",
-            lambda judgement: (Violation((), _short_of_images(subject, classes[i])) for i in judgement.rows),
-            _counting(
-                f"has fewer than {params.min_images_per_class:,} {_images(params.min_images_per_class)} in a split",
-                "class",
-                "classes",
-                shown,
-            ),
-            recommended=_setting_for_classes("min_images_per_class", fewest),
-        ),
+        *([_of_class_sizes(subject)] if subject.splits else []),
         Check(
             "balance",
             f"No class has more than {params.max_imbalance:g} times the images of another",
@@ -490,6 +469,32 @@ def _of_classes(subject: Subject) -> list[Check]:
     ]
 
 
+def _of_class_sizes(subject: Subject) -> Check:
+    params, classes, shown = subject.params, list(subject.counts), list(subject.shown.values())
+    fewest = min((images for images in subject.fewest().values() if images is not None), default=0)
+    counted = _counting(
+        f"has fewer than {params.min_images_per_class:,} {_images(params.min_images_per_class)} in a split",
+        "class",
+        "classes",
+        shown,
+    )
+    return Check(
+        "enough_images",
+        f"Each class has at least {params.min_images_per_class:,} {_images(params.min_images_per_class)} in each split",
+        "classes",
+        Rule(
+            "ExpectColumnValuesToBeBetween",
+            {"column": "fewest_in_a_split", "min_value": params.min_images_per_class},
+            _severity(params.on_classes),
+        ),
+        ("validate.min_images_per_class",),
+        "Add images of these classes, or lower that number",
+        lambda judgement: (Violation((), _short_of_images(subject, classes[i])) for i in judgement.rows),
+        lambda rows, violations: counted(rows, violations) + _too_few_groups(subject, [classes[row] for row in rows]),
+        recommended=_setting_for_classes("min_images_per_class", fewest),
+    )
+
+
 def _others(subject: Subject, label: str) -> str:
     """The classes that read like `label`, or the first of them and how many more there are."""
     others = (other for other in subject.alike[label] if other != label)
@@ -508,6 +513,16 @@ def _short_of_images(subject: Subject, label: str) -> str:
     short = [(images, name) for name in subject.splits if (images := subject.counts[label][name]) < wanted]
     counts = [f"{images:,}{'' if at else ' ' + _images(images)} in {name}" for at, (images, name) in enumerate(short)]
     return f'Class "{subject.shown[label]}" has {_and(counts)}'
+
+
+def _too_few_groups(subject: Subject, labels: Sequence[str]) -> str:
+    """The cause, after a colon, where all images of some of these classes are in fewer groups than there are splits."""
+    splits = len(subject.splits)
+    few = {len(groups) for label in labels if None not in (groups := subject.groups[label]) and len(groups) < splits}
+    if not few:
+        return ""
+    inside = "1 group" if min(few) == 1 else f"{min(few):,} groups"
+    return f": all images of a class are in {inside}, and a group is in one split, so that {splits} are needed"
 
 
 def _images(count: int) -> str:

@@ -129,6 +129,14 @@ class Subject:
         """Of each class the usable images of the split that has fewest of it; None where there are no splits."""
         return {label: min((count[name] for name in self.splits), default=None) for label, count in self.counts.items()}
 
+    @cached_property
+    def groups(self) -> dict[str, set[str | None]]:
+        """Of each class the groups that its kept images are in, None for those in no group."""
+        groups: dict[str, set[str | None]] = defaultdict(set)
+        for label, group in zip(self.of("label"), self.of("group"), strict=True):
+            groups[label].add(group)
+        return groups
+
     def totals(self) -> list[tuple[str, int]]:
         """Class and number of usable images."""
         return [(label, sum(count.values())) for label, count in self.counts.items()]
