@@ -2,9 +2,8 @@
 
 import os
 import sys
-import time
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twinrun.data.prediction_table import prediction_table
-from twinrun.errors import duration, run_main
+from twinrun.errors import duration, run_main, running_s
 from twinrun.models.bundle import save_bundle
 from twinrun.params import Params, load_params
 from twinrun.printing import print
@@ -52,7 +51,7 @@ STATE = Path(".twinrun")
 
 
 def main() -> None:
-    began, started = time.monotonic(), datetime.now(UTC)
+    started = datetime.now(UTC) - timedelta(seconds=running_s())
     stop = StopRequest()
     stop.install()
     stop.watch_parent()
@@ -74,7 +73,7 @@ def main() -> None:
         job.checkpoints.forget_recorded(PROJECT / "dvc.lock")
         ensure_writable(OUT, needed_bytes=job.bundle_bytes())
         ensure_writable(STATE, needed_bytes=job.checkpoint_bytes())
-        journal = _open_journal(job, params, code)
+        journal = _open_journal(job, params, code, started)
         processes = local_process_count(params.train)
         with publishing(journal) as publication:
             energy, gpu_energy = EnergyMeter(), GpuEnergyMeter(gpu_uuids(params.train, processes))
@@ -95,7 +94,7 @@ def main() -> None:
                 machines=node_count(),
                 precision=job.parts["numerics"]["precision"],
                 started=started,
-                wall_time_s=trained.earlier_s + time.monotonic() - began,
+                wall_time_s=trained.earlier_s + running_s(),
                 energy_j=None if trained.resumed else energy.joules(),
                 gpu_energy_j=None if trained.resumed else gpu_energy.joules(),
                 journal_id=journal.id,
@@ -116,7 +115,7 @@ def _prepare(params: Params) -> Job:
     return prepare_job(params.ingest, params.train, PACK, MANIFEST, STATE / "resume", features)
 
 
-def _open_journal(job: Job, params: Params, code: Code) -> Journal:
+def _open_journal(job: Job, params: Params, code: Code, started: datetime) -> Journal:
     name = f"{params.train.model} on {params.ingest.data_name}"
     journal = Journal.resume(
         PROJECT,
@@ -124,6 +123,7 @@ def _open_journal(job: Job, params: Params, code: Code) -> Journal:
         name=name,
         experiment=params.register.model_name,
         kept=job.checkpoints.journal,
+        began_ms=int(started.timestamp() * 1000),
     )
     journal.code(code)
     journal.params(asdict(params))

@@ -161,13 +161,47 @@ def test_without_a_champion_the_candidate_answers_and_it_is_said(project: Path, 
     assert project
 
 
+def test_without_a_registry_the_trained_model_answers_and_the_command_that_registers_it_is_named(
+    project: Path, twinrun: Callable[..., Ended]
+) -> None:
+    before = twinrun("predict", "0.png")
+    shutil.rmtree(project / "mlruns")
+
+    answered = twinrun("predict", "0.png")
+    for name in ("evaluate/metrics.json", "train/card.json"):
+        (project / "data/out" / name).parent.mkdir(exist_ok=True)
+        (project / "data/out" / name).write_text("{}")
+    evaluated = twinrun("predict", "0.png")
+    named = twinrun("predict", "0.png", "--model", "twinrun-digits@champion")
+    shutil.rmtree(project / BUNDLE)
+    (project / "dvc.lock").write_text("stages:\n  register:\n    cmd: python -m pipeline.register\n")
+    gone = twinrun("predict", "0.png")
+
+    assert (answered.code, evaluated.code, named.code, gone.code) == (0, 0, 2, 2)
+    assert answered.out == evaluated.out == before.out
+    assert "There is no model 'twinrun-digits' in sqlite:" in answered.err
+    assert f"Until then the model in {BUNDLE} answers." in answered.err
+    assert "params.yaml: dvc repro -f -s register\n" in evaluated.err
+    assert "params.yaml: dvc repro && dvc repro -f -s register\n" in gone.err
+
+
+def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, twinrun: Callable[..., Ended]) -> None:
+    alone = twinrun("predict", "gone.png", "--model", BUNDLE)
+    together = twinrun("predict", "gone.png", "0.png", "--model", BUNDLE)
+
+    assert (alone.code, together.code) == (2, 1)
+    assert re.search(r"gone\.png +missing +No such file", alone.out)
+    assert "unreadable" not in alone.out + together.out
+    assert project
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["0.png", "--model", "7"], r"has no version 7; it has 1"),
         (
             ["0.png", "--model", "other"],
-            r"There is no model 'other' .* --model NAME@champion, or the folder of a bundle",
+            r"There is no model 'other' .* The models there: 'twinrun-digits' .*params\.yaml: dvc repro",
         ),
         (["0.png", "--model", "@best"], r"no version with the alias 'best'; its versions are 1\. Name one: --model 1"),
         (["0.png", "--model", "data"], r"The model in data is not the one that was written:\n +data/manifest\.json"),

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinrun import cli_data, cli_predict
-from twinrun.errors import TrackingError, TwinrunError, os_problem, run_main
+from twinrun.errors import TrackingError, TwinrunError, duration, os_problem, run_main
 from twinrun.printing import add_row, draw, print
 
 if TYPE_CHECKING:
     from twinrun.tracking.registry import Registry, Version
+
+_NAMES_SHOWN = 8
+_OF_EPOCHS = ("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "warmup_epochs")
+_OF_STEPS = ("schedule", "label_smoothing", "gradient_clip", "ema_decay", "augment.", "keep", "devices")
+_UNUSED_BY_A_PROBE = tuple(f"train.{name}" for name in (*_OF_EPOCHS, *_OF_STEPS))
 
 app = typer.Typer(
     name="twinrun",
@@ -97,12 +102,11 @@ def models(model: Model = None) -> None:
     from rich.table import Table
 
     from twinrun.tracking.presentation import short
-    from twinrun.tracking.registry import REGISTER
 
     registry = _registry(model)
     versions = registry.versions()
     if not versions:
-        print(f"There is no model {registry.name!r} in {registry.tracker.shown} yet. Make a version: {REGISTER}")
+        print(str(registry.missing()))
         return
     table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("version", "aliases", "passed", "accuracy", "balanced", "log loss", "weights", "fingerprint", "run"):
@@ -479,18 +483,22 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
         ("commit", f"{card.get('commit')}, {state}"),
         ("untracked, left out", ", ".join(card.get("untracked_left_out", [])) or "none"),
         *([("not understood", ", ".join(unknown))] if (unknown := card.get("set_aside")) else []),
-        ("started", f"{card.get('started')}, took {card.get('wall_time_s')} s"),
+        ("started", f"{card.get('started')}, took {_took(card)}"),
         ("energy", _energy(card)),
         ("numerics", f"{card.get('precision')}, {card.get('shards')} shards, {card.get('threads')} threads"),
         ("processor", f"{hardware.get('cpu')}, {hardware.get('cores_usable')} cores"),
-        ("instructions", " ".join(hardware.get("cpu_flags", []))),
+        ("instructions", _some(hardware.get("cpu_flags", []))),
         ("memory", f"{hardware.get('memory_bytes', 0) / 2**30:.1f} GiB"),
         ("gpu", ", ".join(" ".join(map(str, gpu.values())) for gpu in hardware.get("gpus", [])) or "none"),
         ("python", f"{environment.get('python')} on {environment.get('platform')}"),
         ("lock", str(environment.get("lock_sha256"))),
         ("packages off the lock", _differing(environment.get("differing", {}))),
     ]
-    lines += [(f"params.{name}", value) for name, value in _flat(card.get("params", {}))]
+    unused = _UNUSED_BY_A_PROBE if card.get("probe") else ()
+    lines += [
+        (f"params.{name}", f"{value} (not used by a probe)" if name.startswith(unused) else value)
+        for name, value in _flat(card.get("params", {}))
+    ]
     for stage, facts in card.get("dvc_lock", {}).items():
         lines += [(f"data of {stage}", f"{md5}  {path}") for path, md5 in facts.get("outs", {}).items()]
     return lines
@@ -499,7 +507,19 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
 def _energy(card: dict[str, Any]) -> str:
     meters = {"energy_j": "processors", "gpu_energy_j": "GPUs"}
     told = [f"{card[name]} J by the {whose}" for name, whose in meters.items() if card.get(name) is not None]
-    return ", ".join(told) or "not known: the training was resumed, or the machine does not report it"
+    return ", ".join(told) or "not reported by this machine, or the training was resumed"
+
+
+def _took(card: dict[str, Any]) -> str:
+    """The time that training took, as stage `train` prints it."""
+    seconds = card.get("wall_time_s")
+    return "an unknown time" if seconds is None else duration(seconds)
+
+
+def _some(names: list[str]) -> str:
+    """Names as far as they fit a line; the card has all of them."""
+    shown = names[:_NAMES_SHOWN]
+    return " ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -4,14 +4,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twinrun.errors import BundleError, DataError, PublishError, TwinrunError
+from twinrun.errors import BundleError, DataError, MissingModelError, PublishError, TwinrunError
 from twinrun.printing import add_row, draw, escaped, one_line, print
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _ROWS_PRINTED = 20
 _REASONS_PRINTED = 5
 _TILES_SHOWN = 500
 SHEET = Path("predictions.html")
+_MISSING = "No such file"  # the error of a row
+_TRAINED = Path("data/out/train/bundle")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def predict(
         typer.Option(
             "--model",
             help="NAME@champion, NAME/3, a version's number, or the folder of a bundle, such as data/out/train/bundle. "
-            "By default the champion of params.yaml's model, or else its candidate.",
+            "By default the champion of params.yaml's model, or else its candidate, or else the model that was trained "
+            "here.",
         ),
     ] = None,
     out: Annotated[
@@ -108,18 +111,25 @@ def _predict(images: list[str], reference: str | None, out: Path | None, top: in
 
 @contextmanager
 def _loaded(reference: str | None) -> Iterator[_Model]:
-    """The model that `reference` names: the folder of a bundle, or a version in the registry."""
+    """The model that `reference` names: the folder of a bundle, or a version in the registry.
+
+    Where nobody names one and the registry has no model, it is what was trained here last, such as after `dvc pull`.
+    """
     folder = Path(reference).expanduser() if reference else None
     if folder is not None and folder.is_dir():
-        from twinrun.models.bundle import load_bundle
-
-        bundle = load_bundle(folder)
-        yield _Model(bundle, f"{folder}, {bundle.architecture}, weights {bundle.weights_hash[:8]}", "")
+        yield _of_folder(folder, "")
         return
     from twinrun.tracking.in_use import model_in_use
     from twinrun.tracking.store import find_tracker
 
-    with model_in_use(find_tracker(), reference, _default_name) as found:
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(model_in_use(find_tracker(), reference, _default_name))
+        except MissingModelError as error:
+            if reference or not _TRAINED.is_dir():
+                raise
+            yield _of_folder(_TRAINED, f"{error}\nUntil then the model in {_TRAINED} answers.")
+            return
         from twinrun.models.bundle import load_bundle
 
         try:
@@ -128,6 +138,13 @@ def _loaded(reference: str | None) -> Iterator[_Model]:
             raise BundleError(f"Version {found.version.version} of {found.version.name}: {error}") from None
         aliases = f" ({', '.join(found.version.aliases)})" if found.version.aliases else ""
         yield _Model(bundle, f"version {found.version.version} of {found.version.name}{aliases}", found.note)
+
+
+def _of_folder(folder: Path, note: str) -> _Model:
+    from twinrun.models.bundle import load_bundle
+
+    bundle = load_bundle(folder)
+    return _Model(bundle, f"{folder}, {bundle.architecture}, weights {bundle.weights_hash[:8]}", note)
 
 
 def _default_name() -> str:
@@ -158,7 +175,8 @@ def _answered(bundle: "Bundle", paths: list[Path], top: int, tiles: int) -> tupl
         for path, answer in zip(paths, classifier.answers(list(enumerate(paths)), read), strict=True):
             best = () if answer.probabilities is None else (-answer.probabilities).argsort(kind="stable")[:top]
             labels = tuple((bundle.classes[i], float(answer.probabilities[i])) for i in best)  # type: ignore[index]
-            rows.append(Row(escaped(str(path)), labels, answer.error))
+            error = _MISSING if answer.error and not os.path.lexists(path) else answer.error
+            rows.append(Row(escaped(str(path)), labels, error))
             advance(1)
     return rows, pictures
 
@@ -231,7 +249,8 @@ def _print(rows: Sequence[Row], classes: Sequence[str]) -> None:
             table.add_column(name, overflow="fold")
         for row in rows:
             if row.error is not None:
-                add_row(table, row.name, Text("unreadable", style="red"), "", row.error)
+                label = "missing" if row.error == _MISSING else "unreadable"
+                add_row(table, row.name, Text(label, style="red"), "", row.error)
                 continue
             first, *others = row.labels
             then = ", ".join(f"{label} {share:.3f}" for label, share in others)

@@ -113,6 +113,10 @@ class RegistryError(TrackingError):
     """No such model version, or it may not be promoted."""
 
 
+class MissingModelError(RegistryError):
+    """The registry has no model of that name."""
+
+
 def run_main(main: Callable[[], None], stage: str | None = None) -> None:
     """Run the entry point of a stage or command: a TwinrunError becomes its message on stderr and its exit code.
 
@@ -122,7 +126,7 @@ def run_main(main: Callable[[], None], stage: str | None = None) -> None:
     try:
         main()
         if stage is not None:
-            print(f"{stage} took {duration(time.monotonic() - _IMPORTED)}", flush=True)
+            print(f"{stage} took {duration(running_s())}", flush=True)
     except TwinrunError as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
@@ -190,6 +194,11 @@ def _open_files() -> str:
     except ImportError:
         return "unknown"
     return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def running_s() -> float:
+    """Seconds since this process began to import what it needs."""
+    return time.monotonic() - _IMPORTED
 
 
 def duration(seconds: float) -> str:

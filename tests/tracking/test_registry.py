@@ -276,7 +276,7 @@ def test_a_version_that_is_worse_than_the_champion_is_refused_by_its_judge_and_t
 
 def test_an_unknown_version_or_run_is_named(project: Path) -> None:
     registry = Registry(find_tracker(project), "digits")
-    with pytest.raises(RegistryError, match=r"There is no model 'digits'[\s\S]*dvc repro -f -s register"):
+    with pytest.raises(RegistryError, match=r"There is no model 'digits'[\s\S]*dvc repro"):
         registry.promote(1)
     _register(project)
 

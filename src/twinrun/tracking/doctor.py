@@ -309,7 +309,7 @@ def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:
 
 def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
     """Whether the version that DVC believes registered is in the registry."""
-    from twinrun.tracking.registry import REGISTER, Registry
+    from twinrun.tracking.registry import Registry, how_to_register
 
     if not (root / REGISTERED).is_file():
         return "nothing registered yet", []
@@ -320,7 +320,7 @@ def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
     if any(each.version == facts["version"] and each.weights_hash == facts["weights_hash"] for each in versions):
         return f"version {facts['version']} of {facts['name']}", []
     problem = f"{REGISTERED} names version {facts['version']} of {facts['name']}, which {tracker.shown} lacks"
-    return "", [Finding(problem, REGISTER)]
+    return "", [Finding(problem, how_to_register(root))]
 
 
 def _locks(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:

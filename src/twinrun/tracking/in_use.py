@@ -1,15 +1,17 @@
 """Which registered model answers, by what a person calls it, and its bundle as a folder."""
 
 import re
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from twinrun.errors import RegistryError
+from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.records import relative_path, require_plain
-from twinrun.tracking.registry import CANDIDATE, CHAMPION, Registry, Version
+from twinrun.tracking.registry import CANDIDATE, CHAMPION, Registry, Version, missing_model
 from twinrun.tracking.store import Tracker, as_default, explaining
 
 
@@ -31,12 +33,29 @@ def model_in_use(tracker: Tracker, reference: str | None, default_name: Callable
     """
     name, number, alias = _parsed(reference)
     name = name or default_name()
-    if tracker.database is not None and not tracker.database.exists():
-        raise RegistryError(f"There is no model {name!r} in {tracker.shown}. Train and register one: dvc repro")
+    if (others := _models_beside(tracker, name)) is not None:
+        raise missing_model(tracker, name, others)
     registry = Registry(tracker, name)
     version, note = _chosen(registry, number, alias)
     with tempfile.TemporaryDirectory(prefix="twinrun-model-") as folder:
         yield ModelInUse(version, fetch_bundle(tracker, version, Path(folder)), note)
+
+
+def _models_beside(tracker: Tracker, name: str) -> list[str] | None:
+    """The models of a local store that has none called `name`; None where it has, or where MLflow is to be asked.
+
+    The database is read directly, in milliseconds: importing MLflow takes seconds.
+    """
+    if tracker.database is None:
+        return None
+    if not tracker.database.is_file():
+        return []
+    try:
+        with closing(sqlite3.connect(sqlite_to_read(tracker.database), uri=True, timeout=10)) as store:
+            names = [row[0] for row in store.execute("SELECT DISTINCT name FROM model_versions ORDER BY name")]
+    except sqlite3.Error:
+        return None
+    return None if name in names else names
 
 
 def _parsed(reference: str | None) -> tuple[str, int | None, str | None]:
@@ -56,10 +75,7 @@ def _chosen(registry: Registry, number: int | None, alias: str | None) -> tuple[
         return registry.version(number), ""
     versions = registry.versions()
     if not versions:
-        raise RegistryError(
-            f"There is no model {registry.name!r} in {registry.tracker.shown}. Train and register one with dvc repro, "
-            "or name another: --model NAME@champion, or the folder of a bundle."
-        )
+        raise registry.missing()
     for wanted in [alias] if alias else [CHAMPION, CANDIDATE]:
         if version := next((version for version in versions if wanted in version.aliases), None):
             note = "" if alias or wanted == CHAMPION else _no_champion(version)

@@ -75,21 +75,23 @@ class Journal:
         name: str = "resumed training",
         experiment: str = "Default",
         kept: Path | None = None,
+        began_ms: int | None = None,
     ) -> Self:
         """Go on with the journal of a training that was stopped.
 
         What was recorded before is never recorded again: a metric of an epoch that had to be computed anew is dropped.
         Where the journal is gone, it is taken from `kept`, a copy; without one, a new journal with the same id takes
-        the name and the experiment that are given here.
+        the name and the experiment that are given here. `began_ms` is when the process began, in Unix time; by default
+        now.
         """
         file = journals_folder(root) / journal_id / FILE
         if kept is not None and kept.exists() and not file.exists():
             with replacing(file) as temp:
                 shutil.copyfile(kept, temp)
-        return cls._begin(root, journal_id, name, experiment)
+        return cls._begin(root, journal_id, name, experiment, began_ms)
 
     @classmethod
-    def _begin(cls, root: Path, journal_id: str, name: str, experiment: str) -> Self:
+    def _begin(cls, root: Path, journal_id: str, name: str, experiment: str, began_ms: int | None = None) -> Self:
         journal = cls(journals_folder(root) / journal_id, root)
         first = next((event for _, event in _sound_events(journal.file) if event["event"] == "run"), None)
         process = asdict(this_process())
@@ -99,7 +101,7 @@ class Journal:
             journal_id=journal_id,
             name=first["name"] if first else name,
             experiment=first["experiment"] if first else experiment,
-            time_ms=_now_ms(),
+            time_ms=_now_ms() if began_ms is None else began_ms,
             process=process,
             machine=machine,
         )

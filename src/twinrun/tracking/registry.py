@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import BundleError, RegistryError
+from twinrun.errors import BundleError, MissingModelError, RegistryError
 from twinrun.models.stored import StoredBundle, read_stored
 from twinrun.publish import explained
 from twinrun.tracking.metric_names import (
@@ -45,10 +45,13 @@ from twinrun.tracking.store import (
 CANDIDATE, CHAMPION = "candidate", "champion"
 # DVC believes the stage up to date where a registry was removed or another one is named.
 REGISTER = "dvc repro -f -s register"
+# What that command reads, in the working folder.
+_TO_REGISTER = ("data/out/train/bundle", "data/out/train/card.json", "data/out/evaluate/metrics.json")
 LOADER = "twinrun.tracking.pyfunc"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
 _TRIAL_S = 600.0
+_MOST_NAMED = 10  # models, of a store that lacks the one that was asked for
 _TRIAL_ENVIRONMENT = frozenset(
     {"PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV", "OMP_NUM_THREADS"}
 )
@@ -161,7 +164,7 @@ class Registry:
             if version.version == number:
                 return version
         if not versions:
-            raise self._no_model()
+            raise self.missing()
         there = ", ".join(str(each.version) for each in reversed(versions))
         raise RegistryError(f"{self.name!r} has no version {number}; it has {there}. See them: twinrun models")
 
@@ -195,7 +198,7 @@ class Registry:
         """Make the champion before this one the champion again. Raises RegistryError where there was none."""
         existing = {version.version for version in self.versions()}
         if not existing:
-            raise self._no_model()
+            raise self.missing()
         with self._alone(), explaining(self.tracker):
             before = self._reconciled()
             former = [number for number in self._former() if number in existing and number != before]
@@ -205,10 +208,11 @@ class Registry:
             promotion = Promotion(name=self.name, action="rollback", before=before, after=former[-1], reason=reason)
             return self._move(promotion, former[:-1])
 
-    def _no_model(self) -> RegistryError:
-        return RegistryError(
-            f"There is no model {self.name!r} in {self.tracker.shown} yet. Make a version of it: {REGISTER}"
-        )
+    def missing(self) -> MissingModelError:
+        """What to raise where there is no version, with the models that there are."""
+        with explaining(self.tracker):
+            models = self._client.search_registered_models(max_results=_MOST_NAMED)
+        return missing_model(self.tracker, self.name, [model.name for model in models if model.name != self.name])
 
     def history(self) -> list[Entry]:
         """Every change of the champion that this project knows, the oldest first."""
@@ -404,6 +408,28 @@ class Registry:
         # A tag of the registry and not the local file, so that a rollback works from every machine.
         once = list(reversed(dict.fromkeys(reversed(former))))
         self._client.set_registered_model_tag(self.name, _FORMER_TAG, json.dumps(once[-100:]))
+
+
+def how_to_register(project: Path) -> str:
+    """The command that makes a version of the model of `project`, by what DVC has there.
+
+    With a trained and evaluated model that is the stage alone, by force, since DVC may believe it up to date. Without
+    one it is all stages; and where dvc.lock says that it was registered, that stage again afterwards.
+    """
+    if all((project / path).exists() for path in _TO_REGISTER):
+        return REGISTER
+    lock = project / "dvc.lock"
+    recorded = lock.is_file() and re.search(r"^  register:", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    return f"dvc repro && {REGISTER}" if recorded else "dvc repro"
+
+
+def missing_model(tracker: Tracker, name: str, others: Sequence[str] = ()) -> MissingModelError:
+    """That there is no model `name` in the store, which of the `others` there are, and the command that makes it."""
+    there = f" The models there: {', '.join(map(repr, others))} (--model NAME)." if others else ""
+    return MissingModelError(
+        f"There is no model {name!r} in {tracker.shown}.{there}\n"
+        f"Register the model of params.yaml: {how_to_register(Path())}"
+    )
 
 
 def _version(found: Any, aliases: Mapping[str, int]) -> Version:
