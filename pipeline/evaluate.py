@@ -13,7 +13,7 @@ from twinrun.evaluation.history import read_history
 from twinrun.evaluation.metrics import Scores, score
 from twinrun.evaluation.predict import follow_one, predict
 from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes, predictions_table
-from twinrun.evaluation.report import Mistakes, Model, verdict, write_report
+from twinrun.evaluation.report import Mistakes, Model, verdict, why_out_of_fold, write_report
 from twinrun.models.bundle import load_bundle
 from twinrun.params import EvaluateParams, load_params
 from twinrun.printing import print
@@ -74,7 +74,8 @@ def main() -> None:
         },
         OUT / "metrics.json",
     )
-    print(f"{verdict(headline)} Report: {OUT / 'report/index.html'}")
+    print(" ".join(filter(None, (verdict(headline), why_out_of_fold(headline)))))
+    print(f"Report: {OUT / 'report/index.html'}")
     print("\n".join(sync().lines()))
 
 

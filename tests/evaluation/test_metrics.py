@@ -132,6 +132,20 @@ def test_a_class_without_images_counts_in_no_mean_and_has_zeros_of_its_own() -> 
     assert scores.per_class["class 2"].recall == 0
 
 
+@pytest.mark.parametrize(("shift", "low", "high"), [(0, 0.851, 1.0), (1, 0.0, 0.149)], ids=["all", "none"])
+def test_where_all_images_or_none_are_right_the_interval_is_wilsons_and_has_a_width(
+    shift: int, low: float, high: float
+) -> None:
+    targets = np.arange(22) % 2
+    probabilities = np.eye(2)[(targets + shift) % 2] * 0.8 + 0.1
+
+    found = intervals(targets, probabilities, bins=15, samples=100, seed=0)
+
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert found[name] == pytest.approx((low, high), abs=5e-4)
+    assert found["log_loss"][1] > 0.1
+
+
 def test_a_certain_mistake_gives_a_large_and_finite_log_loss() -> None:
     scores = score(np.array([0, 1]), np.array([[0.0, 1.0], [0.0, 1.0]]), names(2), bins=15, samples=100, seed=0)
 

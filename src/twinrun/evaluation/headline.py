@@ -33,14 +33,17 @@ class OutOfFold:
 class Headline:
     """The predictions that stand for a model, their scores, and beside them the scores on the test split.
 
-    `fewest` is the number of test images of the class that has fewest; `folds` is 0 where the source is the test split.
+    `scarcest` is the class with the fewest test images, `fewest` their number, and `wanted` the number from which the
+    test split is the source. `folds` is 0 where it is.
     """
 
     source: Source
     predictions: Predictions
     scores: Scores
     test: Scores
+    scarcest: str
     fewest: int
+    wanted: int
     folds: int = 0
 
     def shown(self) -> dict[str, float]:
@@ -76,17 +79,19 @@ def choose_headline(
 
     A class without any test image counts as one with 0.
     """
-    fewest = int(np.bincount(test.targets, minlength=len(test.classes)).min())
+    images = np.bincount(test.targets, minlength=len(test.classes))
+    scarcest, fewest = test.classes[int(images.argmin())], int(images.min())
     of_test = score(test)
-    if out_of_fold is None or fewest >= cross_validate_below:
-        return Headline(source="test", predictions=test, scores=of_test, test=of_test, fewest=fewest)
+    of_folds = out_of_fold if fewest < cross_validate_below else None
     return Headline(
-        source="cross-validation",
-        predictions=out_of_fold.predictions,
-        scores=score(out_of_fold.predictions),
+        source="test" if of_folds is None else "cross-validation",
+        predictions=test if of_folds is None else of_folds.predictions,
+        scores=of_test if of_folds is None else score(of_folds.predictions),
         test=of_test,
+        scarcest=scarcest,
         fewest=fewest,
-        folds=out_of_fold.folds,
+        wanted=cross_validate_below,
+        folds=0 if of_folds is None else of_folds.folds,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.data.intervals import wilson_interval
 from twinrun.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
@@ -17,6 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 LEVEL = 0.95
+_SHARES = HEADLINES[:3]  # those that are 1 where every image is classified correctly, and 0 where none is
 _CHUNK_CELLS = 2_000_000  # weights held at once: 16 MB
 
 
@@ -150,7 +152,8 @@ def intervals(
     Each of `samples` resamples draws N images with replacement, and all numbers are computed on the same ones. A
     resample repeats images, which makes its calibration error larger than that of the whole on average; this excess is
     subtracted, or the interval would lie above the number that it belongs to. A class that a resample lacks is left
-    out of its means. Memory does not grow with `samples` times N.
+    out of its means. Memory does not grow with `samples` times N. Where every image, or none, is classified correctly,
+    all resamples agree on the accuracies and F1: these then have Wilson's interval.
     """
     n_images = len(targets)
     random = np.random.default_rng(seed)
@@ -164,7 +167,9 @@ def intervals(
     last = HEADLINES.index("calibration_error")
     excess = values[:, last].mean() - calibration_error(targets, probabilities, bins)
     low[last], high[last] = max(0.0, low[last] - excess), min(1.0, high[last] - excess)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(HEADLINES)}
+    ends = {name: (float(low[i]), float(high[i])) for i, name in enumerate(HEADLINES)}
+    right = float((probabilities.argmax(axis=1) == targets).mean())
+    return ends if 0 < right < 1 else ends | dict.fromkeys(_SHARES, wilson_interval(right, n_images))
 
 
 class _Resampled:

@@ -102,6 +102,7 @@ def write_report(
         "out_of_fold": headline.source == "cross-validation",
         "numbers": _numbers(model, scores),
         "samples": samples,
+        "one_sided": scores.accuracy in (0.0, 1.0),
         "per_class": _per_class(scores),
         "confusions": [(pair.actual, pair.predicted, f"{pair.images:,}", f"{pair.of:,}") for pair in pairs],
         "wrong": int((predictions.predicted != predictions.targets).sum()),
@@ -126,13 +127,22 @@ def verdict(headline: Headline) -> str:
     low, high = scores.intervals["accuracy"]
     if headline.source == "cross-validation":
         return (
-            f"Out of fold over {_images(scores.images)} ({headline.folds} folds), since the test split has "
-            f"{_images(headline.fewest)} of some class: {_percent(scores.accuracy)} "
-            f"({_percent(low, '')} to {_percent(high, '')})."
+            f"{_percent(scores.accuracy)} of {_counted(headline)} are classified correctly "
+            f"(95% interval {_percent(low, '')} to {_percent(high)}; {headline.folds} folds)."
         )
     return (
         f"{_percent(scores.accuracy)} of {_counted(headline)} are classified correctly "
         f"(95% interval {_percent(low, '')} to {_percent(high)})."
+    )
+
+
+def why_out_of_fold(headline: Headline) -> str:
+    """Why the headline is from cross-validation, in one sentence; empty where it is not."""
+    if headline.source == "test":
+        return ""
+    return (
+        f"The test split has only {_images(headline.fewest)} of “{headline.scarcest}”, fewer than "
+        f"evaluate.cross_validate_below = {headline.wanted}."
     )
 
 
@@ -155,8 +165,8 @@ def findings(headline: Headline, pairs: Sequence[Confusion]) -> list[str]:
         )
     else:
         sentences.append(
-            f"No image is classified wrongly. On {_images(scores.images)} that still allows an error rate of up to "
-            f"about {_percent(min(1.0, 3 / scores.images))}: resampling cannot see mistakes that it has never met."
+            f"No image is classified wrongly. With only {_images(scores.images)} the error rate may still be up to "
+            f"{_percent(1 - scores.intervals['accuracy'][0])} (Wilson's 95% interval)."
         )
     if pairs:
         first = pairs[0]
@@ -178,9 +188,9 @@ def _of_the_test_split(headline: Headline) -> Iterator[str]:
     low, high = headline.test.intervals["accuracy"]
     if headline.source == "cross-validation":
         yield (
-            "Each image was scored by a model that was trained without it; the model of this page was trained on the "
-            f"train split. On the test split it is right for {_percent(headline.test.accuracy)} "
-            f"({_percent(low, '')} to {_percent(high, '')})."
+            f"{why_out_of_fold(headline)} So each image was scored by a model that was trained without it; the model "
+            f"of this page was trained on the train split. Of {_images(headline.test.images, 'test ')} it classifies "
+            f"{_percent(headline.test.accuracy)} correctly (95% interval {_percent(low, '')} to {_percent(high)})."
         )
     points = round(100 * (high - low))
     if points >= _WIDE_POINTS:

@@ -34,6 +34,9 @@ _WIDTHS_PX = {
     "attributes.start_time": None,
     f"metrics.`{HEADLINE}`": 110,
     "params.`train.model`": 120,
+    "params.`train.seed`": 70,
+    "params.`train.learning_rate`": 90,
+    "params.`train.probe.l2`": 90,
     "duration": 80,
     "attributes.`Dataset`": 130,
     "metrics.`val/accuracy`": 110,
@@ -49,24 +52,25 @@ def short(run_id: str) -> str:
 
 
 def run_name(name: str, run_id: str, accuracy: float | None = None) -> str:
-    """What a run is called in MLflow: "lenet5 on digits, 32d74ae4", and once it is evaluated "99.2% lenet5 ...".
+    """What a run is called in MLflow: "32d74ae4 lenet5 on digits", and once evaluated "99.2% 32d74ae4 lenet5 ...".
 
-    The accuracy comes first, since MLflow's run list cuts names after some 25 characters.
+    What differs comes first, since MLflow's run list cuts names after some 25 characters.
     """
     first = "" if accuracy is None else f"{_percent(accuracy)} "
-    return f"{first}{name}, {short(run_id)}"
+    return f"{first}{short(run_id)} {name}"
 
 
 def is_given_name(current: str | None, name: str, run_id: str) -> bool:
-    """Whether a run is still called what it was called here, rather than by a person."""
-    pattern = rf"(\d+\.\d% )?{re.escape(name)}(, {re.escape(short(run_id))})?"
+    """Whether a run is still called what it was called here or by an earlier version, rather than by a person."""
+    own, identity = re.escape(name), re.escape(short(run_id))
+    pattern = rf"(\d+\.\d% )?({identity} {own}|{own}(, {identity})?)"
     return re.fullmatch(pattern, current or "") is not None
 
 
 def titled(name: str, run_id: str) -> str:
     """A run for a person: its name, and its id where the name lacks it."""
     shown = one_line(name)
-    return shown if shown.endswith(short(run_id)) else f"{shown} ({short(run_id)})"
+    return shown if short(run_id) in shown else f"{shown} ({short(run_id)})"
 
 
 def run_list_view() -> str:
@@ -179,13 +183,18 @@ def escaped(text: str) -> str:
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> str:
-    interval = metrics.get("intervals", {}).get("accuracy")
-    between = f" (95% interval {_percent(interval[0])} to {_percent(interval[1])})" if interval else ""
+    between = _interval(metrics, "accuracy")
     out_of_fold = metrics.get("accuracy_from") == "cross-validation"
     kind = "images, out of fold" if out_of_fold else "test images"
     images = f" of {metrics['images']:,} {kind}" if "images" in metrics else ""
-    beside = f" Test split: {_percent(metrics['test_accuracy'])}." if out_of_fold else ""
+    test = f" Test split: {_percent(metrics['test_accuracy'])}" if out_of_fold else ""
+    beside = f"{test}{_interval(metrics, 'test_accuracy')}." if out_of_fold else ""
     return f"Accuracy {_percent(metrics['accuracy'])}{between}{images}.{beside}"
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> str:
+    ends = metrics.get("intervals", {}).get(name)
+    return f" (95% interval {_percent(ends[0])} to {_percent(ends[1])})" if ends else ""
 
 
 def _confusion(pairs: Counter[tuple[str, str]]) -> str:
