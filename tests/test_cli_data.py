@@ -132,7 +132,7 @@ def test_labels_that_no_model_can_tell_are_not_judged_and_no_findings(photos: Pa
     assert judged.code == 0, judged.said
     _, first, second = judged.said.splitlines()
     assert first.startswith("The data passed 20 of 21 checks, 1 could not be judged.")
-    assert second.startswith("  Not judged: The labels could not be judged: the quick model agrees with only ")
+    assert second.startswith("  Not judged: The quick model agrees with only ")
     assert '<td class="nj">? <span>not judged</span></td>' in (photos.parent / "twinrun-check/index.html").read_text(
         "utf-8"
     )

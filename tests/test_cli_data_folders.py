@@ -74,6 +74,32 @@ def test_a_check_names_what_it_leaves_out_and_goes_on_where_a_folder_cannot_be_r
     assert "2 classes; train 12" in ran.said.splitlines()[-1]
 
 
+def test_an_image_without_a_label_is_not_called_unreadable_and_images_in_no_split_are_counted(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for seed, name in enumerate(("train/cat", "train/dog")):
+        _photos(photos / name, 6, seed)
+    _photos(photos / "train", 1, 7)
+    (photos / "train/dog/bad.png").write_bytes(b"bad")
+
+    ran = _twinrun(tmp_path, "data", "check", "photos", "--no-labels")
+
+    assert ran.code == 1, ran.said
+    assert "  1 image is unreadable, and 1 image lies in no class folder\n" in ran.said
+    page = (tmp_path / "twinrun-check/index.html").read_text("utf-8")
+    assert "move those without a label into a class folder" in page
+    assert "<div><dt>unusable</dt><dd>2</dd></div>" in page
+
+
+def test_the_folder_of_one_class_is_a_finding(tmp_path: Path) -> None:
+    _photos(tmp_path / "photos/cat", 6, 0)
+
+    ran = _twinrun(tmp_path, "data", "check", "photos/cat", "--no-labels")
+
+    assert ran.code == 1, ran.said
+    assert "  Warning: The folder has no class folders, so labels were not checked; a training would stop" in ran.said
+    assert "check the folder above it" in (tmp_path / "twinrun-check/index.html").read_text("utf-8")
+
+
 def test_odd_names_stay_on_one_line_and_what_mend_proposes_for_them_is_found_by_validate(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
     project = Project(tmp_path).set(ingest__path="photos", ingest__size_px=32, validate__min_images_per_class=1)

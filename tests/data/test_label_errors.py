@@ -68,7 +68,9 @@ def test_labels_that_the_model_cannot_tell_are_not_doubted(digits: tuple[Pixels,
     assert found.finished
     assert 0.3 < found.accuracy < 0.7
     assert found.issues == []
-    assert found.unjudged == f"the quick model agrees with only {found.accuracy:.0%} of them, too few to doubt any"
+    assert (
+        found.unjudged == f"The quick model agrees with only {found.accuracy:.0%} of the labels, too few to doubt any"
+    )
     assert told.issues
     assert told.unjudged is None
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from twinrun.data.progress import phase
+from twinrun.data import progress as module
+from twinrun.data.progress import fraction, phase, progress
 
 
 def test_a_phase_tells_now_and_then_that_it_goes_on_and_a_short_one_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +23,19 @@ def test_a_phase_tells_now_and_then_that_it_goes_on_and_a_short_one_nothing(caps
     assert short.out + short.err + long.out == ""
     assert long.err.splitlines()[0] == "Looking for long: 0 s"
     assert 1 < len(long.err.splitlines()) < 7
+
+
+def test_a_share_is_shown_in_percent_and_a_count_as_a_count_and_nothing_for_no_things(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LINE_EVERY_S", 0.0)
+
+    with fraction("Searching") as to, progress("Reading", 1500) as advance, progress("Nothing", 0) as idle:
+        to(0.85)
+        advance(1200)
+        idle(0)
+
+    assert capsys.readouterr().err.splitlines() == ["Searching: 85%", "Reading: 1,200 of 1,500"]
 
 
 def test_a_phase_that_fails_ends_with_its_error_and_says_no_more(capsys: pytest.CaptureFixture[str]) -> None:

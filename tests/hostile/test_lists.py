@@ -162,10 +162,7 @@ def test_classes_that_read_alike_are_named_and_told_apart(project: Project, writ
     assert found["violations"] == 5
     assert [each["what"] for each in found["first_violations"]] == [
         f'"{NFD} (cafe U+0301)" is written like "{NFC} (caf U+00E9)"',
-        f'"{NFC} (caf U+00E9)" is written like "{NFD} (cafe U+0301)"',
         '"glass" is written like "gla\u200bss (gla U+200B ss)", "gl\u0430ss (gl U+0430 ss)"',
-        '"gla\u200bss (gla U+200B ss)" is written like "glass", "gl\u0430ss (gl U+0430 ss)"',
-        '"gl\u0430ss (gl U+0430 ss)" is written like "glass", "gla\u200bss (gla U+200B ss)"',
     ]
     assert f"{NFD} (cafe U+0301) 12" in ingested.said
     assert "\u200b" not in ingested.said

@@ -87,7 +87,10 @@ def check_folder(
         with fraction("Searching for near duplicates") as progress:
             pairs = near_duplicates(images, facts, progress=progress)
         verdict = judge_table(table, images, pairs, settings, reference=reference, draw_splits=False)
-        verdict = replace(verdict, findings=[_without_settings(finding, out) for finding in verdict.findings])
+        verdict = replace(
+            verdict,
+            findings=[*_on_classes(verdict), *(_without_settings(finding, out) for finding in verdict.findings)],
+        )
         write_text(report_html(verdict, table, images, settings, {}, docs=None), out / REPORT)
         write_table(findings_table(verdict, table), out / FINDINGS)
         write_json(result_json(verdict, table), out / _RESULT)
@@ -104,6 +107,24 @@ def _make_writable(out: Path) -> None:
         ensure_writable(out, 0)
     except OSError as error:
         raise PublishError(f"{out} cannot be made a folder: {error.strerror}. Name another one: --out.") from None
+
+
+def _on_classes(verdict: Verdict) -> list[Finding]:
+    """A finding where there are no labels: a person who names the folder of one class should not take it for a set."""
+    if verdict.classes:
+        return []
+    return [
+        Finding(
+            name="classes",
+            meaning="The images lie in folders of two classes or more",
+            severity="warning",
+            status="warning",
+            found="The folder has no class folders, so labels were not checked; a training would stop here",
+            settings=(),
+            advice="If it is one class of a set, check the folder above it",
+            judged_by="",
+        )
+    ]
 
 
 def _without_setting(fact: Facts) -> Facts:

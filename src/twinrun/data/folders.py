@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from twinrun.data.diagnosis import NO_LABEL
 from twinrun.data.levels import (
     Parts,
     Place,
@@ -41,7 +42,6 @@ _PATH_COLUMNS = (
 _SPLIT_COLUMNS = ("split", "subset", "partition", "set")
 _GROUP_COLUMNS = ("group", "group_id")
 _LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
-_NO_LABEL = "lies in no class folder, so that it has no label"
 _CLASSES_SHOWN = 6
 REPORT_FILES = ("index.html", "result.json", "findings.parquet")  # what a check of a folder writes
 
@@ -271,7 +271,7 @@ def _content(root: Path, walk: Walk, reading: Reading, *, strict: bool) -> _Cont
         if folders in passed_over:
             continue
         place = places[folders]
-        problem = _NO_LABEL if place.label is None and folders not in unlabelled else None
+        problem = NO_LABEL if place.label is None and folders not in unlabelled else None
         items.append(
             Item(
                 escaped(prefixes[folders] + name),

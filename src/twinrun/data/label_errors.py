@@ -106,16 +106,16 @@ def find_label_errors(
     names, codes = np.unique(np.array(labels, dtype=str), return_inverse=True)
     many = np.flatnonzero(np.bincount(codes, minlength=len(names))[codes] >= _FEWEST_PER_LABEL)
     if len(set(codes[many].tolist())) < 2:
-        return LabelSearch([], 0.0, True, "fewer than two classes have two images or more")
+        return LabelSearch([], 0.0, True, "Fewer than two classes have two images or more")
     names, codes = np.unique(names[codes[many]], return_inverse=True)
     judged = np.array(rows, dtype=np.int64)[many]
     try:
         probabilities = out_of_fold(images, judged, codes, folds=folds, budget_s=budget_s, seed=seed, progress=progress)
     except OutOfTime:
-        return LabelSearch([], 0.0, False, f"the search did not finish within {budget_s:g} s")
+        return LabelSearch([], 0.0, False, f"The search for wrong labels did not finish within {budget_s:g} s")
     agreement = float((probabilities.argmax(axis=1) == codes).mean())
     if agreement < LEAST_AGREEMENT:
-        agreed = f"the quick model agrees with only {agreement:.0%} of them, too few to doubt any"
+        agreed = f"The quick model agrees with only {agreement:.0%} of the labels, too few to doubt any"
         return LabelSearch([], agreement, True, agreed)
     issues = [
         LabelIssue(int(judged[i]), str(names[codes[i]]), str(names[suggested]), float(probabilities[i, codes[i]]))

@@ -14,26 +14,39 @@ _PERCENT = 100
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of things done since the last call."""
-    if sys.stderr.isatty():
-        with _bar(what, total) as advance:
+def progress(what: str, total: int, *, percent: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number of things done since the last call; of no things, nothing is shown.
+
+    Where they are `percent`, no number of things is shown.
+    """
+    if total == 0:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bar(what, total, percent) as advance:
             yield advance
     else:
-        yield _lines(what, total)
+        yield _lines(what, total, percent)
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _bar(what: str, total: int, percent: bool) -> Iterator[Callable[[int], None]]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    number = TaskProgressColumn() if percent else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), number, TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
 
 
-def _lines(what: str, total: int) -> Callable[[int], None]:
+def _lines(what: str, total: int, percent: bool) -> Callable[[int], None]:
     done, last = 0, time.monotonic()
 
     def advance(more: int) -> None:
@@ -41,7 +54,8 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
         done += more
         if (now := time.monotonic()) - last >= _LINE_EVERY_S and done < total:
             last = now
-            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+            share = f"{done}%" if percent else f"{done:,} of {total:,}"
+            print(f"{what}: {share}", file=sys.stderr, flush=True)
 
     return advance
 
@@ -50,7 +64,7 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
 def fraction(what: str) -> Iterator[Callable[[float], None]]:
     """Yield a function to call with the share that is done, in [0, 1]."""
     done = 0
-    with progress(what, _PERCENT) as advance:
+    with progress(what, _PERCENT, percent=True) as advance:
 
         def to(share: float) -> None:
             nonlocal done

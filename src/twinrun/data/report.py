@@ -96,6 +96,7 @@ def report_html(
         total=len(verdict.dropped),
         kept=verdict.dropped.count(None),
         split_sizes=sizes,
+        unusable=verdict.dropped.count(None) - sum(sizes.values()) if verdict.counts else 0,
         largest=max((sum(counts.values()) for counts in verdict.counts.values()), default=0) or 1,
         affected={finding.name: list(drawer.affected(finding)) for finding in findings},
         share_of_way=share_of_way,

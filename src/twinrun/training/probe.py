@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from twinrun.data.keyed import id_keys, keyed_bits
 from twinrun.data.manifest import SPLITS, Manifest, Split
-from twinrun.data.progress import phase
+from twinrun.data.progress import phase, progress
 from twinrun.models.architectures import find_head
 from twinrun.params import TrainParams
 
@@ -104,7 +104,7 @@ def train_probe(features: NDArray[np.float32], split: Split, classes: int, param
 
     `threads` heads are trained at a time, which changes no result.
     """
-    with phase("Training the head"), _one_thread(), ThreadPoolExecutor(threads) as pool:
+    with _one_thread(), ThreadPoolExecutor(threads) as pool:
         return _trained(features.astype(np.float64), _Labels.of(split), classes, params, pool)
 
 
@@ -120,8 +120,9 @@ def out_of_fold(
     if len(labels.ids) > MOST_CROSS_VALIDATED:
         return None
     fold = labels.folds(params.probe.folds, params.seed)
-    with phase("Cross-validating"), _one_thread(), ThreadPoolExecutor(threads) as pool:
-        paths = _cross_validated(features.astype(np.float64), labels.targets, fold, len(manifest.classes), params, pool)
+    values, classes = features.astype(np.float64), len(manifest.classes)
+    with _one_thread(), ThreadPoolExecutor(threads) as pool:
+        paths = _cross_validated("Scoring out of fold", values, labels.targets, fold, classes, params, pool)
     probabilities = np.empty((len(labels.ids), len(manifest.classes)))
     for number in range(params.probe.folds):
         others = fold != number
@@ -137,7 +138,8 @@ def log_loss(probabilities: FloatArray, targets: IntArray) -> float:
 
 def _one_thread() -> AbstractContextManager[Any]:
     """BLAS on one thread: how it adds up a product depends on how many share it."""
-    import sklearn.linear_model  # noqa: F401 - brings a BLAS of its own, and only those that are loaded are limited
+    with phase("Loading scikit-learn"):  # which takes longer than the heads for a few hundred images
+        import sklearn.linear_model  # noqa: F401 - brings a BLAS, and only those that are loaded are limited
     from threadpoolctl import threadpool_limits
 
     limits: AbstractContextManager[Any] = threadpool_limits(1)
@@ -199,7 +201,8 @@ def _trained(values: FloatArray, labels: _Labels, classes: int, params: TrainPar
     else:
         l2 = params.probe.l2
     solver = _Solver(values, labels.targets, classes)
-    solver.fit(l2)
+    with phase("Training the head"):
+        solver.fit(l2)
     return Probe(solver.weight, solver.bias, l2, tried)
 
 
@@ -210,7 +213,7 @@ def _compared(
     chosen = np.sort(labels.order(params.seed)[:MOST_CROSS_VALIDATED])
     labels = labels.take(chosen)
     fold = labels.folds(params.probe.folds, params.seed)
-    paths = _cross_validated(values[chosen], labels.targets, fold, classes, params, pool)
+    paths = _cross_validated("Comparing penalties", values[chosen], labels.targets, fold, classes, params, pool)
     return tuple(
         Strength(l2, log_loss(shares, labels.targets), float((shares.argmax(axis=1) == labels.targets).mean()))
         for l2, shares in paths.items()
@@ -218,27 +221,35 @@ def _compared(
 
 
 def _cross_validated(
-    values: FloatArray, targets: IntArray, fold: IntArray, classes: int, params: TrainParams, pool: ThreadPoolExecutor
+    what: str,
+    values: FloatArray,
+    targets: IntArray,
+    fold: IntArray,
+    classes: int,
+    params: TrainParams,
+    pool: ThreadPoolExecutor,
 ) -> dict[float, FloatArray]:
     """For each penalty the probabilities (N, C) of all images, each by a head that was trained without its fold.
 
     From the strongest penalty on, each head starting from the one before, until the loss has risen twice in a row: weak
-    penalties take longest, and beyond that point they only fit the training images better.
+    penalties take longest, and beyond that point they only fit the training images better. Progress is shown as `what`.
     """
     strengths = STRENGTHS if params.probe.l2 == "auto" else (params.probe.l2,)
     numbers = [number for number in range(params.probe.folds) if (fold == number).any() and (fold != number).any()]
     solvers = {number: _Solver(values[fold != number], targets[fold != number], classes) for number in numbers}
     paths: dict[float, FloatArray] = {}
     losses: list[float] = []
-    for l2 in strengths:
-        list(pool.map(lambda number, l2=l2: solvers[number].fit(l2), numbers))
-        shares = np.full((len(targets), classes), 1 / classes)
-        for number, solver in solvers.items():
-            shares[fold == number] = solver.probabilities(values[fold == number])
-        paths[l2] = shares
-        losses.append(log_loss(shares, targets))
-        if len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]:
-            break
+    with progress(what, len(strengths) * len(numbers)) as advance:
+        for l2 in strengths:
+            for _ in pool.map(lambda number, l2=l2: solvers[number].fit(l2), numbers):
+                advance(1)
+            shares = np.full((len(targets), classes), 1 / classes)
+            for number, solver in solvers.items():
+                shares[fold == number] = solver.probabilities(values[fold == number])
+            paths[l2] = shares
+            losses.append(log_loss(shares, targets))
+            if len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]:
+                break
     return paths
 
 

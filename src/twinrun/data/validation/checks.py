@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from twinrun.data.diagnosis import NO_LABEL
 from twinrun.data.expectations import Judgement, Rule
 from twinrun.data.manifest import SPLITS
 from twinrun.data.validation.findings import Finding, Proposal, Status, Violation
@@ -153,13 +154,13 @@ def _of_files(subject: Subject) -> list[Check]:
         ),
         Check(
             "decoded",
-            "Every image can be decoded",
+            "Every image can be read, and has a label where others have one",
             "files",
             Rule("ExpectColumnValuesToBeNull", {"column": "error"}, _severity(params.on_broken)),
             ("validate.on_broken",),
-            "Fix or remove them, or set it to drop",
+            _advice_on_unusable(subject),
             _each(subject, lambda row: str(facts["error"][row]), drop=True, asked=subject.files()),
-            _counting("is unreadable"),
+            lambda rows, _: _unusable(subject, rows),
         ),
         *[
             Check(
@@ -189,6 +190,20 @@ def _of_files(subject: Subject) -> list[Check]:
             _counting(f"has a colour mode other than {', '.join(params.modes)}"),
         ),
     ]
+
+
+def _unusable(subject: Subject, rows: Sequence[int]) -> str:
+    """Such as "4 images are unreadable, and 1 image lies in no class folder", of rows of the table of files."""
+    files = subject.files()
+    strays = [row for row in rows if subject.facts["error"][files[row]] == NO_LABEL]
+    counts = ((len(rows) - len(strays), "is unreadable"), (len(strays), "lies in no class folder"))
+    return ", and ".join(_counting(predicate)(range(count), ()) for count, predicate in counts if count)
+
+
+def _advice_on_unusable(subject: Subject) -> str:
+    strays = any(subject.facts["error"][row] == NO_LABEL for row in subject.files())
+    moving = ", move those without a label into a class folder" if strays else ""
+    return f"Fix or remove them{moving}, or set it to drop"
 
 
 def _of_copies(subject: Subject) -> list[Check]:
@@ -462,7 +477,9 @@ def _of_classes(subject: Subject) -> list[Check]:
             ("ingest.path", "validate.on_names"),
             "Merge the folders if they mean the same",
             lambda judgement: (
-                Violation((), f'"{shown[i]}" is written like {_others(subject, classes[i])}') for i in judgement.rows
+                Violation((), f'"{shown[i]}" is written like {_others(subject, classes[i])}')
+                for i in judgement.rows
+                if classes[i] == min(subject.alike[classes[i]])  # once for all that read alike
             ),
             _counting("reads like another one but for case, spaces or characters that look the same", "label"),
         ),
@@ -569,7 +586,7 @@ def _label_search(subject: Subject, unjudged: str | None = None) -> Check:
     finished = subject.evidence.labels is None or subject.evidence.labels.finished
     return Check(
         "label_search",
-        "Labels could be judged",
+        "The quick model can judge the labels",
         "searches",
         Rule(
             "ExpectColumnValuesToBeNull",
@@ -578,8 +595,8 @@ def _label_search(subject: Subject, unjudged: str | None = None) -> Check:
         ),
         () if finished else ("validate.label_errors", "validate.on_label_error"),
         "Look through some images of each class" if finished else "Raise budget_s, or lower folds",
-        lambda _: iter([Violation((), str(unjudged).capitalize())]),
-        lambda *_: f"The labels could not be judged: {unjudged}",
+        lambda _: iter(()),
+        lambda *_: str(unjudged),
         judges=False,
     )
 

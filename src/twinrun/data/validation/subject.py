@@ -116,10 +116,18 @@ class Subject:
         return bool(self.splits) or any(split is not None for split in self.of("split"))
 
     def copies(self) -> dict[int, int]:
-        """Each kept row that repeats another of its split, changed or not, with the first of those."""
+        """Each kept row that repeats another of its split and label, changed or not, with the first of those.
+
+        Those with another label are conflicting labels, which have a check of their own.
+        """
         splits = _where(self.facts["split"], self.kept)
         copies = first_copies(self.facts["pixels_sha256"], splits, self.evidence.pairs)
-        return {row: first for row, first in copies.items() if row not in self.approved}
+        labels = self.facts["label"]
+        return {
+            row: first
+            for row, first in copies.items()
+            if row not in self.approved and (labels[row] == labels[first] or None in (labels[row], labels[first]))
+        }
 
     def _open(self, name: str) -> list[str | None]:
         """A column of the kept rows; null in those of a set that a person approved wholly."""
