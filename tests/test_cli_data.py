@@ -83,7 +83,7 @@ def test_a_folder_without_labels_is_checked_too(photos: Path) -> None:
     assert found.code == 1, found.said
     assert "1 image duplicates another one: cat3.png (no label) ~ other.jpg (no label) (re-encoded, " in found.said
     result = json.loads((photos / "twinrun-check/result.json").read_bytes())
-    assert [each["name"] for each in result["expectations"] if not each["passed"]] == ["no_duplicate"]
+    assert [each["name"] for each in result["expectations"] if not each["passed"]] == ["classes", "no_duplicate"]
 
 
 @pytest.mark.parametrize(

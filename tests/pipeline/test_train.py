@@ -64,7 +64,7 @@ def test_it_writes_a_bundle_a_history_a_card_and_a_journal_and_the_run_is_in_mlf
     (run,) = runs(trainable.folder)
     assert run.status == "FINISHED"
     assert [step for step, _ in run.history["val/accuracy"]] == [1, 2, 3]
-    assert run.info.info.run_name == f"{card['params']['train']['model']} on digits, {run.id[:8]}"
+    assert run.info.info.run_name == f"{run.id[:8]} {card['params']['train']['model']} on digits"
     assert {"train/loss", "train/learning_rate", "val/loss", "system/images_per_second"} <= run.metrics.keys()
     assert json.loads(run.info.inputs.dataset_inputs[0].dataset.source) == {"uri": "digits"}
     assert run.tags["twinrun.weights_hash"] == card["weights_hash"]

@@ -30,7 +30,7 @@ def test_a_training_is_in_mlflow_when_its_stage_ends(project: Path) -> None:
     (run,) = runs(project)
     assert publication.notice() is None
     assert run.status == "FINISHED"
-    assert run.info.info.run_name == f"mlp on digits, {run.id[:8]}"
+    assert run.info.info.run_name == f"{run.id[:8]} mlp on digits"
     assert run.info.data.params == {"train.epochs": "2"}
     assert run.history == {"train/loss": [(0, 0.5), (1, 0.25)]}
 

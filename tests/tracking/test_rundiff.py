@@ -72,7 +72,7 @@ def test_a_run_and_itself_are_the_same_in_one_line(trained: Path) -> None:
     text = printed(trained, run_id, run_id)
 
     assert "are the same: code, params, data, environment, hardware and results." in text
-    assert f"mlp on folder, {run_id[:8]} and " in text
+    assert f"{run_id[:8]} mlp on folder and " in text
     assert run_id not in text
 
 

@@ -120,8 +120,8 @@ def test_a_run_is_named_after_its_accuracy_and_id_and_described_for_a_person(pro
 
     (run,) = runs(project)
     note = run.tags["mlflow.note.content"]
-    assert before.info.info.run_name == f"lenet5 on digits, {run.id[:8]}"
-    assert run.info.info.run_name == f"99.0% lenet5 on digits, {run.id[:8]}"
+    assert before.info.info.run_name == f"{run.id[:8]} lenet5 on digits"
+    assert run.info.info.run_name == f"99.0% {run.id[:8]} lenet5 on digits"
     assert "**Accuracy 99.0% (95% interval 95.0% to 100.0%) of 10 test images.**" in note
     assert "Data: digits, 10 training images." in note
     assert "| **0** | 2 | 1 |" in note
@@ -155,7 +155,7 @@ def test_a_description_follows_a_later_evaluation(project: Path) -> None:
     sync()
 
     (run,) = runs(project)
-    assert run.info.info.run_name == f"50.0% lenet5 on digits, {run.id[:8]}"
+    assert run.info.info.run_name == f"50.0% {run.id[:8]} lenet5 on digits"
     assert "Accuracy 50.0%" in run.tags["mlflow.note.content"]
 
 
@@ -181,7 +181,7 @@ def test_a_journal_of_an_earlier_version_gets_the_names_in_use(project: Path) ->
     sync()
 
     (run,) = runs(project)
-    assert run.info.info.run_name == f"lenet5 on digits, {run.id[:8]}"
+    assert run.info.info.run_name == f"{run.id[:8]} lenet5 on digits"
     assert set(run.metrics) == {"train/loss", "val/accuracy"}
 
 
@@ -299,7 +299,7 @@ def test_data_that_were_refused_are_a_failed_run_with_the_report_once(project: P
     failed = sorted((run for run in runs(project) if run.status == "FAILED"), key=lambda run: run.info.info.start_time)
     assert len(first.failures) == 1
     assert (second.lines(), len(failed)) == ([], 2)
-    assert failed[0].info.info.run_name == f"data of digits, {failed[0].id[:8]}"
+    assert failed[0].info.info.run_name == f"{failed[0].id[:8]} data of digits"
     assert failed[0].info.info.run_name in first.lines()[-1]
     assert failed[0].metrics == {}
     assert failed[0].tags["data.findings"] == "no_leaks 2, no_blur 2"
@@ -370,7 +370,7 @@ def test_a_dead_trainers_run_is_marked_killed_and_a_living_ones_is_not(project: 
     first = sync()
     second = sync()
 
-    status = {run.info.info.run_name.partition(",")[0]: run.status for run in runs(project)}
+    status = {run.info.info.run_name.partition(" ")[2]: run.status for run in runs(project)}
     assert status == {"mlp on digits": "RUNNING", "dead": "KILLED"}
     assert len(first.killed) == 1
     assert second.killed == []
