@@ -28,7 +28,7 @@ def main() -> None:
     check_bundle(BUNDLE)
     tracker = find_tracker()
     require_reachable(tracker)
-    report = sync()
+    report = sync(verify=True)
     if report.failed:
         raise TrackingError("\n".join(report.lines()))
 

@@ -28,6 +28,7 @@ from twinrun.tracking.difference import compare_packages
 from twinrun.tracking.home import STATE, journals_folder
 from twinrun.tracking.journal import FILE, summarize
 from twinrun.tracking.left_running import left_running, running
+from twinrun.tracking.lost import lost_from_database, published_states
 from twinrun.tracking.objects import Objects, file_md5
 from twinrun.tracking.presentation import short, titled
 from twinrun.tracking.publisher import LOCK as PUBLISHER_LOCK
@@ -290,13 +291,18 @@ def _refused(tracker: Tracker) -> Iterator[Finding]:
 
 def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:
     """Runs that MLflow believes to be running and whose process is dead, without a journal that says so."""
+    findings = []
+    if lost := lost_from_database(tracker, published_states(tracker)):
+        runs = "1 run that was" if len(lost) == 1 else f"{len(lost)} runs that were"
+        problem = f"{tracker.shown} lacks {runs} published to it: the database was replaced, or runs were removed"
+        findings.append(Finding(problem, "twinrun sync"))
     if tracker.database is not None and not tracker.database.is_file():
-        return "none yet", []
+        return "none yet", findings
     require_reachable(tracker)
     with explaining(tracker):
         client = look_client(tracker)
         number = len(running(client, tracker))
-        findings = [
+        findings += [
             Finding(
                 f"MLflow shows {titled(run.info.run_name, run.info.run_id)} as running, but its process {process.pid} "
                 "is dead",

@@ -10,13 +10,13 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from twinrun.errors import RecordError
-from twinrun.publish import file_sha256
+from twinrun.publish import explained, file_sha256
 from twinrun.tracking.home import journals_folder, may_be_resumed
 from twinrun.tracking.journal import (
     ARTIFACTS,
@@ -30,6 +30,7 @@ from twinrun.tracking.journal import (
     summarize,
 )
 from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
+from twinrun.tracking.lost import lost_from_database, lost_from_server, published_states
 from twinrun.tracking.metric_names import evaluation_metrics
 from twinrun.tracking.presentation import describe_run, is_given_name, log_table, run_name, set_note, short
 from twinrun.tracking.publisher import LOCK
@@ -50,6 +51,7 @@ from twinrun.tracking.validation import (
     REPORT,
     RESULT,
     attach_validation,
+    failure_key,
     failure_waits,
     record_failure,
     validation_of_training,
@@ -71,6 +73,7 @@ class SyncReport:
     killed: list[str] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     set_aside: list[str] = field(default_factory=list)
+    lost: int = 0
     pending: int = 0
     problem: str | None = None
 
@@ -82,6 +85,11 @@ class SyncReport:
     def lines(self) -> list[str]:
         """For a person: one line for each thing that was done or is left to do."""
         lines = []
+        if self.lost:
+            lines.append(
+                f"{_count(self.lost, 'run')} that {_were(self.lost)} published to {self.tracker.shown} before "
+                f"{_are(self.lost)} no longer there; what is still here is published again."
+            )
         if self.events:
             lines.append(
                 f"{_count(self.events, 'event')} of {_count(self.runs, 'run')} published to {self.tracker.shown}."
@@ -95,26 +103,33 @@ class SyncReport:
             for run_id, number in self.refused.items()
         ]
         if self.pending:
-            are = "is" if self.pending == 1 else "are"
-            lines.append(f"{_count(self.pending, 'event')} {are} still to be published; run `twinrun sync`.")
+            lines.append(
+                f"{_count(self.pending, 'event')} {_are(self.pending)} still to be published; run `twinrun sync`."
+            )
         if self.problem:
             lines.append(f"MLflow at {self.tracker.shown} is not up to date: {self.problem}")
         lines += [f"Not published: {fault}" for fault in self.set_aside]
         return lines
 
 
-def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float = _PUBLISHER_S) -> SyncReport:
+def sync(
+    workspace: Path | None = None, *, thorough: bool = False, verify: bool = False, wait_s: float = _PUBLISHER_S
+) -> SyncReport:
     """Bring the store of `workspace` (the working folder) up to date.
 
     A tracker that is away never raises; the report names the problem. What another process publishes just now is left
-    to it, after `wait_s` seconds. `thorough` asks MLflow, too, whether it believes in runs whose process is dead.
+    to it, after `wait_s` seconds. `verify` asks a server, too, whether it still has what was published to it; a local
+    store is always asked. `thorough` does the same, and asks MLflow whether it believes in runs whose process is dead.
     """
     workspace = (workspace or Path.cwd()).resolve()
     tracker = find_tracker(workspace)
     report = SyncReport(tracker)
     waiting, result = _sound_journals(tracker, report), _sound_result(workspace, report)
+    states = _states(workspace, tracker, waiting, result)
+    _forget(lost_from_database(tracker, published_states(tracker) if thorough else states), report)
     asks = thorough and may_be_left_running(tracker)
-    if not asks and not _is_anything_to_do(workspace, tracker, waiting, result):
+    verify = (verify or thorough) and tracker.database is None
+    if not asks and not verify and not _is_anything_to_do(workspace, tracker, waiting, result):
         return report
     from filelock import FileLock, Timeout
 
@@ -122,6 +137,8 @@ def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float
     try:
         with FileLock(tracker.state / "sync.lock", timeout=2 * wait_s):
             require_reachable(tracker)
+            if verify:
+                _forget(lost_from_server(open_client(tracker), states), report)
             if result is not None:
                 with _setting_aside(report):
                     _adopt(result, tracker)
@@ -142,6 +159,23 @@ def sync(workspace: Path | None = None, *, thorough: bool = False, wait_s: float
         unpublished(folder, tracker) for folder in _sound_journals(tracker) if _over(folder) or not _held(folder)
     )
     return report
+
+
+def _states(workspace: Path, tracker: Tracker, waiting: list[Path], result: "_Result | None") -> list[Published]:
+    """What is remembered of the publishing of all that is in the workspace."""
+    keys = [folder.name for folder in waiting if not _held(folder)]
+    keys += [] if result is None else [result.summary.journal_id]
+    with suppress(RecordError):
+        keys += filter(None, [failure_key(workspace)])
+    return [Published.load(tracker, key) for key in dict.fromkeys(keys)]
+
+
+def _forget(lost: list[Published], report: SyncReport) -> None:
+    """Remember no longer what the store does not have, so that it is published again."""
+    for state in lost:
+        with explained(state.file):
+            state.file.unlink(missing_ok=True)
+    report.lost += len(lost)
 
 
 def run_of(workspace: Path, weights_hash: str) -> str | None:
@@ -469,6 +503,14 @@ def _held(folder: Path) -> bool:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _count(number: int, noun: str) -> str:

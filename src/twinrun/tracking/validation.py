@@ -21,6 +21,7 @@ VALIDATION_TAG = "twinrun.validation"
 _OUT = Path("data/out/validate")
 _MANIFEST = _OUT / "manifest.parquet"
 _CARD = Path("data/out/train/card.json")
+_KEY = "validation-"
 _PLACES = {RESULT: "result.json", REPORT: "report", DOCS: "data_docs"}
 
 
@@ -40,9 +41,15 @@ def validation_of_training(workspace: Path, journal_id: str, begun_ms: int) -> d
     return _written(workspace) if same else {}
 
 
+def failure_key(workspace: Path) -> str | None:
+    """What a refusal of the data is remembered by; None where the data passed or were not judged yet."""
+    result = workspace / _OUT / _PLACES[RESULT]
+    return f"{_KEY}{file_sha256(result)}" if _result(workspace).get("passed") is False else None
+
+
 def failure_waits(workspace: Path, tracker: Tracker) -> bool:
     """Whether validation refused the data in `workspace`, and MLflow does not have it yet."""
-    key = _failure(workspace)
+    key = failure_key(workspace)
     return key is not None and not Published.load(tracker, key).complete
 
 
@@ -50,7 +57,7 @@ def record_failure(client: "MlflowClient", workspace: Path, tracker: Tracker) ->
     """Make a run, FAILED, of the validation that refused the data; once for each result.json. Returns its name."""
     from twinrun.params import load_params
 
-    key = str(_failure(workspace))
+    key = str(failure_key(workspace))
     state = Published.load(tracker, key)
     params = load_params(workspace / "params.yaml")
     name = f"data of {params.ingest.data_name}"
@@ -90,15 +97,6 @@ def _result(workspace: Path) -> Record:
 def _written(workspace: Path) -> dict[str, Path]:
     places = {name: workspace / _OUT / place for name, place in _PLACES.items()}
     return {name: place for name, place in places.items() if place.exists()}
-
-
-_KEY = "validation-"
-
-
-def _failure(workspace: Path) -> str | None:
-    """What the refusal is remembered by; None where the data passed or were not judged yet."""
-    result = workspace / _OUT / _PLACES[RESULT]
-    return f"{_KEY}{file_sha256(result)}" if _result(workspace).get("passed") is False else None
 
 
 def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
