@@ -145,7 +145,7 @@ def test_a_version_that_is_not_in_the_registry_is_named(trained: Path) -> None:
     (removed,) = findings(trained, "registry")
 
     assert "names version 3 of twinrun-digits, which sqlite:" in lacking.problem
-    assert lacking.fix == removed.fix == "dvc repro"
+    assert lacking.fix == removed.fix == "dvc repro -f -s register"
     assert not (trained / "mlruns").exists()
 
 
