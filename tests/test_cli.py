@@ -216,3 +216,17 @@ def test_a_served_champion_answers_a_request_with_an_image(
     (prediction,) = answer["predictions"]
     assert prediction["label"] in "0123456789"
     assert sum(prediction["probabilities"].values()) == pytest.approx(1)
+
+
+def test_a_run_is_found_by_its_beginning_however_many_there_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(5):
+        train(project, epochs=1)
+    cli.sync()
+    monkeypatch.setattr("twinrun.tracking.runs._PAGE", 2)
+
+    for run in runs(project):
+        cli.show(run.id[:12], None, False)
+
+        assert run.id in capsys.readouterr().out

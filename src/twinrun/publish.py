@@ -5,12 +5,16 @@ of each, comes last: a folder without a manifest that verifies does not exist. T
 the folder is that of Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 _TEMP_PREFIX = ".unfinished-"
+_ABANDONED_S = 86400.0
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
 @contextmanager
@@ -32,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises PublishError, naming the path and the need, where the folder is read-only or the disk full.
     """
-    temp = path.with_name(f"{_TEMP_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
+    temp = _temporary(path)
     try:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,22 +56,25 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on a clean exit it gets its manifest and takes the place of `path`.
 
-    The manifest holds the sha256 of every file and is written last. Raises PublishError as `replacing` does.
+    The manifest holds the sha256 of every file and is written last. Old and new folder change places in one step where
+    the file system can do that (Linux); elsewhere there is none for a moment. Raises PublishError as `replacing` does.
     """
-    temp = path.with_name(f"{_TEMP_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
+    temp = _temporary(path)
     old = temp.with_name(temp.name + "-old")
     try:
         with explained(path):
             temp.mkdir(parents=True)
-            _sweep(path, keep=temp)
+            _sweep(path)
             yield temp
             for file in sorted(temp.rglob("*")):
                 if file.is_file():
                     _sync(file)
             write_json({"sha256": folder_hashes(temp)}, temp / MANIFEST)
-            if path.exists():
+            if not path.exists():
+                temp.replace(path)
+            elif not _exchange(temp, path):
                 path.replace(old)
-            temp.replace(path)
+                temp.replace(path)
             _sync(path.parent)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
@@ -200,8 +209,54 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sweep(path: Path, keep: Path | None = None) -> None:
-    """Remove what a killed writer of the same `path` left behind."""
-    for leftover in path.parent.glob(f"{_TEMP_PREFIX}????????-{path.name}*"):
-        if leftover != keep:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that tells which process of which machine writes there."""
+    return path.with_name(f"{_TEMP_PREFIX}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
+
+
+def _machine() -> str:
+    """This machine since its start, and this container: where a process is known by its number."""
+    facts = [socket.gethostname()]
+    for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with suppress(OSError):
+            facts.append(os.readlink(place) if "/ns/" in place else Path(place).read_text())  # noqa: PTH115
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:8]
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of the same `path` left behind; that of a writer that may live stays."""
+    pattern = re.compile(
+        rf"{re.escape(_TEMP_PREFIX)}([0-9a-f]{{8}})-(?:(\d+)-[0-9a-f]{{8}}-)?{re.escape(path.name)}(-old)?"
+    )
+    for leftover in path.parent.glob(f"{_TEMP_PREFIX}*"):
+        found = pattern.fullmatch(leftover.name)
+        if found is None or not _is_left(leftover, found[1], found[2]):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _is_left(leftover: Path, machine: str, process: str | None) -> bool:
+    """Whether nobody writes there: its process is dead, or, where only another machine could know, it is a day old."""
+    if process is not None and machine == _machine():
+        try:
+            os.kill(int(process), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:
+            return False
+        return False
+    try:
+        return time.time() - leftover.lstat().st_mtime > _ABANDONED_S
+    except OSError:
+        return False
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)

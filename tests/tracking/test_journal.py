@@ -148,3 +148,17 @@ def test_a_process_that_lives_is_not_dead_and_one_that_ended_is(tmp_path: Path) 
     assert not summary.dead()
     assert after is not None
     assert after.dead()
+
+
+def test_an_artifact_is_named_within_its_project_wherever_the_process_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal.create(tmp_path / "project", name="mlp on x", experiment="x")
+    card = tmp_path / "project/data/out/train/card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+    journal.artifact(card)
+
+    assert read_events(journal.file)[-1]["source"] == "data/out/train/card.json"

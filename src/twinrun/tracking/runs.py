@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import Tracker, explaining, open_client, require_reachable
 
 CARD = "card.json"
+_PAGE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +98,29 @@ def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None
     return Registry(tracker, name.removeprefix("models:/") or model_name).version(int(number.removeprefix("v"))).run_id
 
 
+def _all_experiments(client: Any) -> Iterator[Any]:
+    token: str | None = ""
+    while token is not None:
+        page = client.search_experiments(max_results=_PAGE, page_token=token or None)
+        yield from page
+        token = page.token or None
+
+
+def _all_runs(client: Any, experiments: list[str]) -> Iterator[Any]:
+    """Every run of the experiments, page by page."""
+    token: str | None = ""
+    while token is not None and experiments:
+        page = client.search_runs(experiments, max_results=_PAGE, page_token=token or None)
+        yield from page
+        token = page.token or None
+
+
 def _of_prefix(client: Any, tracker: Tracker, reference: str) -> str:
     found = []
     if re.fullmatch(r"[0-9a-f]{4,32}", reference):
         with explaining(tracker):
-            experiments = [each.experiment_id for each in client.search_experiments()]
-            runs = client.search_runs(experiments, max_results=10_000)
+            experiments = [each.experiment_id for each in _all_experiments(client)]
+            runs = list(_all_runs(client, experiments))
         found = [
             run.info.run_id
             for run in runs
