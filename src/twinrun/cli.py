@@ -367,8 +367,8 @@ def doctor(
 ) -> None:
     """Check the whole set-up; every finding names the command that fixes it. Exit code: 0 none, 1 findings.
 
-    Looks at code, params, source, environment, dvc.yaml, tracker, store, journals, runs, registry, locks, twins, resume
-    and data, and changes nothing.
+    Looks at code, params, source, environment, dvc.yaml, tracker, store, journals, runs, registry, promotions, locks,
+    twins, resume and data, and changes nothing.
 
     Example: twinrun doctor --deep
     """

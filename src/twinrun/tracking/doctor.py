@@ -89,6 +89,7 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
         ("journals", lambda: _journals(tracker)),
         ("runs", lambda: _runs(tracker)),
         ("registry", lambda: _registry(root, tracker)),
+        ("promotions", lambda: _promotions(tracker)),
         ("locks", lambda: _locks(root, tracker)),
         ("twins", lambda: _twins(root)),
         ("resume", lambda: _resume(root)),
@@ -327,6 +328,20 @@ def _registry(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:
         return f"version {facts['version']} of {facts['name']}", []
     problem = f"{REGISTERED} names version {facts['version']} of {facts['name']}, which {tracker.shown} lacks"
     return "", [Finding(problem, how_to_register(root))]
+
+
+def _promotions(tracker: Tracker) -> tuple[str, list[Finding]]:
+    """Whether the journal of promotions can be read, and every change in it was ended."""
+    from twinrun.tracking.promotions import PROMOTIONS, Promotions
+
+    entries, problems = Promotions(tracker.home / MLRUNS / PROMOTIONS).read()
+    findings = [Finding(problem, f"remove that line from {MLRUNS}/{PROMOTIONS}") for problem in problems]
+    for each in entries:
+        if each.outcome is None:
+            problem = f"the {each.action} of {each.model} to version {each.after} ({each.time}) was cut off"
+            fix = f"twinrun history --model {shlex.quote(each.model)}"  # which asks the registry how it ended
+            findings.append(Finding(problem, fix))
+    return f"{len(entries)} recorded", findings
 
 
 def _locks(root: Path, tracker: Tracker) -> tuple[str, list[Finding]]:

@@ -1,0 +1,64 @@
+"""A journal of promotions that was cut off: doctor names it, and the command that it names brings it in order."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from twinrun import cli
+from twinrun.tracking.promotions import Promotions
+
+
+@pytest.fixture
+def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The real entry point, in this process; returns all that was printed."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["twinrun", *arguments])
+        capsys.readouterr()
+        with suppress(SystemExit):
+            cli.main()
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def project(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project with one registered model, as working folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(registered, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def test_doctor_names_a_promotion_that_was_cut_off_and_history_ends_it(
+    project: Path, twinrun: Callable[..., str]
+) -> None:
+    journal = Promotions(project / "mlruns/promotions.jsonl")
+    journal.begin(action="promote", model="twinrun-digits", before=None, after=1, reason=None, tracker="local")
+
+    found = twinrun("doctor")
+    twinrun("history", "--model", "twinrun-digits")
+    after = twinrun("doctor")
+
+    assert "the promote of twinrun-digits to version 1" in found
+    assert "fix: twinrun history --model twinrun-digits" in found
+    assert "was cut off" not in after
+    assert [each.outcome for each in journal.read()[0]] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"id": "0', b"[" * 100_000, b"\x00\x00", json.dumps({"action": "promote"}).encode()]
+)
+def test_doctor_names_a_line_that_is_no_promotion(line: bytes, project: Path, twinrun: Callable[..., str]) -> None:
+    (project / "mlruns/promotions.jsonl").write_bytes(line + b"\n")
+
+    found = twinrun("doctor")
+
+    assert "promotions.jsonl, line 1: no promotion can be read from it" in found
+    assert "fix: remove that line from mlruns/promotions.jsonl" in found
