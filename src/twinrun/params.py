@@ -9,14 +9,14 @@ import json
 import re
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from twinrun.errors import ParamsError
 from twinrun.hints import meant_by_name, meant_by_value, several_values, yes_or_no
-from twinrun.networks import unfit_size, unknown_network
+from twinrun.networks import PACKAGE_MODELS, unfit_size, unfit_weights, unknown_network
 from twinrun.rules import unfit_expectation
 
 PARAMS = Path("params.yaml")
@@ -30,6 +30,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 AutoCount = Literal["auto"] | Count
 PixelCap = Annotated[int, Field(ge=1, le=178_956_970)]  # more than that Pillow refuses by itself
+
+_MODES = (  # Pillow's
+    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
+    *("I", "I;16", "I;16L", "I;16B", "I;16N", "F"),
+)
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -58,6 +63,42 @@ def _one_or_three(bands: list[int]) -> list[int]:
     return bands
 
 
+def _each_level_once(levels: Any) -> Any:
+    """Levels as they are, where they are `auto` or a list; raises ValueError with what was meant."""
+    if levels == "auto":
+        return levels
+    names = levels if isinstance(levels, list) else [levels]
+    known = get_args(Level)
+    unknown = next((name for name in names if name not in known), None)
+    if not isinstance(levels, list) or not levels or unknown is not None:
+        hint = meant_by_value("ingest.levels", unknown) if unknown is not None else None
+        if unknown is None and levels:
+            hint = f"[{levels}]"
+        raise ValueError(
+            f"must be auto, or a list of {', '.join(known)} from the top, such as [split, label], got {levels!r}"
+            + (f"; did you mean {hint}?" if hint else "")
+        )
+    if twice := next((name for name in known if name != "skip" and levels.count(name) > 1), None):
+        raise ValueError(f"names {twice} twice: what else is it?")
+    return levels
+
+
+def _known_modes(modes: list[str]) -> list[str]:
+    for mode in modes:
+        if mode not in _MODES:
+            near = next((known for known in _MODES if known.casefold() == mode.casefold()), None)
+            raise ValueError(
+                f"{mode!r} is no colour mode; {f'did you mean {near}?' if near else 'there are ' + ', '.join(_MODES)}"
+            )
+    return modes
+
+
+def _model_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", name):
+        raise ValueError(f"must begin with a letter or digit and go on with these, spaces, ., _ and -, got {name!r}")
+    return name
+
+
 SizePx = Annotated[int | tuple[int, int], BeforeValidator(_one_form_of_size)]
 
 
@@ -67,7 +108,7 @@ class IngestParams:
 
     source: Source
     path: str
-    levels: Literal["auto"] | Annotated[list[Level], Field(min_length=1)]
+    levels: Annotated[Literal["auto"] | list[Level], BeforeValidator(_each_level_once)]
     group_pattern: Annotated[str, AfterValidator(_regular_expression)] | None
     leave_out: list[str]
     splits_file: str | None
@@ -149,7 +190,7 @@ class ValidateParams:
     max_imbalance: Annotated[float, Field(ge=1)]
     min_side_px: Count
     max_side_px: Count
-    modes: Annotated[list[str], Field(min_length=1)]
+    modes: Annotated[list[str], Field(min_length=1), AfterValidator(_known_modes)]
     on_broken: Policy
     on_size: Policy
     on_mode: Policy
@@ -261,7 +302,7 @@ class GateParams:
 class RegisterParams:
     """Where a model is registered and what makes it a candidate."""
 
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
+    model_name: Annotated[str, AfterValidator(_model_name)]
     min_accuracy: Share
     gates: GateParams
 
@@ -343,11 +384,14 @@ def _with_numbers(settings: Any, errors: list[Any]) -> bool:
             section = settings
             for part in sections:
                 section = section[part]
-            section[name], changed = number, True
+            is_whole = isinstance(number, float) and number.is_integer() and error["type"] == "int_type"
+            section[name], changed = int(number) if is_whole else number, True
     return changed
 
 
 def _as_number(value: Any) -> int | float | None:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
         number = float(value)
         return int(number) if re.fullmatch(r"[+-]?\d+", value.strip()) else number
@@ -356,6 +400,13 @@ def _as_number(value: Any) -> int | float | None:
 
 def _conflicts(settings: Any) -> list[str]:
     """Settings that are right alone and not together, of those that can be read."""
+    model, weights = _setting(settings, "train.model"), _setting(settings, "train.pretrained")
+    known = isinstance(model, str) and unknown_network(model) is None
+    problem = unfit_weights(weights, model) if known and isinstance(weights, str) else None
+    return [*([f"train.pretrained: {problem}"] if problem else []), *_conflicts_with_size(settings)]
+
+
+def _conflicts_with_size(settings: Any) -> list[str]:
     try:
         size = _one_form_of_size(_setting(settings, "ingest.size_px"))
     except ValueError:
@@ -388,7 +439,8 @@ def _missing_inputs(settings: Any) -> dict[str, str]:
         if not isinstance(value, str) or value in ("auto", "imagenet"):
             continue
         if setting == "train.pretrained" and value.startswith("package:"):
-            if not _is_installed(value.removeprefix("package:")):
+            package = value.removeprefix("package:")
+            if package in PACKAGE_MODELS and not _is_installed(package):
                 problems[setting] = f"the package {value.removeprefix('package:')!r} is not installed"
         elif not Path(value).expanduser().is_file():
             until = "; leave it null until `twinrun data split` has written one" if setting == "validate.splits" else ""
@@ -448,6 +500,10 @@ def _problem(error: Any) -> str:
             return f"{name}: must be one of {error['ctx']['expected']}, got {value!r}{_hint(name, value, error)}"
         case "dataclass_type" | "dataclass_exact_type":
             return f"{name or 'the file'}: must be a section with settings, got {value!r}"
+        case "too_short":
+            return f"{name}: must have at least one item, got {value!r}"
+        case "list_type":
+            return f"{name}: must be a list, got {value!r}; did you mean {json.dumps([value])}?"
         case "value_error":
             return f"{name}: {error['ctx']['error']}"
     wanted = error["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")

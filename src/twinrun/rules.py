@@ -7,7 +7,7 @@ plain, and a condition is parsed here into comparisons of a column with a value.
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,6 +69,18 @@ EXPECTATIONS: dict[str, tuple[str, ...]] = {
     "ExpectTableRowCountToBeBetween": _BETWEEN[1:],
     "ExpectTableRowCountToEqual": ("value", "row_condition", "condition_parser"),
 }
+
+FACTS = (
+    "id", "path", "label", "split", "group", "error", "width", "height", "mode", "format", "file_bytes", "brightness",
+    "contrast", "sharpness", "red", "green", "blue", "entropy", "gray_p5", "gray_p95", "camera",
+    "bytes_sha256", "pixels_sha256", "phash",
+)  # fmt: skip
+COLUMNS = (  # of the table of images that expectations are asked of
+    *FACTS,
+    *("splits_of_pixels", "splits_of_group", "labels_of_pixels", "copy_of", "likely_label"),
+    *("quality_dark", "quality_bright", "quality_blurred", "quality_low_information"),
+    *("quality_odd_size", "quality_odd_aspect", "quality_gray"),
+)
 
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAMED_COLUMNS = ("column", "column_A", "column_B")
@@ -144,10 +156,10 @@ def parse_condition(text: str) -> Condition:
 
 def _unfit_value(key: str, value: Any) -> str | None:
     if key in _NAMED_COLUMNS:
-        return None if _is_column(value) else f"must be the name of a column, got {_shown(value)}"
+        return _unknown_columns([value]) if _is_column(value) else f"must be the name of a column, got {_shown(value)}"
     if key == "column_list":
         fits = isinstance(value, list) and all(map(_is_column, value))
-        return None if fits else f"must be a list of columns, got {_shown(value)}"
+        return _unknown_columns(value) if fits else f"must be a list of columns, got {_shown(value)}"
     if key in _LISTS:
         return (
             None if isinstance(value, list) and all(map(_is_plain, value)) else f"must be a list, got {_shown(value)}"
@@ -161,10 +173,18 @@ def _unfit_value(key: str, value: Any) -> str | None:
 
 def _unfit_condition(value: Any) -> str | None:
     try:
-        parse_condition(value if isinstance(value, str) else str(value))
+        condition = parse_condition(value if isinstance(value, str) else str(value))
     except ValueError as error:
         return str(error)
-    return None
+    return _unknown_columns([comparison.column for comparison in condition.comparisons])
+
+
+def _unknown_columns(names: Sequence[str]) -> str | None:
+    unknown = next((name for name in names if name not in COLUMNS), None)
+    if unknown is None:
+        return None
+    hint = _meant(unknown, COLUMNS) or f"; there are {_all(COLUMNS)}"
+    return f"is wrong: there is no column {unknown!r} in the table of images{hint}"
 
 
 def _is_column(value: Any) -> bool:

