@@ -353,11 +353,12 @@ def diff_(
 
     Examples: twinrun diff 2 3, twinrun diff @champion 5f2c
     """
-    from twinrun.tracking.rundiff import diff_runs, draw
+    from twinrun.tracking.rundiff import diff_runs
+    from twinrun.tracking.rundiff import draw as drawn
     from twinrun.tracking.store import find_tracker
 
     _sync_quickly()
-    for part in draw(diff_runs(Path.cwd(), find_tracker(), before, after, model or _model_name())):
+    for part in drawn(diff_runs(Path.cwd(), find_tracker(), before, after, model or _model_name())):
         draw(part)
 
 

@@ -121,6 +121,18 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_a_spread(
     assert "Seeds alone change" in said
 
 
+def test_diff_prints_what_differs_between_the_same_two_runs(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = another_run(trained, "good", with_nothing, wrong=0)
+    bad = another_run(trained, "bad", with_epochs, wrong=20)
+    monkeypatch.chdir(trained)
+
+    app(["diff", good, bad, "--model", MODEL], standalone_mode=False)
+
+    assert "train.epochs" in capsys.readouterr().out
+
+
 def test_one_run_is_too_few() -> None:
     from twinrun.errors import TwinError
 
