@@ -117,7 +117,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_a_spread(
 
     said = compared(trained, capsys, monkeypatch, *seeds, other)
 
-    assert "and its seeds 1, 2, 3  ->  other" in said
+    assert "seed1 and its seeds 1, 2, 3  ->  " in said
     assert "Seeds alone change" in said
 
 
