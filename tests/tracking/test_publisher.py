@@ -255,7 +255,7 @@ def test_what_mlflow_refuses_is_counted_and_told_and_the_rest_is_published(
 
 
 def test_a_run_that_mlflow_refuses_waits_and_keeps_no_other_from_being_published(project: Path) -> None:
-    refused = Journal.create(project, name="no such experiment", experiment="")
+    refused = Journal.create(project, name="its experiment has too long a name", experiment="x" * 600)
     refused.end()
     journal = train(project)
 
