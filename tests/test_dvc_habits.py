@@ -293,7 +293,10 @@ def test_a_linked_folder_that_dvc_overlooks_is_named_and_read(ingested: Callable
     [
         (None, "ingest.path is null, and must name the folder that DVC watches"),
         ("~/photos", "ingest.path is ~/photos, and DVC does not know ~. Write /"),
-        ("data/raw/bin", "The source folder data/raw/bin does not exist (params.yaml: ingest.path)."),
+        (
+            "data/raw/bin",
+            "The source folder data/raw/bin does not exist (params.yaml: ingest.path). There is data/raw/bins.",
+        ),
     ],
 )
 def test_a_path_that_dvc_cannot_use_is_one_sentence(
@@ -306,6 +309,21 @@ def test_a_path_that_dvc_cannot_use_is_one_sentence(
 
     assert sentence in said
     assert "ERROR" not in said
+
+
+def test_a_wrong_setting_of_an_experiment_leaves_the_outputs_and_params_yaml_as_they_were(
+    ingested: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
+    before = (project / "params.yaml").read_bytes(), sorted((project / "data/out").rglob("*"))
+
+    for form in ([], ["--temp"], ["--queue"]):
+        said = dvc(project, "exp", "run", *form, "-S", "ingest.size_px=large", "-S", "train.lr=0.1", fails=True)
+        assert "train.lr: not a setting; did you mean train.learning_rate?" in said
+        assert "ingest.size_px: must be an integer" in said
+
+    assert ((project / "params.yaml").read_bytes(), sorted((project / "data/out").rglob("*"))) == before
+    assert "up to date" in dvc(project, "status")
 
 
 def test_files_of_published_sets_concern_neither_git_nor_dvc(ingested: Callable[[bool], Path], tmp_path: Path) -> None:

@@ -1,22 +1,30 @@
-"""What is checked before a command of DVC runs: images that it could not read, share or keep.
+"""What is checked before a command of DVC runs: settings, and images that it could not read, share or keep.
 
-DVC has no hook for this, and by itself it ends with "[Errno 2]" on a broken link, runs an experiment in a temporary
-folder without the images, and deletes images that it has not stored when an experiment is applied. So each Python of
+DVC has no hook for this. By itself it writes wrong settings of `-S` to params.yaml and deletes the last model before a
+stage refuses them, ends with "[Errno 2]" on a broken link, runs an experiment in a temporary folder without the images,
+and deletes images that it has not stored when an experiment is applied. So each Python of
 the project's environment calls `watch` at its start (`make setup` writes site-packages/_twinrun.pth). In a process that
 is no `dvc` it does nothing; without that file DVC works as ever, with its own messages. Imports what it needs when it
 is needed, since every process of the environment reads this.
 """
 
+import copy
 import gc
+import hashlib
 import os
 import re
 import sys
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
 # Commands that read or write the folders that .dvc files name.
 _TOUCHING = {(name,) for name in ("add", "checkout", "commit", "exp", "fetch", "gc", "pull", "push", "queue", "repro")}
 _HASHING = {("repro",), ("status",), ("commit",), ("exp", "run"), ("exp", "save"), ("data", "status")}
+_RULES = ("params.py", "hints.py", "networks.py", "rules.py")  # what decides which settings are right
+_WITH = "params.yaml with the values of -S"
+_MOST_RUNS = 1000  # of a sweep that are checked
+_SHORTEST = 3  # letters of a long option that is cut short, its hyphens included
 
 
 def watch() -> None:
@@ -90,79 +98,194 @@ def _words(arguments: list[str]) -> tuple[str, ...]:
 
 
 def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) -> None:
-    """Check the folder that ingest.path names before DVC hashes it."""
-    from twinrun.data.sharing import OF_FILES, not_shared
+    """Check params.yaml and the folder that ingest.path names before DVC hashes, deletes or writes anything."""
+    runs = _settings(root, arguments)
+    sources = list(dict.fromkeys(found for run in runs if (found := _source_of(run))))
+    apart = words[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
+    if words[0] == "repro" or words[:2] == ("exp", "run"):
+        _require_params(root, runs, arguments, apart=apart)
+    for source, path in sources:
+        if apart:
+            _require_shared(root, source, path, arguments)
+        elif not (root / path).exists() and words[0] != "status" and words[:1] != ("data",):
+            _require_there(root, path, arguments)
+        _require_readable(root / path)
+
+
+def _require_shared(root: Path, source: str, path: str, arguments: list[str]) -> None:
+    """Check that an experiment in a temporary folder has the images."""
+    from twinrun.data.sharing import OF_FILES, in_full, not_shared
     from twinrun.errors import SourceError
 
-    ingest = _ingest(root, arguments)
-    if ingest is None:
+    if source not in OF_FILES:
         return
-    path = ingest["path"]
-    apart = words[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
-    if apart and ingest["source"] in OF_FILES:
-        copied = {os.path.normpath(each) for each in _values(arguments, "-C", "--copy-paths")}
-        if os.path.normpath(path) not in copied and (reason := not_shared(root, path)):
-            raise SourceError(reason.sentence())
-        if not Path(path).is_absolute() and not (root / path).resolve().is_relative_to(root.resolve()):
-            full = os.path.normpath(root / path)
-            raise SourceError(
-                f"{path} (params.yaml: ingest.path) leads elsewhere from the temporary folder of an experiment: "
-                f"write it in full, ingest.path: {full}"
-            )
-    if not (root / path).exists() and not apart and words[0] != "status" and words[:1] != ("data",):
-        _require_there(root, path, arguments)
-    _require_readable(root / path)
+    copied = {os.path.normpath(each) for each in _values(arguments, "-C", "--copy-paths")}
+    if os.path.normpath(path) not in copied and (reason := not_shared(root, path)):
+        raise SourceError(reason.sentence())
+    if (full := in_full(root, path)) is not None:
+        raise SourceError(
+            f"{path} (params.yaml: ingest.path) leads elsewhere from the temporary folder of an experiment: write it "
+            f"in full, ingest.path: {full}"
+        )
 
 
-def _ingest(root: Path, arguments: list[str]) -> dict[str, Any] | None:
-    """The ingest section with what `-S` changes in it; None where it cannot be judged. Raises ParamsError."""
+def _settings(root: Path, arguments: list[str]) -> list[dict[str, Any]]:
+    """What params.yaml says with the values of `-S`, once for each run of a sweep; [] where DVC is to judge that."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    try:
+        settings = YAML(typ="safe", pure=True).load((root / "params.yaml").read_text(encoding="utf-8"))
+    except (OSError, YAMLError, UnicodeDecodeError):
+        return []
+    if not isinstance(settings, dict):
+        return []
+    changes = [change.removeprefix("params.yaml:") for change in _values(arguments, "-S", "--set-param")]
+    changes = [change for change in changes if ":" not in change.partition("=")[0]]  # the others are of other files
+    return [_changed(settings, each) for each in _runs_of(changes)] if changes else [settings]
+
+
+def _runs_of(changes: list[str]) -> list[list[Any]]:
+    """The values of `-S` as DVC reads them, once for each run of a sweep; [] where only DVC can judge them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    try:
+        parsed = parser.parse_overrides(changes)
+        if any("[" in change.key_or_group or "${" in str(change.input_line) for change in parsed):
+            return []
+        runs = BasicSweeper.split_arguments(parsed, None)[0]
+        return [parser.parse_overrides(list(run)) for run in runs[:_MOST_RUNS]]
+    except (HydraException, ValueError):
+        return []
+
+
+def _changed(settings: dict[str, Any], changes: list[Any]) -> dict[str, Any]:
+    """A copy of `settings` with changes in it, each an override of Hydra; names that do not exist are added."""
+    changed = copy.deepcopy(settings)
+    for change in changes:
+        *sections, name = change.key_or_group.split(".")
+        section = changed
+        for each in sections:
+            if not isinstance(section.get(each), dict):
+                section[each] = {}
+            section = section[each]
+        if change.is_delete():
+            section.pop(name, None)
+        else:
+            _merge(section, name, change.value())
+    return changed
+
+
+def _merge(section: dict[str, Any], name: str, value: Any) -> None:
+    """Set `name` to `value`, where both are sections setting by setting, as DVC does."""
+    if isinstance(value, dict) and isinstance(section.get(name), dict):
+        for key, inner in value.items():
+            _merge(section[name], key, inner)
+    else:
+        section[name] = value
+
+
+def _require_params(root: Path, runs: list[dict[str, Any]], arguments: list[str], *, apart: bool) -> None:
+    """Check all settings before DVC writes them to params.yaml and deletes what an earlier run has made.
+
+    What passed last is remembered, since to read the types of all settings takes a quarter of a second.
+    """
+    rules = [Path(__file__).with_name(name).read_bytes() for name in _RULES]
+    theirs = [root / "src/twinrun" / name for name in _RULES]
+    if any(file.is_file() and file.read_bytes() != rule for file, rule in zip(theirs, rules, strict=True)):
+        return  # a project of another version of Twinrun, which has other settings
+    inputs = not apart and not _may_be_missing(arguments)
+    files = [inputs and _is_there(root, text) for run in runs for text in _texts(run)]
+    content = repr([runs, files]).encode("utf-8", "backslashreplace")
+    digest = hashlib.sha256(b"".join([*rules, content])).hexdigest()
+    memory = root / ".twinrun/params-checked"
+    with suppress(OSError):
+        if memory.read_text() == digest:
+            return
+    _parse_all(root, runs, inputs, "params.yaml" if len(_values(arguments, "-S", "--set-param")) == 0 else _WITH)
+    with suppress(OSError):
+        memory.parent.mkdir(exist_ok=True)
+        memory.write_text(digest)
+
+
+def _parse_all(root: Path, runs: list[dict[str, Any]], inputs: bool, origin: str) -> None:
+    from twinrun.errors import ParamsError
+    from twinrun.params import parse_params
+
+    with chdir(root):
+        for run in runs:
+            try:
+                parse_params(copy.deepcopy(run), origin, inputs=inputs)
+            except ParamsError as error:
+                raise ParamsError(f"{error}\nNothing was run, written or deleted.") from None
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in nested sections and lists: among them are the files that settings name."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [text for each in inner for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def _is_there(root: Path, name: str) -> bool:
+    try:
+        return (root / Path(name).expanduser()).exists()
+    except (OSError, RuntimeError, ValueError):  # no name that a file may have
+        return False
+
+
+def _source_of(settings: dict[str, Any]) -> tuple[str, str] | None:
+    """ingest.source and ingest.path; None where the check of all settings says what is wrong with them.
+
+    Raises ParamsError for a path that is a text or null and that DVC cannot use.
+    """
     from twinrun.errors import ParamsError
 
     try:
-        ingest = YAML(typ="safe").load(root / "params.yaml")["ingest"]
-        source, path = ingest["source"], ingest.get("path")
-    except (OSError, YAMLError, KeyError, TypeError, AttributeError):
+        source, path = settings["ingest"]["source"], settings["ingest"].get("path")
+    except (KeyError, TypeError, AttributeError):
         return None
-    for each in _values(arguments, "-S", "--set-param"):
-        name, _, value = each.partition("=")
-        if name.endswith("ingest.source"):
-            source = value
-        if name.endswith("ingest.path"):
-            path = value
-    if path is None or path == "null":
+    if path is None:
         raise ParamsError(
             f"params.yaml: ingest.path is null, and must name the folder that DVC watches; without one of your own: "
             f"data/raw/{source}"
         )
-    if not isinstance(path, str) or not isinstance(source, str) or "," in path + source:  # wrong, or a sweep
+    if not isinstance(path, str) or not isinstance(source, str):
         return None
     if path.startswith("~"):
         raise ParamsError(
             f"params.yaml: ingest.path is {path}, and DVC does not know ~. Write {Path(path).expanduser()}"
         )
-    return {"source": source, "path": path}
+    return source, path
 
 
 def _values(arguments: list[str], short: str, long: str) -> list[str]:
+    """What an option is given: apart, after =, at the end of a bundle of short ones; long ones may be cut short."""
+    bundle = re.compile(f"-[a-zA-Z]*{short[1]}(.*)", re.DOTALL)
     values = []
-    for number, each in enumerate(arguments):
-        if each in (short, long):
-            values += arguments[number + 1 : number + 2]
-        elif each.startswith(f"{long}="):
-            values.append(each.removeprefix(f"{long}="))
-        elif each.startswith(short) and not each.startswith("--"):
-            values.append(each.removeprefix(short))
+    for number, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if len(name) > _SHORTEST and name.startswith("--"):
+            if long.startswith(name):
+                values += [value] if equals else arguments[number + 1 : number + 2]
+        elif found := bundle.fullmatch(argument):
+            values += [found[1]] if found[1] else arguments[number + 1 : number + 2]
     return values
 
 
+def _may_be_missing(arguments: list[str]) -> bool:
+    return bool({"--allow-missing", "--pull", "-P"} & set(arguments))
+
+
 def _require_there(root: Path, path: str, arguments: list[str]) -> None:
-    from twinrun.data.sharing import tracked
+    from twinrun.data.sharing import nearby, tracked
     from twinrun.errors import SourceError
 
-    if {"--allow-missing", "--pull", "-P"} & set(arguments) or _is_out(root, path):
+    if _may_be_missing(arguments) or _is_out(root, path):
         return
     if tracked(root, path) in ("added", "not committed"):
         raise SourceError(
@@ -170,8 +293,8 @@ def _require_there(root: Path, path: str, arguments: list[str]) -> None:
             "Or go on without them, as long as no stage needs them: dvc repro --allow-missing"
         )
     raise SourceError(
-        f"The source folder {path} does not exist (params.yaml: ingest.path). Put the images there, one folder for "
-        "each class, or name another folder."
+        f"The source folder {path} does not exist (params.yaml: ingest.path).{nearby(root, path)} Put the images "
+        "there, one folder for each class, or name another folder."
     )
 
 
@@ -201,10 +324,10 @@ def _require_seen(root: Path) -> None:
     """
     from twinrun.errors import SourceError
 
-    ingest = _ingest(root, [])
-    if ingest is None:
+    source = next(map(_source_of, _settings(root, [])), None)
+    if source is None:
         return
-    path = Path(os.path.normpath(root / ingest["path"]))
+    path = Path(os.path.normpath(root / source[1]))
     if not path.with_name(f"{path.name}.dvc").is_file() or not path.is_relative_to(root):
         return
     hiding = _hiding(root, [place for place in path.parents if place.is_relative_to(root) and place != root])
@@ -285,19 +408,20 @@ def _differing(root: Path, experiment: str) -> str | None:
 
     DVC puts a folder that was not added into the commits of its experiments.
     """
-    ingest = _ingest(root, [])
-    if ingest is None:
+    source = next(map(_source_of, _settings(root, [])), None)
+    if source is None:
         return None
+    path = source[1]
     ref = _git(root, "for-each-ref", "--format=%(objectname)", f"refs/exps/**/{experiment}").split()
     commit = ref[0].decode() if ref else experiment
-    tree = _git(root, "ls-tree", "-r", "-z", commit, "--", ingest["path"]).split(b"\0")
+    tree = _git(root, "ls-tree", "-r", "-z", commit, "--", path).split(b"\0")
     recorded = {name: facts.split()[2] for facts, _, name in (entry.partition(b"\t") for entry in tree if entry)}
     here = [name for name in recorded if (root / os.fsdecode(name)).is_file()]
     if not here:
         return None
     hashes = _git(root, "hash-object", "--stdin-paths", "--no-filters", stdin=b"\n".join(here)).split()
     same = [recorded[name] for name in here] == hashes
-    return None if same else str(ingest["path"])
+    return None if same else path
 
 
 def _require_kept(root: Path, arguments: list[str]) -> None:

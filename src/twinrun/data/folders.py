@@ -25,6 +25,7 @@ from twinrun.data.levels import (
 )
 from twinrun.data.listing import Files, Item, Listing, some_names, sorted_listing, source_folder
 from twinrun.data.manifest import SPLITS, SplitName
+from twinrun.data.sharing import nearby
 from twinrun.data.sheet import Line, decoded, read_sheet
 from twinrun.data.spelling import Names, told_apart
 from twinrun.data.walking import Walk, walk_folder
@@ -85,7 +86,10 @@ def list_folder(
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise SourceError(f"The source folder {root} {what} (params.yaml: ingest.path). {_LAYOUT} and name it there.")
+        others = nearby(Path.cwd(), str(root))
+        raise SourceError(
+            f"The source folder {root} {what} (params.yaml: ingest.path).{others} {_LAYOUT} and name it there."
+        )
     skipped = [splits_file] if splits_file is not None else []
     walk = walk_folder(root, leave_out, skipped, follow_links=follow_links)
     if walk.unreadable:

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Literal
 
@@ -131,11 +132,54 @@ def not_shared(root: Path, path: str) -> Obstacle | None:
     return None
 
 
+def in_full(root: Path, path: str) -> str | None:
+    """The full path of a folder outside the project that `path` names relative to it; None for any other folder."""
+    outside = not (root / path).resolve().is_relative_to(root.resolve())
+    return os.path.normpath(root / path) if outside and not Path(path).is_absolute() else None
+
+
+def outside_advice(root: Path, path: str) -> Obstacle | None:
+    """What to say of a folder outside the project, which works here and nowhere else; None for one inside it."""
+    if tracked(root, path) != "outside":
+        return None
+    full = in_full(root, path)
+    written = f", and write its path in full, which experiments in a temporary folder need: {full}" if full else ""
+    return Obstacle(
+        f"{path} lies outside the project, so DVC watches its images and no clone gets them",
+        f"to share them, copy the folder to data/raw and add it (dvc add); or keep it there{written}",
+        fatal=False,
+    )
+
+
+def nearby(root: Path, path: str) -> str:
+    """A sentence, with a space before it, that names folders near `path`, which does not exist; "" if there are none.
+
+    Those whose names are alike come first; folders that hold nothing are left out.
+    """
+    parents = dict.fromkeys([Path(os.path.normpath(root / path)).parent, root / "data/raw"])
+    folders = [folder for parent in parents for folder in _filled_folders(parent)]
+    shown = [folder.relative_to(root) if folder.is_relative_to(root) else folder for folder in folders]
+    name = Path(path).name.lower()
+    alike = sorted(shown, key=lambda each: -SequenceMatcher(None, name, each.name.lower()).ratio())[:_SHOWN]
+    names = [escaped(each.as_posix()) for each in alike]
+    if not names:
+        return ""
+    return f" There is {names[0]}." if len(names) == 1 else f" There are {', '.join(names[:-1])} and {names[-1]}."
+
+
+def _filled_folders(parent: Path) -> list[Path]:
+    try:
+        folders = [each for each in parent.iterdir() if each.is_dir() and not each.name.startswith(".")]
+        return sorted(each for each in folders if any(not inner.name.startswith(".") for inner in each.iterdir()))
+    except OSError:
+        return []
+
+
 def advice(root: Path, path: str) -> list[str]:
     """What to say of the source folder `path` once it is read; [] where the folder `root` is no DVC project."""
     if not (root / ".dvc").is_dir():
         return []
-    unshared = not_shared(root, path)
+    unshared = not_shared(root, path) or outside_advice(root, path)
     return [*map(str, obstacles(root / path)), *([unshared.sentence()] if unshared else [])]
 
 

@@ -168,16 +168,18 @@ def _params(root: Path) -> tuple[str, list[Finding]]:
 
 def _source(root: Path) -> tuple[str, list[Finding]]:
     """Whether DVC can read, watch and share the images."""
-    from twinrun.data.sharing import OF_FILES, not_shared, obstacles
+    from twinrun.data.sharing import OF_FILES, nearby, not_shared, obstacles, outside_advice
     from twinrun.params import load_params
 
     ingest = load_params(root / "params.yaml").ingest
     if not (root / ingest.path).exists():
-        mend = "put the images there, fetch them with dvc pull, or set ingest.path"
-        return ingest.path, [Finding(f"{ingest.path} (params.yaml: ingest.path) does not exist", mend)]
+        remedy = "put the images there, fetch them with dvc pull, or set ingest.path"
+        problem = f"{ingest.path} (params.yaml: ingest.path) does not exist.{nearby(root, ingest.path)}".rstrip(".")
+        return ingest.path, [Finding(problem, remedy)]
     findings = [Finding(each.problem, each.remedy) for each in obstacles(root / ingest.path)]
-    if ingest.source in OF_FILES and (problem := not_shared(root, ingest.path)):
-        findings.append(Finding(problem.problem, problem.remedy, harmless=True))
+    if ingest.source in OF_FILES:
+        unshared = not_shared(root, ingest.path) or outside_advice(root, ingest.path)
+        findings += [Finding(unshared.problem, unshared.remedy, harmless=True)] if unshared else []
     return ingest.path, findings
 
 

@@ -1,0 +1,129 @@
+"""Settings that are wrong end a command of DVC before it writes or deletes anything."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from training_support import change_params
+
+from twinrun.before_dvc import check
+from twinrun.errors import ParamsError, SourceError
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project on the digits, without any output."""
+    folder = tmp_path / "project"
+    (folder / "pipeline").mkdir(parents=True)
+    (folder / "data/raw/digits").mkdir(parents=True)
+    for name in ("pipeline/ingest.py", "dvc.yaml", "params.yaml"):
+        shutil.copy(name, folder / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("train.learning_rate=abc", "train.learning_rate: must be a valid number, got 'abc'"),
+        ("train.lr=0.1", "train.lr: not a setting; did you mean train.learning_rate?"),
+        ("+train.lr=0.1", "train.lr: not a setting; did you mean train.learning_rate?"),
+        ("params.yaml:train.epoch=3", "train.epoch: not a setting; did you mean train.epochs?"),
+        ("train.probe.L2=1", "train.probe.L2: not a setting; did you mean train.probe.l2?"),
+        ("train.probe=0.1", "train.probe: must be a section with settings, got 0.1"),
+        ("evaluate.min_accuracy=0.5", "evaluate.min_accuracy: not a setting; did you mean register.min_accuracy?"),
+        ("train.model=resnet-18", 'train.model: no network is called "resnet-18"; did you mean resnet18'),
+        ("train.augment={flip: perhaps}", "train.augment.flip: must be a valid boolean, got 'perhaps'"),
+        ("train.batch_size=8,1", "train.batch_size: must be at least 2, got 1"),
+        ("~train.seed", "train.seed: missing"),
+    ],
+)
+def test_a_wrong_setting_of_an_experiment_is_named_before_dvc_writes_it(
+    project: Path, change: str, problem: str
+) -> None:
+    for form in (["-S", change], [f"--set-param={change}"], ["--set-par", change], [f"-S{change}"], ["-fS", change]):
+        with pytest.raises(ParamsError) as raised:
+            check(["exp", "run", *form], project)
+
+        said = str(raised.value).splitlines()
+        assert said[0] == "params.yaml with the values of -S does not describe a run:"
+        assert said[1].startswith(f"  {problem}")
+        assert said[2:] == ["Nothing was run, written or deleted."]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "train.epochs=1,2,3",
+        "train.seed=range(0, 3)",
+        "train.learning_rate=1e-3",
+        "train.probe.l2=auto",
+        "train.augment={flip: true}",
+        "validate.modes=[L, RGB]",
+        "other.yaml:train.lr=0.1",
+    ],
+)
+def test_right_settings_and_sweeps_of_them_pass(project: Path, change: str) -> None:
+    check(["exp", "run", "--queue", "-S", change], project)
+    check(["repro"], project)
+
+
+def test_a_setting_that_is_wrong_in_the_file_is_named_before_every_run_and_can_be_put_right_by_an_experiment(
+    project: Path,
+) -> None:
+    check(["repro"], project)
+    change_params(project / "params.yaml", "train", {"epochs": 0})
+    change_params(project / "params.yaml", "validate", {"decisions": "data/decisions/none.csv"})
+
+    for command in (["repro"], ["repro", "ingest"], ["exp", "run"], ["experiments", "run"]):
+        with pytest.raises(ParamsError, match="does not describe a run") as raised:
+            check(command, project)
+        assert "train.epochs: must be at least 1, got 0" in str(raised.value)
+        assert "validate.decisions: there is no file data/decisions/none.csv" in str(raised.value)
+    check(["status"], project)
+    check(["exp", "run", "-S", "train.epochs=1", "-S", "validate.decisions=null"], project)
+
+
+def test_what_passed_is_checked_again_once_a_file_that_it_names_is_gone(project: Path) -> None:
+    decisions = project / "data/decisions.csv"
+    decisions.write_text("path,action\n")
+    change_params(project / "params.yaml", "validate", {"decisions": "data/decisions.csv"})
+    check(["repro"], project)
+    decisions.unlink()
+
+    with pytest.raises(ParamsError, match=r"there is no file data/decisions\.csv"):
+        check(["repro"], project)
+
+
+def test_a_project_of_another_version_is_left_to_its_own_stages(project: Path) -> None:
+    (project / "src/twinrun").mkdir(parents=True)
+    (project / "src/twinrun/params.py").write_text("# other settings\n")
+
+    check(["exp", "run", "-S", "+train.lookahead=5"], project)
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        (
+            "data/raw/bin",
+            "The source folder data/raw/bin does not exist (params.yaml: ingest.path). There are data/raw/",
+        ),
+        ("../photos", "The source folder ../photos does not exist (params.yaml: ingest.path). There are "),
+    ],
+)
+def test_a_source_folder_that_is_missing_is_answered_with_those_that_exist(
+    project: Path, path: str, sentence: str
+) -> None:
+    for folder in ("bins", "clothes"):
+        (project / "data/raw" / folder / "a class").mkdir(parents=True)
+    (project / "data/raw/empty").mkdir()
+    change_params(project / "params.yaml", "ingest", {"source": "folder", "path": path})
+
+    with pytest.raises(SourceError) as raised:
+        check(["repro"], project)
+
+    assert str(raised.value).startswith(sentence)
+    assert "data/raw/bins" in str(raised.value)
+    assert "empty" not in str(raised.value)
