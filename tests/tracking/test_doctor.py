@@ -166,6 +166,47 @@ def test_a_training_given_up_a_week_ago_is_told_and_is_no_error(trained: Path) -
     assert (trained / ".twinrun/resume/new").exists()
 
 
+def test_a_finished_training_whose_journal_is_kept_is_none_to_go_on_with(trained: Path) -> None:
+    resume = trained / ".twinrun/resume"
+    shutil.rmtree(resume, ignore_errors=True)
+    for name in ("finished", "stopped"):
+        (resume / name / "epoch-00001").mkdir(parents=True)
+    (resume / "finished/journal.jsonl").touch()
+
+    stopped = next(check.seen for check in examine(trained) if check.name == "resume")
+    subprocess.run(stopped.partition("to forget: ")[2], shell=True, cwd=trained, check=True)
+    forgotten = next(check.seen for check in examine(trained) if check.name == "resume")
+
+    assert stopped.startswith("1 stopped training; with its settings dvc repro goes on; to forget: rm -r ")
+    assert stopped.endswith("resume/stopped")
+    assert forgotten == "none to go on with"
+
+
+def test_outputs_that_a_failed_run_left_deleted_are_restored_by_what_the_finding_says(trained: Path) -> None:
+    before = sorted((trained / "data/out/train").rglob("*"))
+    shutil.rmtree(trained / "data/out/train")
+
+    (gone,) = findings(trained, "data")
+    fix(gone)
+
+    assert "data/out/train/bundle" in gone.problem
+    assert "are in dvc.lock and not in the workspace" in gone.problem
+    assert sorted((trained / "data/out/train").rglob("*")) == before
+    assert findings(trained, "data") == []
+
+
+def test_images_that_were_changed_since_ingest_read_them_are_named(trained: Path) -> None:
+    images = sorted((trained / "data/raw/folder").rglob("*.bmp"))
+    images[0].unlink()
+
+    (changed,) = findings(trained, "data")
+
+    assert changed.harmless
+    assert "data/raw/folder was changed since ingest read it" in changed.problem
+    assert f"it had {len(images)} files" in changed.problem
+    assert f"and has {len(images) - 1} files" in changed.problem
+
+
 def test_a_module_that_dvc_yaml_does_not_name_is_to_be_added(trained: Path) -> None:
     lines = (trained / "dvc.yaml").read_text().splitlines(keepends=True)
     (trained / "dvc.yaml").write_text("".join(line for line in lines if "data/augment.py" not in line))

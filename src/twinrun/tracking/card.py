@@ -212,6 +212,17 @@ def lock_faults(root: Path) -> list[str]:
     return read_lock(_lock_content(root))[1]
 
 
+def recorded_size(root: Path, stage: str, path: str) -> tuple[int, int] | None:
+    """Bytes and files that a dep had when `stage` read it last, as dvc.lock has them; None where it does not say."""
+    content = _lock_content(root)
+    try:
+        entry = next(each for each in content["stages"][stage]["deps"] if each["path"] == path)
+        size, files = entry["size"], entry["nfiles"]
+    except (KeyError, TypeError, StopIteration):
+        return None
+    return (size, files) if isinstance(size, int) and isinstance(files, int) else None
+
+
 def _lock_content(root: Path) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError

@@ -23,6 +23,7 @@ from twinrun.tracking.card import (
     installed_versions,
     lock_faults,
     locked_versions,
+    recorded_size,
 )
 from twinrun.tracking.difference import compare_packages
 from twinrun.tracking.home import STATE, journals_folder
@@ -430,7 +431,12 @@ def _resume(root: Path) -> tuple[str, list[Finding]]:
             shown = shlex.quote(_shown(folder, root))
             problem = f"{shown} ({size:.1f} MB) is of a training that was left {_duration(age_s)} ago"
             findings.append(Finding(problem, f"rm -r {shown}", harmless=True))
-    return f"{len(folders)} to go on with", findings
+    unfinished = [folder for folder in folders if not (folder / FILE).exists()]
+    if not unfinished:
+        return "none to go on with", findings
+    shown = shlex.quote(_shown(unfinished[0] if len(unfinished) == 1 else resume, root))
+    what = f"{len(unfinished)} stopped training{'' if len(unfinished) == 1 else 's'}"
+    return f"{what}; with its settings dvc repro goes on; to forget: rm -r {shown}", findings
 
 
 def _data(root: Path, deep: bool) -> tuple[str, list[Finding]]:
@@ -449,6 +455,7 @@ def _data(root: Path, deep: bool) -> tuple[str, list[Finding]]:
     ]
     if not outs:
         return "no outputs in dvc.lock yet", findings
+    findings += [*_gone(root, cache, outs), *_changed_source(root)]
     findings += [finding for out in outs for finding in _out_findings(root, cache, out, deep)]
     if not deep:
         return "what dvc.lock names (--deep hashes it again)", findings
@@ -481,6 +488,35 @@ class _Out:
             return folder_members(_cached(cache, self.md5).read_bytes(), self.path)
         except (OSError, RecordError):
             return {}
+
+
+def _gone(root: Path, cache: Path, outs: list[_Out]) -> Iterator[Finding]:
+    """Outs that the cache has and the workspace lacks: DVC had deleted them for a run that failed."""
+    gone = [out for out in outs if not os.path.lexists(root / out.path) and _cached(cache, out.md5).exists()]
+    if gone:
+        problem = f"{_counted([out.path for out in gone], 'output')} in dvc.lock and not in the workspace"
+        yield Finding(problem, f"dvc checkout {' '.join(dict.fromkeys(out.stage for out in gone))}")
+
+
+def _changed_source(root: Path) -> Iterator[Finding]:
+    """Whether the images are still as many, and as many bytes, as when ingest read them."""
+    from twinrun.data.sharing import OF_FILES
+    from twinrun.params import load_params
+
+    ingest = load_params(root / "params.yaml").ingest
+    path, recorded = ingest.path, recorded_size(root, "ingest", ingest.path)
+    if ingest.source not in OF_FILES or recorded is None or not (root / path).is_dir():
+        return
+    files = [Path(folder, name) for folder, _, names in os.walk(root / path) for name in names]
+    sizes = [file.stat().st_size for file in files if file.is_file()]
+    if (sum(sizes), len(sizes)) != recorded:
+        before, now = _files(*recorded), _files(sum(sizes), len(sizes))
+        problem = f"{path} was changed since ingest read it: it had {before}, and has {now}"
+        yield Finding(problem, "dvc repro", harmless=True)
+
+
+def _files(size: int, number: int) -> str:
+    return f"{number:,} file{'' if number == 1 else 's'} of {size:,} bytes"
 
 
 def _out_findings(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[Finding]:
