@@ -203,6 +203,7 @@ def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, t
             ["0.png", "--model", "other"],
             r"There is no model 'other' .* The models there: 'twinrun-digits' .*params\.yaml: dvc repro",
         ),
+        (["0.png", "--model", "data/out/gone"], r"There is no folder data/out/gone\. .*dvc checkout restores it"),
         (["0.png", "--model", "@best"], r"no version with the alias 'best'; its versions are 1\. Name one: --model 1"),
         (["0.png", "--model", "data"], r"The model in data is not the one that was written:\n +data/manifest\.json"),
         (["empty"], r"There are no images in empty\."),
@@ -215,7 +216,7 @@ def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, t
         (["good.csv", "--out", "./good.csv"], r"good\.csv is what is to be read, and would be written over"),
         (["0.png", "--sheet", "0.png"], r"0\.png is to be written as \.html"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     arguments: list[str], message: str, project: Path, twinrun: Callable[..., Ended]

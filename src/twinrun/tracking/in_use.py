@@ -33,6 +33,11 @@ def model_in_use(tracker: Tracker, reference: str | None, default_name: Callable
     """
     name, number, alias = _parsed(reference)
     name = name or default_name()
+    if set("/:") & set(name):  # which no name of MLflow has
+        raise RegistryError(
+            f"There is no folder {name}. If it is the bundle of a training: dvc checkout restores it, and dvc repro "
+            "makes it. A registered model is called NAME@champion or NAME/3."
+        )
     if (others := _models_beside(tracker, name)) is not None:
         raise missing_model(tracker, name, others)
     registry = Registry(tracker, name)
