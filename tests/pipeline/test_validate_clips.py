@@ -78,7 +78,6 @@ def test_few_groups_of_several_classes_reach_each_split_and_fewer_groups_than_sp
         ("{label}/{word}{frame}.jpg", r"(.*\D)\d+"),
         ("{label}/video{clip}_{frame}_cam2.jpg", r"(.*video\d+)_\d+"),
         ("{label}/shot {clip} ({frame}).jpg", r"(.*shot \d+) \(\d+"),
-        ("{label}/IMG_{running:04d}.jpg", None),
     ],
 )
 def test_the_pattern_follows_the_names(name: str, pattern: str | None) -> None:
@@ -95,6 +94,36 @@ def test_the_pattern_follows_the_names(name: str, pattern: str | None) -> None:
     found = find_clips(paths, hashes, labels, range(len(paths)))
 
     assert (found.pattern if found else None) == pattern
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"),
+    [
+        ("{label}/IMG_{running:04d}.jpg", 20),
+        ("{running:06d}_{label}.jpg", 20),
+        ("{label}/IMG_20240305_1{clip}15{frame:02d}.jpg", 20),
+        ("{label}/PXL_20240305_1{clip}15{frame:02d}{running:03d}.jpg", 20),
+        ("{label}/0000{clip}IMG_0000{clip}_BURST2024030512{clip}500{frame:02d}.jpg", 20),
+        ("{label}/clip{clip}.f{frame}.jpg", 20),
+        ("{label}/IMG_{running:04d}.jpg", 3),
+        ("{label}/IMG_{running:04d}.jpg", 2),
+    ],
+)
+def test_clips_are_found_where_names_do_not_tell_them_apart(name: str, frames: int) -> None:
+    values = np.random.default_rng(4)
+    paths, hashes, labels = [], [], []
+    for label in ("cat", "dog"):
+        for clip in range(20):
+            first = int(values.integers(0, 2**63))
+            for frame in range(frames):
+                paths.append(name.format(label=label, clip=clip, frame=frame, running=clip * frames + frame))
+                hashes.append(f"{first ^ (0b111 << (3 * frame)):016x}")
+                labels.append(label)
+
+    found = find_clips(paths, hashes, labels, range(len(paths)))
+
+    assert found is not None
+    assert found.frames == len(paths)
 
 
 def test_names_that_run_in_numbers_are_no_clips_where_neighbours_differ() -> None:

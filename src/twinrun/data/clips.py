@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,6 +18,7 @@ _NUMBER = re.compile(r"\d+")
 _POSITIONS = 3  # numbers from the end of a path that may be the running one
 _FEWEST_FRAMES = 4
 _ALIKE = 0.6  # of the distance between images of different series: neighbours nearer than that are frames
+_ALIKE_IN_RUN = 0.5  # likewise, where no names but the images alone say where a clip ends
 _LEAST_SHARE = 0.2  # of the images: fewer frames are no reason to group all
 _SAMPLE = 2000
 _UNMARKED = "-_ /"  # characters that re.escape marks and that need no mark
@@ -26,10 +28,10 @@ Series = dict[str, list[int]]  # rows by the path with its running number as "#"
 
 @dataclass(frozen=True)
 class Clips:
-    """Series of frames that look alike, and a regular expression on paths that tells the series apart."""
+    """Series of frames that look alike, and a regular expression on paths that tells them apart, where there is one."""
 
     series: Mapping[str, Sequence[int]]
-    pattern: str
+    pattern: str | None
 
     @property
     def frames(self) -> int:
@@ -42,7 +44,7 @@ def find_clips(
 ) -> Clips | None:
     """The clips among `rows`, by the columns of the table of facts; `phashes` are 64 bits in hexadecimal.
 
-    None where names do not run in numbers, neighbours are no more alike than others, or no pattern tells clips apart.
+    None where names do not run in numbers, or neighbours are no more alike than others.
     """
     hashes = {row: int(phash, 16) for row in rows if (phash := phashes[row]) is not None}
     best: Series = {}
@@ -50,10 +52,12 @@ def find_clips(
         alike = _alike(_series(paths, labels, hashes, position), hashes, labels)
         if sum(map(len, alike.values())) > sum(map(len, best.values())):
             best = alike
-    if sum(map(len, best.values())) < max(2 * _FEWEST_FRAMES, _LEAST_SHARE * len(rows)):
-        return None
-    pattern = _pattern(best, paths)
-    return Clips(best, pattern) if pattern is not None else None
+    fewest = max(2 * _FEWEST_FRAMES, _LEAST_SHARE * len(rows))
+    pattern = _pattern(best, paths) if sum(map(len, best.values())) >= fewest else None
+    if pattern is not None:
+        return Clips(best, pattern)
+    runs = _runs(paths, hashes, labels)
+    return Clips(runs, None) if sum(map(len, runs.values())) >= fewest else None
 
 
 def are_torn(clips: Clips, splits: Sequence[str | None]) -> bool:
@@ -75,6 +79,36 @@ def _series(paths: Sequence[str], labels: Sequence[str | None], rows: Iterable[i
     for members in series.values():
         of_label[labels[members[0]]] += 1
     return {key: members for key, members in series.items() if of_label[labels[members[0]]] > 1}
+
+
+def _runs(paths: Sequence[str], hashes: Mapping[int, int], labels: Sequence[str | None]) -> Series:
+    """Numbered images of a folder in the order of their numbers, cut where neighbours are not alike: bursts, clips.
+
+    None of those where neighbours are alike hardly more often than any two images of the folder.
+    """
+    folders: dict[tuple[str, str | None], list[int]] = defaultdict(list)
+    for row in hashes:
+        folder, _, name = paths[row].rpartition("/")
+        if _NUMBER.search(_SUFFIX.sub("", name)):
+            folders[folder, labels[row]].append(row)
+    found: Series = {}
+    for rows in folders.values():
+        ordered = sorted(rows, key=lambda row: [part.zfill(20) for part in re.split(r"(\d+)", paths[row])])
+        far = len(ordered) // 2
+        apart = [_distance(hashes[a], hashes[b]) for a, b in zip(ordered, ordered[far:] + ordered[:far], strict=True)]
+        near = _ALIKE_IN_RUN * float(np.median(apart))
+        steps = [_distance(hashes[a], hashes[b]) <= near for a, b in pairwise(ordered)]
+        by_chance = sum(distance <= near for distance in apart) / len(apart)
+        if not steps or sum(steps) / len(steps) < _LEAST_SHARE + 3 * by_chance:
+            continue
+        run = [ordered[0]]
+        for row, alike in zip(ordered[1:], steps, strict=True):
+            if not alike:
+                run = [row]
+                continue
+            run.append(row)
+            found[paths[run[0]]] = run
+    return found
 
 
 def _alike(series: Series, hashes: Mapping[int, int], labels: Sequence[str | None]) -> Series:

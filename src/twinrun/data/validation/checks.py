@@ -298,7 +298,10 @@ def _of_groups(subject: Subject) -> Check:
 
 def _of_clips(clips: "Clips") -> Check:
     name, frames = next(iter(clips.series.items()))
-    setting = f"ingest.group_pattern: '{clips.pattern.replace(chr(39), 2 * chr(39))}'"
+    if clips.pattern is not None:
+        setting = f"ingest.group_pattern: '{clips.pattern.replace(chr(39), 2 * chr(39))}'"
+    else:
+        setting = "ingest.splits_file: a CSV with the columns path and group"
     found = f"{clips.frames:,} images look like frames of {len(clips.series):,} clips, such as {name} ({len(frames):,})"
     words = f"frames of one clip may get into different splits; {setting} keeps them together"
     return Check(
@@ -306,7 +309,7 @@ def _of_clips(clips: "Clips") -> Check:
         "Frames of one clip are one group",
         "clips",
         Rule("ExpectColumnValuesToBeNull", {"column": "pattern"}, "warning"),
-        ("ingest.group_pattern",),
+        ("ingest.group_pattern" if clips.pattern is not None else "ingest.splits_file",),
         f"Set {setting}",
         lambda _: iter([Violation(tuple(frames), words, words)]),
         lambda *_: found,

@@ -92,7 +92,7 @@ class Subject:
                 "written_alike": [self.alike[name][0] if name in self.alike else None for name in self.counts],
             },
             "shortcuts": {"share": [share_of_way(shortcut) for shortcut in self.evidence.shortcuts]},
-            "clips": {"pattern": [self.evidence.clips.pattern] if self.evidence.clips else []},
+            "clips": {"pattern": [self.evidence.clips.pattern or "none"] if self.evidence.clips else []},
             "searches": {"unjudged": [self.evidence.labels.unjudged if self.evidence.labels else None]},
             "drift": {"significant": [shift.significant for shift in drift.shifts] if drift else []},
             "labels_since_reference": {
