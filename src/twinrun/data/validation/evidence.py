@@ -91,13 +91,18 @@ def search_drift(facts: Facts, rows: Sequence[int], reference: Reference | None,
         return find_drift(reference.facts, _of_rows(facts, rows), seed=seed)
 
 
-def search_clips(facts: Facts, rows: Sequence[int]) -> "Clips | None":
-    """Look for frames of clips among those of `rows` that have no group, where splits tear or may tear them apart."""
+def search_clips(facts: Facts, rows: Sequence[int], given: Sequence[str | None]) -> "Clips | None":
+    """Look for frames of clips among those of `rows` that have no group, where splits tear or may tear them apart.
+
+    `given` are the splits that the source gave: others are drawn anew with other images, and may then tear a clip that
+    is whole today.
+    """
     from twinrun.data.clips import are_torn, find_clips
 
     loose = [row for row in rows if facts["group"][row] is None]
     clips = find_clips(facts["path"], facts["phash"], facts["label"], loose)
-    return clips if clips is not None and are_torn(clips, facts["split"]) else None
+    may_be = clips is not None and (are_torn(clips, facts["split"]) or are_torn(clips, given))
+    return clips if may_be else None
 
 
 def _of_rows(facts: Facts, rows: Sequence[int]) -> dict[str, list[Any]]:

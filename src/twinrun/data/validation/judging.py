@@ -64,7 +64,8 @@ def judge_table(
         facts["split"] = _drawn(facts, keys, fit, fixed_splits(facts, fixed), params)
     with phase("Comparing copies"):
         dropped = drop_copies(facts, pairs, fit, decision.approved, params)
-    evidence, dropped = _searched(facts, images, pairs, dropped, decision, params, reference)
+    given = table["split"].to_pylist()
+    evidence, dropped = _searched(facts, images, pairs, dropped, decision, params, reference, given)
     kept = [row for row, drop in enumerate(dropped) if drop is None]
     classes = sorted({label for label in facts["label"] if label is not None})
     counts = _count(facts, kept, classes)
@@ -112,6 +113,7 @@ def _searched(
     decision: Decided,
     params: ValidateParams,
     reference: Reference | None,
+    given: Sequence[str | None],
 ) -> tuple[Evidence, Drops]:
     """What the searches find among the usable images, and what is dropped for it; drops come before later searches.
 
@@ -137,7 +139,7 @@ def _searched(
         shortcuts=search_shortcuts(facts, images, usable, params.seed),
         drift=search_drift(facts, usable, reference, params.seed),
         reference=reference.name if reference is not None else None,
-        clips=search_clips(facts, usable),
+        clips=search_clips(facts, usable, given),
     )
     return evidence, dropped
 
