@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -450,6 +451,11 @@ def test_the_tables_of_dvc_show_accuracy_first_in_100_columns_and_no_hash(shared
     shown, diff = dvc(shared, "metrics", "show"), dvc(shared, "metrics", "diff")
     experiments = dvc(shared, "exp", "show", "--no-pager", "--csv").splitlines()[0].split(",")
 
+    (compare,) = re.findall(r"^dvc (exp show .*)", Path("README.md").read_text(), re.MULTILINE)
+    compared = dvc(shared, *shlex.split(compare)).splitlines()
+
+    assert any("accuracy" in line and "train.learning_rate" in line for line in compared)
+    assert max(map(len, compared)) <= 80
     assert shown.split()[:2] == ["Path", "accuracy"]
     assert max(map(len, [*shown.splitlines(), *diff.splitlines()])) <= 100
     assert _weights(shared) not in shown + diff

@@ -11,6 +11,7 @@ is needed, since every process of the environment reads this.
 import copy
 import gc
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -43,9 +44,16 @@ class _Watch:
         # DVC makes a million small objects for 100,000 images; Python's search for garbage among them took a fifth of
         # the time of `dvc status`.
         gc.set_threshold(50_000)
+        for name in ("dvc_data.hashfile.checkout", "dvc_data.index.checkout"):
+            logging.getLogger(name).addFilter(_is_of_use)
         from twinrun.errors import run_main
 
         run_main(lambda: check(sys.argv[1:], Path.cwd()))
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Whether a person needs to read it: an experiment warns once for each output that its stages are about to make."""
+    return not str(record.msg).startswith("No file hash info found") or sys.argv[1:2] not in (["exp"], ["experiments"])
 
 
 def check(arguments: list[str], folder: Path) -> None:

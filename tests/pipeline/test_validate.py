@@ -1,6 +1,7 @@
 """Stage `validate`, on what `ingest` made of real images."""
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from data_support import Project, Ran, cpu_seconds
 from PIL import Image
+from tracking_support import runs
 
 WriteDigits = Callable[..., Path]
 Stage = Callable[[Project], Ran]
@@ -29,6 +31,22 @@ def _unmet(project: Project, severity: str) -> set[str]:
     """Names of the checks of a severity that were not met."""
     checks = project.result()["expectations"]
     return {check["name"] for check in checks if not check["passed"] and check["severity"] == severity}
+
+
+def test_data_that_dvc_repro_refuses_are_a_failed_run_in_mlflow(
+    project: Project, write_digits: WriteDigits, validated: Stage, new_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (write_digits(each=10) / "1/broken.png").write_bytes(b"no image")
+    shutil.copytree(new_store, project.folder / "mlruns")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_STAGE", "validate")
+
+    refused = validated(project.set(ingest__source="folder", ingest__path="images"))
+    (run,) = runs(project.folder)
+
+    assert refused.code == 1
+    assert run.status == "FAILED"
+    assert "data of images" in run.tags["mlflow.runName"]
 
 
 def test_good_data_get_a_manifest_of_all_rows_a_result_and_a_report(
@@ -75,7 +93,7 @@ def test_data_that_fail_stop_the_pipeline_on_the_terminal_and_leave_a_report_but
     line = 1 + (project.folder / "params.yaml").read_text().splitlines().index(
         next(line for line in (project.folder / "params.yaml").read_text().splitlines() if "on_broken" in line)
     )
-    assert f"params.yaml, line {line}: validate.on_broken" in ran.said
+    assert f"Fix or remove them, or set it to drop (params.yaml, line {line}: validate.on_broken)" in ran.said
     assert "data/out/validate/report/index.html" in ran.said
     assert "1/broken.png" in project.report()
     assert not (project.folder / "data/out/validate/manifest.parquet").exists()
@@ -187,7 +205,7 @@ def test_identical_pixels_in_two_splits_are_a_leak_whatever_the_files_and_can_be
     dropped = validated(project.set(validate__on_leak="drop"), first_ingest=False)
 
     assert stopped.code == 1
-    assert "  1 image of 0 is also in test (params.yaml, " in stopped.said
+    assert "  1 image of 0 is also in test. " in stopped.said
     assert "test/0/copy.bmp (0, test) = train/0/000.png (0, train)" in stopped.said
     assert dropped.code == 0, dropped.said
     paths = [row["path"] for row in project.table()]

@@ -105,7 +105,7 @@ def _settings(finding: Finding, places: Places | None) -> str:
         line = f", line {places[name][0]}" if name in places else ""
         return f". Add images, or set {finding.recommended} (params.yaml{line})"
     named = (f"line {places[name][0]}: {name}" if name in places else name for name in finding.settings)
-    return f" (params.yaml, {' and '.join(named)})"
+    return f". {finding.advice} (params.yaml, {' and '.join(named)})"
 
 
 def _warnings(warnings: Sequence[Finding], room: int) -> list[str]:
