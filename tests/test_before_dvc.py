@@ -8,6 +8,7 @@ import pytest
 from training_support import change_params
 
 from twinrun.before_dvc import check
+from twinrun.data.sharing import advice
 from twinrun.errors import ParamsError, SourceError
 
 
@@ -127,3 +128,16 @@ def test_a_source_folder_that_is_missing_is_answered_with_those_that_exist(
     assert str(raised.value).startswith(sentence)
     assert "data/raw/bins" in str(raised.value)
     assert "empty" not in str(raised.value)
+
+
+def test_a_folder_outside_the_project_is_said_not_to_be_shared_and_to_need_its_full_path(project: Path) -> None:
+    (project / ".dvc").mkdir()
+    outside = project.parent / "photos"
+    (outside / "glass").mkdir(parents=True)
+
+    (relative,), (full,) = advice(project, "../photos"), advice(project, str(outside))
+
+    for said in (relative, full):
+        assert "lies outside the project, so DVC watches its images and no clone gets them" in said
+    assert relative.endswith(f"write its path in full, which experiments in a temporary folder need: {outside}")
+    assert "in full" not in full
