@@ -131,7 +131,7 @@ def test_labels_that_no_model_can_tell_are_not_judged_and_no_findings(photos: Pa
 
     assert judged.code == 0, judged.said
     _, first, second = judged.said.splitlines()
-    assert first.startswith("The data passed 20 of 21 checks, 1 could not be judged.")
+    assert first.startswith("The data passed 19 of 20 checks, 1 could not be judged.")
     assert second.startswith("  Not judged: The quick model agrees with only ")
     assert '<td class="nj">? <span>not judged</span></td>' in (photos.parent / "twinrun-check/index.html").read_text(
         "utf-8"
@@ -265,7 +265,7 @@ def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None
     assert "DVC watches" not in inside.said
     assert "DVC watches data/decisions alone: move it there, or add other/mine.csv to the deps" in outside.said
     assert refused.code == 1
-    assert "photos/cat/page.jpg/a cannot be written: Not a directory" in refused.said
+    assert "photos/cat/page.jpg/a cannot be written: " in refused.said
     assert "Traceback" not in refused.said
 
 

@@ -114,7 +114,7 @@ def mend(
 
     Examples: twinrun data mend, twinrun data mend --findings twinrun-check/findings.parquet
     """
-    from twinrun.data.sheet import decoded
+    from twinrun.data.sheet import decoded, mark_of
     from twinrun.data.validation.decisions import decisions_csv, not_decided, proposed, read_decisions
     from twinrun.publish import write_text
 
@@ -124,7 +124,9 @@ def mend(
         print("Nothing to propose" + (f" beyond {_count(len(before), 'decision')} in {out}." if before else "."))
         return
     try:
-        write_text(decisions_csv(new, decoded(out, "--out", DataError) if out.exists() else ""), out)
+        there = out.exists()
+        text = decisions_csv(new, decoded(out, "--out", DataError) if there else "")
+        write_text((mark_of(out) if there else "") + text, out)
     except OSError as error:
         raise PublishError(f"{out} cannot be written: {error.strerror}. Name another one: --out.") from None
     drops = sum(decision.action == "drop" for decision in new)

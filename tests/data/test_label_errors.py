@@ -135,7 +135,7 @@ def test_few_images_of_a_label_more_folds_than_that_and_single_labels_do_no_harm
 
 def test_with_fewer_than_two_labels_there_is_nothing_to_find(digits: tuple[Pixels, list[str]]) -> None:
     images, _ = digits
-    nothing = LabelSearch([], 0.0, finished=True, unjudged="fewer than two classes have two images or more")
+    nothing = LabelSearch([], 0.0, finished=True, unjudged="Fewer than two classes have two images or more")
 
     assert searched(images[:3], ["a", "b", "c"]) == nothing
     assert searched(images[:9], ["a"] * 9) == nothing
@@ -156,7 +156,9 @@ def test_a_budget_that_will_not_do_ends_without_issues(digits: tuple[Pixels, lis
 
     found = searched(images, labels, budget_s=0.01)
 
-    assert found == LabelSearch([], 0.0, finished=False, unjudged="the search did not finish within 0.01 s")
+    assert found == LabelSearch(
+        [], 0.0, finished=False, unjudged="The search for wrong labels did not finish within 0.01 s"
+    )
 
 
 def test_progress_grows_to_the_end(digits: tuple[Pixels, list[str]]) -> None:

@@ -71,7 +71,7 @@ def test_the_page_opens_with_accuracy_interval_weakest_class_and_commonest_confu
 def test_without_mistakes_the_page_says_how_much_that_may_still_hide(tmp_path: Path) -> None:
     page = write(tmp_path / "report", [0, 1] * 50, [0, 1] * 50, ("cat", "dog"))
 
-    assert "an error rate of up to about 3.0%" in page
+    assert "the error rate may still be up to 3.7% (Wilson" in page
 
 
 def test_99_996_per_cent_is_not_called_100(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_command_prints_the_address_of_the_run_list_and_serves_it(project: P
     assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/{run.info.info.experiment_id}/runs?")
     assert found["name"] == _MODEL
     assert view["columnOrder"][2:6] == [
-        *("metrics.`accuracy`", "params.`train.model`", "duration", "attributes.`Dataset`")
+        *("metrics.`accuracy`", "params.`train.model`", "params.`train.seed`", "params.`train.learning_rate`")
     ]
     assert {"metrics.`accuracy`", "params.`train.model`", "attributes.`Dataset`"} <= set(view["selectedColumns"])
 

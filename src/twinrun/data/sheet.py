@@ -96,6 +96,13 @@ def decoded(path: Path, setting: str, error: type[TwinrunError]) -> str:
         ) from None
 
 
+def mark_of(path: Path) -> str:
+    """The byte-order mark at the start of a file as text, "" where it has none: spreadsheets write one and need it."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    return "\ufeff" if any(start.startswith(mark) for mark in _MARKS) else ""
+
+
 def sheet_text(rows: Iterable[Sequence[object]], delimiter: str = ",", end: str = "\n") -> str:
     """Rows as CSV for people: texts that would be formulas are guarded, None is empty, numbers stay numbers."""
     lines = []
