@@ -342,7 +342,7 @@ def test_hostile_images_each_get_a_row_in_bounded_memory(project: Project, real_
     assert 100 < sum(row["error"] is not None for row in project.table()) < 250
     assert all(len(row["error"] or "") < 250 and "0x" not in (row["error"] or "") for row in project.table())
     assert peak < 1_500_000_000
-    assert sum(not line.startswith(("Decoding", "Searching")) for line in said.splitlines()) < 8
+    assert sum(not line.startswith(("Decoding", "Searching")) for line in said.splitlines()) < 10
 
 
 def memory(process: int) -> int:
