@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,22 +13,7 @@ from sqlalchemy.engine import Engine
 from tracking_support import FaultyTracker, evaluate, runs, train, validate
 
 from pipeline import register
-from twinrun import cli
 from twinrun.tracking.store import find_tracker, open_client
-
-
-@pytest.fixture
-def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The real entry point, in this process; returns all that was printed."""
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["twinrun", *arguments])
-        capsys.readouterr()
-        with suppress(SystemExit):
-            cli.main()
-        return "".join(capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -2,16 +2,14 @@
 
 import io
 import re
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tracking_support import evaluate, runs, train
 
 from pipeline import register
-from twinrun import cli, printing
+from twinrun import printing
 from twinrun.errors import DataError, run_main
 from twinrun.tracking.store import find_tracker, open_client
 
@@ -34,20 +32,6 @@ HOSTILE = {
     "lone surrogate": ("caf\ud800", r"caf\ud800"),
 }
 LETTERS = ["café", "стекло", "玻璃", "می\u200cخواهم", "👩\u200d🔬", "[b]", "=cmd"]
-
-
-@pytest.fixture
-def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The real entry point, in this process; returns all that was printed."""
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["twinrun", *arguments])
-        capsys.readouterr()
-        with suppress(SystemExit):
-            cli.main()
-        return "".join(capsys.readouterr())
-
-    return run
 
 
 @pytest.mark.parametrize(("name", "shown"), HOSTILE.values(), ids=HOSTILE)

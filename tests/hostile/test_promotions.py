@@ -1,29 +1,12 @@
 """A journal of promotions that was cut off: doctor names it, and the command that it names brings it in order."""
 
 import shutil
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from twinrun import cli
 from twinrun.tracking.promotions import Promotions
-
-
-@pytest.fixture
-def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The real entry point, in this process; returns all that was printed."""
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["twinrun", *arguments])
-        capsys.readouterr()
-        with suppress(SystemExit):
-            cli.main()
-        return "".join(capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import pytest
 from tracking_support import evaluate, runs, train, validate
 
 from pipeline import register
-from twinrun import cli
 from twinrun.errors import RecordError, run_main
 from twinrun.publish import file_sha256, write_json, write_text
 from twinrun.tracking.journal import Journal, read_events
@@ -51,20 +48,6 @@ def clone(tracked_project: Path) -> Path:
     evaluate(tracked_project)
     shutil.rmtree(journal.folder)
     return tracked_project
-
-
-@pytest.fixture
-def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The real entry point, in this process; returns all that was printed."""
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["twinrun", *arguments])
-        capsys.readouterr()
-        with suppress(SystemExit):
-            cli.main()
-        return "".join(capsys.readouterr())
-
-    return run
 
 
 def events(change: Callable[[dict[str, Any], Path], None], kind: str = "artifact") -> Attack:
