@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from twinrun.data.decode import Fit, Pixels, Resample, Size, decode, fit_image
+from twinrun.arrays import Pixels, Size
+from twinrun.data.decode import Fit, Resample, decode, fit_image
 from twinrun.data.facts import Facts, measured
 from twinrun.errors import DecodeError
 

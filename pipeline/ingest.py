@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from twinrun.cores import available_cores
 from twinrun.data.nearest import near_duplicates
 from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, sample_notes, summary
+from twinrun.data.packing import Shape, facts_table, fill_pack, sample_notes, summary
 from twinrun.data.pairs import pairs_table
 from twinrun.data.progress import fraction
 from twinrun.data.samples import sample_rules

@@ -25,13 +25,13 @@ from benchmarks.data.leaks import (
     QUICK,
     SUSPECTED_AT_MOST,
     Found,
-    Pixels,
     Planted,
     cleanvision,
     judged,
     with_copies,
 )
 from benchmarks.data.leaks import twinrun as search_by_twinrun
+from twinrun.arrays import Pixels
 from twinrun.data.arrays import list_idx
 from twinrun.data.facts import Facts, pixels_sha256
 from twinrun.data.folders import list_trashnet

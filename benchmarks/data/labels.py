@@ -25,12 +25,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from twinrun.arrays import IntArray, Pixels
+from twinrun.cores import available_cores
 from twinrun.data.arrays import list_idx
 from twinrun.data.folders import list_trashnet
 from twinrun.data.label_errors import find_label_errors, out_of_fold
 from twinrun.data.listing import Arrays
 from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, available_cores, fill_pack
+from twinrun.data.packing import Shape, fill_pack
 
 _WRONG = 0.05
 _FOLDS = 5
@@ -39,8 +41,6 @@ _QUICK_IMAGES = 3_000
 _QUICK_PHOTOS = 600
 _BUDGET_S = 3600.0
 
-Ints = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
 Labels = NDArray[np.str_]
 
 
@@ -48,8 +48,8 @@ Labels = NDArray[np.str_]
 class _Found:
     """Rows by suspicion, the most suspicious first; those flagged; seconds it took."""
 
-    ranked: Ints
-    flagged: Ints
+    ranked: IntArray
+    flagged: IntArray
     seconds: float
 
 
@@ -95,7 +95,7 @@ def _drawn(rows: list[int], most: int) -> list[int]:
     return drawn
 
 
-def _flipped(codes: Ints, into: Ints | None) -> Ints:
+def _flipped(codes: IntArray, into: IntArray | None) -> IntArray:
     """5 % of the labels made into others, by chance or into those that `into` names for each label."""
     generator = np.random.default_rng(0)
     wrong = generator.choice(len(codes), round(len(codes) * _WRONG), replace=False)
@@ -107,17 +107,17 @@ def _flipped(codes: Ints, into: Ints | None) -> Ints:
     return given
 
 
-def _most_confused(images: Pixels, codes: Ints) -> Ints:
+def _most_confused(images: Pixels, codes: IntArray) -> IntArray:
     """For each label, the other one that the published images of it are most often taken for."""
     taken_for = out_of_fold(images, np.arange(len(codes)), codes, folds=_FOLDS, budget_s=_BUDGET_S, seed=0)
     counts = np.zeros((taken_for.shape[1],) * 2, np.int64)
     np.add.at(counts, (codes, taken_for.argmax(axis=1)), 1)
     np.fill_diagonal(counts, -1)
-    most: Ints = counts.argmax(axis=1)
+    most: IntArray = counts.argmax(axis=1)
     return most
 
 
-def _ways(images: Pixels, labels: Labels, given: Ints) -> dict[str, _Found]:
+def _ways(images: Pixels, labels: Labels, given: IntArray) -> dict[str, _Found]:
     from cleanlab.classification import CleanLearning
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores

@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from twinrun.arrays import Pixels
+from twinrun.cores import available_cores
 from twinrun.data.arrays import list_idx
 from twinrun.data.facts import Facts
 from twinrun.data.folders import list_trashnet
 from twinrun.data.listing import Arrays, Files, Item, Listing
 from twinrun.data.nearest import near_duplicates
 from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, available_cores, fill_pack
+from twinrun.data.packing import Shape, fill_pack
 
-Pixels = npt.NDArray[np.uint8]
 Change = Callable[[Pixels, np.random.Generator], Pixels]
 Ties = Iterable[tuple[int, int]]
 

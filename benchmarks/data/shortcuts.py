@@ -39,12 +39,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from twinrun.arrays import IntArray, Pixels
+from twinrun.cores import available_cores
 from twinrun.data.arrays import list_idx
 from twinrun.data.decode import Channels, fit_image
 from twinrun.data.facts import Facts, measured
 from twinrun.data.folders import list_trashnet
 from twinrun.data.listing import Arrays, Files
-from twinrun.data.packing import available_cores
 from twinrun.data.shortcuts import corner_colours, find_shortcuts
 from twinrun.data.validation.subject import share_of_way
 from twinrun.params import load_params
@@ -65,8 +66,6 @@ _FACTS = (
 )  # fmt: skip
 
 Columns = dict[str, list[Any]]
-Rows = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class _Seen:
 class _Question:
     """The rows of the images that are looked at, and the label among them that is marked, None for none."""
 
-    rows: Rows
+    rows: IntArray
     marked: str | None
 
 

@@ -155,7 +155,7 @@ def _default_name() -> str:
 
 def _answered(bundle: "Bundle", paths: list[Path], top: int, tiles: int) -> tuple[list[Row], dict[int, str]]:
     """A row for each path, and the pictures of the first `tiles` that can be read, by their place."""
-    from twinrun.data.decode import Pixels
+    from twinrun.arrays import Pixels
     from twinrun.data.progress import progress
     from twinrun.evaluation.sheet import picture_of
     from twinrun.models.classifier import ImageClassifier

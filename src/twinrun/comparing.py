@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.arrays import IntArray
 from twinrun.champion import recorded_predictions
 from twinrun.errors import DataError, TwinError, TwinrunError
 from twinrun.evaluation.comparison import Aligned, Contender, Slice, align, slices
 from twinrun.evaluation.comparison_page import Beside, Comparison, page
 from twinrun.evaluation.headline import Source
-from twinrun.evaluation.metrics import IntArray
 from twinrun.evaluation.predictions import Predictions, read_predictions
 from twinrun.tracking.card import LOCK
 from twinrun.tracking.difference import Change, compare_cards

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from twinrun.data.decode import Pixels
+from twinrun.arrays import Pixels
 from twinrun.data.facts import Facts, measured, measured_stack, pixels_sha256
 
 EMPTY = Facts(file_bytes=0, bytes_sha256=None)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from twinrun.arrays import Pixels
 from twinrun.data.arrays import list_digits
-from twinrun.data.decode import Pixels
 from twinrun.data.label_errors import LabelSearch, find_label_errors
 from twinrun.data.listing import Arrays
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from twinrun.data.facts import Facts, broken, pixels_sha256
-from twinrun.data.nearest import NearPair, near_duplicates
+from twinrun.data.nearest import near_duplicates
+from twinrun.data.pairs import NearPair
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 
-from twinrun.data.decode import Pixels
+from twinrun.arrays import Pixels
 from twinrun.data.facts import Facts, measured, measured_stack
 from twinrun.data.quality import QualityIssue, find_quality_issues
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from twinrun.data.facts import Facts, measured
-from twinrun.data.nearest import NearPair
+from twinrun.data.pairs import NearPair
 from twinrun.data.report import report_html
 from twinrun.data.table import table_schema
 from twinrun.data.validation.judging import judge_table

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinrun.data.decode import Pixels, fit_image
+from twinrun.arrays import Pixels
+from twinrun.data.decode import fit_image
 from twinrun.data.shortcuts import Shortcut, corner_colours, find_shortcuts
 
 LABELS = ["glass", "metal", "paper", "trash"] * 60

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, norm
 
+from twinrun.arrays import FloatArray, IntArray
 from twinrun.errors import DataError
 from twinrun.evaluation.comparison import (
     Contender,
@@ -23,7 +24,6 @@ from twinrun.evaluation.comparison import (
     seed_churn,
     slices,
 )
-from twinrun.evaluation.metrics import FloatArray, IntArray
 from twinrun.evaluation.predictions import Predictions
 
 CLASSES = ("can", "glass", "paper", "plastic")

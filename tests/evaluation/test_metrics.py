@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
+from twinrun.arrays import FloatArray, IntArray
 from twinrun.errors import DataError
 from twinrun.evaluation.metrics import (
     HEADLINES,
-    FloatArray,
-    IntArray,
     calibration_bins,
     calibration_error,
     confusion_matrix,

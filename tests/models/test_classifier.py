@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from twinrun.data.decode import Pixels
+from twinrun.arrays import Pixels
+from twinrun.cores import available_cores
 from twinrun.errors import DecodeError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Bundle, Preprocessing
 from twinrun.models.classifier import ImageClassifier
-from twinrun.models.predict import available_cores, probabilities
+from twinrun.models.predict import probabilities
 
 PREPARATION = Preprocessing(
     size_px=(16, 16), channels="gray", fit="pad", resample="bilinear", max_pixels=1000, mean=(0.3,), std=(0.2,)

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from twinrun.arrays import Pixels
 from twinrun.data.download import Download, fetch
 from twinrun.data.listing import Arrays, Item, Listing, sorted_listing
 from twinrun.data.manifest import SplitName
 from twinrun.data.regular_files import open_regular
 from twinrun.errors import SourceError
-
-Bytes = npt.NDArray[np.uint8]
 
 _MNIST = tuple(str(digit) for digit in range(10))
 _FASHION = (
@@ -61,7 +59,7 @@ def list_idx(name: Literal["mnist", "fashion-mnist"], folder: Path, may_download
     found = _found_or_fetched(name, folder, {stem: _idx_names(stem) for stem in wanted}, may_download)
     classes = _MNIST if name == "mnist" else _FASHION
     items: list[Item] = []
-    parts: list[Bytes] = []
+    parts: list[Pixels] = []
     for part in _PARTS:
         images_path, labels_path = found[f"{part.prefix}-images-idx3-ubyte"], found[f"{part.prefix}-labels-idx1-ubyte"]
         images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
@@ -82,7 +80,7 @@ def list_cifar10(folder: Path, may_download: bool) -> Listing:
     names = {stem: [f"{stem}.bin", f"{inner}/{stem}.bin"] for stem in _CIFAR10_BATCHES}
     found = _found_or_fetched("cifar10", folder, names, may_download)
     items: list[Item] = []
-    parts: list[Bytes] = []
+    parts: list[Pixels] = []
     record = 1 + int(np.prod(_CIFAR10_SHAPE))
     for stem in _CIFAR10_BATCHES:
         data = np.frombuffer(_read(found[stem], _CIFAR10_MOST * record), np.uint8)
@@ -101,7 +99,7 @@ def list_cifar10(folder: Path, may_download: bool) -> Listing:
     return sorted_listing(items, Arrays(np.concatenate(parts), "CIFAR-10"))
 
 
-def _items(prefix: str, split: SplitName, labels: Bytes, classes: tuple[str, ...], path: Path) -> list[Item]:
+def _items(prefix: str, split: SplitName, labels: Pixels, classes: tuple[str, ...], path: Path) -> list[Item]:
     if len(labels) and (worst := int(labels.max())) >= len(classes):
         raise SourceError(
             f"{path} has the label {worst} and there are {len(classes)} classes, 0 to {len(classes) - 1}."
@@ -154,7 +152,7 @@ def _found(folder: Path, names: dict[str, list[str]]) -> dict[str, Path]:
     }
 
 
-def _read_idx(path: Path, dimensions: int) -> Bytes:
+def _read_idx(path: Path, dimensions: int) -> Pixels:
     """An IDX file of unsigned bytes, as described on the MNIST page: two zeros, type, dimensions, sizes, values.
 
     No more is unpacked than the header announces, and nothing where the file is too small to hold that.

@@ -7,16 +7,14 @@ that it is in nor on the thread that does the work.
 import numpy as np
 from numpy.typing import NDArray
 
+from twinrun.arrays import FloatArray, Pixels
 from twinrun.data.keyed import UInt64Array, keyed_uniform
 from twinrun.params import AugmentParams
-
-ImageArray = NDArray[np.uint8]
-FloatArray = NDArray[np.float64]
 
 _SHIFT_X, _SHIFT_Y, _FLIP, _ROTATE, _ERASE, _ERASE_AREA, _ERASE_ASPECT, _ERASE_X, _ERASE_Y = range(16, 25)
 
 
-def augment(images: ImageArray, keys: UInt64Array, seed: int, epoch: int, params: AugmentParams) -> ImageArray:
+def augment(images: Pixels, keys: UInt64Array, seed: int, epoch: int, params: AugmentParams) -> Pixels:
     """Return a changed copy of `images`, uint8 of shape (N, H, W, C); `keys` are the images' ids, shape (N,).
 
     Erasing follows Zhong et al., "Random Erasing Data Augmentation", 2017: a rectangle of 2 to 33 % of the area with an
@@ -44,8 +42,8 @@ def augment(images: ImageArray, keys: UInt64Array, seed: int, epoch: int, params
 
 
 def _shifted(
-    images: ImageArray, shift_x: NDArray[np.int64], shift_y: NDArray[np.int64], mirror: NDArray[np.bool_]
-) -> ImageArray:
+    images: Pixels, shift_x: NDArray[np.int64], shift_y: NDArray[np.int64], mirror: NDArray[np.bool_]
+) -> Pixels:
     """Move each image by whole pixels, filling with zeros, and mirror the chosen ones."""
     height, width = images.shape[1:3]
     moved = np.zeros_like(images)
@@ -59,7 +57,7 @@ def _shifted(
     return moved
 
 
-def _rotated(images: ImageArray, angles: FloatArray) -> ImageArray:
+def _rotated(images: Pixels, angles: FloatArray) -> Pixels:
     """Rotate each image about its centre by its angle in radians: bilinear, zeros outside."""
     import torch
     from torch.nn.functional import affine_grid, grid_sample
@@ -79,7 +77,7 @@ def _rotated(images: ImageArray, angles: FloatArray) -> ImageArray:
 
 
 def _erase(
-    images: ImageArray, chosen: NDArray[np.bool_], area: FloatArray, aspect: FloatArray, x: FloatArray, y: FloatArray
+    images: Pixels, chosen: NDArray[np.bool_], area: FloatArray, aspect: FloatArray, x: FloatArray, y: FloatArray
 ) -> None:
     height, width = images.shape[1:3]
     for i in np.flatnonzero(chosen):

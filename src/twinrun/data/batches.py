@@ -9,16 +9,14 @@ before; and a shard has at least two images wherever its batch has.
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from twinrun.arrays import IntArray
 from twinrun.data.keyed import UInt64Array, keyed_order
-
-IndexArray = NDArray[np.int64]
 
 _ORDER = 1  # the stream of draws that decides the order of an epoch
 
 
-def epoch_batches(keys: UInt64Array, seed: int, epoch: int, batch_size: int) -> list[IndexArray]:
+def epoch_batches(keys: UInt64Array, seed: int, epoch: int, batch_size: int) -> list[IntArray]:
     """Cut the images of `epoch` (from 0) into batches; each holds indices into `keys`.
 
     `keys` has shape (N,), N >= 1. All batches have `batch_size` images but the last, which has what remains.

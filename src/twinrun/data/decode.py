@@ -18,19 +18,19 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
+from twinrun.arrays import Pixels, Size
 from twinrun.data.diagnosis import decoder_error, missing_end, not_an_image, too_many_pixels
 from twinrun.data.dicom import is_dicom, open_dicom
 from twinrun.data.npy import MAGIC, open_npy
 from twinrun.data.png import SIGNATURE, ChecksumError, PngPixels, check_sums, pixels_of_png, without_metadata
 from twinrun.data.samples import FormatError, SampleRules, Samples, Values, sample_range, samples_image
-from twinrun.data.samples import Pixels as Pixels
 from twinrun.data.tiff import is_read_rightly_by_pillow, open_tiff, silence_tiff_logs
 from twinrun.errors import DecodeError
+from twinrun.framing import padded_box
 
 Channels = Literal["gray", "rgb"]
 Fit = Literal["pad", "crop"]
 Resample = Literal["bilinear", "bicubic"]
-Size = tuple[int, int]
 
 AS_STORED = SampleRules()
 _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -203,13 +203,6 @@ def fit_image(pixels: Pixels, size: Size, fit: Fit, resample: Resample) -> Pixel
     inner = resize(image, (inner_width, inner_height), method)
     frame[top : top + inner_height, left : left + inner_width] = _to_array(inner)
     return frame
-
-
-def padded_box(height: int, width: int, size: Size) -> tuple[int, int, int, int]:
-    """Where an image of `height` x `width` lies in the frame `size` (H, W) when padded: top, left, height, width."""
-    scale = min(size[0] / height, size[1] / width)
-    down, across = max(1, round(height * scale)), max(1, round(width * scale))
-    return (size[0] - down) // 2, (size[1] - across) // 2, down, across
 
 
 def resize(

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.arrays import Size
 from twinrun.data.alignment import bases, spectrum
-from twinrun.data.decode import Size, padded_box
+from twinrun.framing import Box, upright_boxes
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
-Box = tuple[int, int, int, int]  # top, left, height, width
 Boxes = npt.NDArray[np.int32]  # (N, 4), each a Box
 
 _SIDE_PX = 32
@@ -64,14 +64,6 @@ def content_boxes(images: Pixels, sizes: Sequence[tuple[int | None, int | None]]
                     boxes[row], padded = box, True
                     break
     return boxes if padded else None
-
-
-def upright_boxes(height: int, width: int, frame: Size) -> list[Box]:
-    """Where a padded image of `height` x `width`, as stored or turned upright, may lie in `frame`; smallest first.
-
-    The larger box of an oblong frame can hold all of the smaller one, and the black beside it, so it is tried last.
-    """
-    return sorted((padded_box(height, width, frame), padded_box(width, height, frame)), key=lambda box: box[2] * box[3])
 
 
 def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None) -> Floats:

@@ -14,9 +14,6 @@ FORMATS = (
     *("DICOM", "a NumPy array"),
 )
 
-NO_LABEL = "lies in no class folder, so that it has no label"
-"""The error of an image beside folders of classes."""
-
 _STARTS = (
     ("JPEG", b"\xff\xd8\xff"),
     ("PNG", b"\x89PNG\r\n"),

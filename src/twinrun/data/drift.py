@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinrun.arrays import IntArray
 from twinrun.data.keyed import keyed_seed
 
 _NUMBERS = (
@@ -36,7 +37,6 @@ _SMALLEST_SHIFT = 0.1
 _ROUNDING = 1e-12
 
 Columns = Mapping[str, Sequence[Any]]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _shifts(reference: Columns, current: Columns, seed: int) -> list[Shift]:
     return sorted(_corrected(found), key=lambda shift: (-shift.value, shift.p_value))
 
 
-def _tested(before: Ints, now: Ints, generator: np.random.Generator) -> tuple[float, float]:
+def _tested(before: IntArray, now: IntArray, generator: np.random.Generator) -> tuple[float, float]:
     """The index of two histograms (bins,), and the probability of one as large if images were dealt by chance."""
     value = float(_stability_index(before, now))
     both = before + now
@@ -132,7 +132,7 @@ def _tested(before: Ints, now: Ints, generator: np.random.Generator) -> tuple[fl
     return value, (1 + as_large) / (1 + _PERMUTATIONS)
 
 
-def _stability_index(before: Ints, now: Ints) -> NDArray[np.float64]:
+def _stability_index(before: IntArray, now: IntArray) -> NDArray[np.float64]:
     """The index of histograms (..., bins)."""
     bins = before.shape[-1]
     p = (before + 0.5) / (before.sum(axis=-1, keepdims=True) + 0.5 * bins)
@@ -151,7 +151,7 @@ def _corrected(shifts: Sequence[Shift]) -> list[Shift]:
     return corrected
 
 
-def _numbers_binned(reference: Sequence[Any], current: Sequence[Any]) -> tuple[Ints, Ints]:
+def _numbers_binned(reference: Sequence[Any], current: Sequence[Any]) -> tuple[IntArray, IntArray]:
     """Histograms over the tenths of both together, of which equal ones are one, and nulls last."""
     before, now = np.array(reference, dtype=np.float64), np.array(current, dtype=np.float64)
     both = np.concatenate([before, now])
@@ -162,7 +162,7 @@ def _numbers_binned(reference: Sequence[Any], current: Sequence[Any]) -> tuple[I
     return _without_empty(*(np.bincount(values, minlength=len(edges) + 1) for values in bins))
 
 
-def _categories_binned(reference: Sequence[Any], current: Sequence[Any]) -> tuple[Ints, Ints]:
+def _categories_binned(reference: Sequence[Any], current: Sequence[Any]) -> tuple[IntArray, IntArray]:
     """Histograms over the most frequent categories of both together and all others; null is a category."""
     before, now = Counter(reference), Counter(current)
     both = before + now
@@ -172,7 +172,7 @@ def _categories_binned(reference: Sequence[Any], current: Sequence[Any]) -> tupl
     return _without_empty(*(np.array([*some, other]) for some, other in zip(counts, others, strict=True)))
 
 
-def _without_empty(before: Ints, now: Ints) -> tuple[Ints, Ints]:
+def _without_empty(before: IntArray, now: IntArray) -> tuple[IntArray, IntArray]:
     filled = before + now > 0
     return before[filled], now[filled]
 

@@ -8,14 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from twinrun.data.decode import Header, Pixels, resize
+from twinrun.arrays import IntArray, Pixels
+from twinrun.data.decode import Header, resize
 
 _STRIP_PIXELS = 1 << 20
 _PHASH_SIDE = 8
 _PHASH_INPUT_PX = 32
-
-Grays = npt.NDArray[np.uint8]
-Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def pixels_sha256(pixels: Pixels) -> str:
     return digest.hexdigest()
 
 
-def _gray(pixels: Pixels) -> Grays:
+def _gray(pixels: Pixels) -> Pixels:
     """Gray values (H, W), by Pillow's weights (ITU-R 601)."""
     height, width, channels = pixels.shape
     if channels == 1:
@@ -95,8 +93,8 @@ def _gray(pixels: Pixels) -> Grays:
 def _with_measures(
     known: Sequence[Facts],
     images: Pixels,
-    counts: Counts,
-    colours: Sequence[Counts] | Counts,
+    counts: IntArray,
+    colours: Sequence[IntArray] | IntArray,
     sharpness: Sequence[float],
     phashes: Sequence[str],
 ) -> list[Facts]:
@@ -129,19 +127,19 @@ def _with_measures(
     return measured
 
 
-def _entropies(counts: Counts) -> list[float]:
+def _entropies(counts: IntArray) -> list[float]:
     """Shannon entropy of each row of `counts`, bits."""
     shares = counts / counts.sum(axis=1, keepdims=True)
     return [float(value) for value in -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=1) + 0.0]
 
 
-def _percentiles(counts: Counts, shares: Sequence[float]) -> list[list[float]]:
+def _percentiles(counts: IntArray, shares: Sequence[float]) -> list[list[float]]:
     """For each share, the smallest gray value, in units of white, that so many pixels of each row do not exceed."""
     sums = counts.cumsum(axis=1)
     return [((sums >= share * sums[:, -1:]).argmax(axis=1) / 255).tolist() for share in shares]
 
 
-def _sharpness(gray: Grays) -> float:
+def _sharpness(gray: Pixels) -> float:
     """Standard deviation of the Laplacian (4 neighbours), in units of white; 0 for images under 3 pixels.
 
     After Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000. Sums are of integers, so that
@@ -159,7 +157,7 @@ def _sharpness(gray: Grays) -> float:
     return _mean_and_deviation(total, squares, (height - 2) * (width - 2))[1]
 
 
-def _sharpnesses(grays: Grays) -> list[float]:
+def _sharpnesses(grays: Pixels) -> list[float]:
     """As `_sharpness`, for each of (N, H, W)."""
     count, height, width = grays.shape
     if height < 3 or width < 3:
@@ -171,7 +169,7 @@ def _sharpnesses(grays: Grays) -> list[float]:
     ]
 
 
-def _laplacian(grays: Grays) -> npt.NDArray[np.int16]:
+def _laplacian(grays: Pixels) -> npt.NDArray[np.int16]:
     """The Laplacian of (..., H, W) inside its border: (..., H - 2, W - 2)."""
     values = grays.astype(np.int16)
     middle = values[..., 1:-1, 1:-1]
@@ -185,7 +183,7 @@ def _mean_and_deviation(total: int, squares: int, count: int) -> tuple[float, fl
     return mean / 255, max(variance, 0.0) ** 0.5 / 255
 
 
-def _phashes(grays: Iterable[Grays]) -> list[str]:
+def _phashes(grays: Iterable[Pixels]) -> list[str]:
     """What imagehash.phash gives for each gray image (H, W), bit for bit: the same resampling and the same transform.
 
     The resampling is that of Pillow 12, horizontally first, under every Pillow. The library takes one image at a time,
@@ -199,5 +197,5 @@ def _phashes(grays: Iterable[Grays]) -> list[str]:
     return [row.tobytes().hex() for row in bits]
 
 
-def _resampled(gray: Grays) -> Grays:
+def _resampled(gray: Pixels) -> Pixels:
     return np.asarray(resize(Image.fromarray(gray), (_PHASH_INPUT_PX, _PHASH_INPUT_PX), Image.Resampling.LANCZOS))

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from twinrun.cores import available_cores
 from twinrun.data.decode import AS_STORED
 from twinrun.data.facts import Facts
 from twinrun.data.folders import REPORT_FILES, Levels, list_images
 from twinrun.data.nearest import near_duplicates
 from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, available_cores, facts_table, fill_pack, sample_notes
+from twinrun.data.packing import Shape, facts_table, fill_pack, sample_notes
 from twinrun.data.progress import fraction
 from twinrun.data.report import report_html
 from twinrun.data.samples import SampleRules

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from twinrun.data.diagnosis import NO_LABEL
 from twinrun.data.levels import (
     Parts,
     Place,
@@ -28,6 +27,7 @@ from twinrun.data.manifest import SPLITS, SplitName
 from twinrun.data.sharing import nearby
 from twinrun.data.sheet import Line, decoded, read_sheet
 from twinrun.data.spelling import Names, told_apart
+from twinrun.data.table import NO_LABEL
 from twinrun.data.walking import Walk, walk_folder
 from twinrun.errors import SourceError
 from twinrun.params import IngestParams, Level

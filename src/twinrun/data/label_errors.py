@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from twinrun.data.decode import Pixels
+from twinrun.arrays import Float32Array, FloatArray, IntArray, Pixels
+from twinrun.cores import available_cores
 from twinrun.data.keyed import keyed_order, keyed_seed
-from twinrun.data.packing import available_cores
 
 _LARGEST_SIDE_PX = 32
 _PATCH_PX = 6
@@ -52,9 +51,6 @@ LEAST_AGREEMENT = 0.75
 _JUDGED_AFTER = 0.05
 _DIGITS = 6
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Progress = Callable[[float], None]
 Made = TypeVar("Made")
 
@@ -131,14 +127,14 @@ class OutOfTime(Exception):
 
 def out_of_fold(
     images: Pixels,
-    rows: Ints,
-    codes: Ints,
+    rows: IntArray,
+    codes: IntArray,
     *,
     folds: int,
     budget_s: float,
     seed: int,
     progress: Progress | None = None,
-) -> Doubles:
+) -> FloatArray:
     """Probabilities (n, labels) of the images at `rows`, each by a model trained on the folds that it is not in.
 
     `codes` (n,) are label numbers from 0 on, each found at least twice. Raises OutOfTime.
@@ -159,7 +155,7 @@ def out_of_fold(
     return np.round(probabilities, _DIGITS)
 
 
-def _flagged(codes: Ints, probabilities: Doubles) -> list[int]:
+def _flagged(codes: IntArray, probabilities: FloatArray) -> list[int]:
     """Places of labels that cleanlab prunes, by their self-confidence, the lowest first and ties in order."""
     from cleanlab.filter import find_label_issues
 
@@ -193,7 +189,7 @@ class _Meter:
         self._progress(self._done)
 
 
-def _in_folds(codes: Ints, folds: int, seed: int) -> tuple[Ints, Ints]:
+def _in_folds(codes: IntArray, folds: int, seed: int) -> tuple[IntArray, IntArray]:
     """An order (n,) in which the images of a fold are neighbours, and where folds start and end (folds + 1,).
 
     Every label is spread over the folds as evenly as it goes, so that none is in one fold alone.
@@ -211,8 +207,8 @@ class _Encoder:
 
     patch_px: int
     grid: int
-    weights: Floats
-    bias: Floats
+    weights: Float32Array
+    bias: Float32Array
 
     @property
     def size(self) -> int:
@@ -223,7 +219,7 @@ class _Encoder:
         """Multiplications, about."""
         return 2.0 * (side - self.patch_px + 1) ** 2 * self.weights.size
 
-    def encode(self, images: Floats) -> Floats:
+    def encode(self, images: Float32Array) -> Float32Array:
         """Features (n, size) of (n, H, W, C), roots of sums over the cells of the grid."""
         patches = _patches(images, self.patch_px)
         count, height, width, depth = patches.shape
@@ -232,11 +228,11 @@ class _Encoder:
         np.maximum(active, 0, out=active)
         down, across = (np.arange(self.grid) * length // self.grid for length in (height, width))
         cells = np.add.reduceat(active.reshape(count, height, width, -1), down, axis=1)
-        features: Floats = np.sqrt(np.add.reduceat(cells, across, axis=2).reshape(count, -1))
+        features: Float32Array = np.sqrt(np.add.reduceat(cells, across, axis=2).reshape(count, -1))
         return features
 
 
-def _learn_encoder(images: Pixels, rows: Ints, side: int, seed: int) -> _Encoder:
+def _learn_encoder(images: Pixels, rows: IntArray, side: int, seed: int) -> _Encoder:
     """Whiten patches and find their centroids (Coates & Ng, "Learning Feature Representations with K-means", 2012)."""
     generator = np.random.default_rng(keyed_seed(seed, 1))
     sample = np.sort(generator.choice(rows, min(len(rows), _IMAGES_FOR_CENTROIDS), replace=False))
@@ -256,7 +252,7 @@ def _learn_encoder(images: Pixels, rows: Ints, side: int, seed: int) -> _Encoder
     return _Encoder(patch_px, min(_GRID, shortest - patch_px + 1), weights, -mean @ weights - np.float32(_THRESHOLD))
 
 
-def _spherical_kmeans(points: Floats, generator: np.random.Generator) -> Floats:
+def _spherical_kmeans(points: Float32Array, generator: np.random.Generator) -> Float32Array:
     """Directions (k, d) of unit length, each the mean of the points (m, d) that are nearest to it."""
     centroids = points[generator.choice(len(points), _CENTROIDS, replace=False)]
     for _ in range(_KMEANS_STEPS):
@@ -267,26 +263,26 @@ def _spherical_kmeans(points: Floats, generator: np.random.Generator) -> Floats:
     return centroids
 
 
-def _on_sphere(points: Floats) -> Floats:
+def _on_sphere(points: Float32Array) -> Float32Array:
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
-    directions: Floats = (points / np.maximum(lengths, 1e-6)).astype(np.float32)
+    directions: Float32Array = (points / np.maximum(lengths, 1e-6)).astype(np.float32)
     return directions
 
 
-def _patches(images: Floats, patch_px: int) -> Floats:
+def _patches(images: Float32Array, patch_px: int) -> Float32Array:
     """Every patch of (n, H, W, C) as (n, H - p + 1, W - p + 1, p * p * C)."""
     windows = np.lib.stride_tricks.sliding_window_view(images, (patch_px, patch_px), axis=(1, 2))
     return windows.reshape(*windows.shape[:3], -1)
 
 
-def _evened(patches: Floats) -> Floats:
+def _evened(patches: Float32Array) -> Float32Array:
     """Patches (m, d) of mean 0 and deviation 1, but for those that are nearly flat."""
     centred = patches - patches.mean(axis=-1, keepdims=True)
-    evened: Floats = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(_CONTRAST_FLOOR))
+    evened: Float32Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(_CONTRAST_FLOOR))
     return evened
 
 
-def _shrunk(images: Pixels, side: int) -> Floats:
+def _shrunk(images: Pixels, side: int) -> Float32Array:
     """Images (n, H, W, C) as floats, averaged over areas so that no side is longer than `side`."""
     height, width = images.shape[1:3]
     if max(height, width) <= side:
@@ -298,16 +294,18 @@ def _shrunk(images: Pixels, side: int) -> Floats:
     return np.ascontiguousarray(small.transpose(0, 2, 3, 1))
 
 
-def _areas(long: int, short: int) -> Floats:
+def _areas(long: int, short: int) -> Float32Array:
     """Weights (short, long) of an average over areas."""
     edges = np.linspace(0, long, short + 1)
     pixels = np.arange(long)
     ends, starts = np.minimum(edges[1:, None], pixels + 1), np.maximum(edges[:-1, None], pixels)
-    weights: Floats = (np.clip(ends - starts, 0, None) * short / long).astype(np.float32)
+    weights: Float32Array = (np.clip(ends - starts, 0, None) * short / long).astype(np.float32)
     return weights
 
 
-def _features(images: Pixels, rows: Ints, encoder: _Encoder, side: int, pool: Executor, meter: _Meter) -> Floats:
+def _features(
+    images: Pixels, rows: IntArray, encoder: _Encoder, side: int, pool: Executor, meter: _Meter
+) -> Float32Array:
     """Standardised features (n, size), in the order of `rows`."""
     features = np.empty((len(rows), encoder.size), np.float32)
 
@@ -325,7 +323,7 @@ def _features(images: Pixels, rows: Ints, encoder: _Encoder, side: int, pool: Ex
     return features
 
 
-def _fit_folds(features: Floats, codes: Ints, starts: Ints, pool: Executor, meter: _Meter) -> Doubles:
+def _fit_folds(features: Float32Array, codes: IntArray, starts: IntArray, pool: Executor, meter: _Meter) -> FloatArray:
     """Logits (n, labels) of each image by a logistic regression on the other folds.
 
     The regressions of all folds are fitted at once, as one problem that falls apart into them: features are read once
@@ -339,12 +337,12 @@ def _fit_folds(features: Floats, codes: Ints, starts: Ints, pool: Executor, mete
     pieces = range(0, count, _ROWS_AT_ONCE)
     asked = 0
 
-    def scores(start: int, weights: Floats) -> Floats:
-        piece: Floats = (features[start : start + _ROWS_AT_ONCE] @ weights).reshape(-1, folds, labels)
+    def scores(start: int, weights: Float32Array) -> Float32Array:
+        piece: Float32Array = (features[start : start + _ROWS_AT_ONCE] @ weights).reshape(-1, folds, labels)
         piece -= piece.max(axis=2, keepdims=True)
         return piece
 
-    def piece_loss(start: int, weights: Floats) -> tuple[float, Floats]:
+    def piece_loss(start: int, weights: Float32Array) -> tuple[float, Float32Array]:
         logits = scores(start, weights)
         here = np.arange(len(logits))
         own, others = codes[start : start + len(logits)], fold[start : start + len(logits), None] != np.arange(folds)
@@ -357,7 +355,7 @@ def _fit_folds(features: Floats, codes: Ints, starts: Ints, pool: Executor, mete
         exponents *= share[:, :, None]
         return loss, features[start : start + len(logits)].T @ exponents.reshape(len(logits), -1)
 
-    def loss(flat: Doubles) -> tuple[float, Doubles]:
+    def loss(flat: FloatArray) -> tuple[float, FloatArray]:
         nonlocal asked
         weights = flat.reshape(-1, folds * labels).astype(np.float32)
         value, gradient = 0.5 * _WEIGHT_DECAY * float(flat @ flat), _WEIGHT_DECAY * flat.reshape(weights.shape)

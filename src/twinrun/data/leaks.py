@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from twinrun.data.manifest import SPLITS
 
 if TYPE_CHECKING:
-    from twinrun.data.nearest import NearPair
+    from twinrun.data.pairs import NearPair
 
 
 def distinct_per_key(keys: Sequence[str | None], values: Sequence[str | None]) -> list[int]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from twinrun.arrays import IntArray
 from twinrun.errors import DataError
 from twinrun.publish import write_table
 
@@ -18,7 +18,6 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 _DECISION = "decision"
 _UNIT = "unit"
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import combinations
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.cores import available_cores
 from twinrun.data.alignment import align, spectrum
 from twinrun.data.descriptors import VIEWS, Boxes, Pixels, content_boxes, descriptors, gray_pictures, learned_metric
 from twinrun.data.facts import Facts
 from twinrun.data.forest import Forest, grow, nearest
+from twinrun.data.pairs import Change, NearPair
 
-Change = Literal["re-encoded", "cropped", "mirrored"]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
 _T = TypeVar("_T")
@@ -40,16 +41,6 @@ _ALWAYS_A_COPY = 0.012
 _NEVER_A_COPY = 0.16
 _NO_RIVAL = 0.3
 _STILL = 0.03  # windows further than this from the whole are crops
-
-
-@dataclass(frozen=True)
-class NearPair:
-    """Two rows, `first` < `second`; `distance` in [0, 1], 0 for the same picture; `change` is what sets them apart."""
-
-    first: int
-    second: int
-    distance: float
-    change: Change
 
 
 @dataclass(frozen=True)
@@ -94,8 +85,6 @@ def near_duplicates(
     hundred bytes for each image, and no copy of the pixels.
     """
     from threadpoolctl import threadpool_limits
-
-    from twinrun.data.packing import available_cores
 
     rows = _first_of_each(facts)
     boxes = content_boxes(images, [(fact.width, fact.height) for fact in facts])

@@ -6,15 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from twinrun.arrays import Pixels
 from twinrun.errors import DataError
 from twinrun.publish import ensure_writable, replacing
 
-Images = npt.NDArray[np.uint8]
 
-
-def open_pack(path: Path) -> Images:
+def open_pack(path: Path) -> Pixels:
     """Memory-map a pack, read-only: uint8 of shape (N, H, W, C); row i belongs to row i of the table.
 
     Raises DataError where there is no such file or it is not a pack.
@@ -65,7 +63,7 @@ class PackWriter:
         self._image_shape = shape[1:]
         self._image_bytes = int(np.prod(self._image_shape))
 
-    def write(self, first_row: int, images: Images) -> None:
+    def write(self, first_row: int, images: Pixels) -> None:
         """Put `images`, of shape (n, H, W, C), into the rows from `first_row` on."""
         if images.dtype != np.uint8 or images.shape[1:] != self._image_shape:
             raise ValueError(f"the pack takes uint8 (n, *{self._image_shape}), got {images.dtype} {images.shape}")

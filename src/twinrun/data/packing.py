@@ -22,18 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from twinrun.data.decode import (
-    AS_STORED,
-    BrokenImage,
-    Channels,
-    Fit,
-    Header,
-    Pixels,
-    Resample,
-    Size,
-    decode_image,
-    fit_image,
-)
+from twinrun.arrays import Pixels, Size
+from twinrun.data.decode import AS_STORED, BrokenImage, Channels, Fit, Header, Resample, decode_image, fit_image
 from twinrun.data.facts import Facts, broken, measured, measured_stack, with_header
 from twinrun.data.listing import Arrays, Listing, some_names
 from twinrun.data.pack import PackWriter
@@ -127,11 +117,6 @@ def facts_table(listing: Listing, facts: list[Facts]) -> "pa.Table":
     problems = [item.problem for item in listing.items]
     columns["error"] = [problem or error for problem, error in zip(problems, columns["error"], strict=True)]
     return pa.table(columns, schema=table_schema())
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(listing: Listing) -> Iterator[Chunk]:

@@ -1,15 +1,26 @@
 """The table of near duplicates, near.parquet: a row for each pair of images that show the same picture."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from twinrun.data.nearest import NearPair
 from twinrun.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Change = Literal["re-encoded", "cropped", "mirrored"]
+
+
+@dataclass(frozen=True)
+class NearPair:
+    """Two rows, `first` < `second`; `distance` in [0, 1], 0 for the same picture; `change` is what sets them apart."""
+
+    first: int
+    second: int
+    distance: float
+    change: Change
 
 
 def pairs_table(pairs: Iterable[NearPair]) -> "pa.Table":

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from twinrun.arrays import BoolArray, FloatArray
 
 _DARKEST_P99 = 0.32
 _BRIGHTEST_P5 = 0.95
@@ -38,9 +39,6 @@ _APART = 1.5
 _FAR_APART = 3.0
 _FEWEST_TO_COMPARE = 8
 _TINY = 1e-9
-
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -148,30 +146,30 @@ def _gray(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
         yield from _issues("gray", flags, np.zeros(len(red)), lambda _: words)
 
 
-def _columns(facts: Mapping[str, Sequence[Any]], *names: str) -> list[Floats] | None:
+def _columns(facts: Mapping[str, Sequence[Any]], *names: str) -> list[FloatArray] | None:
     """The columns as floats (N,), nan for null; None where one of them is missing."""
     if not all(name in facts for name in names):
         return None
     return [np.array(facts[name], dtype=np.float64) for name in names]
 
 
-def _below(values: Floats, factor: float) -> Flags:
+def _below(values: FloatArray, factor: float) -> BoolArray:
     """Which values are lower than the first quartile by more than `factor` interquartile ranges; nan is not."""
     known = values[np.isfinite(values)]
     if len(known) < _FEWEST_TO_COMPARE:
         return np.isfinite(values)
     first, third = np.percentile(known, [25, 75])
-    flags: Flags = values < first - factor * (third - first) - _TINY
+    flags: BoolArray = values < first - factor * (third - first) - _TINY
     return flags
 
 
-def _issues(name: str, flags: Flags, order: Floats, words: Callable[[int], str]) -> Iterator[QualityIssue]:
+def _issues(name: str, flags: BoolArray, order: FloatArray, words: Callable[[int], str]) -> Iterator[QualityIssue]:
     """An issue for each flagged row, those with the lowest `order` first."""
     rows = np.flatnonzero(flags)
     for row in rows[np.argsort(order[rows], kind="stable")].tolist():
         yield QualityIssue(name, row, words(row))
 
 
-def _median(values: Floats, digits: int = 2) -> str:
+def _median(values: FloatArray, digits: int = 2) -> str:
     known = values[np.isfinite(values)]
     return f"{np.median(known):.{digits}f}" if len(known) else "unknown"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from twinrun.data.decode import Pixels
+from twinrun.arrays import Pixels
 from twinrun.data.manifest import SPLITS
 from twinrun.data.validation.findings import UNSPLIT, Finding, Verdict
 from twinrun.data.validation.results import PLOTTED

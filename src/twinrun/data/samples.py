@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from twinrun.arrays import Pixels
+
 Depth = Literal["file", "data"] | int
 Ground = Literal["white", "gray", "black"]
 Color = Literal["gray", "rgb", "cmyk", "ycbcr"]
 Values = npt.NDArray[Any]
-Pixels = npt.NDArray[np.uint8]
 
 _MODES: dict[Color, str] = {"gray": "L", "rgb": "RGB", "cmyk": "CMYK", "ycbcr": "YCbCr"}
 _WITH_ALPHA = {"L": ("LA", "La"), "RGB": ("RGBA", "RGBa")}

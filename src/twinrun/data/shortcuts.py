@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from twinrun.data.decode import Pixels
-from twinrun.data.descriptors import upright_boxes
+from twinrun.arrays import FloatArray, IntArray, Pixels
 from twinrun.data.keyed import keyed_order, keyed_seed
+from twinrun.framing import upright_boxes
 
 _GROUPS: dict[str, tuple[str, ...]] = {
     "width and height": ("width", "height", "aspect"),
@@ -41,9 +40,6 @@ _DRAWS = 4000
 _DOUBT = 0.05
 _CORNER_SHARES = {"corner": 1 / 8, "tip": 1 / 16}  # of each side; a small mark is lost in the mean of a large part
 _IMAGES_AT_ONCE = 4096
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def corner_colours(
     }
 
 
-def _corners(images: Pixels, width: int, height: int) -> Floats:
+def _corners(images: Pixels, width: int, height: int) -> FloatArray:
     """Mean colours (n, 8, C) of corners and tips of images that all were `width` x `height` before."""
     frame = images.shape[1], images.shape[2]
     found = np.empty((len(images), 4 * len(_CORNER_SHARES), images.shape[3]))
@@ -152,7 +148,7 @@ def _wanted(facts: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
     return {**_GROUPS, **({_CORNERS: corners} if corners else {})}
 
 
-def _chosen(labels: Sequence[str], seed: int) -> tuple[Ints, Ints]:
+def _chosen(labels: Sequence[str], seed: int) -> tuple[IntArray, IntArray]:
     """Rows to look at, and the number of the label of each: as many of each label as there is room for."""
     found, codes = np.unique(np.array(labels, dtype=str), return_inverse=True)
     most = max(_FEWEST_PER_LABEL, _MOST_IMAGES // max(1, len(found)))
@@ -162,7 +158,7 @@ def _chosen(labels: Sequence[str], seed: int) -> tuple[Ints, Ints]:
     return rows, codes[rows].astype(np.int64)
 
 
-def _folds(classes: Ints, seed: int) -> Ints:
+def _folds(classes: IntArray, seed: int) -> IntArray:
     """A fold for each image, every label spread over them as evenly as it goes."""
     folds = np.empty(len(classes), np.int64)
     order = keyed_order(np.arange(len(classes), dtype=np.uint64), seed, 1)
@@ -171,7 +167,7 @@ def _folds(classes: Ints, seed: int) -> Ints:
     return folds
 
 
-def _column(facts: Mapping[str, Sequence[Any]], fact: str, rows: Ints) -> Floats | None:
+def _column(facts: Mapping[str, Sequence[Any]], fact: str, rows: IntArray) -> FloatArray | None:
     """The fact of `rows` as numbers (n, k), nan for null, a category as k of 0 and 1; None if it never varies."""
     if fact == "aspect":
         width, height = _column(facts, "width", rows), _column(facts, "height", rows)
@@ -187,7 +183,7 @@ def _column(facts: Mapping[str, Sequence[Any]], fact: str, rows: Ints) -> Floats
     return np.array([[value == one for one in known[:_MOST_CATEGORIES]] for value in values], dtype=np.float64)
 
 
-def _predicted(values: Floats, classes: Ints, folds: Ints, seed: int) -> Ints:
+def _predicted(values: FloatArray, classes: IntArray, folds: IntArray, seed: int) -> IntArray:
     """What a tree says of each image of `values` (n, facts) that was trained on the other folds."""
     from sklearn.tree import DecisionTreeClassifier
 
@@ -203,7 +199,7 @@ def _predicted(values: Floats, classes: Ints, folds: Ints, seed: int) -> Ints:
 
 
 def _scored(
-    group: str, facts: tuple[str, ...], classes: Ints, predicted: Ints, names: dict[int, str], seed: int
+    group: str, facts: tuple[str, ...], classes: IntArray, predicted: IntArray, names: dict[int, str], seed: int
 ) -> list[Shortcut]:
     """The balanced accuracy over all labels, and of the label that is told best where there are more than two."""
     codes = np.array(sorted(names))
@@ -226,11 +222,11 @@ def _scored(
     return shortcuts
 
 
-def _drawn(generator: np.random.Generator, hits: Ints, misses: Ints) -> Floats:
+def _drawn(generator: np.random.Generator, hits: IntArray, misses: IntArray) -> FloatArray:
     """Draws (draws, labels) of rates with so many hits and misses, by Jeffreys' posterior of a proportion."""
     return generator.beta(hits + 0.5, misses + 0.5, size=(_DRAWS, len(hits)))
 
 
-def _interval(draws: Floats, doubt: float, value: float) -> tuple[float, float]:
+def _interval(draws: FloatArray, doubt: float, value: float) -> tuple[float, float]:
     low, high = np.quantile(draws, [doubt / 2, 1 - doubt / 2])
     return min(float(low), value), max(float(high), value)

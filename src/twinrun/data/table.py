@@ -8,6 +8,9 @@ from twinrun.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+NO_LABEL = "lies in no class folder, so that it has no label"
+"""The error of an image beside folders of classes."""
+
 
 def table_schema() -> "pa.Schema":
     """The columns, as ingest writes them and validate reads them."""

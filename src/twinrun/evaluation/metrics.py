@@ -8,13 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from twinrun.arrays import FloatArray, IntArray
 from twinrun.data.intervals import wilson_interval
 from twinrun.errors import DataError
-
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 LEVEL = 0.95

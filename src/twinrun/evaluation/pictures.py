@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.arrays import IntArray, Pixels
 from twinrun.evaluation.features import FeatureMaps, liveliest
 from twinrun.evaluation.history import History
-from twinrun.evaluation.metrics import CalibrationBins, IntArray
+from twinrun.evaluation.metrics import CalibrationBins
 from twinrun.evaluation.predictions import Mistake
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 144  # of every picture; a page shows them at 96, so that they are sharp on a screen with small pixels
-Images = npt.NDArray[np.uint8]
 
 _BLUE, _RED, _INK, _FAINT = "#1f5f8b", "#c8452d", "#22272e", "#8a929c"
 _STYLE: dict[str, Any] = {
@@ -149,7 +149,7 @@ def curves_picture(history: History) -> bytes:
         return _png(figure)
 
 
-def mistakes_picture(images: Images, mistakes: Sequence[Mistake]) -> bytes:
+def mistakes_picture(images: Pixels, mistakes: Sequence[Mistake]) -> bytes:
     """Draw a sheet of wrongly classified images (N, H, W, C), with what was said, how surely, and what it is."""
     columns, tile_in, text_in, gap_in = 6, 1.28, 0.44, 0.16
     rows = -(-len(mistakes) // columns)
@@ -239,13 +239,13 @@ def _png(figure: "Figure", tight: bool = True) -> bytes:
     return encoded.getvalue()
 
 
-def _place(figure: "Figure", pixels: Images, x_in: float, top_in: float) -> None:
+def _place(figure: "Figure", pixels: Pixels, x_in: float, top_in: float) -> None:
     """Put pixels (H, W, 3) on the figure one to one, their upper left corner that far from its own."""
     height = round(figure.get_figheight() * DPI)
     figure.figimage(pixels, round(x_in * DPI), height - round(top_in * DPI) - pixels.shape[0], origin="upper")
 
 
-def _enlarged(pixels: Images, side_px: int) -> Images:
+def _enlarged(pixels: Pixels, side_px: int) -> Pixels:
     """Scale (H, W, 3) to a square of `side_px`, oblong ones between white; small images keep their pixels visible."""
     from PIL import Image
 
@@ -259,21 +259,21 @@ def _enlarged(pixels: Images, side_px: int) -> Images:
     return square
 
 
-def _as_rgb(image: Images) -> Images:
+def _as_rgb(image: Pixels) -> Pixels:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-def _coloured(values: npt.NDArray[np.float32]) -> Images:
+def _coloured(values: npt.NDArray[np.float32]) -> Pixels:
     """Colours from the smallest value (dark) to the largest (light); a constant is dark."""
     import matplotlib
 
     low, high = values.min(), values.max()
     scaled = np.zeros_like(values) if high <= low else (values - low) / (high - low)
-    colours: Images = matplotlib.colormaps["viridis"](scaled, bytes=True)[..., :3]
+    colours: Pixels = matplotlib.colormaps["viridis"](scaled, bytes=True)[..., :3]
     return colours
 
 
-def _strip(values: npt.NDArray[np.float32], width_px: int, height_px: int) -> Images:
+def _strip(values: npt.NDArray[np.float32], width_px: int, height_px: int) -> Pixels:
     """A vector as one bar of colours, each unit as wide as the others; units share a pixel where there are too many."""
     at = np.arange(width_px) * len(values) // width_px
     return np.repeat(_coloured(values[None, :])[:, at], height_px, axis=0)

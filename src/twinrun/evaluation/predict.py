@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.arrays import Pixels
 from twinrun.data.manifest import Manifest, Split, SplitName
 from twinrun.errors import DataError
 from twinrun.evaluation.features import feature_maps
@@ -10,10 +11,8 @@ from twinrun.evaluation.predictions import Predictions, require_same_classes
 from twinrun.evaluation.report import Example
 from twinrun.models.bundle import Bundle
 
-Images = npt.NDArray[np.uint8]
 
-
-def predict(bundle: Bundle, images: Images, manifest: Manifest, split: SplitName) -> Predictions:
+def predict(bundle: Bundle, images: Pixels, manifest: Manifest, split: SplitName) -> Predictions:
     """Probabilities of every image of a split, in the order of the pack `images` (N, H, W, C).
 
     Raises DataError where the split is empty, or where the images have other classes, another size or other channels
@@ -33,7 +32,7 @@ def predict(bundle: Bundle, images: Images, manifest: Manifest, split: SplitName
     )
 
 
-def follow_one(bundle: Bundle, images: Images, rows: npt.NDArray[np.int64], predictions: Predictions) -> Example:
+def follow_one(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64], predictions: Predictions) -> Example:
     """The first image that is classified correctly, or else the first, and what the network makes of it on the way.
 
     `rows` (n,) says where in `images` (N, H, W, C) the predicted images are.
@@ -57,7 +56,7 @@ def _require_images(split: Split, name: str) -> None:
         )
 
 
-def _require_shape(bundle: Bundle, images: Images) -> None:
+def _require_shape(bundle: Bundle, images: Pixels) -> None:
     settings = bundle.preprocessing
     wanted = (*settings.size_px, len(settings.mean))
     if images.shape[1:] != wanted:

@@ -8,7 +8,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.data.decode import Pixels, fit_image
+from twinrun.arrays import Pixels
+from twinrun.data.decode import fit_image
 from twinrun.data.samples import sample_rules
 from twinrun.errors import DataError
 from twinrun.models.bundle import Bundle

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from twinrun.data.decode import AS_STORED, Channels, Pixels, decode_image, opened_pixels
+from twinrun.arrays import Pixels
+from twinrun.data.decode import AS_STORED, Channels, decode_image, opened_pixels
 from twinrun.data.regular_files import open_regular
 from twinrun.data.samples import SampleRules
 from twinrun.data.walking import starts_like_an_image

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from twinrun.cores import available_cores
 from twinrun.models.bundle import Bundle
 
 _CHUNK_IMAGES = 256
@@ -37,11 +38,6 @@ def chunk_slices(images: int, size: tuple[int, int]) -> list[slice]:
     """
     chunk = max(1, min(_CHUNK_IMAGES, _CHUNK_PIXELS // (size[0] * size[1])))
     return [slice(start, min(start + chunk, images)) for start in range(0, images, chunk)]
-
-
-def available_cores() -> int:
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pass_size(images: NDArray[np.uint8]) -> int:

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from twinrun.arrays import Pixels
 from twinrun.data.progress import progress
 from twinrun.models.architectures import find_head
 from twinrun.models.bundle import weights_hash
 from twinrun.models.predict import channel_tensor, normalised
 from twinrun.publish import canonical_json, folder_faults, replacing_folder
 from twinrun.training.interruption import StopRequest
-from twinrun.training.module import ImageArray
 from twinrun.training.numerics import describe_numerics
 from twinrun.training.shards import Numerics
 
@@ -75,7 +75,7 @@ class Features:
         self._mean = channel_tensor(numerics.mean, numerics.device)
         self._std = channel_tensor(numerics.std, numerics.device)
 
-    def of(self, images: ImageArray, rows: NDArray[np.int64], *, threads: int, stop: StopRequest) -> FeatureArray:
+    def of(self, images: Pixels, rows: NDArray[np.int64], *, threads: int, stop: StopRequest) -> FeatureArray:
         """Features, float32 of shape (n, D), of `images[rows]`; `images` is uint8 of shape (M, H, W, C).
 
         Those that are kept are read, the others computed. Raises InterruptedTraining between blocks where `stop` asks
@@ -92,7 +92,7 @@ class Features:
         return np.stack([known[key] for key in wanted])
 
     def _compute(
-        self, images: ImageArray, missing: dict[bytes, int], threads: int, stop: StopRequest
+        self, images: Pixels, missing: dict[bytes, int], threads: int, stop: StopRequest
     ) -> dict[bytes, FeatureArray]:
         computed: dict[bytes, FeatureArray] = {}
         keys = list(missing)

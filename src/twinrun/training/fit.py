@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinrun.arrays import Pixels
 from twinrun.data.manifest import Manifest
 from twinrun.errors import DataError, DivergedError, ModelError, TrainingError
 from twinrun.params import TrainParams
@@ -20,7 +21,7 @@ from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest
 from twinrun.training.launch import starting_others
 from twinrun.training.lightning import pl
-from twinrun.training.module import Classifier, EpochScores, ImageArray, SplitImages
+from twinrun.training.module import Classifier, EpochScores, SplitImages
 from twinrun.training.probe import OutOfFold, Probe
 from twinrun.training.processes import build_strategy, cluster, join_others, local_process_count, node_count, rank
 from twinrun.training.shards import Numerics, ShardedNetwork, laid_out_like, thread_count
@@ -55,7 +56,7 @@ died before it could tell.
 
 def fit(
     network: nn.Module,
-    images: ImageArray,
+    images: Pixels,
     manifest: Manifest,
     params: TrainParams,
     numerics: Numerics,

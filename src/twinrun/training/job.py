@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from twinrun.arrays import Pixels
 from twinrun.data.manifest import SPLITS, Manifest, read_manifest
 from twinrun.data.pack import open_pack
 from twinrun.errors import DataError, ModelError
@@ -19,7 +20,7 @@ from twinrun.training.features import Features, backbone_of
 from twinrun.training.fingerprint import fingerprint, fingerprint_parts
 from twinrun.training.fit import OnEpoch, Trained, check_batch_size, fit
 from twinrun.training.interruption import StopRequest
-from twinrun.training.module import EpochScores, ImageArray
+from twinrun.training.module import EpochScores
 from twinrun.training.numerics import describe_numerics, resolve_numerics
 from twinrun.training.probe import out_of_fold, train_probe
 from twinrun.training.shards import Numerics, thread_count
@@ -30,7 +31,7 @@ class Job:
     """A network at its first weights, the data and the settings, and where checkpoints and features are kept."""
 
     network: nn.Module
-    images: ImageArray
+    images: Pixels
     manifest: Manifest
     params: TrainParams
     preprocessing: Preprocessing

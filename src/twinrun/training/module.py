@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from twinrun.arrays import Pixels
 from twinrun.data.augment import augment
 from twinrun.data.batches import batch_sizes, epoch_batches
 from twinrun.data.keyed import UInt64Array, id_keys
@@ -20,8 +21,6 @@ from twinrun.params import TrainParams
 from twinrun.training.lightning import pl
 from twinrun.training.schedule import learning_rate
 from twinrun.training.shards import ShardedNetwork
-
-ImageArray = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class EpochScores:
 class SplitImages:
     """The images of one split with their targets and keys, read from the pack as they are asked for."""
 
-    def __init__(self, images: ImageArray, split: Split) -> None:
+    def __init__(self, images: Pixels, split: Split) -> None:
         self._images = images
         self._rows = split.rows
         self._targets = torch.from_numpy(split.targets)
@@ -48,7 +47,7 @@ class SplitImages:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def take(self, indices: NDArray[np.int64]) -> tuple[ImageArray, Tensor]:
+    def take(self, indices: NDArray[np.int64]) -> tuple[Pixels, Tensor]:
         """Images as uint8 of shape (n, H, W, C), a copy, and their targets as int64 of shape (n,)."""
         return np.ascontiguousarray(self._images[self._rows[indices]]), self._targets[torch.from_numpy(indices)]
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from twinrun.data.diagnosis import NO_LABEL
 from twinrun.data.expectations import Judgement, Rule
 from twinrun.data.manifest import SPLITS
+from twinrun.data.table import NO_LABEL
 from twinrun.data.validation.findings import Finding, Proposal, Status, Violation
 from twinrun.data.validation.subject import QUALITY, Subject, flaw_column
 from twinrun.params import Policy, Severity
 
 if TYPE_CHECKING:
     from twinrun.data.clips import Clips
-    from twinrun.data.nearest import NearPair
+    from twinrun.data.pairs import NearPair
     from twinrun.data.shortcuts import Shortcut
 
 _TWINS_NAMED = 4

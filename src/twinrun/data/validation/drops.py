@@ -8,7 +8,7 @@ from twinrun.data.validation.findings import Drop, Facts
 from twinrun.params import ValidateParams
 
 if TYPE_CHECKING:
-    from twinrun.data.nearest import NearPair
+    from twinrun.data.pairs import NearPair
 
 Drops = list[Drop | None]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from twinrun.data.decode import Pixels
+from twinrun.arrays import Pixels
 from twinrun.data.progress import fraction, phase
 from twinrun.data.validation.findings import Facts
 from twinrun.params import ValidateParams
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from twinrun.data.clips import Clips
     from twinrun.data.drift import Drift
     from twinrun.data.label_errors import LabelSearch
-    from twinrun.data.nearest import NearPair
+    from twinrun.data.pairs import NearPair
     from twinrun.data.quality import QualityIssue
     from twinrun.data.shortcuts import Shortcut
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.data.decode import Pixels
+from twinrun.arrays import Pixels
 from twinrun.data.expectations import judge
 from twinrun.data.leaks import kept_pairs
 from twinrun.data.manifest import SPLITS, SplitName
@@ -32,7 +32,7 @@ from twinrun.params import ValidateParams
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from twinrun.data.nearest import NearPair
+    from twinrun.data.pairs import NearPair
     from twinrun.data.quality import QualityIssue
     from twinrun.data.validation.checks import Check
 

@@ -1,0 +1,16 @@
+"""Names of the array types that modules hand to one another."""
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+"""Gray levels from 0 to 255: one image (H, W, C), several (N, H, W, C), or a gray picture (H, W)."""
+
+Float32Array = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+BoolArray = npt.NDArray[np.bool_]
+
+Size = tuple[int, int]
+"""Height and width, in pixels."""
