@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from twinrun.arrays import Pixels, Size
-from twinrun.data.decode import Fit, Resample, decode, fit_image
-from twinrun.data.facts import Facts, measured
-from twinrun.errors import DecodeError
+from twinrun.core.arrays import Pixels, Size
+from twinrun.core.errors import DecodeError
+from twinrun.decoding.decode import Fit, Resample, decode, fit_image
+from twinrun.ingest.facts import Facts, measured
 
 VERSIONS = ("12.3.0", "13.0.0")
 _FRAME = (48, 64)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from numpy.typing import NDArray
 
-    from twinrun.data.listing import Listing
-    from twinrun.params import TrainParams
+    from twinrun.core.params import TrainParams
+    from twinrun.ingest.listing import Listing
     from twinrun.training.module import SplitImages
 
 WAYS = ("shards", "bf16", "fp32", "fp32-nhwc")
@@ -129,8 +129,8 @@ def _whole_batches(
     import torch
     from torch.nn.functional import cross_entropy
 
-    from twinrun.data.augment import augment
     from twinrun.models.predict import channel_tensor, normalised
+    from twinrun.training.augment import augment
     from twinrun.training.module import EpochBatches, build_optimizer
     from twinrun.training.schedule import learning_rate
 
@@ -162,7 +162,7 @@ def _whole_batches(
 
 
 def _params() -> "TrainParams":
-    from twinrun.params import load_params
+    from twinrun.core.params import load_params
 
     preset = load_params(Path(__file__).parents[1] / "presets" / "fashion-mnist.yaml").train
     from dataclasses import replace
@@ -173,7 +173,7 @@ def _params() -> "TrainParams":
 def _split_images(images: "NDArray[np.uint8]") -> "SplitImages":
     import numpy as np
 
-    from twinrun.data.manifest import Split
+    from twinrun.dataset.manifest import Split
     from twinrun.training.module import SplitImages
 
     count = len(images)
@@ -185,7 +185,7 @@ def _images(count: int) -> "NDArray[np.uint8]":
     """Real images as uint8 of shape (count, 32, 32, 3)."""
     import numpy as np
 
-    from twinrun.data.arrays import list_digits, list_idx
+    from twinrun.ingest.known_sets import list_digits, list_idx
 
     root = Path(__file__).parents[1]
     for folder in (Path(os.environ.get("TWINRUN_TEST_DATA", ""), "fashion-mnist"), root / "data/raw/fashion-mnist"):
@@ -200,7 +200,7 @@ def _images(count: int) -> "NDArray[np.uint8]":
 
 
 def _pixels(listing: "Listing") -> "NDArray[np.uint8]":
-    from twinrun.data.listing import Arrays
+    from twinrun.ingest.listing import Arrays
 
     assert isinstance(listing.content, Arrays)
     return listing.content.pixels

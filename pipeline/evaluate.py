@@ -4,10 +4,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from twinrun.data.manifest import read_manifest
-from twinrun.data.pack import open_pack
-from twinrun.data.table import read_table
-from twinrun.errors import run_main
+from twinrun.core.errors import run_main
+from twinrun.core.files import ensure_writable, write_json, write_table, write_text
+from twinrun.core.params import EvaluateParams, load_params
+from twinrun.core.printing import print
+from twinrun.dataset.manifest import read_manifest
+from twinrun.dataset.pack import open_pack
+from twinrun.dataset.table import read_table
 from twinrun.evaluation.headline import choose_headline, read_out_of_fold
 from twinrun.evaluation.history import read_history
 from twinrun.evaluation.metrics import Scores, score
@@ -15,9 +18,6 @@ from twinrun.evaluation.predict import follow_one, predict
 from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes, predictions_table
 from twinrun.evaluation.report import Mistakes, Model, verdict, why_out_of_fold, write_report
 from twinrun.models.bundle import load_bundle
-from twinrun.params import EvaluateParams, load_params
-from twinrun.printing import print
-from twinrun.publish import ensure_writable, write_json, write_table, write_text
 from twinrun.tracking.sync import sync
 
 IMAGES = Path("data/out/ingest/images.npy")

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from twinrun.cores import available_cores
-from twinrun.data.nearest import near_duplicates
-from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, facts_table, fill_pack, sample_notes, summary
-from twinrun.data.pairs import pairs_table
-from twinrun.data.progress import fraction
-from twinrun.data.samples import sample_rules
-from twinrun.data.sharing import OF_FILES, advice
-from twinrun.data.sources import list_source
-from twinrun.errors import run_main
-from twinrun.params import IngestParams, load_params
-from twinrun.printing import print
-from twinrun.publish import ensure_writable, write_table
+from twinrun.core.cores import available_cores
+from twinrun.core.errors import run_main
+from twinrun.core.files import ensure_writable, write_table
+from twinrun.core.params import IngestParams, load_params
+from twinrun.core.printing import print
+from twinrun.core.progress import fraction
+from twinrun.dataset.pack import creating_pack, open_pack
+from twinrun.dataset.pairs import pairs_table
+from twinrun.decoding.samples import sample_rules
+from twinrun.ingest.copies.nearest import near_duplicates
+from twinrun.ingest.packing import Shape, facts_table, fill_pack, sample_notes, summary
+from twinrun.ingest.sharing import OF_FILES, advice
+from twinrun.ingest.sources import list_source
 
 OUT = Path("data/out/ingest")
 PACK = OUT / "images.npy"

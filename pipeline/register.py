@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from twinrun.champion import judge_with_champion
-from twinrun.errors import DataError, TrackingError, run_main
+from twinrun.core.errors import DataError, TrackingError, run_main
+from twinrun.core.files import write_json
+from twinrun.core.params import load_params
+from twinrun.core.printing import print
+from twinrun.evaluation.champion import judge_with_champion
 from twinrun.evaluation.gate import judge_alone, refusal
-from twinrun.params import load_params
-from twinrun.printing import print
-from twinrun.publish import write_json
-from twinrun.tracking.records import CardRecord, MetricsRecord, Record, read_record
+from twinrun.record.records import CardRecord, MetricsRecord, Record, read_record
 from twinrun.tracking.registry import Registry, check_bundle
 from twinrun.tracking.store import find_tracker, require_reachable
 from twinrun.tracking.sync import evaluated_weights, run_of, sync, training_data

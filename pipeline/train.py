@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twinrun.data.prediction_table import prediction_table
-from twinrun.errors import duration, run_main, running_s
+from twinrun.core.errors import duration, run_main, running_s
+from twinrun.core.files import canonical_json, ensure_writable, write_json, write_table, write_text
+from twinrun.core.params import Params, load_params
+from twinrun.core.printing import print
+from twinrun.dataset.prediction_table import prediction_table
 from twinrun.models.bundle import save_bundle
-from twinrun.params import Params, load_params
-from twinrun.printing import print
-from twinrun.publish import canonical_json, ensure_writable, write_json, write_table, write_text
-from twinrun.tracking.card import (
+from twinrun.record.card import (
     Code,
     build_card,
     collect_code,
@@ -24,11 +24,11 @@ from twinrun.tracking.card import (
     collect_environment,
     collect_hardware,
 )
-from twinrun.tracking.energy import EnergyMeter, GpuEnergyMeter
-from twinrun.tracking.home import TWIN_OF, TWIN_VARIABLE, home
-from twinrun.tracking.journal import Journal
+from twinrun.record.energy import EnergyMeter, GpuEnergyMeter
+from twinrun.record.home import TWIN_OF, TWIN_VARIABLE, home
+from twinrun.record.journal import Journal
+from twinrun.record.trust import remember
 from twinrun.tracking.publisher import publishing
-from twinrun.tracking.trust import remember
 from twinrun.training.fit import Trained, announce
 from twinrun.training.history import history_csv
 from twinrun.training.interruption import StopRequest, training_lock

@@ -6,21 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from twinrun.data.manifest import write_manifest
-from twinrun.data.pack import open_pack
-from twinrun.data.pairs import read_pairs
-from twinrun.data.reference import find_reference
-from twinrun.data.report import report_html
-from twinrun.data.table import read_table
-from twinrun.data.validation.decisions import read_decisions
-from twinrun.data.validation.fixed_splits import read_fixed_splits
-from twinrun.data.validation.judging import judge_table
-from twinrun.data.validation.results import distributions_csv, findings_table, result_json
-from twinrun.data.validation.words import summary
-from twinrun.errors import ValidationFailed, run_main
-from twinrun.params import load_params, setting_lines
-from twinrun.printing import print
-from twinrun.publish import ensure_writable, write_json, write_table, write_text
+from twinrun.core.errors import ValidationFailed, run_main
+from twinrun.core.files import ensure_writable, write_json, write_table, write_text
+from twinrun.core.params import load_params, setting_lines
+from twinrun.core.printing import print
+from twinrun.dataset.manifest import write_manifest
+from twinrun.dataset.pack import open_pack
+from twinrun.dataset.pairs import read_pairs
+from twinrun.dataset.table import read_table
+from twinrun.validate.decisions import read_decisions
+from twinrun.validate.fixed_splits import read_fixed_splits
+from twinrun.validate.judging import judge_table
+from twinrun.validate.reference import find_reference
+from twinrun.validate.report import report_html
+from twinrun.validate.results import distributions_csv, findings_table, result_json
+from twinrun.validate.words import summary
 
 PACK = Path("data/out/ingest/images.npy")
 TABLE = Path("data/out/ingest/table.parquet")
@@ -73,7 +73,7 @@ def _record_refusal() -> None:
     Outside DVC `twinrun sync` is left to the person.
     """
     if "DVC_STAGE" in os.environ:
-        subprocess.run([sys.executable, "-m", "twinrun.cli", "sync"], check=False)
+        subprocess.run([sys.executable, "-m", "twinrun", "sync"], check=False)
 
 
 if __name__ == "__main__":

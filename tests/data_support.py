@@ -16,7 +16,7 @@ import psutil
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from twinrun.errors import run_main
+from twinrun.core.errors import run_main
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -8,8 +8,8 @@ import pytest
 from training_support import change_params
 
 from twinrun.before_dvc import check
-from twinrun.data.sharing import advice
-from twinrun.errors import ParamsError, SourceError
+from twinrun.core.errors import ParamsError, SourceError
+from twinrun.ingest.sharing import advice
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_what_passed_is_checked_again_once_a_file_that_it_names_is_gone(project:
 
 def test_a_project_of_another_version_is_left_to_its_own_stages(project: Path) -> None:
     (project / "src/twinrun").mkdir(parents=True)
-    (project / "src/twinrun/params.py").write_text("# other settings\n")
+    (project / "src/twinrun/core/params.py").write_text("# other settings\n")
 
     check(["exp", "run", "-S", "+train.lookahead=5"], project)
 

@@ -464,7 +464,7 @@ def test_the_tables_of_dvc_show_accuracy_first_in_100_columns_and_no_hash(shared
 
 
 def test_promoting_a_version_leaves_the_pipeline_up_to_date(shared: Path) -> None:
-    command = [sys.executable, "-m", "twinrun.cli", "promote", "1", "--force", "--reason", "to see"]
+    command = [sys.executable, "-m", "twinrun", "promote", "1", "--force", "--reason", "to see"]
 
     subprocess.run(command, cwd=shared, check=True, capture_output=True)
 

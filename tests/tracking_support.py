@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from twinrun.data.prediction_table import prediction_table
+from twinrun.core.files import replacing_folder, write_json, write_table, write_text
+from twinrun.dataset.prediction_table import prediction_table
 from twinrun.models.stored import tensors_hash
-from twinrun.publish import replacing_folder, write_json, write_table, write_text
-from twinrun.tracking.journal import Journal
-from twinrun.tracking.objects import file_md5
+from twinrun.record.journal import Journal
+from twinrun.record.objects import file_md5
 from twinrun.tracking.store import find_tracker, open_client
 
 REPOSITORY = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from benchmarks.chaos.flips import flip_bit
 from pipeline.train import MANIFEST, PACK
-from twinrun.errors import BundleError
+from twinrun.core.errors import BundleError
+from twinrun.core.params import load_params
 from twinrun.models.bundle import load_bundle, save_bundle, weights_hash
-from twinrun.params import load_params
 from twinrun.training.checkpoints import Checkpoints
 from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job, prepare_job

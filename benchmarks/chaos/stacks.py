@@ -196,7 +196,7 @@ def make_twinrun(folder: Path, prepare: Callable[[Path], None] | None = None) ->
         after=(
             sys.executable,
             "-c",
-            "import sys; sys.argv = ['twinrun', 'sync']; from twinrun.cli import main; main()",
+            "import sys; sys.argv = ['twinrun', 'sync']; from twinrun.cli.main import main; main()",
         ),
         database="mlruns/mlflow.db",
         weights=_bundle_weights,

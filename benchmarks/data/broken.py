@@ -32,12 +32,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from twinrun.cores import available_cores
-from twinrun.data.arrays import list_idx
-from twinrun.data.folders import list_trashnet
-from twinrun.data.listing import Arrays, Files, Item, Listing
-from twinrun.data.pack import creating_pack
-from twinrun.data.packing import Shape, fill_pack
+from twinrun.core.cores import available_cores
+from twinrun.dataset.pack import creating_pack
+from twinrun.ingest.folders import list_trashnet
+from twinrun.ingest.known_sets import list_idx
+from twinrun.ingest.listing import Arrays, Files, Item, Listing
+from twinrun.ingest.packing import Shape, fill_pack
 
 _SHARE = 0.05
 _WRITTEN = 2_000

@@ -31,12 +31,12 @@ from benchmarks.data.leaks import (
     with_copies,
 )
 from benchmarks.data.leaks import twinrun as search_by_twinrun
-from twinrun.arrays import Pixels
-from twinrun.data.arrays import list_idx
-from twinrun.data.facts import Facts, pixels_sha256
-from twinrun.data.folders import list_trashnet
-from twinrun.data.listing import Arrays, Files, Item, Listing
-from twinrun.data.packing import Shape
+from twinrun.core.arrays import Pixels
+from twinrun.ingest.facts import Facts, pixels_sha256
+from twinrun.ingest.folders import list_trashnet
+from twinrun.ingest.known_sets import list_idx
+from twinrun.ingest.listing import Arrays, Files, Item, Listing
+from twinrun.ingest.packing import Shape
 
 _COUNTS = (2, 3, 4)
 _FOR_EACH = 300

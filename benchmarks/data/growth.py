@@ -21,12 +21,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.cores import available_cores
-from twinrun.data.arrays import list_idx
-from twinrun.data.listing import Arrays
-from twinrun.data.nearest import near_duplicates
-from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, fill_pack
+from twinrun.core.cores import available_cores
+from twinrun.dataset.pack import creating_pack, open_pack
+from twinrun.ingest.copies.nearest import near_duplicates
+from twinrun.ingest.known_sets import list_idx
+from twinrun.ingest.listing import Arrays
+from twinrun.ingest.packing import Shape, fill_pack
 
 _REPOSITORY = Path(__file__).parents[2]
 _SIZES = (10_000, 20_000, 40_000, 70_000)

@@ -25,14 +25,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from twinrun.arrays import IntArray, Pixels
-from twinrun.cores import available_cores
-from twinrun.data.arrays import list_idx
-from twinrun.data.folders import list_trashnet
-from twinrun.data.label_errors import find_label_errors, out_of_fold
-from twinrun.data.listing import Arrays
-from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, fill_pack
+from twinrun.core.arrays import IntArray, Pixels
+from twinrun.core.cores import available_cores
+from twinrun.dataset.pack import creating_pack, open_pack
+from twinrun.ingest.folders import list_trashnet
+from twinrun.ingest.known_sets import list_idx
+from twinrun.ingest.listing import Arrays
+from twinrun.ingest.packing import Shape, fill_pack
+from twinrun.validate.searches.label_errors import find_label_errors, out_of_fold
 
 _WRONG = 0.05
 _FOLDS = 5

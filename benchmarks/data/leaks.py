@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from twinrun.arrays import Pixels
-from twinrun.cores import available_cores
-from twinrun.data.arrays import list_idx
-from twinrun.data.facts import Facts
-from twinrun.data.folders import list_trashnet
-from twinrun.data.listing import Arrays, Files, Item, Listing
-from twinrun.data.nearest import near_duplicates
-from twinrun.data.pack import creating_pack, open_pack
-from twinrun.data.packing import Shape, fill_pack
+from twinrun.core.arrays import Pixels
+from twinrun.core.cores import available_cores
+from twinrun.dataset.pack import creating_pack, open_pack
+from twinrun.ingest.copies.nearest import near_duplicates
+from twinrun.ingest.facts import Facts
+from twinrun.ingest.folders import list_trashnet
+from twinrun.ingest.known_sets import list_idx
+from twinrun.ingest.listing import Arrays, Files, Item, Listing
+from twinrun.ingest.packing import Shape, fill_pack
 
 Change = Callable[[Pixels, np.random.Generator], Pixels]
 Ties = Iterable[tuple[int, int]]

@@ -39,16 +39,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinrun.arrays import IntArray, Pixels
-from twinrun.cores import available_cores
-from twinrun.data.arrays import list_idx
-from twinrun.data.decode import Channels, fit_image
-from twinrun.data.facts import Facts, measured
-from twinrun.data.folders import list_trashnet
-from twinrun.data.listing import Arrays, Files
-from twinrun.data.shortcuts import corner_colours, find_shortcuts
-from twinrun.data.validation.subject import share_of_way
-from twinrun.params import load_params
+from twinrun.core.arrays import IntArray, Pixels
+from twinrun.core.cores import available_cores
+from twinrun.core.params import load_params
+from twinrun.decoding.decode import Channels, fit_image
+from twinrun.ingest.facts import Facts, measured
+from twinrun.ingest.folders import list_trashnet
+from twinrun.ingest.known_sets import list_idx
+from twinrun.ingest.listing import Arrays, Files
+from twinrun.validate.searches.shortcuts import corner_colours, find_shortcuts
+from twinrun.validate.subject import share_of_way
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -46,7 +46,7 @@ class _Watch:
         gc.set_threshold(50_000)
         for name in ("dvc_data.hashfile.checkout", "dvc_data.index.checkout"):
             logging.getLogger(name).addFilter(_is_of_use)
-        from twinrun.errors import run_main
+        from twinrun.core.errors import run_main
 
         run_main(lambda: check(sys.argv[1:], Path.cwd()))
 
@@ -122,8 +122,8 @@ def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) ->
 
 def _require_shared(root: Path, source: str, path: str, arguments: list[str]) -> None:
     """Check that an experiment in a temporary folder has the images."""
-    from twinrun.data.sharing import OF_FILES, in_full, not_shared
-    from twinrun.errors import SourceError
+    from twinrun.core.errors import SourceError
+    from twinrun.ingest.sharing import OF_FILES, in_full, not_shared
 
     if source not in OF_FILES:
         return
@@ -220,8 +220,8 @@ def _require_params(root: Path, runs: list[dict[str, Any]], arguments: list[str]
 
 
 def _parse_all(root: Path, runs: list[dict[str, Any]], inputs: bool, origin: str) -> None:
-    from twinrun.errors import ParamsError
-    from twinrun.params import parse_params
+    from twinrun.core.errors import ParamsError
+    from twinrun.core.params import parse_params
 
     with chdir(root):
         for run in runs:
@@ -251,7 +251,7 @@ def _source_of(settings: dict[str, Any]) -> tuple[str, str] | None:
 
     Raises ParamsError for a path that is a text or null and that DVC cannot use.
     """
-    from twinrun.errors import ParamsError
+    from twinrun.core.errors import ParamsError
 
     try:
         source, path = settings["ingest"]["source"], settings["ingest"].get("path")
@@ -290,8 +290,8 @@ def _may_be_missing(arguments: list[str]) -> bool:
 
 
 def _require_there(root: Path, path: str, arguments: list[str]) -> None:
-    from twinrun.data.sharing import nearby, tracked
-    from twinrun.errors import SourceError
+    from twinrun.core.errors import SourceError
+    from twinrun.ingest.sharing import nearby, tracked
 
     if _may_be_missing(arguments) or _is_out(root, path):
         return
@@ -313,9 +313,9 @@ def _is_out(root: Path, path: str) -> bool:
 
 def _require_readable(folder: Path) -> None:
     """Name what DVC ends with an error on; what it overlooks is only said."""
-    from twinrun.data.sharing import obstacles
-    from twinrun.errors import SourceError
-    from twinrun.printing import print
+    from twinrun.core.errors import SourceError
+    from twinrun.core.printing import print
+    from twinrun.ingest.sharing import obstacles
 
     found = obstacles(folder)
     if any(each.fatal for each in found):
@@ -330,7 +330,7 @@ def _require_seen(root: Path) -> None:
     For DVC a pattern such as /data/raw/* covers data/raw itself: it then finds no .dvc file below it, and deletes the
     images of one that it knew before.
     """
-    from twinrun.errors import SourceError
+    from twinrun.core.errors import SourceError
 
     source = next(map(_source_of, _settings(root, [])), None)
     if source is None:
@@ -370,7 +370,7 @@ def _hiding(root: Path, places: list[Path]) -> tuple[str, str] | None:
 
 def _require_kept_here(root: Path, command: str) -> None:
     """Require that DVC's cache has all images of the workspace, before a command that replaces or deletes them."""
-    from twinrun.errors import SourceError
+    from twinrun.core.errors import SourceError
 
     if changed := _unstored(root):
         raise SourceError(
@@ -381,7 +381,7 @@ def _require_kept_here(root: Path, command: str) -> None:
 
 def _require_stored(root: Path, experiment: str) -> None:
     """`dvc exp apply` replaces images whether or not DVC or git has them: require that they are stored."""
-    from twinrun.errors import SourceError
+    from twinrun.core.errors import SourceError
 
     changed = _unstored(root) or _differing(root, experiment)
     if changed:
@@ -396,7 +396,7 @@ def _unstored(root: Path) -> str | None:
     import json
     import subprocess
 
-    from twinrun.errors import SourceError
+    from twinrun.core.errors import SourceError
 
     files = [file.decode() for file in _git(root, "ls-files", "-z", "-co", "*.dvc").split(b"\0") if file]
     files = [file for file in files if (root / file.removesuffix(".dvc")).exists()]
@@ -434,7 +434,7 @@ def _differing(root: Path, experiment: str) -> str | None:
 
 def _require_kept(root: Path, arguments: list[str]) -> None:
     """`dvc gc -w` keeps what the workspace names: require that no branch or stash has images that it does not name."""
-    from twinrun.errors import SourceError
+    from twinrun.core.errors import SourceError
 
     bundles = "".join(each for each in arguments if each.startswith("-") and not each.startswith("--"))
     if {"--all-branches", "--all-commits", "--dry"} & set(arguments) or {"a", "A"} & set(bundles):
@@ -467,7 +467,7 @@ def _git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
     except OSError:
         return b""
     if done.returncode:
-        from twinrun.tracking.card import require_trust
+        from twinrun.record.card import require_trust
 
         require_trust(root, done.stderr.decode(errors="replace"))
         return b""

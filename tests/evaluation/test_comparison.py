@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, norm
 
-from twinrun.arrays import FloatArray, IntArray
-from twinrun.errors import DataError
+from twinrun.core.arrays import FloatArray, IntArray
+from twinrun.core.errors import DataError
 from twinrun.evaluation.comparison import (
     Contender,
     adjusted_interval,

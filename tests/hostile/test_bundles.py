@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from tracking_support import AB, evaluate, train
 
 from pipeline import register
-from twinrun.errors import BundleError, run_main
+from twinrun.core.errors import BundleError, run_main
 from twinrun.models.bundle import load_bundle
 from twinrun.models.stored import tensors_hash
 from twinrun.tracking.registry import Registry, check_bundle

@@ -41,7 +41,7 @@ def remove(project: Path) -> None:
 
 def in_a_new_process(*arguments: str) -> str:
     """What a command prints where MLflow has not seen the store yet."""
-    command = [sys.executable, "-m", "twinrun.cli", *arguments]
+    command = [sys.executable, "-m", "twinrun", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

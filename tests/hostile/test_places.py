@@ -13,13 +13,14 @@ from filelock import FileLock
 from training_support import REPOSITORY, git
 
 from pipeline import register
-from twinrun import before_dvc, cli
-from twinrun.errors import PublishError, RepositoryError, os_problem, run_main
-from twinrun.publish import write_json
-from twinrun.tracking.card import collect_code
-from twinrun.tracking.doctor import examine
-from twinrun.tracking.journal import Journal, read_events
-from twinrun.tracking.worktree import require_commit
+from twinrun import before_dvc
+from twinrun.cli.main import main as cli
+from twinrun.core.errors import PublishError, RepositoryError, os_problem, run_main
+from twinrun.core.files import write_json
+from twinrun.doctor.doctor import examine
+from twinrun.record.card import collect_code
+from twinrun.record.journal import Journal, read_events
+from twinrun.twins.worktree import require_commit
 
 OF_A_DISK = {
     errno.EIO: "input/output error. Check it",
@@ -95,7 +96,7 @@ def test_a_part_that_the_disk_does_not_show_has_the_remedy_of_the_disk(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), "dvc.yaml")
 
-    monkeypatch.setattr("twinrun.dependencies.unlisted_imports", fail)
+    monkeypatch.setattr("twinrun.core.dependencies.unlisted_imports", fail)
     (found,) = (check for check in examine(tracked_project) if check.name == "dvc.yaml")
 
     assert found.findings[0].problem == "dvc.yaml cannot be used: the disk reports an input/output error"
@@ -150,7 +151,7 @@ def test_a_copied_project_runs_its_own_code_and_a_foreign_environment_is_named(
     (line,) = (each for each in makefile if "_impl_twinrun.pth" in each)
     shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(tmp_path)
-    asked = subprocess.run([sys.executable, "-m", "twinrun.cli", "--help"], capture_output=True, text=True, check=True)
+    asked = subprocess.run([sys.executable, "-m", "twinrun", "--help"], capture_output=True, text=True, check=True)
 
     assert "echo ../../../../src >" in line  # relative, so it moves with the project
     assert f"not that of this project, {tmp_path / 'src/twinrun'}" in str(cli.foreign_code())

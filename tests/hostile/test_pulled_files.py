@@ -16,9 +16,9 @@ import pytest
 from tracking_support import evaluate, runs, train, validate
 
 from pipeline import register
-from twinrun.errors import RecordError, run_main
-from twinrun.publish import file_sha256, write_json, write_text
-from twinrun.tracking.journal import Journal, read_events
+from twinrun.core.errors import RecordError, run_main
+from twinrun.core.files import file_sha256, write_json, write_text
+from twinrun.record.journal import Journal, read_events
 from twinrun.tracking.store import find_tracker, open_client
 
 JOURNAL = Path("data/out/train/journal.jsonl")

@@ -14,14 +14,14 @@ import typer
 from tracking_support import runs, train
 from training_support import git
 
-from twinrun import cli
-from twinrun.data.table import table_schema
-from twinrun.publish import write_json, write_table, write_text
-from twinrun.tracking.card import collect_code
-from twinrun.tracking.material import MANIFEST, NEEDED, PACK, TABLE
-from twinrun.tracking.objects import file_md5
+from twinrun.cli.main import main as cli
+from twinrun.core.files import write_json, write_table, write_text
+from twinrun.dataset.table import table_schema
+from twinrun.record.card import collect_code
+from twinrun.record.objects import file_md5
+from twinrun.record.trust import minimal_environment, remember
 from twinrun.tracking.sync import sync
-from twinrun.tracking.trust import minimal_environment, remember
+from twinrun.twins.material import MANIFEST, NEEDED, PACK, TABLE
 
 TRAIN = """import json, os
 from pathlib import Path

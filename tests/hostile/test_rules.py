@@ -142,8 +142,8 @@ def test_data_docs_show_names_as_text(project: Project, write_digits: Callable[.
 
 
 def test_the_columns_that_may_be_asked_for_are_those_of_the_quality_checks_and_facts() -> None:
-    from twinrun.data.validation.subject import QUALITY, flaw_column
-    from twinrun.rules import COLUMNS, FACTS
+    from twinrun.core.rules import COLUMNS, FACTS
+    from twinrun.validate.subject import QUALITY, flaw_column
 
     assert {name for name in COLUMNS if name.startswith("quality_")} == set(map(flaw_column, QUALITY))
     assert set(FACTS) <= set(COLUMNS)

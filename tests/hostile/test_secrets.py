@@ -8,9 +8,9 @@ import pytest
 from tracking_support import evaluate, train
 from training_support import TrainableProject, git
 
-from twinrun import cli
-from twinrun.publish import write_text
-from twinrun.tracking.card import collect_code
+from twinrun.cli.main import main as cli
+from twinrun.core.files import write_text
+from twinrun.record.card import collect_code
 from twinrun.tracking.store import find_tracker
 
 VALUE = "c0ffee1234deadbeef5678c0ffee9012"

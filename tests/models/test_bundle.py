@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from twinrun.errors import BundleError
+from twinrun.core.errors import BundleError
+from twinrun.core.files import replacing_folder, write_json
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle, weights_hash
 from twinrun.models.predict import probabilities
-from twinrun.publish import replacing_folder, write_json
 
 PREPARATION = Preprocessing(
     size_px=(16, 16), channels="gray", fit="pad", resample="bilinear", max_pixels=1000, mean=(0.3,), std=(0.2,)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twinrun.errors import run_main
+from twinrun.core.errors import run_main
 
 REPOSITORY = Path(__file__).parents[2]
 STAGE = REPOSITORY / "pipeline/evaluate.py"
@@ -43,10 +43,10 @@ def make_trained(folder: Path, *, images: int, steps: int, size_px: int = SIZE_P
     import torch
     from sklearn.datasets import load_digits
 
-    from twinrun.data.manifest import write_manifest
+    from twinrun.core.files import write_table
+    from twinrun.dataset.manifest import write_manifest
     from twinrun.models.architectures import build_network
     from twinrun.models.bundle import Preprocessing, save_bundle
-    from twinrun.publish import write_table
 
     digits = load_digits()
     ids = [f"{row:016x}" for row in range(images)]
@@ -96,7 +96,7 @@ def make_trained(folder: Path, *, images: int, steps: int, size_px: int = SIZE_P
 
 
 def write_ingest_table(path: Path, ids: list[str], labels: list[str], write: Callable[[pa.Table, Path], None]) -> None:
-    from twinrun.data.table import table_schema
+    from twinrun.dataset.table import table_schema
 
     known = {"id": ids, "path": [f"{label}/{id_}.png" for id_, label in zip(ids, labels, strict=True)], "label": labels}
     schema = table_schema()
@@ -233,7 +233,7 @@ def test_a_model_without_convolutions_and_one_without_mistakes_get_a_page_too(tm
 
 def pretend_everything_is_classified_correctly(folder: Path) -> None:
     """Relabel the images in the manifest with what the model says, keeping all ten classes through the train split."""
-    from twinrun.data.manifest import read_manifest, write_manifest
+    from twinrun.dataset.manifest import read_manifest, write_manifest
     from twinrun.models.bundle import load_bundle
     from twinrun.models.predict import probabilities
 
@@ -353,7 +353,7 @@ def test_a_changed_byte_in_the_bundle_is_refused_on_the_command_line_and_nothing
 def test_an_empty_test_split_is_refused_with_the_setting_that_fills_it(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from twinrun.data.manifest import write_manifest
+    from twinrun.dataset.manifest import write_manifest
 
     path = workspace / "data/out/validate/manifest.parquet"
     table = pq.read_table(path).to_pydict()
@@ -370,7 +370,7 @@ def test_an_empty_test_split_is_refused_with_the_setting_that_fills_it(
 def test_a_model_of_other_classes_is_refused_and_both_differences_are_named(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from twinrun.data.manifest import write_manifest
+    from twinrun.dataset.manifest import write_manifest
 
     path = workspace / "data/out/validate/manifest.parquet"
     table = pq.read_table(path).to_pydict()

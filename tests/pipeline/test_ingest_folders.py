@@ -410,7 +410,7 @@ def test_odd_names_are_one_line_of_text_everywhere_and_different_names_stay_diff
 
 
 def test_twenty_thousand_files_are_listed_in_two_seconds(project: Project) -> None:
-    from twinrun.data.folders import list_images
+    from twinrun.ingest.folders import list_images
 
     for label in ("cat", "dog"):
         (project.folder / "images" / label).mkdir(parents=True)

@@ -11,8 +11,8 @@ import pytest
 from tracking_support import AB, CD, REPOSITORY, evaluate, predict, runs, train
 
 from pipeline import register
-from twinrun.errors import DataError
-from twinrun.publish import write_json
+from twinrun.core.errors import DataError
+from twinrun.core.files import write_json
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tracking_support import runs
 from training_support import TrainableProject, run_stage
 
-from twinrun.data.manifest import read_manifest
+from twinrun.dataset.manifest import read_manifest
 from twinrun.models.bundle import load_bundle
 
 AWAY = "http://127.0.0.1:9"

@@ -7,7 +7,7 @@ import pytest
 from data_support import Project
 from PIL import Image
 
-from twinrun.data.clips import find_clips
+from twinrun.validate.searches.clips import find_clips
 
 
 @pytest.fixture

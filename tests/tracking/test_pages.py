@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from tracking_support import FaultyTracker, evaluate, free_port, runs, train, wait_for
 
-from twinrun.errors import TrackingError
+from twinrun.core.errors import TrackingError
 from twinrun.tracking.pages import require_free, run_list
 from twinrun.tracking.presentation import describe_run
 from twinrun.tracking.store import find_tracker, open_client
@@ -29,7 +29,7 @@ def test_the_command_prints_the_address_of_the_run_list_and_serves_it(project: P
 
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "twinrun.cli", "ui", "--port", str(port)], stdout=output, stderr=output
+            [sys.executable, "-m", "twinrun", "ui", "--port", str(port)], stdout=output, stderr=output
         )
     try:
         wait_for(port, "/health", server, log)
@@ -75,7 +75,7 @@ def test_where_a_server_holds_the_runs_its_own_page_is_named_and_nothing_is_serv
     address = tracker.uri.replace("http://", "http://anna:secret@")
 
     printed = subprocess.run(
-        [sys.executable, "-m", "twinrun.cli", "ui"],
+        [sys.executable, "-m", "twinrun", "ui"],
         env={**os.environ, "MLFLOW_TRACKING_URI": address},
         capture_output=True,
         text=True,

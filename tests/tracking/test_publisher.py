@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tracking_support import AB, FaultyTracker, runs, train
 
-from twinrun.errors import InterruptedTraining
-from twinrun.tracking.doctor import examine
-from twinrun.tracking.journal import Journal, read_events
+from twinrun.core.errors import InterruptedTraining
+from twinrun.doctor.doctor import examine
+from twinrun.record.journal import Journal, read_events
 from twinrun.tracking.publisher import TROUBLED, follow, publishing
 from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import find_tracker
@@ -98,7 +98,7 @@ def test_a_body_that_is_left_by_an_error_says_how_the_training_ended(project: Pa
 def test_the_run_of_a_trainer_that_was_killed_is_marked_by_its_publisher(project: Path) -> None:
     script = (
         "import os, signal, sys, time; from pathlib import Path\n"
-        "from twinrun.tracking.journal import Journal; from twinrun.tracking.publisher import publishing\n"
+        "from twinrun.record.journal import Journal; from twinrun.tracking.publisher import publishing\n"
         "journal = Journal.create(Path('.'), name='mlp on digits', experiment='digits')\n"
         "with publishing(journal):\n"
         "    journal.metrics(0, {'train_loss': 0.5})\n"

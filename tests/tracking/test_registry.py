@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tracking_support import AB, HASHES, FaultyTracker, evaluate, train
 
-from twinrun.errors import BundleError, RegistryError, TrackingError
+from twinrun.core.errors import BundleError, RegistryError, TrackingError
 from twinrun.tracking.registry import Registry, Version
 from twinrun.tracking.runs import find_run
 from twinrun.tracking.store import find_tracker, open_client

@@ -13,9 +13,9 @@ import pytest
 from filelock import FileLock
 from tracking_support import AB, CD, REPOSITORY, evaluate, runs, train, validate
 
-from twinrun.publish import write_json, write_text
-from twinrun.tracking.home import journals_folder
-from twinrun.tracking.journal import Journal
+from twinrun.core.files import write_json, write_text
+from twinrun.record.home import journals_folder
+from twinrun.record.journal import Journal
 from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.store import find_tracker, open_client
 from twinrun.tracking.sync import run_of, sync
@@ -362,7 +362,7 @@ def test_sync_waits_for_the_publisher_of_a_training_that_is_over(project: Path) 
 def test_a_dead_trainers_run_is_marked_killed_and_a_living_ones_is_not(project: Path) -> None:
     alive = Journal.create(project, name="mlp on digits", experiment="digits")
     script = (
-        "from pathlib import Path; from twinrun.tracking.journal import Journal\n"
+        "from pathlib import Path; from twinrun.record.journal import Journal\n"
         "Journal.create(Path('.'), name='dead', experiment='digits').metrics(0, {'train_loss': 0.5})\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=project)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from training_support import TrainableProject
 
-from twinrun.errors import DataError
+from twinrun.core.errors import DataError
+from twinrun.core.params import TrainParams, load_params
 from twinrun.models.bundle import weights_hash
-from twinrun.params import TrainParams, load_params
 from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job, prepare_job
 from twinrun.training.module import EpochScores

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twinrun.data.manifest import Manifest, Split
-from twinrun.params import TrainParams, load_params
+from twinrun.core.params import TrainParams, load_params
+from twinrun.dataset.manifest import Manifest, Split
 from twinrun.training.probe import out_of_fold, train_probe
 
 REPOSITORY = Path(__file__).parents[2]

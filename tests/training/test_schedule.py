@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from twinrun.params import TrainParams, load_params
+from twinrun.core.params import TrainParams, load_params
 from twinrun.training.schedule import learning_rate
 
 PARAMS = replace(load_params().train, epochs=10, learning_rate=0.1, warmup_epochs=2.0, schedule="cosine")

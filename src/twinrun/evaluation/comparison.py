@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.arrays import FloatArray, IntArray
-from twinrun.errors import DataError
+from twinrun.core.arrays import FloatArray, IntArray
+from twinrun.core.errors import DataError
 from twinrun.evaluation.metrics import surprise
 from twinrun.evaluation.predictions import Predictions
 

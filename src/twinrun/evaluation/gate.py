@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from twinrun.data.intervals import wilson_interval
+from twinrun.core.intervals import wilson_interval
+from twinrun.core.params import GateParams
 from twinrun.evaluation.comparison import (
     ALPHA,
     Aligned,
@@ -12,7 +13,6 @@ from twinrun.evaluation.comparison import (
     difference,
     non_inferiority,
 )
-from twinrun.params import GateParams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from twinrun.data.manifest import Manifest
-from twinrun.errors import DataError
+from twinrun.core.errors import DataError
+from twinrun.dataset.manifest import Manifest
 from twinrun.evaluation.metrics import Scores
 from twinrun.evaluation.predictions import Predictions, require_same_classes
 

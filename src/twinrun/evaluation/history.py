@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.errors import DataError
+from twinrun.core.errors import DataError
 
 _COLUMNS = ("epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate")
 

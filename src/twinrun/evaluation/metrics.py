@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from twinrun.arrays import FloatArray, IntArray
-from twinrun.data.intervals import wilson_interval
-from twinrun.errors import DataError
+from twinrun.core.arrays import FloatArray, IntArray
+from twinrun.core.errors import DataError
+from twinrun.core.intervals import wilson_interval
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 LEVEL = 0.95

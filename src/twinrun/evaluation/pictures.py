@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.arrays import IntArray, Pixels
+from twinrun.core.arrays import IntArray, Pixels
 from twinrun.evaluation.features import FeatureMaps, liveliest
 from twinrun.evaluation.history import History
 from twinrun.evaluation.metrics import CalibrationBins

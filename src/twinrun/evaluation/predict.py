@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.arrays import Pixels
-from twinrun.data.manifest import Manifest, Split, SplitName
-from twinrun.errors import DataError
+from twinrun.core.arrays import Pixels
+from twinrun.core.errors import DataError
+from twinrun.dataset.manifest import Manifest, Split, SplitName
 from twinrun.evaluation.features import feature_maps
 from twinrun.evaluation.predictions import Predictions, require_same_classes
 from twinrun.evaluation.report import Example

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twinrun.arrays import FloatArray, IntArray
-from twinrun.data.prediction_table import prediction_table
-from twinrun.data.sheet import sheet_text
-from twinrun.errors import DataError
+from twinrun.core.arrays import FloatArray, IntArray
+from twinrun.core.errors import DataError
+from twinrun.core.sheet import sheet_text
+from twinrun.dataset.prediction_table import prediction_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

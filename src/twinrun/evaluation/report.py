@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.core.files import replacing_folder
 from twinrun.evaluation.features import FeatureMaps, spread
 from twinrun.evaluation.headline import Headline
 from twinrun.evaluation.history import History
@@ -23,7 +24,6 @@ from twinrun.evaluation.pictures import (
     reliability_picture,
 )
 from twinrun.evaluation.predictions import Confusion, Mistake, confusions
-from twinrun.publish import replacing_folder
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _LAYERS_SHOWN = 20

@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from twinrun.errors import ModelError
-from twinrun.networks import TIMM, Size, unknown_network
+from twinrun.core.errors import ModelError
+from twinrun.core.networks import TIMM, Size, unknown_network
 
 
 def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from twinrun.errors import BundleError
+from twinrun.core.errors import BundleError
+from twinrun.core.files import replacing_folder, write_json
+from twinrun.core.printing import one_line
 from twinrun.models.architectures import build_network
 from twinrun.models.stored import FORMAT, MODEL, WEIGHTS, StoredPreprocessing, read_stored
-from twinrun.printing import one_line
-from twinrun.publish import replacing_folder, write_json
 
 _LONGEST_REASON = 500
 

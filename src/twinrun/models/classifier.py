@@ -8,10 +8,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.arrays import Pixels
-from twinrun.data.decode import fit_image
-from twinrun.data.samples import sample_rules
-from twinrun.errors import DataError
+from twinrun.core.arrays import Pixels
+from twinrun.core.errors import DataError
+from twinrun.decoding.decode import fit_image
+from twinrun.decoding.samples import sample_rules
 from twinrun.models.bundle import Bundle
 from twinrun.models.inputs import Given, read_image
 from twinrun.models.predict import pass_probabilities, pass_size, single_threads

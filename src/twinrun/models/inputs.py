@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from twinrun.arrays import Pixels
-from twinrun.data.decode import AS_STORED, Channels, decode_image, opened_pixels
-from twinrun.data.regular_files import open_regular
-from twinrun.data.samples import SampleRules
-from twinrun.data.walking import starts_like_an_image
-from twinrun.errors import DataError, DecodeError
+from twinrun.core.arrays import Pixels
+from twinrun.core.errors import DataError, DecodeError
+from twinrun.core.regular_files import open_regular
+from twinrun.decoding.decode import AS_STORED, Channels, decode_image, opened_pixels
+from twinrun.decoding.samples import SampleRules
+from twinrun.ingest.walking import starts_like_an_image
 
 IMAGE_COLUMNS = ("image", "path", "file", "filename")
 _LONGEST_PATH = 4096

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from twinrun.cores import available_cores
+from twinrun.core.cores import available_cores
 from twinrun.models.bundle import Bundle
 
 _CHUNK_IMAGES = 256

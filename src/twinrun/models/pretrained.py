@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.errors import ModelError
+from twinrun.core.errors import ModelError
+from twinrun.core.networks import IMAGENET, PACKAGE, PACKAGE_MODELS, unfit_weights
 from twinrun.models.architectures import find_head
-from twinrun.networks import IMAGENET, PACKAGE, PACKAGE_MODELS, unfit_weights
 
 FOLDER = Path("data/pretrained")
 _SETTING = "params.yaml: train.pretrained"

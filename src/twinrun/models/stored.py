@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal, NoReturn
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from twinrun.errors import BundleError
-from twinrun.networks import unknown_network
-from twinrun.printing import escaped, one_line
-from twinrun.publish import MANIFEST
+from twinrun.core.errors import BundleError
+from twinrun.core.files import MANIFEST
+from twinrun.core.networks import unknown_network
+from twinrun.core.printing import escaped, one_line
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"

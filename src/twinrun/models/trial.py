@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from twinrun.errors import BundleError, run_main
+from twinrun.core.errors import BundleError, run_main
 from twinrun.models.bundle import load_bundle
 from twinrun.models.predict import probabilities
 

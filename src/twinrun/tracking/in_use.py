@@ -8,9 +8,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.errors import RegistryError
+from twinrun.core.errors import RegistryError
+from twinrun.record.records import relative_path, require_plain
 from twinrun.tracking.addresses import sqlite_to_read
-from twinrun.tracking.records import relative_path, require_plain
 from twinrun.tracking.registry import CANDIDATE, CHAMPION, Registry, Version, missing_model
 from twinrun.tracking.store import Tracker, as_default, explaining
 

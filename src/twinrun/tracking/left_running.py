@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from twinrun.record.home import Process, journals_folder
 from twinrun.tracking.addresses import sqlite_to_read
-from twinrun.tracking.home import Process, journals_folder
 from twinrun.tracking.replay import JOURNAL_TAG, PROCESS_TAG, process_of
 from twinrun.tracking.store import Tracker
 
@@ -48,7 +48,7 @@ def running(client: "MlflowClient", tracker: Tracker) -> list[Any]:
     if tracker.database is not None:
         found = [each.experiment_id for each in client.search_experiments()]
     else:
-        from twinrun.params import load_params
+        from twinrun.core.params import load_params
 
         ours = client.get_experiment_by_name(load_params(tracker.home / "params.yaml").register.model_name)
         found = [] if ours is None else [ours.experiment_id]

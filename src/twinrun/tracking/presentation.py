@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from twinrun.data.sheet import unguarded
-from twinrun.printing import one_line, printable
-from twinrun.publish import write_json
+from twinrun.core.files import write_json
+from twinrun.core.printing import one_line, printable
+from twinrun.core.sheet import unguarded
 from twinrun.tracking.metric_names import HEADLINE
 
 if TYPE_CHECKING:

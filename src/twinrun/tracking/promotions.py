@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from twinrun.errors import RegistryError
+from twinrun.core.errors import RegistryError
 
 PROMOTIONS = "promotions.jsonl"
 ELSEWHERE = "elsewhere"

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from twinrun.errors import InterruptedTraining
-from twinrun.printing import print
-from twinrun.tracking.journal import FILE, Journal, Summary, summarize
+from twinrun.core.errors import InterruptedTraining
+from twinrun.core.printing import print
+from twinrun.record.journal import FILE, Journal, Summary, summarize
 from twinrun.tracking.replay import Published, Replay, unpublished
 from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker
 

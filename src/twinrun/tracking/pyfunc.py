@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
-from twinrun.errors import DataError
+from twinrun.core.errors import DataError
 from twinrun.models.bundle import load_bundle
 from twinrun.models.classifier import Answer, ImageClassifier
 from twinrun.models.inputs import images_in

@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import BundleError, MissingModelError, RegistryError
+from twinrun.core.errors import BundleError, MissingModelError, RegistryError
+from twinrun.core.files import explained
 from twinrun.models.stored import StoredBundle, read_stored
-from twinrun.publish import explained
+from twinrun.record.records import number_from, sha256_from, version_numbers
 from twinrun.tracking.metric_names import (
     CROSS_VALIDATION_METRICS,
     EVALUATION_METRICS,
@@ -30,7 +31,6 @@ from twinrun.tracking.metric_names import (
 )
 from twinrun.tracking.presentation import describe_model, describe_version, may_describe, text_hash
 from twinrun.tracking.promotions import ELSEWHERE, PROMOTIONS, Entry, Promotions
-from twinrun.tracking.records import number_from, sha256_from, version_numbers
 from twinrun.tracking.store import (
     MLRUNS,
     Tracker,

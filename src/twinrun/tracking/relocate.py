@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
-from twinrun.printing import print
+from twinrun.core.printing import print
 from twinrun.tracking.addresses import quoted, sqlite_to_read
 
 DATABASE = "mlflow.db"

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.errors import RecordError
-from twinrun.printing import print
-from twinrun.publish import write_json
-from twinrun.tracking.home import Process
-from twinrun.tracking.journal import ARTIFACTS, FILE, Event, events_from, given_name, summarize
+from twinrun.core.errors import RecordError
+from twinrun.core.files import write_json
+from twinrun.core.printing import print
+from twinrun.record.home import Process
+from twinrun.record.journal import ARTIFACTS, FILE, Event, events_from, given_name, summarize
+from twinrun.record.records import PublishedRecord, parse_json, parse_record, process_from
 from twinrun.tracking.metric_names import metric_name
 from twinrun.tracking.presentation import run_name
-from twinrun.tracking.records import PublishedRecord, parse_json, parse_record, process_from
 from twinrun.tracking.store import Tracker, experiment_id, open_client
 
 if TYPE_CHECKING:

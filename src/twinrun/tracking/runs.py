@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import RegistryError, TrackingError
-from twinrun.printing import one_line
+from twinrun.core.errors import RegistryError, TrackingError
+from twinrun.core.printing import one_line
+from twinrun.record.records import CardRecord, read_record
 from twinrun.tracking.metric_names import with_current_names
 from twinrun.tracking.presentation import titled
-from twinrun.tracking.records import CardRecord, read_record
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import Tracker, explaining, open_client, require_reachable
 

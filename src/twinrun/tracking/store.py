@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.errors import TrackingError, TwinrunError
-from twinrun.publish import explained
+from twinrun.core.errors import TrackingError, TwinrunError
+from twinrun.core.files import explained
+from twinrun.record.home import home
 from twinrun.tracking.addresses import SQLITE, file_uri, sqlite_path, sqlite_uri
-from twinrun.tracking.home import home
 from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_view
 from twinrun.tracking.relocate import relocate
 from twinrun.tracking.translation import database_trouble, describe, shown, unreachable

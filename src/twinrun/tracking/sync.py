@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinrun.errors import RecordError
-from twinrun.publish import explained, file_sha256
-from twinrun.tracking.home import journals_folder, may_be_resumed
-from twinrun.tracking.journal import (
+from twinrun.core.errors import RecordError
+from twinrun.core.files import explained, file_sha256
+from twinrun.record.home import journals_folder, may_be_resumed
+from twinrun.record.journal import (
     ARTIFACTS,
     DIFF,
     FILE,
@@ -29,12 +29,7 @@ from twinrun.tracking.journal import (
     read_events,
     summarize,
 )
-from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
-from twinrun.tracking.lost import lost_from_database, lost_from_server, published_states
-from twinrun.tracking.metric_names import evaluation_metrics
-from twinrun.tracking.presentation import describe_run, is_given_name, log_table, run_name, set_note, short
-from twinrun.tracking.publisher import LOCK
-from twinrun.tracking.records import (
+from twinrun.record.records import (
     CardRecord,
     MetricsRecord,
     ModelRecord,
@@ -43,6 +38,11 @@ from twinrun.tracking.records import (
     read_record,
     require_plain,
 )
+from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
+from twinrun.tracking.lost import lost_from_database, lost_from_server, published_states
+from twinrun.tracking.metric_names import evaluation_metrics
+from twinrun.tracking.presentation import describe_run, is_given_name, log_table, run_name, set_note, short
+from twinrun.tracking.publisher import LOCK
 from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
 from twinrun.tracking.translation import describe

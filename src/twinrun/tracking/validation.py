@@ -5,10 +5,10 @@ run of its own. A run gets nothing about data that it was not given.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.publish import file_sha256
-from twinrun.tracking.objects import file_md5
+from twinrun.core.files import file_sha256
+from twinrun.record.objects import file_md5
+from twinrun.record.records import CardRecord, Record, ValidationRecord, read_record, require_plain
 from twinrun.tracking.presentation import NOTE, escaped, log_table, run_name
-from twinrun.tracking.records import CardRecord, Record, ValidationRecord, read_record, require_plain
 from twinrun.tracking.replay import Published, source_tags
 from twinrun.tracking.store import Tracker, experiment_id
 
@@ -55,7 +55,7 @@ def failure_waits(workspace: Path, tracker: Tracker) -> bool:
 
 def record_failure(client: "MlflowClient", workspace: Path, tracker: Tracker) -> str:
     """Make a run, FAILED, of the validation that refused the data; once for each result.json. Returns its name."""
-    from twinrun.params import load_params
+    from twinrun.core.params import load_params
 
     key = str(failure_key(workspace))
     state = Published.load(tracker, key)

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from twinrun.errors import os_problem
-from twinrun.publish import folder_faults, replacing, replacing_folder, write_json
+from twinrun.core.errors import os_problem
+from twinrun.core.files import folder_faults, replacing, replacing_folder, write_json
 
 _KEPT = 2
 _TENSORS = "state.safetensors"

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from twinrun.arrays import Pixels
-from twinrun.data.progress import progress
+from twinrun.core.arrays import Pixels
+from twinrun.core.files import canonical_json, folder_faults, replacing_folder
+from twinrun.core.progress import progress
 from twinrun.models.architectures import find_head
 from twinrun.models.bundle import weights_hash
 from twinrun.models.predict import channel_tensor, normalised
-from twinrun.publish import canonical_json, folder_faults, replacing_folder
 from twinrun.training.interruption import StopRequest
 from twinrun.training.numerics import describe_numerics
 from twinrun.training.shards import Numerics

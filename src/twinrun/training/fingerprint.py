@@ -6,24 +6,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from twinrun.data.manifest import SPLITS, Manifest
-from twinrun.params import TrainParams
-from twinrun.publish import canonical_json, file_sha256
+from twinrun.core.files import canonical_json, file_sha256
+from twinrun.core.params import TrainParams
+from twinrun.dataset.manifest import SPLITS, Manifest
 
 LOCK = Path("requirements.lock")
 
 _PACKAGE = Path(__file__).parent.parent
 _DECIDING_CODE = (
-    "data/augment.py",
-    "data/batches.py",
-    "data/keyed.py",
-    "data/manifest.py",
-    "data/pack.py",
+    "core/keyed.py",
+    "core/params.py",
+    "dataset/manifest.py",
+    "dataset/pack.py",
     "models/architectures.py",
     "models/bundle.py",
     "models/predict.py",
     "models/pretrained.py",
-    "params.py",
     "training/*.py",
 )
 _STAGE = Path("pipeline/train.py")

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.arrays import Pixels
-from twinrun.data.manifest import Manifest
-from twinrun.errors import DataError, DivergedError, ModelError, TrainingError
-from twinrun.params import TrainParams
-from twinrun.printing import print
+from twinrun.core.arrays import Pixels
+from twinrun.core.errors import DataError, DivergedError, ModelError, TrainingError
+from twinrun.core.params import TrainParams
+from twinrun.core.printing import print
+from twinrun.dataset.manifest import Manifest
 from twinrun.training import collectives
 from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest

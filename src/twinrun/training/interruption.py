@@ -12,9 +12,9 @@ from types import FrameType
 
 import psutil
 
-from twinrun.errors import InterruptedTraining, LockHeldError
-from twinrun.printing import print
-from twinrun.publish import explained
+from twinrun.core.errors import InterruptedTraining, LockHeldError
+from twinrun.core.files import explained
+from twinrun.core.printing import print
 from twinrun.training.launch import launch
 
 LOCK_WAIT_S = 30.0

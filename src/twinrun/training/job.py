@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from twinrun.arrays import Pixels
-from twinrun.data.manifest import SPLITS, Manifest, read_manifest
-from twinrun.data.pack import open_pack
-from twinrun.errors import DataError, ModelError
+from twinrun.core.arrays import Pixels
+from twinrun.core.errors import DataError, ModelError
+from twinrun.core.params import IngestParams, TrainParams
+from twinrun.dataset.manifest import SPLITS, Manifest, read_manifest
+from twinrun.dataset.pack import open_pack
 from twinrun.models.architectures import build_network, find_head
 from twinrun.models.bundle import Preprocessing
 from twinrun.models.pretrained import Pretrained, for_channels, load_pretrained, start_from
-from twinrun.params import IngestParams, TrainParams
 from twinrun.training.checkpoints import Checkpoints
 from twinrun.training.features import Features, backbone_of
 from twinrun.training.fingerprint import fingerprint, fingerprint_parts

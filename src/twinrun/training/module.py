@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from twinrun.arrays import Pixels
-from twinrun.data.augment import augment
-from twinrun.data.batches import batch_sizes, epoch_batches
-from twinrun.data.keyed import UInt64Array, id_keys
-from twinrun.data.manifest import Split
-from twinrun.errors import DivergedError, ModelError
+from twinrun.core.arrays import Pixels
+from twinrun.core.errors import DivergedError, ModelError
+from twinrun.core.keyed import UInt64Array, id_keys
+from twinrun.core.params import TrainParams
+from twinrun.dataset.manifest import Split
 from twinrun.models.predict import chunk_slices
-from twinrun.params import TrainParams
+from twinrun.training.augment import augment
+from twinrun.training.batches import batch_sizes, epoch_batches
 from twinrun.training.lightning import pl
 from twinrun.training.schedule import learning_rate
 from twinrun.training.shards import ShardedNetwork

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twinrun.data.manifest import Split
-from twinrun.errors import TrainingError
-from twinrun.params import TrainParams
+from twinrun.core.errors import TrainingError
+from twinrun.core.params import TrainParams
+from twinrun.dataset.manifest import Split
 from twinrun.training.launch import launch
 from twinrun.training.shards import Numerics
 

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from twinrun.arrays import FloatArray, IntArray
-from twinrun.data.keyed import id_keys, keyed_bits
-from twinrun.data.manifest import SPLITS, Manifest, Split
-from twinrun.data.progress import phase, progress
+from twinrun.core.arrays import FloatArray, IntArray
+from twinrun.core.keyed import id_keys, keyed_bits
+from twinrun.core.params import TrainParams
+from twinrun.core.progress import phase, progress
+from twinrun.dataset.manifest import SPLITS, Manifest, Split
 from twinrun.models.architectures import find_head
-from twinrun.params import TrainParams
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Penalties that cross-validation chooses from: l2 / 2 times the squared weights, beside the mean loss of an image."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from twinrun.params import TrainParams
+from twinrun.core.params import TrainParams
 from twinrun.training.launch import launch
 from twinrun.training.lightning import pl
 

@@ -2,7 +2,7 @@
 
 import math
 
-from twinrun.params import TrainParams
+from twinrun.core.params import TrainParams
 
 
 def learning_rate(step: int, steps_per_epoch: int, params: TrainParams) -> float:

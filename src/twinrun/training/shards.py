@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from twinrun.cores import available_cores
-from twinrun.data.batches import shard_slices
-from twinrun.data.keyed import keyed_seed
+from twinrun.core.cores import available_cores
+from twinrun.core.keyed import keyed_seed
 from twinrun.models.predict import channel_tensor, normalised
 from twinrun.training import collectives
+from twinrun.training.batches import shard_slices
 
 _DROPOUT = 2  # the stream of draws that decides dropout
 

@@ -1,0 +1,97 @@
+"""Images that a person names on the command line: files, folders, patterns such as "*.jpg", and CSV files of paths."""
+
+import glob
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinrun.core.errors import SourceError
+from twinrun.core.printing import escaped
+from twinrun.core.sheet import read_sheet
+from twinrun.ingest.walking import walk_folder
+
+_COLUMNS = ("path", "image", "file", "filename")
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """Paths of images, in order, and a sentence for each kind of what was left out."""
+
+    paths: list[Path]
+    notes: list[str]
+
+
+def choose_images(arguments: Sequence[str]) -> ChosenImages:
+    """The images that `arguments` name, in that order; those of a folder, and of all below it, by path.
+
+    A file that is named itself is an image whatever it holds. Raises SourceError where there are no images at all, or a
+    CSV cannot be read.
+    """
+    paths: list[Path] = []
+    notes: list[str] = []
+    for argument in arguments:
+        for path in _expanded(argument):
+            if path.is_dir():
+                found, left_out = _images_below(path)
+                paths += found
+                notes += left_out
+            elif path.suffix.lower() == ".csv":
+                paths += _paths_of_csv(path)
+            else:
+                paths.append(path)
+    if not paths:
+        raise SourceError(" ".join([f"There are no images in {', '.join(map(escaped, arguments))}.", *notes]))
+    return ChosenImages(paths, notes)
+
+
+def _expanded(argument: str) -> list[Path]:
+    """The path, or those that match it where it is a pattern that the shell left alone."""
+    path = Path(argument).expanduser()
+    if path.exists() or not glob.has_magic(argument):
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - of any folder
+    if "**" in path.parts:  # it reaches what is in folders by itself
+        matches = [match for match in matches if not match.is_dir()]
+    if not matches:
+        raise SourceError(f"No file matches {escaped(argument)}.")
+    return matches
+
+
+def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
+    walk = walk_folder(folder)
+    parts = sorted((*folders, name) for folders, name in walk.files)
+    return [folder.joinpath(*names) for names in parts], [f"{escaped(str(folder))}: {note}" for note in walk.notes()]
+
+
+def _paths_of_csv(file: Path) -> list[Path]:
+    """The paths in the column path, image, file or filename, or else in the first; relative to the CSV's folder."""
+    named = escaped(str(file))
+    try:
+        rows = [line.cells for line in read_sheet(file, "an argument", SourceError).lines]
+    except FileNotFoundError:
+        raise SourceError(f"{named} cannot be read: No such file or directory.") from None
+    if not rows:
+        raise SourceError(f"{named} is empty. Give it a column called path, a row for each image.")
+    header = [cell.strip().lower() for cell in rows[0]]
+    column = next((header.index(name) for name in _COLUMNS if name in header), None)
+    if column is None:
+        # A first row that names a file, or looks like the others, is no header.
+        is_image = (file.parent / rows[0][0]).is_file() or Path(rows[0][0]).suffix != ""
+        return list(_cells(file, rows if is_image else rows[1:], 0))
+    return list(_cells(file, rows[1:], column))
+
+
+def _cells(file: Path, rows: Iterable[Sequence[str]], column: int) -> Iterator[Path]:
+    for number, row in enumerate(rows, 1):
+        cell = row[column] if column < len(row) else ""
+        if not cell.strip() or "\0" in cell:
+            raise SourceError(f"{escaped(str(file))} names no image in its row {number}.")
+        yield _meant(file.parent, cell)
+
+
+def _meant(folder: Path, cell: str) -> Path:
+    """The file that a cell names: as it stands, without spaces around, or in another Unicode form."""
+    names = [cell, cell.strip(), *(unicodedata.normalize(form, cell.strip()) for form in ("NFC", "NFD"))]
+    paths = [folder / Path(name).expanduser() for name in dict.fromkeys(names)]
+    return next((path for path in paths if path.exists()), folder / Path(cell.strip()).expanduser())

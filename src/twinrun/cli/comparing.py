@@ -1,0 +1,280 @@
+"""Runs side by side: fetches their predictions, joins those that differ in the seed alone, and says what differs."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twinrun.core.arrays import IntArray
+from twinrun.core.errors import DataError, TwinError, TwinrunError
+from twinrun.evaluation.champion import recorded_predictions
+from twinrun.evaluation.comparison import Aligned, Contender, Slice, align, slices
+from twinrun.evaluation.comparison_page import Beside, Comparison, page
+from twinrun.evaluation.headline import Source
+from twinrun.evaluation.predictions import Predictions, read_predictions
+from twinrun.record.card import LOCK
+from twinrun.tracking.runs import RunFacts
+from twinrun.tracking.store import Tracker, explaining, open_client
+from twinrun.twins.difference import Change, compare_cards
+from twinrun.twins.rundiff import RunDiff, diff_runs
+from twinrun.twins.twin import recorded_run, results_of
+
+PAGE = "comparison.html"
+_KINDS = {"test": "test images", "cross-validation": "images out of fold"}
+_MOST = 50  # runs
+_SHOWN = 6  # lines on what differs
+_TABLE, _PACK, _NEAR, _MANIFEST = (
+    Path("data/out/ingest/table.parquet"),
+    Path("data/out/ingest/images.npy"),
+    Path("data/out/ingest/near.parquet"),
+    Path("data/out/validate/manifest.parquet"),
+)
+_MEASURED = {"brightness": ("dark", "bright"), "sharpness": ("blurred", "sharp"), "width": ("narrow", "wide")}
+# Settings that change no weight.
+_NO_RESULT = frozenset(
+    {"ingest.path", "ingest.workers", "train.threads", "train.devices", "train.accelerator", "validate.reference"}
+)
+_FEWEST = 20  # images of a part that is worth a line
+
+
+class _Found:
+    """A run with what it predicted."""
+
+    def __init__(self, run: RunFacts, metrics: Mapping[str, Any], predictions: dict[Source, Predictions]) -> None:
+        if run.card is None:
+            raise TwinError(f"The run {run.title} ({run.status}) has no card: its training did not finish.")
+        self.run, self.card, self.metrics, self.predictions = run, run.card, metrics, predictions
+
+
+def compare_runs(
+    root: Path, tracker: Tracker, references: Sequence[str], model_name: str, *, margin: float
+) -> tuple[Comparison, str]:
+    """Compare the runs that `references` name, as `find_run` takes them; returns the comparison and its page.
+
+    Runs that differ in the seed alone are one row. All are compared on the same kind of images: out of fold where that
+    is the headline of each, and on the test split otherwise. Raises TwinError or DataError with the reason.
+    """
+    if len(references) > _MOST:
+        raise TwinError(f"At most {_MOST} runs are compared at once; these are {len(references)}.")
+    found = [_found(root, tracker, recorded_run(root, tracker, each, model_name)) for each in references]
+    unique = list({each.run.run_id: each for each in found}.values())
+    rows = _by_seed(unique)
+    source = _source_of(unique)
+    aligned = align(
+        [
+            Contender(name=_row_name(row), members=tuple(_of_source(each, source) for each in row))
+            for row in (rows if len(rows) > 1 else [[each] for each in found[:2]])
+        ]
+    )
+    table = _table_here(root)
+    comparison = Comparison(
+        aligned=aligned,
+        beside=[_beside(row) for row in rows] if len(rows) > 1 else [_beside([each]) for each in found[:2]],
+        kind=_KINDS[source],
+        margin=margin,
+        same_weights=len({each.card["weights_hash"] for each in found}) == 1,
+        slices=_slices(root, aligned, table) if len(rows) == 2 else (),
+        notes=_left_out(aligned),
+    )
+    if len(aligned.names) == 2 and len(found) >= 2:
+        differing, cause = _differing(diff_runs(root, tracker, references[0], references[-1], model_name))
+        comparison = replace(comparison, differing=differing, cause=None if comparison.same_weights else cause)
+    paths = [table.get(name, {}).get("path", name) for name in aligned.ids]
+    return comparison, page(comparison, _pictures(root, aligned, table), paths)
+
+
+def log_page(tracker: Tracker, run_id: str, text: str) -> None:
+    """Add the page to a run as an artifact."""
+    with tempfile.TemporaryDirectory() as folder, explaining(tracker):
+        file = Path(folder, PAGE)
+        file.write_text(text, encoding="utf-8")
+        open_client(tracker).log_artifact(run_id, str(file), "comparison")
+
+
+def newest(root: Path, tracker: Tracker, references: Sequence[str], model_name: str) -> RunFacts:
+    """The run of `references` that was trained last."""
+    runs = [recorded_run(root, tracker, each, model_name) for each in references]
+    return max(runs, key=lambda run: str((run.card or {}).get("started", "")))
+
+
+def _found(root: Path, tracker: Tracker, run: RunFacts) -> _Found:
+    predictions = {} if run.is_unpublished else recorded_predictions(tracker, run.run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        metrics, file = results_of(root, tracker, run, Path(folder))
+        if file is not None and not predictions:
+            predictions["test"] = read_predictions(file)
+    if not predictions:
+        raise DataError(f"The predictions of the run {run.title} are not recorded. Evaluate it: dvc repro evaluate")
+    return _Found(run, metrics, predictions)
+
+
+def _source_of(found: Sequence[_Found]) -> Source:
+    return "cross-validation" if all("cross-validation" in each.predictions for each in found) else "test"
+
+
+def _of_source(found: _Found, source: Source) -> Predictions:
+    if source not in found.predictions:
+        raise DataError(f"The predictions of the run {found.run.title} on the {_KINDS[source]} are not recorded.")
+    return found.predictions[source]
+
+
+def _by_seed(found: Sequence[_Found]) -> list[list[_Found]]:
+    """The runs in rows: those of one row differ in train.seed alone, of all that decides weights."""
+    rows: list[list[_Found]] = []
+    for each in found:
+        for row in rows:
+            if _only_seed_differs(row[0].card, each.card):
+                row.append(each)
+                break
+        else:
+            rows.append([each])
+    return rows
+
+
+def _only_seed_differs(card: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    deciding = [change for changes in compare_cards(card, other).deciding.values() for change in changes]
+    return bool(deciding) and all(change.name == "seed" for change in deciding)
+
+
+def _row_name(row: Sequence[_Found]) -> str:
+    if len(row) == 1:
+        return row[0].run.title
+    seeds = ", ".join(sorted(str(each.card["params"]["train"]["seed"]) for each in row))
+    return f"{row[0].run.title} and its seeds {seeds}"
+
+
+def _beside(row: Sequence[_Found]) -> Beside:
+    metrics, times = row[0].metrics, [each.card.get("wall_time_s") for each in row]
+    known = [float(time) for time in times if isinstance(time, int | float)]
+    size = metrics.get("model_bytes")
+    return Beside(
+        seeds=len(row),
+        model_bytes=size if isinstance(size, int) else None,
+        wall_time_s=float(np.mean(known)) if known else None,
+    )
+
+
+def _left_out(aligned: Aligned) -> list[str]:
+    """What the comparison does not cover, in sentences."""
+    notes = [
+        f"{count:,} images of {name} are left out: the others did not answer them."
+        for name, count in aligned.left_out.items()
+        if count
+    ]
+    if aligned.relabelled:
+        notes.append(f"{aligned.relabelled:,} images are left out since their label was changed.")
+    return notes
+
+
+def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
+    """Lines on what differs, and a sentence where exactly one thing does."""
+    lines = []
+    for kind, changes in diff.differences.changes.items():
+        if shown := [change for change in changes if not _is_noise(change)]:
+            lines.append(f"{kind}: {_some([str(change) for change in shown], '; ')}")
+    if diff.files:
+        lines.append(f"files: {_some(diff.files, ', ')}")
+    if diff.images:
+        lines.append(f"images: {len(diff.images):,} added, removed, relabelled or changed")
+    things = _things(diff)
+    if len(things) == 1:
+        return lines, (
+            f"Of all that can change the weights only {things[0]} differs, and trainings are exact: it is the cause of "
+            "what changed."
+        )
+    return lines, None
+
+
+def _things(diff: RunDiff) -> list[str]:
+    """What a person changed and what can change the weights. Pixels that follow from a setting are not another one."""
+    changes, deciding = diff.differences.changes, diff.differences.deciding
+    settings = [f"{each.name} ({each.before}, now {each.after})" for each in changes["params"] if _decides(each.name)]
+    of_data = any(each.name.startswith(("ingest.", "validate.")) for each in changes["params"])
+    things = settings or [each.name for each in deciding["params"]]
+    if deciding["data"] and (diff.images or not of_data):
+        things.append("the data")
+    for kind in ("code", "environment", "hardware"):
+        things += [each.name for each in deciding[kind]]
+    return things
+
+
+def _decides(setting: str) -> bool:
+    """Whether a setting of params.yaml can change the weights."""
+    return setting.startswith(("ingest.", "validate.", "train.")) and setting not in _NO_RESULT
+
+
+def _some(texts: Sequence[str], between: str) -> str:
+    more = f"{between}and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return between.join(texts[:_SHOWN]) + more
+
+
+def _is_noise(change: Change) -> bool:
+    """Commits and patches say little beside the files and settings that differ, the lock's hash beside packages."""
+    return change.name in ("commit", "uncommitted changes", LOCK)
+
+
+def _table_here(root: Path) -> dict[str, dict[str, Any]]:
+    """The rows of this folder's table of facts by image id, with the row's place; empty where there is none."""
+    from twinrun.dataset.table import read_table
+
+    try:
+        rows = read_table(root / _TABLE).to_pylist()
+    except TwinrunError:
+        return {}
+    return {row["id"]: {**row, "row": at} for at, row in enumerate(rows)}
+
+
+def _slices(root: Path, aligned: Aligned, table: Mapping[str, Mapping[str, Any]]) -> list[Slice]:
+    """The difference by brightness, sharpness, size, camera and group, and for copies of training images."""
+    facts = [table.get(name) for name in aligned.ids]
+    parts: dict[str, IntArray] = {}
+    for column, (low, high) in _MEASURED.items():
+        values = np.array([np.nan if fact is None or fact[column] is None else float(fact[column]) for fact in facts])
+        known = np.flatnonzero(~np.isnan(values))
+        if len(known) >= 4 * _FEWEST and len(np.unique(values[known])) >= 4:
+            quarters = np.array_split(known[np.argsort(values[known], kind="stable")], 4)
+            parts[f"the quarter that is most {low}"] = quarters[0]
+            parts[f"the quarter that is most {high}"] = quarters[3]
+    for column in ("camera", "group"):
+        names = [None if fact is None else fact.get(column) for fact in facts]
+        counted = {
+            name: np.array([at for at, each in enumerate(names) if each == name]) for name in set(names) - {None}
+        }
+        common = sorted(counted, key=lambda name: -len(counted[name]))[:4]
+        parts |= {f"{column} {name}": counted[name] for name in common if len(counted[name]) >= _FEWEST}
+    parts["near copies of training images"] = _copies(root, aligned, table)
+    return slices(aligned, 0, 1, parts)
+
+
+def _copies(root: Path, aligned: Aligned, table: Mapping[str, Mapping[str, Any]]) -> IntArray:
+    from twinrun.dataset.manifest import read_manifest
+    from twinrun.dataset.pairs import read_pairs
+
+    nothing = np.zeros(0, np.int64)
+    try:
+        pairs, manifest = read_pairs(root / _NEAR), read_manifest(root / _MANIFEST)
+    except TwinrunError:
+        return nothing
+    train = set(manifest.split("train").rows.tolist())
+    copies = {
+        row for pair in pairs for row, other in ((pair.first, pair.second), (pair.second, pair.first)) if other in train
+    }
+    return np.array([at for at, name in enumerate(aligned.ids) if table.get(name, {}).get("row") in copies], np.int64)
+
+
+def _pictures(
+    root: Path, aligned: Aligned, table: Mapping[str, Mapping[str, Any]]
+) -> list[npt.NDArray[np.uint8] | None] | None:
+    """The images of this folder's pack; None where it has none, or one of other pixels."""
+    from twinrun.dataset.pack import open_pack
+
+    try:
+        images = open_pack(root / _PACK)
+    except TwinrunError:
+        return None
+    rows = [table.get(name, {}).get("row") for name in aligned.ids]
+    return [None if row is None or row >= len(images) else images[row] for row in rows]

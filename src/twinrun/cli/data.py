@@ -1,0 +1,289 @@
+"""The commands `twinrun data check | mend | split | drift`; each imports what it needs when it is called."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinrun.core.errors import DataError, PublishError, SourceError, TwinrunError
+from twinrun.core.printing import print
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from twinrun.decoding.samples import SampleRules
+    from twinrun.ingest.folders import Levels
+    from twinrun.validate.fixed_splits import FixedSplit
+
+app = typer.Typer(
+    no_args_is_help=True, help="Look at images before anything is trained on them, and fix what is wrong."
+)
+
+FINDINGS = Path("data/out/validate/findings.parquet")
+DECISIONS = Path("data/decisions/decisions.csv")
+SPLITS_FILE = Path("data/decisions/splits.csv")
+TABLE = Path("data/out/ingest/table.parquet")
+MANIFEST = Path("data/out/validate/manifest.parquet")
+_NOT_CHECKED = 2  # exit code
+_MOST_LINES = 10
+_FEWEST_LINES = 5
+
+
+@app.command()
+def check(
+    folder: Annotated[
+        Path, typer.Argument(help="Any folder of images; folders in it are taken as labels, or as splits and labels.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("twinrun-check"),
+    size_px: Annotated[
+        int, typer.Option("--size", min=16, max=1024, help="Side of the copies that are compared, pixels.")
+    ] = 64,
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Search for wrong labels, which takes longest.")
+    ] = True,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", help="Measure drift against a table of facts, such as an ingest's table.parquet."),
+    ] = None,
+    levels: Annotated[
+        str,
+        typer.Option("--levels", help="What each level of folders is, from the top: split, label, group or skip."),
+    ] = "auto",
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", help="Pattern of paths to leave out, such as '*/masks/*'; may be repeated."),
+    ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Read links that lead out of the folder as well.")
+    ] = False,
+    depth: Annotated[
+        str,
+        typer.Option("--depth", help="Range of samples of more than 8 bits: file, data, or a number of bits."),
+    ] = "file",
+    ground: Annotated[
+        str, typer.Option("--ground", help="What transparent parts show: white, gray or black.")
+    ] = "white",
+    bands: Annotated[
+        str | None,
+        typer.Option("--bands", help="Of files with more than three bands, those that make the picture: 4,3,2."),
+    ] = None,
+) -> None:
+    """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings, 2 it could not be checked.
+
+    Looks for unreadable images, duplicates, near duplicates, conflicting and wrong labels, shortcuts, poor images and
+    drift, and writes a page with pictures. Nothing in the folder is changed.
+
+    Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --levels split,label --out report
+    """
+    from twinrun.cli.folder_check import REPORT, check_folder
+    from twinrun.validate.reference import read_reference
+    from twinrun.validate.words import summary
+
+    try:
+        earlier = read_reference(reference.expanduser(), "--reference", reference.name) if reference else None
+        verdict, notes = check_folder(
+            folder.expanduser(),
+            out,
+            size_px=size_px,
+            labels=labels,
+            reference=earlier,
+            levels=_levels(levels),
+            leave_out=leave_out or (),
+            follow_links=follow_links,
+            rules=_rules(depth, ground, bands),
+        )
+    except TwinrunError as error:
+        error.exit_code = _NOT_CHECKED
+        raise
+    print("\n".join(notes))
+    print(summary(verdict, (out / REPORT).as_posix(), None, most_lines=max(_FEWEST_LINES, _MOST_LINES - len(notes))))
+    raise SystemExit(1 if verdict.stopping or verdict.warnings else 0)
+
+
+@app.command()
+def mend(
+    out: Annotated[Path, typer.Option("--out", help="The CSV; decisions that are in it stay as they are.")] = DECISIONS,
+    findings: Annotated[
+        Path, typer.Option("--findings", help="What was found, by validate or by `twinrun data check`.")
+    ] = FINDINGS,
+) -> None:
+    """Write a CSV of drops and relabels for what the last `dvc repro validate` or `twinrun data check` found.
+
+    A person edits it (the action is drop, relabel or keep), and validate.decisions in params.yaml applies it. Called
+    again, it adds what is new behind the lines that are there.
+
+    Examples: twinrun data mend, twinrun data mend --findings twinrun-check/findings.parquet
+    """
+    from twinrun.core.files import write_text
+    from twinrun.core.sheet import decoded, mark_of
+    from twinrun.validate.decisions import decisions_csv, not_decided, proposed, read_decisions
+
+    before = read_decisions(out) if out.exists() else []
+    new = not_decided(proposed(_read_findings(findings)), before)
+    if not new:
+        print("Nothing to propose" + (f" beyond {_count(len(before), 'decision')} in {out}." if before else "."))
+        return
+    try:
+        there = out.exists()
+        text = decisions_csv(new, decoded(out, "--out", DataError) if there else "")
+        write_text((mark_of(out) if there else "") + text, out)
+    except OSError as error:
+        raise PublishError(f"{out} cannot be written: {error.strerror}. Name another one: --out.") from None
+    drops = sum(decision.action == "drop" for decision in new)
+    proposals = f"{_count(drops, 'drop')} and {_count(len(new) - drops, 'relabel')} proposed"
+    print(f"{out}: {proposals}, {_count(len(before), 'decision')} kept.")
+    print(f"Edit it, set validate.decisions: {out} in params.yaml, and run: dvc repro")
+    _warn_unless_watched(out)
+
+
+@app.command()
+def split(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help=f"The CSV; validate.splits of params.yaml, or else {SPLITS_FILE}."),
+    ] = None,
+) -> None:
+    """Write the split of every image to a CSV for git; from then on no image in it moves.
+
+    Reads what the last `dvc repro validate` drew. Set validate.splits in params.yaml to the file. Images are recognised
+    by path and pixels, so renamed and relabelled ones stay too. New images fill the quotas; called again after the next
+    `dvc repro validate`, this command adds them.
+
+    Examples: twinrun data split, twinrun data split --out data/decisions/splits.csv
+    """
+    from collections import Counter
+
+    from twinrun.core.files import write_text
+    from twinrun.core.params import load_params
+    from twinrun.validate.fixed_splits import fixed_splits_csv, read_fixed_splits, with_images
+
+    setting = load_params().validate.splits
+    out = out or Path(setting or SPLITS_FILE)
+    before = read_fixed_splits(out) if out.exists() else []
+    images = _drawn_splits(before, out)
+    lines = with_images(before, images)
+    if lines != before:
+        write_text(fixed_splits_csv(lines), out)
+    counts = Counter(image.split for image in images)
+    sizes = ", ".join(f"{name} {counts[name]:,}" for name in ("train", "val", "test"))
+    added = len(lines) - len(before)
+    print(
+        f"{out}: {_count(len(images), 'image')} ({sizes}), of which {added:,} {'was' if added == 1 else 'were'} added."
+    )
+    if setting is not None and Path(setting) == out:
+        print("Commit it to git." if lines != before else "It was up to date.")
+    else:
+        print(f"Commit it to git, set validate.splits: {out} in params.yaml, and run: dvc repro")
+    _warn_unless_watched(out)
+
+
+def _drawn_splits(before: "list[FixedSplit]", out: Path) -> "list[FixedSplit]":
+    """The split of every usable image as validate drew it; raises DataError where it contradicts the file."""
+    from twinrun.dataset.manifest import read_manifest_table
+    from twinrun.dataset.table import read_table
+    from twinrun.validate.fixed_splits import FixedSplit, fixed_splits
+
+    table, manifest = read_table(TABLE), read_manifest_table(MANIFEST)
+    if table["id"] != manifest["id"]:
+        raise DataError(f"{MANIFEST} is of other images than {TABLE}. Make it again: dvc repro validate")
+    facts = {name: table[name].to_pylist() for name in ("path", "split", "pixels_sha256")}
+    known = fixed_splits(facts, before)
+    images, moved = [], []
+    for row, (name, dropped) in enumerate(
+        zip(*(manifest[column].to_pylist() for column in ("split", "dropped")), strict=True)
+    ):
+        if dropped is None:
+            images.append(FixedSplit(facts["path"][row], name, facts["pixels_sha256"][row]))
+            if known[row] not in (None, name):
+                moved.append(f"{facts['path'][row]!r} is in {known[row]} there and in {name} now")
+    if moved:
+        raise DataError(
+            f"{_count(len(moved), 'image is', 'images are')} in another split than in {out}, for example {moved[0]}. "
+            f"The last validate did not use that file: set validate.splits: {out} in params.yaml, and run: dvc repro "
+            "validate"
+        )
+    return images
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def _warn_unless_watched(out: Path) -> None:
+    if not out.resolve().is_relative_to(DECISIONS.parent.resolve()):
+        print(f"DVC watches {DECISIONS.parent} alone: move it there, or add {out} to the deps of validate in dvc.yaml.")
+
+
+def _rules(depth: str, ground: str, bands: str | None) -> "SampleRules":
+    """What --depth, --ground and --bands say; raises SourceError where one is something else."""
+    from twinrun.decoding.samples import SampleRules
+
+    if depth not in ("file", "data") and not (depth.isdecimal() and 1 <= int(depth) <= 32):
+        raise SourceError(f"--depth {depth!r}: write file, data, or a number of bits from 1 to 32.")
+    if ground not in ("white", "gray", "black"):
+        raise SourceError(f"--ground {ground!r}: write white, gray or black.")
+    numbers = bands.split(",") if bands is not None else []
+    if bands is not None and (len(numbers) not in (1, 3) or not all(n.isdecimal() and int(n) for n in numbers)):
+        raise SourceError(f"--bands {bands!r}: name one band or three, counted from 1, such as 4,3,2.")
+    return SampleRules(
+        depth=int(depth) if depth.isdecimal() else depth,  # type: ignore[arg-type]
+        ground=ground,  # type: ignore[arg-type]
+        bands=tuple(map(int, numbers)) or None,
+    )
+
+
+def _levels(text: str) -> "Levels":
+    """What --levels says; raises SourceError where it is something else."""
+    from typing import get_args
+
+    from twinrun.core.params import Level
+
+    words = text.strip(" []").replace(",", " ").split()
+    if words == ["auto"]:
+        return "auto"
+    levels: list[Level] = [level for word in words for level in get_args(Level) if word == level]
+    if not levels or len(levels) < len(words):
+        raise SourceError(f"--levels {text!r}: write {', '.join(get_args(Level))} in some order, such as split,label.")
+    return levels
+
+
+@app.command()
+def drift(
+    model: Annotated[
+        str | None, typer.Option("--model", help="Name of the model; by default register.model_name of params.yaml.")
+    ] = None,
+) -> None:
+    """Compare the data that validate passed last with those of the champion. Exit code: 0 alike, 1 they differ.
+
+    Compares how facts are spread, labels and images. It decides nothing: validate compares with a table of facts if
+    validate.reference names one.
+
+    Example: twinrun data drift
+    """
+    from twinrun.core.params import load_params
+    from twinrun.tracking.store import find_tracker
+    from twinrun.twins.champion_data import champion_facts, facts_used
+    from twinrun.twins.material import MANIFEST, TABLE
+    from twinrun.validate.searches.drift import drift_lines, find_drift
+
+    params = load_params()
+    before = champion_facts(Path.cwd(), find_tracker(), model or params.register.model_name)
+    lines = drift_lines(find_drift(before, facts_used(Path(TABLE), Path(MANIFEST)), seed=params.validate.seed))
+    print("\n".join(lines) or "These data are spread as those of the champion, with the same labels and images.")
+    raise SystemExit(1 if lines else 0)
+
+
+def _read_findings(path: Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    again = "dvc repro -f validate" if path == FINDINGS else "twinrun data check"
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Create it: {again.replace(' -f', '')}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Create it again: {again}") from None
+    if missing := {"check", "path", "words", "action", "label"} - set(table.column_names):
+        raise DataError(f"{path} has no findings in it: it lacks {', '.join(sorted(missing))}. Create it: {again}")
+    return table

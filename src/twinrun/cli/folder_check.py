@@ -1,0 +1,144 @@
+"""All checks on any folder of images, without a pipeline: no split is drawn, and no params.yaml read."""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from twinrun.core.cores import available_cores
+from twinrun.core.errors import PublishError
+from twinrun.core.files import ensure_writable, write_json, write_table, write_text
+from twinrun.core.params import LabelErrorParams, SplitFractions, ValidateParams
+from twinrun.core.progress import fraction
+from twinrun.dataset.pack import creating_pack, open_pack
+from twinrun.decoding.decode import AS_STORED
+from twinrun.decoding.samples import SampleRules
+from twinrun.ingest.copies.nearest import near_duplicates
+from twinrun.ingest.facts import Facts
+from twinrun.ingest.folders import REPORT_FILES, Levels, list_images
+from twinrun.ingest.packing import Shape, facts_table, fill_pack, sample_notes
+from twinrun.validate.evidence import Reference
+from twinrun.validate.findings import Finding, Verdict
+from twinrun.validate.judging import judge_table
+from twinrun.validate.report import report_html
+from twinrun.validate.results import findings_table, result_json
+
+REPORT, _RESULT, FINDINGS = REPORT_FILES
+_MAX_PIXELS = 100_000_000
+# As presets/folder.yaml has it, but that a class may be small: nobody said that all images are here.
+_SETTINGS = ValidateParams(
+    seed=0,
+    fractions=SplitFractions(train=0.7, val=0.15, test=0.15),
+    splits=None,
+    min_images_per_class=1,
+    max_imbalance=10.0,
+    min_side_px=8,
+    max_side_px=10_000,
+    modes=["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I", "I;16"],
+    on_broken="stop",
+    on_size="stop",
+    on_mode="stop",
+    on_classes="stop",
+    on_names="warn",
+    on_contradiction="stop",
+    on_leak="stop",
+    on_near_leak="stop",
+    on_duplicate="warn",
+    on_label_error="warn",
+    label_errors=LabelErrorParams(folds=5, budget_s=600.0),
+    on_shortcut="stop",
+    max_shortcut=0.9,
+    on_quality="warn",
+    on_drift="warn",
+    reference=None,
+    decisions=None,
+    expectations=[],
+)
+
+
+def check_folder(
+    folder: Path,
+    out: Path,
+    *,
+    size_px: int,
+    labels: bool = True,
+    reference: Reference | None = None,
+    levels: Levels = "auto",
+    leave_out: Sequence[str] = (),
+    follow_links: bool = False,
+    rules: SampleRules = AS_STORED,
+) -> tuple[Verdict, list[str]]:
+    """Check the images below `folder` and write index.html, result.json and findings.parquet into `out`.
+
+    Labels and splits are those of its folders, where it has such, read as `levels` says; `leave_out` are patterns of
+    paths that are left out; `follow_links` and `rules` are as in ingest. Wrong labels are searched for where `labels`
+    says so. With a `reference`, drift is measured against it. Returns the verdict and notes for the terminal. Raises
+    SourceError where there is nothing to check, and PublishError where `out` cannot be written.
+    """
+    listing = list_images(folder, out, levels, leave_out, follow_links=follow_links)
+    _make_writable(out)
+    shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS, rules)
+    settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))
+    with tempfile.TemporaryDirectory(prefix="twinrun-check-") as temp:
+        pack = Path(temp, "images.npy")
+        with creating_pack(pack, (len(listing.items), *shape.of_image)) as unfinished:
+            facts = [_without_setting(fact) for fact in fill_pack(listing, shape, unfinished, available_cores())]
+        images, table = open_pack(pack), facts_table(listing, facts)
+        with fraction("Searching for near duplicates") as progress:
+            pairs = near_duplicates(images, facts, progress=progress)
+        verdict = judge_table(table, images, pairs, settings, reference=reference, draw_splits=False)
+        verdict = replace(
+            verdict,
+            findings=[*_on_classes(verdict), *(_without_settings(finding, out) for finding in verdict.findings)],
+        )
+        write_text(report_html(verdict, table, images, settings, {}, docs=None), out / REPORT)
+        write_table(findings_table(verdict, table), out / FINDINGS)
+        write_json(result_json(verdict, table), out / _RESULT)
+    return verdict, [*listing.notes, *(_as_options(note) for note in sample_notes(listing, facts, rules))]
+
+
+def _as_options(note: str) -> str:
+    """A note with the options of `twinrun data check` in place of settings."""
+    return re.sub(r"ingest\.(\w+): ", r"--\1 ", re.sub(r"\(ingest\.(\w+)\)", r"(--\1)", note))
+
+
+def _make_writable(out: Path) -> None:
+    try:
+        ensure_writable(out, 0)
+    except OSError as error:
+        raise PublishError(f"{out} cannot be made a folder: {error.strerror}. Name another one: --out.") from None
+
+
+def _on_classes(verdict: Verdict) -> list[Finding]:
+    """A finding where there are no labels: a person who names the folder of one class should not take it for a set."""
+    if verdict.classes:
+        return []
+    return [
+        Finding(
+            name="classes",
+            meaning="The images lie in folders of two classes or more",
+            severity="warning",
+            status="warning",
+            found="The folder has no class folders, so labels were not checked; a training would stop here",
+            settings=(),
+            advice="If it is one class of a set, check the folder above it",
+            judged_by="",
+        )
+    ]
+
+
+def _without_setting(fact: Facts) -> Facts:
+    """The error of an unreadable image with the option in place of a setting: here there is no params.yaml."""
+    if fact.error is None:
+        return fact
+    error = re.sub(r"\(params\.yaml: ingest\.(depth|bands)\)", r"(--\1)", fact.error)
+    return replace(fact, error=re.sub(r" \(params\.yaml: [\w.]+\)", "", error))
+
+
+def _without_settings(finding: Finding, out: Path) -> Finding:
+    """Advice that names no setting: what stands behind its last "or" is to change one."""
+    advice = finding.advice.partition(", or ")[0].replace("data mend", f"data mend --findings {out / FINDINGS}")
+    if finding.name == "label_search" and finding.settings:
+        advice = "Check a part of the images, or leave labels out: --no-labels"
+    return replace(finding, settings=(), advice=advice)

@@ -1,0 +1,549 @@
+"""The command line: `twinrun reproduce | diff | show | models | ...`. Each command calls the library and prints.
+
+Whatever is slow to import is imported by the command that needs it, so that `twinrun --help` answers at once.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twinrun.cli import data as data_commands
+from twinrun.cli import predict as predict_command
+from twinrun.core.errors import TrackingError, TwinrunError, duration, os_problem, run_main
+from twinrun.core.printing import add_row, draw, print
+
+if TYPE_CHECKING:
+    from twinrun.tracking.registry import Registry, Version
+
+_NAMES_SHOWN = 8
+_OF_EPOCHS = ("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "warmup_epochs")
+_OF_STEPS = ("schedule", "label_smoothing", "gradient_clip", "ema_decay", "augment.", "keep", "devices")
+_UNUSED_BY_A_PROBE = tuple(f"train.{name}" for name in (*_OF_EPOCHS, *_OF_STEPS))
+
+app = typer.Typer(
+    name="twinrun",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Which models there are, what made them, and which one is in use.
+
+Training, evaluation and registration are DVC's: [bold]dvc repro[/bold]. This is for what comes before and after.
+
+Before:
+
+[bold]twinrun data check photos[/bold]  look for leaks, wrong labels and unreadable images in any folder
+
+[bold]twinrun data mend[/bold]          propose drops and relabels for what validate found
+
+A day with it:
+
+[bold]twinrun models[/bold]                 the versions, their accuracy, which is candidate and which champion
+
+[bold]twinrun promote 3[/bold]              version 3 is the champion from now on
+
+[bold]twinrun rollback[/bold]               the one before it is the champion again
+
+[bold]twinrun history[/bold]                who promoted what, when and why
+
+[bold]twinrun predict photos[/bold]         classify images with the champion (--out labels.csv, --show)
+
+[bold]twinrun show 3[/bold]                 what made version 3: commit, params, data, machine
+
+[bold]twinrun reproduce 3[/bold]            train version 3 again: are the weights the same?
+
+[bold]twinrun compare 2 3[/bold]            which model is better, and how sure is that?
+
+[bold]twinrun diff 2 3[/bold]               what differs between two runs, and the results
+
+[bold]twinrun doctor[/bold]                 check the whole set-up, and how to fix it
+
+[bold]twinrun ui[/bold]                     the runs in MLflow's pages
+
+[bold]twinrun sync[/bold]                   bring MLflow up to date after it was away
+
+Serve the champion, and ask it about an image:
+
+[bold]mlflow models serve -m models:/twinrun-digits@champion --env-manager local --port 5001[/bold]
+
+[bold]echo '{"dataframe_split": {"columns": \\["image"], "data": \\[\\["'$(base64 -w0 digit.png)'"]]}}' |
+curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @-[/bold]
+
+MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
+)
+
+
+app.add_typer(data_commands.app, name="data")
+app.command()(predict_command.predict)
+
+
+class DataChoice(StrEnum):
+    """Where a twin's data come from."""
+
+    auto = "auto"
+    recorded = "recorded"
+    workspace = "workspace"
+
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Name of the registered model; by default register.model_name of params.yaml."),
+]
+
+
+@app.command()
+def models(model: Model = None) -> None:
+    """List the versions of a model: accuracy, aliases, hashes.
+
+    Example: twinrun models --model twinrun-trashnet
+    """
+    from rich.table import Table
+
+    from twinrun.tracking.presentation import short
+
+    registry = _registry(model)
+    versions = registry.versions()
+    if not versions:
+        print(str(registry.missing()))
+        return
+    table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("version", "aliases", "passed", "accuracy", "balanced", "log loss", "weights", "fingerprint", "run"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("created", no_wrap=True)
+    for each in versions:
+        add_row(
+            table,
+            str(each.version),
+            ", ".join(each.aliases),
+            "yes" if each.passed else "no",
+            *(_number(each.headline(name)) for name in ("accuracy", "balanced_accuracy", "log_loss")),
+            each.weights_hash[:8],
+            each.fingerprint[:8],
+            short(each.run_id or ""),
+            each.created.astimezone().strftime("%Y-%m-%d %H:%M"),
+        )
+    draw(table)
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="Number of the version, as `twinrun models` shows it.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote a version that has not passed; needs --reason.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; it is recorded.")] = None,
+    model: Model = None,
+) -> None:
+    """Make a version the champion, the one that is in use.
+
+    A version that has not passed is refused, and so is one that is worse than the champion on the same images
+    (params.yaml: register.gates). What happened is recorded (`twinrun history`), and `twinrun rollback` undoes it.
+
+    Examples: twinrun promote 3, or twinrun promote 4 --force --reason "the shop opens tomorrow"
+    """
+    from twinrun.core.params import load_params
+    from twinrun.evaluation.champion import judge_version
+    from twinrun.evaluation.gate import refusal
+
+    registry, gates = _registry(model), load_params().register.gates
+
+    def judge(version: "Version", champion: "Version") -> str | None:
+        return refusal(judge_version(Path.cwd(), registry.tracker, version, champion, gates))
+
+    promotion = registry.promote(version, force=force, reason=reason, judge=judge)
+    before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
+    print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; it is recorded.")] = None,
+    model: Model = None,
+) -> None:
+    """Make the champion before this one the champion again.
+
+    Repeated, it goes further back. The change is recorded (`twinrun history`).
+
+    Example: twinrun rollback --reason "it fails on photos taken at night"
+    """
+    registry = _registry(model)
+    promotion = registry.rollback(reason)
+    print(f"Version {promotion.after} of {promotion.name} is the champion again (it was version {promotion.before}).")
+
+
+@app.command()
+def history(model: Model = None) -> None:
+    """List who made which version the champion, when and why, also what was refused; the newest last.
+
+    It is read from mlruns/promotions.jsonl. A champion that was set in MLflow's pages or from another machine is
+    noticed and listed as "elsewhere".
+
+    Example: twinrun history
+    """
+    from rich.table import Table
+
+    registry = _registry(model)
+    entries = registry.history()
+    if not entries:
+        print(f"No version of {registry.name!r} has been promoted here yet.")
+        return
+    table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("time", "user", "change", "from", "to", "outcome"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for each in entries:
+        why = "; ".join(filter(None, [each.reason, *each.gates, None if each.gates else each.detail]))
+        numbers = ("" if each.before is None else str(each.before), "" if each.after is None else str(each.after))
+        add_row(table, each.time[:19], each.user, each.action, *numbers, each.outcome or "cut off", why)
+    draw(table)
+
+
+@app.command()
+def sync() -> None:
+    """Bring MLflow up to date with the files.
+
+    Publishes what was recorded while the tracker was away, results that DVC restored or pulled, and what evaluation
+    found; marks runs KILLED whose process is dead. Nothing is published twice.
+
+    Example: MLFLOW_TRACKING_URI=http://mlflow.example:5000 twinrun sync
+    """
+    from twinrun.tracking.sync import sync as bring_up_to_date
+
+    report = bring_up_to_date(thorough=True)
+    if report.failed:
+        raise TrackingError("\n".join(report.lines()))
+    print("\n".join(report.lines()) or f"MLflow at {report.tracker.shown} is up to date.")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the pages on this machine.")] = 5000,
+    model: Model = None,
+) -> None:
+    """Open the list of runs in MLflow: print its address, and serve it if no server does.
+
+    The list shows accuracy, model, duration and data of each run. Ctrl-C ends the server.
+
+    Example: twinrun ui --port 5001
+    """
+    from twinrun.tracking.pages import is_server, require_free, run_list, serve
+    from twinrun.tracking.store import find_tracker
+
+    tracker = find_tracker()
+    if is_server(tracker):
+        _sync_quickly()
+        print(f"MLflow: {run_list(tracker, model or _model_name(), port)}")
+        return
+    require_free(port)
+    _sync_quickly()
+    print(f"MLflow: {run_list(tracker, model or _model_name(), port)} (Ctrl-C ends it)", flush=True)
+    serve(tracker, port)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="A run's id or its first characters, or the number of a version.")],
+    model: Model = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Print the uncommitted changes too, as a patch.")] = False,
+) -> None:
+    """Print what made a run: commit, params, data, environment, machine, results.
+
+    Examples: twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
+    """
+    from twinrun.tracking.store import find_tracker
+    from twinrun.twins.twin import recorded_run
+
+    _sync_quickly()
+    facts = recorded_run(Path.cwd(), find_tracker(), run, model or _model_name())
+    _show(facts)
+    if diff and facts.card:
+        print(facts.card.get("diff", ""), end="")
+
+
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(help="A run's id or its first characters, a version's number, or @champion.")],
+    data: Annotated[
+        DataChoice,
+        typer.Option(
+            "--data",
+            help="recorded: by the run's hashes. workspace: what the source holds now. auto: recorded, unless an image "
+            "that the run used was changed since.",
+        ),
+    ] = DataChoice.auto,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the twin's folder in .twinrun/twins/.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the code without a question, whoever wrote it; for scripts.")
+    ] = False,
+    model: Model = None,
+) -> None:
+    """Train a run again from its commit and its data, and say whether it gives the same weights.
+
+    Whatever is missing or cannot be restored is reported before anything is computed. The verdict is recorded on both
+    runs. Exit code: 0 identical, 3 equivalent (another processor or library, and metrics within the run's interval), 4
+    different.
+
+    It runs the run's code. Code that is not in the history of the current branch is shown first, and asked about once.
+
+    Examples: twinrun reproduce 3, twinrun reproduce 5f2c --keep, twinrun reproduce @champion --data workspace
+    """
+    from twinrun.twins.twin import reproduce as make_twin
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    def ask(text: str) -> bool:
+        print(text, flush=True)
+        return trust or typer.confirm("Run it?")
+
+    may_ask = ask if trust or sys.stdin.isatty() else None
+    report = make_twin(Path.cwd(), run, model or _model_name(), data=data.value, keep=keep, say=say, ask=may_ask)
+    print("\n" + "\n".join(report.lines()))
+    raise SystemExit(report.verdict.exit_code)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two or more runs or versions, as for `twinrun show`.")],
+    margin: Annotated[
+        float, typer.Option("--margin", min=0.001, max=0.5, help="A loss below it does not matter, as a share.")
+    ] = 0.02,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write the page; by default only MLflow gets it.")
+    ] = None,
+    model: Model = None,
+) -> None:
+    """Compare models image by image on the same images: which is better, how sure that is, and what so few can show.
+
+    Prints about ten lines, and adds a page with the answers that changed, as pictures, to the newest run in MLflow.
+    Runs that differ in the seed alone count as one. The others are compared with the first.
+
+    Examples: twinrun compare 2 3, twinrun compare @champion @candidate --out compare.html
+    """
+    from twinrun.cli.comparing import PAGE, compare_runs, log_page, newest
+    from twinrun.core.errors import TwinError
+    from twinrun.core.files import write_text
+    from twinrun.evaluation.comparison_page import lines
+    from twinrun.tracking.store import find_tracker
+
+    if len(runs) < 2:
+        raise TwinError("Name two runs or more, for example: twinrun compare @champion @candidate")
+    _sync_quickly()
+    tracker, name = find_tracker(), model or _model_name()
+    comparison, text = compare_runs(Path.cwd(), tracker, runs, name, margin=margin)
+    print("\n".join(lines(comparison)))
+    if out is not None:
+        write_text(text, out)
+        print(f"The page: {out}")
+    run = newest(Path.cwd(), tracker, runs, name)
+    if not run.is_unpublished:
+        log_page(tracker, run.run_id, text)
+        print(f"In MLflow: comparison/{PAGE} of {run.title}")
+
+
+@app.command("diff")
+def diff_(
+    before: Annotated[str, typer.Argument(help="A run or version, as for `twinrun show`.")],
+    after: Annotated[str, typer.Argument(help="Another one.")],
+    model: Model = None,
+) -> None:
+    """Say what differs between two runs: code, params, data, environment, hardware; then the results.
+
+    Examples: twinrun diff 2 3, twinrun diff @champion 5f2c
+    """
+    from twinrun.tracking.store import find_tracker
+    from twinrun.twins.rundiff import diff_runs
+    from twinrun.twins.rundiff import draw as drawn
+
+    _sync_quickly()
+    for part in drawn(diff_runs(Path.cwd(), find_tracker(), before, after, model or _model_name())):
+        draw(part)
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Hash the DVC cache and data/out again.")] = False,
+) -> None:
+    """Check the whole set-up; every finding names the command that fixes it. Exit code: 0 none, 1 findings.
+
+    Looks at code, params, source, environment, dvc.yaml, tracker, store, journals, runs, registry, promotions, locks,
+    twins, resume and data, and changes nothing.
+
+    Example: twinrun doctor --deep
+    """
+    from twinrun.doctor.doctor import examine
+
+    found = 0
+    for check in examine(Path.cwd(), deep=deep):
+        wrong = sum(not finding.harmless for finding in check.findings)
+        print(f"{'!!' if wrong else 'ok'}  {check.name:<12} {check.seen}", flush=True)
+        for finding in check.findings:
+            print(f"      {finding.problem}\n      fix: {finding.fix}", flush=True)
+        found += wrong
+    print(f"\n{found} finding{'' if found == 1 else 's'}." if found else "\nNo problems found.")
+    raise SystemExit(1 if found else 0)
+
+
+def main() -> None:
+    """Entry point of the `twinrun` command."""
+    run_main(_main)
+
+
+def _main() -> None:
+    if (notice := foreign_code()) is not None:
+        print(notice, file=sys.stderr)
+    app()
+
+
+def foreign_code() -> str | None:
+    """A warning where the working folder is a project with code of its own, and the code that runs is another's."""
+    from pathlib import Path
+
+    own, running = Path("src", "twinrun").resolve(), Path(__file__).resolve().parent
+    if not (own / "cli.py").is_file() or own == running:
+        return None
+    return (
+        f"Warning: the code that runs is {running}, and not that of this project, {own}. "
+        "Set up and enter this project's environment: make setup && source .venv/bin/activate"
+    )
+
+
+def _registry(model: str | None) -> "Registry":
+    from twinrun.tracking.registry import Registry
+    from twinrun.tracking.store import find_tracker
+
+    problem = _bring_up_to_date()
+    registry = Registry(find_tracker(), model or _model_name())  # a store in trouble says it itself
+    if problem is not None:
+        print(problem, file=sys.stderr)
+    return registry
+
+
+def _sync_quickly() -> None:
+    """Bring MLflow up to date before it is read, without waiting; what cannot be brought is said, and no more."""
+    if (problem := _bring_up_to_date()) is not None:
+        print(problem, file=sys.stderr)
+
+
+def _bring_up_to_date() -> str | None:
+    """Sync without waiting and print what was done; the problem, if there was one."""
+    from twinrun.tracking.sync import sync as bring_up_to_date
+
+    try:
+        report = bring_up_to_date(wait_s=0)
+    except OSError as error:
+        return os_problem(error)
+    except TwinrunError as error:
+        return str(error)
+    lines = report.lines()
+    problem = lines.pop() if report.problem else None  # which comes last
+    for line in lines:
+        print(line, file=sys.stderr)
+    return problem
+
+
+def _model_name() -> str:
+    from twinrun.core.params import load_params
+
+    return load_params().register.model_name
+
+
+def _show(facts: Any) -> None:
+    from rich.table import Table
+
+    from twinrun.tracking.presentation import short
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    add_row(table, "run", f"{facts.title} ({facts.status})")
+    add_row(table, "id", "none yet: the run is not in MLflow" if facts.is_unpublished else facts.run_id)
+    for name, value in sorted(facts.metrics.items()):
+        add_row(table, name, f"{value:.6g}")
+    if twin_of := facts.tags.get("twinrun.twin_of"):
+        add_row(table, "twin of", short(twin_of))
+    if verdict := facts.tags.get("twinrun.twin_verdict"):
+        add_row(table, "twin", f"{verdict} ({short(facts.tags.get('twinrun.twin') or facts.run_id)})")
+    if facts.card is None:
+        add_row(table, "card", "none: this training did not finish")
+    else:
+        for name, value in card_lines(facts.card):
+            add_row(table, name, value)
+    draw(table)
+
+
+def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """A card as pairs of a name and a text, in reading order."""
+    environment, hardware = card.get("environment", {}), card.get("hardware", {})
+    state = "with uncommitted changes (--diff prints them)" if card.get("dirty") else "clean"
+    lines = [
+        ("weights hash", str(card.get("weights_hash"))),
+        ("fingerprint", str(card.get("fingerprint"))),
+        ("commit", f"{card.get('commit')}, {state}"),
+        ("untracked, left out", ", ".join(card.get("untracked_left_out", [])) or "none"),
+        *([("not understood", ", ".join(unknown))] if (unknown := card.get("set_aside")) else []),
+        ("started", f"{card.get('started')}, took {_took(card)}"),
+        ("energy", _energy(card)),
+        ("numerics", f"{card.get('precision')}, {card.get('shards')} shards, {card.get('threads')} threads"),
+        ("processor", f"{hardware.get('cpu')}, {hardware.get('cores_usable')} cores"),
+        ("instructions", _some(hardware.get("cpu_flags", []))),
+        ("memory", f"{hardware.get('memory_bytes', 0) / 2**30:.1f} GiB"),
+        ("gpu", ", ".join(" ".join(map(str, gpu.values())) for gpu in hardware.get("gpus", [])) or "none"),
+        ("python", f"{environment.get('python')} on {environment.get('platform')}"),
+        ("lock", str(environment.get("lock_sha256"))),
+        ("packages off the lock", _differing(environment.get("differing", {}))),
+    ]
+    unused = _UNUSED_BY_A_PROBE if card.get("probe") else ()
+    lines += [
+        (f"params.{name}", f"{value} (not used by a probe)" if name.startswith(unused) else value)
+        for name, value in _flat(card.get("params", {}))
+    ]
+    for stage, facts in card.get("dvc_lock", {}).items():
+        lines += [(f"data of {stage}", f"{md5}  {path}") for path, md5 in facts.get("outs", {}).items()]
+    return lines
+
+
+def _energy(card: dict[str, Any]) -> str:
+    meters = {"energy_j": "processors", "gpu_energy_j": "GPUs"}
+    told = [f"{card[name]} J by the {whose}" for name, whose in meters.items() if card.get(name) is not None]
+    return ", ".join(told) or "not reported by this machine, or the training was resumed"
+
+
+def _took(card: dict[str, Any]) -> str:
+    """The time that training took, as stage `train` prints it."""
+    seconds = card.get("wall_time_s")
+    return "an unknown time" if seconds is None else duration(seconds)
+
+
+def _some(names: list[str]) -> str:
+    """Names as far as they fit a line; the card has all of them."""
+    shown = names[:_NAMES_SHOWN]
+    return " ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+
+
+def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    flat = []
+    for name, value in params.items():
+        flat += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", str(value))]
+    return flat
+
+
+def _differing(packages: dict[str, dict[str, str | None]]) -> str:
+    return (
+        ", ".join(
+            f"{name} {each['installed'] or 'missing'} (locked: {each['locked'] or 'not'})"
+            for name, each in packages.items()
+        )
+        or "none"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The command `twinrun predict`. Like the others it imports what it needs when it is called."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twinrun.core.errors import BundleError, DataError, MissingModelError, PublishError, TwinrunError
+from twinrun.core.printing import add_row, draw, escaped, one_line, print
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from twinrun.models.bundle import Bundle
+
+_NOT_PREDICTED = 2  # exit code
+_ROWS_PRINTED = 20
+_REASONS_PRINTED = 5
+_TILES_SHOWN = 500
+SHEET = Path("predictions.html")
+_MISSING = "No such file"  # the error of a row
+_TRAINED = Path("data/out/train/bundle")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image by its printable name: its likeliest labels with their probabilities, or why it cannot be read."""
+
+    name: str
+    labels: tuple[tuple[str, float], ...]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class _Model:
+    bundle: "Bundle"
+    name: str
+    note: str
+
+
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Argument(help='Images, folders of them, patterns ("*.jpg"), or CSV files with a column of paths.'),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="NAME@champion, NAME/3, a version's number, or the folder of a bundle, such as data/out/train/bundle. "
+            "By default the champion of params.yaml's model, or else its candidate, or else the model that was trained "
+            "here.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a row for each image to this .csv or .parquet file.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Labels for each image, the likeliest first.")] = 3,
+    show: Annotated[
+        bool, typer.Option("--show", help=f"Make a page with the pictures, {SHEET}, and open it on a desktop.")
+    ] = False,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Make that page here; it is not opened.")] = None,
+) -> None:
+    """Classify images with the champion, or another model.
+
+    The order is kept; folders are searched in all their depth, sorted by path, and what is no image is left out.
+    Exit code: 0 every image was classified, 1 some cannot be read (their rows say why), 2 nothing was classified.
+
+    Examples: twinrun predict photo.jpg, twinrun predict photos --out labels.csv --show,
+    twinrun predict list.csv --model 3 --top 1
+    """
+    try:
+        rows = _predict(images, model, out, top, sheet or (SHEET if show else None))
+    except TwinrunError as error:
+        error.exit_code = _NOT_PREDICTED
+        raise
+    if show and sheet is None and _is_desktop():
+        typer.launch(SHEET.resolve().as_uri())
+    failed = sum(row.error is not None for row in rows)
+    raise SystemExit(0 if not failed else 1 if failed < len(rows) else _NOT_PREDICTED)
+
+
+def _predict(images: list[str], reference: str | None, out: Path | None, top: int, sheet: Path | None) -> list[Row]:
+    from twinrun.cli.chosen import choose_images
+
+    chosen = choose_images(images)
+    for file in filter(None, (out, sheet)):
+        _require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), images)
+    for note in chosen.notes:
+        print(note, file=sys.stderr)
+    with _loaded(reference) as model:
+        print(f"Model: {model.name}", file=sys.stderr)
+        if model.note:
+            print(model.note, file=sys.stderr)
+        rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0)
+    if out is not None:
+        _write(rows, out, min(top, len(model.bundle.classes)))
+    if sheet is not None:
+        _write_sheet(rows, pictures, model.name, sheet)
+    _print(rows, model.bundle.classes)
+    for file in filter(None, (out, sheet)):
+        print(f"Written: {file}", file=sys.stderr)
+    return rows
+
+
+@contextmanager
+def _loaded(reference: str | None) -> Iterator[_Model]:
+    """The model that `reference` names: the folder of a bundle, or a version in the registry.
+
+    Where nobody names one and the registry has no model, it is what was trained here last, such as after `dvc pull`.
+    """
+    folder = Path(reference).expanduser() if reference else None
+    if folder is not None and folder.is_dir():
+        yield _of_folder(folder, "")
+        return
+    from twinrun.tracking.in_use import model_in_use
+    from twinrun.tracking.store import find_tracker
+
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(model_in_use(find_tracker(), reference, _default_name))
+        except MissingModelError as error:
+            if reference or not _TRAINED.is_dir():
+                raise
+            yield _of_folder(_TRAINED, f"{error}\nUntil then the model in {_TRAINED} answers.")
+            return
+        from twinrun.models.bundle import load_bundle
+
+        try:
+            bundle = load_bundle(found.bundle)
+        except BundleError as error:
+            raise BundleError(f"Version {found.version.version} of {found.version.name}: {error}") from None
+        aliases = f" ({', '.join(found.version.aliases)})" if found.version.aliases else ""
+        yield _Model(bundle, f"version {found.version.version} of {found.version.name}{aliases}", found.note)
+
+
+def _of_folder(folder: Path, note: str) -> _Model:
+    from twinrun.models.bundle import load_bundle
+
+    bundle = load_bundle(folder)
+    return _Model(bundle, f"{folder}, {bundle.architecture}, weights {bundle.weights_hash[:8]}", note)
+
+
+def _default_name() -> str:
+    from twinrun.core.params import load_params
+
+    return load_params().register.model_name
+
+
+def _answered(bundle: "Bundle", paths: list[Path], top: int, tiles: int) -> tuple[list[Row], dict[int, str]]:
+    """A row for each path, and the pictures of the first `tiles` that can be read, by their place."""
+    from twinrun.core.arrays import Pixels
+    from twinrun.core.progress import progress
+    from twinrun.evaluation.sheet import picture_of
+    from twinrun.models.classifier import ImageClassifier
+
+    classifier = ImageClassifier(bundle)
+    pictures: dict[int, str] = {}
+
+    def read(numbered: tuple[int, Path]) -> Pixels:
+        number, path = numbered
+        pixels = classifier.read(path)
+        if number < tiles:
+            pictures[number] = picture_of(pixels)
+        return pixels
+
+    rows = []
+    with progress("Classifying", len(paths)) as advance:
+        for path, answer in zip(paths, classifier.answers(list(enumerate(paths)), read), strict=True):
+            best = () if answer.probabilities is None else (-answer.probabilities).argsort(kind="stable")[:top]
+            labels = tuple((bundle.classes[i], float(answer.probabilities[i])) for i in best)  # type: ignore[index]
+            error = _MISSING if answer.error and not os.path.lexists(path) else answer.error
+            rows.append(Row(escaped(str(path)), labels, error))
+            advance(1)
+    return rows, pictures
+
+
+def _require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str]) -> None:
+    from twinrun.core.files import ensure_writable
+
+    if file.suffix.lower() not in suffixes:
+        raise DataError(
+            f"{file} is to be written as {' or '.join(suffixes)}: name it so, such as {file.stem}{suffixes[0]}"
+        )
+    if any(file.resolve() == Path(image).expanduser().resolve() for image in images):
+        raise PublishError(f"{file} is what is to be read, and would be written over. Name another file.")
+    if file.is_dir():
+        raise PublishError(f"{file} is a folder. Name a file in it: {file / 'predictions'}{suffixes[0]}")
+    try:
+        ensure_writable(file.parent, 0)
+    except OSError as error:
+        raise PublishError(f"{file} cannot be written: {error.strerror}. Name another file.") from None
+
+
+def _table(rows: Sequence[Row], top: int) -> "pa.Table":
+    """Columns path, label, probability, label_2, probability_2, ..., error."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {"path": pa.array([row.name for row in rows], pa.string())}
+    for place in range(top):
+        number = f"_{place + 1}" if place else ""
+        found = [row.labels[place] if place < len(row.labels) else (None, None) for row in rows]
+        columns[f"label{number}"] = pa.array([label for label, _ in found], pa.string())
+        columns[f"probability{number}"] = pa.array([share for _, share in found], pa.float64())
+    columns["error"] = pa.array([row.error for row in rows], pa.string())
+    return pa.table(columns)
+
+
+def _write(rows: Sequence[Row], out: Path, top: int) -> None:
+    from twinrun.core.files import write_table, write_text
+    from twinrun.core.sheet import sheet_text
+
+    table = _table(rows, top)
+    if out.suffix.lower() == ".parquet":
+        write_table(table, out)
+        return
+    write_text(sheet_text([table.column_names, *(list(row.values()) for row in table.to_pylist())]), out)
+
+
+def _write_sheet(rows: Sequence[Row], pictures: dict[int, str], model: str, sheet: Path) -> None:
+    from twinrun.core.files import write_text
+    from twinrun.evaluation.sheet import Tile, sheet_html
+
+    tiles = [
+        Tile(name=row.name, picture=pictures.get(number), labels=row.labels, error=row.error)
+        for number, row in enumerate(rows[:_TILES_SHOWN])
+    ]
+    notes = [f"Classified by {model}. Each picture is what the model sees."]
+    if len(rows) > len(tiles):
+        notes.append(f"The first {len(tiles):,} of {len(rows):,} images.")
+    title = f"{len(rows):,} image{'' if len(rows) == 1 else 's'}"
+    write_text(sheet_html(tiles, title=title, notes=notes), sheet)
+
+
+def _print(rows: Sequence[Row], classes: Sequence[str]) -> None:
+    """Every image where there are few, or a summary by class. Names are text and no markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    if len(rows) <= _ROWS_PRINTED:
+        for name in ("image", "label", "probability", "then"):
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            if row.error is not None:
+                label = "missing" if row.error == _MISSING else "unreadable"
+                add_row(table, row.name, Text(label, style="red"), "", row.error)
+                continue
+            first, *others = row.labels
+            then = ", ".join(f"{label} {share:.3f}" for label, share in others)
+            add_row(table, row.name, Text(one_line(first[0]), style="bold"), f"{first[1]:.4f}", then)
+    else:
+        counts = Counter(row.labels[0][0] for row in rows if row.labels)
+        for name in ("label", "images", "mean probability"):
+            table.add_column(name, overflow="fold", justify="left" if name == "label" else "right")
+        for label in sorted(classes, key=lambda label: -counts[label]):
+            shares = [row.labels[0][1] for row in rows if row.labels and row.labels[0][0] == label]
+            mean = f"{sum(shares) / len(shares):.3f}" if shares else ""
+            add_row(table, label, f"{counts[label]:,}", mean)
+    draw(table)
+    failed = [row for row in rows if row.error is not None]
+    if failed and len(rows) > _ROWS_PRINTED:
+        print(f"{len(failed):,} of {len(rows):,} images cannot be read:")
+        for row in failed[:_REASONS_PRINTED]:
+            print(f"  {row.name}: {row.error}")
+        if len(failed) > _REASONS_PRINTED:
+            print(f"  and {len(failed) - _REASONS_PRINTED:,} more; --out writes them all")
+
+
+def _is_desktop() -> bool:
+    """Whether somebody sits before a screen on which a page can be opened."""
+    if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
+        return False
+    return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

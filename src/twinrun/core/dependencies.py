@@ -1,0 +1,78 @@
+"""Which of our own modules a file imports, directly or not, read from the source. Runs none of it."""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def imported_modules(file: Path, source_root: Path = Path("src")) -> list[str]:
+    """Paths of the modules under `source_root` that `file` imports, at its top or inside functions, in order of name.
+
+    Paths start at the project, as src/twinrun/core/files.py does. An `__init__.py` that holds only a docstring is left
+    out: it decides nothing.
+    """
+    found: set[Path] = set()
+    waiting = [file]
+    while waiting:
+        for module in _imports(waiting.pop(), source_root) - found:
+            found.add(module)
+            waiting.append(module)
+    return sorted(path.as_posix() for path in found if path.name != "__init__.py" or not _only_docstring(path))
+
+
+RECORDS = ("src/twinrun/record", "src/twinrun/tracking")
+"""Rooms that only keep records of what a stage does: a change in them is no reason to run it again."""
+
+
+def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """For each stage of dvc.yaml whose deps and imports differ: code to add to its deps, and code to remove.
+
+    A dep names a module or a folder of them. A project that has no code of its own under src has nothing to compare.
+    """
+    from ruamel.yaml import YAML
+
+    stages = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    found = {}
+    for stage, facts in stages.items():
+        file = root / "pipeline" / f"{stage}.py"
+        if not file.is_file() or not (root / "src").is_dir():
+            continue
+        modules = [Path(module).relative_to(root).as_posix() for module in imported_modules(file, root / "src")]
+        wanted = {f"pipeline/{stage}.py", *(module for module in modules if not _is_below(module, RECORDS))}
+        named = [dep for dep in facts.get("deps", []) if isinstance(dep, str) and dep.startswith(("src/", "pipeline/"))]
+        missing = {_room(module) for module in wanted if not _is_below(module, named)}
+        superfluous = {dep for dep in named if not any(_is_below(module, [dep]) for module in wanted)}
+        if missing or superfluous:
+            found[stage] = (sorted(missing), sorted(superfluous))
+    return found
+
+
+def _is_below(path: str, places: Iterable[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in places)
+
+
+def _room(module: str) -> str:
+    """The folder below src/twinrun that holds a module; the module itself where it lies in none."""
+    parts = Path(module).parts
+    return "/".join(parts[:3]) if len(parts) > 3 and parts[0] == "src" else module
+
+
+def _imports(file: Path, source_root: Path) -> set[Path]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {path for name in names for path in _module_files(name, source_root)}
+
+
+def _module_files(name: str, source_root: Path) -> list[Path]:
+    place = source_root.joinpath(*name.split("."))
+    return [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+
+
+def _only_docstring(path: Path) -> bool:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)

@@ -1,0 +1,211 @@
+"""What can go wrong, drawn as a tree, and the frame of every entry point, which turns it into messages.
+
+    TwinrunError
+    ├── ParamsError          params.yaml does not describe a run
+    ├── SourceError          the images cannot be found or read as a data set
+    ├── DataError            values that do not fit together: shapes, labels, empty splits
+    │   ├── ValidationFailed the data were judged and a critical expectation failed
+    │   └── DecodeError      bytes that are no image that can be decoded
+    ├── ModelError           no such architecture, or it cannot take these images
+    ├── BundleError          a model on disk is incomplete or was changed
+    ├── TrainingError        training cannot start or go on
+    │   ├── DivergedError    the loss became NaN or infinite
+    │   ├── LockHeldError    another training writes to the same place
+    │   └── InterruptedTraining  SIGTERM or SIGINT; the last finished epoch is kept
+    ├── PublishError         a file could not be written: read-only, full, gone
+    ├── RecordError          a journal, a card or another record holds what nobody may put there
+    ├── RepositoryError      git is missing, or this is no repository
+    ├── TwinError            a run cannot be rebuilt from what there is
+    └── TrackingError        MLflow refused or cannot be reached
+        └── RegistryError    no such model version, or it may not be promoted
+
+A message says what failed, where, what was found, what was wanted and what to do next. The command line prints the
+message alone: a traceback means that Twinrun has a bug.
+"""
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from twinrun.core.printing import print
+
+_IMPORTED = time.monotonic()  # every stage imports this module before what takes seconds, such as PyTorch
+
+
+class TwinrunError(Exception):
+    """Something that the person at the keyboard can understand and fix."""
+
+    exit_code = 1
+
+
+class ParamsError(TwinrunError):
+    """params.yaml does not describe a run."""
+
+
+class SourceError(TwinrunError):
+    """The images cannot be found or read as a data set."""
+
+
+class DataError(TwinrunError):
+    """Values that do not fit together: shapes, labels, empty splits."""
+
+
+class ValidationFailed(DataError):
+    """The data were judged and a critical expectation failed."""
+
+
+class DecodeError(DataError):
+    """Bytes that are no image that can be decoded."""
+
+
+class ModelError(TwinrunError):
+    """No such architecture, or it cannot take these images."""
+
+
+class BundleError(TwinrunError):
+    """A model on disk is incomplete or was changed."""
+
+
+class TrainingError(TwinrunError):
+    """Training cannot start or go on."""
+
+
+class DivergedError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class LockHeldError(TrainingError):
+    """Another training writes to the same place."""
+
+
+class InterruptedTraining(TrainingError):
+    """SIGTERM or SIGINT arrived; the last finished epoch is kept."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class PublishError(TwinrunError):
+    """A file could not be written: read-only, full, gone."""
+
+
+class RecordError(TwinrunError):
+    """A journal, a card or another record holds what Twinrun does not write there."""
+
+
+class RepositoryError(TwinrunError):
+    """Git is missing, or this folder is no repository."""
+
+
+class TwinError(TwinrunError):
+    """A run cannot be rebuilt from what there is."""
+
+
+class TrackingError(TwinrunError):
+    """MLflow refused or cannot be reached."""
+
+
+class RegistryError(TrackingError):
+    """No such model version, or it may not be promoted."""
+
+
+class MissingModelError(RegistryError):
+    """The registry has no model of that name."""
+
+
+def run_main(main: Callable[[], None], stage: str | None = None) -> None:
+    """Run the entry point of a stage or command: a TwinrunError becomes its message on stderr and its exit code.
+
+    Ctrl-C ends it with 130, and a reader of its output that has gone, such as head, with 141, as in a shell. A `stage`
+    that succeeds says how long it took, its imports included.
+    """
+    try:
+        main()
+        if stage is not None:
+            print(f"{stage} took {duration(running_s())}", flush=True)
+    except TwinrunError as error:
+        print(f"\n{error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("\nStopped by Ctrl-C; nothing half-written was left behind.", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # What is still to be written goes nowhere, or Python would complain when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if error.errno is None:  # no trouble of the system's
+            raise
+        print(f"\n{os_problem(error)}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+def os_problem(error: OSError, path: object = None, *, verb: str = "used") -> str:
+    """What the operating system refused, and what to do: for every errno, in one place.
+
+    `path` is what was being written or read, where the error does not name a file of its own.
+    """
+    reason = error.strerror or str(error)
+    if "temporary directory" in reason:
+        return (
+            "There is no temporary folder that can be written: TMPDIR, /tmp and the others are full, read-only or "
+            "missing. Free some space, or name another one: export TMPDIR=FOLDER"
+        )
+    name = path or (os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None)
+    advice = _ADVICE.get(error.errno or 0, f"{reason}. Check that it exists and is what it should be, and run again.")
+    if error.errno == errno.EMFILE:
+        advice = advice.format(_open_files())
+    what = "A file" if name is None else str(name)
+    where = f" (the project's folder, or the temporary one, {_TEMPORARY})" if name is None else ""
+    return f"{what} cannot be {verb}: {advice}{where}"
+
+
+_TEMPORARY = "TMPDIR or /tmp"
+_FORBIDDEN = "this user may not ({}). Give this user the right to it and run again."
+_ADVICE = {
+    errno.EACCES: _FORBIDDEN.format("Permission denied"),
+    errno.EPERM: _FORBIDDEN.format("Operation not permitted"),
+    errno.EROFS: "the file system is read-only. Make it writable and run again; what was finished is kept.",
+    errno.ENOSPC: "the disk is full. Free some space and run again; what was finished is kept.",
+    errno.EDQUOT: "the disk is full for this user (quota). Free some space and run again; what was finished is kept.",
+    errno.EIO: "the disk reports an input/output error. Check it (dmesg), then run again; what was finished is kept.",
+    errno.EMFILE: "this process has too many files open (limit: {}). Raise it (ulimit -n 4096) and run again.",
+    errno.ENFILE: "the machine has too many files open. Close other programs and run again.",
+    errno.ENAMETOOLONG: "its name is too long for the file system. Shorten it, or move the project to a shorter path.",
+    errno.ELOOP: "its links lead in a circle. Remove the link.",
+    errno.ENOENT: "there is no such file or folder. If a stage makes it: dvc repro; if it was pushed: dvc pull.",
+    errno.ENOTDIR: "a part of its path is a file and should be a folder. Move that file away.",
+    errno.EISDIR: "it is a folder and should be a file. Move it away.",
+    errno.ESTALE: "its network share was changed or is gone. Mount it again and run again.",
+    errno.ENOMEM: "the machine has no memory left. Close other programs and run again.",
+    errno.ENOLCK: "the file system gives no locks. Move the project to a local disk, or enable them on the server.",
+    errno.EFBIG: "it would be larger than the file system or a limit (ulimit -f) allows. Raise it and run again.",
+    errno.EBUSY: "it is in use. Close what uses it and run again.",
+}
+
+
+def _open_files() -> str:
+    try:
+        import resource
+    except ImportError:
+        return "unknown"
+    return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def running_s() -> float:
+    """Seconds since this process began to import what it needs."""
+    return time.monotonic() - _IMPORTED
+
+
+def duration(seconds: float) -> str:
+    """A span of time for a person: "3.2 s", "42 s", "2 min 10 s", "1 h 5 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,262 @@
+"""How a file becomes visible: written beside its place, synced, renamed. Refuses to know what is in it.
+
+A reader sees the old file or the new one and never a half. In a folder of several files the manifest, with the sha256
+of each, comes last: a folder without a manifest that verifies does not exist. The order write, fsync, rename, fsync of
+the folder is that of Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinrun.core.errors import PublishError, os_problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MANIFEST = "manifest.json"
+_TEMP_PREFIX = ".unfinished-"
+_ABANDONED_S = 86400.0
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what was written there takes the place of `path` on a clean exit.
+
+    Raises PublishError, naming the path and the need, where the folder is read-only or the disk full.
+    """
+    temp = _temporary(path)
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            yield temp
+            _sync(temp)
+            temp.replace(path)
+            _sync(path.parent)
+    finally:
+        with suppress(OSError):  # a disk that fails must not hide why
+            temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on a clean exit it gets its manifest and takes the place of `path`.
+
+    The manifest holds the sha256 of every file and is written last. Old and new folder change places in one step where
+    the file system can do that (Linux); elsewhere there is none for a moment. Raises PublishError as `replacing` does.
+    """
+    temp = _temporary(path)
+    old = temp.with_name(temp.name + "-old")
+    try:
+        with explained(path):
+            temp.mkdir(parents=True)
+            _sweep(path)
+            yield temp
+            for file in sorted(temp.rglob("*")):
+                if file.is_file():
+                    _sync(file)
+            write_json({"sha256": folder_hashes(temp)}, temp / MANIFEST)
+            if not path.exists():
+                temp.replace(path)
+            elif not _exchange(temp, path):
+                path.replace(old)
+                temp.replace(path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """Map the path of each file in `folder`, but the manifest, to its sha256 in hexadecimal."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST)
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in files}
+
+
+def folder_faults(folder: Path) -> list[str]:
+    """Say what differs between `folder` and its manifest, a line for each fault; an empty list if nothing does."""
+    try:
+        wanted = json.loads((folder / MANIFEST).read_bytes())["sha256"]
+        if not isinstance(wanted, dict):
+            raise ValueError("sha256 is not a mapping")
+    except FileNotFoundError:
+        return [f"{folder / MANIFEST} is missing"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{folder / MANIFEST} cannot be read: {error}"]
+    found = folder_hashes(folder)
+    faults = [f"{folder / name} is missing" for name in wanted.keys() - found.keys()]
+    faults += [f"{folder / name} is not in the manifest" for name in found.keys() - wanted.keys()]
+    faults += [
+        f"{folder / name} has sha256 {found[name][:12]}... and its manifest says {str(wanted[name])[:12]}..."
+        for name in wanted.keys() & found.keys()
+        if wanted[name] != found[name]
+    ]
+    return sorted(faults)
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way to write `value` as JSON: sorted keys, no spaces, UTF-8. For hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Publish `value` as indented JSON that ends with a newline."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that were no UTF-8, such as those of a patch, become escapes
+        text = json.dumps(value, indent=2) + "\n"
+    write_text(text, path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Publish `text` as UTF-8."""
+    with replacing(path) as temp:
+        temp.write_text(text, encoding="utf-8")
+
+
+def write_table(table: "pa.Table", path: Path) -> None:
+    """Publish an Arrow table as Parquet, byte for byte the same for the same table."""
+    import pyarrow.parquet as pq
+
+    with replacing(path) as temp:
+        pq.write_table(table, temp, compression="zstd")
+
+
+def ensure_writable(folder: Path, needed_bytes: int) -> None:
+    """Raise PublishError unless `folder` can be written and its disk has `needed_bytes` free."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{_TEMP_PREFIX}probe-{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise PublishError(
+            f"The disk of {folder} is too full: {needed_bytes / 1e6:.1f} MB are needed and "
+            f"{free / 1e6:.1f} MB are free. Free some space and run again; what was finished is kept."
+        )
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what a disk refuses on the way to `path` into a PublishError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        number = _error_number(error)
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PublishError(
+                f"{path} cannot be written: its folder is read-only for this user ({os.strerror(number)}). "
+                f"Make {path.parent} writable and run again."
+            ) from error
+        if number in _OF_THE_DISK:
+            raise PublishError(os_problem(OSError(number, os.strerror(number)), path, verb="written")) from error
+        raise
+
+
+# Whatever file of the process they strike, this one is not written; others, such as ENOENT, may be about another file.
+_OF_THE_DISK = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE),
+        *(errno.ENOLCK, errno.EFBIG, errno.ELOOP),
+    }
+)
+
+
+def _error_number(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # A library written in Rust, as safetensors is, raises an error of its own with the number in its text.
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that tells which process of which machine writes there."""
+    return path.with_name(f"{_TEMP_PREFIX}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
+
+
+def _machine() -> str:
+    """This machine since its start, and this container: where a process is known by its number."""
+    facts = [socket.gethostname()]
+    for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with suppress(OSError):
+            facts.append(os.readlink(place) if "/ns/" in place else Path(place).read_text())  # noqa: PTH115
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:8]
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of the same `path` left behind; that of a writer that may live stays."""
+    pattern = re.compile(
+        rf"{re.escape(_TEMP_PREFIX)}([0-9a-f]{{8}})-(?:(\d+)-[0-9a-f]{{8}}-)?{re.escape(path.name)}(-old)?"
+    )
+    for leftover in path.parent.glob(f"{_TEMP_PREFIX}*"):
+        found = pattern.fullmatch(leftover.name)
+        if found is None or not _is_left(leftover, found[1], found[2]):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _is_left(leftover: Path, machine: str, process: str | None) -> bool:
+    """Whether nobody writes there: its process is dead, or, where only another machine could know, it is a day old."""
+    if process is not None and machine == _machine():
+        try:
+            os.kill(int(process), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:
+            return False
+        return False
+    try:
+        return time.time() - leftover.lstat().st_mtime > _ABANDONED_S
+    except OSError:
+        return False
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)

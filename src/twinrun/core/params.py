@@ -1,0 +1,540 @@
+"""params.yaml as strict, frozen types without defaults; the only reader of it.
+
+Every problem is reported at once, with the path of the setting and, for the name of another tool, the one that was
+meant. Nothing heavy is imported, so that a wrong setting ends the first stage before it does any work.
+"""
+
+import difflib
+import json
+import re
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from twinrun.core.errors import ParamsError
+from twinrun.core.hints import meant_by_name, meant_by_value, several_values, yes_or_no
+from twinrun.core.networks import PACKAGE_MODELS, unfit_size, unfit_weights, unknown_network
+from twinrun.core.rules import unfit_expectation
+
+PARAMS = Path("params.yaml")
+
+Source = Literal["digits", "mnist", "fashion-mnist", "cifar10", "trashnet", "folder"]
+Level = Literal["split", "label", "group", "skip"]
+Policy = Literal["stop", "drop", "warn"]
+Severity = Literal["critical", "warning"]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+AutoCount = Literal["auto"] | Count
+PixelCap = Annotated[int, Field(ge=1, le=178_956_970)]  # more than that Pillow refuses by itself
+
+_MODES = (  # Pillow's
+    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
+    *("I", "I;16", "I;16L", "I;16B", "I;16N", "F"),
+)
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def _one_form_of_size(value: Any) -> Any:
+    """The size as it is kept: an integer for a square, else (height, width)."""
+    sides = [_as_number(side) or side for side in (value if isinstance(value, list) else [value])]
+    if not 1 <= len(sides) <= 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise ValueError(f"must be an integer, which is a square, or [height, width], got {json.dumps(value)}")
+    if any(not 8 <= side <= 1024 for side in sides):
+        raise ValueError(f"each side must be 8 to 1024 pixels, got {json.dumps(value)}")
+    return sides[0] if len(set(sides)) == 1 else tuple(sides)
+
+
+def _regular_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression, got {pattern!r}: {error}") from None
+    return pattern
+
+
+def _one_or_three(bands: list[int]) -> list[int]:
+    if len(bands) not in (1, 3):
+        raise ValueError(f"must name one band or three, such as [4, 3, 2], got {json.dumps(bands)}")
+    return bands
+
+
+def _each_level_once(levels: Any) -> Any:
+    """Levels as they are, where they are `auto` or a list; raises ValueError with what was meant."""
+    if levels == "auto":
+        return levels
+    names = levels if isinstance(levels, list) else [levels]
+    known = get_args(Level)
+    unknown = next((name for name in names if name not in known), None)
+    if not isinstance(levels, list) or not levels or unknown is not None:
+        hint = meant_by_value("ingest.levels", unknown) if unknown is not None else None
+        if unknown is None and levels:
+            hint = f"[{levels}]"
+        raise ValueError(
+            f"must be auto, or a list of {', '.join(known)} from the top, such as [split, label], got {levels!r}"
+            + (f"; did you mean {hint}?" if hint else "")
+        )
+    if twice := next((name for name in known if name != "skip" and levels.count(name) > 1), None):
+        raise ValueError(f"names {twice} twice: what else is it?")
+    return levels
+
+
+def _known_modes(modes: list[str]) -> list[str]:
+    for mode in modes:
+        if mode not in _MODES:
+            near = next((known for known in _MODES if known.casefold() == mode.casefold()), None)
+            raise ValueError(
+                f"{mode!r} is no colour mode; {f'did you mean {near}?' if near else 'there are ' + ', '.join(_MODES)}"
+            )
+    return modes
+
+
+def _model_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", name):
+        raise ValueError(f"must begin with a letter or digit and go on with these, spaces, ., _ and -, got {name!r}")
+    return name
+
+
+SizePx = Annotated[int | tuple[int, int], BeforeValidator(_one_form_of_size)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class IngestParams:
+    """Where images come from and what they are made into."""
+
+    source: Source
+    path: str
+    levels: Annotated[Literal["auto"] | list[Level], BeforeValidator(_each_level_once)]
+    group_pattern: Annotated[str, AfterValidator(_regular_expression)] | None
+    leave_out: list[str]
+    splits_file: str | None
+    size_px: SizePx
+    channels: Literal["gray", "rgb"]
+    fit: Literal["pad", "crop"]
+    resample: Literal["bilinear", "bicubic"]
+    depth: Literal["file", "data"] | Annotated[int, Field(ge=1, le=32)]
+    ground: Literal["white", "gray", "black"]
+    bands: Annotated[list[Count], AfterValidator(_one_or_three)] | None
+    max_pixels: PixelCap
+    follow_links: bool
+    workers: AutoCount
+
+    @property
+    def data_name(self) -> str:
+        """What a person calls the data: the name of their own folder, or of the published set."""
+        return (Path(self.path).name or self.source) if self.source == "folder" else self.source
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that every image is resized to, pixels."""
+        return (self.size_px, self.size_px) if isinstance(self.size_px, int) else self.size_px
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SplitFractions:
+    """Shares of the images for each split where the source has none; they add up to 1."""
+
+    train: Annotated[float, Field(gt=0, lt=1)]
+    val: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+
+def _add_up(fractions: SplitFractions) -> SplitFractions:
+    total = fractions.train + fractions.val + fractions.test
+    if abs(total - 1) > 1e-6:
+        raise ValueError(f"train, val and test must add up to 1, got {total:g}")
+    return fractions
+
+
+def _no_single_fold(folds: int) -> int:
+    if folds == 1:
+        raise ValueError("must be 0, which is off, or at least 2, got 1")
+    return folds
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class LabelErrorParams:
+    """How wrong labels are searched for; with no folds, not at all."""
+
+    folds: Annotated[int, Field(ge=0, le=100), AfterValidator(_no_single_fold)]
+    budget_s: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class UserExpectation:
+    """An expectation of Great Expectations on the table of facts, by name."""
+
+    name: str
+    arguments: dict[str, Any]
+    severity: Severity
+
+
+def _allowed(expectation: UserExpectation) -> UserExpectation:
+    if problem := unfit_expectation(expectation.name, expectation.arguments):
+        raise ValueError(problem)
+    return expectation
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ValidateParams:
+    """What the facts must satisfy before they become a manifest."""
+
+    seed: Seed
+    fractions: Annotated[SplitFractions, AfterValidator(_add_up)]
+    splits: str | None
+    min_images_per_class: Count
+    max_imbalance: Annotated[float, Field(ge=1)]
+    min_side_px: Count
+    max_side_px: Count
+    modes: Annotated[list[str], Field(min_length=1), AfterValidator(_known_modes)]
+    on_broken: Policy
+    on_size: Policy
+    on_mode: Policy
+    on_classes: Literal["stop", "warn"]
+    on_names: Literal["stop", "warn"]
+    on_contradiction: Policy
+    on_leak: Policy
+    on_near_leak: Policy
+    on_duplicate: Policy
+    on_label_error: Policy
+    label_errors: LabelErrorParams
+    on_shortcut: Literal["stop", "warn"]
+    max_shortcut: Share
+    on_quality: Policy
+    on_drift: Literal["stop", "warn"]
+    reference: str | None
+    decisions: str | None
+    expectations: list[Annotated[UserExpectation, AfterValidator(_allowed)]]
+
+
+def _in_order(params: ValidateParams) -> ValidateParams:
+    if params.min_side_px > params.max_side_px:
+        raise ValueError(f"min_side_px must be at most max_side_px, got {params.min_side_px} and {params.max_side_px}")
+    return params
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AugmentParams:
+    """Changes to training images, drawn anew for each image in each epoch."""
+
+    shift_px: Annotated[int, Field(ge=0)]
+    flip: bool
+    rotate_deg: Annotated[float, Field(ge=0, le=180)]
+    erase: Share
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ProbeParams:
+    """How a linear head is trained on frozen features."""
+
+    l2: Literal["auto"] | Annotated[float, Field(gt=0)]
+    folds: Annotated[int, Field(ge=2, le=100)]
+
+
+def _known_network(name: str) -> str:
+    if problem := unknown_network(name):
+        raise ValueError(problem)
+    return name
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainParams:
+    """The network and how its weights are found."""
+
+    seed: Seed
+    model: Annotated[str, AfterValidator(_known_network)]
+    pretrained: str | None
+    freeze: Literal["none", "backbone"]
+    probe: ProbeParams
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    schedule: Literal["cosine", "linear", "constant"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    gradient_clip: Annotated[float, Field(gt=0)] | None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    augment: AugmentParams
+    keep: Literal["best", "last"]
+    precision: Literal["fp32", "bf16", "auto"]
+    shards: Annotated[int, Field(ge=1, le=64)]
+    threads: AutoCount
+    devices: Count
+    accelerator: Literal["auto", "cpu", "gpu"]
+
+
+def _frozen_weights(params: TrainParams) -> TrainParams:
+    if params.freeze == "backbone" and params.pretrained is None:
+        raise ValueError("freeze: backbone needs pretrained weights; set pretrained: imagenet, package:NAME or a file")
+    return params
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateParams:
+    """How a model is scored on the test split."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    bootstrap_seed: Seed
+    calibration_bins: Annotated[int, Field(ge=2, le=1000)]
+    cross_validate_below: Annotated[int, Field(ge=0)]
+    mistakes_shown: Annotated[int, Field(ge=1, le=240)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class GateParams:
+    """What a version must pass beside its accuracy; margins are shares of images, in [0, 1]."""
+
+    margin: Annotated[float, Field(gt=0, lt=1)]
+    class_margin: Annotated[float, Field(gt=0, lt=1)]
+    require_improvement: bool
+    max_calibration_error: Share | None
+    max_model_mb: Annotated[float, Field(gt=0)] | None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RegisterParams:
+    """Where a model is registered and what makes it a candidate."""
+
+    model_name: Annotated[str, AfterValidator(_model_name)]
+    min_accuracy: Share
+    gates: GateParams
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrackParams:
+    """What a run's card, which others read, takes along."""
+
+    untracked: Literal["none", "code"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Params:
+    """All of params.yaml: one section for each stage, and one for what is recorded of a run."""
+
+    ingest: IngestParams
+    validate: Annotated[ValidateParams, AfterValidator(_in_order)]
+    train: Annotated[TrainParams, AfterValidator(_frozen_weights)]
+    evaluate: EvaluateParams
+    register: RegisterParams
+    track: TrackParams
+
+
+def load_params(path: Path = PARAMS, *, inputs: bool = False) -> Params:
+    """Read and check a params.yaml; raises ParamsError that lists every problem.
+
+    With `inputs`, the files and folders that it names must be there too.
+    """
+    return parse_params(_read_yaml(path), path.as_posix(), inputs=inputs)
+
+
+def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
+    """Where each setting, such as `validate.on_leak`, stands in params.yaml: its line, counted from 1, and the text."""
+    from ruamel.yaml import YAML
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        sections = YAML(typ="rt", pure=True).load(text)
+        lines = text.splitlines()
+        found = {}
+        for section, settings in sections.items():
+            for key in settings:
+                number = int(settings.lc.key(key)[0])
+                found[f"{section}.{key}"] = (number + 1, lines[number].partition(" #")[0].strip())
+        return found
+    except (OSError, TypeError, AttributeError, KeyError, UnicodeDecodeError):
+        return {}
+
+
+def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = False) -> Params:
+    """Check settings that were read already; raises ParamsError, which names `origin` and lists every problem."""
+    params, errors = _validated(settings)
+    if errors and _with_numbers(settings, errors):
+        params, errors = _validated(settings)
+    problems = [_problem(error) for error in errors] + _conflicts(settings)
+    missing = _missing_inputs(settings) if inputs else {}
+    # A source that is missing and nothing else: the source itself says how to get it.
+    if problems or missing.keys() - {"ingest.path", "ingest.splits_file"} or params is None:
+        problems += [f"{setting}: {problem}" for setting, problem in missing.items()]
+        lines = [f"  {line}" for line in dict.fromkeys(problems)]
+        raise ParamsError("\n".join([f"{origin} does not describe a run:", *lines]))
+    return params
+
+
+def _validated(settings: Any) -> tuple[Params | None, list[Any]]:
+    try:
+        # As JSON, since strict types take a section from JSON alone; a YAML date becomes the text that it looks like.
+        return TypeAdapter(Params).validate_json(json.dumps(settings, default=str)), []
+    except ValidationError as error:
+        return None, list(error.errors())
+
+
+def _with_numbers(settings: Any, errors: list[Any]) -> bool:
+    """Turn texts such as "1e-3" into numbers where `errors` say that one is wanted; returns whether there were any."""
+    changed = False
+    for error in errors:
+        if error["type"] in ("int_type", "float_type") and (number := _as_number(error["input"])) is not None:
+            *sections, name = _place(error)
+            section = settings
+            for part in sections:
+                section = section[part]
+            is_whole = isinstance(number, float) and number.is_integer() and error["type"] == "int_type"
+            section[name], changed = int(number) if is_whole else number, True
+    return changed
+
+
+def _as_number(value: Any) -> int | float | None:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value.strip()):
+        number = float(value)
+        return int(number) if re.fullmatch(r"[+-]?\d+", value.strip()) else number
+    return None
+
+
+def _conflicts(settings: Any) -> list[str]:
+    """Settings that are right alone and not together, of those that can be read."""
+    model, weights = _setting(settings, "train.model"), _setting(settings, "train.pretrained")
+    known = isinstance(model, str) and unknown_network(model) is None
+    problem = unfit_weights(weights, model) if known and isinstance(weights, str) else None
+    return [*([f"train.pretrained: {problem}"] if problem else []), *_conflicts_with_size(settings)]
+
+
+def _conflicts_with_size(settings: Any) -> list[str]:
+    try:
+        size = _one_form_of_size(_setting(settings, "ingest.size_px"))
+    except ValueError:
+        return []
+    height, width = (size, size) if isinstance(size, int) else size
+    model, shift_px = _setting(settings, "train.model"), _setting(settings, "train.augment.shift_px")
+    problems = []
+    if isinstance(model, str) and (problem := unfit_size(model, (height, width))):
+        problems.append(f"train.model: {problem}")
+    if isinstance(shift_px, int) and shift_px >= min(height, width):
+        problems.append(
+            f"train.augment.shift_px: must be less than ingest.size_px, {min(height, width)}, got {shift_px}"
+        )
+    return problems
+
+
+def _missing_inputs(settings: Any) -> dict[str, str]:
+    """What is wrong with the files, folders and packages that settings name, by setting."""
+    problems = {}
+    source, folder = _setting(settings, "ingest.source"), _setting(settings, "ingest.path")
+    is_own = source in ("folder", "trashnet")
+    # Published sources are downloaded into their usual place.
+    if isinstance(folder, str) and source != "digits" and (is_own or Path(folder) != Path("data/raw") / str(source)):
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            problems["ingest.path"] = f"{folder} {'is not a folder' if path.exists() else 'does not exist'}"
+    named = ["validate.splits", "validate.decisions", "validate.reference", "train.pretrained"]
+    for setting in ["ingest.splits_file", *named] if is_own else named:
+        value = _setting(settings, setting)
+        if not isinstance(value, str) or value in ("auto", "imagenet"):
+            continue
+        if setting == "train.pretrained" and value.startswith("package:"):
+            package = value.removeprefix("package:")
+            if package in PACKAGE_MODELS and not _is_installed(package):
+                problems[setting] = f"the package {value.removeprefix('package:')!r} is not installed"
+        elif not Path(value).expanduser().is_file():
+            until = "; leave it null until `twinrun data split` has written one" if setting == "validate.splits" else ""
+            problems[setting] = f"there is no file {value}{until}"
+    return problems
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution(package)
+    except (PackageNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _setting(settings: Any, path: str) -> Any:
+    """The value at a path such as `train.augment.flip`; None where there is none."""
+    for part in path.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
+
+
+def _read_yaml(path: Path) -> Any:
+    # YAML 1.2, as DVC reads it: to PyYAML 1e-3 is a text.
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{path} is missing. Copy one: cp presets/digits.yaml params.yaml (or run from the project's folder)."
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from None
+
+
+def _place(error: Any) -> list[Any]:
+    # A union adds the name of the branch that it tried; only names of settings and list indices are the reader's.
+    where = [part for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
+    return [part for part in where if part not in _BRANCHES]
+
+
+def _problem(error: Any) -> str:
+    if error["type"] == "unexpected_keyword_argument":
+        where = [str(part) for part in error["loc"]]
+        hint = meant_by_name(where, error["input"], _settings())
+        return f"{'.'.join(where)}: not a setting" + (f"; {hint}" if hint else "")
+    name = ".".join(map(str, _place(error)))
+    value = error["input"]
+    match error["type"]:
+        case "missing":
+            return f"{name}: missing"
+        case "literal_error" if isinstance(value, str):
+            return f"{name}: must be one of {error['ctx']['expected']}, got {value!r}{_hint(name, value, error)}"
+        case "dataclass_type" | "dataclass_exact_type":
+            return f"{name or 'the file'}: must be a section with settings, got {value!r}"
+        case "too_short":
+            return f"{name}: must have at least one item, got {value!r}"
+        case "list_type":
+            return f"{name}: must be a list, got {value!r}; did you mean {json.dumps([value])}?"
+        case "value_error":
+            return f"{name}: {error['ctx']['error']}"
+    wanted = error["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
+    wanted = wanted.replace("less than or equal to", "at most")
+    return f"{name}: must be {wanted}, got {value!r}{_hint(name, value, error)}"
+
+
+def _hint(setting: str, value: Any, error: Any) -> str:
+    """What may have been meant by a value, after a semicolon; empty where nothing comes to mind."""
+    if isinstance(value, list) and error["type"] in ("int_type", "float_type", "string_type", "literal_error"):
+        return f"; {several_values(setting, value)}"
+    meant = meant_by_value(setting, value)
+    if meant is None and error["type"].startswith("bool"):
+        meant = yes_or_no(value)
+    if meant is None and error["type"] == "literal_error":
+        meant = next(iter(difflib.get_close_matches(str(value), _quoted(error["ctx"]["expected"]), n=1)), None)
+    return f"; did you mean {meant}?" if meant else ""
+
+
+_BRANCHES = frozenset({"int", "float", "str", "none"})
+
+
+def _quoted(expected: str) -> list[str]:
+    return expected.replace(" or ", ", ").replace("'", "").split(", ")
+
+
+def _settings(kind: Any = None, section: str = "") -> list[str]:
+    """Paths of all settings and sections, such as `train` and `train.augment.flip`."""
+    kind, paths = kind or Params, []
+    for name, inner in get_type_hints(kind).items():
+        paths.append(section + name)
+        if is_dataclass(inner):
+            paths += _settings(inner, f"{section}{name}.")
+    return paths

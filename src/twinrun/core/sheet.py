@@ -1,0 +1,144 @@
+"""CSV files that people edit: one reader for what spreadsheets make of them, one writer that no spreadsheet computes.
+
+Read are UTF-8 and UTF-16, with and without a mark at the start, LF, CR LF and CR, quoted line breaks, and commas,
+semicolons or tabs, whichever the first line has most of. A cell that a spreadsheet would take for a formula is written
+behind an apostrophe, and read without it.
+"""
+
+import codecs
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinrun.core.errors import TwinrunError
+from twinrun.core.printing import one_line
+
+_DELIMITERS = ",;\t"
+_FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)  # what a spreadsheet takes for the start of one
+_LOOKED_AT = 100_000  # characters
+_SEPARATOR_LINE = "sep="  # Excel's own way to say which character separates cells
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of cells; `number` counts lines of the file from 1, and is the first where cells hold line breaks."""
+
+    number: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The lines of a CSV that hold anything, its text without a mark at the start, and what separates its cells."""
+
+    lines: list[Line]
+    text: str
+    delimiter: str
+
+
+def read_sheet(path: Path, setting: str, error: type[TwinrunError]) -> Sheet:
+    """Read a CSV.
+
+    Raises `error`, which names the file, the line and the `setting` that names the file, where it is none. A file that
+    is missing raises FileNotFoundError.
+    """
+    named = one_line(str(path))
+    text = decoded(path, setting, error)
+    delimiter, skipped = _delimiter(text)
+    if "\0" in text:
+        number = text[: text.index("\0")].count("\n") + 1
+        raise error(f"{named}, line {number}: this is not CSV (it has a NUL character; {setting}).")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines, end = [], 0
+    try:
+        for cells in reader:
+            number, end = end + 1, reader.line_num
+            if number > skipped and any(cell.strip() for cell in cells):
+                lines.append(Line(number, tuple(unguarded(cell) for cell in cells)))
+    except csv.Error as problem:
+        raise error(f"{named}, line {end + 1}: this is not CSV ({problem}; {setting}).") from None
+    return Sheet(lines, text, delimiter)
+
+
+def decoded(path: Path, setting: str, error: type[TwinrunError]) -> str:
+    """The text of a file in UTF-8 or UTF-16, without a mark at its start; raises `error` where it is neither."""
+    named = one_line(str(path))
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as problem:
+        raise error(f"{named} cannot be read: {problem.strerror} ({setting}).") from None
+    mark = next((mark for mark in _MARKS if content.startswith(mark)), b"")
+    encoding = _MARKS.get(mark, "utf-8")
+    try:
+        return content[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as problem:
+        at = len(mark) + problem.start
+        line, byte = content[:at].count(b"\n") + 1, content[at]
+        raise error(
+            f"{named}, line {line}: the byte 0x{byte:02x} is not {encoding.upper()} text. Save it in UTF-8 ({setting})."
+        ) from None
+
+
+def mark_of(path: Path) -> str:
+    """The byte-order mark at the start of a file as text, "" where it has none: spreadsheets write one and need it."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    return "\ufeff" if any(start.startswith(mark) for mark in _MARKS) else ""
+
+
+def sheet_text(rows: Iterable[Sequence[object]], delimiter: str = ",", end: str = "\n") -> str:
+    """Rows as CSV for people: texts that would be formulas are guarded, None is empty, numbers stay numbers."""
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline="")
+        # A cell with a part of the line's end is quoted, and only such.
+        writer = csv.writer(line, delimiter=delimiter, lineterminator="\r\n")
+        writer.writerow([guarded(cell) if isinstance(cell, str) else cell for cell in row])
+        lines.append(line.getvalue().removesuffix("\r\n") + end)
+    return "".join(lines)
+
+
+def guarded(cell: str) -> str:
+    """A text that a spreadsheet shows and does not compute."""
+    return f"'{cell}" if cell.lstrip("'").startswith(_FORMULA) else cell
+
+
+def unguarded(cell: str) -> str:
+    """The text that `guarded` was given."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
+
+
+def header_of(text: str) -> tuple[list[str], str]:
+    """The cells of a CSV's first line, empty where it has none, and what separates them."""
+    delimiter, skipped = _delimiter(text)
+    lines = io.StringIO(text, newline="")
+    for _ in range(skipped):
+        lines.readline()
+    return next(csv.reader(lines, delimiter=delimiter), []), delimiter
+
+
+def _delimiter(text: str) -> tuple[str, int]:
+    """What separates the cells, and the number of lines that say nothing else."""
+    lines = [line for line in text[:_LOOKED_AT].splitlines() if line.strip()]
+    first = next((line for line in lines if not line.startswith("#")), lines[0] if lines else "")  # # may be a comment
+    if first.lower().startswith(_SEPARATOR_LINE) and first[len(_SEPARATOR_LINE) :].strip(" ") in set(_DELIMITERS):
+        return first[len(_SEPARATOR_LINE)], text[: text.index(first)].count("\n") + 1
+    outside = "".join(first.split('"')[::2])
+    return max(_DELIMITERS, key=outside.count), 0

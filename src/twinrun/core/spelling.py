@@ -1,0 +1,123 @@
+"""Names that mean the same: which one a person wrote, which read alike, and how to tell those apart in print.
+
+Computers write one name in several ways: é may be one character or two, a full-width letter looks like a plain one, and
+characters of format are not drawn at all. Names are compared under NFKD, without such characters, spaces and case, and
+with letters of other scripts as the Latin ones that they look like (a choice of Unicode's confusables, UTS #39).
+"""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from twinrun.core.printing import escaped, one_line
+from twinrun.core.sheet import guarded, unguarded
+
+_INVISIBLE = frozenset({"Cc", "Cf"})  # categories: controls and characters of format
+_BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8})|x([0-9a-f]{2}))")
+_LOOKS_LIKE = str.maketrans(
+    "аеорсухіјѕһԛԝԁӏАВЕКМНОРСТУХІЈЅԚԜΑΒΕΖΗΙΚΜΝΟΡΤΥΧονρոսցօհ",
+    "aeopcyxijshqwdlABEKMHOPCTYXIJSQWABEZHIKMNOPTYXovpnugoh",
+)
+
+
+class Names:
+    """Names to look one up in, as a person may have written it."""
+
+    def __init__(self, names: Iterable[str], root: Path | None = None) -> None:
+        """`root` is the folder that the names are relative to, where they are paths."""
+        self._names = frozenset(names)
+        self._root = root
+        self._composed: dict[str, list[str]] | None = None
+        self.other_forms: dict[str, str] = {}
+
+    def find(self, written: str) -> str | None:
+        """The name that `written` means, or None where there is none or more than one.
+
+        It may have spaces around, escapes, an apostrophe against formulas, ./ or the folder in front, backslashes for
+        slashes, or another Unicode form; `other_forms` keeps the names that were found so, by what was written.
+        """
+        if written in self._names:
+            return written
+        spellings = list(dict.fromkeys(self._spellings(written)))
+        if (found := next((spelling for spelling in spellings if spelling in self._names), None)) is not None:
+            return found
+        if all(spelling.isascii() for spelling in spellings):
+            return None
+        same = {name for spelling in spellings for name in self._by_form().get(_composed(spelling), ())}
+        if len(same) != 1:
+            return None
+        self.other_forms[written] = same.pop()
+        return self.other_forms[written]
+
+    def note(self, where: str) -> list[str]:
+        """A sentence on the names that were found in another Unicode form, if there are any."""
+        if not self.other_forms:
+            return []
+        written, name = min(self.other_forms.items())
+        count = len(self.other_forms)
+        names = "1 name is" if count == 1 else f"{count:,} names are"
+        return [
+            f"In {where} {names} written in another Unicode form than here, such as {one_line(name)}: "
+            f"{code_points(written)} there, {code_points(name)} here. They mean the same images."
+        ]
+
+    def _spellings(self, written: str) -> Iterable[str]:
+        for text in (written, written.strip(), unguarded(written.strip()), guarded(written.strip())):
+            for path in (text, text.replace("\\", "/")):
+                relative = path.removeprefix("./")
+                if self._root is not None and path.startswith("/"):
+                    for root in dict.fromkeys((self._root, self._root.absolute(), self._root.resolve())):
+                        if path.startswith(f"{root}/"):
+                            relative = path.removeprefix(f"{root}/")
+                yield from (relative, escaped(relative))
+
+    def _by_form(self) -> dict[str, list[str]]:
+        if self._composed is None:
+            self._composed = defaultdict(list)
+            for name in self._names:
+                self._composed[_composed(name)].append(name)
+        return self._composed
+
+
+def read_alike(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names that read like others, each with all that read so, sorted, itself among them."""
+    forms: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        forms["".join(_drawn(name).casefold().split())].append(name)
+    return {name: same for same in map(sorted, forms.values()) if len(same) > 1 for name in same}
+
+
+def told_apart(names: Sequence[str]) -> dict[str, str]:
+    """How to print each of `names`: those that look like another one with their code points, the others as they are."""
+    looks: dict[str, int] = defaultdict(int)
+    drawn = {name: " ".join(_drawn(name).split()) for name in names}
+    for look in drawn.values():
+        looks[look] += 1
+    return {
+        name: f"{name} ({code_points(name)})" if looks[drawn[name]] > 1 and not name.isascii() else name
+        for name in names
+    }
+
+
+def code_points(name: str) -> str:
+    """A name in ASCII: "caf U+00E9" for café."""
+    parts = re.split(r"([^!-~])", name)
+    return " ".join(part if re.fullmatch("[!-~]+", part) else f"U+{ord(part):04X}" for part in parts if part)
+
+
+def _drawn(name: str) -> str:
+    """What is seen of a name, with letters that look Latin as Latin ones."""
+    text = _ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), name)
+    text = unicodedata.normalize("NFKD", text).translate(_LOOKS_LIKE)
+    return "".join(
+        character
+        for character in text
+        if character not in _BLANKS and unicodedata.category(character) not in _INVISIBLE
+    )
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

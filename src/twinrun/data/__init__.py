@@ -1,1 +1,0 @@
-"""From a source to batches: decoding, facts, splits, expectations, keyed randomness."""

@@ -1,0 +1,1 @@
+"""Image files and their pixels: one decoder for each format, the same bytes on every machine."""

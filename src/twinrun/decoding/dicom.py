@@ -1,0 +1,98 @@
+"""DICOM files, by pydicom, which the extra `dicom` installs: the first frame, with the window that the file names."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from twinrun.decoding.samples import FormatError, Samples, Values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydicom import Dataset
+
+_PREAMBLE = 128
+_WINDOW_BITS = 16  # a window is stretched over so many
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What the file says of its picture; `load` decodes it while the stream is open."""
+
+    width: int
+    height: int
+    is_gray: bool
+    load: "Callable[[], Samples]"
+
+
+def is_dicom(start: bytes) -> bool:
+    """Whether the first bytes of a file, at least 132 of them, are those of a DICOM file."""
+    return start[_PREAMBLE : _PREAMBLE + 4] == b"DICM"
+
+
+def open_dicom(stream: BinaryIO, *, windowed: bool) -> DicomHeader:
+    """Read the header. `windowed`: brightness as the file's window has it; otherwise the values themselves.
+
+    Raises FormatError where there is no picture, or pydicom is not installed, and what pydicom raises.
+    """
+    try:
+        from pydicom import dcmread
+    except ImportError:
+        raise FormatError("is a DICOM file: to read such files, pip install 'twinrun[dicom]'") from None
+    stream.seek(0)
+    dataset = dcmread(stream)
+    if "PixelData" not in dataset or "Rows" not in dataset or "Columns" not in dataset:
+        raise FormatError("is a DICOM file without a picture")
+    is_gray = str(dataset.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
+    return DicomHeader(
+        int(dataset.Columns), int(dataset.Rows), is_gray, partial(_samples, dataset, is_gray, windowed=windowed)
+    )
+
+
+def _samples(dataset: "Dataset", is_gray: bool, *, windowed: bool) -> Samples:
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+
+    values = pixel_array(dataset, index=0)
+    if str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)
+    if not is_gray:
+        return Samples(values, "rgb", int(values.dtype.itemsize) * 8)
+    values = _normalised(values, dataset) if windowed else apply_modality_lut(values, dataset)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":  # the lowest value is white
+        values = (1 - values) if windowed else -values.astype(np.float64)
+    if windowed:
+        values, bits = np.rint(values * ((1 << _WINDOW_BITS) - 1)).astype(np.uint16), _WINDOW_BITS
+        return Samples(values[:, :, None], "gray", bits)
+    return Samples(values[:, :, None], "gray", None, unranged="its values have no set range")
+
+
+def _normalised(values: Values, dataset: "Dataset") -> Values:
+    """Values from 0 to 1 by the first window of the file, its table, or else the range of its stored bits."""
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    if "VOILUTSequence" in dataset:
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        looked_up: Values = apply_voi(apply_modality_lut(values, dataset), dataset) / float((1 << bits) - 1)
+        return looked_up.clip(0, 1)
+    if "WindowCenter" in dataset and "WindowWidth" in dataset:
+        center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+        return _window(apply_modality_lut(values, dataset), center, width, str(dataset.get("VOILUTFunction", "LINEAR")))
+    bits = int(dataset.BitsStored)
+    low = -(1 << (bits - 1)) if dataset.PixelRepresentation == 1 else 0
+    return ((values.astype(np.float64) - low) / ((1 << bits) - 1)).clip(0, 1)
+
+
+def _window(values: Values, center: float, width: float, function: str) -> Values:
+    """The three functions of DICOM PS3.3, C.11.2.1, from 0 to 1."""
+    values = values.astype(np.float64)
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (values - center) / width))
+    if function == "LINEAR_EXACT":
+        return ((values - center) / width + 0.5).clip(0, 1)
+    return ((values - (center - 0.5)) / max(width - 1, 1e-9) + 0.5).clip(0, 1)
+
+
+def _first(value: Any) -> float:
+    return float(value[0] if hasattr(value, "__iter__") else value)

@@ -1,0 +1,1 @@
+"""`twinrun doctor`: what is wrong with a project and the command that fixes it."""

@@ -1,0 +1,1 @@
+"""The near-duplicate search: descriptors, neighbours, alignment."""

@@ -1,0 +1,90 @@
+"""Fetching published data sets, through torchvision's mirrors and checksums. Refuses to know what is inside them."""
+
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinrun.core.errors import SourceError
+from twinrun.core.files import replacing
+
+# Without torchvision, whose import takes 3 s, for the message that says what to fetch.
+_COMMANDS = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz",
+    "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+    "{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz",
+}
+_CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Download:
+    """A published data set, by the name of its source."""
+
+    name: str
+
+    @classmethod
+    def of(cls, name: str) -> "Download":
+        """The download of a source."""
+        return cls(name)
+
+    def command(self, folder: Path) -> str:
+        """A command that fetches the files into `folder`, in a shell."""
+        if self.name == "cifar10":
+            return f"mkdir -p '{folder}' && curl -fL {_CIFAR10_URL} | tar -xz -C '{folder}'"
+        return f"curl -fL --create-dirs --output-dir '{folder}' --remote-name-all '{_COMMANDS[self.name]}'"
+
+
+def fetch(download: Download, folder: Path, stems: list[str]) -> None:
+    """Put the files that are called after `stems` into `folder`, checked; each appears whole or not at all.
+
+    Raises SourceError where no mirror gives a file with the right checksum.
+    """
+    if download.name == "cifar10":
+        archive = folder / "cifar-10-binary.tar.gz"
+        _fetch_one([_CIFAR10_URL], _CIFAR10_MD5, archive)
+        unpack(archive, folder, stems)
+        archive.unlink()
+        return
+    from torchvision.datasets import MNIST, FashionMNIST
+
+    kind = MNIST if download.name == "mnist" else FashionMNIST
+    for file_name, md5 in kind.resources:
+        if Path(file_name).stem in stems:
+            _fetch_one([mirror + file_name for mirror in kind.mirrors], md5, folder / file_name)
+
+
+def unpack(archive: Path, folder: Path, stems: list[str]) -> None:
+    """Put the files of a tar archive that are called after `stems` below `folder`, each in its folder in the archive.
+
+    Each appears whole or not at all, whatever happens midway.
+    """
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = Path(member.name)
+            if path.stem not in stems or (content := tar.extractfile(member)) is None:
+                continue
+            with content, replacing(folder / path.parent.name / path.name) as temp, temp.open("wb") as file:
+                shutil.copyfileobj(content, file)
+
+
+def _fetch_one(urls: list[str], md5: str, path: Path) -> None:
+    import socket
+
+    from torchvision.datasets.utils import download_url
+
+    problems: list[str] = []
+    default_timeout = socket.getdefaulttimeout()
+    for url in urls:
+        try:
+            socket.setdefaulttimeout(_TIMEOUT_S)  # torchvision sets none, and a silent server would hold us for ever
+            with replacing(path) as temp:
+                download_url(url, str(temp.parent), temp.name, md5)
+            return
+        except (OSError, RuntimeError, ValueError) as error:
+            problems.append(f"  {url}: {error}")
+        finally:
+            socket.setdefaulttimeout(default_timeout)
+    raise SourceError("\n".join([f"{path.name} could not be downloaded:", *problems]))

@@ -1,0 +1,605 @@
+"""Sources that are trees of image files: `<class>/...`, `<split>/<class>/...` and others. Opens no image.
+
+`walking.py` says which files count, `levels.py` what each level of folders is; this module makes a listing of both, and
+notes on all that a person may not expect. What lies deeper than the reading needs belongs to the same class.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from twinrun.core.errors import SourceError
+from twinrun.core.params import IngestParams, Level
+from twinrun.core.printing import escaped
+from twinrun.core.sheet import Line, decoded, read_sheet
+from twinrun.core.spelling import Names, told_apart
+from twinrun.dataset.manifest import SPLITS, SplitName
+from twinrun.dataset.table import NO_LABEL
+from twinrun.ingest.levels import (
+    Parts,
+    Place,
+    Reading,
+    is_mask_folder,
+    mask_files,
+    mask_pattern,
+    possible_readings,
+    reading_as,
+    split_names,
+    split_names_among_labels,
+)
+from twinrun.ingest.listing import Files, Item, Listing, some_names, sorted_listing, source_folder
+from twinrun.ingest.sharing import nearby
+from twinrun.ingest.walking import Walk, walk_folder
+
+Levels = Literal["auto"] | Sequence[Level]
+
+_SPLITS_FILE = "params.yaml: ingest.splits_file"
+_SHEETS = (".csv", ".tsv")
+_PATH_COLUMNS = (
+    *("path", "image", "file", "filename", "filepath", "file_path", "file_name", "image_path", "image_name", "img"),
+)
+_SPLIT_COLUMNS = ("split", "subset", "partition", "set")
+_GROUP_COLUMNS = ("group", "group_id")
+_LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
+_CLASSES_SHOWN = 6
+REPORT_FILES = ("index.html", "result.json", "findings.parquet")  # what a check of a folder writes
+
+_TRASHNET_LISTS: dict[SplitName, str] = {
+    "train": "one-indexed-files-notrash_train.txt",
+    "val": "one-indexed-files-notrash_val.txt",
+    "test": "one-indexed-files-notrash_test.txt",
+}
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The images of a folder under one reading: their items, their files, and where each folder puts its images."""
+
+    items: list[Item]
+    files: list[Path]
+    notes: list[str]
+
+
+def list_tree(params: IngestParams) -> Listing:
+    """List the source `folder` or `trashnet` of `params`; raises SourceError as those do."""
+    root = source_folder(params)
+    splits_file = Path(params.splits_file).expanduser() if params.splits_file is not None else None
+    make = list_trashnet if params.source == "trashnet" else list_folder
+    return make(root, splits_file, params.levels, params.leave_out, follow_links=params.follow_links)
+
+
+def list_folder(
+    root: Path,
+    splits_file: Path | None = None,
+    levels: Levels = "auto",
+    leave_out: Sequence[str] = (),
+    *,
+    follow_links: bool = False,
+) -> Listing:
+    """List a tree of images; `splits_file` names their splits and groups, and stands above folders named as splits.
+
+    Raises SourceError where the folder is missing, empty, has one class, can be read in two ways or not be read as a
+    whole, or the splits file does not fit. A folder that cannot be read stops it, unless `leave_out` has it: its images
+    would be missing from the training without anybody having decided so.
+    """
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        others = nearby(Path.cwd(), str(root))
+        raise SourceError(
+            f"The source folder {root} {what} (params.yaml: ingest.path).{others} {_LAYOUT} and name it there."
+        )
+    skipped = [splits_file] if splits_file is not None else []
+    walk = walk_folder(root, leave_out, skipped, follow_links=follow_links)
+    if walk.unreadable:
+        raise SourceError(
+            f"The source folder {root} has folders that cannot be read: {some_names(walk.unreadable)}. Make them "
+            "readable, or leave them out: params.yaml: ingest.leave_out."
+        )
+    if walk.outside:
+        raise SourceError(
+            f"The source folder {root} has {_links(walk)} out of it: {some_names(walk.outside)}. Copy what is meant "
+            "into the folder, leave it out (params.yaml: ingest.leave_out), or read it: ingest.follow_links: true."
+        )
+    if not walk.files:
+        raise SourceError(f"The source folder {root} has no images (params.yaml: ingest.path). {_LAYOUT}.{_said(walk)}")
+    readings = _readings(walk, levels)
+    if len(readings) > 1:
+        raise SourceError(
+            f"The folders in {root} can be read in {len(readings)} ways. Write the one that is meant into params.yaml, "
+            "such as:\n" + "\n".join(f"  ingest.levels: {_counts(reading, walk)}" for reading in readings)
+        )
+    if levels == "auto" and (doubt := _splits_among_classes(walk, readings[0], leave_out)):
+        raise SourceError(
+            f"The folders in {root} can be read in 2 ways, since {doubt[0]}. Write the one that is meant into "
+            "params.yaml, such as:\n" + "\n".join(f"  {way}" for way in doubt[1:])
+        )
+    content = _content(root, walk, readings[0], strict=True)
+    _expect_classes(root, content, readings[0])
+    items, notes = content.items, content.notes
+    if splits_file is not None:
+        items, more = _with_splits(items, {splits_file: None}, root)
+        notes = notes + more
+    return sorted_listing(items, Files(content.files), notes)
+
+
+def list_images(
+    root: Path, out: Path, levels: Levels = "auto", leave_out: Sequence[str] = (), *, follow_links: bool = False
+) -> Listing:
+    """List any folder of images but what lies in `out`; folders are labels where there are two or more of them.
+
+    What cannot be read, has no place in the reading or is the report of an earlier check is passed over with a note; of
+    two readings the likelier is taken, and both are noted. Raises SourceError where the folder is missing or has no
+    images.
+    """
+    if not root.is_dir():
+        raise SourceError(
+            f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Name a folder of images."
+        )
+    around = root.resolve().is_relative_to(out.resolve())
+    walk = walk_folder(root, leave_out, [] if around else [out], REPORT_FILES, follow_links=follow_links)
+    if not walk.files:
+        raise SourceError(f"{root} has no images in it. Name a folder of images.{_said(walk)}")
+    readings = _readings(walk, levels)
+    content = _content(root, walk, readings[0], strict=False)
+    items, notes = content.items, content.notes
+    if len({item.label for item in items} - {None}) < 2:
+        items = [replace(item, label=None, problem=None) for item in items]
+    if len(readings) > 1:
+        ways = [f"{_counts(reading, walk)} (--levels {','.join(reading.levels)})" for reading in readings]
+        both = f"These folders can be read in {len(ways)} ways, of which the first is taken here: {'; or '.join(ways)}."
+        notes = [
+            f"{both} In a pipeline ingest.levels decides, such as ingest.levels: [{', '.join(readings[0].levels)}].",
+            *notes,
+        ]
+    elif levels == "auto" and (doubt := _splits_among_classes(walk, readings[0], leave_out)):
+        notes = [f"Taken here for classes, although {doubt[0]}. In a pipeline: {'; or '.join(doubt[1:])}.", *notes]
+    return sorted_listing(items, Files(content.files), notes)
+
+
+def list_trashnet(
+    root: Path,
+    splits_file: Path | None = None,
+    levels: Levels = "auto",
+    leave_out: Sequence[str] = (),
+    *,
+    follow_links: bool = False,
+) -> Listing:
+    """TrashNet: `dataset-resized/<class>/` and the three published lists beside it, one for each split."""
+    images = root / "dataset-resized"
+    if not images.is_dir():
+        raise SourceError(
+            f"{images} does not exist (params.yaml: ingest.path). TrashNet is dataset-resized.zip and the lists "
+            f"{', '.join(_TRASHNET_LISTS.values())} of "
+            f"https://github.com/garythung/trashnet (folder data): unpack them into {root}."
+        )
+    if splits_file is not None:
+        return list_folder(images, splits_file, levels, leave_out, follow_links=follow_links)
+    lists = {root / name: split for split, name in _TRASHNET_LISTS.items()}
+    if missing := [path.name for path in lists if not path.is_file()]:
+        raise SourceError(
+            f"{root} lacks TrashNet's published split lists {', '.join(missing)}. Fetch them from "
+            "https://github.com/garythung/trashnet (folder data), or let us split: ingest.source: folder, "
+            f"ingest.path: {images}."
+        )
+    listing = list_folder(images, None, levels, leave_out, follow_links=follow_links)
+    items, notes = _with_splits(listing.items, dict(lists), images)
+    return Listing(items, listing.content, listing.notes + notes)
+
+
+def _links(walk: Walk) -> str:
+    return "a link that leads" if len(walk.outside) == 1 else f"{len(walk.outside):,} links that lead"
+
+
+def _said(walk: Walk) -> str:
+    notes = walk.notes()
+    return f" {' '.join(notes)}" if notes else ""
+
+
+def _readings(walk: Walk, levels: Levels) -> list[Reading]:
+    images = _images_by_folder(walk)
+    if levels == "auto":
+        return possible_readings(images)
+    if twice := [level for level in ("split", "label", "group") if list(levels).count(level) > 1]:
+        raise SourceError(f"The levels [{', '.join(levels)}] name {twice[0]} twice (ingest.levels): what else is it?")
+    return [reading_as(levels, images)]
+
+
+def _splits_among_classes(walk: Walk, reading: Reading, leave_out: Sequence[str]) -> list[str]:
+    """What is odd about classes that are named as splits beside others, and two ways to read them; [] if none are."""
+    images = _images_by_folder(walk)
+    odd = split_names_among_labels(reading, images)
+    if not odd:
+        return []
+    others = sorted({reading.place(folders).label or "" for folders in images} - {parts[-1] for parts in odd} - {""})
+    names = sorted({parts[-1] for parts in odd})
+    patterns = [*leave_out, *("/".join(parts) + "/*" for parts in sorted(odd))]
+    return [
+        f"{' and '.join(_shown(names))} {'is' if len(names) == 1 else 'are'} named as a split and "
+        f"{'lies' if len(names) == 1 else 'lie'} beside folders that are not ({some_names(_shown(others))})",
+        f"ingest.levels: {_counts(reading, walk)}",
+        f"ingest.leave_out: [{_quoted(patterns)}], if {'it is' if len(names) == 1 else 'they are'} no class",
+    ]
+
+
+def _quoted(patterns: Iterable[str]) -> str:
+    return ", ".join(f'"{escaped(pattern)}"' for pattern in patterns)
+
+
+def _images_by_folder(walk: Walk) -> Counter[Parts]:
+    return Counter(folders for folders, _ in walk.files)
+
+
+def _counts(reading: Reading, walk: Walk) -> str:
+    """A reading with an example and counts: "[split, label], as in train/cat: train 80, test 20; 2 classes (...)"."""
+    images = _images_by_folder(walk)
+    places = {folders: reading.place(folders) for folders in images}
+    splits, labels, groups = Counter[str](), Counter[str](), set()
+    for folders, place in places.items():
+        if place.stray is None and (place.label is not None or "label" not in reading.levels):
+            splits[place.split or ""] += images[folders]
+            labels[escaped(place.label or "")] += images[folders]
+            groups.add(place.group)
+    depth = len(reading.levels)
+    deepest = max(places, key=lambda folders: (places[folders].label is not None, min(len(folders), depth)))
+    parts = [", ".join(f"{split} {splits[split]:,}" for split in SPLITS if splits[split])]
+    if known := sorted(labels.keys() - {""}):
+        named = told_apart(known)
+        shown = ", ".join(f"{named[label]} {labels[label]:,}" for label in known[:_CLASSES_SHOWN])
+        more = ", ..." if len(known) > _CLASSES_SHOWN else ""
+        parts.append(f"{len(known):,} {'class' if len(known) == 1 else 'classes'} ({shown}{more})")
+    elif reading.levels:
+        parts.append("no classes")
+    if "group" in reading.levels:
+        number = len(groups - {None})
+        parts.append(f"{number:,} {'group' if number == 1 else 'groups'}")
+    example = escaped("/".join(deepest[:depth]))
+    return f"[{', '.join(reading.levels)}]{f', as in {example}' if example else ''}: {'; '.join(filter(None, parts))}"
+
+
+def _content(root: Path, walk: Walk, reading: Reading, *, strict: bool) -> _Content:
+    """Items of the files of `walk`, and notes; where it is `strict`, images without a place in the reading end it."""
+    images = _images_by_folder(walk)
+    places = {folders: reading.place(folders) for folders in images}
+    unlabelled = _unlabelled(places, reading)
+    strays = {place.stray for folders, place in places.items() if place.stray is not None and folders not in unlabelled}
+    if strict and strays:
+        raise SourceError(_beside_splits(root, sorted(strays), places, reading))
+    passed_over = {folders for folders, place in places.items() if place.stray is not None}
+    if strict:
+        passed_over |= unlabelled.keys()
+    items, files = [], []
+    prefixes = {folders: "".join(f"{name}/" for name in folders) for folders in images}
+    for folders, name in walk.files:
+        if folders in passed_over:
+            continue
+        place = places[folders]
+        problem = NO_LABEL if place.label is None and folders not in unlabelled else None
+        items.append(
+            Item(
+                escaped(prefixes[folders] + name),
+                None if place.label is None else escaped(place.label),
+                place.split,
+                problem,
+                None if place.group is None else escaped(place.group),
+            )
+        )
+        files.append(root / prefixes[folders] / name)
+    notes = [_note_on_reading(reading, walk), *_notes_on_splits(reading)]
+    if strays:
+        notes.append(f"Left out, since they lie beside folders named as splits: {some_names(_shown(strays))}.")
+    notes += _notes_on_labels(items, unlabelled, images, reading, strict)
+    notes += _notes_on_folders(walk, reading, images, passed_over)
+    notes += _notes_on_mask_files(walk, passed_over)
+    return _Content(items, files, notes + walk.notes())
+
+
+def _note_on_reading(reading: Reading, walk: Walk) -> str:
+    if not reading.levels:
+        return f"No folders that could be classes: {_images(len(walk.files))} without labels."
+    return f"Folders read as {_counts(reading, walk)}."
+
+
+def _notes_on_splits(reading: Reading) -> list[str]:
+    """Which folders became which split, where their names are others."""
+    parts = []
+    for split in SPLITS:
+        names = _shown(name for name, meant in reading.splits.items() if meant == split)
+        if any(name.casefold() != split for name in names):
+            parts.append(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {split}")
+    return [f"Folders taken for splits: {'; '.join(parts)}."] if parts else []
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    return sorted(map(escaped, names))
+
+
+def _unlabelled(places: Mapping[Parts, Place], reading: Reading) -> dict[Parts, str]:
+    """The folders of images without labels, beside such with labels: of each, the folder of the split level."""
+    levels = list(reading.levels)
+    if "split" not in levels or "label" not in levels[levels.index("split") :]:
+        return {}
+    depth = levels.index("split")
+    labelled = {folders[depth] for folders, place in places.items() if place.label is not None}
+    return (
+        {folders: folders[depth] for folders in places if len(folders) > depth and folders[depth] not in labelled}
+        if labelled
+        else {}
+    )
+
+
+def _beside_splits(root: Path, strays: list[str], places: Mapping[Parts, Place], reading: Reading) -> str:
+    depth = reading.levels.index("split") + 1
+    pattern = "/".join(min(folders for folders, place in places.items() if place.stray == strays[0])[:depth]) + "/*"
+    others = some_names(_shown(strays))
+    if reading.splits:
+        found = f"{root} has folders named as splits ({', '.join(_shown(reading.splits))}) beside others ({others})."
+    else:
+        found = f"{root} has no folders named as splits where ingest.levels has them: {others}."
+    return (
+        f"{found} Name them train, val or test, move them elsewhere, or leave them out: "
+        f'params.yaml: ingest.leave_out: ["{escaped(pattern)}"].'
+    )
+
+
+def _expect_classes(root: Path, content: _Content, reading: Reading) -> None:
+    classes = sorted({item.label for item in content.items if item.label is not None})
+    if len(classes) > 1:
+        return
+    found = f"one class, {classes[0]!r}," if classes else "no class folders"
+    if not classes and "label" not in reading.levels and "group" in reading.levels:
+        found = "no level of folders that is the label,"
+    elif not classes and reading.splits:
+        found = f"folders named as splits ({', '.join(_shown(reading.splits))}) and no class folders in them,"
+    raise SourceError(
+        f"The source folder {root} has {found} and a classifier needs at least two classes (params.yaml: ingest.path). "
+        f"{content.notes[0]} {_LAYOUT}, or say what each level of folders is: ingest.levels."
+    )
+
+
+def _notes_on_labels(
+    items: list[Item], unlabelled: Mapping[Parts, str], images: Mapping[Parts, int], reading: Reading, left_out: bool
+) -> list[str]:
+    notes = []
+    without, strange = Counter[str](), Counter[str]()
+    depth = len(reading.levels)
+    for folders, name in unlabelled.items():
+        if name in reading.unlabelled:
+            strange[escaped("/".join(folders[:depth]))] += images[folders]
+        else:
+            without[escaped(name)] += images[folders]
+    start = "Left out, since" if left_out else "Without labels, since"
+    if without:
+        notes.append(f"{start} they have no class folders: {_with_images(without)}.")
+    if strange:
+        notes.append(
+            f"{start} the only folder of a split is a class of no other split: {_with_images(strange)}. If it is a "
+            f"class: ingest.levels: [{', '.join(reading.levels)}]."
+        )
+    splits: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.label is not None and item.split is not None:
+            splits[item.label].add(item.split)
+    if len(set().union(*splits.values())) > 1:
+        shown = told_apart(sorted(splits))
+        alone = [f"{shown[label]} ({min(where)})" for label, where in sorted(splits.items()) if len(where) == 1]
+        if alone:
+            notes.append(f"Classes that are in one split alone: {some_names(alone)}.")
+    return notes
+
+
+def _with_images(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} ({_images(count)})" for name, count in sorted(counts.items()))
+
+
+def _notes_on_mask_files(walk: Walk, left_out: set[Parts]) -> list[str]:
+    """A note on files that are named as masks of others beside them."""
+    names: dict[Parts, list[str]] = defaultdict(list)
+    for folders, name in walk.files:
+        if folders not in left_out:
+            names[folders].append(name)
+    masks = [(folders, name) for folders, files in names.items() for name in mask_files(files)]
+    if not masks:
+        return []
+    patterns = sorted({mask_pattern(name) for _, name in masks})
+    first = escaped("/".join((*masks[0][0], masks[0][1])))
+    return [
+        f"{len(masks):,} of {sum(map(len, names.values())):,} images are named as masks of others beside them, such "
+        f"as {first}. If they are no photos of their class, leave them out: ingest.leave_out: [{_quoted(patterns)}]."
+    ]
+
+
+def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left_out: set[Parts]) -> list[str]:
+    """Notes on empty folders, masks beside photos, and folders deeper than the reading."""
+    notes = []
+    depths = {place + 1 for place, level in enumerate(reading.levels) if level in ("split", "label")}
+    full = {folders[:depth] for folders in images for depth in depths}
+    empty = {folders for folders in walk.folders if len(folders) in depths and folders not in full}
+    if named := [escaped("/".join(folders)) for folders in sorted(empty) if folders[:-1] not in empty]:
+        notes.append(f"Folders without images where classes are expected: {some_names(named)}.")
+    taken = Counter({folders: count for folders, count in images.items() if folders not in left_out})
+    meant = [level for level in reading.levels if level in ("split", "label", "group")]
+    masks: Counter[str] = Counter()
+    deeper: Counter[Parts] = Counter()
+    beside: dict[Parts, set[str]] = defaultdict(set)
+    for folders in walk.folders:
+        if folders:
+            beside[folders[:-1]].add(folders[-1])
+    for folders, count in taken.items():
+        if mask := next(
+            filter(None, (_mask_at(folders, place, reading, beside) for place in range(len(folders)))), None
+        ):
+            masks[mask] += count
+        elif meant and len(folders) > len(reading.levels):
+            deeper[folders] += count
+    if masks and masks.total() < taken.total():
+        patterns = _quoted(f"*/{name}/*" for name in sorted(masks))
+        notes.append(
+            f"{masks.total():,} of {taken.total():,} images lie in folders named {some_names(_shown(masks))}, as masks "
+            f"do. If they are no photos of their class, leave them out: ingest.leave_out: [{patterns}]."
+        )
+    return notes + ([_note_on_deeper(deeper, reading)] if _are_many(deeper) else [])
+
+
+def _mask_at(folders: Parts, place: int, reading: Reading, beside: Mapping[Parts, set[str]]) -> str | None:
+    """The name of a folder on the way to an image, where it is one of masks; a class is so by another's name alone."""
+    name = folders[place]
+    is_free = place >= len(reading.levels) or reading.levels[place] == "skip"
+    if not is_free and is_mask_folder(name):
+        return None
+    around = {*folders[:place], *beside[folders[:place]]} if is_free else beside[folders[:place]]
+    return name if is_mask_folder(name, around) else None
+
+
+def _are_many(deeper: Counter[Parts]) -> bool:
+    # class/images/ alone tells nothing: a folder that every class has once is a habit, not a group.
+    return len({folders[-1] for folders in deeper}) > 1 or (0 < len(deeper) < 2)
+
+
+def _note_on_deeper(deeper: Counter[Parts], reading: Reading) -> str:
+    note = (
+        f"{_images(deeper.total())} {'lies' if deeper.total() == 1 else 'lie'} in {_deeper_folders(deeper)}, and "
+        f"{'counts' if deeper.total() == 1 else 'count'} for {'its' if deeper.total() == 1 else 'their'} class."
+    )
+    if len(deeper) > 1 and "group" not in reading.levels:
+        note += (
+            " If the images of such a folder belong together (a patient, a clip), keep them in one split: "
+            f"ingest.levels: [{', '.join((*reading.levels, 'group'))}]."
+        )
+    return note
+
+
+def _deeper_folders(deeper: Counter[Parts]) -> str:
+    first = escaped("/".join(min(deeper)))
+    return f"1 deeper folder, {first}" if len(deeper) == 1 else f"{len(deeper):,} deeper folders, such as {first}"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a splits file says about an image."""
+
+    split: SplitName | None
+    group: str | None = None
+
+
+def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: Path) -> tuple[list[Item], list[str]]:
+    """Items with the splits and groups that `lists` name; a list of one split names only images.
+
+    Images are named by their path below `root` or, where no other has it, their file name.
+    """
+    named: dict[str, _Named] = {}
+    by_name = Counter(item.path.rsplit("/", 1)[-1] for item in items)
+    known = Names({item.path for item in items} | by_name.keys(), root)
+    comments = 0
+    for path, split in lists.items():
+        for written, place in _read_places(path, split, known):
+            name = known.find(written)
+            if name is None and written.startswith("#"):
+                comments += 1
+                continue
+            name = escaped(written) if name is None else name
+            if named.setdefault(name, place) != place:
+                raise SourceError(
+                    f"{path} puts {name} into {_words(place)}, and it was put into {_words(named[name])}."
+                )
+    where = ", ".join(map(str, lists))
+    result, used = [], set()
+    for item in items:
+        short = item.path.rsplit("/", 1)[-1]
+        key = item.path if item.path in named else short if short in named else None
+        if key == short != item.path and by_name[short] > 1:
+            raise SourceError(
+                f"{where} names {short}, and {by_name[short]} images are called so: write its path, <class>/{short}."
+            )
+        if key is not None:
+            used.add(key)
+        place = named[key] if key is not None else _Named(None)
+        result.append(replace(item, split=place.split or item.split, group=place.group or item.group))
+    if absent := sorted(named.keys() - used):
+        raise SourceError(f"{where} names {_images(len(absent))} that are not there: {some_names(absent)}.")
+    unnamed = [item.path for item in result if item.split is None]
+    notes = [f"Without a split in {where}, and so for validate to decide: {some_names(unnamed)}."] if unnamed else []
+    if comments:
+        lines = "1 line" if comments == 1 else f"{comments:,} lines"
+        notes.append(f"Taken for comments, since they begin with # and name no image here: {lines} of {where}.")
+    return result, [*known.note(where), *notes]
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _words(place: _Named) -> str:
+    return " ".join(filter(None, [place.split or "no split", place.group and f"(group {place.group})"]))
+
+
+def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[tuple[str, _Named]]:
+    """Names of images with their splits and groups: the columns of a CSV, or the two of a text.
+
+    A CSV with a header may have either column or both (`path`, `split`, `group`); without one its columns are path and
+    split. Where `split` is given, the file is a list of images of that split, whatever stands in further columns. A
+    line that begins with # and names no image of those that are `known` is a comment.
+    """
+    columns: dict[str, int] | None = None
+    is_sheet = path.suffix.lower() in _SHEETS
+    for line in _lines(path, is_sheet, split is not None):
+        cells = line.cells
+        if split is not None:
+            yield cells[0], _Named(split)
+            continue
+        is_comment = cells[0].startswith("#") and known.find(cells[0].strip()) is None
+        if columns is None and is_comment and not _is_header(cells):
+            continue
+        if columns is None:
+            columns = _columns_of(cells) if is_sheet else {"path": 0, "split": 1}
+            if is_sheet and _is_header(cells):
+                continue
+        found = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
+        written, group = found["path"], found.get("group", "").strip() or None
+        its_split = _split_of(found.get("split", "").strip())
+        if its_split is None and (found.get("split") or "group" not in columns):
+            if is_comment:
+                continue
+            raise SourceError(
+                f"{path}, line {line.number}: wanted an image and its split (train, val or test), found "
+                f"{', '.join(map(repr, cells))}. A header may name the columns path, split and group."
+            )
+        yield written, _Named(its_split, group)
+
+
+def _lines(path: Path, is_sheet: bool, only_names: bool) -> Iterator[Line]:
+    try:
+        if is_sheet:
+            yield from read_sheet(path, _SPLITS_FILE, SourceError).lines
+            return
+        text = decoded(path, _SPLITS_FILE, SourceError)
+    except FileNotFoundError:
+        raise SourceError(f"The splits file {path} does not exist ({_SPLITS_FILE}).") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            stripped = line.removesuffix("\r")
+            parts = stripped.rsplit(None, 1)
+            yield Line(number, tuple(parts) if len(parts) == 2 or not only_names else (stripped.strip(),))
+
+
+def _split_of(word: str) -> SplitName | None:
+    return split_names([word]).get(word)
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    return bool({cell.strip().lower() for cell in cells} & {*_SPLIT_COLUMNS, *_GROUP_COLUMNS})
+
+
+def _columns_of(cells: Sequence[str]) -> dict[str, int]:
+    """Which column holds what, by a CSV's first line."""
+    header = [cell.strip().lower() for cell in cells]
+    named = {"split": _SPLIT_COLUMNS, "group": _GROUP_COLUMNS}
+    columns = {
+        what: header.index(names[0]) for what, words in named.items() if (names := [w for w in words if w in header])
+    }
+    if not columns:
+        return {"path": 0, "split": 1}
+    others = [column for column in range(len(header)) if column not in columns.values()]
+    paths = [header.index(name) for name in _PATH_COLUMNS if name in header]
+    return {"path": [*paths, *others, 0][0], **columns}

@@ -1,0 +1,381 @@
+"""Which level of folders is the split, which the label, which the group: decided by evidence. Pure.
+
+The evidence is which levels hold images, which sets of folder names repeat below which level, and words that people use
+for splits (train, dev, seg_train, training_set, ...), for parts of a data set (images, masks) and for what belongs
+together (patient_01, clip_3). Words alone decide only where all folders of a level have them. Where two readings are
+left, both are returned.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from twinrun.core.params import Level
+from twinrun.dataset.manifest import SplitName
+from twinrun.ingest.listing import words_of
+
+Parts = tuple[str, ...]  # names of folders, from the top
+Levels = tuple[Level, ...]
+
+_TEST_OR_VAL = words_of("eval evals evaluate evaluating evaluation evalset evaluationset")  # val beside a test set
+_SPLIT_WORDS: dict[str, SplitName] = {
+    **dict.fromkeys(words_of("train training trainset trainingset traindata trainingdata trainval trn"), "train"),
+    **dict.fromkeys(words_of("val vali valid validate validating validation valset validset validationset"), "val"),
+    **dict.fromkeys(words_of("valdata validationdata dev devset devel development"), "val"),
+    **dict.fromkeys(words_of("test tests testing testset testingset testdata tst holdout holdouts heldout"), "test"),
+    **dict.fromkeys(_TEST_OR_VAL, "test"),
+}
+_MASK_WORDS = words_of(
+    """mask masks seg segmentation segmentations segmentationclass segmentationobject annotation annotations anno
+    label labels gt groundtruth depth thumb thumbs thumbnail thumbnails preview previews heatmap heatmaps overlay
+    overlays"""
+)
+_MAY_BE_MASK = re.compile("|".join(sorted(_MASK_WORDS)), re.IGNORECASE)
+_PART_WORDS = _MASK_WORDS | words_of(
+    """image images img imgs photo photos picture pictures pics jpg jpgs jpeg jpegs png pngs jpegimages rgb"""
+)
+_FILLERS = _PART_WORDS | words_of("set data dataset split splits subset part files folder crops the of")
+_GROUP_WORDS = words_of(
+    """patient patients pat subject subj sub person people participant user animal household case scene site location
+    loc camera cam clip video vid sequence seq session sess recording rec track burst plant plot slide batch"""
+)
+# What may be a group, or just how the images were sorted.
+_SORTED_BY = words_of("household scene site location loc camera cam session sess plant plot slide batch")
+_FOLD_WORDS = frozenset({"fold", "folds", "cv", "kfold"})
+_REPEATED = 0.5  # share of the folders of a level whose names are below another folder too
+_DIRECT = 0.1  # share of images beside the folders of a level, up to which that level may be the label
+_WORDS = re.compile(r"[^\W\d_]+|\d+")
+_HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+@dataclass
+class Tree:
+    """Images directly in a folder, and the folders below it that hold images."""
+
+    images: int = 0
+    below: dict[str, "Tree"] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Images in the folder and below it."""
+        return self.images + sum(tree.total for tree in self.below.values())
+
+
+@dataclass(frozen=True)
+class Place:
+    """What its folders say about an image; `stray` names a folder that stands beside splits and is none."""
+
+    split: SplitName | None
+    label: str | None
+    group: str | None
+    stray: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What each level of folders is, from the top, and the split that each folder of the split level names.
+
+    The `unlabelled` folders of the split level have one folder, which is no class of another split.
+    """
+
+    levels: Levels
+    splits: Mapping[str, SplitName]
+    unlabelled: frozenset[str] = frozenset()
+
+    def place(self, folders: Parts) -> Place:
+        """What the reading says about an image in `folders`; what lies deeper than the reading adds nothing."""
+        named = dict(zip(self.levels, folders, strict=False))
+        split = named.get("split")
+        if split is not None and split not in self.splits:
+            return Place(None, named.get("label"), named.get("group"), split)
+        if split is None:
+            return Place(None, named.get("label"), named.get("group"))
+        label = None if split in self.unlabelled else named.get("label")
+        return Place(self.splits[split], label, named.get("group"))
+
+
+def tree_of(folders: Mapping[Parts, int]) -> Tree:
+    """The tree of the folders that hold images, given the number of images directly in each."""
+    top = Tree()
+    for parts, images in folders.items():
+        tree = top
+        for name in parts:
+            tree = tree.below.setdefault(name, Tree())
+        tree.images += images
+    return top
+
+
+def possible_readings(folders: Mapping[Parts, int]) -> list[Reading]:
+    """The readings that the evidence allows, the likeliest first; `folders` have the number of images in each."""
+    readings = [reading_as(levels, folders) for levels in dict.fromkeys(_readings(tree_of(folders), True))]
+    return [replace(reading, unlabelled=_unlabelled(reading, folders)) for reading in readings]
+
+
+def reading_as(levels: Sequence[Level], folders: Iterable[Parts]) -> Reading:
+    """The reading that takes `levels` for what they are."""
+    if "split" not in levels:
+        return Reading(tuple(levels), {})
+    depth = list(levels).index("split")
+    return Reading(tuple(levels), split_names({parts[depth] for parts in folders if len(parts) > depth}))
+
+
+def split_names(names: Iterable[str]) -> dict[str, SplitName]:
+    """The split of each of `names` that has a word for one, such as seg_train, training_set, dev and hold_out."""
+    words = {name: _split_word(name) for name in sorted(names)}
+    has_test = any(
+        word is not None and _SPLIT_WORDS[word] == "test" and word not in _TEST_OR_VAL for word in words.values()
+    )
+    return {
+        name: "val" if word in _TEST_OR_VAL and has_test else _SPLIT_WORDS[word]
+        for name, word in words.items()
+        if word is not None
+    }
+
+
+def split_names_among_labels(reading: Reading, folders: Iterable[Parts]) -> set[Parts]:
+    """Folders of the label level that are named as a split beside others that are not, such as cat, dog and test.
+
+    A class may be called train, and valid where another is invalid.
+    """
+    if "label" not in reading.levels:
+        return set()
+    depth = reading.levels.index("label")
+    labels = {parts[: depth + 1] for parts in folders if reading.place(parts).label is not None}
+    names = {parts[-1] for parts in labels}
+    words = {name.casefold() for name in names}
+    named = {
+        name
+        for name in names
+        if (word := name.casefold()) != "train" and f"in{word}" not in words and _is_pure_split(name, (name,))
+    }
+    return {parts for parts in labels if parts[-1] in named} if named != names else set()
+
+
+def is_mask_folder(name: str, beside: Iterable[str] = ()) -> bool:
+    """Whether a folder is named as one of masks, annotations, depth or small copies beside photos.
+
+    It may also have the name of one `beside` it, as cat_mask has that of cat.
+    """
+    if _is_made_of(name, _MASK_WORDS):
+        return True
+    words = _words(name)
+    rest = [word for word in words if word not in _MASK_WORDS]
+    return bool(rest) and rest != words and any(_words(other) == rest for other in beside)
+
+
+def mask_files(names: Iterable[str]) -> list[str]:
+    """Those of the files of one folder that are named as masks of others there, as 7_mask.png is of 7.png."""
+    files = list(names)
+    masks = [name for name in files if _MAY_BE_MASK.search(name)]
+    if not masks:
+        return []
+    words = {name: _words(name.rpartition(".")[0] or name) for name in files}
+    masks = [name for name in masks if not _MASK_WORDS.isdisjoint(words[name])]
+    photos = {_without_parts(words[name]) for name in set(files).difference(masks)}
+    return [name for name in masks if _without_parts(words[name]) in photos]
+
+
+def mask_pattern(name: str) -> str:
+    """A pattern of `ingest.leave_out` on files that are named as the mask `name` is, such as "*_mask.png"."""
+    stem, dot, suffix = name.rpartition(".")
+    word = next(word for word in reversed(_WORDS.findall(_HUMPS.sub(" ", stem))) if word.casefold() in _MASK_WORDS)
+    before, _, after = stem.rpartition(word)
+    if not after:
+        mark = before[-1:] if not before[-1:].isalnum() else ""
+        return f"*{mark}{word}{dot}{suffix}"
+    return f"*/{word}{after[0]}*" if not before else f"*{word}*"
+
+
+def _readings(tree: Tree, may_split: bool) -> list[Levels]:
+    folders = tree.below
+    if not folders:
+        return [()]
+    parents = {name: child for name, child in folders.items() if child.below}
+    if may_split and (splits := _level_of_splits(folders)):
+        return _below_splits({name: child for name, child in parents.items() if name in splits})
+    if may_split and (train := _train_beside_flat(folders)):
+        return [*_below_splits(train), ("label",)]
+    if len(folders) == 1 and parents:
+        return _after("skip", _readings(next(iter(parents.values())), may_split))
+    if all(_is_part(name) for name in folders):
+        return _after("skip", _readings(_merged(parents.values()), may_split))
+    if not parents:
+        return [("label",)]
+    names = Counter(name for parent in parents.values() for name in parent.below)
+    if all(_is_part(name) for name in names):
+        return [("label",)]
+    if may_split and _are_splits(names):
+        return _above_splits(folders, parents)
+    if all(_is_numbered(name, _GROUP_WORDS) for name in names):
+        return [("label", "group")]
+    inner = _readings(_merged(parents.values()), may_split)
+    if all(_is_numbered(name, _FOLD_WORDS) or split_names([name]) for name in folders):
+        return [*_after("skip", inner), *_after("group", inner)]
+    if all(_is_numbered(name, _GROUP_WORDS) for name in folders):
+        is_sorted = all(_is_numbered(name, _SORTED_BY) for name in folders)
+        return [*_after("group", inner), *(_after("skip", inner) if is_sorted else [])]
+    if not _may_be_labels(tree, parents, names):
+        return [("label",)]
+    grouped: list[Levels] = [("label", "group")] if _are_ids(names) and not _are_ids(folders) else []
+    return [("label",), *grouped, *_after("group" if _are_ids(folders) else "skip", inner)]
+
+
+def _after(level: Level, readings: list[Levels]) -> list[Levels]:
+    return [(level, *levels) for levels in readings]
+
+
+def _below_splits(splits: dict[str, Tree]) -> list[Levels]:
+    if not splits:
+        return [("split",)]
+    inner = {name: tree for name, outer in splits.items() if (tree := _inside(outer)) is not None and tree.below}
+    outer = [tree for name, tree in splits.items() if name not in inner]
+    is_nested = bool(inner) and all(_inside(tree) is not None for tree in outer)
+    is_half_nested = any(tree.below.keys() & other.below.keys() for tree in inner.values() for other in outer)
+    if not is_nested and not is_half_nested:
+        return _after("split", _readings(_merged(splits.values()), False))
+    inside = [tree for split in splits.values() if (tree := _inside(split)) is not None]
+    nested = _readings(_merged(inner.values() if is_half_nested else inside), False)
+    nested = _after("split", _after("skip", nested))
+    return [*nested, *_after("split", _readings(_merged(outer), False))] if is_half_nested else nested
+
+
+def _above_splits(folders: dict[str, Tree], parents: dict[str, Tree]) -> list[Levels]:
+    """Readings of folders that have splits in them: classes, or what stands above splits with classes in them."""
+    inner = [levels for levels in _readings(_merged(parents.values()), True) if "label" in levels]
+    below = [{name for split in parent.below.values() for name in split.below} for parent in parents.values()]
+    names = Counter(name for found in below for name in found)
+    if not inner:
+        return [("label", "split")]
+    if all(_is_numbered(name, _GROUP_WORDS) for name in names):
+        return [("label", "split", "group")]
+    outer = [*_after("skip", inner), *_after("group", inner)]
+    if all(_is_numbered(name, _FOLD_WORDS) for name in folders):
+        return outer
+    repeated = sum(count for count in names.values() if count > 1)
+    return [*outer, ("label", "split")] if repeated >= _REPEATED * names.total() else [("label", "split"), *outer]
+
+
+def _unlabelled(reading: Reading, folders: Iterable[Parts]) -> frozenset[str]:
+    """Folders of splits other than train whose only folder is in no other split, where another has several classes."""
+    levels = list(reading.levels)
+    if "split" not in levels or "label" not in levels[levels.index("split") :]:
+        return frozenset()
+    labels: dict[str, set[str]] = {}
+    for parts in folders:
+        if len(parts) > levels.index("label"):
+            labels.setdefault(parts[levels.index("split")], set()).add(parts[levels.index("label")])
+    if max(map(len, labels.values()), default=0) < 2:
+        return frozenset()
+    splits = Counter(label for found in labels.values() for label in found)
+    return frozenset(
+        name
+        for name, found in labels.items()
+        if len(found) == 1 and splits[next(iter(found))] == 1 and reading.splits.get(name, "train") != "train"
+    )
+
+
+def _inside(tree: Tree) -> Tree | None:
+    """The one folder in a folder that holds nothing else."""
+    return next(iter(tree.below.values())) if len(tree.below) == 1 and not tree.images else None
+
+
+def _level_of_splits(folders: dict[str, Tree]) -> dict[str, SplitName]:
+    """The splits that the folders of a level name, where that level is one of splits; otherwise none."""
+    named = split_names(folders)
+    pure = {name for name in named if _is_pure_split(name, folders)}
+    parents = [tree for name, tree in folders.items() if tree.below and name in named]
+    if len(named) == len(folders) and "train" in named.values():
+        if len(pure) == len(folders) and (len(folders) > 1 or parents):
+            return named
+        names = Counter(name for tree in parents for name in (_inside(tree) or tree).below)
+        return named if len(parents) > 1 and max(names.values(), default=0) > 1 else {}
+    if len(named) == len(pure) == len(folders) > 1 and parents:
+        return named
+    if len({named[name] for name in pure}) > 1 and any(folders[name].below for name in pure):
+        return {name: named[name] for name in pure}
+    return {}
+
+
+def _train_beside_flat(folders: dict[str, Tree]) -> dict[str, Tree]:
+    """A folder named as the training set with classes in it, where the others are flat and named as nothing."""
+    train = {name: tree for name, tree in folders.items() if len(tree.below) > 1 and split_names([name])}
+    others = [tree for name, tree in folders.items() if name not in train]
+    return train if len(train) == 1 and others and not any(tree.below for tree in others) else {}
+
+
+def _are_splits(names: Iterable[str]) -> bool:
+    """Whether the names below classes are those of splits, train among them."""
+    below = list(names)
+    named = split_names(below)
+    return len(named) == len(below) > 1 and "train" in named.values() and all(_is_pure_split(n, below) for n in below)
+
+
+def _may_be_labels(tree: Tree, parents: dict[str, Tree], names: Counter[str]) -> bool:
+    """Whether the level below the first may be the label as well: its names repeat, or are words of their own."""
+    direct = sum(child.images for child in tree.below.values())
+    if len(parents) < 2 or len(names) < 2 or direct > _DIRECT * tree.total:
+        return False
+    folders, repeated = names.total(), [count for count in names.values() if count > 1]
+    if len(repeated) > 1 and sum(repeated) >= _REPEATED * folders:
+        return True
+    return folders >= 2 * len(parents) and not _are_ids(names)
+
+
+def _are_ids(names: Iterable[str]) -> bool:
+    """Whether most names have digits, as those of patients, clips and days."""
+    with_digits = [any(character.isdigit() for character in name) for name in names]
+    return sum(with_digits) * 2 >= len(with_digits)
+
+
+def _merged(trees: Iterable[Tree]) -> Tree:
+    merged = Tree()
+    same: dict[str, list[Tree]] = {}
+    for tree in trees:
+        merged.images += tree.images
+        for name, child in tree.below.items():
+            same.setdefault(name, []).append(child)
+    merged.below = {name: found[0] if len(found) == 1 else _merged(found) for name, found in same.items()}
+    return merged
+
+
+def _words(name: str) -> list[str]:
+    text = _HUMPS.sub(" ", name).casefold()
+    return _WORDS.findall(re.sub(r"(hold|held)[\W_]*out", "holdout", text))
+
+
+def _split_word(name: str) -> str | None:
+    """The word for a split in a name; None where there is none, or words for two, but for train_val."""
+    found = {_SPLIT_WORDS[word]: word for word in _words(name) if word in _SPLIT_WORDS}
+    if found.keys() == {"train", "val"}:
+        return found["train"]
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _is_pure_split(name: str, beside: Iterable[str]) -> bool:
+    """Whether a name is the word for a split and nothing that means more, such as train2017 or images_train."""
+    siblings = [set(_words(sibling)) for sibling in beside]
+    shared = set.intersection(*siblings) if len(siblings) > 1 else set()
+    return (
+        all(word in _SPLIT_WORDS or word in _FILLERS or word in shared or word.isdigit() for word in _words(name))
+        and _split_word(name) is not None
+    )
+
+
+def _without_parts(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(word for word in words if word not in _PART_WORDS)
+
+
+def _is_part(name: str) -> bool:
+    return _is_made_of(name, _PART_WORDS)
+
+
+def _is_made_of(name: str, words: frozenset[str]) -> bool:
+    found = _words(name)
+    return bool(found) and ("".join(found) in words or all(word in words for word in found))
+
+
+def _is_numbered(name: str, words: frozenset[str]) -> bool:
+    """Whether a name is one of `words` with something that tells one from another, such as patient_07 and clip3."""
+    found = _words(name)
+    return any(word in words for word in found) and any(word.isdigit() for word in found)

@@ -1,0 +1,398 @@
+"""From a listing to the pack and its facts, over processes. The result does not depend on how many there are.
+
+Workers write pixels straight into the pack's file and hand back facts alone, in chunks of which few are under way at
+once, so that memory is bounded by the images being decoded and not by the data set. Large images are decoded under a
+common budget of pixels. A worker that dies (a decoder crashed, or the kernel out of memory) costs one image its place:
+the images that it may have been at are tried again, each alone, and the one that kills again gets a row that says so.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from twinrun.core.arrays import Pixels, Size
+from twinrun.core.errors import DataError
+from twinrun.core.progress import progress
+from twinrun.core.regular_files import open_regular
+from twinrun.dataset.pack import PackWriter
+from twinrun.dataset.table import table_schema
+from twinrun.decoding.decode import AS_STORED, BrokenImage, Channels, Fit, Header, Resample, decode_image, fit_image
+from twinrun.decoding.samples import SampleRules
+from twinrun.ingest.facts import Facts, broken, measured, measured_stack, with_header
+from twinrun.ingest.listing import Arrays, Listing, some_names
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_FILES_PER_CHUNK = 8
+_ARRAYS_PER_CHUNK = 1024
+_UNDER_WAY_PER_WORKER = 3
+_BUDGET_UNITS = 4
+_PIXELS_PER_UNIT = 1 << 24
+_FREE_PIXELS = 1 << 22
+_MOST_POOLS = 100
+_SPARE_BITS = 4  # that no value of an image uses, from which it is nearly black
+_SPARE_BITS_OF_ALL = 2  # that no image uses, from which that is no chance
+_PRELOADED = ["twinrun.ingest.packing", "twinrun.ingest.sources", "scipy.fftpack"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every image is made into; `size` is (height, width) in pixels."""
+
+    size: Size
+    channels: Channels
+    fit: Fit
+    resample: Resample
+    max_pixels: int
+    rules: SampleRules = AS_STORED
+
+    @property
+    def of_image(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return (*self.size, 1 if self.channels == "gray" else 3)
+
+    def fit_image(self, pixels: Pixels) -> Pixels:
+        """Resize uint8 (h, w, C) to (H, W, C), see `decode.fit_image`."""
+        return fit_image(pixels, self.size, self.fit, self.resample)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Neighbouring rows: paths of files, or their pixels (n, H, W, C)."""
+
+    first_row: int
+    files: list[Path] | None = None
+    pixels: Pixels | None = None
+    format: str = ""
+
+    def __len__(self) -> int:
+        return len(self.files) if self.files is not None else len(self.pixels)  # type: ignore[arg-type]
+
+
+def fill_pack(listing: Listing, shape: Shape, pack: Path, workers: int) -> list[Facts]:
+    """Decode all of `listing` into the rows of `pack` and return the facts of each, in order.
+
+    Rows of images that cannot be decoded stay zero; their facts say why.
+    """
+    chunks = _chunks(listing)
+    facts: list[Facts | None] = [None] * len(listing.items)
+    with progress("Decoding images", len(listing.items)) as advance:
+
+        def take(chunk: Chunk, found: list[Facts]) -> None:
+            facts[chunk.first_row : chunk.first_row + len(chunk)] = found
+            advance(len(chunk))
+
+        suspects = _run(chunks, shape, pack, max(1, min(workers, len(listing.items))), take)
+        while suspects:
+            suspects = _run_alone(suspects, shape, pack, take)
+    return [_explained(fact) for fact in facts]
+
+
+def facts_table(listing: Listing, facts: list[Facts]) -> "pa.Table":
+    """The table of a listing and its facts, see `table.table_schema`."""
+    import pyarrow as pa
+
+    columns: dict[str, list[Any]] = {
+        "id": [item.id for item in listing.items],
+        "path": [item.path for item in listing.items],
+        "label": [item.label for item in listing.items],
+        "split": [item.split for item in listing.items],
+        "group": [item.group for item in listing.items],
+    }
+    for name in table_schema().names[len(columns) :]:
+        columns[name] = [getattr(fact, name) for fact in facts]
+    problems = [item.problem for item in listing.items]
+    columns["error"] = [problem or error for problem, error in zip(problems, columns["error"], strict=True)]
+    return pa.table(columns, schema=table_schema())
+
+
+def _chunks(listing: Listing) -> Iterator[Chunk]:
+    content = listing.content
+    if isinstance(content, Arrays):
+        for start in range(0, len(content.pixels), _ARRAYS_PER_CHUNK):
+            yield Chunk(start, pixels=content.pixels[start : start + _ARRAYS_PER_CHUNK], format=content.format)
+    else:
+        for start in range(0, len(content.paths), _FILES_PER_CHUNK):
+            yield Chunk(start, files=content.paths[start : start + _FILES_PER_CHUNK])
+
+
+def _run(
+    chunks: Iterator[Chunk], shape: Shape, pack: Path, workers: int, take: Callable[[Chunk, list[Facts]], None]
+) -> list[Chunk]:
+    """Work through `chunks`; returns those that were lost with a dead worker, after which the rest went on."""
+    lost: list[Chunk] = []
+    exhausted = False
+    pools = 0
+    while not exhausted:
+        if (pools := pools + 1) > _MOST_POOLS:
+            raise DataError(
+                f"{_MOST_POOLS} processes that decode images have died. The machine may be out of memory: close other "
+                "programs, or lower ingest.workers or ingest.max_pixels in params.yaml."
+            )
+        under_way: dict[Future[list[Facts]], Chunk] = {}
+        with _pool(shape, pack, workers) as pool:
+            try:
+                while True:
+                    while not exhausted and len(under_way) < workers * _UNDER_WAY_PER_WORKER:
+                        if (chunk := next(chunks, None)) is None:
+                            exhausted = True
+                            break
+                        try:
+                            under_way[pool.submit(_work, chunk)] = chunk
+                        except BrokenProcessPool:
+                            lost.append(chunk)
+                            raise
+                    if not under_way:
+                        break
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        take(under_way[future], future.result())
+                        del under_way[future]
+            except BrokenProcessPool:
+                lost += [chunk for future, chunk in under_way.items() if not _taken(future, chunk, take)]
+    return lost
+
+
+def _taken(future: Future[list[Facts]], chunk: Chunk, take: Callable[[Chunk, list[Facts]], None]) -> bool:
+    """Take a result that was ready before the pool broke."""
+    if future.done() and future.exception() is None:
+        take(chunk, future.result())
+        return True
+    return False
+
+
+def _run_alone(
+    suspects: list[Chunk], shape: Shape, pack: Path, take: Callable[[Chunk, list[Facts]], None]
+) -> list[Chunk]:
+    """Work through the images of `suspects` one by one; returns what is left after the first that kills its worker."""
+    singles = [single for chunk in suspects for single in _singles(chunk)]
+    with _pool(shape, pack, 1) as pool:
+        for position, single in enumerate(singles):
+            try:
+                take(single, pool.submit(_work, single).result())
+            except BrokenProcessPool:
+                words = "cannot be decoded: the decoder crashed or ran out of memory, and took its process with it"
+                take(single, [broken(_file_facts(single), words)])
+                return singles[position + 1 :]
+    return []
+
+
+def _singles(chunk: Chunk) -> Iterator[Chunk]:
+    for offset in range(len(chunk)):
+        if chunk.files is not None:
+            yield Chunk(chunk.first_row + offset, files=[chunk.files[offset]])
+        elif chunk.pixels is not None:
+            yield Chunk(chunk.first_row + offset, pixels=chunk.pixels[offset : offset + 1], format=chunk.format)
+
+
+@contextmanager
+def _pool(shape: Shape, pack: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
+    # Neither a fork, which copies the locks of threads that it does not copy, nor imports anew in each worker.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(shape, pack, _Budget(context))
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _explained(fact: Facts | None) -> Facts:
+    if fact is None:
+        raise AssertionError("a row without facts")
+    return fact
+
+
+class _Budget:
+    """Bounds the pixels of large images that all workers together decode at a time."""
+
+    def __init__(self, context: ForkServerContext) -> None:
+        self._turn = context.Lock()
+        self._units = context.Semaphore(_BUDGET_UNITS)
+
+    def take(self, header: Header) -> int:
+        """Wait for the units that an image of this size needs; returns how many to give back."""
+        pixels = header.width * header.height
+        if pixels <= _FREE_PIXELS:
+            return 0
+        units = min(_BUDGET_UNITS, -(-pixels // _PIXELS_PER_UNIT))
+        with self._turn:  # one at a time, or two that hold half each would wait for ever
+            for _ in range(units):
+                self._units.acquire()
+        return units
+
+    def give_back(self, units: int) -> None:
+        for _ in range(units):
+            self._units.release()
+
+
+@dataclass
+class _Worker:
+    shape: Shape
+    writer: PackWriter
+    budget: _Budget
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(shape: Shape, pack: Path, budget: _Budget) -> None:
+    global _worker
+    # libtiff and others write to the terminal by themselves what the rows say in words.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _worker = _Worker(shape, PackWriter(pack), budget)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Otherwise the workers of a killed ingest would wait for work for ever.
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(chunk: Chunk) -> list[Facts]:
+    if _worker is None:
+        raise AssertionError("the pool starts its workers")
+    if chunk.files is not None:
+        return [_work_file(_worker, chunk.first_row + i, path) for i, path in enumerate(chunk.files)]
+    return _work_array(_worker, chunk)
+
+
+def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
+    known = Facts(file_bytes=0, bytes_sha256=None)
+    with ExitStack() as stack:
+        try:
+            known, file = _open(path)
+            stack.enter_context(file)
+        except OSError as error:
+            return broken(known, f"cannot be read: {error.strerror or error}")
+
+        def wait_for_room(header: Header) -> None:
+            stack.callback(worker.budget.give_back, worker.budget.take(header))
+
+        try:
+            image = decode_image(
+                file,
+                channels=worker.shape.channels,
+                max_pixels=worker.shape.max_pixels,
+                rules=worker.shape.rules,
+                on_header=wait_for_room,
+                named=path.suffix,
+            )
+        except BrokenImage as error:
+            return broken(known, str(error), error.header)
+        worker.writer.write(row, worker.shape.fit_image(image.pixels)[None])
+        known = replace(
+            with_header(known, image.header),
+            camera=image.camera,
+            used_bits=image.used_bits,
+            is_transparent=image.is_transparent,
+        )
+        return measured(known, image.pixels)
+
+
+def _open(path: Path) -> tuple[Facts, BinaryIO]:
+    """Open an image file at its start, with its size and hash; raises OSError."""
+    file = open_regular(path)
+    try:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        size = file.tell()
+        file.seek(0)
+    except OSError:
+        file.close()
+        raise
+    return Facts(file_bytes=size, bytes_sha256=digest), file
+
+
+def _file_facts(chunk: Chunk) -> Facts:
+    """What is known of the one image of `chunk` without decoding it."""
+    if chunk.pixels is not None:
+        return _array_facts(chunk.pixels[0], chunk.format)
+    try:
+        known, file = _open((chunk.files or [])[0])
+    except OSError:
+        return Facts(file_bytes=0, bytes_sha256=None)
+    file.close()
+    return known
+
+
+def _work_array(worker: _Worker, chunk: Chunk) -> list[Facts]:
+    if chunk.pixels is None:
+        raise AssertionError("a chunk holds files or pixels")
+    images = _to_channels(chunk.pixels, worker.shape.channels)
+    fitted = np.stack([worker.shape.fit_image(image) for image in images])
+    worker.writer.write(chunk.first_row, fitted)
+    return measured_stack([_array_facts(stored, chunk.format) for stored in chunk.pixels], images)
+
+
+def _array_facts(stored: Pixels, kind: str) -> Facts:
+    height, width, channels = stored.shape
+    header = Header(width=width, height=height, mode="L" if channels == 1 else "RGB", format=kind)
+    return with_header(
+        Facts(file_bytes=stored.nbytes, bytes_sha256=hashlib.sha256(stored.tobytes()).hexdigest()), header
+    )
+
+
+def _to_channels(images: Pixels, channels: Channels) -> Pixels:
+    if images.shape[3] == 1:
+        return images if channels == "gray" else np.repeat(images, 3, axis=3)
+    if channels == "rgb":
+        return images
+    return np.stack([np.asarray(Image.fromarray(image).convert("L"))[:, :, None] for image in images])
+
+
+def sample_notes(listing: Listing, facts: list[Facts], rules: SampleRules) -> list[str]:
+    """What a person may want to decide otherwise about 16-bit and transparent images, by the settings of ingest."""
+    notes = _notes_on_depth(listing, facts) if rules.depth == "file" else []
+    clear = [place for place, fact in enumerate(facts) if fact.is_transparent]
+    if clear:
+        notes.append(f"{_images(len(clear))} transparent parts, which are shown {rules.ground} (ingest.ground).")
+        if plain := [listing.items[place].path for place in clear if facts[place].contrast == 0]:
+            others = " or ".join(ground for ground in ("white", "gray", "black") if ground != rules.ground)
+            notes[-1] += f" All {rules.ground} so: {some_names(plain)}. Try ingest.ground: {others}."
+    return notes
+
+
+def _notes_on_depth(listing: Listing, facts: list[Facts]) -> list[str]:
+    """Which images of more than 8 bits end so far below their range that they are nearly black."""
+    deep = {place: fact.used_bits for place, fact in enumerate(facts) if fact.used_bits is not None}
+    spare = {place: bits - used for place, (used, bits) in deep.items()}
+    fewest = _SPARE_BITS_OF_ALL if min(spare.values(), default=0) >= _SPARE_BITS_OF_ALL else _SPARE_BITS
+    if not (dark := [place for place in deep if spare[place] >= fewest]):
+        return []
+    needed, bits = max(deep[place] for place in dark)
+    return [
+        f"{len(dark):,} of {len(deep):,} images with more than 8 bits need {needed} of {bits} bits at most, and are "
+        f"nearly black as they are read: {some_names([listing.items[place].path for place in dark])}. "
+        f"If {needed} bits are their range: ingest.depth: {needed}."
+    ]
+
+
+def _images(count: int) -> str:
+    return "1 image has" if count == 1 else f"{count:,} images have"
+
+
+def summary(listing: Listing, facts: list[Facts]) -> str:
+    """What was taken in, for the person at the terminal."""
+    labels = {item.label for item in listing.items if item.label is not None}
+    errors = [
+        problem for item, fact in zip(listing.items, facts, strict=True) if (problem := item.problem or fact.error)
+    ]
+    lines = [*listing.notes, f"Took in {len(facts):,} images of {len(labels)} classes"]
+    lines[-1] += f"; {len(errors):,} of them cannot be used, which validate will judge." if errors else "."
+    return "\n".join(lines)

@@ -1,0 +1,282 @@
+"""Whether DVC can watch and share a source's folder: found from names alone, before anything is hashed or decoded."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Literal
+
+from twinrun.core.printing import escaped
+
+OF_FILES = ("folder", "trashnet")  # the sources whose files a person puts there
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Entries of a folder that DVC does not watch, or, where it is `fatal`, ends with an error on; and what to do."""
+
+    problem: str
+    remedy: str
+    fatal: bool
+
+    def __str__(self) -> str:
+        return f"{self.problem}.\n  {self.remedy}"
+
+    def sentence(self) -> str:
+        """Problem and remedy on one line, which ends with the remedy."""
+        return f"{self.problem}: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    what: str
+    consequence: str
+    remedy: str
+    fatal: bool
+
+
+_FOLDER_LINK, _BROKEN, _NAME, _UNREADABLE, _SPECIAL = (
+    _Kind(
+        "link to a folder",
+        "DVC does not look behind it: it notices no change there, and no clone gets those images",
+        "Replace it by a copy of what it points to, or name that folder in ingest.path (params.yaml).",
+        fatal=False,
+    ),
+    _Kind(
+        "link that points to no file",
+        "DVC ends with an error on it",
+        "Restore its target, or delete it: find {folder} -xtype l -delete",
+        fatal=True,
+    ),
+    _Kind(
+        "name that is not UTF-8",
+        "DVC ends with an error on it",
+        "Rename it: mv {first} NEW_NAME",
+        fatal=True,
+    ),
+    _Kind(
+        "file or folder that may not be read",
+        "DVC ends with an error on it",
+        "Let yourself read it: chmod -R u+rX {folder}",
+        fatal=True,
+    ),
+    _Kind(
+        "entry that is no file, folder or link",
+        "DVC would wait for it forever",
+        "Delete it: rm {first}",
+        fatal=True,
+    ),
+)
+
+
+def obstacles(folder: Path) -> list[Obstacle]:
+    """What in `folder` DVC does not watch or ends with an error on, one entry for each kind; [] if it is missing.
+
+    The folder itself may be a link: DVC follows that one.
+    """
+    found: dict[_Kind, list[str]] = {}
+    for kind, path in _walk(os.fspath(folder)):
+        found.setdefault(kind, []).append(path)
+    return [_obstacle(kind, sorted(paths), folder) for kind, paths in found.items()]
+
+
+Tracked = Literal["added", "not committed", "git", "outside", "link", "no"]
+
+
+def tracked(root: Path, path: str) -> Tracked:
+    """How the folder `path`, as ingest.path names it, reaches another clone of the project at `root`.
+
+    "added": by DVC, with its .dvc file known to git; "not committed": the same, but git does not know that file; "git":
+    git tracks files in it; "outside": it lies outside the project, which DVC watches and does not share; "link": it is
+    a link, which DVC cannot add; "no": by nothing.
+    """
+    folder = Path(os.path.normpath(root / path))
+    if not folder.is_relative_to(root):
+        return "outside"
+    files = [place.with_name(f"{place.name}.dvc") for place in (folder, *folder.parents) if place.is_relative_to(root)]
+    files = [file for file in files if file.is_file()] or _covering(folder)
+    if files:
+        return "added" if all(_git_tracks(root, file) for file in files) else "not committed"
+    if _git_tracks(root, folder) and not _untracked(root, folder):
+        return "git"
+    return "link" if folder.is_symlink() else "no"
+
+
+def not_shared(root: Path, path: str) -> Obstacle | None:
+    """What to say of a folder that neither a clone nor an experiment apart from the workspace would have; or None."""
+    path = os.path.normpath(path)
+    add = f"git add {shlex.quote(path)}.dvc {shlex.quote((Path(path).parent / '.gitignore').as_posix())}"
+    result = "so no clone, no `dvc exp run --temp` and no `--queue` has its images"
+    match tracked(root, path):
+        case "no":
+            return Obstacle(
+                f"{path} is neither in DVC nor in git, {result}: add it to DVC, and not to git",
+                f"dvc add {shlex.quote(path)} && {add}",
+                fatal=False,
+            )
+        case "not committed":
+            return Obstacle(
+                f"{path} is in DVC, but git does not know {path}.dvc yet, {result}", f"{add} && git commit", fatal=False
+            )
+        case "link":
+            target = os.path.realpath(root / path)
+            return Obstacle(
+                f"{path} is a link, which `dvc add` does not take, {result}: name its target",
+                f"ingest.path: {target}",
+                fatal=False,
+            )
+    return None
+
+
+def in_full(root: Path, path: str) -> str | None:
+    """The full path of a folder outside the project that `path` names relative to it; None for any other folder."""
+    outside = not (root / path).resolve().is_relative_to(root.resolve())
+    return os.path.normpath(root / path) if outside and not Path(path).is_absolute() else None
+
+
+def outside_advice(root: Path, path: str) -> Obstacle | None:
+    """What to say of a folder outside the project, which works here and nowhere else; None for one inside it."""
+    if tracked(root, path) != "outside":
+        return None
+    full = in_full(root, path)
+    written = f", and write its path in full, which experiments in a temporary folder need: {full}" if full else ""
+    return Obstacle(
+        f"{path} lies outside the project, so DVC watches its images and no clone gets them",
+        f"to share them, copy the folder to data/raw and add it (dvc add); or keep it there{written}",
+        fatal=False,
+    )
+
+
+def nearby(root: Path, path: str) -> str:
+    """A sentence, with a space before it, that names folders near `path`, which does not exist; "" if there are none.
+
+    Those whose names are alike come first; folders that hold nothing are left out.
+    """
+    parents = dict.fromkeys([Path(os.path.normpath(root / path)).parent, root / "data/raw"])
+    folders = [folder for parent in parents for folder in _filled_folders(parent)]
+    shown = [folder.relative_to(root) if folder.is_relative_to(root) else folder for folder in folders]
+    name = Path(path).name.lower()
+    alike = sorted(shown, key=lambda each: -SequenceMatcher(None, name, each.name.lower()).ratio())[:_SHOWN]
+    names = [escaped(each.as_posix()) for each in alike]
+    if not names:
+        return ""
+    return f" There is {names[0]}." if len(names) == 1 else f" There are {', '.join(names[:-1])} and {names[-1]}."
+
+
+def _filled_folders(parent: Path) -> list[Path]:
+    try:
+        folders = [each for each in parent.iterdir() if each.is_dir() and not each.name.startswith(".")]
+        return sorted(each for each in folders if any(not inner.name.startswith(".") for inner in each.iterdir()))
+    except OSError:
+        return []
+
+
+def advice(root: Path, path: str) -> list[str]:
+    """What to say of the source folder `path` once it is read; [] where the folder `root` is no DVC project."""
+    if not (root / ".dvc").is_dir():
+        return []
+    unshared = not_shared(root, path) or outside_advice(root, path)
+    return [*map(str, obstacles(root / path)), *([unshared.sentence()] if unshared else [])]
+
+
+def _walk(folder: str) -> Iterator[tuple[_Kind, str]]:
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        try:
+            entries = list(os.scandir(current))
+        except FileNotFoundError:
+            continue
+        except OSError:
+            yield _UNREADABLE, current
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            if kind := _kind(entry):
+                yield kind, entry.path
+
+
+def _kind(entry: "os.DirEntry[str]") -> _Kind | None:
+    if not entry.name.isascii() and not _is_utf8(entry.name):
+        return _NAME
+    if entry.is_dir(follow_symlinks=False):
+        return None
+    if entry.is_symlink():
+        if entry.is_dir():
+            return _FOLDER_LINK
+        if not Path(entry.path).exists():
+            return _BROKEN
+    if not entry.is_file():
+        return _SPECIAL
+    return None if os.access(entry.path, os.R_OK) else _UNREADABLE
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _obstacle(kind: _Kind, paths: list[str], folder: Path) -> Obstacle:
+    place = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    names = [escaped(os.path.relpath(path, folder)) for path in paths[:_SHOWN]]
+    more = f" and {len(paths) - _SHOWN:,} more" if len(paths) > _SHOWN else ""
+    count = f"{len(paths):,} times: " if len(paths) > 1 else ""
+    return Obstacle(
+        f"{place} has a {kind.what} ({count}{', '.join(names)}{more}), and {kind.consequence}",
+        kind.remedy.format(
+            folder=shlex.quote(os.fspath(place)),
+            first=_in_a_shell(str(place / Path(paths[0]).relative_to(folder))),
+        ),
+        kind.fatal,
+    )
+
+
+def _in_a_shell(path: str) -> str:
+    """A path as bash reads it on one line, whatever its bytes."""
+    if path.isprintable():
+        return shlex.quote(path)
+    return (
+        "$'" + "".join(chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(path)) + "'"
+    )
+
+
+def _covering(folder: Path) -> list[Path]:
+    """The .dvc files in a folder if each of its other entries belongs to one of them, and [] otherwise."""
+    if not folder.is_dir():
+        return []
+    names = {entry.name for entry in folder.iterdir()} - {".gitignore", ".DS_Store"}
+    files = {name for name in names if name.endswith(".dvc")}
+    return (
+        sorted(folder / name for name in files)
+        if names <= files | {name.removesuffix(".dvc") for name in files}
+        else []
+    )
+
+
+def _untracked(root: Path, folder: Path) -> bool:
+    """Whether a folder holds a file that git does not track."""
+    command = ["git", "ls-files", "--others", "--directory", "--no-empty-directory", "--", os.fspath(folder)]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and bool(done.stdout)
+
+
+def _git_tracks(root: Path, path: Path) -> bool:
+    """Whether git tracks a file, or any file in a folder, staged or committed; False where there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", "ls-files", "--", os.fspath(path)], cwd=root, capture_output=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and bool(done.stdout)

@@ -1,0 +1,273 @@
+"""Walking a folder: which of its files are images to be judged, and which are left out, counted.
+
+A file counts unless it is litter of an operating system or another program, matches a pattern of `ingest.leave_out`, or
+does not claim to be an image: neither its suffix nor its first bytes are an image's. What the folders mean is decided
+in `levels.py`.
+"""
+
+import fnmatch
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from twinrun.core.printing import escaped
+from twinrun.core.regular_files import open_regular
+from twinrun.ingest.listing import some_names, words_of
+
+Parts = tuple[str, ...]  # names of folders, from the top, inside the folder that is walked
+
+_LITTER = words_of(
+    """.ds_store .directory .gitkeep desktop.ini thumbs.db ehthumbs.db ehthumbs_vista.db .nomedia .picasa.ini picasa.ini
+    __macosx @eadir #recycle @recycle @recently-snapshot #snapshot $recycle.bin lost+found __pycache__"""
+) | {"icon\r", "system volume information"}
+_IMAGE_SUFFIXES = words_of(
+    """.jpg .jpeg .jpe .jfif .png .apng .gif .bmp .dib .tif .tiff .webp .pbm .pgm .ppm .pnm .pfm .heic .heif .avif .jp2
+    .j2k .jpx .jpf .jxl .jxr .ico .cur .tga .pcx .psd .svg .exr .hdr .qoi .sgi .xbm .xpm .dcm .dicom .dng .cr2 .cr3 .crw
+    .nef .nrw .arw .orf .rw2 .raf .pef .srw .raw .npy .nii"""
+)
+# The start of a file that is still being written says nothing of the rest.
+_UNFINISHED = words_of(".crdownload .part .partial .download .opdownload .filepart .aria2 .!ut")
+_IMAGE_STARTS = (
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  "),
+    *(b"\xff\x4f\xff\x51", b"\x93NUMPY", b"\0\0\1\0"),
+)
+_HEIF_BRANDS = (
+    *(b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"),
+    *(b"mif1", b"msf1", b"avif", b"avis"),
+)
+_IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
+_LOOKED_AT = 512
+_SHOWN = 3
+
+
+@dataclass
+class Walk:
+    """What lies below a folder: the files that count, each with its folders, and all that was left out."""
+
+    files: list[tuple[Parts, str]] = field(default_factory=list)
+    folders: list[Parts] = field(default_factory=list)
+    no_images: Counter[str] = field(default_factory=Counter)  # by suffix
+    litter: Counter[str] = field(default_factory=Counter)  # by name
+    patterns: Counter[str] = field(default_factory=Counter)  # by pattern of ingest.leave_out
+    loops: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)  # links out of the folder, with their targets
+
+    def notes(self) -> list[str]:
+        """One sentence for each kind of what was left out."""
+        notes, parts = [], []
+        if self.no_images:
+            parts.append(_counted(self.no_images, "file that is no image", "files that are no images"))
+        if self.litter:
+            parts.append(
+                _counted(self.litter, "file or folder of other programs", "files and folders of other programs")
+            )
+        if parts:
+            notes.append(f"Left out: {' and '.join(parts)}.")
+        for pattern, count in self.patterns.items():
+            files = f"{count:,} {'file' if count == 1 else 'files'}" if count else "nothing"
+            notes.append(f'Left out by the pattern "{pattern}": {files}.')
+        if self.reports:
+            notes.append(f"Left out, since it is the report of a check: {some_names(self.reports)}.")
+        if self.loops:
+            notes.append(f"Not followed, since it leads back to a folder above: {some_names(self.loops)}.")
+        if self.outside:
+            notes.append(f"Not followed, since they lead out of the folder: {some_names(self.outside)}.")
+        if self.unreadable:
+            notes.append(f"Folders that cannot be read, and so were not looked into: {some_names(self.unreadable)}.")
+        return notes
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder on the way down; `above` are the device and inode numbers of it and of all above it."""
+
+    path: str
+    parts: Parts
+    above: frozenset[tuple[int, int]]
+
+
+def walk_folder(
+    root: Path,
+    leave_out: Sequence[str] = (),
+    skipped: Sequence[Path] = (),
+    report: Sequence[str] = (),
+    *,
+    follow_links: bool = False,
+) -> Walk:
+    """Walk `root` in one pass, links followed; a folder that is reached twice is listed twice, only loops are cut.
+
+    A link that leads out of `root` is followed where `follow_links` says so, or where DVC made it, into its cache.
+    `leave_out` are patterns on paths inside `root`; a pattern that matches a folder leaves out all in it. `skipped` are
+    files and folders that count for nothing. The files named in `report` are left out of a folder that has all of them.
+    """
+    walk = Walk(patterns=Counter(dict.fromkeys(leave_out, 0)))
+    passed_over = {(found.st_dev, found.st_ino) for found in map(_stat, map(str, skipped)) if found is not None}
+    matches = [(pattern, _matcher(pattern)) for pattern in leave_out]
+    inside = None if follow_links else root.resolve()
+    top = _stat(str(root))
+    above = frozenset({(top.st_dev, top.st_ino)} if top else ())
+    waiting = [_Folder(str(root), (), above)]
+    while waiting:
+        folder = waiting.pop()
+        entries = _entries(folder, walk)
+        names = {entry.name for entry in entries}
+        is_report = bool(report) and names.issuperset(report)
+        if is_report:
+            walk.reports.append(escaped("/".join(folder.parts)) or ".")
+        below = []
+        for entry in entries:
+            if is_report and entry.name in report:
+                continue
+            inner = _folder_in(folder, entry, passed_over, matches, inside, walk)
+            if inner is not None:
+                below.append(inner)
+        waiting += reversed(below)
+    return walk
+
+
+def _entries(folder: _Folder, walk: Walk) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder.path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        walk.unreadable.append(f"{escaped('/'.join(folder.parts)) or '.'} ({error.strerror})")
+        return []
+    walk.folders.append(folder.parts)
+    return found
+
+
+def _folder_in(
+    folder: _Folder,
+    entry: "os.DirEntry[str]",
+    passed_over: set[tuple[int, int]],
+    matches: list[tuple[str, "re.Pattern[str]"]],
+    inside: Path | None,
+    walk: Walk,
+) -> _Folder | None:
+    """Count `entry` in `walk`; returns it where it is a folder to be walked."""
+    name = entry.name
+    parts = (*folder.parts, name)
+    is_folder = _is_folder(entry)
+    if passed_over and _is_one_of(entry, is_folder, passed_over):
+        return None
+    if name.lower() in _LITTER or name.startswith("._") or (is_folder and name.startswith(".")):
+        walk.litter[name] += 1
+        return None
+    path = "/".join(parts)
+    if pattern := next((pattern for pattern, matcher in matches if matcher.match(path)), None):
+        walk.patterns[pattern] += _files_below(entry.path) if is_folder else 1
+        return None
+    if inside is not None and entry.is_symlink() and (target := _target_outside(entry, inside)):
+        walk.outside.append(f"{escaped(path)} (to {escaped(str(target))})")
+        return None
+    if not is_folder:
+        if _counts(entry):
+            walk.files.append((folder.parts, name))
+        elif name.startswith("."):
+            walk.litter[name] += 1
+        else:
+            walk.no_images[_suffix(name)] += 1
+        return None
+    found = _stat(entry.path)
+    if found is None or (key := (found.st_dev, found.st_ino)) in folder.above:
+        walk.loops.append(escaped(path))
+        return None
+    return _Folder(entry.path, parts, folder.above | {key})
+
+
+def _target_outside(entry: "os.DirEntry[str]", inside: Path) -> Path | None:
+    """Where a link leads that leaves the folder `inside`; None where it stays, is broken, or leads into a DVC cache."""
+    try:
+        target = Path(entry.path).resolve(strict=True)
+    except (OSError, RuntimeError):
+        return None
+    return None if target.is_relative_to(inside) or _IN_DVC_CACHE.search(target.as_posix()) else target
+
+
+def _files_below(folder: str) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_one_of(entry: "os.DirEntry[str]", is_folder: bool, passed_over: set[tuple[int, int]]) -> bool:
+    # The inode is in the entry; a link's own number is none of theirs.
+    if not entry.is_symlink() and entry.inode() not in {inode for _, inode in passed_over}:
+        return False
+    found = _stat(entry.path)
+    return found is not None and (found.st_dev, found.st_ino) in passed_over and (is_folder or not entry.is_symlink())
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return Path(path).stat()
+    except OSError:
+        return None
+
+
+def _matcher(pattern: str) -> "re.Pattern[str]":
+    """A pattern on a path inside the folder; "*/masks/*" is also masks/ at the top, and a folder is all in it."""
+    bare = re.sub(r"\*{2,}", "*", pattern).removeprefix("./").rstrip("/")
+    forms = [bare]
+    if bare.startswith("*/") and bare != "*/*":
+        forms.append(bare[2:])
+    forms += [form[:-2] for form in forms if form.endswith("/*") and form != "*/*"]
+    return re.compile("|".join(map(fnmatch.translate, forms)))
+
+
+def _counts(entry: "os.DirEntry[str]") -> bool:
+    """Whether a file claims to be an image, by its suffix or by its first bytes."""
+    suffix = _suffix(entry.name)
+    if suffix in _UNFINISHED:
+        return False
+    if suffix in _IMAGE_SUFFIXES and not entry.name.startswith("."):
+        return True
+    start = _start(entry)
+    return start is not None and starts_like_an_image(start)
+
+
+def _suffix(name: str) -> str:
+    """The end of a name from its last dot on, in small letters; a dot at its start begins none."""
+    stem, dot, suffix = name.rpartition(".")
+    return f".{suffix.lower()}" if dot and stem.strip(".") else ""
+
+
+def _start(entry: "os.DirEntry[str]") -> bytes | None:
+    """The first bytes of a file; None where it is no regular file or cannot be read."""
+    try:
+        with open_regular(Path(entry.path)) as file:
+            return file.read(_LOOKED_AT)
+    except OSError:
+        return None
+
+
+def starts_like_an_image(start: bytes) -> bool:
+    """Whether the first bytes of a file, 132 at least, are those of an image in a format that is read."""
+    if start.startswith(_IMAGE_STARTS) or start[128:132] == b"DICM":
+        return True
+    if start.startswith(b"BM"):
+        return start[6:10] == bytes(4)
+    if start.startswith(b"RIFF"):
+        return start[8:12] == b"WEBP"
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+
+
+def _counted(counts: Counter[str], one: str, many: str) -> str:
+    """A count of things, with the commonest of them, such as "3 files that are no images (.txt 2, .csv)"."""
+    total = counts.total()
+    named = [
+        f"{escaped(name) or 'no suffix'}{f' {count:,}' if count > 1 else ''}"
+        for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    shown = ", ".join(named[:_SHOWN]) + (", ..." if len(named) > _SHOWN else "")
+    return f"{total:,} {one if total == 1 else many} ({shown})"

@@ -1,0 +1,433 @@
+"""The run card: what made a model, complete enough to make it again elsewhere. No MLflow, no torch.
+
+What only training knows (GPU, precision, fingerprint) is handed in.
+"""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from twinrun.core.errors import RepositoryError, os_problem
+from twinrun.core.files import file_sha256
+from twinrun.record.records import read_lock
+from twinrun.record.secret_scan import find_secret, is_secret
+
+LOCK = "requirements.lock"
+DVC_LOCK = "dvc.lock"
+# `make setup` alone believes the mark that it left.
+REINSTALL = "rm -f .venv/.made-from && make setup"
+LARGEST_UNTRACKED_BYTES = 1_000_000
+ALL_UNTRACKED_BYTES = 5_000_000
+
+# Untracked files that a patch takes in: of these kinds, below these folders or named in dvc.yaml. No stage uses others.
+_SOURCES = {".py", ".pyi", ".ipynb", ".yaml", ".yml", ".toml", ".lock", ".cfg", ".ini", ".json"}
+_SOURCES |= {".sh", ".jinja", ".html", ".css", ".js", ".md", ".txt"}
+_SOURCE_FOLDERS = ("pipeline", "src", "networks")
+_SOURCE_FILES = frozenset({"dvc.yaml", "params.yaml"})
+_NAMED = 100
+NAMED_AS_SECRET = "it is named as secrets are"
+_NVIDIA_SMI_S = 20
+
+# Those that decide which kernels a numeric library picks, and so the last bits of a result.
+_NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8mm|sve\w*|sme2?")
+
+
+@dataclass(frozen=True)
+class Code:
+    """The source as it was: a commit and what differed from it.
+
+    `diff` is a patch for `git apply`, of changed files and of the untracked source files that `taken` names; dvc.lock
+    is no source. `left_out` names the other untracked files, and all that `secrets` names: files that look like
+    secrets, each with the reason. Of tracked ones the patch lacks the changes.
+    """
+
+    commit: str
+    dirty: bool
+    diff: str
+    left_out: tuple[str, ...]
+    taken: tuple[str, ...] = ()
+    secrets: Mapping[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """For a person: what goes into the card, and what does not."""
+        lines = []
+        if self.taken:
+            lines.append(f"Untracked code that goes into the run's card: {_some(self.taken)}.")
+        for name, reason in self.secrets.items():
+            lines.append(
+                f"Not in the run's card: {name}, since {reason}. A twin will lack it. Move the secret out of the file; "
+                "where it is none, commit the file."
+            )
+        return lines
+
+
+def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Code:
+    """Read the state of the git repository at `root`; `untracked` says whether the patch takes in untracked code.
+
+    Raises RepositoryError, with what to do, where git is missing, `root` is no repository or has no commit.
+    """
+    place = run_git(root, "rev-parse", "--git-dir")
+    if place.returncode and "not a git repository" not in place.stderr:
+        raise RepositoryError(
+            f"git cannot read the repository at {root.resolve()}, so what made a model could not be found again.\n"
+            f"It says: {place.stderr.strip()}"
+        )
+    if place.returncode:
+        found = place.stderr.strip()
+        raise RepositoryError(
+            f"{root.resolve()} is no git repository, so what made a model could not be found again ({found}).\n"
+            'Make it one: git init && git add -A && git commit -m "Begin"'
+        )
+    head = run_git(root, "rev-parse", "--verify", "HEAD")
+    if head.returncode:
+        raise RepositoryError(
+            f"The git repository at {root.resolve()} has no commit yet, so what made a model could not be found.\n"
+            'Make one: git add -A && git commit -m "Begin"'
+        )
+    top = Path(run_git(root, "rev-parse", "--show-toplevel").stdout.strip())
+    others = run_git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
+    prefix = run_git(root, "rev-parse", "--show-prefix").stdout.strip()
+    taken, left_out, secrets = _choose(top, prefix, sorted(filter(None, others.split("\0"))), untracked)
+    changed = _changed_secrets(top)
+    diff = _patch(top, taken, list(changed))
+    secrets, left_out = {**changed, **secrets}, [*changed, *left_out]
+    return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out), tuple(taken), secrets)
+
+
+def _choose(
+    top: Path, prefix: str, untracked: list[str], policy: Literal["none", "code"]
+) -> tuple[list[str], list[str], dict[str, str]]:
+    """Which untracked files a patch takes in, which it leaves out, and which of these look like secrets, and why."""
+    taken, left_out, secrets, total = [], [], {}, 0
+    named = _named_in_dvc_yaml(top / prefix)
+    for name in untracked:
+        file = top / name
+        if file.name == DVC_LOCK or not file.is_file():
+            continue
+        size = 0 if file.is_symlink() else file.stat().st_size
+        fits = size <= LARGEST_UNTRACKED_BYTES and total + size <= ALL_UNTRACKED_BYTES
+        inside = name.startswith(prefix) and _is_source(name.removeprefix(prefix), named)
+        if is_secret(name):
+            secrets[name] = NAMED_AS_SECRET
+        elif policy == "code" and inside and fits and not file.is_symlink() and os.access(file, os.R_OK):
+            if (reason := find_secret(file)) is None:
+                taken.append(name)
+                total += size
+                continue
+            secrets[name] = reason
+        left_out.append(name)
+    return taken, left_out, secrets
+
+
+def _is_source(name: str, named: frozenset[str]) -> bool:
+    """Whether a stage could have used the file of this name in the project."""
+    if PurePosixPath(name).suffix.lower() not in _SOURCES:
+        return False
+    folders = {str(parent) for parent in PurePosixPath(name).parents}
+    return name in named | _SOURCE_FILES or bool(folders & {*_SOURCE_FOLDERS, *named})
+
+
+def _named_in_dvc_yaml(root: Path) -> frozenset[str]:
+    """The files and folders that stages depend on by dvc.yaml, but for those of data, which DVC hashes itself."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))
+        stages = content["stages"].values()
+        deps = {str(dep) for stage in stages for dep in stage.get("deps", [])}
+    except (OSError, UnicodeDecodeError, YAMLError, RecursionError, KeyError, TypeError, AttributeError):
+        return frozenset()
+    return frozenset(dep for dep in deps if not dep.startswith(("data/", "$")))
+
+
+def _changed_secrets(top: Path) -> dict[str, str]:
+    """Tracked files whose uncommitted changes look like secrets, and why."""
+    names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "--diff-filter=d", "-z", "HEAD"))
+    found = {}
+    for name in filter(None, names.split("\0")):
+        file = top / name
+        if file.name == DVC_LOCK or file.is_symlink() or not file.is_file():
+            continue
+        patch = _compared(
+            run_git(top, "--literal-pathspecs", "diff", "--no-color", "--no-ext-diff", "HEAD", "--", name)
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            # What was removed and what stands beside it is part of the patch too.
+            changes = Path(folder, file.name)
+            changes.write_text("\n".join(line[1:] for line in patch.splitlines()), "utf-8", "surrogateescape")
+            if (reason := find_secret(changes)) is not None:
+                found[name] = reason.replace("looks", "of its changes looks", 1)
+    return found
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _patch(top: Path, untracked: list[str], without: list[str]) -> str:
+    """What differs from HEAD, the given untracked files included; the repository's own index stays as it is."""
+    excluded = [f":(exclude,glob)**/{DVC_LOCK}", *(f":(exclude,literal){name}" for name in without)]
+    compare = ("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", *excluded)
+    if not untracked:
+        return _compared(run_git(top, *compare))
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder, "index")
+        with suppress(FileNotFoundError):
+            shutil.copyfile(top / run_git(top, "rev-parse", "--git-path", "index").stdout.rstrip("\n"), index)
+        names = "\0".join(untracked).encode("utf-8", "surrogateescape")
+        marking = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
+        marked = run_git(top, "--literal-pathspecs", *marking, stdin=names, index=index)
+        if marked.returncode:
+            raise RepositoryError(f"git could not compare the untracked files in {top}: {marked.stderr.strip()}")
+        return _compared(run_git(top, *compare, index=index))
+
+
+def _compared(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode:
+        raise RepositoryError(f"git could not tell what is not committed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def collect_dvc_lock(root: Path) -> dict[str, Any]:
+    """The hashes in dvc.lock, `{stage: {deps: {path: md5}, outs: {path: md5}}}`; empty where there is none yet.
+
+    Entries that no DVC writes, such as an output outside the project, are left out; `lock_faults` names them.
+    """
+    return read_lock(_lock_content(root))[0]
+
+
+def lock_faults(root: Path) -> list[str]:
+    """The entries of dvc.lock that are left out, since no DVC writes such."""
+    return read_lock(_lock_content(root))[1]
+
+
+def recorded_size(root: Path, stage: str, path: str) -> tuple[int, int] | None:
+    """Bytes and files that a dep had when `stage` read it last, as dvc.lock has them; None where it does not say."""
+    content = _lock_content(root)
+    try:
+        entry = next(each for each in content["stages"][stage]["deps"] if each["path"] == path)
+        size, files = entry["size"], entry["nfiles"]
+    except (KeyError, TypeError, StopIteration):
+        return None
+    return (size, files) if isinstance(size, int) and isinstance(files, int) else None
+
+
+def _lock_content(root: Path) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load((root / DVC_LOCK).read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, YAMLError, RecursionError):
+        return None
+
+
+def collect_environment(root: Path) -> dict[str, Any]:
+    """Python, the platform, the hash of requirements.lock, and the packages that differ from it.
+
+    `differing` maps a package's name to its locked and its installed version, None where there is none.
+    """
+    lock = root / LOCK
+    return {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "lock_sha256": file_sha256(lock) if lock.is_file() else None,
+        "differing": _differing(lock.read_text(encoding="utf-8")) if lock.is_file() else {},
+    }
+
+
+def collect_hardware(gpus: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """The processor, the instructions that decide numerics, cores and memory.
+
+    `gpus` are as training describes them; each gets its `driver`, where nvidia-smi tells it.
+    """
+    import psutil
+
+    drivers = dict(installed_gpus()) if gpus else {}
+    return {
+        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": sorted(filter(_NUMERIC_FLAGS.fullmatch, (_cpu_field("flags") or _cpu_field("Features")).split())),
+        "cores_physical": psutil.cpu_count(logical=False),
+        "cores_logical": psutil.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [_with_driver(gpu, drivers) for gpu in gpus],
+    }
+
+
+def installed_gpus() -> list[tuple[str, str]]:
+    """Name and driver version of each GPU, as nvidia-smi tells them; empty where it is missing or fails."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_NVIDIA_SMI_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if told.returncode:
+        return []
+    found = (line.rpartition(",") for line in told.stdout.splitlines())
+    return [(name.strip(), driver.strip()) for name, comma, driver in found if comma]
+
+
+def build_card(
+    *,
+    code: Code,
+    params: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+    dvc_lock: Mapping[str, Any],
+    weights_hash: str,
+    fingerprint: str,
+    fingerprint_parts: Mapping[str, Any],
+    threads: int,
+    shards: int,
+    processes: int,
+    machines: int,
+    precision: str,
+    started: datetime,
+    wall_time_s: float,
+    energy_j: float | None,
+    gpu_energy_j: float | None,
+    journal_id: str,
+) -> dict[str, Any]:
+    """Put the card together, in the order in which a person reads it.
+
+    `params` are nested as in params.yaml; `wall_time_s` is of all processes that worked on the training in turn;
+    `energy_j` is that of the processors, `gpu_energy_j` that of the GPUs.
+    """
+    return {
+        "weights_hash": weights_hash,
+        "fingerprint": fingerprint,
+        "fingerprint_parts": dict(fingerprint_parts),
+        "params": dict(params),
+        "commit": code.commit,
+        "dirty": code.dirty,
+        "diff": code.diff,
+        "untracked_taken": _shortened(code.taken),
+        "untracked_left_out": _shortened(code.left_out),
+        # While a run is made, dvc.lock holds the later stages as the run before left them.
+        "dvc_lock": {stage: dvc_lock[stage] for stage in ("ingest", "validate") if stage in dvc_lock},
+        "environment": dict(environment),
+        "hardware": dict(hardware),
+        "threads": threads,
+        "shards": shards,
+        "processes": processes,
+        "machines": machines,
+        "precision": precision,
+        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "wall_time_s": round(wall_time_s, 3),
+        "energy_j": None if energy_j is None else round(energy_j, 1),
+        "gpu_energy_j": None if gpu_energy_j is None else round(gpu_energy_j, 1),
+        "journal_id": journal_id,
+    }
+
+
+def diff_hash(diff: str) -> str:
+    """Sha256 of a patch, in hexadecimal."""
+    return hashlib.sha256(diff.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def locked_versions(lock: str) -> dict[str, str]:
+    """Package -> version in the text of a requirements.lock, of those that this platform needs."""
+    from packaging.markers import Marker
+    from packaging.utils import canonicalize_name
+
+    locked: dict[str, str] = {}
+    for name, version, marker in re.findall(
+        r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;\s*([^\\\n]+))?", lock, re.M
+    ):
+        if not marker or Marker(marker.strip()).evaluate():
+            locked[canonicalize_name(name)] = version
+    return locked
+
+
+def installed_versions() -> dict[str, str]:
+    """Package -> version as installed here, but for twinrun itself."""
+    from importlib.metadata import distributions
+
+    from packaging.utils import canonicalize_name
+
+    installed: dict[str, str] = {}
+    for distribution in distributions():
+        installed.setdefault(canonicalize_name(distribution.name), distribution.version)
+    installed.pop("twinrun", None)
+    return installed
+
+
+def run_git(
+    folder: Path, *arguments: str, stdin: bytes | None = None, index: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run git in `folder`, with names as they are and messages in English; the caller looks at the exit code.
+
+    `index` takes the place of the repository's index.
+    """
+    own_index = {} if index is None else {"GIT_INDEX_FILE": os.fspath(index)}
+    try:
+        done = subprocess.run(
+            ["git", "-C", os.fspath(folder), "-c", "core.quotePath=false", *arguments],
+            capture_output=True,
+            input=stdin,
+            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **own_index},
+            check=False,
+        )
+    except FileNotFoundError:
+        raise RepositoryError(
+            "git is not installed (or not on PATH), so what made a model could not be found again.\n"
+            "Install it (Debian: apt install git; macOS: xcode-select --install) and run again."
+        ) from None
+    except OSError as error:
+        raise RepositoryError(f"git could not be run in {folder}: {os_problem(error)}") from error
+    # Not decoded by subprocess, which would change the line ends of a patch.
+    stdout, stderr = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
+    if done.returncode:
+        require_trust(folder, stderr)
+    return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
+
+
+def require_trust(folder: Path, stderr: str) -> None:
+    """Raise RepositoryError where `stderr` of a failed git says that another user owns the repository."""
+    if "dubious ownership" in stderr:
+        remedy = next((line.strip() for line in stderr.splitlines() if "safe.directory" in line), None)
+        raise RepositoryError(
+            f"git refuses to read the repository at {folder.resolve()}: another user owns it (dubious ownership).\n"
+            f"If you trust it: {remedy or f'git config --global --add safe.directory {folder.resolve()}'}"
+        )
+
+
+def _with_driver(gpu: Mapping[str, Any], drivers: Mapping[str, str]) -> dict[str, Any]:
+    driver = drivers.get(str(gpu.get("gpu") or gpu.get("name")))
+    return dict(gpu) if driver is None else {**gpu, "driver": driver}
+
+
+def _shortened(names: tuple[str, ...]) -> list[str]:
+    return [*names[:_NAMED], *([f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else [])]
+
+
+def _differing(lock: str) -> dict[str, dict[str, str | None]]:
+    locked, installed = locked_versions(lock), installed_versions()
+    return {
+        name: {"locked": locked.get(name), "installed": installed.get(name)}
+        for name in sorted(locked.keys() | installed.keys())
+        if locked.get(name) != installed.get(name)
+    }
+
+
+def _cpu_field(field: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return ""
+    found = re.search(rf"^{re.escape(field)}\s*:\s*(.*)$", text, re.M)
+    return found.group(1) if found else ""

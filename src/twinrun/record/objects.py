@@ -1,0 +1,100 @@
+"""Files by their DVC hash: in the workspace, the cache or the remote. Whatever is found is hashed again."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from twinrun.core.files import replacing
+
+
+@dataclass
+class Found:
+    """Where the content with a hash lies, or, if `path` is None, what is wrong in the places where it should be."""
+
+    path: Path | None
+    place: str = ""
+    faults: list[str] = field(default_factory=list)
+
+
+class Objects:
+    """The content-addressed store of one project."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` holds .dvc; DVC is imported (1 s) at first use."""
+        self.root = root
+        self._opened: Any = None
+
+    @property
+    def cache(self) -> Path | None:
+        """The folder of DVC's cache, or None where this is no DVC project."""
+        return Path(self._repo.cache.local.path) if self._repo is not None else None
+
+    def find(self, md5: str, workspace_file: Path | None = None, *, ask_remote: bool = True) -> Found:
+        """Look for the file with this MD5 in the cache, in the workspace and, if need be, in the remote.
+
+        A remote's file is brought into the cache. Faults name what lies where the content should be and is not it.
+        """
+        found = Found(None)
+        cached = self._cached(md5)
+        if cached is not None and cached.is_file():
+            if file_md5(cached) == md5:
+                return Found(cached, "the DVC cache")
+            found.faults.append(f"{self._shown(cached)} in the DVC cache was changed: its content is no longer {md5}")
+        if workspace_file is not None and workspace_file.is_file() and file_md5(workspace_file) == md5:
+            found.path, found.place = workspace_file, "the workspace"
+        elif ask_remote and cached is not None and self._pull(md5, cached, found):
+            found.path, found.place = cached, "the DVC remote"
+        return found
+
+    @property
+    def _repo(self) -> Any:
+        if self._opened is None:
+            from dvc.exceptions import DvcException
+            from dvc.repo import Repo
+
+            try:
+                self._opened = (Repo(str(self.root)),)
+            except DvcException:
+                self._opened = (None,)
+        return self._opened[0]
+
+    def _cached(self, md5: str) -> Path | None:
+        return None if self._repo is None else Path(self._repo.cache.local.oid_to_path(md5))
+
+    def _pull(self, md5: str, cached: Path, found: Found) -> bool:
+        """Bring one object from the default remote; what was changed in the cache gives way only to what is right."""
+        from dvc_data.hashfile.hash_info import HashInfo
+
+        if not self._repo.config["core"].get("remote"):
+            return False
+        aside = cached.with_name(f"{cached.name}.changed")
+        if cached.exists():
+            cached.replace(aside)
+        try:
+            self._repo.cloud.pull([HashInfo("md5", md5)])
+        except Exception as error:  # a remote has as many ways to fail as there are clouds
+            found.faults.append(f"the DVC remote could not be asked: {type(error).__name__}: {error}")
+        right = cached.is_file() and file_md5(cached) == md5
+        if cached.is_file() and not right:
+            found.faults.append(f"the DVC remote's copy of {md5} was changed: its content is another")
+            cached.unlink()
+        if aside.exists():
+            aside.unlink() if right else aside.replace(cached)
+        return right
+
+    def _shown(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+def file_md5(path: Path) -> str:
+    """MD5 of a file's bytes, in hexadecimal, as DVC writes it; for a name, not for safety."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def place_copy(source: Path, place: Path) -> None:
+    """Put a copy of `source` at `place`: a copy, since nothing that runs there may reach the cache."""
+    with replacing(place) as temp:
+        shutil.copyfile(source, temp)

@@ -1,0 +1,1 @@
+"""Training a run again: its worktree and data, the difference of two runs, the verdict."""

@@ -1,0 +1,302 @@
+"""What differs between two runs: code, params, data, environment, hardware; then results. Pure: no files."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Kind = Literal["code", "params", "data", "environment", "hardware"]
+KINDS: tuple[Kind, ...] = ("code", "params", "data", "environment", "hardware")
+Card = Mapping[str, Any]
+Packages = Mapping[str, str]
+
+# Larger is better, or smaller; the order is the reader's.
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
+_DECIDING = re.compile(
+    r"python|implementation|torch(vision)?|pytorch-lightning|numpy|safetensors|triton|"
+    r"(nvidia|cuda|intel|mkl)\b.*|.*openmp.*"
+)
+_COMES_WITH_PYTHON = frozenset({"pip", "setuptools", "wheel"})
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is not the same: its name, and what it is on either side (None: it is not there)."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"{self.name}: {self.after}, was not there"
+        return f"{self.name}: {self.before}, now {'gone' if self.after is None else self.after}"
+
+
+@dataclass(frozen=True)
+class ImageChange:
+    """What happened to one image; `what` completes the sentence "this image was ..."."""
+
+    id: str
+    path: str
+    what: str
+    used: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}{f' ({self.used})' if self.used else ''}: {self.what}"
+
+
+@dataclass(frozen=True)
+class MetricPair:
+    """One metric of two runs, with the 95 % interval of each where it is known."""
+
+    name: str
+    before: float | None
+    after: float | None
+    before_interval: tuple[float, float] | None
+    after_interval: tuple[float, float] | None
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the second value lies in the interval of the first; None where one of them is not known."""
+        if self.after is None or self.before_interval is None:
+            return None
+        low, high = self.before_interval
+        return low <= self.after <= high
+
+
+@dataclass(frozen=True)
+class PredictionChange:
+    """An image whose predicted class changed."""
+
+    id: str
+    label: str
+    before: str
+    after: str
+    before_probability: float
+    after_probability: float
+
+
+@dataclass
+class Differences:
+    """All that differs, by kind, in the order in which a cause is looked for; `deciding` of it can change weights."""
+
+    changes: dict[Kind, list[Change]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    deciding: dict[Kind, list[Change]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+
+    def first_cause(self) -> Kind | None:
+        """The first kind, in order, in which something differs that can change weights."""
+        return next((kind for kind in KINDS if self.deciding[kind]), None)
+
+
+def compare_cards(
+    before: Card, after: Card, packages: tuple[Packages | None, Packages | None] = (None, None)
+) -> Differences:
+    """What differs between two run cards. `packages` are those installed for each run, where that can be told."""
+    found = Differences()
+    parts, new_parts = before.get("fingerprint_parts", {}), after.get("fingerprint_parts", {})
+
+    def decides(kind: Kind, old: Any, new: Any, prefix: str = "") -> None:
+        found.deciding[kind] += flat_changes(old, new, prefix)
+
+    decides("code", parts.get("code", {}), new_parts.get("code", {}))
+    decides("params", _settings(parts), _settings(new_parts))
+    decides("data", parts.get("data", {}), new_parts.get("data", {}))
+    decides("hardware", parts.get("numerics", {}), new_parts.get("numerics", {}))
+    found.changes["code"] = [
+        *flat_changes(_code(before), _code(after)),
+        *(Change(_source(c.name), _short(c.before), _short(c.after)) for c in found.deciding["code"]),
+    ]
+    found.changes["params"] = flat_changes(before.get("params", {}), after.get("params", {}))
+    found.changes["data"] = [
+        Change({"pack": "pixels of the pack"}.get(c.name, c.name), _short(c.before), _short(c.after))
+        for c in found.deciding["data"]
+    ]
+    found.changes["environment"] = _environment(before, after, packages)
+    found.deciding["environment"] = [c for c in found.changes["environment"] if is_deciding(c.name)]
+    machine, new_machine = _machine(before.get("hardware", {})), _machine(after.get("hardware", {}))
+    numerics = [c for c in found.deciding["hardware"] if c.name not in ("machine",)]
+    found.changes["hardware"] = [*numerics, *flat_changes(machine, new_machine)]
+    found.deciding["hardware"] += [
+        c for c in flat_changes(machine, new_machine) if c.name in ("processor", "instructions", "gpus")
+    ]
+    return found
+
+
+def is_deciding(package: str) -> bool:
+    """Whether another version of a package, or of Python, can change the weights; ingest's are seen in the data."""
+    return _DECIDING.fullmatch(package) is not None
+
+
+def compare_packages(before: Packages, after: Packages) -> list[Change]:
+    """Packages that are not installed in the same version."""
+    return [
+        Change(name, before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and name not in _COMES_WITH_PYTHON
+    ]
+
+
+def flat_changes(before: Any, after: Any, prefix: str = "") -> list[Change]:
+    """What differs between two nested mappings, under dotted names; numbers that are equal are the same."""
+    old, new = dict(_flatten(before, prefix)), dict(_flatten(after, prefix))
+    return [
+        Change(name, _text(old[name]) if name in old else None, _text(new[name]) if name in new else None)
+        for name in [*old, *(name for name in new if name not in old)]
+        if name not in old or name not in new or old[name] != new[name]
+    ]
+
+
+def compare_images(
+    before: "pa.Table",
+    after: "pa.Table",
+    before_manifest: "pa.Table | None" = None,
+    after_manifest: "pa.Table | None" = None,
+) -> list[ImageChange]:
+    """Images added, removed, relabelled, changed, or used otherwise, by the tables of two packs and their manifests."""
+    old, new = _by_id(before), _by_id(after)
+    old_use, new_use = _by_id(before_manifest), _by_id(after_manifest)
+    found = []
+    for each in sorted(old.keys() | new.keys(), key=lambda each: str((old.get(each) or new[each])["path"])):
+        facts, now = old.get(each), new.get(each)
+        use, new_use_of = _use(old_use.get(each)), _use(new_use.get(each))
+        path = str((facts or now or {})["path"])
+        what = []
+        if facts is None:
+            what, use = ["added"], new_use_of
+        elif now is None:
+            what = ["removed"]
+        else:
+            rows = (old_use, new_use) if each in old_use and each in new_use else (old, new)  # decisions relabel
+            label, new_label = (some[each]["label"] for some in rows)
+            if label != new_label:
+                what.append(f"relabelled from {label!r} to {new_label!r}")
+            if facts["pixels_sha256"] != now["pixels_sha256"]:
+                what.append(_broken_or(now, "its pixels changed"))
+            elif facts["bytes_sha256"] != now["bytes_sha256"]:
+                what.append("its file changed, its pixels did not")
+            if old_use and new_use and use != new_use_of:
+                what.append(f"used for {use}, now for {new_use_of}")
+        if what:
+            found.append(ImageChange(each, path, ", ".join(what), use))
+    return found
+
+
+def compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[MetricPair]:
+    """The headlines of two metrics.json side by side."""
+    return [
+        MetricPair(name, _number(before, name), _number(after, name), _interval(before, name), _interval(after, name))
+        for name in METRICS
+        if name in before or name in after
+    ]
+
+
+def compare_predictions(before: "pa.Table", after: "pa.Table") -> tuple[list[PredictionChange], int]:
+    """Images of both predictions.parquet whose class changed, the surest first; and how many images are in both."""
+    old, new = _by_id(before), _by_id(after)
+    both = [each for each in old if each in new]
+    changed = [
+        PredictionChange(
+            id=each,
+            label=str(new[each]["label"]),
+            before=str(old[each]["predicted"]),
+            after=str(new[each]["predicted"]),
+            before_probability=max(old[each]["probabilities"]),
+            after_probability=max(new[each]["probabilities"]),
+        )
+        for each in both
+        if old[each]["predicted"] != new[each]["predicted"]
+    ]
+    return sorted(changed, key=lambda change: (-change.after_probability, change.id)), len(both)
+
+
+def _settings(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What deciding params a person set; how pixels are normalised follows from the data."""
+    params = dict(parts.get("params", {}))
+    preparation = dict(params.pop("preparation", {}))
+    preparation.pop("mean", None)
+    preparation.pop("std", None)
+    return {**params, "preparation": preparation}
+
+
+def _code(card: Card) -> dict[str, Any]:
+    from twinrun.record.card import diff_hash
+
+    diff = str(card.get("diff") or "")
+    return {
+        "commit": card.get("commit"),
+        "uncommitted changes": f"a patch of {diff.count(chr(10))} lines ({diff_hash(diff)[:8]})" if diff else "none",
+        "untracked files not kept": ", ".join(card.get("untracked_left_out", [])) or "none",
+    }
+
+
+def _environment(before: Card, after: Card, packages: tuple[Packages | None, Packages | None]) -> list[Change]:
+    old, new = before.get("environment", {}), after.get("environment", {})
+    names = ("python", "implementation", "platform")
+    changes = flat_changes({k: old.get(k) for k in names}, {k: new.get(k) for k in names})
+    if old.get("lock_sha256") != new.get("lock_sha256"):
+        changes.append(Change("requirements.lock", _short(old.get("lock_sha256")), _short(new.get("lock_sha256"))))
+    if packages[0] is not None and packages[1] is not None:
+        return changes + compare_packages(packages[0], packages[1])
+    old_packages, new_packages = (_deciding_packages(card) for card in (before, after))
+    return changes + compare_packages(old_packages, new_packages)
+
+
+def _deciding_packages(card: Card) -> dict[str, str]:
+    return dict(card.get("fingerprint_parts", {}).get("environment", {}).get("packages", {}))
+
+
+def _source(name: str) -> str:
+    """Where a file lies whose hash is part of a fingerprint."""
+    return name if name.startswith("pipeline/") else f"src/twinrun/{name}"
+
+
+def _machine(hardware: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "processor": hardware.get("cpu"),
+        "instructions": " ".join(hardware.get("cpu_flags", [])),
+        "cores": hardware.get("cores_usable"),
+        "gpus": ", ".join(str(gpu.get("gpu") or gpu.get("name")) for gpu in hardware.get("gpus", [])) or "none",
+    }
+
+
+def _flatten(value: Any, prefix: str) -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        return [(prefix, list(value) if isinstance(value, tuple) else value)]
+    return [
+        pair for name, each in value.items() for pair in _flatten(each, f"{prefix}.{name}" if prefix else str(name))
+    ]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "null" if value is None else str(value)
+
+
+def _short(value: Any) -> str | None:
+    return None if value is None else str(value)[:12]
+
+
+def _number(metrics: Mapping[str, Any], name: str) -> float | None:
+    return float(metrics[name]) if isinstance(metrics.get(name), int | float) else None
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+    interval: Sequence[float] | None = metrics.get("intervals", {}).get(name)
+    return (float(interval[0]), float(interval[1])) if interval else None
+
+
+def _by_id(table: "pa.Table | None") -> dict[str, dict[str, Any]]:
+    return {} if table is None else {row["id"]: row for row in table.to_pylist()}
+
+
+def _use(row: Mapping[str, Any] | None) -> str | None:
+    if row is None:
+        return None
+    return f"nothing, {row['dropped']}" if row["dropped"] else str(row["split"])
+
+
+def _broken_or(facts: Mapping[str, Any], otherwise: str) -> str:
+    return f"can no longer be decoded ({facts['error']})" if facts["error"] else otherwise

@@ -1,0 +1,102 @@
+"""A second workspace at a run's commit, in .twinrun/twins/, that goes away again. Refuses to know what runs in it."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from twinrun.core.errors import RepositoryError
+from twinrun.core.files import explained, read_json, write_json
+from twinrun.record.card import run_git
+from twinrun.record.home import TWINS, Process, this_process
+from twinrun.record.records import process_from
+
+
+def require_commit(root: Path, commit: str) -> None:
+    """Raise RepositoryError, with what to do, where the repository does not hold `commit`."""
+    if run_git(root, "cat-file", "-e", f"{commit}^{{commit}}").returncode:
+        raise RepositoryError(
+            f"The commit {commit} is not in this repository, so the run's code is missing.\n"
+            f"It may be in another clone: git fetch --all (or git fetch REMOTE {commit}), and run again."
+        )
+
+
+def file_at(root: Path, commit: str, name: str) -> bytes | None:
+    """The content of the project's file `name` as of `commit`; None where there is none."""
+    found = run_git(root, "show", f"{commit}:./{name}")
+    return None if found.returncode else found.stdout.encode("utf-8", "surrogateescape")
+
+
+def changed_files(root: Path, before: str, after: str) -> list[str] | None:
+    """What `git diff --name-status` says between two commits, dvc.lock left out; None where one of them is gone."""
+    if before == after:
+        return []
+    found = run_git(
+        root, "diff", "--name-status", "--no-renames", before, after, "--", ".", ":(exclude,glob)**/dvc.lock"
+    )
+    return None if found.returncode else [line.replace("\t", " ") for line in found.stdout.splitlines()]
+
+
+@contextmanager
+def worktree(root: Path, *, name: str, commit: str, diff: str, keep: bool) -> Iterator[Path]:
+    """Check out `commit` with the patch `diff` below .twinrun/twins/ and yield the project's folder in it.
+
+    It is removed afterwards, whatever happens, unless `keep`. Raises RepositoryError where the patch does not apply.
+    """
+    sweep(root)
+    folder = root / TWINS / f"{name}-{uuid.uuid4().hex[:6]}"
+    with explained(folder):
+        write_json({"process": asdict(this_process()), "keep": keep}, _owner_file(folder))
+    try:
+        added = run_git(
+            root, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", "--force", str(folder), commit
+        )
+        if added.returncode:
+            raise RepositoryError(f"git could not check out {commit} in {folder}: {added.stderr.strip()}")
+        if diff:
+            patch = diff.encode("utf-8", "surrogateescape")
+            applied = run_git(folder, "apply", "--whitespace=nowarn", "-", stdin=patch)
+            if applied.returncode:
+                raise RepositoryError(
+                    f"The run's uncommitted changes do not apply to its commit {commit[:12]}: {applied.stderr.strip()}"
+                )
+        yield folder / run_git(root, "rev-parse", "--show-prefix").stdout.strip()
+    finally:
+        if not keep or not folder.exists():
+            remove(root, folder)
+
+
+def remove(root: Path, folder: Path) -> None:
+    """Remove a worktree and git's memory of it."""
+    run_git(root, "worktree", "remove", "--force", str(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    run_git(root, "worktree", "prune")
+    _owner_file(folder).unlink(missing_ok=True)
+
+
+def sweep(root: Path) -> None:
+    """Remove the worktrees whose process died before it could."""
+    for folder in abandoned(root):
+        remove(root, folder)
+
+
+def abandoned(root: Path) -> list[Path]:
+    """Worktrees that nobody keeps and whose process is dead."""
+    found = []
+    for file in sorted((root / TWINS).glob("*.json")):
+        owner = _owner(file)
+        if owner is not None and owner.dead():
+            found.append(file.with_suffix(""))
+    return found
+
+
+def _owner_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def _owner(file: Path) -> Process | None:
+    """The process that removes a worktree; None where a person keeps it, or nobody can tell."""
+    owner = read_json(file)
+    return process_from(owner.get("process")) if owner.get("keep") is False else None

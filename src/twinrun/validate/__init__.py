@@ -1,0 +1,1 @@
+"""From facts to a verdict: searches, checks, splits, decisions and the report."""

@@ -1,0 +1,168 @@
+"""What a person decided about single images: drops and relabels, in a CSV that findings propose and validate applies.
+
+Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) and `reason`, which is free.
+
+`keep` says that a person looked at the image and wants it as it is:
+
+- its label and its quality are not doubted again (nor are those of an image that was relabelled);
+- no policy drops it as a copy: not as a contradiction, a leak, a near leak, a member of a group in two splits, a
+  duplicate. A contradiction or a leak is settled, and not found again, once all images of it are kept: all that share
+  the pixels or the group, or both sides of a pair of near copies. A duplicate is settled once the repeating one is.
+
+It cannot make usable what cannot be decoded, and does not lift the ranges of sizes and modes, which are settings.
+
+A path is written as the table of facts has it, on one line (`printing.escaped`). How names may be written by hand is
+decided in `spelling.py`, and what a spreadsheet may make of the file in `sheet.py`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from twinrun.core.errors import DataError
+from twinrun.core.sheet import header_of, read_sheet, sheet_text
+from twinrun.core.spelling import Names
+from twinrun.validate.findings import Drop, Facts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Action = Literal["drop", "relabel", "keep"]
+_ACTIONS: dict[str, Action] = {"drop": "drop", "relabel": "relabel", "keep": "keep"}
+_COLUMNS = ("path", "action", "label", "reason")
+_SETTING = "params.yaml: validate.decisions"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to become of one image; `where` is the line that says so."""
+
+    path: str
+    action: Action
+    label: str | None
+    reason: str
+    where: str
+
+
+def read_decisions(path: Path) -> list[Decision]:
+    """Read a CSV of decisions; raises DataError, which names the line, where it is not one."""
+    try:
+        lines = read_sheet(path, _SETTING, DataError).lines
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing ({_SETTING}). Make it: twinrun data mend --out {path}, or set it to null."
+        ) from None
+    header = [cell.strip().lower() for cell in lines[0].cells] if lines else []
+    if missing := {"path", "action"} - set(header):
+        raise DataError(
+            f"{path}, line 1: wanted the columns {', '.join(_COLUMNS)}; {' and '.join(sorted(missing))} is missing "
+            f"({_SETTING})."
+        )
+    return [_decision(dict(zip(header, line.cells, strict=False)), f"{path}, line {line.number}") for line in lines[1:]]
+
+
+def _decision(cells: dict[str, str], where: str) -> Decision:
+    action = _ACTIONS.get(cells.get("action", "").strip().lower())
+    if action is None:
+        raise DataError(f"{where}: the action must be drop, relabel or keep, found {cells.get('action', '')!r}.")
+    label = cells["label"] if cells.get("label", "").strip() else None
+    if action == "relabel" and label is None:
+        raise DataError(f"{where}: relabel wants the new label in the column label.")
+    return Decision(cells.get("path", ""), action, label, cells.get("reason", "").strip(), where)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What becomes of each row: its label, its drop, and the decision in words, such as "relabel: it barks".
+
+    `looked_at` are the rows that a person left in, `approved` those left in as they are.
+    """
+
+    labels: list[str | None]
+    dropped: list[Drop | None]
+    words: list[str | None]
+    looked_at: frozenset[int]
+    approved: frozenset[int]
+
+
+def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
+    """What becomes of the rows.
+
+    Raises DataError for an image that is not there or cannot be kept, a label that no image has, and two decisions that
+    differ.
+    """
+    labels: list[str | None] = list(facts["label"])
+    dropped: list[Drop | None] = [None] * len(labels)
+    words: list[str | None] = [None] * len(labels)
+    rows = {path: row for row, path in enumerate(facts["path"])}
+    classes = {label for label in labels if label is not None}
+    paths, names = Names(rows), Names(classes)
+    taken: dict[str, Decision] = {}
+    decisions = [
+        replace(
+            decision,
+            path=paths.find(decision.path) or decision.path,
+            label=decision.label and (names.find(decision.label) or decision.label),
+        )
+        for decision in decisions
+    ]
+    for decision in decisions:
+        if decision.path not in rows:
+            raise DataError(f"{decision.where}: there is no image {decision.path!r}. Remove the line ({_SETTING}).")
+        if decision.action == "relabel" and decision.label not in classes:
+            known = ", ".join(sorted(map(str, classes))[:20])
+            raise DataError(f"{decision.where}: no image has the label {decision.label!r}; there are {known}.")
+        other = taken.setdefault(decision.path, decision)
+        if (other.action, other.label) != (decision.action, decision.label):
+            raise DataError(f"{decision.where}: {decision.path} was to {other.action} before ({other.where}).")
+        row = rows[decision.path]
+        if decision.action == "keep" and facts["error"][row] is not None:
+            raise DataError(
+                f"{decision.where}: {decision.path} cannot be kept, since it cannot be decoded: {facts['error'][row]}. "
+                "Mend the file, or decide to drop it."
+            )
+        words[row] = f"{decision.action}: {decision.reason}" if decision.reason else decision.action
+        if decision.action == "drop":
+            dropped[row] = Drop(f"decision: {decision.reason or 'dropped by hand'}")
+        elif decision.action == "relabel":
+            labels[row] = decision.label
+    by_action = {action: frozenset(rows[d.path] for d in decisions if d.action == action) for action in _ACTIONS}
+    return Decided(labels, dropped, words, by_action["keep"] | by_action["relabel"], by_action["keep"])
+
+
+def proposed(findings: "pa.Table") -> list[Decision]:
+    """What a table of findings proposes, one decision for each image: a drop stands above a relabel."""
+    found: dict[str, Decision] = {}
+    for row in findings.to_pylist():
+        path, action = row["path"], row["action"]
+        if action is not None and (path not in found or (found[path].action, action) == ("relabel", "drop")):
+            found[path] = Decision(path, action, row["label"], f"{row['check']}: {row['words']}", "")
+    return list(found.values())
+
+
+def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:
+    """The CSV that `read_decisions` reads: lines for `decisions` behind the text of `before`, which stays as it is.
+
+    They have the columns of `before`, in its order, and are empty in those that are not ours. Raises DataError where a
+    relabel finds no column for its label.
+    """
+    decisions = list(decisions)
+    header, delimiter = header_of(before) if before else (list(_COLUMNS), ",")
+    columns = [cell.strip().lower() for cell in header]
+    if "label" not in columns and any(decision.label for decision in decisions):
+        raise DataError("The decisions have no column label, which relabels need: add it to their first line.")
+    end = "\r\n" if "\r\n" in before else "\n"
+    rows: list[list[str]] = [] if before else [list(_COLUMNS)]
+    for decision in decisions:
+        values = {**asdict(decision), "label": decision.label or "", "where": ""}
+        rows.append([values.get(column, "") for column in columns])
+    return before + (end if before and not before.endswith("\n") else "") + sheet_text(rows, delimiter, end)
+
+
+def not_decided(new: Iterable[Decision], before: Iterable[Decision]) -> list[Decision]:
+    """Those of `new` whose image has no decision `before`, however that wrote its name."""
+    new = list(new)
+    names = Names(decision.path for decision in new)
+    known = {names.find(decision.path) for decision in before}
+    return [decision for decision in new if decision.path not in known]

@@ -1,0 +1,158 @@
+"""What policies and persons take out of the data before it is judged, each with its reason. Pure."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from twinrun.core.params import ValidateParams
+from twinrun.validate.findings import Drop, Facts
+from twinrun.validate.searches.leaks import contradicting, first_copies, kept_pairs, leaked, near_leaked, undecided
+
+if TYPE_CHECKING:
+    from twinrun.dataset.pairs import NearPair
+
+Drops = list[Drop | None]
+
+
+def drop_broken(facts: Facts, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
+    """Also take out what could not be decoded, but where it stops the pipeline: nothing else can be done with it."""
+    if params.on_broken == "stop":
+        return list(dropped)
+    broken = {row: Drop(f"unreadable: {error}") for row, error in enumerate(facts["error"]) if error is not None}
+    return drop_rows(dropped, broken)
+
+
+def drop_unfit(facts: Facts, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
+    """Also take out sizes and colour modes outside those set, where the policies say so."""
+    drops = list(dropped)
+    if params.on_size == "drop":
+        sizes = enumerate(zip(facts["width"], facts["height"], strict=True))
+        drops = drop_rows(
+            drops,
+            {
+                row: Drop(f"size: {sides[0]:,} x {sides[1]:,} pixels")
+                for row, sides in sizes
+                if None not in sides and not params.min_side_px <= min(sides) <= max(sides) <= params.max_side_px
+            },
+        )
+    if params.on_mode == "drop":
+        others = {row: mode for row, mode in enumerate(facts["mode"]) if mode is not None and mode not in params.modes}
+        drops = drop_rows(drops, {row: Drop(f"mode: {mode}") for row, mode in others.items()})
+    return drops
+
+
+def drop_copies(
+    facts: Facts,
+    pairs: "Sequence[NearPair]",
+    dropped: Sequence[Drop | None],
+    approved: frozenset[int],
+    params: ValidateParams,
+) -> Drops:
+    """Also take out the copies that the policies drop: conflicting labels, then leaks, then those within a split.
+
+    Conflicting labels go first, since they leave fewer leaks. Where they stop the pipeline instead, no other policy
+    hides them: a leak under two labels is not dropped, since nothing tells which of both is right. What a person
+    `approved` stays.
+    """
+    drops = _Copies(facts, pairs, list(dropped), approved)
+    found = drops.contradictions()
+    if params.on_contradiction == "drop":
+        drops = drops.without(found)
+    spared = found.keys() if params.on_contradiction == "stop" else frozenset()
+    if params.on_leak == "drop":
+        drops = drops.without(drops.leaks(), spared)
+    if params.on_near_leak == "drop":
+        drops = drops.without(drops.near_leaks(), spared)
+    if params.on_leak == "drop":
+        drops = drops.without(drops.split_groups(), spared)
+    if params.on_duplicate == "drop":
+        drops = drops.without(drops.duplicates(), spared)
+    return drops.dropped
+
+
+def drop_rows(dropped: Sequence[Drop | None], rows: Mapping[int, Drop]) -> Drops:
+    """Also take out `rows`, each for its reason."""
+    return [drop or rows.get(row) for row, drop in enumerate(dropped)]
+
+
+class _Copies:
+    """The copies among the rows that are not dropped yet, each with the words for it and what it is a copy of."""
+
+    def __init__(self, facts: Facts, pairs: "Sequence[NearPair]", dropped: Drops, approved: frozenset[int]) -> None:
+        self.dropped = dropped
+        self._facts = facts
+        self._all_pairs = pairs
+        self._approved = approved
+        self._pixels = self._open("pixels_sha256")
+        self._pairs = kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped, approved)
+
+    def without(self, rows: Mapping[int, Drop], spared: Collection[int] = ()) -> "_Copies":
+        """What is left once `rows` are dropped too, but for those `spared` and those that a person approved."""
+        wanted = {row: drop for row, drop in rows.items() if row not in spared and row not in self._approved}
+        return _Copies(self._facts, self._all_pairs, drop_rows(self.dropped, wanted), self._approved)
+
+    def contradictions(self) -> dict[int, Drop]:
+        """The rows of which an identical image or a near duplicate has another label."""
+        labels = self._facts["label"]
+        near: dict[int, NearPair] = {}
+        for pair in self._pairs:
+            if None not in (labels[pair.first], labels[pair.second]) and labels[pair.first] != labels[pair.second]:
+                near.setdefault(pair.first, pair)
+                near.setdefault(pair.second, pair)
+        return {
+            **self._near("conflicting labels", near, "label"),
+            **{
+                row: Drop(f"conflicting labels: {self._of(other)}, label {labels[other]}", other)
+                for row, other in contradicting(self._pixels, labels).items()
+            },
+        }
+
+    def leaks(self) -> dict[int, Drop]:
+        """The rows with the pixels of one in a later split."""
+        found = leaked(self._pixels, self._facts["split"])
+        return {row: Drop(f"leak: {self._of(other)}", other) for row, other in found.items()}
+
+    def near_leaks(self) -> dict[int, Drop]:
+        """The rows of which a near duplicate is in a later split."""
+        return self._near("near leak", near_leaked(self._pairs, self._facts["split"]), "split")
+
+    def split_groups(self) -> dict[int, Drop]:
+        """The rows of a group that is in a later split too."""
+        found = leaked(self._open("group"), self._facts["split"])
+        return {
+            row: Drop(
+                f'leak: group "{self._facts["group"][row]}" is in a later split, {self._facts["path"][other]}', other
+            )
+            for row, other in found.items()
+        }
+
+    def duplicates(self) -> dict[int, Drop]:
+        """The rows that repeat an earlier one of their split."""
+        pairs = {(pair.first, pair.second): pair for pair in self._pairs}
+        found = first_copies(self._pixels, self._facts["split"], self._pairs)
+        return {
+            row: Drop(f"duplicate: {self._of(first, pairs.get((first, row)))}", first) for row, first in found.items()
+        }
+
+    def _near(self, kind: str, found: "Mapping[int, NearPair]", column: str) -> dict[int, Drop]:
+        """All rows with the pixels of those found and their value in `column`: a pair speaks for all of them."""
+        values = self._facts[column]
+        by_key: dict[tuple[str, str | None], tuple[int, NearPair]] = {}
+        for row, pair in found.items():
+            other = pair.second if row == pair.first else pair.first
+            by_key.setdefault((self._facts["pixels_sha256"][row], values[row]), (other, pair))
+        drops = {}
+        for row, key in enumerate(zip(self._facts["pixels_sha256"], values, strict=True)):
+            if self.dropped[row] is None and key in by_key:
+                other, pair = by_key[key]
+                label = f", label {values[other]}" if column == "label" else ""
+                drops[row] = Drop(f"{kind}: {self._of(other, pair, label)}", other)
+        return drops
+
+    def _of(self, other: int, pair: "NearPair | None" = None, more: str = "") -> str:
+        change = f" ({pair.change}, distance {pair.distance:.3f})" if pair else ""
+        return f"of {self._facts['path'][other]}{more}{change}"
+
+    def _open(self, column: str) -> list[str | None]:
+        """A column of the facts; null in rows that are dropped, or of a set that a person approved wholly."""
+        kept = [value if drop is None else None for value, drop in zip(self._facts[column], self.dropped, strict=True)]
+        return undecided(kept, [row in self._approved for row in range(len(kept))])

@@ -1,0 +1,217 @@
+"""Great Expectations judges tables here, and nowhere else. Refuses to know what happens to what it refuses.
+
+It runs with an ephemeral context: nothing is kept on disk, no process-wide project, no telemetry, no progress bars.
+A new expectation is one more `Rule` where rules are made (validation/checks.py); this module only asks and hears.
+"""
+
+import difflib
+import functools
+import html
+import logging
+import operator
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinrun.core.files import write_text
+from twinrun.core.params import Severity
+from twinrun.core.printing import printable
+from twinrun.core.rules import Condition, parse_condition
+
+if TYPE_CHECKING:
+    from great_expectations.expectations.expectation import Expectation
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An expectation by its name in Great Expectations, and what it is given, such as column, min_value, value_set."""
+
+    expectation: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    severity: Severity = "critical"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a table meets a rule; the rows that do not, in order; what was observed of the table as a whole.
+
+    `problem` says, in the words of Great Expectations, why a rule could not be judged; such a rule is not met.
+    """
+
+    passed: bool
+    rows: list[int]
+    observed: Any
+    problem: str | None = None
+
+
+def judge(
+    tables: Mapping[str, Columns], rules: Sequence[tuple[str, Rule]], docs: Path | None = None
+) -> list[Judgement]:
+    """Ask Great Expectations, for each pair of a table's name and a rule, in order.
+
+    Its own pages on what it found, one for each table, go into the folder `docs`. A rule that it does not know, or that
+    does not fit its table, is not met and leaves the others as they are.
+    """
+    # Read when it is imported. It reports use over the network otherwise.
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    # What it cannot judge it says in its result; what it cannot draw on its own page, it would tell with a traceback.
+    logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
+    import great_expectations as gx
+    import pandas as pd
+    from great_expectations.core import ExpectationSuite
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    source = context.data_sources.add_pandas("twinrun")
+    result_format = {
+        "result_format": "COMPLETE",
+        "unexpected_index_column_names": [_ROW],
+        "return_unexpected_index_query": False,
+    }
+    judgements: dict[int, Judgement] = {}
+    for name, columns in tables.items():
+        frame = pd.DataFrame({key: pd.Series(list(values), dtype=_dtype(values)) for key, values in columns.items()})
+        frame[_ROW] = range(len(frame))
+        batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
+        asked = [(index, rule) for index, (table, rule) in enumerate(rules) if table == name]
+        if not asked:
+            continue
+        suite = ExpectationSuite(name=name)
+        for index, rule in asked:
+            made = _expectation(rule, index)
+            if isinstance(made, str):
+                judgements[index] = Judgement(False, [], None, made)
+            else:
+                suite.expectations.append(made)
+        found = batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format)
+        for result in found.results:
+            index = result.expectation_config.meta[_INDEX]  # results come in an order of their own
+            judgements[index] = _heard(rules[index][1], result)
+        if docs is not None:
+            write_text(_page(found), docs / f"{name}.html")
+    return [judgements[index] for index in range(len(rules))]
+
+
+_ROW = "twinrun_row"
+_INDEX = "twinrun_rule"
+_TELLING = (
+    "missing_count", "partial_missing_list", "partial_missing_set", "unexpected_count", "partial_unexpected_list",
+    "partial_unexpected_set", "details",
+)  # fmt: skip
+_COMPARED = {
+    **{"==": operator.eq, "!=": operator.ne},
+    **{"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge},
+}
+_DRAWN_ID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
+_TIMES = r"(?:\?d=)?\d{8}T\d{6}\.\d{6}Z"
+
+
+def _expectation(rule: Rule, index: int) -> "Expectation | str":
+    """The expectation, or why there is none."""
+    import great_expectations.expectations as gxe
+    from pydantic.v1 import ValidationError
+
+    kind = getattr(gxe, rule.expectation, None)
+    if kind is None:
+        near = difflib.get_close_matches(
+            rule.expectation, [name for name in dir(gxe) if name.startswith("Expect")], n=1
+        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"Great Expectations has no expectation {rule.expectation}{hint}"
+    settings = {key: value for key, value in rule.settings.items() if key != "condition_parser"}
+    try:
+        if isinstance(condition := settings.get("row_condition"), str):
+            settings["row_condition"] = _row_condition(parse_condition(condition))
+        expectation: Expectation = kind(**settings, severity=rule.severity, meta={_INDEX: index})
+    except (ValidationError, ValueError, TypeError) as error:
+        faults: list[Any] = getattr(error, "errors", list)()
+        words = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults) or str(error)
+        return f"{rule.expectation}({rule.settings}) is not as Great Expectations wants it: {words}"
+    return expectation
+
+
+def _row_condition(condition: Condition) -> Any:
+    """The condition as Great Expectations takes it; it never sees the text, which it would evaluate."""
+    from great_expectations.expectations.row_conditions import Column
+
+    parts = [_compared(Column(each.column), each.operator, each.values) for each in condition.comparisons]
+    return functools.reduce(operator.or_ if condition.joined_by == "or" else operator.and_, parts)
+
+
+def _compared(column: Any, sign: str, values: tuple[Any, ...]) -> Any:
+    match sign:
+        case "in":
+            return column.is_in(values)
+        case "not in":
+            return column.is_not_in(values)
+        case "is null":
+            return column.is_null()
+        case "is not null":
+            return column.is_not_null()
+    return _COMPARED[sign](column, values[0])
+
+
+def _page(found: Any) -> str:
+    """A page of Great Expectations' Data Docs, without the ids drawn by chance and the time that it puts there.
+
+    It puts values into the page as they are, so that they are escaped first.
+    """
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    for result in found.results:
+        result.result = _drawable(result.result)
+        result.exception_info = _drawable(result.exception_info)
+        arguments = {**result.expectation_config.kwargs, "row_condition": None}  # which the page does not show
+        result.expectation_config.kwargs = _drawable(arguments)
+    page = str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(found)))
+    ids: dict[str, str] = {}
+    page = re.sub(_DRAWN_ID, lambda match: ids.setdefault(match[0], f"id-{len(ids)}"), page)
+    return re.sub(_TIMES, "", page)
+
+
+def _drawable(value: Any) -> Any:
+    """The value with every text in it escaped for HTML, and numbers of numpy's, which it cannot write, as Python's."""
+    if isinstance(value, str):
+        return html.escape(printable(value))
+    if isinstance(value, Mapping):
+        return {_drawable(key): _drawable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_drawable(each) for each in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+def _heard(rule: Rule, result: Any) -> Judgement:
+    if problem := _problem(result.exception_info):
+        words = f"Great Expectations cannot judge {rule.expectation}({rule.settings}): {problem}"
+        return Judgement(False, [], None, words)
+    found = result.result
+    rows = [int(entry[_ROW]) for entry in found.get("unexpected_index_list") or []]
+    return Judgement(bool(result.success), sorted(rows), _observed(found))
+
+
+def _observed(found: Mapping[str, Any]) -> Any:
+    """The value that was observed, or else all that tells what is wrong: an expectation on a set may have no value."""
+    if (value := found.get("observed_value")) is not None:
+        return f"{value}, {found['details']}" if found.get("details") else value
+    told = {name: found[name] for name in _TELLING if found.get(name)}
+    if not told:
+        return None
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+
+
+def _problem(info: Any) -> str | None:
+    """What was raised while an expectation was judged; one that asks for several measures has a record of each."""
+    records = [info, *(value for value in info.values() if isinstance(value, dict))]
+    return next((str(each["exception_message"]) for each in records if each.get("raised_exception")), None)
+
+
+def _dtype(values: Sequence[Any]) -> str:
+    kinds = {type(value) for value in values} - {type(None)}
+    return "float64" if kinds and kinds <= {int, float} else "object"

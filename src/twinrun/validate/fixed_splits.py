@@ -1,0 +1,157 @@
+"""Splits that stay as they are: the CSV that `twinrun data split` writes and `validate.splits` names.
+
+Its columns are `path`, `split` (train, val or test) and `pixels_sha256`, the hash of the image's pixels. Other columns
+are kept. A line speaks for a picture rather than for a name:
+
+- an image with a line's path and pixels, or else with the pixels of any line (a renamed or relabelled file, a copy),
+  has the split of that line;
+- otherwise an image with a line's path has its split: the content was replaced. Where the old content is still there
+  under another name, the line speaks for that one, and the image is new.
+
+A line whose picture is gone does no harm: the picture finds its split again when it is back.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from twinrun.core.errors import DataError
+from twinrun.core.sheet import read_sheet, sheet_text
+from twinrun.core.spelling import Names
+from twinrun.dataset.manifest import SPLITS, SplitName
+from twinrun.validate.findings import Facts
+
+_COLUMNS = ("path", "split", "pixels_sha256")
+_SETTING = "params.yaml: validate.splits"
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class FixedSplit:
+    """The split of one picture; `more` are cells of columns that are not ours, and `where` is the line that says so."""
+
+    path: str
+    split: SplitName
+    pixels_sha256: str | None
+    more: tuple[tuple[str, str], ...] = ()
+    where: str = ""
+
+
+def read_fixed_splits(path: Path) -> list[FixedSplit]:
+    """Read a CSV of splits; raises DataError, which names the line, where it is not one."""
+    try:
+        sheet = read_sheet(path, _SETTING, DataError).lines
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing ({_SETTING}). Write it: twinrun data split --out {path}, or set it to null."
+        ) from None
+    header = [cell.strip().lower() for cell in sheet[0].cells] if sheet else []
+    _require_columns(header, path)
+    by_path: dict[str, FixedSplit] = {}
+    for cells in sheet[1:]:
+        line = _line(header, cells.cells, f"{path}, line {cells.number}")
+        if other := by_path.get(line.path):
+            raise DataError(f"{line.where}: {line.path!r} has a line already ({other.where}). Remove one of them.")
+        by_path[line.path] = line
+    return list(by_path.values())
+
+
+def fixed_splits(facts: Facts, lines: Sequence[FixedSplit]) -> list[SplitName | None]:
+    """The split that `lines` fix for each row, or None for a new image.
+
+    Raises DataError where the source now publishes another split for an image than the line has.
+    """
+    by_path = {line.path: line for line in _as_named(lines, facts["path"])}
+    by_pixels: dict[str, FixedSplit] = {}
+    for line in sorted(lines, key=lambda line: SPLITS.index(line.split)):  # of several, the last split
+        if line.pixels_sha256 is not None:
+            by_pixels[line.pixels_sha256] = line
+    there = set(facts["pixels_sha256"])
+
+    def found(path: str, pixels: str | None) -> FixedSplit | None:
+        of_path = by_path.get(path)
+        if of_path is not None and of_path.pixels_sha256 == pixels:
+            return of_path
+        if pixels in by_pixels:
+            return by_pixels[pixels]
+        return of_path if of_path is not None and of_path.pixels_sha256 not in there else None
+
+    matches = [found(*row) if row[1] is not None else None for row in _paths_and_pixels(facts)]
+    _require_agreement(facts, matches)
+    return [line.split if line is not None else None for line in matches]
+
+
+def with_images(lines: Sequence[FixedSplit], images: Sequence[FixedSplit]) -> list[FixedSplit]:
+    """The lines with those of `images` brought up to date, in their order, and the new ones behind them."""
+    now = {image.path: image for image in images}
+    lines = _as_named(lines, now)
+    known = [
+        replace(line, split=now[line.path].split, pixels_sha256=now[line.path].pixels_sha256)
+        if line.path in now
+        else line
+        for line in lines
+    ]
+    paths = {line.path for line in lines}
+    return [*known, *(image for image in images if image.path not in paths)]
+
+
+def fixed_splits_csv(lines: Sequence[FixedSplit]) -> str:
+    """The CSV that `read_fixed_splits` reads."""
+    others = list(dict.fromkeys(name for line in lines for name, _ in line.more))
+    rows = [
+        [line.path, line.split, line.pixels_sha256 or "", *(dict(line.more).get(name, "") for name in others)]
+        for line in lines
+    ]
+    return sheet_text([[*_COLUMNS, *others], *rows])
+
+
+def _as_named(lines: Sequence[FixedSplit], paths: Iterable[str]) -> list[FixedSplit]:
+    """The lines with the paths that they mean."""
+    names = Names(paths)
+    return [replace(line, path=names.find(line.path) or line.path) for line in lines]
+
+
+def _paths_and_pixels(facts: Facts) -> list[tuple[str, str | None]]:
+    return list(zip(facts["path"], facts["pixels_sha256"], strict=True))
+
+
+def _require_columns(header: Sequence[str], path: Path) -> None:
+    if missing := [name for name in _COLUMNS[:2] if name not in header]:
+        raise DataError(
+            f"{path}, line 1: wanted the columns {', '.join(_COLUMNS)}, separated by commas; {' and '.join(missing)} "
+            f"missing, found {', '.join(header) or 'nothing'} ({_SETTING})."
+        )
+
+
+def _line(header: Sequence[str], cells: Sequence[str], where: str) -> FixedSplit:
+    if len(cells) > len(header):
+        raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}. Quote cells that hold commas.")
+    row = dict(zip(header, cells, strict=False))
+    path = row.get("path", "")
+    if not path:
+        raise DataError(f"{where}: the path is empty.")
+    name = row.get("split", "").strip().lower()
+    split = next((split for split in SPLITS if split == name), None)
+    if split is None:
+        raise DataError(f"{where}: the split must be train, val or test, found {row.get('split', '')!r}.")
+    more = tuple((name, cell) for name, cell in row.items() if name not in _COLUMNS)
+    return FixedSplit(path, split, row.get("pixels_sha256", "").strip() or None, more, where)
+
+
+def _require_agreement(facts: Facts, matches: Sequence[FixedSplit | None]) -> None:
+    """Raise DataError where a line and the source disagree. What is carved out of a published `train` agrees."""
+    published = set(facts["split"])
+    wrong = [
+        f"{line.where}: {line.split}, but the source has {facts['path'][row]!r} in {facts['split'][row]}"
+        for row, line in enumerate(matches)
+        if line is not None
+        and facts["split"][row] not in (None, line.split)
+        and not (facts["split"][row] == "train" and line.split not in published)
+    ]
+    if wrong:
+        more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
+        lines = "1 line contradicts" if len(wrong) == 1 else f"{len(wrong):,} lines contradict"
+        raise DataError(
+            "\n".join([f"{lines} the splits of the source:", *wrong[:_NAMED], *more])
+            + f"\nPut the images back, or change these lines if the move is meant ({_SETTING})."
+        )

@@ -1,0 +1,58 @@
+"""The facts of an earlier data set, against which drift is measured: where they lie and how they are read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twinrun.core.errors import DataError
+from twinrun.validate.evidence import Reference
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SETTING = "params.yaml: validate.reference"
+
+
+def reference_table(table: "pa.Table", manifest: "pa.Table") -> "pa.Table":
+    """The facts of the images that a manifest lets be used, with the labels and splits that it gives them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name in ("label", "split"):
+        table = table.set_column(table.schema.get_field_index(name), name, manifest[name])
+    used: pa.Table = table.filter(pc.is_null(manifest["dropped"]))
+    return used
+
+
+def find_reference(setting: str | None) -> Reference | None:
+    """The table that `validate.reference` names, if any.
+
+    Raises DataError where it is missing or no table of facts.
+    """
+    if setting is None:
+        return None
+    path = Path(setting).expanduser()
+    if setting == "auto" and not path.exists():  # the champion's data once, so that a promotion changed the verdict
+        raise DataError(
+            "params.yaml: validate.reference is auto, which is gone. Set it to null, and compare with the data of the "
+            "champion by: twinrun data drift"
+        )
+    return read_reference(path, f"{_SETTING}: null is none", path.name)
+
+
+def read_reference(path: Path, named_by: str, name: str) -> Reference:
+    """The facts in `path`, a table such as ingest writes; `named_by` says where another one may be named.
+
+    Raises DataError where the file is missing or no table of facts.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Name another table of facts ({named_by}).") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a table of facts ({named_by}): {error}") from None
+    if missing := {"path", "label", "pixels_sha256"} - set(table.column_names):
+        raise DataError(f"{path} is not a table of facts ({named_by}): it has no column {', '.join(sorted(missing))}.")
+    return Reference({column: table[column].to_pylist() for column in table.column_names}, name)

@@ -1,0 +1,1 @@
+"""What is looked for in the data: wrong labels, shortcuts, drift, poor quality, leaks, clips."""

@@ -1,0 +1,120 @@
+"""Copies of one picture: in two splits a leak, under two labels a contradiction. Pure: no files, no policy."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from twinrun.dataset.manifest import SPLITS
+
+if TYPE_CHECKING:
+    from twinrun.dataset.pairs import NearPair
+
+
+def distinct_per_key(keys: Sequence[str | None], values: Sequence[str | None]) -> list[int]:
+    """For each image, how many different `values` the images with its key have; nulls count for nothing.
+
+    A key is what images have in common: the hash of their pixels, or the name of their group.
+    """
+    found: dict[str, str] = {}
+    several: dict[str, set[str]] = {}  # a set for each image would take longer than all the rest
+    for key, value in zip(keys, values, strict=True):
+        if key is not None and value is not None and (first := found.setdefault(key, value)) != value:
+            several.setdefault(key, {first}).add(value)
+    return [0 if key is None else len(several[key]) if key in several else int(key in found) for key in keys]
+
+
+def leaked(keys: Sequence[str | None], splits: Sequence[str | None]) -> dict[int, int]:
+    """Each image of which one with its key is in a later split (train, then val, then test), and the first of the last.
+
+    Without those, no key is in two splits, and what a model is scored on stays whole.
+    """
+    rank = _rank()
+    last: dict[str, tuple[int, int]] = {}  # of each key the place of the split, and the row
+    places = [rank.get(split) for split in splits]
+    for row, (key, place) in enumerate(zip(keys, places, strict=True)):
+        if key is not None and place is not None and (key not in last or place > last[key][0]):
+            last[key] = place, row
+    return {
+        row: last[key][1]
+        for row, (key, place) in enumerate(zip(keys, places, strict=True))
+        if key is not None and place is not None and place < last[key][0]
+    }
+
+
+def contradicting(keys: Sequence[str | None], labels: Sequence[str | None]) -> dict[int, int]:
+    """Each image of which one with its key has another label, and the first of those."""
+    first: dict[str, int] = {}
+    other: dict[str, int] = {}
+    for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
+        if key is not None and label is not None and labels[first.setdefault(key, row)] != label:
+            other.setdefault(key, row)
+    return {
+        row: other[key] if label == labels[first[key]] else first[key]
+        for row, (key, label) in enumerate(zip(keys, labels, strict=True))
+        if key in other and key is not None and label is not None
+    }
+
+
+def undecided(keys: Sequence[str | None], approved: Sequence[bool]) -> list[str | None]:
+    """The keys; null where a person approved of all images that have it."""
+    still_open = {key for key, seen in zip(keys, approved, strict=True) if not seen}
+    return [key if key in still_open else None for key in keys]
+
+
+def near_leaked(pairs: "Iterable[NearPair]", splits: Sequence[str | None]) -> "dict[int, NearPair]":
+    """The rows of which a changed copy is in a later split, each with the first of `pairs` that says so."""
+    rank = _rank()
+    found: dict[int, NearPair] = {}
+    for pair in pairs:
+        first, second = rank.get(splits[pair.first]), rank.get(splits[pair.second])
+        if first is not None and second is not None and first != second:
+            found.setdefault(pair.first if first < second else pair.second, pair)
+    return found
+
+
+def first_copies(
+    pixels_sha256: Sequence[str | None], splits: Sequence[str | None], pairs: "Iterable[NearPair]"
+) -> dict[int, int]:
+    """For each row that repeats an earlier one of its split, changed or not, the first such row."""
+    first: dict[tuple[str, str | None], int] = {}
+    copies: dict[int, int] = {}
+    for row, (pixels, split) in enumerate(zip(pixels_sha256, splits, strict=True)):
+        if pixels is not None and (earlier := first.setdefault((pixels, split), row)) != row:
+            copies[row] = earlier
+    for pair in pairs:
+        if splits[pair.first] == splits[pair.second]:
+            copies[pair.second] = min(pair.first, copies.get(pair.second, pair.first))
+    return copies
+
+
+def kept_pairs(
+    pairs: "Iterable[NearPair]",
+    pixels_sha256: Sequence[str | None],
+    splits: Sequence[str | None],
+    labels: Sequence[str | None],
+    dropped: Sequence[object],
+    approved: frozenset[int] = frozenset(),
+) -> "list[NearPair]":
+    """`pairs` among the rows whose entry in `dropped` is None, sorted by distance.
+
+    A pair speaks for all images with the pixels of either side; of those one for each split and label is kept, so that
+    a picture that is there a hundred times does not become ten thousand pairs. A pair of which a person approved of
+    all of these images, on both sides, is none any more.
+    """
+    twins: dict[str, dict[tuple[str | None, str | None], int]] = defaultdict(dict)
+    for row in sorted(range(len(pixels_sha256)), key=approved.__contains__):
+        if (pixels := pixels_sha256[row]) is not None and dropped[row] is None:
+            twins[pixels].setdefault((splits[row], labels[row]), row)
+    found: dict[tuple[int, int], NearPair] = {}
+    for pair in pairs:
+        for first in twins[str(pixels_sha256[pair.first])].values():
+            for second in twins[str(pixels_sha256[pair.second])].values():
+                low, high = sorted((first, second))
+                if low != high and not {low, high} <= approved:
+                    found[low, high] = replace(pair, first=low, second=high)
+    return sorted(found.values(), key=lambda pair: (pair.distance, pair.first, pair.second))
+
+
+def _rank() -> dict[str | None, int]:
+    return {name: index for index, name in enumerate(SPLITS)}

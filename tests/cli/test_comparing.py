@@ -1,0 +1,140 @@
+"""`twinrun compare`: what it prints, and its page."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from twin_support import first_run
+
+from twinrun.cli.main import app
+from twinrun.core.files import write_json, write_table
+from twinrun.record.journal import Journal
+from twinrun.tracking.store import find_tracker, open_client
+from twinrun.tracking.sync import sync
+
+MODEL = "twinrun-digits"
+Change = Callable[[dict[str, Any]], None]
+
+
+def another_run(project: Path, name: str, change: Change, *, wrong: int) -> str:
+    """A run whose card is changed by `change`, and which classifies the first `wrong` test images wrongly."""
+    card: dict[str, Any] = json.loads((project / "data/out/train/card.json").read_bytes())
+    card["weights_hash"] = name.encode().hex().ljust(64, "0")
+    change(card)
+    table = pq.read_table(project / "data/out/evaluate/predictions.parquet")
+    classes = json.loads(table.schema.metadata[b"classes"])
+    labels = [classes.index(label) for label in table["label"].to_pylist()]
+    said = [(label + (at < wrong)) % len(classes) for at, label in enumerate(labels)]
+    probabilities = np.full((len(said), len(classes)), 0.01)
+    probabilities[np.arange(len(said)), said] = 1 - 0.01 * (len(classes) - 1)
+    at = table.schema.get_field_index("probabilities")
+    table = table.set_column(at, table.schema.field(at), pa.array(list(probabilities), pa.list_(pa.float64())))
+
+    journal = Journal.create(project, name=name, experiment=MODEL)
+    out = project / name
+    write_json(card, out / "card.json")
+    write_json(json.loads((project / "data/out/evaluate/metrics.json").read_bytes()), out / "metrics.json")
+    write_table(table, out / "predictions.parquet")
+    journal.artifact(out / "card.json")
+    for file in ("metrics.json", "predictions.parquet"):
+        journal.artifact(out / file, "evaluation")
+    journal.end()
+    sync(project)
+    return journal.id
+
+
+def with_nothing(_: dict[str, Any]) -> None:
+    """The card of the first run, but for its weights."""
+
+
+def with_epochs(card: dict[str, Any]) -> None:
+    card["params"]["train"]["epochs"] = 7
+    card["fingerprint_parts"]["params"]["epochs"] = 7
+
+
+def with_seed(seed: int) -> Change:
+    def change(card: dict[str, Any]) -> None:
+        card["params"]["train"]["seed"] = seed
+        card["fingerprint_parts"]["params"]["seed"] = seed
+
+    return change
+
+
+def compared(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *runs: str) -> str:
+    monkeypatch.chdir(project)
+    capsys.readouterr()
+    app(["compare", *runs, "--model", MODEL, "--out", "page.html"], standalone_mode=False)
+    return capsys.readouterr().out
+
+
+def test_a_run_and_itself_are_said_to_be_the_same(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = first_run(trained)
+
+    said = compared(trained, capsys, monkeypatch, run, run)
+
+    assert "have the same weights, so they give the same answers" in said
+    assert "no answer changed" in said
+
+
+def test_two_runs_are_compared_on_the_same_images_with_the_one_setting_that_differs_as_the_cause(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = another_run(trained, "good", with_nothing, wrong=0)
+    bad = another_run(trained, "bad", with_epochs, wrong=20)
+
+    said = compared(trained, capsys, monkeypatch, good, bad)
+
+    assert "accuracy  100.0% -> 66.7%  (-33.3 points; 95% interval" in said
+    assert "It is worse: p < 0.001, McNemar's mid-p." in said
+    assert "20 answers changed: 20 correct to wrong, 0 wrong to correct, 0 wrong to another wrong one." in said
+    assert "only train.epochs" in said
+    assert "it is the cause" in said
+    page = (trained / "page.html").read_text(encoding="utf-8")
+    assert page.count("data:image/webp") == 20
+    assert "http" not in page
+    tracker = find_tracker(trained)
+    assert any(
+        file.path == "comparison/comparison.html"
+        for run in open_client(tracker).search_runs(
+            [each.experiment_id for each in open_client(tracker).search_experiments()]
+        )
+        for file in open_client(tracker).list_artifacts(run.info.run_id, "comparison")
+    )
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_row_with_a_spread(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = [another_run(trained, f"seed{seed}", with_seed(seed), wrong=seed) for seed in (1, 2, 3)]
+    other = another_run(trained, "other", with_epochs, wrong=20)
+
+    said = compared(trained, capsys, monkeypatch, *seeds, other)
+
+    assert "seed1 and its seeds 1, 2, 3  ->  " in said
+    assert "Seeds alone change" in said
+
+
+def test_diff_prints_what_differs_between_the_same_two_runs(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = another_run(trained, "good", with_nothing, wrong=0)
+    bad = another_run(trained, "bad", with_epochs, wrong=20)
+    monkeypatch.chdir(trained)
+
+    app(["diff", good, bad, "--model", MODEL], standalone_mode=False)
+
+    assert "train.epochs" in capsys.readouterr().out
+
+
+def test_one_run_is_too_few() -> None:
+    from twinrun.core.errors import TwinError
+
+    with pytest.raises(TwinError, match="two runs or more"):
+        app(["compare", "3"], standalone_mode=False)

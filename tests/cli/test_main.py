@@ -1,0 +1,232 @@
+"""The command line: it teaches, it answers at once, and its errors are messages."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tracking_support import HASHES, evaluate, free_port, runs, train, train_really, wait_for
+
+from pipeline import register
+from twinrun.cli.main import main as cli
+from twinrun.core.files import write_json
+
+
+@pytest.fixture
+def project(tracked_project: Path) -> Path:
+    return tracked_project
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """The real entry point, in this process, since each new one would import MLflow anew."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["twinrun", *arguments])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def test_help_answers_at_once_and_shows_every_command() -> None:
+    cpu_seconds = []
+    for _ in range(3):  # the least of them: a busy machine slows one or another
+        used = os.times().children_user
+        printed = subprocess.run(
+            [sys.executable, "-m", "twinrun", "--help"], capture_output=True, text=True, check=True
+        )
+        cpu_seconds.append(os.times().children_user - used)
+
+    assert min(cpu_seconds) < 0.5
+    for word in (
+        "models",
+        "promote",
+        "rollback",
+        "predict photos",
+        "sync",
+        "show",
+        "mlflow models serve",
+        "/invocations",
+    ):
+        assert word in printed.stdout
+
+
+def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
+    project: Path, twinrun: Callable[..., Ended]
+) -> None:
+    for weights in ("ab", "cd"):
+        train(project, weights_hash=HASHES[weights])
+        evaluate(project, weights_hash=HASHES[weights])
+        register.main()
+
+    promoted = [twinrun("promote", "1"), twinrun("promote", "2", "--reason", "better")]
+    record = project / "mlruns/promotions.jsonl"
+    record.rename(project / "kept")
+    record.mkdir()  # a place that cannot be written to, even by root
+    refused = [twinrun("promote", "1"), twinrun("rollback")]
+    record.rmdir()
+    (project / "kept").rename(record)
+    unchanged = twinrun("models").out
+    back = twinrun("rollback", "--reason", "worse")
+    listed = twinrun("models").out
+    shown = twinrun("show", "2").out
+
+    rows = [line.split() for line in listed.splitlines()]
+    assert [each.code for each in (*promoted, back, *refused)] == [0, 0, 0, 1, 1]
+    for each in refused:
+        assert "promotions.jsonl (Is a directory), so nothing was changed" in each.err
+        assert "Traceback" not in each.err
+    assert ["2", "candidate,", "champion"] in [line.split()[:3] for line in unchanged.splitlines()]
+    assert back.out.startswith("Version 1 of twinrun-digits is the champion again (it was version 2).\n")
+    assert ["1", "champion", "yes", "0.9900"] in [row[:4] for row in rows]
+    assert ["2", "candidate", "yes", "0.9900"] in [row[:4] for row in rows]
+    assert HASHES["cd"] in shown
+    told = twinrun("history").out.splitlines()
+    assert [line.split()[2] for line in told if " done" in line] == ["promote", "promote", "rollback"]
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["promote", "3"], "There is no model 'twinrun-digits'"),
+        (["rollback"], "There is no model 'twinrun-digits'"),
+        (["show", "beef"], "No run or version is called 'beef'"),
+    ],
+)
+def test_what_cannot_be_done_is_a_message_and_an_exit_code(
+    arguments: list[str], message: str, twinrun: Callable[..., Ended]
+) -> None:
+    ended = twinrun(*arguments)
+
+    assert ended.code == 1
+    assert re.search(message, ended.err)
+    assert "Traceback" not in ended.err
+
+
+def test_sync_says_what_it_did_and_fails_where_the_tracker_is_away(
+    project: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    train(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    away = twinrun("sync")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    first, second = twinrun("sync"), twinrun("sync")
+
+    assert away.code == 1
+    assert "10 events are still to be published" in away.err
+    assert "http://127.0.0.1:9 (MLFLOW_TRACKING_URI) cannot be reached" in away.err
+    assert first.out.startswith("10 events of 1 run published")
+    assert "is up to date" in second.out
+
+
+def test_what_shows_runs_marks_those_of_dead_processes_first(project: Path, twinrun: Callable[..., Ended]) -> None:
+    code = (
+        "from pathlib import Path; from twinrun.record.journal import Journal\n"
+        "Journal.create(Path('.'), name='dead', experiment='digits').metrics(0, {'train_loss': 0.5})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=project)
+
+    ended = twinrun("models")
+
+    assert ended.code == 0
+    assert "was left by a dead process" in ended.err
+    assert [run.status for run in runs(project)] == ["KILLED"]
+
+
+def test_a_model_of_this_folder_is_shown_though_the_tracker_is_away(
+    project: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    journal = train(project)
+    card = json.loads((project / "data/out/train/card.json").read_bytes())
+    write_json({**card, "untracked_left_out": ["notes.pdf"]}, project / "data/out/train/card.json")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+
+    ended = twinrun("show", journal.id[:6])
+
+    assert ended.code == 0
+    assert re.search(r"^run +lenet5 on digits \(FINISHED\)\s+id +none yet: the run is not in MLflow", ended.out)
+    assert journal.id[:6] not in ended.out
+    assert re.search(r"untracked, left out +notes\.pdf", ended.out)
+    assert "cannot be reached" in ended.err
+
+
+def test_a_served_champion_answers_a_request_with_an_image(
+    project: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    from PIL import Image
+
+    train_really(project)
+    register.main()
+    twinrun("promote", "1")
+    file = io.BytesIO()
+    Image.new("L", (28, 28), 90).save(file, "PNG")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    port = free_port()
+    log = project / "serve.log"
+
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/twinrun-digits@champion"),
+                *("--env-manager", "local", "--port", str(port)),
+            ],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_for(port, "/ping", server, log)
+        image = base64.b64encode(file.getvalue()).decode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"dataframe_split": {"columns": ["image"], "data": [[image]]}}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        answer = json.load(urllib.request.urlopen(request, timeout=30))
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+    (prediction,) = answer["predictions"]
+    assert prediction["label"] in "0123456789"
+    assert sum(prediction["probabilities"].values()) == pytest.approx(1)
+
+
+def test_a_run_is_found_by_its_beginning_however_many_there_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(5):
+        train(project, epochs=1)
+    cli.sync()
+    monkeypatch.setattr("twinrun.tracking.runs._PAGE", 2)
+
+    for run in runs(project):
+        cli.show(run.id[:12], None, False)
+
+        assert run.id in capsys.readouterr().out

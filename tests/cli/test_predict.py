@@ -1,0 +1,323 @@
+"""`twinrun predict`: whatever a person names is classified as evaluate does it, or has a row that says why not."""
+
+import csv
+import html
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from twinrun.cli.main import main as cli
+from twinrun.models.bundle import load_bundle
+from twinrun.models.predict import probabilities
+
+BUNDLE = "data/out/train/bundle"
+
+
+class Ended:
+    """How a command ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def project(registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a project with a candidate; the working folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(registered, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+@pytest.fixture
+def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """The real entry point, in this process, since each new one would import PyTorch anew."""
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["twinrun", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _photos(folder: Path, *names: str) -> None:
+    """Photos of noise, each another one."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (40, 30), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name, "PNG")
+
+
+def test_a_photo_has_the_bits_that_evaluate_gives_it_alone_and_among_others(
+    project: Path, twinrun: Callable[..., Ended]
+) -> None:
+    bundle = load_bundle(project / BUNDLE)
+    pixels = np.stack([np.asarray(Image.open(project / f"{number}.png")) for number in range(4)])[..., None]
+    wanted = probabilities(bundle, pixels)
+
+    alone = twinrun("predict", "2.png", "--out", "alone.csv", "--model", BUNDLE)
+    together = twinrun("predict", *(f"{number}.png" for number in range(4)), "--out", "all.parquet", "--model", BUNDLE)
+
+    (row,) = _rows(project / "alone.csv")
+    order = np.argsort(-wanted[2], kind="stable")
+    assert (alone.code, together.code) == (0, 0)
+    assert [row["label"], row["label_2"], row["label_3"]] == [bundle.classes[i] for i in order[:3]]
+    assert [float(row[f"probability{n}"]) for n in ("", "_2", "_3")] == wanted[2][order[:3]].tolist()
+    assert list(row) == [
+        *("path", "label", "probability", "label_2", "probability_2", "label_3", "probability_3", "error")
+    ]
+    table = pq.read_table(project / "all.parquet").to_pylist()
+    assert [each["probability"] for each in table] == wanted.max(axis=1).tolist()
+    assert [each["path"] for each in table] == ["0.png", "1.png", "2.png", "3.png"]
+    assert re.search(rf"2\.png +{row['label']} +0\.\d{{4}}", alone.out)
+
+
+def test_files_folders_patterns_and_lists_keep_their_order(project: Path, twinrun: Callable[..., Ended]) -> None:
+    _photos(project, "b.png", "bins/z.png", "bins/a/2.png", "bins/a/10.PNG", "more/1.png", "more/2.png", "lists/x.png")
+    (project / "bins/notes.txt").write_text("mine")
+    (project / "bins/Thumbs.db").write_bytes(b"litter")
+    (project / "bins/a/data.json").write_text("{}")
+    (project / "lists/list.csv").write_text("\ufeffid;Image\n7;x.png\n8;../b.png\n", encoding="utf-8")
+
+    ended = twinrun(
+        *("predict", "b.png", "bins", "more/*.png", "lists/list.csv", "--out", "out.csv", "--model", BUNDLE, "--top", 1)
+    )
+
+    rows = _rows(project / "out.csv")
+    assert ended.code == 0
+    assert [row["path"] for row in rows] == [
+        *("b.png", "bins/a/10.PNG", "bins/a/2.png", "bins/z.png"),
+        *("more/1.png", "more/2.png", "lists/x.png", "lists/../b.png"),
+    ]
+    assert list(rows[0]) == ["path", "label", "probability", "error"]
+    assert rows[0]["probability"] == rows[-1]["probability"]
+    assert re.search(r"bins: Left out: 2 files that are no images .* and 1 file", ended.err)
+
+
+def test_a_list_without_a_header_or_with_other_columns_is_read(project: Path, twinrun: Callable[..., Ended]) -> None:
+    (project / "bare.csv").write_text("0.png\n1.png\n")
+    (project / "other.csv").write_text("photo,who\n2.png,Ann\n")
+
+    ended = twinrun("predict", "bare.csv", "other.csv", "--out", "out.csv", "--model", BUNDLE)
+
+    assert ended.code == 0, ended.err
+    assert [row["path"] for row in _rows(project / "out.csv")] == ["0.png", "1.png", "2.png"]
+
+
+def test_an_unreadable_image_is_a_row_with_its_reason_and_the_others_are_classified(
+    project: Path, twinrun: Callable[..., Ended]
+) -> None:
+    (project / "cut.png").write_bytes((project / "0.png").read_bytes()[:100])
+    (project / "page.jpg").write_bytes(b"<html><body>404</body></html>")
+
+    ended = twinrun("predict", "0.png", "cut.png", "gone.png", "page.jpg", ".git", "1.png", "--out", "o.csv")
+
+    rows = _rows(project / "o.csv")
+    reasons = [row["error"] for row in rows]
+    assert ended.code == 1
+    assert [bool(reason) for reason in reasons] == [False, True, True, True, True, False]
+    assert "truncated" in reasons[1]
+    assert "No such file" in reasons[2]
+    assert reasons[3] == "is an HTML page named .jpg"
+    assert rows[1]["label"] == rows[1]["probability"] == ""
+    assert "truncated" in ended.out
+    assert "Traceback" not in ended.err
+
+
+def test_without_a_champion_the_candidate_answers_and_it_is_said(project: Path, twinrun: Callable[..., Ended]) -> None:
+    before = twinrun("predict", "0.png")
+    twinrun("promote", "1")
+    after = twinrun("predict", "0.png")
+    named = [twinrun("predict", "0.png", "--model", name) for name in ("1", "v1", "@champion", "twinrun-digits/1")]
+    (project / "params.yaml").unlink()
+    elsewhere = twinrun("predict", "0.png", "--model", "models:/twinrun-digits@champion")
+
+    assert "twinrun-digits has no champion, so the candidate answers: version 1" in before.err
+    assert "Model: version 1 of twinrun-digits (candidate, champion)" in after.err
+    assert "no champion" not in after.err
+    assert {each.out for each in (before, after, elsewhere, *named)} == {before.out}
+    assert all(each.code == 0 for each in (before, after, elsewhere, *named))
+    assert project
+
+
+def test_without_a_registry_the_trained_model_answers_and_the_command_that_registers_it_is_named(
+    project: Path, twinrun: Callable[..., Ended]
+) -> None:
+    before = twinrun("predict", "0.png")
+    shutil.rmtree(project / "mlruns")
+
+    answered = twinrun("predict", "0.png")
+    for name in ("evaluate/metrics.json", "train/card.json"):
+        (project / "data/out" / name).parent.mkdir(exist_ok=True)
+        (project / "data/out" / name).write_text("{}")
+    evaluated = twinrun("predict", "0.png")
+    named = twinrun("predict", "0.png", "--model", "twinrun-digits@champion")
+    shutil.rmtree(project / BUNDLE)
+    (project / "dvc.lock").write_text("stages:\n  register:\n    cmd: python -m pipeline.register\n")
+    gone = twinrun("predict", "0.png")
+
+    assert (answered.code, evaluated.code, named.code, gone.code) == (0, 0, 2, 2)
+    assert answered.out == evaluated.out == before.out
+    assert "There is no model 'twinrun-digits' in sqlite:" in answered.err
+    assert f"Until then the model in {BUNDLE} answers." in answered.err
+    assert "params.yaml: dvc repro -f -s register\n" in evaluated.err
+    assert "params.yaml: dvc repro && dvc repro -f -s register\n" in gone.err
+
+
+def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, twinrun: Callable[..., Ended]) -> None:
+    alone = twinrun("predict", "gone.png", "--model", BUNDLE)
+    together = twinrun("predict", "gone.png", "0.png", "--model", BUNDLE)
+
+    assert (alone.code, together.code) == (2, 1)
+    assert re.search(r"gone\.png +missing +No such file", alone.out)
+    assert "unreadable" not in alone.out + together.out
+    assert project
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["0.png", "--model", "7"], r"has no version 7; it has 1"),
+        (
+            ["0.png", "--model", "other"],
+            r"There is no model 'other' .* The models there: 'twinrun-digits' .*params\.yaml: dvc repro",
+        ),
+        (["0.png", "--model", "data/out/gone"], r"There is no folder data/out/gone\. .*dvc checkout restores it"),
+        (["0.png", "--model", "@best"], r"no version with the alias 'best'; its versions are 1\. Name one: --model 1"),
+        (["0.png", "--model", "data"], r"The model in data is not the one that was written:\n +data/manifest\.json"),
+        (["empty"], r"There are no images in empty\."),
+        (["*.tiff"], r"No file matches \*\.tiff"),
+        (["gone.csv"], r"gone\.csv cannot be read: No such file"),
+        (["latin.csv"], r"latin\.csv, line \d+: the byte 0x\w+ is not UTF-8 text"),
+        (["blank.csv"], r"blank\.csv names no image in its row 2"),
+        (["0.png", "--out", "out.xlsx"], r"out\.xlsx is to be written as \.csv or \.parquet"),
+        (["0.png", "--out", "folder.csv"], r"folder\.csv is a folder"),
+        (["good.csv", "--out", "./good.csv"], r"good\.csv is what is to be read, and would be written over"),
+        (["0.png", "--sheet", "0.png"], r"0\.png is to be written as \.html"),
+    ],
+    ids=range(14),
+)
+def test_what_cannot_be_done_is_a_message_and_changes_nothing(
+    arguments: list[str], message: str, project: Path, twinrun: Callable[..., Ended]
+) -> None:
+    for name in ("empty", "folder.csv"):
+        (project / name).mkdir()
+    (project / "latin.csv").write_bytes(b"path\nb\xe4r.png\n")
+    (project / "blank.csv").write_text("path,who\n0.png,Ann\n ,Bob\n")
+    (project / "good.csv").write_text("path\n0.png\n")
+    before = {path: path.read_bytes() for path in project.glob("*") if path.is_file()}
+
+    ended = twinrun("predict", *arguments)
+
+    assert ended.code == 2
+    assert re.search(f"(?s){message}", ended.err)
+    assert "Traceback" not in ended.err
+    assert {path: path.read_bytes() for path in project.glob("*") if path.is_file()} == before
+
+
+_HOSTILE = ["=1+2.png", "-x.png", "[red]a[ /].png", "<img src=x onerror=alert(1)>.png", "a\nb\x1b[31m.png", "@.png"]
+
+
+def test_names_are_shown_and_never_obeyed(project: Path, twinrun: Callable[..., Ended]) -> None:
+    names = [name for name in _HOSTILE if "/" not in name] + ["[red]a[].png"]
+    _photos(project / "odd", *names)
+    shutil.move(project / "odd/=1+2.png", project / "=1+2.png")
+
+    ended = twinrun("predict", "=1+2.png", "odd", "--out", "o.csv", "--sheet", "s.html", "--model", BUNDLE)
+
+    page = (project / "s.html").read_text(encoding="utf-8")
+    rows = _rows(project / "o.csv")
+    assert ended.code == 0, ended.err
+    assert rows[0]["path"] == "'=1+2.png"
+    assert r"odd/a\nb\x1b[31m.png" in [row["path"] for row in rows]
+    assert "\x1b" not in ended.out + page
+    assert "[red]a[].png" in ended.out
+    assert "<img src=x" not in page
+    assert html.escape("<img src=x onerror=alert(1)>.png") in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert page.count('<img src="data:image/webp') == len(rows)
+
+
+def test_show_makes_a_page_with_the_unreadable_images_too_and_opens_nothing_here(
+    project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.launch", lambda _: pytest.fail("a page was opened"))
+    monkeypatch.setenv("DISPLAY", ":0")
+
+    ended = twinrun("predict", "0.png", "gone.png", "--show", "--model", BUNDLE)
+
+    page = (project / "predictions.html").read_text(encoding="utf-8")
+    assert ended.code == 1
+    assert "Written: predictions.html" in ended.err
+    assert page.count("<figure>") == 2
+    assert "No such file" in page
+
+
+def test_many_images_are_summed_up_by_class(project: Path, twinrun: Callable[..., Ended]) -> None:
+    _photos(project / "many", *(f"{number:03d}.png" for number in range(40)))
+    (project / "many/bad.png").write_bytes(b"bad")
+
+    ended = twinrun("predict", "many", "--out", "o.csv", "--model", BUNDLE)
+
+    rows = _rows(project / "o.csv")
+    commonest = max(set("0123456789"), key=lambda label: sum(row["label"] == label for row in rows))
+    assert ended.code == 1
+    assert len(rows) == 41
+    assert re.search(rf"{commonest} +{sum(row['label'] == commonest for row in rows)} +0\.\d{{3}}", ended.out)
+    assert "1 of 41 images cannot be read:\n  many/bad.png: " in ended.out
+    assert "001.png" not in ended.out
+
+
+def test_photos_of_a_published_set_get_the_labels_that_the_library_gives(
+    project: Path, twinrun: Callable[..., Ended], tmp_path: Path
+) -> None:
+    from twinrun.decoding.decode import decode
+
+    if "TWINRUN_TEST_DATA" not in os.environ:
+        pytest.skip("TWINRUN_TEST_DATA names no folder with trashnet")
+    folder = next(path for path in Path(os.environ["TWINRUN_TEST_DATA"], "trashnet").rglob("glass") if path.is_dir())
+    chosen = sorted(folder.glob("*.jpg"))[:20]
+    for path in chosen:
+        (tmp_path / "glass").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "glass" / path.name)
+    bundle = load_bundle(project / BUNDLE)
+    settings: Any = bundle.preprocessing
+    pixels = np.stack(
+        [
+            decode(
+                path.read_bytes(),
+                channels=settings.channels,
+                fit=settings.fit,
+                resample=settings.resample,
+                size=settings.size_px,
+                max_pixels=settings.max_pixels,
+            )
+            for path in chosen
+        ]
+    )
+
+    twinrun("predict", tmp_path / "glass", "--out", "o.parquet", "--top", 1, "--model", BUNDLE)
+
+    table = pq.read_table(project / "o.parquet").to_pylist()
+    assert [each["probability"] for each in table] == probabilities(bundle, pixels).max(axis=1).tolist()

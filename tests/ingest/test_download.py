@@ -1,0 +1,38 @@
+"""What stands in the folder when fetching ends early."""
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from twinrun.ingest.download import unpack
+
+STEMS = ["data_batch_1", "test_batch"]
+CONTENT = {f"{stem}.bin": hashlib.sha256(stem.encode()).digest() * 10_000 for stem in STEMS}
+
+
+def test_unpacking_that_ends_midway_leaves_no_cut_file_and_can_be_done_again(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "published.tar", tmp_path / "cifar10"
+    with tarfile.open(archive, "w") as tar:
+        for name, content in [("readme.html", b"about"), *CONTENT.items()]:
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    whole = archive.read_bytes()
+
+    archive.write_bytes(whole[: whole.index(CONTENT["test_batch.bin"]) + 1000])
+    with pytest.raises(tarfile.ReadError):
+        unpack(archive, folder, STEMS)
+    left = files(folder / "cifar-10-batches-bin")
+    archive.write_bytes(whole)
+    unpack(archive, folder, STEMS)
+
+    assert left == {"data_batch_1.bin": CONTENT["data_batch_1.bin"]}
+    assert files(folder / "cifar-10-batches-bin") == CONTENT
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The bytes of each file."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,0 +1,177 @@
+"""The card: enough to make the run again."""
+
+import os
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from twinrun.core.errors import RepositoryError
+from twinrun.record.card import (
+    build_card,
+    collect_code,
+    collect_dvc_lock,
+    collect_environment,
+    collect_hardware,
+)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    _git(folder, "init", "-q")
+    (folder / "train.py").write_text("epochs = 3\n")
+    (folder / ".gitignore").write_text("ignored\n")
+    (folder / "dvc.lock").write_text("one\n")
+    _git(folder, "add", "-A")
+    _git(folder, "commit", "-qm", "Begin")
+    return folder
+
+
+def test_a_clean_repository_is_its_commit(repository: Path) -> None:
+    (repository / "dvc.lock").write_text("two\n")
+    (repository / "ignored").write_text("x")
+
+    code = collect_code(repository)
+
+    assert (code.commit, code.dirty, code.diff) == (_git(repository, "rev-parse", "HEAD"), False, "")
+
+
+def test_the_patch_makes_the_uncommitted_code_again(repository: Path, tmp_path: Path) -> None:
+    (repository / "train.py").write_text("epochs = 4\n")
+    (repository / "src").mkdir()
+    (repository / "src/new file ä.py").write_text("x = 1")
+    (repository / "src/[a-z]*.py").write_text("")
+    (repository / "src/run.sh").write_bytes(b"all\r\n")
+    index = (repository / ".git/index").read_bytes()
+    code = collect_code(repository)
+
+    clone = tmp_path / "clone"
+    _git(tmp_path, "clone", "-q", str(repository), str(clone))
+    subprocess.run(["git", "apply"], cwd=clone, input=code.diff, text=True, check=True)
+
+    assert code.dirty
+    assert code.left_out == ()
+    assert (repository / ".git/index").read_bytes() == index
+    for name in ("train.py", "src/new file ä.py", "src/[a-z]*.py", "src/run.sh"):
+        assert (clone / name).read_bytes() == (repository / name).read_bytes()
+
+
+def test_images_secrets_and_what_is_too_large_are_named_and_not_copied(repository: Path) -> None:
+    left_out = (".env", ".env.yaml", "Credentials.json", "secrets.toml", "server.key", "photo.png", "weights")
+    for name in left_out:
+        (repository / name).write_text("a password")
+    (repository / "large.json").write_text("1" * 2_000_000)
+
+    code = collect_code(repository)
+
+    assert code.dirty
+    assert set(code.left_out) == {*left_out, "large.json"}
+    assert code.diff == ""
+
+
+def test_untracked_source_is_taken_in_up_to_a_sum(repository: Path) -> None:
+    (repository / "pipeline").mkdir()
+    for number in range(7):
+        (repository / f"pipeline/{number}.py").write_text("# 3456789\n" * 90_000)
+
+    code = collect_code(repository)
+
+    assert code.left_out == ("pipeline/5.py", "pipeline/6.py")
+    assert "b/pipeline/4.py" in code.diff
+
+
+def test_a_folder_that_is_no_repository_says_how_to_make_it_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+    with pytest.raises(RepositoryError, match=r"is no git repository[\s\S]*git init"):
+        collect_code(tmp_path)
+
+
+def test_a_repository_without_a_commit_says_how_to_make_one(tmp_path: Path) -> None:
+    _git(tmp_path, "init", "-q")
+
+    with pytest.raises(RepositoryError, match=r"has no commit yet[\s\S]*git commit"):
+        collect_code(tmp_path)
+
+
+def test_a_missing_git_is_named(repository: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(repository))
+
+    with pytest.raises(RepositoryError, match="git is not installed"):
+        collect_code(repository)
+
+
+def test_packages_that_differ_from_the_lock_are_named(tmp_path: Path) -> None:
+    (tmp_path / "requirements.lock").write_text(
+        "pytest==0.1 \\\n    --hash=sha256:00\nabsent-package==1.0 ; python_version >= '3.0' \\\n    --hash=sha256:00\n"
+        "only-windows==1.0 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n"
+    )
+
+    differing = collect_environment(tmp_path)["differing"]
+
+    assert differing["pytest"] == {"locked": "0.1", "installed": pytest.__version__}
+    assert differing["absent-package"] == {"locked": "1.0", "installed": None}
+    assert "only-windows" not in differing
+
+
+def test_dvc_lock_becomes_hashes_by_stage(tmp_path: Path) -> None:
+    (tmp_path / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  ingest:\n    cmd: x\n    outs:\n    - path: data/images.npy\n      hash: md5\n"
+        f"      md5: {'ab' * 16}\n      size: 1\n"
+    )
+
+    assert collect_dvc_lock(tmp_path) == {"ingest": {"deps": {}, "outs": {"data/images.npy": "ab" * 16}}}
+    assert collect_dvc_lock(tmp_path / "nowhere") == {}
+
+
+def test_a_gpu_has_its_driver_where_nvidia_smi_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\n[ "$1" = --query-gpu=name,driver_version ] && echo "NVIDIA X1, 80GB, 570.12.3"\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    told = collect_hardware([{"gpu": "NVIDIA X1, 80GB", "cuda": "13.0"}])["gpus"]
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    failed = collect_hardware([{"gpu": "NVIDIA X1, 80GB"}])["gpus"]
+
+    assert told == [{"gpu": "NVIDIA X1, 80GB", "cuda": "13.0", "driver": "570.12.3"}]
+    assert failed == [{"gpu": "NVIDIA X1, 80GB"}]
+
+
+def test_the_card_opens_with_what_a_run_is_looked_up_by(repository: Path) -> None:
+    card = build_card(
+        code=collect_code(repository),
+        params={"train": {"epochs": 3}},
+        environment=collect_environment(repository),
+        hardware=collect_hardware([{"name": "a GPU"}]),
+        dvc_lock={"ingest": {"outs": {"a": "1"}}, "validate": {"outs": {"b": "2"}}, "train": {"outs": {"c": "old"}}},
+        weights_hash="ab",
+        fingerprint="cd",
+        fingerprint_parts={"code": "ef"},
+        threads=2,
+        shards=4,
+        processes=1,
+        machines=1,
+        precision="fp32",
+        started=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        wall_time_s=1.23456,
+        energy_j=None,
+        gpu_energy_j=12.34,
+        journal_id="j",
+    )
+
+    assert list(card)[:2] == ["weights_hash", "fingerprint"]
+    assert list(card["dvc_lock"]) == ["ingest", "validate"]
+    assert card["started"] == "2026-01-02T03:04:05+00:00"
+    assert card["hardware"]["cores_usable"] >= 1
+    assert card["hardware"]["gpus"] == [{"name": "a GPU"}]

@@ -1,0 +1,104 @@
+"""The facts of the champion's data, and later data compared with them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from tracking_support import evaluate, train
+
+from pipeline import register
+from twinrun.cli.main import app
+from twinrun.core.errors import run_main
+from twinrun.core.files import write_json, write_table
+from twinrun.dataset.manifest import write_manifest
+from twinrun.dataset.table import table_schema
+from twinrun.record.objects import file_md5
+
+TABLE, MANIFEST = Path("data/out/ingest/table.parquet"), Path("data/out/validate/manifest.parquet")
+
+
+@pytest.fixture
+def project(tracked_project: Path) -> Path:
+    """A project with a table of three images, of which one was dropped and one relabelled, and a model."""
+    names = table_schema().names
+    rows = [dict.fromkeys(names, None) | {"id": str(i), "path": f"{i}.png", "label": "cat"} for i in range(3)]
+    write_table(pa.Table.from_pylist(rows, table_schema()), tracked_project / TABLE)
+    write_manifest(
+        tracked_project / MANIFEST,
+        ids=["0", "1", "2"],
+        labels=["cat", "dog", "cat"],
+        splits=["train"] * 3,
+        dropped=[None, None, "leak: identical pixels in a later split"],
+        given=["cat"] * 3,
+    )
+    return tracked_project
+
+
+def _twinrun(*arguments: str) -> int:
+    """Run a command in this process; returns its exit code."""
+    try:
+        run_main(lambda: app(list(arguments), standalone_mode=False))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def _registered(project: Path, known: bool) -> None:
+    md5 = {str(name): file_md5(project / name) if known else "0" * 32 for name in (TABLE, MANIFEST)}
+    lock = {
+        "ingest": {"outs": {str(TABLE): md5[str(TABLE)]}},
+        "validate": {"outs": {str(MANIFEST): md5[str(MANIFEST)]}},
+    }
+    journal = train(project, end=False)
+    card = json.loads((project / "data/out/train/card.json").read_bytes())
+    write_json({**card, "dvc_lock": lock}, project / "data/out/train/card.json")
+    journal.artifact(project / "data/out/train/card.json")
+    journal.end()
+    journal.copy_to(project / "data/out/train/journal.jsonl")
+    evaluate(project)
+    register.main()
+
+
+def test_the_data_of_the_champion_are_compared_with_those_of_now_and_promoting_writes_no_file(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _registered(project, known=True)
+    before = set((project / "data").rglob("*"))
+    _twinrun("promote", "1")
+    promoted = set((project / "data").rglob("*"))
+
+    same = _twinrun("data", "drift")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    md5 = file_md5(project / MANIFEST)
+    (project / ".dvc/cache/files/md5" / md5[:2]).mkdir(parents=True)
+    shutil.copy(project / MANIFEST, project / ".dvc/cache/files/md5" / md5[:2] / md5[2:])
+    write_manifest(
+        project / MANIFEST,
+        ids=["0", "1", "2"],
+        labels=["cat", "dog", "cow"],
+        splits=["train"] * 3,
+        dropped=[None, None, None],
+        given=["cat"] * 3,
+    )
+    changed = _twinrun("data", "drift")
+
+    assert promoted == before
+    assert (same, changed) == (0, 1)
+    said = capsys.readouterr().out
+    assert "spread as those of the champion, with the same labels and images" in said
+    assert "new label: cow\n" in said
+    assert "new image: 2.png\n" in said
+
+
+def test_facts_of_a_champion_that_are_nowhere_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _registered(project, known=False)
+    _twinrun("promote", "1")
+
+    ended = _twinrun("data", "drift")
+
+    assert ended == 1
+    assert "are neither in the workspace nor in DVC's cache or remote" in capsys.readouterr().err
