@@ -22,7 +22,12 @@ from typing import Any
 # Commands that read or write the folders that .dvc files name.
 _TOUCHING = {(name,) for name in ("add", "checkout", "commit", "exp", "fetch", "gc", "pull", "push", "queue", "repro")}
 _HASHING = {("repro",), ("status",), ("commit",), ("exp", "run"), ("exp", "save"), ("data", "status")}
-_RULES = ("params.py", "hints.py", "networks.py", "rules.py")  # what decides which settings are right
+_RULES = (
+    "core/params.py",
+    "core/hints.py",
+    "core/networks.py",
+    "core/rules.py",
+)  # what decides which settings are right
 _WITH = "params.yaml with the values of -S"
 _MOST_RUNS = 1000  # of a sweep that are checked
 _SHORTEST = 3  # letters of a long option that is cut short, its hyphens included
@@ -201,7 +206,7 @@ def _require_params(root: Path, runs: list[dict[str, Any]], arguments: list[str]
 
     What passed last is remembered, since to read the types of all settings takes a quarter of a second.
     """
-    rules = [Path(__file__).with_name(name).read_bytes() for name in _RULES]
+    rules = [Path(__file__).parent.joinpath(name).read_bytes() for name in _RULES]
     theirs = [root / "src/twinrun" / name for name in _RULES]
     if any(file.is_file() and file.read_bytes() != rule for file, rule in zip(theirs, rules, strict=True)):
         return  # a project of another version of Twinrun, which has other settings

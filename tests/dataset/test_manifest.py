@@ -135,7 +135,7 @@ def test_reading_a_manifest_and_a_pack_imports_nothing_heavy(tmp_path: Path) -> 
     path = tmp_path / "manifest.parquet"
     write_manifest(path, ids=["i0"], labels=["cat"], splits=["train"], dropped=[None])
     code = (
-        "import sys, pathlib, twinrun.data.pack\n"
+        "import sys, pathlib, twinrun.dataset.pack\n"
         "from twinrun.dataset.manifest import read_manifest\n"
         "def heavy(): return sorted({'torch', 'pandas', 'PIL', 'great_expectations', 'pyarrow'} & set(sys.modules))\n"
         "print(heavy())\n"

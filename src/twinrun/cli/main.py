@@ -402,8 +402,8 @@ def foreign_code() -> str | None:
     """A warning where the working folder is a project with code of its own, and the code that runs is another's."""
     from pathlib import Path
 
-    own, running = Path("src", "twinrun").resolve(), Path(__file__).resolve().parent
-    if not (own / "cli.py").is_file() or own == running:
+    own, running = Path("src", "twinrun").resolve(), Path(__file__).resolve().parents[1]
+    if not (own / "cli/main.py").is_file() or own == running:
         return None
     return (
         f"Warning: the code that runs is {running}, and not that of this project, {own}. "

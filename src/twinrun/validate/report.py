@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from twinrun.validate.words import headline
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_TEMPLATE = Path(__file__).with_name("report.html")
 _THUMBNAIL_PX = 128
 _SAMPLE_PX = 64
 _SMALL_PX = 32
@@ -78,7 +79,7 @@ def report_html(
 
     drawer = _Drawer(verdict, table, images)
     drift = verdict.evidence.drift
-    template = resources.files("twinrun.data").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    template = _TEMPLATE.read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     findings = [*verdict.stopping, *verdict.warnings, *verdict.not_judged]
     sizes = {name: sum(counts.get(name, 0) for counts in verdict.counts.values()) for name in (*SPLITS, UNSPLIT)}
