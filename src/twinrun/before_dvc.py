@@ -22,12 +22,7 @@ from typing import Any
 # Commands that read or write the folders that .dvc files name.
 _TOUCHING = {(name,) for name in ("add", "checkout", "commit", "exp", "fetch", "gc", "pull", "push", "queue", "repro")}
 _HASHING = {("repro",), ("status",), ("commit",), ("exp", "run"), ("exp", "save"), ("data", "status")}
-_RULES = (
-    "core/params.py",
-    "core/hints.py",
-    "core/networks.py",
-    "core/rules.py",
-)  # what decides which settings are right
+_RULES = ("core/params.py", "core/hints.py", "core/networks.py", "core/rules.py")  # they say which settings fit
 _WITH = "params.yaml with the values of -S"
 _MOST_RUNS = 1000  # of a sweep that are checked
 _SHORTEST = 3  # letters of a long option that is cut short, its hyphens included
