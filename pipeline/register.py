@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from twinrun.core.errors import DataError, TrackingError, run_main
-from twinrun.core.files import write_json
+from twinrun.core.files import write_json, write_text
 from twinrun.core.params import load_params
 from twinrun.core.printing import print
-from twinrun.evaluation.champion import judge_with_champion
-from twinrun.evaluation.gate import judge_alone, refusal
+from twinrun.evaluation.champion import judge_here, measured, metrics_of, used_sentence
+from twinrun.evaluation.gate import refusal
+from twinrun.evaluation.gate_page import gate_page
 from twinrun.record.records import CardRecord, MetricsRecord, Record, read_record
 from twinrun.tracking.registry import Registry, check_bundle
+from twinrun.tracking.runs import add_to_run
 from twinrun.tracking.store import find_tracker, require_reachable
 from twinrun.tracking.sync import evaluated_weights, run_of, sync, training_data
 
@@ -21,11 +23,12 @@ OUT = Path("data/out/register")
 
 def main() -> None:
     """Register the model once, and say which version it is."""
-    params = load_params().register
+    settings = load_params()
+    params = settings.register
     metrics, card = _record(MetricsRecord, METRICS), _record(CardRecord, CARD)
     if evaluated_weights(Path.cwd()) != card["weights_hash"]:
         raise DataError(f"{METRICS} is of another model than {CARD}. Evaluate this one: dvc repro evaluate")
-    check_bundle(BUNDLE)
+    bundle = check_bundle(BUNDLE)
     tracker = find_tracker()
     require_reachable(tracker)
     report = sync(verify=True)
@@ -33,19 +36,26 @@ def main() -> None:
         raise TrackingError("\n".join(report.lines()))
 
     registry = Registry(tracker, params.model_name)
-    gates = judge_alone(metrics, params.min_accuracy, params.gates)
-    gates += judge_with_champion(Path.cwd(), registry, metrics, card["weights_hash"], params.gates)
-    refused = refusal(gates)
+    judged = judge_here(Path.cwd(), registry, metrics, bundle, params, mirror=settings.train.augment.flip)
+    refused = refusal(judged.gates)
     version = registry.register(
         BUNDLE,
         metrics,
         passed=refused is None,
-        gates={gate.name: gate.passed for gate in gates},
+        gates={gate.name: str(gate) for gate in judged.gates},
         fingerprint=card["fingerprint"],
         run_id=run_of(Path.cwd(), card["weights_hash"]),
         data=training_data(Path.cwd()),
     )
+    uses = used_sentence(registry.uses(judged.test_set))
+    page = gate_page(judged.gates, f"{version.name} version {version.version}", refused, [uses, measured(judged)])
+    write_text(page, OUT / "report/index.html")
+    if version.run_id is not None:
+        add_to_run(tracker, version.run_id, OUT / "report/index.html", "registration", metrics_of(judged))
 
+    write_json(
+        {"latency_ms": judged.trial.latency_ms, "machine": judged.machine, **judged.agreement}, OUT / "trial.json"
+    )
     # Nothing that another training with the same weights would change: the stage would not be run again for it.
     facts = {
         "name": version.name,
@@ -54,7 +64,8 @@ def main() -> None:
         "accuracy": metrics["accuracy"],
         "passed": version.passed,
         "refusal": refused,
-        "gates": [gate.value() for gate in gates],
+        "gates": [gate.values() for gate in judged.gates],
+        "test_set": judged.test_set,
     }
     write_json(facts, OUT / "registered.json")
     verdict = "has passed" if version.passed else "has not passed"
@@ -64,7 +75,7 @@ def main() -> None:
         f"Its accuracy is {metrics['accuracy']:.4f}; at least {params.min_accuracy:g} is required "
         "(register.min_accuracy)."
     )
-    print(f"{version.name} version {version.version} {verdict}. {reason}")
+    print(f"{version.name} version {version.version} {verdict}. {reason}\n{uses}")
 
 
 def _record(kind: type[MetricsRecord] | type[CardRecord], file: Path) -> Record:

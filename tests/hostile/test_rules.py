@@ -1,11 +1,16 @@
 """Rules of a params.yaml that somebody else wrote: judged on the table, and never run."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data_support import Project
+from ruamel.yaml import YAML
+
+from twinrun.core.errors import ParamsError
+from twinrun.core.params import parse_params
 
 COLUMN = {"column": "path"}
 BETWEEN = "ExpectColumnValuesToBeBetween"
@@ -147,3 +152,22 @@ def test_the_columns_that_may_be_asked_for_are_those_of_the_quality_checks_and_f
 
     assert {name for name in COLUMNS if name.startswith("quality_")} == set(map(flaw_column, QUALITY))
     assert set(FACTS) <= set(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"column": "width"}, "there is no column 'width' in the table of metrics; there are accuracy"),
+        ({"column": "worst_recal"}, "did you mean worst_recall?"),
+        ({"column": "accuracy", "min_value": {"$PARAMETER": "1"}}, "must be a number, a text"),
+    ],
+)
+def test_a_gate_of_a_user_is_held_to_the_same_list_and_to_the_columns_of_metrics(
+    arguments: dict[str, Any], said: str
+) -> None:
+    settings = YAML(typ="safe").load(Path("params.yaml").read_text(encoding="utf-8"))
+    gate = {"name": BETWEEN, "arguments": arguments, "severity": "critical"}
+    settings["register"]["gates"]["expectations"] = [gate]
+
+    with pytest.raises(ParamsError, match=re.escape(said)):
+        parse_params(settings)

@@ -13,6 +13,7 @@ import pytest
 from tracking_support import AB, HASHES, FaultyTracker, evaluate, train
 
 from twinrun.core.errors import BundleError, RegistryError, TrackingError
+from twinrun.tracking.promotions import Judgement
 from twinrun.tracking.registry import Registry, Version
 from twinrun.tracking.runs import find_run
 from twinrun.tracking.store import find_tracker, open_client
@@ -30,7 +31,6 @@ def _register(project: Path, weights: str = "ab", *, passed: bool = True, name: 
         fingerprint="f" * 64,
         run_id=run_of(project, HASHES[weights]),
         data=training_data(project),
-        trial=False,
     )
 
 
@@ -267,7 +267,7 @@ def test_a_version_that_is_worse_than_the_champion_is_refused_by_its_judge_and_t
     registry.promote(1)
 
     with pytest.raises(RegistryError, match=r"was not promoted\. It loses a class"):
-        registry.promote(2, judge=lambda *_: "It loses a class.")
+        registry.promote(2, judge=lambda *_: Judgement(refusal="It loses a class.", gates=("It loses a class.",)))
 
     refused = registry.history()[-1]
     assert (refused.outcome, refused.gates) == ("refused", ("It loses a class.",))
@@ -290,7 +290,7 @@ def _die_while_registering(project: Path, metrics: dict[str, Any], run_id: str |
     registry = Registry(find_tracker(project), "digits")
     registry._client.create_model_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     bundle = project / "data/out/train/bundle"
-    registry.register(bundle, metrics, passed=True, fingerprint="f" * 64, run_id=run_id, trial=False)
+    registry.register(bundle, metrics, passed=True, fingerprint="f" * 64, run_id=run_id)
 
 
 def test_a_register_that_was_killed_half_way_leaves_nothing_double(project: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_register_that_was_killed_half_way_leaves_nothing_double(project: Path
     child.join(60)
 
     Registry(find_tracker(), "digits").register(
-        project / "data/out/train/bundle", metrics, passed=True, fingerprint="f" * 64, run_id=run_id, trial=False
+        project / "data/out/train/bundle", metrics, passed=True, fingerprint="f" * 64, run_id=run_id
     )
     client = open_client(find_tracker(project))
     experiments = [each.experiment_id for each in client.search_experiments()]

@@ -21,7 +21,7 @@ def test_artifacts_and_models_of_a_moved_project_are_found_again(project: Path, 
     sync()
     run_id = run_of(project, AB)
     Registry(find_tracker(), "m").register(
-        project / "data/out/train/bundle", metrics, passed=True, fingerprint="f", run_id=run_id, trial=False
+        project / "data/out/train/bundle", metrics, passed=True, fingerprint="f", run_id=run_id
     )
     moved = tmp_path / "50% done #2" / "renamed"
     moved.parent.mkdir()

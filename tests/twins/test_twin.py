@@ -265,7 +265,7 @@ def test_a_version_is_found_by_its_alias(trained: Path) -> None:
     run_id, tracker = first_run(trained), find_tracker(trained)
     metrics = json.loads((trained / "data/out/evaluate/metrics.json").read_bytes())
     bundle = trained / "data/out/train/bundle"
-    Registry(tracker, MODEL).register(bundle, metrics, passed=True, fingerprint="f", run_id=run_id, trial=False)
+    Registry(tracker, MODEL).register(bundle, metrics, passed=True, fingerprint="f", run_id=run_id)
 
     assert find_run(tracker, "@candidate", MODEL).run_id == run_id
     assert find_run(tracker, f"{MODEL}@candidate", "another").run_id == run_id

@@ -17,8 +17,9 @@ from twinrun.evaluation.comparison_page import Beside, Comparison, page
 from twinrun.evaluation.headline import Source
 from twinrun.evaluation.predictions import Predictions, read_predictions
 from twinrun.record.card import LOCK
-from twinrun.tracking.runs import RunFacts
-from twinrun.tracking.store import Tracker, explaining, open_client
+from twinrun.tracking.metric_names import LATENCY
+from twinrun.tracking.runs import RunFacts, add_to_run
+from twinrun.tracking.store import Tracker
 from twinrun.twins.difference import Change, compare_cards
 from twinrun.twins.rundiff import RunDiff, diff_runs
 from twinrun.twins.twin import recorded_run, results_of
@@ -89,10 +90,10 @@ def compare_runs(
 
 def log_page(tracker: Tracker, run_id: str, text: str) -> None:
     """Add the page to a run as an artifact."""
-    with tempfile.TemporaryDirectory() as folder, explaining(tracker):
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, PAGE)
         file.write_text(text, encoding="utf-8")
-        open_client(tracker).log_artifact(run_id, str(file), "comparison")
+        add_to_run(tracker, run_id, file, "comparison")
 
 
 def newest(root: Path, tracker: Tracker, references: Sequence[str], model_name: str) -> RunFacts:
@@ -155,6 +156,7 @@ def _beside(row: Sequence[_Found]) -> Beside:
         seeds=len(row),
         model_bytes=size if isinstance(size, int) else None,
         wall_time_s=float(np.mean(known)) if known else None,
+        latency_ms=row[0].run.metrics.get(LATENCY),
     )
 
 

@@ -16,6 +16,7 @@ from twinrun.core.errors import TrackingError, TwinrunError, duration, os_proble
 from twinrun.core.printing import add_row, draw, print
 
 if TYPE_CHECKING:
+    from twinrun.tracking.promotions import Judgement
     from twinrun.tracking.registry import Registry, Version
 
 _NAMES_SHOWN = 8
@@ -145,17 +146,18 @@ def promote(
     Examples: twinrun promote 3, or twinrun promote 4 --force --reason "the shop opens tomorrow"
     """
     from twinrun.core.params import load_params
-    from twinrun.evaluation.champion import judge_version
-    from twinrun.evaluation.gate import refusal
+    from twinrun.evaluation.champion import judge_version, used_sentence
 
-    registry, gates = _registry(model), load_params().register.gates
+    registry, params = _registry(model), load_params().register
 
-    def judge(version: "Version", champion: "Version") -> str | None:
-        return refusal(judge_version(Path.cwd(), registry.tracker, version, champion, gates))
+    def judge(version: "Version", champion: "Version | None") -> "Judgement":
+        return judge_version(Path.cwd(), registry.tracker, version, champion, params)
 
     promotion = registry.promote(version, force=force, reason=reason, judge=judge)
     before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
     print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
+    if (test_set := registry.history()[-1].test_set) is not None:
+        print(used_sentence(registry.uses(test_set)))
 
 
 @app.command()
@@ -178,8 +180,9 @@ def rollback(
 def history(model: Model = None) -> None:
     """List who made which version the champion, when and why, also what was refused; the newest last.
 
-    It is read from mlruns/promotions.jsonl. A champion that was set in MLflow's pages or from another machine is
-    noticed and listed as "elsewhere".
+    It is read from mlruns/promotions.jsonl, with what each gate said. How many promotions one test set has decided is
+    counted below: the more, the more its favourites owe to luck. A champion that was set in MLflow's pages or from
+    another machine is noticed and listed as "elsewhere".
 
     Example: twinrun history
     """
@@ -195,10 +198,12 @@ def history(model: Model = None) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for each in entries:
-        why = "; ".join(filter(None, [each.reason, *each.gates, None if each.gates else each.detail]))
+        why = "\n".join(filter(None, [each.reason, *each.gates, None if each.gates else each.detail]))
         numbers = ("" if each.before is None else str(each.before), "" if each.after is None else str(each.after))
         add_row(table, each.time[:19], each.user, each.action, *numbers, each.outcome or "cut off", why)
     draw(table)
+    for test_set in dict.fromkeys(each.test_set for each in entries if each.test_set):
+        print(f"Test set {test_set[:8]}: {registry.uses(test_set)} promotions decided")
 
 
 @app.command()

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from twinrun.core.errors import ParamsError
 from twinrun.core.hints import meant_by_name, meant_by_value, several_values, yes_or_no
 from twinrun.core.networks import PACKAGE_MODELS, unfit_size, unfit_weights, unknown_network
-from twinrun.core.rules import unfit_expectation
+from twinrun.core.rules import METRICS, unfit_expectation
 
 PARAMS = Path("params.yaml")
 
@@ -179,6 +179,12 @@ def _allowed(expectation: UserExpectation) -> UserExpectation:
     return expectation
 
 
+def _allowed_of_metrics(expectation: UserExpectation) -> UserExpectation:
+    if problem := unfit_expectation(expectation.name, expectation.arguments, METRICS, "the table of metrics"):
+        raise ValueError(problem)
+    return expectation
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ValidateParams:
     """What the facts must satisfy before they become a manifest."""
@@ -296,6 +302,9 @@ class GateParams:
     require_improvement: bool
     max_calibration_error: Share | None
     max_model_mb: Annotated[float, Field(gt=0)] | None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None
+    min_agreement: Share | None
+    expectations: list[Annotated[UserExpectation, AfterValidator(_allowed_of_metrics)]]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -82,6 +82,13 @@ COLUMNS = (  # of the table of images that expectations are asked of
     *("quality_odd_size", "quality_odd_aspect", "quality_gray"),
 )
 
+# Of the table of metrics, one row, that the gates of users are asked of; worst_* are those of the weakest class.
+METRICS = (
+    *("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error", "test_accuracy", "images"),
+    *("worst_precision", "worst_recall", "worst_f1", "parameters", "model_bytes"),
+    *("latency_ms", "agreement_shift", "agreement_brightness", "agreement_mirror"),
+)
+
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAMED_COLUMNS = ("column", "column_A", "column_B")
 _LISTS = ("value_set", "regex_list", "column_list")
@@ -117,8 +124,10 @@ class Condition:
     joined_by: Literal["and", "or"] = "and"
 
 
-def unfit_expectation(name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Why an expectation may not be asked for; None where it may."""
+def unfit_expectation(
+    name: str, arguments: Mapping[str, Any], columns: Sequence[str] = COLUMNS, table: str = "the table of images"
+) -> str | None:
+    """Why an expectation may not be asked for on a table with these columns; None where it may."""
     if name not in EXPECTATIONS:
         return f"{name} is not one of the expectations that may be asked for{_meant(name, EXPECTATIONS)}"
     allowed = EXPECTATIONS[name]
@@ -129,6 +138,9 @@ def unfit_expectation(name: str, arguments: Mapping[str, Any]) -> str | None:
             )
         if problem := _unfit_value(key, value):
             return f"{name}: {key} {problem}"
+        if unknown := next((each for each in _columns_named(key, value) if each not in columns), None):
+            hint = _meant(unknown, columns) or f"; there are {', '.join(columns)}"
+            return f"{name}: {key} is wrong: there is no column {unknown!r} in {table}{hint}"
     return next(
         (
             f"{name} wants the argument {key}"
@@ -156,10 +168,10 @@ def parse_condition(text: str) -> Condition:
 
 def _unfit_value(key: str, value: Any) -> str | None:
     if key in _NAMED_COLUMNS:
-        return _unknown_columns([value]) if _is_column(value) else f"must be the name of a column, got {_shown(value)}"
+        return None if _is_column(value) else f"must be the name of a column, got {_shown(value)}"
     if key == "column_list":
         fits = isinstance(value, list) and all(map(_is_column, value))
-        return _unknown_columns(value) if fits else f"must be a list of columns, got {_shown(value)}"
+        return None if fits else f"must be a list of columns, got {_shown(value)}"
     if key in _LISTS:
         return (
             None if isinstance(value, list) and all(map(_is_plain, value)) else f"must be a list, got {_shown(value)}"
@@ -173,18 +185,24 @@ def _unfit_value(key: str, value: Any) -> str | None:
 
 def _unfit_condition(value: Any) -> str | None:
     try:
-        condition = parse_condition(value if isinstance(value, str) else str(value))
+        parse_condition(value if isinstance(value, str) else str(value))
     except ValueError as error:
         return str(error)
-    return _unknown_columns([comparison.column for comparison in condition.comparisons])
+    return None
 
 
-def _unknown_columns(names: Sequence[str]) -> str | None:
-    unknown = next((name for name in names if name not in COLUMNS), None)
-    if unknown is None:
-        return None
-    hint = _meant(unknown, COLUMNS) or f"; there are {_all(COLUMNS)}"
-    return f"is wrong: there is no column {unknown!r} in the table of images{hint}"
+def columns_of(arguments: Mapping[str, Any]) -> list[str]:
+    """The columns that the arguments of an allowed expectation name."""
+    return [name for key, value in arguments.items() for name in _columns_named(key, value)]
+
+
+def _columns_named(key: str, value: Any) -> list[str]:
+    """The columns that one argument names."""
+    if key in _NAMED_COLUMNS:
+        return [value]
+    if key == "column_list":
+        return list(value)
+    return [each.column for each in parse_condition(value).comparisons] if key == "row_condition" else []
 
 
 def _is_column(value: Any) -> bool:

@@ -3,47 +3,156 @@
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import TwinrunError
-from twinrun.core.files import read_json
-from twinrun.core.params import GateParams
+import numpy as np
+
+from twinrun.core.errors import DataError, TwinrunError
+from twinrun.core.params import GateParams, RegisterParams
 from twinrun.evaluation.comparison import Contender, align
-from twinrun.evaluation.gate import Gate, judge_beside
+from twinrun.evaluation.gate import (
+    Gate,
+    agreement,
+    judge_alone,
+    judge_beside,
+    judge_expectations,
+    judge_latency,
+    judge_trial,
+    metrics_row,
+    refusal,
+)
 from twinrun.evaluation.headline import Source
 from twinrun.evaluation.predictions import Predictions, read_predictions
+from twinrun.models.stored import StoredBundle
+from twinrun.models.trial import Question, Trial, try_bundle
+from twinrun.record.card import collect_hardware
+from twinrun.record.records import MetricsRecord, read_record
 from twinrun.tracking.in_use import fetch_bundle
+from twinrun.tracking.metric_names import LATENCY
+from twinrun.tracking.promotions import Judgement
 from twinrun.tracking.registry import CHAMPION, Registry, Version
 from twinrun.tracking.runs import fetch_artifact
 from twinrun.tracking.store import Tracker
 
+_TRIED = 200  # images
 _OUT_OF_FOLD = "out_of_fold.parquet"
 _PREDICTIONS = "predictions.parquet"
 _PACK, _MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
 _TRAIN, _EVALUATE = Path("data/out/train"), Path("data/out/evaluate")
 
 
-def judge_with_champion(
-    root: Path, registry: Registry, metrics: Mapping[str, Any], weights_hash: str, gates: GateParams
-) -> list[Gate]:
-    """The gates that compare the model in `root` with the champion; none where there is no other champion.
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What the gates say of the model in the working folder, and what was measured for them.
 
-    `metrics` are the model's. Where the champion's recorded predictions do not cover the test images of today, its
-    bundle is scored on them. A champion that cannot be compared, with other classes for example, makes a gate that is
-    not passed, which says why.
+    `test_set` is the hash of the images that decided. `machine` is the processor that `trial` was measured on.
     """
+
+    gates: list[Gate]
+    test_set: str
+    trial: Trial
+    machine: str
+    agreement: Mapping[str, float]
+
+
+def judge_here(
+    root: Path,
+    registry: Registry,
+    metrics: Mapping[str, Any],
+    bundle: StoredBundle,
+    params: RegisterParams,
+    *,
+    mirror: bool,
+) -> Judged:
+    """Ask every gate of the model in `root`: alone, as it is loaded in a process of its own, beside the champion.
+
+    `metrics` are the model's; with `mirror` a mirror image should keep its label. Raises BundleError where the model
+    cannot be loaded, and DataError where what evaluate wrote is not of the images of today.
+    """
+    mine = _predictions_here(root, metrics)
+    question, expected = _question(root, mine["test"], mirror)
+    trial, machine = try_bundle(bundle, question), str(collect_hardware()["cpu"])
+    gates = judge_alone(metrics, params.min_accuracy, params.gates)
+    if question is not None:
+        gates += judge_trial(trial, expected, params.gates)
+    gates += judge_latency(trial, machine, params.gates)
+    gates += judge_expectations(metrics_row(metrics, trial, expected), params.gates.expectations)
     champion = next((version for version in registry.versions() if CHAMPION in version.aliases), None)
-    if champion is None or champion.weights_hash == weights_hash:
-        return []
-    return _judge(root, registry.tracker, champion, _predictions_here(root, metrics), gates)
+    if champion is not None and champion.weights_hash != bundle.model.weights_hash:
+        gates += _judge(root, registry.tracker, champion, mine, params.gates)
+    return Judged(
+        gates=gates,
+        test_set=_deciding(mine).images_hash,
+        trial=trial,
+        machine=machine,
+        agreement=agreement(trial, expected),
+    )
 
 
-def judge_version(root: Path, tracker: Tracker, version: Version, champion: Version, gates: GateParams) -> list[Gate]:
-    """The same gates for a version that is registered, from what MLflow has of its run."""
-    mine = {} if version.run_id is None else recorded_predictions(tracker, version.run_id)
-    return [] if champion.weights_hash == version.weights_hash else _judge(root, tracker, champion, mine, gates)
+def judge_version(
+    root: Path, tracker: Tracker, version: Version, champion: Version | None, params: RegisterParams
+) -> Judgement:
+    """The gates of today for a version that is registered, from what MLflow has of its run.
+
+    Those that need its images were asked when it was registered, and are not asked again.
+    """
+    mine, metrics = ({}, None) if version.run_id is None else _recorded(tracker, version.run_id)
+    gates = [] if metrics is None else judge_alone(metrics, params.min_accuracy, params.gates)
+    if champion is not None and champion.weights_hash != version.weights_hash:
+        gates += _judge(root, tracker, champion, mine, params.gates)
+    return Judgement(
+        refusal=refusal(gates),
+        gates=tuple(f"{gate.name} {gate}" for gate in gates),
+        test_set=_deciding(mine).images_hash if mine else None,
+    )
+
+
+def used_sentence(uses: int) -> str:
+    """How often a test set has decided promotions, for a person: each one makes the next a little less sure."""
+    times = "no promotion" if uses == 0 else "one promotion" if uses == 1 else f"{uses:,} promotions"
+    return f"This test set has decided {times} so far." + (
+        " The more it decides, the more its favourites owe to luck: add test images now and then." if uses > 2 else ""
+    )
+
+
+def measured(judged: Judged) -> str:
+    """How long one image takes, and where that was measured."""
+    trial = judged.trial
+    return (
+        f"One image takes {trial.latency_ms:.1f} ms from pixels to probabilities: the median of {trial.repeats} runs "
+        f"on one thread of {judged.machine}, in a process of its own."
+    )
+
+
+def metrics_of(judged: Judged) -> dict[str, float]:
+    """What was measured, by its names in MLflow."""
+    return {LATENCY: judged.trial.latency_ms} | {f"test/agreement_{name}": v for name, v in judged.agreement.items()}
+
+
+def _deciding(predictions: Mapping[Source, Predictions]) -> Predictions:
+    """The predictions that a model is judged by."""
+    return predictions["cross-validation" if "cross-validation" in predictions else "test"]
+
+
+def _question(root: Path, test: Predictions, mirror: bool) -> tuple[Question | None, Predictions]:
+    """Which images to try the model on, at most 200 evenly spread over the test split, and what evaluate said of them.
+
+    No question where the images are not here, which cannot be when DVC runs the stage.
+    """
+    from twinrun.dataset.manifest import read_manifest
+
+    at = np.unique(np.linspace(0, len(test.ids) - 1, _TRIED).astype(np.int64))
+    if not (root / _PACK).is_file():
+        return None, test.at(at)
+    split = read_manifest(root / _MANIFEST).split("test")
+    if split.ids != test.ids:
+        raise DataError(
+            f"{_EVALUATE / _PREDICTIONS} has {len(test.ids):,} images that are not the {len(split):,} of the test "
+            f"split in {_MANIFEST}. Evaluate again: dvc repro -f evaluate"
+        )
+    return Question(pack=str(root / _PACK), rows=split.rows[at].tolist(), mirror=mirror), test.at(at)
 
 
 def _judge(
@@ -106,13 +215,20 @@ def _scored_here(root: Path, tracker: Tracker, champion: Version, mine: Predicti
 
 def recorded_predictions(tracker: Tracker, run_id: str) -> dict[Source, Predictions]:
     """What MLflow has of a run: on the test split, and out of fold where that is its headline; maybe nothing."""
-    found: dict[Source, Predictions] = {}
+    return _recorded(tracker, run_id)[0]
+
+
+def _recorded(tracker: Tracker, run_id: str) -> tuple[dict[Source, Predictions], Mapping[str, Any] | None]:
+    """The predictions and the metrics of a run; maybe nothing."""
+    predictions: dict[Source, Predictions] = {}
+    metrics: Mapping[str, Any] | None = None
     with tempfile.TemporaryDirectory() as folder, suppress(TwinrunError):
         place = Path(folder)
         if table := fetch_artifact(tracker, run_id, f"evaluation/{_PREDICTIONS}", place):
-            found["test"] = read_predictions(table)
-        metrics = fetch_artifact(tracker, run_id, "evaluation/metrics.json", place)
-        out_of_fold = metrics is not None and read_json(metrics).get("accuracy_from") == "cross-validation"
+            predictions["test"] = read_predictions(table)
+        if file := fetch_artifact(tracker, run_id, "evaluation/metrics.json", place):
+            metrics = read_record(MetricsRecord, file, place)
+        out_of_fold = metrics is not None and metrics.get("accuracy_from") == "cross-validation"
         if out_of_fold and (table := fetch_artifact(tracker, run_id, _OUT_OF_FOLD, place)):
-            found["cross-validation"] = read_predictions(table)
-    return found
+            predictions["cross-validation"] = read_predictions(table)
+    return predictions, metrics

@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from twinrun.core.intervals import wilson_interval
-from twinrun.core.params import GateParams
+from twinrun.core.params import GateParams, UserExpectation
+from twinrun.core.rules import METRICS, columns_of
 from twinrun.evaluation.comparison import (
     ALPHA,
     Aligned,
@@ -13,19 +16,33 @@ from twinrun.evaluation.comparison import (
     difference,
     non_inferiority,
 )
+from twinrun.evaluation.predictions import Predictions
+from twinrun.models.trial import Trial
+
+_ROUNDING = 1e-4
+_CHANGES = {"shift": "a small shift", "brightness": "a change of light", "mirror": "mirroring"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """The answer of one gate: its name, whether the model passed, and a sentence with the numbers."""
+    """The answer of one gate: its name, whether the model passed, and a sentence with the numbers.
+
+    `value` is what was measured and `limit` what it was compared with, where the gate has one number of each.
+    """
 
     name: str
     passed: bool
     sentence: str
+    value: float | None = None
+    limit: float | None = None
 
-    def value(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """The gate as plain values."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        """The answer in one line."""
+        return f"{'passed' if self.passed else 'refused'}: {self.sentence}"
 
 
 def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GateParams) -> list[Gate]:
@@ -41,7 +58,10 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
             name="accuracy",
             passed=accuracy >= min_accuracy,
             sentence=f"its accuracy is {_percent(accuracy)}; at least {_percent(min_accuracy)} is asked for "
-            "(register.min_accuracy)",
+            "(register.min_accuracy)"
+            + ("" if accuracy >= min_accuracy else f", {100 * (min_accuracy - accuracy):.1f} points more"),
+            value=accuracy,
+            limit=min_accuracy,
         ),
         _better_than_guessing(metrics, accuracy, images),
     ]
@@ -53,6 +73,8 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
                 passed=float(error) <= most,
                 sentence=f"its calibration error is {float(error):.3f}; at most {most:g} is allowed "
                 "(register.gates.max_calibration_error)",
+                value=float(error),
+                limit=most,
             )
         )
     size, largest = metrics.get("model_bytes"), gates.max_model_mb
@@ -63,6 +85,8 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
                 passed=float(size) <= largest * 1e6,
                 sentence=f"its size is {float(size) / 1e6:.1f} MB; at most {largest:g} MB is allowed "
                 "(register.gates.max_model_mb)",
+                value=float(size) / 1e6,
+                limit=largest,
             )
         )
     return found
@@ -93,6 +117,8 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
                 else f"; a loss of {100 * gates.margin:g} points (register.gates.margin) is "
                 + ("excluded" if kept <= ALPHA else "not excluded: more test images would tell")
             ),
+            value=found.value,
+            limit=-gates.margin,
         )
     ]
     lost = [each for each in class_differences(aligned, 0, 1, margin=gates.class_margin) if each.state == "worse"]
@@ -121,6 +147,109 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
     return answers
 
 
+def judge_trial(trial: Trial, expected: Predictions, gates: GateParams) -> list[Gate]:
+    """The gates that ask a model as it was loaded in a process of its own; `expected` is what evaluate wrote.
+
+    Both are of the same images, in the same order. On one class of processor the probabilities are the same to the
+    bit; another one may round otherwise, so a difference of less than 0.0001 is let pass.
+    """
+    apart = float(np.abs(trial.probabilities - expected.probabilities).max())
+    images = f"{len(expected.ids):,} test images"
+    answers = [
+        Gate(
+            name="same answers when loaded",
+            passed=apart < _ROUNDING,
+            sentence=f"loaded in a process of its own, its probabilities of {images} differ from those that evaluate "
+            f"wrote by at most {apart:.1g}; less than {_ROUNDING:g} is asked for",
+            value=apart,
+            limit=_ROUNDING,
+        )
+    ]
+    least = gates.min_agreement
+    if least is None:
+        return answers
+    for change, share in agreement(trial, expected).items():
+        answers.append(
+            Gate(
+                name=f"same label after {_CHANGES[change]}",
+                passed=share >= least,
+                sentence=f"after {_CHANGES[change]} {_percent(share)} of {images} keep their label; at least "
+                f"{_percent(least)} is asked for (register.gates.min_agreement)",
+                value=share,
+                limit=least,
+            )
+        )
+    return answers
+
+
+def judge_latency(trial: Trial, machine: str, gates: GateParams) -> list[Gate]:
+    """The gate on the time that one image takes on this `machine`; none where no limit is set."""
+    most = gates.max_latency_ms
+    if most is None:
+        return []
+    return [
+        Gate(
+            name="latency",
+            passed=trial.latency_ms <= most,
+            sentence=f"one image takes {trial.latency_ms:.1f} ms, from pixels to probabilities on one thread of "
+            f"{machine} (median of {trial.repeats}); at most {most:g} ms is allowed (register.gates.max_latency_ms)",
+            value=trial.latency_ms,
+            limit=most,
+        )
+    ]
+
+
+def agreement(trial: Trial, expected: Predictions) -> dict[str, float]:
+    """For each change of the images the share whose label stays, in [0, 1]."""
+    return {change: float((said == expected.predicted).mean()) for change, said in trial.changed.items()}
+
+
+def judge_expectations(row: Mapping[str, float | None], expectations: Sequence[UserExpectation]) -> list[Gate]:
+    """The user's own gates, on a table of metrics with the one row `row`.
+
+    A metric that is not known is no reason to pass. An expectation with the severity "warning" never refuses.
+    """
+    if not expectations:
+        return []
+    from twinrun.validate.expectations import Rule, judge
+
+    rules = [("metrics", Rule(each.name, dict(each.arguments), each.severity)) for each in expectations]
+    answers = []
+    judged = judge({"metrics": {name: [value] for name, value in row.items()}}, rules)
+    for asked, answer in zip(expectations, judged, strict=True):
+        shown = ", ".join(f"{key} {value}" for key, value in asked.arguments.items())
+        metrics = columns_of(asked.arguments)
+        unknown = [name for name in metrics if row.get(name) is None]
+        met = answer.passed and not unknown
+        reason = f"{', '.join(unknown)} is not known" if unknown else answer.problem or _values(row, metrics)
+        answers.append(
+            Gate(
+                name=f"{asked.name} of {', '.join(metrics) or 'the metrics'}",
+                passed=met or asked.severity == "warning",
+                sentence=f"{reason}; expected: {shown} (register.gates.expectations)"
+                + ("" if met or asked.severity == "critical" else "; a warning, which refuses nothing"),
+                value=row.get(metrics[0]) if metrics else None,
+            )
+        )
+    return answers
+
+
+def metrics_row(
+    metrics: Mapping[str, Any], trial: Trial | None = None, expected: Predictions | None = None
+) -> dict[str, float | None]:
+    """The one row of the table of metrics: each of `rules.METRICS`, None where it is not known."""
+    row: dict[str, float | None] = dict.fromkeys(METRICS)
+    row |= {name: metrics[name] for name in METRICS if name in metrics}
+    for score in ("precision", "recall", "f1"):
+        known = [each[score] for each in metrics["per_class"] if each.get(score) is not None]
+        row[f"worst_{score}"] = min(known, default=None)
+    if trial is not None:
+        row["latency_ms"] = trial.latency_ms
+    if trial is not None and expected is not None:
+        row |= {f"agreement_{change}": share for change, share in agreement(trial, expected).items()}
+    return row
+
+
 def refusal(gates: Sequence[Gate]) -> str | None:
     """Why the model was refused, in sentences that name the gates; None where it passed all of them."""
     return " ".join(f"Refused by the gate “{each.name}”: {each.sentence}." for each in gates if not each.passed) or None
@@ -142,6 +271,10 @@ def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: i
         if passed
         else f"it is not shown to be better than {guessing}. Add images, or train a better model",
     )
+
+
+def _values(row: Mapping[str, float | None], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} is {row[name]:.4g}" for name in names) or "of the table of metrics"
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,8 @@
 """What a model predicts for each image of a split, as values and tables, and its mistakes. No pixels are read here."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,22 @@ class Predictions:
         """The class index with the largest probability, shape (N,); the first of equals."""
         predicted: IntArray = self.probabilities.argmax(axis=1)
         return predicted
+
+    @property
+    def images_hash(self) -> str:
+        """Sha256 of which images these are, in whatever order: of their pixels' hashes, or of their ids."""
+        return hashlib.sha256("\n".join(sorted(self.pixels or self.ids)).encode()).hexdigest()
+
+    def at(self, rows: IntArray) -> "Predictions":
+        """Those of the images at the positions `rows` (n,)."""
+        return replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            targets=self.targets[rows],
+            probabilities=self.probabilities[rows],
+            pixels=None if self.pixels is None else [self.pixels[row] for row in rows],
+            units=None if self.units is None else [self.units[row] for row in rows],
+        )
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,13 @@ class StoredBundle:
         """The content of model.json as plain values, format 2."""
         return self.model.model_dump()
 
+    def write(self, folder: Path) -> Path:
+        """Put the bytes that were checked into the new folder `folder`: those of the project may change meanwhile."""
+        folder.mkdir()
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+        return folder
+
 
 def read_stored(folder: Path, undone: str) -> StoredBundle:
     """Read and check the bundle in `folder`. Raises BundleError, which names each fault and says what was not done."""

@@ -16,6 +16,7 @@ TEST_METRICS = {
 }
 CROSS_VALIDATION_METRICS = {name: f"cross_validation/{name}" for name in TEST_METRICS}
 HEADLINE = "accuracy"
+LATENCY = "system/latency_ms"
 EVALUATION_METRICS = (HEADLINE, *TEST_METRICS.values(), *CROSS_VALIDATION_METRICS.values())
 _UNGROUPED = {"learning_rate": "train/learning_rate", "images_per_second": "system/images_per_second"}
 

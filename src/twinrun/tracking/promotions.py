@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ class _Begun(_Line):
     reason: str | None
     tracker: str
     gates: list[str] = []
+    test_set: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     failed: str | None = None  # in journals of earlier versions
 
 
@@ -57,8 +59,8 @@ _LINE: TypeAdapter[_Begun | _Ended] = TypeAdapter(_Begun | _Ended)
 class Entry:
     """A change of a champion: from version `before` to `after`, None where there was none.
 
-    `outcome` is None where the change was begun and not ended; `detail` says why it failed or was refused, and `gates`
-    what the version was asked.
+    `outcome` is None where the change was begun and not ended; `detail` says why it failed or was refused, `gates` what
+    the version was asked, with the numbers, and `test_set` is the hash of the images that it was asked on.
     """
 
     id: str | None
@@ -71,8 +73,18 @@ class Entry:
     reason: str | None
     tracker: str
     gates: tuple[str, ...] = ()
+    test_set: str | None = None
     outcome: Outcome | None = None
     detail: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the gates say of a version: why it was refused, if it was; a line for each gate; the test set."""
+
+    refusal: str | None
+    gates: tuple[str, ...] = ()
+    test_set: str | None = None
 
 
 class Promotions:
@@ -113,6 +125,11 @@ class Promotions:
         """The last change of one model that was made."""
         return next((each for each in reversed(self._of(model, tracker)) if each.outcome == "done"), None)
 
+    def uses(self, model: str, tracker: str) -> Counter[str]:
+        """For each test set the number of promotions of one model that it has decided."""
+        made = (each for each in self._of(model, tracker) if each.action == "promote" and each.outcome == "done")
+        return Counter(each.test_set for each in made if each.test_set is not None)
+
     def begin(
         self,
         *,
@@ -123,6 +140,7 @@ class Promotions:
         reason: str | None,
         tracker: str,
         gates: Sequence[str] = (),
+        test_set: str | None = None,
     ) -> str:
         """Write down a change that is to be made; returns its id. Raises RegistryError where that cannot be done."""
         entry_id = uuid.uuid4().hex
@@ -140,6 +158,7 @@ class Promotions:
             "reason": reason,
             "tracker": tracker,
             "gates": list(gates),
+            "test_set": test_set,
         }
         try:
             self._append(line)
@@ -188,6 +207,7 @@ def _entry(line: _Begun) -> Entry:
         reason=line.reason,
         tracker=line.tracker,
         gates=tuple(line.gates),
+        test_set=line.test_set,
         outcome=outcome,
         detail=line.failed,
     )

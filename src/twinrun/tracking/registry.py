@@ -6,19 +6,16 @@ behind a lock.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import BundleError, MissingModelError, RegistryError
+from twinrun.core.errors import MissingModelError, RegistryError
 from twinrun.core.files import explained
 from twinrun.models.stored import StoredBundle, read_stored
 from twinrun.record.records import number_from, sha256_from, version_numbers
@@ -30,7 +27,7 @@ from twinrun.tracking.metric_names import (
     with_current_names,
 )
 from twinrun.tracking.presentation import describe_model, describe_version, may_describe, text_hash
-from twinrun.tracking.promotions import ELSEWHERE, PROMOTIONS, Entry, Promotions
+from twinrun.tracking.promotions import ELSEWHERE, PROMOTIONS, Entry, Judgement, Promotions
 from twinrun.tracking.store import (
     MLRUNS,
     Tracker,
@@ -46,15 +43,16 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 # DVC believes the stage up to date where a registry was removed or another one is named.
 REGISTER = "dvc repro -f -s register"
 # What that command reads, in the working folder.
-_TO_REGISTER = ("data/out/train/bundle", "data/out/train/card.json", "data/out/evaluate/metrics.json")
+_TO_REGISTER = (
+    *("data/out/ingest/images.npy", "data/out/validate/manifest.parquet", "data/out/train/bundle"),
+    *("data/out/train/card.json", "data/out/evaluate/metrics.json"),
+)
 LOADER = "twinrun.tracking.pyfunc"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
-_TRIAL_S = 600.0
 _MOST_NAMED = 10  # models, of a store that lacks the one that was asked for
-_TRIAL_ENVIRONMENT = frozenset(
-    {"PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV", "OMP_NUM_THREADS"}
-)
+_GATE_TAG = "twinrun.gate."
+_LONGEST_ANSWER = 500
 _DESCRIBED_TAG = "twinrun.description"  # hash of the description that was written here
 # What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
 _REQUIRED = ("twinrun", "mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
@@ -90,7 +88,7 @@ class Promotion:
     reason: str | None
 
 
-Judge = Callable[[Version, Version], str | None]
+Judge = Callable[[Version, Version | None], Judgement]
 
 
 class Registry:
@@ -113,15 +111,13 @@ class Registry:
         fingerprint: str,
         run_id: str | None,
         data: str = "not recorded",
-        trial: bool = True,
-        gates: Mapping[str, bool] | None = None,
+        gates: Mapping[str, str] | None = None,
     ) -> Version:
         """Make a version from `bundle`, or find the one that was made from it, and keep `candidate` up to date.
 
         `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on,
-        and `gates` by name whether it passed each. A new bundle is loaded in a process of its own first, unless
-        `trial` is False. Raises BundleError where the bundle was changed, does not describe its weights, or cannot be
-        loaded.
+        and `gates` by name what each answered. Raises BundleError where the bundle was changed or does not describe its
+        weights.
         """
         stored = check_bundle(bundle)
         description, key = stored.description(), stored.key
@@ -131,21 +127,22 @@ class Registry:
             "twinrun.fingerprint": fingerprint,
             "twinrun.passed": str(passed).lower(),
             **facts,
-            **{_gate_tag(name): "passed" if passed else "refused" for name, passed in (gates or {}).items()},
+            **{_gate_tag(name): answer[:_LONGEST_ANSWER] for name, answer in (gates or {}).items()},
         }
         text = describe_version(metrics, description, data=data, run_id=run_id)
         with self._alone(), explaining(self.tracker):
             self._ensure_model()
             found = self._of_bundle(key)
             if found is None:
-                if trial:
-                    _try_to_load(stored)
                 model_id = self._model_of(stored, run_id, tags)
                 found = self._create_version(model_id, key, run_id, tags)
             else:
                 for tag, value in tags.items():
                     if found.tags.get(tag) != value:
                         self._client.set_model_version_tag(self.name, found.version, tag, value)
+                for tag in found.tags:
+                    if tag.startswith(_GATE_TAG) and tag not in tags:  # it is not asked any more
+                        self._client.delete_model_version_tag(self.name, found.version, tag)
             self._describe(found, text)
             self._point_candidate()
         return self.version(int(found.version))
@@ -173,9 +170,9 @@ class Registry:
     ) -> Promotion:
         """Make a version the champion.
 
-        `judge` is given the version and the champion of today, and says why the one may not take the other's place,
-        None where it may. Raises RegistryError where it may not, or where the version has not passed, unless forced
-        with a reason. A refusal is recorded as a promotion is.
+        `judge` is given the version and the champion of today, None where there is none, and says whether the one may
+        take the other's place. Raises RegistryError where it may not, or where the version has not passed, unless
+        forced with a reason. What the gates said is recorded, of a refusal too.
         """
         version = self.version(number)
         if force and not (reason or "").strip():
@@ -185,14 +182,16 @@ class Registry:
             if before == number:
                 raise RegistryError(f"Version {number} of {self.name!r} is the champion already; nothing was changed.")
             promotion = Promotion(name=self.name, action="promote", before=before, after=number, reason=reason)
-            if not force and (refusal := self._refusal(version, before, judge)):
-                self._journal.end(self._begin(promotion, [refusal]), "refused", refusal)
+            judgement = self._judgement(version, before, judge)
+            if judgement.refusal and not force:
+                self._journal.end(self._begin(promotion, judgement), "refused", judgement.refusal)
                 raise RegistryError(
-                    f"Version {number} of {self.name!r} was not promoted. {refusal}\n"
+                    f"Version {number} of {self.name!r} was not promoted. {judgement.refusal}\n"
                     "Improve it, or promote it all the same and say why: "
                     f'twinrun promote {number} --force --reason "..."'
                 )
-            return self._move(promotion, self._former() if before is None else [*self._former(), before])
+            former = self._former() if before is None else [*self._former(), before]
+            return self._move(promotion, former, judgement)
 
     def rollback(self, reason: str | None = None) -> Promotion:
         """Make the champion before this one the champion again. Raises RegistryError where there was none."""
@@ -221,6 +220,10 @@ class Registry:
                 self._reconciled()
         return [each for each in self._journal.read()[0] if each.model == self.name]
 
+    def uses(self, test_set: str) -> int:
+        """How many promotions of this model the test set with this hash has decided, as far as this project knows."""
+        return self._journal.uses(self.name, self._store)[test_set]
+
     @property
     def _journal(self) -> Promotions:
         return Promotions(self.tracker.home / MLRUNS / PROMOTIONS)
@@ -230,17 +233,17 @@ class Registry:
         """The store in the journal; a local one may move with its project."""
         return "local" if self.tracker.database else self.tracker.shown
 
-    def _refusal(self, version: Version, before: int | None, judge: Judge | None) -> str | None:
-        """Why a version may not become champion, None where it may."""
-        if not version.passed:
-            accuracy = version.headline("accuracy")
-            return "It has not passed its gates" + (
-                f" (its accuracy is {accuracy:.4f})." if accuracy is not None else "."
-            )
+    def _judgement(self, version: Version, before: int | None, judge: Judge | None) -> Judgement:
+        """What the gates of today say of a version; it must have passed those of its registration as well."""
         champion = next((each for each in self.versions() if each.version == before), None)
-        return None if judge is None or champion is None else judge(version, champion)
+        judgement = Judgement(refusal=None) if judge is None else judge(version, champion)
+        if version.passed or judgement.refusal:
+            return judgement
+        accuracy = version.headline("accuracy")
+        reason = "It has not passed its gates" + ("." if accuracy is None else f" (its accuracy is {accuracy:.4f}).")
+        return replace(judgement, refusal=reason, gates=(*judgement.gates, reason))
 
-    def _begin(self, promotion: Promotion, gates: Sequence[str] = ()) -> str:
+    def _begin(self, promotion: Promotion, judgement: Judgement | None = None) -> str:
         return self._journal.begin(
             action=promotion.action,
             model=promotion.name,
@@ -248,12 +251,13 @@ class Registry:
             after=promotion.after,
             reason=promotion.reason,
             tracker=self._store,
-            gates=gates,
+            gates=() if judgement is None else judgement.gates,
+            test_set=None if judgement is None else judgement.test_set,
         )
 
-    def _move(self, promotion: Promotion, former: list[int]) -> Promotion:
+    def _move(self, promotion: Promotion, former: list[int], judgement: Judgement | None = None) -> Promotion:
         """Record it, do it, and record that it was done: no champion changes without a line that says so."""
-        entry = self._begin(promotion)
+        entry = self._begin(promotion, judgement)
         try:
             # A version that is in `former` and champion at once, where only one of the two was set, is passed over.
             if promotion.action == "promote":
@@ -361,7 +365,7 @@ class Registry:
                 mlflow.pyfunc.save_model(
                     Path(folder, "model"),
                     loader_module=LOADER,
-                    data_path=str(_written(stored, Path(folder, "bundle"))),
+                    data_path=str(stored.write(Path(folder, "bundle"))),
                     model_config={"paths": True},  # which load_model(..., model_config={"paths": False}) may change
                     mlflow_model=Model(model_id=model.model_id, model_uuid=model.model_id, run_id=run_id),
                     signature=_signature(),
@@ -454,33 +458,6 @@ def check_bundle(bundle: Path) -> StoredBundle:
     return read_stored(bundle, "registered")
 
 
-def _written(stored: StoredBundle, folder: Path) -> Path:
-    """The bytes that were checked as files in `folder`: those of the project may change meanwhile."""
-    folder.mkdir()
-    for name, content in stored.files.items():
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def _try_to_load(stored: StoredBundle) -> None:
-    """Load the bundle as whoever uses it will: in a new process, which has none of this one's state or secrets."""
-    environment = {name: value for name, value in os.environ.items() if name in _TRIAL_ENVIRONMENT}
-    with tempfile.TemporaryDirectory() as folder:
-        place = _written(stored, Path(folder, "bundle"))
-        command = [sys.executable, "-m", "twinrun.models.trial", str(place)]
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, timeout=_TRIAL_S, check=False)
-        except subprocess.TimeoutExpired:
-            raise BundleError(
-                f"The model did not answer for one image within {_TRIAL_S / 60:.0f} minutes, so it was not registered."
-            ) from None
-    if done.returncode:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = lines[-1] if lines else f"its process ended with {done.returncode}"
-        reason = reason.replace(f"The model in {place} ", "it ")
-        raise BundleError(f"The model was not registered, since it cannot be loaded in a process of its own: {reason}")
-
-
 def _signature() -> Any:
     """Of the output alone: MLflow's input schemas have no type for paths, images and arrays, and refuse them."""
     from mlflow.models import ModelSignature
@@ -499,7 +476,7 @@ def _signature() -> Any:
 
 
 def _gate_tag(name: str) -> str:
-    return f"twinrun.gate.{re.sub('[^a-z]+', '_', name)}"
+    return _GATE_TAG + re.sub("[^a-z0-9]+", "_", name.lower())
 
 
 def _example(description: Mapping[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,17 @@ def fetch_artifact(tracker: Tracker, run_id: str, path: str, folder: Path) -> Pa
         return Path(client.download_artifacts(run_id, path, str(folder)))
     except (MlflowException, OSError):
         return None
+
+
+def add_to_run(
+    tracker: Tracker, run_id: str, file: Path, folder: str, metrics: Mapping[str, float] | None = None
+) -> None:
+    """Add a file as an artifact in `folder` to a run that has ended, and metrics by their names in MLflow."""
+    with explaining(tracker):
+        client = open_client(tracker)
+        client.log_artifact(run_id, str(file), folder)
+        for name, value in (metrics or {}).items():
+            client.log_metric(run_id, name, value)
 
 
 def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None:
