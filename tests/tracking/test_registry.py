@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from twinrun.tracking.registry import Registry, Version
 from twinrun.tracking.runs import find_run
 from twinrun.tracking.store import find_tracker, open_client
 from twinrun.tracking.sync import run_of, sync, training_data
+
+# Of promotions and rollbacks in each of 8 processes: TWINRUN_TEST_ROUNDS=10 for a longer run.
+ROUNDS = int(os.environ.get("TWINRUN_TEST_ROUNDS", "3"))
 
 
 def _register(project: Path, weights: str = "ab", *, passed: bool = True, name: str = "digits") -> Version:
@@ -272,6 +276,70 @@ def test_a_version_that_is_worse_than_the_champion_is_refused_by_its_judge_and_t
     refused = registry.history()[-1]
     assert (refused.outcome, refused.gates) == ("refused", ("It loses a class.",))
     assert "champion" in _aliases(project)[1]
+
+
+def test_what_the_gates_said_and_how_often_a_test_set_decided_is_in_the_history(project: Path) -> None:
+    for weights in ("ab", "cd"):
+        _register(project, weights)
+    registry = Registry(find_tracker(project), "digits")
+    same, other = "a" * 64, "b" * 64
+
+    def judge(test_set: str, refusal: str | None = None) -> Callable[..., Judgement]:
+        return lambda *_: Judgement(refusal=refusal, gates=("accuracy passed: 99.0%",), test_set=test_set)
+
+    registry.promote(1, judge=judge(same))
+    with pytest.raises(RegistryError):
+        registry.promote(2, judge=judge(same, "It is worse."))
+    registry.promote(2, judge=judge(same))
+    registry.rollback()
+    registry.promote(2, judge=judge(other))
+
+    assert (registry.uses(same), registry.uses(other), registry.uses("c" * 64)) == (2, 1, 0)
+    assert registry.history()[0].gates == ("accuracy passed: 99.0%",)
+
+
+def _promote_and_roll_back(project: Path, seed: int, rounds: int, ready: Any) -> None:
+    os.chdir(project)
+    ready.wait()
+    registry = Registry(find_tracker(project), "digits")
+    for step in range(rounds):
+        with suppress(RegistryError):  # it is the champion already, or there was none before it
+            if step % 3 == 2:
+                registry.rollback()
+            else:
+                registry.promote(1 + (seed + step) % 3)
+
+
+def test_processes_that_promote_at_once_and_are_killed_leave_one_champion_and_a_linear_history(project: Path) -> None:
+    for weights in ("ab", "cd", "ef"):
+        _register(project, weights)
+    processes, context = 8, multiprocessing.get_context("fork")
+    ready = context.Barrier(processes)
+    children = [
+        context.Process(target=_promote_and_roll_back, args=(project, seed, ROUNDS, ready)) for seed in range(processes)
+    ]
+    for child in children:
+        child.start()
+    for number, child in enumerate(children[:4]):
+        child.join(0.3 + 0.5 * number)
+        child.kill()
+    for child in children:
+        child.join(120)
+
+    registry = Registry(find_tracker(project), "digits")
+    entries = registry.history()
+    versions = registry.versions()
+
+    assert [child.exitcode for child in children[4:]] == [0] * 4
+    champions = [version for version in versions if "champion" in version.aliases]
+    assert len(champions) == 1
+    assert champions[0].passed
+    assert len({version.weights_hash for version in versions}) == len(versions) == 3
+    made = [each for each in entries if each.outcome == "done"]
+    assert all(each.outcome for each in entries)
+    assert len(made) > ROUNDS
+    assert [each.before for each in made[1:]] == [each.after for each in made[:-1]]
+    assert made[-1].after == champions[0].version
 
 
 def test_an_unknown_version_or_run_is_named(project: Path) -> None:
