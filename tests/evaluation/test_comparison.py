@@ -24,6 +24,7 @@ from twinrun.evaluation.comparison import (
     seed_churn,
     slices,
 )
+from twinrun.evaluation.comparison_page import Beside, Comparison, page
 from twinrun.evaluation.predictions import Predictions
 
 CLASSES = ("can", "glass", "paper", "plastic")
@@ -272,3 +273,21 @@ def test_twenty_runs_on_ten_thousand_images_take_seconds() -> None:
         class_differences(aligned, 0, at, margin=0.05)
 
     assert time.process_time() - started < 5
+
+
+def test_the_page_lays_curves_and_calibration_of_all_models_over_one_another_and_marks_none_that_may_be_lucky() -> None:
+    random = np.random.default_rng(7)
+    targets = np.arange(400) % 4
+    rows = [
+        Contender(name=f"run {at}", members=(predictions(targets, (random.random(400) < 0.9).astype(np.int64)),))
+        for at in range(20)
+    ]
+    beside = [Beside(latency_ms=1.5, model_bytes=2_000_000, curve=[(0, 0.5), (1, 0.8 + at / 100)]) for at in range(20)]
+    comparison = Comparison(aligned=align(rows), beside=beside, kind="test images", margin=0.02)
+
+    text = page(comparison, None, comparison.aligned.ids)
+
+    assert text.count("<polyline") == 40
+    assert text.count("1.5 ms") == text.count("2.0 MB") == 20
+    assert 'class="text best"' not in text
+    assert "No model is shown to be better than every other" in text

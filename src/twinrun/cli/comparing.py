@@ -18,7 +18,7 @@ from twinrun.evaluation.headline import Source
 from twinrun.evaluation.predictions import Predictions, read_predictions
 from twinrun.record.card import LOCK
 from twinrun.tracking.metric_names import LATENCY
-from twinrun.tracking.runs import RunFacts, add_to_run
+from twinrun.tracking.runs import RunFacts, add_to_run, metric_history
 from twinrun.tracking.store import Tracker
 from twinrun.twins.difference import Change, compare_cards
 from twinrun.twins.rundiff import RunDiff, diff_runs
@@ -74,7 +74,9 @@ def compare_runs(
     table = _table_here(root)
     comparison = Comparison(
         aligned=aligned,
-        beside=[_beside(row) for row in rows] if len(rows) > 1 else [_beside([each]) for each in found[:2]],
+        beside=[_beside(tracker, row) for row in rows]
+        if len(rows) > 1
+        else [_beside(tracker, [each]) for each in found[:2]],
         kind=_KINDS[source],
         margin=margin,
         same_weights=len({each.card["weights_hash"] for each in found}) == 1,
@@ -148,7 +150,7 @@ def _row_name(row: Sequence[_Found]) -> str:
     return f"{row[0].run.title} and its seeds {seeds}"
 
 
-def _beside(row: Sequence[_Found]) -> Beside:
+def _beside(tracker: Tracker, row: Sequence[_Found]) -> Beside:
     metrics, times = row[0].metrics, [each.card.get("wall_time_s") for each in row]
     known = [float(time) for time in times if isinstance(time, int | float)]
     size = metrics.get("model_bytes")
@@ -157,6 +159,7 @@ def _beside(row: Sequence[_Found]) -> Beside:
         model_bytes=size if isinstance(size, int) else None,
         wall_time_s=float(np.mean(known)) if known else None,
         latency_ms=row[0].run.metrics.get(LATENCY),
+        curve=[] if row[0].run.is_unpublished else metric_history(tracker, row[0].run.run_id, "val/accuracy"),
     )
 
 

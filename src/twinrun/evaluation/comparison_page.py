@@ -28,16 +28,21 @@ from twinrun.evaluation.sheet import Tile, picture_of
 _TEMPLATE = Path(__file__).with_name("comparison.html")
 _FLIPS_SHOWN = 24  # pictures of each kind
 _BINS = 15  # of the calibration error
+_FEWEST = 10  # images of a bin that is worth a point
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """What stands beside a contender's scores: what DVC's metrics and its run's card know. None: not known."""
+    """What stands beside a contender's scores: what DVC's metrics and its run's card know. None: not known.
+
+    `curve` is the validation accuracy after each epoch, of its first seed.
+    """
 
     seeds: int = 1
     model_bytes: int | None = None
     wall_time_s: float | None = None
     latency_ms: float | None = None
+    curve: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +146,38 @@ def page(comparison: Comparison, pictures: Sequence[npt.NDArray[np.uint8] | None
         differing=comparison.differing,
         cause=comparison.cause,
         reach=_reach(comparison, last),
+        curves=_lines_of([each.curve for each in comparison.beside]),
+        calibration=_calibration_lines(aligned),
     )
+
+
+def _lines_of(curves: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any] | None:
+    """Curves as points of a drawing of 100 x 100, with the ends of both axes; None where no curve has two points."""
+    points = [point for curve in curves for point in curve if len(curve) > 1]
+    if not points:
+        return None
+    (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
+    across, up = (right - left) or 1, (high - low) or 1
+    drawn = [
+        " ".join(f"{100 * (x - left) / across:.1f},{100 - 100 * (y - low) / up:.1f}" for x, y in curve)
+        for curve in curves
+    ]
+    return {"lines": drawn, "x": (left, right), "y": (percent(low), percent(high))}
+
+
+def _calibration_lines(aligned: Aligned) -> list[str]:
+    """For each contender the share that is correct by confidence, as points of a drawing of 100 x 100."""
+    drawn = []
+    for at in range(len(aligned.names)):
+        shares = aligned.probabilities[at]
+        sure, right = shares.max(axis=2).ravel(), (shares.argmax(axis=2) == aligned.targets).ravel()
+        bins = np.minimum((sure * _BINS).astype(np.int64), _BINS - 1)
+        counts = np.bincount(bins, minlength=_BINS)
+        kept = np.flatnonzero(counts >= _FEWEST)
+        x = np.bincount(bins, weights=sure, minlength=_BINS)[kept] / counts[kept]
+        y = np.bincount(bins, weights=right, minlength=_BINS)[kept] / counts[kept]
+        drawn.append(" ".join(f"{100 * a:.1f},{100 - 100 * b:.1f}" for a, b in zip(x, y, strict=True)))
+    return drawn
 
 
 def _sentences(comparison: Comparison) -> list[str]:

@@ -92,6 +92,13 @@ def add_to_run(
             client.log_metric(run_id, name, value)
 
 
+def metric_history(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
+    """Step and value of a metric of a run, by its name in MLflow, in the order of the steps."""
+    with explaining(tracker):
+        history = open_client(tracker).get_metric_history(run_id, name)
+    return sorted((int(each.step), float(each.value)) for each in history)
+
+
 def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None:
     if "@" in reference:
         name, _, alias = reference.removeprefix("models:/").rpartition("@")
