@@ -6,19 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from tracking_support import AB, CD, REPOSITORY, evaluate, predict, runs, train
-from training_support import change_params
 
 from pipeline import register
 from twinrun.core.errors import DataError
-from twinrun.core.files import write_json, write_table
+from twinrun.core.files import write_json
 from twinrun.tracking.registry import Registry
-from twinrun.tracking.store import find_tracker, open_client
+from twinrun.tracking.store import find_tracker
 
 
 @pytest.fixture
@@ -144,75 +140,6 @@ def test_a_champion_that_cannot_be_compared_is_a_gate_that_is_not_passed(
 
     assert "no image with the same label in common" in capsys.readouterr().out
     assert registry.version(2).aliases == ()
-
-
-@pytest.fixture(scope="module")
-def once_evaluated(once_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real model of real images, trained and evaluated; its own test split, shared by the tests below."""
-    folder = tmp_path_factory.mktemp("evaluated") / "project"
-    shutil.copytree(once_trained, folder, symlinks=True)
-    return folder
-
-
-def gates_of(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
-    """What each gate says of the model in `folder`, by name, with these settings of register.gates."""
-    change_params(folder / "params.yaml", "register", {"min_accuracy": 0.1, "gates": settings})
-    register.main()
-    registered = json.loads((folder / "data/out/register/registered.json").read_bytes())
-    return {gate["name"]: gate for gate in registered["gates"]}
-
-
-def test_a_real_model_is_loaded_anew_shifted_lit_and_timed_and_every_answer_is_in_file_tag_and_page(
-    once_evaluated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(once_evaluated)
-    worst = {
-        "name": "ExpectColumnValuesToBeBetween",
-        "arguments": {"column": "worst_recall", "min_value": 1.5},
-        "severity": "critical",
-    }
-
-    gates = gates_of(once_evaluated, min_agreement=1.0, max_latency_ms=0.0001, expectations=[worst])
-
-    loaded, latency = gates["same answers when loaded"], gates["latency"]
-    assert (loaded["passed"], loaded["value"]) == (True, 0)
-    assert {"same label after a small shift", "same label after a change of light"} <= gates.keys()
-    assert "same label after mirroring" not in gates  # train.augment.flip is off
-    assert not latency["passed"]
-    assert latency["value"] > latency["limit"] == 0.0001
-    assert "on one thread of" in latency["sentence"]
-    own = gates["ExpectColumnValuesToBeBetween of worst_recall"]
-    assert not own["passed"]
-    assert f"worst_recall is {own['value']:.4g}" in own["sentence"]
-    assert "Refused by the gate “latency”" in capsys.readouterr().out
-    client = open_client(find_tracker(once_evaluated))
-    (version,) = Registry(find_tracker(once_evaluated), "twinrun-digits").versions()
-    tags = client.get_model_version(version.name, str(version.version)).tags
-    assert version.aliases == ()
-    assert tags["twinrun.gate.latency"].startswith("refused: one image takes")
-    assert tags["twinrun.gate.same_answers_when_loaded"].startswith("passed: ")
-    assert [file.path for file in client.list_artifacts(str(version.run_id), "registration")] == [
-        "registration/index.html"
-    ]
-    page = (once_evaluated / "data/out/register/report/index.html").read_text(encoding="utf-8")
-    assert "has not passed its gates" in page
-    assert all(gate["name"] in page for gate in gates.values())
-
-
-def test_probabilities_that_the_loaded_model_does_not_give_refuse_it(
-    once_evaluated: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(once_evaluated)
-    file = once_evaluated / "data/out/evaluate/predictions.parquet"
-    table = pq.read_table(file)
-    at = table.schema.get_field_index("probabilities")
-    swapped = pa.array([row[::-1] for row in table["probabilities"].to_pylist()], pa.list_(pa.float64()))
-    write_table(table.set_column(at, table.schema.field(at), swapped), file)
-
-    gates = gates_of(once_evaluated, min_agreement=None, max_latency_ms=None, expectations=[])
-
-    assert [name for name, gate in gates.items() if not gate["passed"]] == ["same answers when loaded"]
-    assert "latency" not in gates
 
 
 def test_metrics_of_another_model_are_refused(project: Path) -> None:
