@@ -100,26 +100,42 @@ def _squared_frequencies(order: int) -> Floats:
 
 def bases(pixels: int, order: int, windows: Floats) -> Floats:
     """Integrals of the cosines of a window over each pixel: (P, order, pixels) for `windows` (P, 2), side and start."""
-    inside, k, weight = _edges(pixels, order, windows)[1:]
-    return np.diff(_primitives(inside, k), axis=2) * weight
+    inside, weight = _edges(pixels, order, windows)[1:]
+    return _integrals(inside, _waves(inside, order)[1]) * weight
 
 
 def _bases_and_slopes(pixels: int, order: int, windows: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
     """`bases` and their derivatives by side and by start of the window."""
-    raw, inside, k, weight = _edges(pixels, order, windows)
-    cosines = np.cos(np.pi * k * inside) * (((raw > 0) & (raw < 1)) / -windows[:, :1, None])
+    raw, inside, weight = _edges(pixels, order, windows)
+    cosines, sines = _waves(inside, order)
+    cosines *= ((raw > 0) & (raw < 1)) / -windows[:, :1, None]
     by_side, by_start = np.diff(cosines * raw, axis=2) * weight, np.diff(cosines, axis=2) * weight
-    return np.diff(_primitives(inside, k), axis=2) * weight, (by_side, by_start)
+    return _integrals(inside, sines) * weight, (by_side, by_start)
 
 
-def _edges(pixels: int, order: int, windows: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Edges of the pixels (P, 1, pixels + 1) in units of the window, as they are and within it; k and its weight."""
+def _edges(pixels: int, order: int, windows: Floats) -> tuple[Floats, Floats, Floats]:
+    """Edges of the pixels (P, 1, pixels + 1) in units of the window, as they are and within it; weights by order."""
     edges = np.arange(pixels + 1, dtype=np.float32) / np.float32(pixels)
     raw = ((edges[None] - windows[:, 1:]) / windows[:, :1])[:, None]
-    k = np.arange(order, dtype=np.float32)[None, :, None]
-    weight = np.where(k == 0, np.float32(1), np.float32(2**0.5))
-    return raw, np.clip(raw, 0, 1), k, weight
+    weight = np.full((1, order, 1), 2**0.5, np.float32)
+    weight[:, 0] = 1
+    return raw, np.clip(raw, 0, 1), weight
 
 
-def _primitives(inside: Floats, k: Floats) -> Floats:
-    return np.where(k == 0, inside, np.sin(np.pi * k * inside) / (np.float32(np.pi) * np.maximum(k, 1)))
+def _waves(inside: Floats, order: int) -> tuple[Floats, Floats]:
+    """cos and sin of pi k `inside` (P, 1, E) for k below `order`, (P, order, E) each, by the angles' sum."""
+    cosines, sines = (np.empty((len(inside), order, inside.shape[2]), np.float32) for _ in range(2))
+    cosines[:, 0], sines[:, 0] = 1, 0
+    angle = np.float32(np.pi) * inside[:, 0]
+    cosine, sine = np.cos(angle), np.sin(angle)
+    for k in range(1, order):
+        cosines[:, k] = cosines[:, k - 1] * cosine - sines[:, k - 1] * sine
+        sines[:, k] = sines[:, k - 1] * cosine + cosines[:, k - 1] * sine
+    return cosines, sines
+
+
+def _integrals(inside: Floats, sines: Floats) -> Floats:
+    """Of each cosine from edge to edge."""
+    primitives = sines / (np.float32(np.pi) * np.maximum(np.arange(sines.shape[1], dtype=np.float32), 1))[:, None]
+    primitives[:, 0] = inside[:, 0]
+    return np.diff(primitives, axis=2)

@@ -111,11 +111,21 @@ def descriptors(pictures: Floats, metric: Floats, views: Floats | None = None) -
 
     Without `views` those are VIEWS, and then VIEWS of the mirrored picture.
     """
-    spectra = _seen(pictures, VIEWS if views is None else views)
-    if views is None:
-        signs = np.tile(np.where(np.arange(_ORDER) % 2, -1, 1), _ORDER)[1:].astype(np.float32)
-        spectra = np.concatenate([spectra, spectra[:, _mirrored_views()] * signs], axis=1)
-    return _unit(spectra) @ metric, np.linalg.norm(spectra[:, 0], axis=1)
+    if views is not None:
+        return _projected(_seen(pictures, views), metric)
+    signs = np.tile(np.where(np.arange(_ORDER) % 2, -1, 1), _ORDER)[1:, None].astype(np.float32)
+    both = np.concatenate([metric, metric * signs], axis=1)  # a mirrored picture has the same spectra but for signs
+    found, contrasts = _projected(_seen(pictures, VIEWS), both)
+    plain, mirrored = found[:, :, : metric.shape[1]], found[:, _mirrored_views(), metric.shape[1] :]
+    return np.concatenate([plain, mirrored], axis=1), contrasts
+
+
+def _projected(spectra: Floats, metric: Floats) -> tuple[Floats, Floats]:
+    """`spectra` (n, views, 63), each scaled to unit length, seen through `metric`; and the lengths of the first."""
+    lengths = np.sqrt(np.einsum("nvk,nvk->nv", spectra, spectra))
+    flat = spectra.reshape(-1, spectra.shape[2]) @ metric
+    scaled = flat.reshape(*lengths.shape, -1) / np.maximum(lengths, 1e-6)[:, :, None]
+    return np.asarray(scaled), lengths[:, 0]
 
 
 def _mirrored_views() -> Rows:
@@ -126,14 +136,19 @@ def _mirrored_views() -> Rows:
 
 
 def _seen(pictures: Floats, windows: Floats) -> Floats:
-    """Spectra without means (n, windows, 63): windows share few sides, so each side is transformed once."""
-    rows, row = np.unique(windows[:, :2], axis=0, return_inverse=True)
-    columns, column = np.unique(windows[:, 2:], axis=0, return_inverse=True)
-    vertical = bases(pictures.shape[1], _ORDER, rows).reshape(-1, pictures.shape[1])
-    horizontal = bases(pictures.shape[2], _ORDER, columns).reshape(-1, pictures.shape[2])
-    blocks = (vertical @ (pictures @ horizontal.T)).reshape(len(pictures), len(rows), _ORDER, len(columns), _ORDER)
-    seen = blocks[:, row.reshape(-1), :, column.reshape(-1), :]
-    return np.ascontiguousarray(seen.transpose(1, 0, 2, 3)).reshape(len(pictures), len(windows), -1)[:, :, 1:]
+    """Spectra without means (n, windows, 63): windows of one height share few sides, each transformed once."""
+    parts = np.empty((len(pictures), len(windows), _ORDER * _ORDER - 1), np.float32)
+    for height in np.unique(windows[:, 0]):
+        of_height = np.flatnonzero(windows[:, 0] == height)
+        rows, row = np.unique(windows[of_height, :2], axis=0, return_inverse=True)
+        columns, column = np.unique(windows[of_height, 2:], axis=0, return_inverse=True)
+        vertical = bases(pictures.shape[1], _ORDER, rows).reshape(-1, pictures.shape[1])
+        horizontal = bases(pictures.shape[2], _ORDER, columns).reshape(-1, pictures.shape[2])
+        blocks = vertical @ (pictures @ horizontal.T)
+        for window, down, across in zip(of_height, row.reshape(-1), column.reshape(-1), strict=True):
+            block = blocks[:, down * _ORDER :, across * _ORDER :][:, :_ORDER, :_ORDER]
+            parts[:, window] = block.reshape(len(pictures), -1)[:, 1:]
+    return parts
 
 
 def _spectra(pictures: Floats, window: Floats) -> Floats:

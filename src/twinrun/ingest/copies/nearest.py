@@ -139,12 +139,17 @@ def _neighbours(forest: Forest, asked: Floats, owners: Rows) -> _Candidates:
     """The nearest points to any view of `asked` (n, views, D), each once, but for `owners` (n,) themselves."""
     count, views, dimensions = asked.shape
     match, squared = nearest(forest, asked.reshape(-1, dimensions), np.repeat(owners, views))
-    view = np.tile(np.arange(views, dtype=np.int32), count)
-    found = _Candidates(np.repeat(owners, views), match, view, np.sqrt(squared))[match >= 0]
-    found = found[np.lexsort((found.view, found.distance, found.match, found.owner))]
-    found = found[_starts_of_runs(found.owner, found.match)]
-    found = found[np.lexsort((found.match, found.distance, found.owner))]
-    return found[_rank(found.owner) < _NEIGHBOURS]
+    match, distance = match.reshape(count, views), np.sqrt(squared).reshape(count, views)
+    # By match and then distance, as one number of which both are parts: the bits of a positive float order as it does.
+    keys = (match.astype(np.int64) << 32) + distance.view(np.int32)
+    view = np.argsort(keys, axis=1, kind="stable").astype(np.int32)
+    match, distance = np.take_along_axis(match, view, 1), np.take_along_axis(distance, view, 1)
+    distance[:, 1:][match[:, 1:] == match[:, :-1]] = np.inf
+    distance[match < 0] = np.inf
+    nearest_first = np.argsort(distance, axis=1, kind="stable")[:, :_NEIGHBOURS]
+    view, match, distance = (np.take_along_axis(table, nearest_first, 1) for table in (view, match, distance))
+    owner = np.repeat(owners, nearest_first.shape[1]).reshape(match.shape)
+    return _Candidates(owner, match, view, distance)[np.isfinite(distance)]
 
 
 def _judged(search: _Search, candidates: _Candidates) -> dict[tuple[int, int], tuple[float, Change]]:
@@ -243,15 +248,3 @@ def _joined(parts: Iterable[_Candidates]) -> _Candidates:
         none = np.empty(0, np.int32)
         return _Candidates(none, none, none, np.empty(0, np.float32))
     return _Candidates(*(np.concatenate([getattr(part, field.name) for part in held]) for field in fields(_Candidates)))
-
-
-def _starts_of_runs(*columns: Rows) -> npt.NDArray[np.bool_]:
-    """Whether each row differs from the one before it."""
-    starts = np.ones(len(columns[0]), np.bool_)
-    starts[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    return starts
-
-
-def _rank(owners: Rows) -> npt.NDArray[np.int64]:
-    """Place of each candidate among those of its owner, from 0; `owners` is sorted."""
-    return np.arange(len(owners)) - np.searchsorted(owners, owners)
