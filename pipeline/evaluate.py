@@ -34,7 +34,8 @@ def main() -> None:
     params = load_params().evaluate
     ensure_writable(OUT, needed_bytes=20_000_000)
     bundle = load_bundle(BUNDLE)
-    images, manifest, history = open_pack(IMAGES), read_manifest(MANIFEST), read_history(HISTORY)
+    images, history = open_pack(IMAGES), read_history(HISTORY)
+    manifest = read_manifest(MANIFEST, len(images))
     out_of_fold = read_out_of_fold(OUT_OF_FOLD, manifest)
 
     test = predict(bundle, images, manifest, "test")
@@ -48,7 +49,7 @@ def main() -> None:
         bytes=sum(file.stat().st_size for file in BUNDLE.iterdir()),
     )
 
-    facts = read_table(TABLE)
+    facts = read_table(TABLE, len(images))
     split = manifest.split("test")
     pixels = facts["pixels_sha256"].take(split.rows).to_pylist()
     write_table(predictions_table(replace(test, pixels=pixels, units=split.units)), OUT / "predictions.parquet")

@@ -34,7 +34,8 @@ DOCS = OUT / "data_docs"
 def main() -> None:
     params = load_params()
     settings, places = params.validate, setting_lines()
-    table, images, pairs = read_table(TABLE), open_pack(PACK), read_pairs(NEAR)
+    images = open_pack(PACK)
+    table, pairs = read_table(TABLE, len(images)), read_pairs(NEAR, len(images))
     decisions = read_decisions(Path(settings.decisions).expanduser()) if settings.decisions is not None else []
     fixed = read_fixed_splits(Path(settings.splits).expanduser()) if settings.splits is not None else []
     reference = find_reference(settings.reference)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from twinrun.cli.main import main as cli
+from twinrun.cli import main as cli
 
 
 @pytest.fixture

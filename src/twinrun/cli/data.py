@@ -183,7 +183,8 @@ def _drawn_splits(before: "list[FixedSplit]", out: Path) -> "list[FixedSplit]":
     from twinrun.dataset.table import read_table
     from twinrun.validate.fixed_splits import FixedSplit, fixed_splits
 
-    table, manifest = read_table(TABLE), read_manifest_table(MANIFEST)
+    manifest = read_manifest_table(MANIFEST)
+    table = read_table(TABLE, len(manifest))
     if table["id"] != manifest["id"]:
         raise DataError(f"{MANIFEST} is of other images than {TABLE}. Make it again: dvc repro validate")
     facts = {name: table[name].to_pylist() for name in ("path", "split", "pixels_sha256")}
@@ -274,16 +275,12 @@ def drift(
 
 
 def _read_findings(path: Path) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from twinrun.core.files import read_parquet
+    from twinrun.validate.results import findings_schema
 
     again = "dvc repro -f validate" if path == FINDINGS else "twinrun data check"
     try:
-        table = pq.read_table(path)
+        nulls = ("path", "action", "label")
+        return read_parquet(path, findings_schema(), "a table of findings", f"Create it again: {again}", nulls=nulls)
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Create it: {again.replace(' -f', '')}") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read ({error}). Create it again: {again}") from None
-    if missing := {"check", "path", "words", "action", "label"} - set(table.column_names):
-        raise DataError(f"{path} has no findings in it: it lacks {', '.join(sorted(missing))}. Create it: {again}")
-    return table

@@ -13,15 +13,16 @@ import os
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.errors import PublishError, os_problem
+from twinrun.core.errors import DataError, PublishError, os_problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,7 +96,7 @@ def folder_faults(folder: Path) -> list[str]:
             raise ValueError("sha256 is not a mapping")
     except FileNotFoundError:
         return [f"{folder / MANIFEST} is missing"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{folder / MANIFEST} cannot be read: {error}"]
     found = folder_hashes(folder)
     faults = [f"{folder / name} is missing" for name in wanted.keys() - found.keys()]
@@ -150,6 +151,50 @@ def write_table(table: "pa.Table", path: Path) -> None:
 
     with replacing(path) as temp:
         pq.write_table(table, temp, compression="zstd")
+
+
+def read_parquet(
+    path: Path,
+    schema: "pa.Schema",
+    what: str,
+    again: str,
+    *,
+    optional: Collection[str] = (),
+    nulls: Collection[str] | None = None,
+) -> "pa.Table":
+    """The columns of `schema` in a Parquet file, each of its type, with the metadata of the file.
+
+    Columns in `optional` that the file lacks are null. Values may be missing in the columns of `nulls` only, or
+    anywhere where that is None. Raises DataError, which says that the file is not `what` and how to make it `again`; a
+    missing file raises FileNotFoundError.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is no regular file")
+        # Not pq.read_table, which imports pandas and takes a second of every training.
+        with pq.ParquetFile(path) as file:
+            present = [name for name in schema.names if name in file.schema_arrow.names]
+            if lacking := [name for name in schema.names if name not in present and name not in optional]:
+                raise ValueError(f"it lacks the column {lacking[0]}")
+            table = file.read(columns=present)
+        if len(table.column_names) != len(set(table.column_names)):
+            raise ValueError("two of its columns have one name")
+        for name in set(schema.names) - set(present):
+            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
+        metadata = table.schema.metadata
+        table = table.select(schema.names).cast(schema.remove_metadata())
+        table.validate(full=True)  # text that is no UTF-8, offsets that lead out of the file
+        for name in schema.names:
+            if nulls is not None and name not in nulls and table[name].null_count:
+                raise ValueError(f"values of the column {name} are missing")
+        return table.replace_schema_metadata(metadata)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, ValueError, TypeError, KeyError, OSError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path} is not {what} ({error}). {again}") from None
 
 
 def ensure_writable(folder: Path, needed_bytes: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from twinrun.core.arrays import IntArray
 from twinrun.core.errors import DataError
-from twinrun.core.files import write_table
+from twinrun.core.files import read_parquet, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,12 +63,17 @@ class Manifest:
         return np.array([rows[name] for name in ids], np.int64)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read what `write_manifest` wrote; raises DataError where it is missing or not a manifest."""
+def read_manifest(path: Path, images: int | None = None) -> Manifest:
+    """Read what `write_manifest` wrote.
+
+    Raises DataError where it is missing or not a manifest, or names rows that a pack of `images` does not have.
+    """
     import pyarrow.compute as pc
 
     table = read_manifest_table(path)
     used = table.filter(pc.is_null(table["dropped"]))
+    if fault := _fault(used, images):
+        raise DataError(f"{path} is not a manifest of this pack ({fault}). Make it again: dvc repro -f validate")
     rows, ids = np.array(used["row"].to_pylist(), np.int64), used["id"].to_pylist()
     targets, names = np.array(used["target"].to_pylist(), np.int64), np.array(used["split"].to_pylist(), dtype=object)
     units = [unit or image_id for unit, image_id in zip(used[_UNIT].to_pylist(), ids, strict=True)]
@@ -94,21 +99,12 @@ def read_manifest_table(path: Path) -> "pa.Table":
 
     One of an earlier version lacks the columns for decisions and units, which are then null.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    nulls = ("label", "split", "dropped", "given", _DECISION, _UNIT)
+    again = "Make it again: dvc repro -f validate"
     try:
-        # Neither pq.read_table nor to_numpy, which import pandas and take a second of every training.
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-        for name in (_DECISION, _UNIT):
-            if name not in table.column_names:
-                table = table.append_column(name, pa.nulls(len(table), pa.string()))
-        return table.select(_schema().names)
+        return read_parquet(path, _schema(), "a manifest", again, optional=(_DECISION, _UNIT), nulls=nulls)
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Make it: dvc repro validate") from None
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
-        raise DataError(f"{path} is not a manifest ({error}). Make it again: dvc repro -f validate") from None
 
 
 def write_manifest(
@@ -145,6 +141,24 @@ def write_manifest(
         _UNIT: [None] * len(ids) if units is None else units,
     }
     write_table(pa.table(columns, schema=_schema()), path)
+
+
+def _fault(used: "pa.Table", images: int | None) -> str | None:
+    """What is wrong with the rows that may be used, or None."""
+    rows, splits, labels = (used[name].to_pylist() for name in ("row", "split", "label"))
+    if rows and (min(rows) < 0 or (images is not None and max(rows) >= images)):
+        return f"it names the rows {min(rows)} to {max(rows)} of {'some' if images is None else f'{images:,}'} images"
+    for name, values in (("row", rows), ("id", used["id"].to_pylist())):
+        if len(set(values)) != len(values):
+            return f"two usable images have the same {name}"
+    if unknown := {split for split in splits if split not in SPLITS}:
+        return f"it has the split {sorted(map(str, unknown))[0]!r}"
+    if None in labels:
+        return "a usable image has no label"
+    targets = used["target"].to_pylist()
+    if not len(set(labels)) == len(set(targets)) == len(set(zip(targets, labels, strict=True))):
+        return "its labels and their numbers differ"
+    return None
 
 
 def _schema() -> "pa.Schema":

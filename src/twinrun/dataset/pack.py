@@ -4,12 +4,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from twinrun.core.arrays import Pixels
 from twinrun.core.errors import DataError
 from twinrun.core.files import ensure_writable, replacing
+
+# What NumPy raises of a header that it did not write.
+_NO_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError, BadZipFile)
 
 
 def open_pack(path: Path) -> Pixels:
@@ -21,14 +25,16 @@ def open_pack(path: Path) -> Pixels:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Make it: dvc repro ingest") from None
-    except (ValueError, EOFError) as error:
+    except _NO_ARRAY as error:
         raise DataError(f"{path} is not a pack of images ({error}). Make it again: dvc repro -f ingest") from None
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+    is_array = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
+    if not is_array or images.shape[3] not in (1, 3):
         found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(
-            f"{path} should hold uint8 images (N, H, W, C) and holds {found}. Make it again: dvc repro -f ingest"
+            f"{path} should hold uint8 images (N, H, W, 1 or 3) and holds {found}. Make it again: dvc repro -f ingest"
         )
-    return images
+    pixels: Pixels = images
+    return pixels
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from twinrun.core.errors import DataError
+from twinrun.core.files import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,19 +31,22 @@ def pairs_table(pairs: Iterable[NearPair]) -> "pa.Table":
     return pa.Table.from_pylist([asdict(pair) for pair in pairs], _schema())
 
 
-def read_pairs(path: Path) -> list[NearPair]:
-    """Read what `pairs_table` made; raises DataError where it is missing or something else."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def read_pairs(path: Path, images: int | None = None) -> list[NearPair]:
+    """Read what `pairs_table` made.
 
+    Raises DataError where it is missing or something else, or names rows that a pack of `images` does not have.
+    """
+    what, again = "a table of near duplicates", "Create it again: dvc repro -f ingest"
     try:
-        return [NearPair(**row) for row in pq.read_table(path, columns=_schema().names).to_pylist()]
+        pairs = [NearPair(**row) for row in read_parquet(path, _schema(), what, again, nulls=()).to_pylist()]
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Make it: dvc repro ingest") from None
-    except (pa.ArrowInvalid, OSError, TypeError) as error:
-        raise DataError(
-            f"{path} is not a table of near duplicates ({error}). Create it again: dvc repro -f ingest"
-        ) from None
+        raise DataError(f"{path} is missing. Create it: dvc repro ingest") from None
+    for pair in pairs:
+        if not 0 <= pair.first < pair.second or (images is not None and pair.second >= images):
+            raise DataError(f"{path} is not {what} (it pairs rows {pair.first} and {pair.second}). {again}")
+        if not 0 <= pair.distance <= 1 or pair.change not in get_args(Change):
+            raise DataError(f"{path} is not {what} (distance {pair.distance}, change {pair.change!r}). {again}")
+    return pairs
 
 
 def _schema() -> "pa.Schema":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinrun.core.errors import DataError
+from twinrun.core.files import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,14 +47,18 @@ def table_schema() -> "pa.Schema":
     )
 
 
-def read_table(path: Path) -> "pa.Table":
-    """Read the table; raises DataError where it is missing or lacks a column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def read_table(path: Path, images: int | None = None) -> "pa.Table":
+    """Read the table.
 
+    Raises DataError where it is missing, lacks a column or a value, or has not a row for each of `images` images.
+    """
+    again = "Make it again: dvc repro -f ingest"
     try:
-        return pq.read_table(path, columns=table_schema().names)
+        table = read_parquet(
+            path, table_schema(), "a table of images", again, nulls={*table_schema().names} - {"id", "path"}
+        )
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Make it: dvc repro ingest") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a table of images ({error}). Make it again: dvc repro -f ingest") from None
+    if images is not None and len(table) != images:
+        raise DataError(f"{path} has {len(table):,} rows and there are {images:,} images. {again}")
+    return table

@@ -1,6 +1,5 @@
 """A check of the whole set-up. It looks and changes nothing; every finding names the command that fixes it."""
 
-import json
 import os
 import platform
 import shlex
@@ -10,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from twinrun.core.errors import RecordError, TwinrunError, os_problem
+from twinrun.core.files import read_json
 from twinrun.record.card import (
     LOCK,
     NAMED_AS_SECRET,
@@ -373,10 +372,10 @@ def _holder(file: Path) -> tuple[int | None, str] | None:
         pass
     holder = file.with_name("train.holder.json")
     if file.name == "train.lock":
-        with suppress(OSError, ValueError, KeyError):
-            facts = json.loads(holder.read_bytes())
-            age_s = time.time() - facts["started"]
-            return int(facts["pid"]), f"by the training of process {facts['pid']}, for {_duration(age_s)}"
+        facts = read_json(holder)
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
+            trainer, age_s = int(facts["pid"]), time.time() - float(facts["started"])
+            return trainer, f"by the training of process {trainer}, for {_duration(age_s)}"
     pid = _who_has_open(file)
     return pid, f"by process {pid}{_age(pid)}" if pid else "by another process"
 
@@ -396,12 +395,12 @@ def _who_has_open(file: Path) -> int | None:
 def _dvc_holders(root: Path) -> set[tuple[int, str]]:
     import psutil
 
+    lock = read_json(root / ".dvc" / "tmp" / "rwlock")
     try:
-        lock: dict[str, Any] = json.loads((root / ".dvc" / "tmp" / "rwlock").read_bytes())
-    except (OSError, ValueError):
+        infos = [*lock.get("write", {}).values(), *(info for infos in lock.get("read", {}).values() for info in infos)]
+        return {(int(i["pid"]), str(i.get("cmd"))) for i in infos if i and psutil.pid_exists(int(i["pid"]))}
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):  # not what DVC writes
         return set()
-    infos = [*lock.get("write", {}).values(), *(info for infos in lock.get("read", {}).values() for info in infos)]
-    return {(int(i["pid"]), str(i.get("cmd"))) for i in infos if i and psutil.pid_exists(int(i["pid"]))}
 
 
 def _twins(root: Path) -> tuple[str, list[Finding]]:

@@ -209,7 +209,8 @@ def _scored_here(root: Path, tracker: Tracker, champion: Version, mine: Predicti
 
     with tempfile.TemporaryDirectory() as folder:
         bundle = load_bundle(fetch_bundle(tracker, champion, Path(folder)))
-    predictions = predict(bundle, open_pack(root / _PACK), read_manifest(root / _MANIFEST), "test")
+    images = open_pack(root / _PACK)
+    predictions = predict(bundle, images, read_manifest(root / _MANIFEST, len(images)), "test")
     return replace(predictions, pixels=mine.pixels) if predictions.ids == mine.ids else predictions
 
 

@@ -4,7 +4,6 @@ Out of fold, each image of the train, val and test splits was scored by a model 
 `train` writes these predictions where that is cheap; a table without rows means that there are none.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ import numpy as np
 from twinrun.core.errors import DataError
 from twinrun.dataset.manifest import Manifest
 from twinrun.evaluation.metrics import Scores
-from twinrun.evaluation.predictions import Predictions, require_same_classes
+from twinrun.evaluation.predictions import Predictions, read_scores, require_same_classes
 
 Source = Literal["test", "cross-validation"]
-_COLUMNS = ("id", "label", "probabilities", "fold")
 
 
 @dataclass(frozen=True)
@@ -100,21 +98,15 @@ def read_out_of_fold(path: Path, manifest: Manifest) -> OutOfFold | None:
 
     Raises DataError where the table is damaged, or where it is not of the manifest's images and classes.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     again = "Make it again: dvc repro -f train"
     try:
-        table = pq.read_table(path)
-        if missing := [name for name in _COLUMNS if name not in table.column_names]:
-            raise DataError(f"{path} lacks the column {missing[0]}. {again}")
-        if not len(table):
-            return None
-        classes = tuple(json.loads((table.schema.metadata or {})[b"classes"]))
+        table, classes, probabilities = read_scores(path, again)
     except FileNotFoundError:
         return None
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is not a table of predictions ({error}). {again}") from None
+    if not len(table):
+        return None
+    if table["fold"].null_count:
+        raise DataError(f"{path} lacks the column fold, or values of it. {again}")
     require_same_classes(classes, manifest.classes)
     ids = table["id"].to_pylist()
     targets = {
@@ -128,7 +120,7 @@ def read_out_of_fold(path: Path, manifest: Manifest) -> OutOfFold | None:
         Predictions(
             ids=ids,
             targets=np.array([targets[name] for name in ids], np.int64),
-            probabilities=np.array(table["probabilities"].to_pylist(), np.float64),
+            probabilities=probabilities,
             classes=classes,
         ),
         folds=len(set(table["fold"].to_pylist())),

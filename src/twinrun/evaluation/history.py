@@ -1,6 +1,7 @@
 """Reading the numbers of each epoch that training leaves behind. Refuses to know how they came about."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,11 @@ def read_history(path: Path) -> History:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         columns = {name: [float(row[name]) for row in rows] for name in _COLUMNS}
+        if not all(math.isfinite(value) for values in columns.values() for value in values):
+            raise ValueError("a number is not finite")
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Train first: dvc repro train.") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(
             f"{path} is not a training history with the columns {', '.join(_COLUMNS)}: {error}. "
             "Train again: dvc repro -f train."

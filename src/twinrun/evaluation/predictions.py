@@ -10,6 +10,7 @@ import numpy as np
 
 from twinrun.core.arrays import FloatArray, IntArray
 from twinrun.core.errors import DataError
+from twinrun.core.files import read_parquet
 from twinrun.core.sheet import sheet_text
 from twinrun.dataset.prediction_table import prediction_table
 
@@ -127,29 +128,48 @@ def read_predictions(path: Path) -> Predictions:
 
     Raises DataError, naming the file, where it is damaged or of another kind.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    again = "Evaluate again: dvc repro evaluate"
     try:
-        table = pq.read_table(path)
+        table, names, probabilities = read_scores(path, again)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. {again}") from None
+    places = {name: place for place, name in enumerate(names)}
+    pixels, units = (table[name].to_pylist() for name in ("pixels_sha256", "unit"))
+    return Predictions(
+        ids=table["id"].to_pylist(),
+        targets=np.array([places[label] for label in table["label"].to_pylist()], np.int64),
+        probabilities=probabilities,
+        classes=names,
+        pixels=None if None in pixels else pixels,
+        units=None if all(unit is None for unit in units) else units,
+    )
+
+
+def read_scores(path: Path, again: str) -> "tuple[pa.Table, tuple[str, ...], FloatArray]":
+    """A table that `prediction_table` wrote, its C classes, and the probabilities of its N images, shape (N, C).
+
+    Columns that it lacks, of those that are not always there, are null. Raises DataError where it is damaged or of
+    another kind; a missing file raises FileNotFoundError.
+    """
+    import pyarrow as pa
+
+    text = pa.string()
+    always = {"id": text, "label": text, "probabilities": pa.list_(pa.float64())}
+    sometimes = {"fold": pa.int64(), "pixels_sha256": text, "unit": text}
+    what = "a table of predictions"
+    table = read_parquet(path, pa.schema(always | sometimes), what, again, optional=sometimes, nulls=sometimes)
+    try:
         names = tuple(json.loads((table.schema.metadata or {})[b"classes"]))
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError("its classes are not texts")
-        labels = [names.index(label) for label in table["label"].to_pylist()]
-        probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(labels), len(names))
-        if not np.isfinite(probabilities).all():
-            raise ValueError("some probabilities are not finite")
-        optional = {name: table[name].to_pylist() for name in ("pixels_sha256", "unit") if name in table.column_names}
-        return Predictions(
-            ids=table["id"].to_pylist(),
-            targets=np.array(labels, np.int64),
-            probabilities=probabilities,
-            classes=names,
-            pixels=optional.get("pixels_sha256"),
-            units=optional.get("unit"),
-        )
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a table of predictions ({error}). Evaluate again: dvc repro evaluate") from None
+        if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+            raise ValueError("its classes are not texts, each of its own")
+        if unknown := sorted(set(table["label"].to_pylist()) - set(names)):
+            raise ValueError(f"the label {unknown[0]!r} is not one of its classes")
+        probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(table), len(names))
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():
+            raise ValueError("some probabilities are not between 0 and 1")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is not {what} ({error}). {again}") from None
+    return table, names, probabilities
 
 
 def confusion_csv(predictions: Predictions) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from twinrun.core.errors import os_problem
 from twinrun.core.files import folder_faults, replacing, replacing_folder, write_json
+from twinrun.core.printing import one_line
 
 _KEPT = 2
 _TENSORS = "state.safetensors"
@@ -57,18 +58,24 @@ class Checkpoints:
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that verifies, or None, and a warning for each that was passed over."""
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
         warnings: list[str] = []
         for folder in self._folders():
             try:
+                epoch = int(folder.name.removeprefix("epoch-"))
                 faults = folder_faults(folder)
                 if not faults:
                     facts = json.loads((folder / _FACTS).read_bytes())
                     tensors = load((folder / _TENSORS).read_bytes())
-                    return Checkpoint(int(folder.name.removeprefix("epoch-")), tensors, facts), warnings
+                    if not isinstance(facts, dict):
+                        raise ValueError(f"{_FACTS} holds no object")
+                    return Checkpoint(epoch, tensors, facts), warnings
             except OSError as error:
                 faults = [os_problem(error)]
+            except (ValueError, RecursionError, SafetensorError) as error:
+                faults = [one_line(str(error))]
             warnings.append(f"Checkpoint {folder} does not verify and is passed over: {faults[0]}")
         return None, warnings
 

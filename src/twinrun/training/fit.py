@@ -4,11 +4,13 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from twinrun.core.arrays import Pixels
@@ -166,6 +168,16 @@ class _EpochBar(pl.callbacks.RichProgressBar):
         return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What a checkpoint keeps beside its tensors."""
+
+    history: list[EpochScores]
+    kept_epoch: int
+    elapsed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    steps_done: Annotated[int, Field(ge=0)]
+
+
 class _Progress(pl.Callback):
     """After each epoch: keeps the weights that count, writes the checkpoint, tells the world; stops when asked to."""
 
@@ -197,12 +209,17 @@ class _Progress(pl.Callback):
             return
         self._resumed = checkpoint
         self.resumed = True
-        self.earlier_s = self._elapsed_s = checkpoint.facts["elapsed_s"]
-        self.history = [EpochScores(**row) for row in checkpoint.facts["history"]]
-        self.kept_epoch = checkpoint.facts["kept_epoch"]
-        self.kept_tensors = _under(checkpoint.tensors, "kept.")
-        self._module.load_state_dict(_under(checkpoint.tensors, "module."))
-        self._module.steps_done = checkpoint.facts["steps_done"]
+        with self._explained():
+            facts = TypeAdapter(_Facts).validate_python(checkpoint.facts)
+            if [scores.epoch for scores in facts.history] != list(range(1, checkpoint.epoch + 1)):
+                raise ValueError(f"its history is not that of {checkpoint.epoch} epochs")
+            if not 1 <= facts.kept_epoch <= checkpoint.epoch:
+                raise ValueError(f"it keeps epoch {facts.kept_epoch} of {checkpoint.epoch}")
+            self.kept_tensors = _under(checkpoint.tensors, "kept.")
+            self._module.load_state_dict(_under(checkpoint.tensors, "module."))
+        self.earlier_s = self._elapsed_s = facts.elapsed_s
+        self.history, self.kept_epoch = facts.history, facts.kept_epoch
+        self._module.steps_done = facts.steps_done
         if rank() == 0:
             print(
                 f"Resuming after epoch {checkpoint.epoch} of {self._params.epochs} from {self._checkpoints.folder}",
@@ -210,6 +227,18 @@ class _Progress(pl.Callback):
             )
             for scores in self.history:
                 self._on_epoch(scores, None)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what does not fit this training, in a checkpoint whose hashes are right, into a TrainingError."""
+        try:
+            yield
+        except (ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+            folder = self._checkpoints.folder
+            raise TrainingError(
+                f"The newest checkpoint in {folder} is not one that this training wrote: {error}\n"
+                f"Remove it and train from the start: rm -r {folder}"
+            ) from None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._stop.install()  # again, since Lightning has installed its own, which would end the process with 0
@@ -222,7 +251,8 @@ class _Progress(pl.Callback):
                 + "\nGive them the same code, params, data and processors."
             )
         if self._resumed is not None:
-            _load_optimizer(trainer.optimizers[0], self._resumed)
+            with self._explained():
+                _load_optimizer(trainer.optimizers[0], self._resumed)
             self._resumed = None
         self._stop_together()
 

@@ -1,6 +1,7 @@
 """Stopping cleanly, and one training at a time: signals, a vanished parent, and the lock of an output folder."""
 
 import json
+import math
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from types import FrameType
 import psutil
 
 from twinrun.core.errors import InterruptedTraining, LockHeldError
-from twinrun.core.files import explained
+from twinrun.core.files import explained, read_json
 from twinrun.core.printing import print
 from twinrun.training.launch import launch
 
@@ -128,12 +129,12 @@ def training_lock(folder: Path) -> Iterator[None]:
 
 
 def _described(holder: Path) -> str:
-    try:
-        facts = json.loads(holder.read_text(encoding="utf-8"))
-        age_s = max(0.0, time.time() - facts["started"])
-        return f"Another training, process {facts['pid']}, has been writing to this project for {age_s:.0f} s."
-    except (OSError, ValueError, KeyError):
+    facts = read_json(holder)
+    pid, started = facts.get("pid"), facts.get("started")
+    if not isinstance(pid, int) or not isinstance(started, int | float) or not math.isfinite(started):
         return "Another training is writing to this project."
+    age_s = max(0.0, time.time() - started)
+    return f"Another training, process {pid}, has been writing to this project for {age_s:.0f} s."
 
 
 def _quiet_code(code: int) -> int:

@@ -97,7 +97,8 @@ def prepare_job(
     That is DataError for a batch larger than the training set, ModelError for an unknown network or one that cannot
     take the images, TrainingError for a GPU that is not there.
     """
-    images, manifest = open_pack(pack), read_manifest(manifest_file)
+    images = open_pack(pack)
+    manifest = read_manifest(manifest_file, len(images))
     for name in ("train", "val"):
         if len(manifest.split(name)) == 0:
             raise DataError(

@@ -32,5 +32,6 @@ def champion_facts(root: Path, tracker: Tracker, model_name: str) -> Columns:
 
 def facts_used(table: Path, manifest: Path) -> Columns:
     """The facts of the images that a manifest lets be used, as columns. Raises DataError where a file is missing."""
-    used = reference_table(read_table(table), read_manifest_table(manifest))
+    rows = read_manifest_table(manifest)
+    used = reference_table(read_table(table, len(rows)), rows)
     return {name: used[name].to_pylist() for name in used.column_names}

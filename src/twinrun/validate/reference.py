@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinrun.core.errors import DataError
+from twinrun.core.files import read_parquet
+from twinrun.dataset.table import table_schema
 from twinrun.validate.evidence import Reference
 
 if TYPE_CHECKING:
@@ -44,15 +46,11 @@ def read_reference(path: Path, named_by: str, name: str) -> Reference:
 
     Raises DataError where the file is missing or no table of facts.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    schema, always = table_schema(), {"path", "label", "pixels_sha256"}
+    again = f"Name another table of facts ({named_by})."
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path, schema, "a table of facts", again, optional={*schema.names} - always)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Name another table of facts ({named_by}).") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a table of facts ({named_by}): {error}") from None
-    if missing := {"path", "label", "pixels_sha256"} - set(table.column_names):
-        raise DataError(f"{path} is not a table of facts ({named_by}): it has no column {', '.join(sorted(missing))}.")
-    return Reference({column: table[column].to_pylist() for column in table.column_names}, name)
+        raise DataError(f"{path} is missing. {again}") from None
+    known = [name for name in schema.names if name in always or table[name].null_count < len(table)]
+    return Reference({name: table[name].to_pylist() for name in known}, name)

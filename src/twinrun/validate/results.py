@@ -88,8 +88,15 @@ def findings_table(verdict: Verdict, table: "pa.Table") -> "pa.Table":
                         "label": proposal.label if proposal else None,
                     }
                 )
+    return pa.Table.from_pylist(rows, findings_schema())
+
+
+def findings_schema() -> "pa.Schema":
+    """The columns of `findings_table`."""
+    import pyarrow as pa
+
     names = ("check", "severity", "path", "words", "action", "label")
-    return pa.Table.from_pylist(rows, pa.schema({**{name: pa.string() for name in names}, "violation": pa.int64()}))
+    return pa.schema({**{name: pa.string() for name in names}, "violation": pa.int64()})
 
 
 def distributions_csv(verdict: Verdict, table: "pa.Table") -> str:
