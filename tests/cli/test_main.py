@@ -17,7 +17,7 @@ import pytest
 from tracking_support import HASHES, evaluate, free_port, runs, train, train_really, wait_for
 
 from pipeline import register
-from twinrun.cli.main import main as cli
+from twinrun.cli import main as cli
 from twinrun.core.files import write_json
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from twinrun.cli.main import main as cli
+from twinrun.cli import main as cli
 from twinrun.models.bundle import load_bundle
 from twinrun.models.predict import probabilities
 

@@ -14,7 +14,7 @@ from training_support import REPOSITORY, git
 
 from pipeline import register
 from twinrun import before_dvc
-from twinrun.cli.main import main as cli
+from twinrun.cli import main as cli
 from twinrun.core.errors import PublishError, RepositoryError, os_problem, run_main
 from twinrun.core.files import write_json
 from twinrun.doctor.doctor import examine

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tracking_support import free_port, train
 
-from twinrun.cli.main import main as cli
+from twinrun.cli import main as cli
 from twinrun.core.errors import TrackingError
 from twinrun.tracking.store import find_tracker, require_reachable
 

@@ -114,7 +114,7 @@ def test_the_exit_code_of_the_command_is_its_verdict(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from twinrun.cli.main import main as cli
+    from twinrun.cli import main as cli
 
     happened(trained)
     monkeypatch.setattr(sys, "argv", ["twinrun", "reproduce", first_run(trained)])
@@ -250,7 +250,7 @@ def test_a_stopped_twin_leaves_nothing_behind(trained: Path, number: signal.Sign
 
 def _reproduce(run_id: str, said: int) -> None:
     """The command, in a process of its own."""
-    from twinrun.cli.main import main as cli
+    from twinrun.cli import main as cli
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell began with & ignore it
     os.dup2(said, 1)
