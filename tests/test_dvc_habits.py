@@ -236,6 +236,25 @@ def test_an_experiment_apart_from_the_workspace_wants_the_folder_added(
     assert "Ran experiment" in dvc(project, "exp", "run", "--temp", "-S", "ingest.size_px=9")
 
 
+def test_status_hashes_an_added_folder_once_and_sees_what_changed_since(
+    ingested: Callable[[bool], Path], tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(ingested(True), tmp_path / "project", symlinks=True))
+    dvc(project, "repro")
+
+    said = dvc(project, "status", "-v")
+    assert "up to date" in said
+    (images,) = re.findall(r"md5: (\w+\.dir)", (project / f"{PHOTOS}.dvc").read_text())
+    assert said.count(f"built tree 'object {images}'") == 1
+    next((project / PHOTOS).rglob("*.bmp")).unlink()
+    said = dvc(project, "status")
+
+    assert re.search(rf"^{PHOTOS}\.dvc:\n\tchanged outs:\n\t\tmodified: +{PHOTOS}$", said, re.MULTILINE)
+    assert re.search(rf"^ingest:\n\tchanged deps:\n\t\tmodified: +{PHOTOS}$", said, re.MULTILINE)
+    dvc(project, "repro")
+    assert "up to date" in dvc(project, "status")
+
+
 def test_a_folder_outside_the_project_is_watched_and_read_by_an_experiment_apart(
     ingested: Callable[[bool], Path], tmp_path: Path
 ) -> None:
