@@ -9,6 +9,7 @@ import pytest
 from twinrun.twins.difference import (
     Differences,
     MetricPair,
+    class_changes,
     compare_cards,
     compare_images,
     compare_metrics,
@@ -125,6 +126,23 @@ def test_images_are_told_apart_by_what_happened_to_them() -> None:
         "d.png": "removed",
         "e.png": "added",
     }
+
+
+def test_a_renamed_image_is_one_change_and_a_renamed_class_one_sentence() -> None:
+    before = _images(a=("metal", "1"), b=("metal", "2"), c=("paper", "3"), d=("paper", "4"), e=("glass", "5"))
+    after = _images(f=("metall", "1"), g=("metall", "2"), c=("paper", "3"), h=("wood", "9"))
+
+    images = [str(change) for change in compare_images(before, after)]
+    classes = class_changes(before.to_pydict(), after.to_pydict())
+
+    assert images[:2] == ["a.png: renamed to f.png", "b.png: renamed to g.png"]
+    assert images[2:] == ["d.png: removed", "e.png: removed", "h.png: added"]
+    assert classes == [
+        'Class "glass" is gone (1 image).',
+        'Class "metal" is renamed to "metall" (2 identical images).',
+        'Class "wood" is new (1 image).',
+        "2 images of before are gone.",
+    ]
 
 
 def test_an_image_that_moved_to_another_split_or_that_a_person_relabelled_is_named() -> None:

@@ -4,6 +4,7 @@ Whatever is slow to import is imported by the command that needs it, so that `tw
 """
 
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ import typer
 from twinrun.cli import data as data_commands
 from twinrun.cli import predict as predict_command
 from twinrun.core.errors import TrackingError, TwinrunError, duration, os_problem, run_main
-from twinrun.core.printing import add_row, draw, print
+from twinrun.core.printing import add_row, draw, one_line, print
 
 if TYPE_CHECKING:
     from twinrun.tracking.promotions import Judgement
@@ -147,6 +148,8 @@ def promote(
     """
     from twinrun.core.params import load_params
     from twinrun.evaluation.champion import judge_version, used_sentence
+    from twinrun.twins.champion_data import champion_facts
+    from twinrun.twins.difference import class_changes
 
     registry, params = _registry(model), load_params().register
 
@@ -158,6 +161,12 @@ def promote(
     print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
     if (test_set := registry.history()[-1].test_set) is not None:
         print(used_sentence(registry.uses(test_set)))
+    if promotion.before is not None:
+        with suppress(TwinrunError):  # the facts of one of them are neither here nor in DVC's remote
+            versions = (str(promotion.before), str(promotion.after))
+            facts = (champion_facts(Path.cwd(), registry.tracker, promotion.name, each) for each in versions)
+            for line in class_changes(*facts):
+                print(one_line(line))
 
 
 @app.command()

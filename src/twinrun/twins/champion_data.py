@@ -13,13 +13,13 @@ from twinrun.validate.reference import reference_table
 Columns = dict[str, list[object]]
 
 
-def champion_facts(root: Path, tracker: Tracker, model_name: str) -> Columns:
-    """The facts of the images that the champion of `model_name` was trained, validated and tested on, as columns.
+def champion_facts(root: Path, tracker: Tracker, model_name: str, version: str = "champion") -> Columns:
+    """The facts of the images that the champion, or a version, was trained, validated and tested on, as columns.
 
     They are found by the hashes on its run's card, in the workspace, DVC's cache or its remote. Raises DataError where
     they are nowhere, and TrackingError where there is no champion.
     """
-    card = find_run(tracker, f"{model_name}@champion", model_name).card
+    card = find_run(tracker, f"{model_name}@champion" if version == "champion" else version, model_name).card
     files = recorded_files(root, card) if card is not None else {}
     table, manifest = (files[name].path if name in files else None for name in (TABLE, MANIFEST))
     if table is None or manifest is None:

@@ -1,6 +1,7 @@
 """What differs between two runs: code, params, data, environment, hardware; then results. Pure: no files."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -156,17 +157,25 @@ def compare_images(
     before_manifest: "pa.Table | None" = None,
     after_manifest: "pa.Table | None" = None,
 ) -> list[ImageChange]:
-    """Images added, removed, relabelled, changed, or used otherwise, by the tables of two packs and their manifests."""
+    """Images added, removed, renamed, relabelled, changed, or used otherwise, by the tables of two packs and manifests.
+
+    An image that is gone and one with the same pixels that is new are one image, which was renamed.
+    """
     old, new = _by_id(before), _by_id(after)
+    renamed = _renamed(old, new)
     old_use, new_use = _by_id(before_manifest), _by_id(after_manifest)
     found = []
-    for each in sorted(old.keys() | new.keys(), key=lambda each: str((old.get(each) or new[each])["path"])):
+    for each in sorted(
+        (old.keys() | new.keys()) - set(renamed.values()), key=lambda each: str((old.get(each) or new[each])["path"])
+    ):
         facts, now = old.get(each), new.get(each)
         use, new_use_of = _use(old_use.get(each)), _use(new_use.get(each))
         path = str((facts or now or {})["path"])
         what = []
         if facts is None:
             what, use = ["added"], new_use_of
+        elif each in renamed:
+            what = [f"renamed to {new[renamed[each]]['path']}"]
         elif now is None:
             what = ["removed"]
         else:
@@ -183,6 +192,27 @@ def compare_images(
         if what:
             found.append(ImageChange(each, path, ", ".join(what), use))
     return found
+
+
+def class_changes(before: Mapping[str, Sequence[Any]], after: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A sentence for each class that is renamed, gone or new, and for images that are gone; [] where there is none.
+
+    Takes facts as columns: `label` and `pixels_sha256`, an entry for each image that is used. A class is renamed where
+    more than half of its images are in one new class.
+    """
+    old, new = _pixels_by_class(before), _pixels_by_class(after)
+    gone, added = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
+    lines = []
+    for name in gone:
+        same, other = max(((sum((old[name] & new[each]).values()), each) for each in added), default=(0, ""))
+        if 2 * same > old[name].total():
+            lines.append(f'Class "{name}" is renamed to "{other}" ({same:,} identical {_images(same)}).')
+            added.remove(other)
+        else:
+            lines.append(f'Class "{name}" is gone ({old[name].total():,} {_images(old[name].total())}).')
+    lines += [f'Class "{name}" is new ({new[name].total():,} {_images(new[name].total())}).' for name in added]
+    lost = (sum(old.values(), Counter()) - sum(new.values(), Counter())).total()
+    return lines + ([f"{lost:,} {_images(lost)} of before {'is' if lost == 1 else 'are'} gone."] if lost else [])
 
 
 def compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[MetricPair]:
@@ -290,6 +320,27 @@ def _interval(metrics: Mapping[str, Any], name: str) -> tuple[float, float] | No
 
 def _by_id(table: "pa.Table | None") -> dict[str, dict[str, Any]]:
     return {} if table is None else {row["id"]: row for row in table.to_pylist()}
+
+
+def _renamed(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The ids of images before and now that have the same pixels under another name, one for one."""
+    waiting: dict[str, list[str]] = {}
+    for each in sorted(new.keys() - old.keys(), key=lambda each: str(new[each]["path"]), reverse=True):
+        if new[each]["pixels_sha256"]:
+            waiting.setdefault(new[each]["pixels_sha256"], []).append(each)
+    gone = sorted(old.keys() - new.keys(), key=lambda each: str(old[each]["path"]))
+    return {each: waiting[pixels].pop() for each in gone if waiting.get(pixels := old[each]["pixels_sha256"])}
+
+
+def _pixels_by_class(columns: Mapping[str, Sequence[Any]]) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for label, pixels in zip(columns["label"], columns["pixels_sha256"], strict=True):
+        found.setdefault(str(label), Counter())[str(pixels)] += 1
+    return found
+
+
+def _images(number: int) -> str:
+    return "image" if number == 1 else "images"
 
 
 def _use(row: Mapping[str, Any] | None) -> str | None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.core.errors import TwinError
-from twinrun.core.printing import add_row
+from twinrun.core.printing import add_row, one_line
 from twinrun.record.card import LOCK
 from twinrun.tracking.runs import RunFacts
 from twinrun.tracking.store import Tracker
+from twinrun.twins.champion_data import facts_used
 from twinrun.twins.difference import (
     KINDS,
     Change,
@@ -18,6 +19,7 @@ from twinrun.twins.difference import (
     ImageChange,
     MetricPair,
     PredictionChange,
+    class_changes,
     compare_cards,
     compare_metrics,
     compare_predictions,
@@ -37,6 +39,7 @@ class RunDiff:
     after: RunFacts
     differences: Differences
     files: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
     images: list[ImageChange] = field(default_factory=list)
     metrics: list[MetricPair] = field(default_factory=list)
     predictions: list[PredictionChange] = field(default_factory=list)
@@ -98,6 +101,8 @@ def _compare_images(root: Path, cards: list[Mapping[str, Any]], diff: RunDiff) -
     if not diff.differences.deciding["data"]:
         return
     diff.images = compare_data(found[0], found[1])
+    if all(name in each for each in found for name in (TABLE, MANIFEST)):
+        diff.classes = class_changes(*(facts_used(each[TABLE], each[MANIFEST]) for each in found))
     if not diff.images and any(name not in each for each in found for name in NEEDED):
         lacking = [name for name in (TABLE, MANIFEST) if any(name not in each for each in found)]
         diff.notes.append(f"Which images differ cannot be told: {', '.join(lacking)} of a run is not in the DVC cache.")
@@ -139,6 +144,8 @@ def draw(diff: RunDiff) -> list[Any]:
             parts.append(_changes(kind, diff.differences.changes[kind]))
         if kind == "code" and diff.files:
             parts.append(_list("files changed between the commits", diff.files))
+        if kind == "data" and diff.classes:
+            parts += [one_line(line) for line in diff.classes]
         if kind == "data" and diff.images:
             parts.append(_list("images", [str(change) for change in diff.images]))
     if same:
