@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tracking_support import evaluate, train
+from tracking_support import AB, CD, evaluate, train
 
 from pipeline import register
 from twinrun.cli.main import app
@@ -47,20 +47,56 @@ def _twinrun(*arguments: str) -> int:
     return 0
 
 
-def _registered(project: Path, known: bool) -> None:
+def _registered(project: Path, known: bool, weights_hash: str = AB) -> None:
     md5 = {str(name): file_md5(project / name) if known else "0" * 32 for name in (TABLE, MANIFEST)}
     lock = {
         "ingest": {"outs": {str(TABLE): md5[str(TABLE)]}},
         "validate": {"outs": {str(MANIFEST): md5[str(MANIFEST)]}},
     }
-    journal = train(project, end=False)
+    journal = train(project, end=False, weights_hash=weights_hash)
     card = json.loads((project / "data/out/train/card.json").read_bytes())
     write_json({**card, "dvc_lock": lock}, project / "data/out/train/card.json")
     journal.artifact(project / "data/out/train/card.json")
     journal.end()
     journal.copy_to(project / "data/out/train/journal.jsonl")
-    evaluate(project)
+    evaluate(project, weights_hash=weights_hash)
     register.main()
+
+
+def _cache(project: Path) -> None:
+    """Put table and manifest into DVC's cache."""
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    for name in (TABLE, MANIFEST):
+        md5 = file_md5(project / name)
+        (project / ".dvc/cache/files/md5" / md5[:2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(project / name, project / ".dvc/cache/files/md5" / md5[:2] / md5[2:])
+
+
+def test_promote_says_which_class_has_another_name_and_how_many_images_are_gone(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = dict.fromkeys(table_schema().names)
+    rows = [columns | {"id": str(i), "path": f"{i}.png", "label": "cat", "pixels_sha256": str(i)} for i in range(3)]
+    write_table(pa.Table.from_pylist(rows, table_schema()), project / TABLE)
+    _registered(project, known=True)
+    _twinrun("promote", "1")
+    _cache(project)
+    write_manifest(
+        project / MANIFEST,
+        ids=["0", "1", "2"],
+        labels=["kitten", "dog", "kitten"],
+        splits=["train"] * 3,
+        dropped=[None, "a person's decision", None],
+        given=["cat"] * 3,
+    )
+    _registered(project, known=True, weights_hash=CD)
+
+    _twinrun("promote", "2", "--force", "--reason", "try it")
+
+    said = capsys.readouterr().out
+    assert 'Class "cat" is renamed to "kitten" (1 identical image).' in said
+    assert 'Class "dog" is gone (1 image).' in said
+    assert "1 image of before is gone." in said
 
 
 def test_the_data_of_the_champion_are_compared_with_those_of_now_and_promoting_writes_no_file(
@@ -72,10 +108,7 @@ def test_the_data_of_the_champion_are_compared_with_those_of_now_and_promoting_w
     promoted = set((project / "data").rglob("*"))
 
     same = _twinrun("data", "drift")
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
-    md5 = file_md5(project / MANIFEST)
-    (project / ".dvc/cache/files/md5" / md5[:2]).mkdir(parents=True)
-    shutil.copy(project / MANIFEST, project / ".dvc/cache/files/md5" / md5[:2] / md5[2:])
+    _cache(project)
     write_manifest(
         project / MANIFEST,
         ids=["0", "1", "2"],
