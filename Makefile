@@ -29,7 +29,7 @@ python -m twinrun.tracking.relocate
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test check format ui serve chaos bench bench-data lock setup help
+.PHONY: repro test check format ui serve docs chaos bench bench-data lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
@@ -49,6 +49,9 @@ ui: setup  ## show runs, pictures and the registry in MLflow (PORT=5001 for anot
 
 serve: setup  ## answer requests with the champion at http://127.0.0.1:5001 (MODEL=name for another model)
 	@$(ACTIVATE) && mlflow models serve --model-uri "models:/$(MODEL)@champion" --env-manager local --port 5001
+
+docs: setup  ## build the documentation into site/, offline; a dead link is an error
+	@$(ACTIVATE) && zensical build --clean --strict
 
 chaos: setup  ## inject faults into real runs, here and in a plain stack, and print what they cost (more than an hour)
 	@$(ACTIVATE) && python -m benchmarks.chaos --json chaos.json $(CHAOS)

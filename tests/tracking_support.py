@@ -76,6 +76,11 @@ def tracked_project(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyP
     return folder
 
 
+def project_with_store(tracked_project: Path) -> Path:
+    """What `project` is in the tests of these folders: one with a store of its own."""
+    return tracked_project
+
+
 def train(project: Path, *, epochs: int = 3, weights_hash: str = AB, end: bool = True, dvc: bool = True) -> Journal:
     """Leave what the train stage leaves: a bundle, a card, a history, a journal that waits."""
     out = project / "data/out/train"

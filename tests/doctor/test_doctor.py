@@ -207,14 +207,14 @@ def test_images_that_were_changed_since_ingest_read_them_are_named(trained: Path
     assert f"and has {len(images) - 1} files" in changed.problem
 
 
-def test_a_module_that_dvc_yaml_does_not_name_is_to_be_added(trained: Path) -> None:
-    lines = (trained / "dvc.yaml").read_text().splitlines(keepends=True)
-    (trained / "dvc.yaml").write_text("".join(line for line in lines if "data/augment.py" not in line))
+def test_code_that_dvc_yaml_does_not_name_is_to_be_added(trained: Path) -> None:
+    text = (trained / "dvc.yaml").read_text()
+    (trained / "dvc.yaml").write_text(text.replace("src/twinrun/models, src/twinrun/training]", "src/twinrun/models]"))
 
     (finding,) = findings(trained, "dvc.yaml")
 
     assert "the deps of train" in finding.problem
-    assert "add src/twinrun/training/augment.py" in finding.problem
+    assert "add src/twinrun/training" in finding.problem
 
 
 def test_a_tracker_that_is_away_is_one_finding_and_the_rest_is_looked_at(
@@ -407,3 +407,9 @@ def test_what_is_missing_in_the_cache_and_is_here_is_fixed_by_a_commit(trained: 
     found = findings(trained, "data")
 
     assert any(PACK in finding.problem and finding.fix == "dvc commit ingest" for finding in found)
+
+
+def test_a_merge_conflict_in_dvc_lock_is_a_finding(trained: Path) -> None:
+    (trained / "dvc.lock").write_text("schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: []\n>>>>>>> theirs\n")
+
+    assert any("merge conflict" in finding.problem for finding in findings(trained, "data"))

@@ -289,7 +289,7 @@ def test_doctor_names_what_dvc_never_wrote_into_its_lock_and_looks_at_nothing_ou
 
     printed = twinrun("doctor", "--deep")
 
-    assert "dvc.lock has an entry that no DVC writes: outs of train: {'path': '../home/.bashrc'" in printed
+    assert "dvc.lock cannot be used: an entry that no DVC writes: outs of train: {'path': '../home/.bashrc'" in printed
     assert "outs of train: 7" in printed
 
 

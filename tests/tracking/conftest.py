@@ -1,10 +1,6 @@
 """In these tests a project is one with a store of its own."""
 
-from pathlib import Path
-
 import pytest
+from tracking_support import project_with_store
 
-
-@pytest.fixture
-def project(tracked_project: Path) -> Path:
-    return tracked_project
+project = pytest.fixture(project_with_store)

@@ -449,7 +449,7 @@ def _data(root: Path, deep: bool) -> tuple[str, list[Finding]]:
         if md5
     ]
     findings = [
-        Finding(f"dvc.lock has an entry that no DVC writes: {fault}", "git checkout dvc.lock, or dvc repro")
+        Finding(f"dvc.lock cannot be used: {fault}", "git checkout --ours dvc.lock (or --theirs), then dvc repro")
         for fault in lock_faults(root)
     ]
     if not outs:

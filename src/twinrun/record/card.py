@@ -24,6 +24,7 @@ from twinrun.record.secret_scan import find_secret, is_secret
 
 LOCK = "requirements.lock"
 DVC_LOCK = "dvc.lock"
+_UNREADABLE = object()
 # `make setup` alone believes the mark that it left.
 REINSTALL = "rm -f .venv/.made-from && make setup"
 LARGEST_UNTRACKED_BYTES = 1_000_000
@@ -208,8 +209,12 @@ def collect_dvc_lock(root: Path) -> dict[str, Any]:
 
 
 def lock_faults(root: Path) -> list[str]:
-    """The entries of dvc.lock that are left out, since no DVC writes such."""
-    return read_lock(_lock_content(root))[1]
+    """What is wrong with dvc.lock: that it cannot be read at all, or the entries that no DVC writes."""
+    content = _lock_content(root)
+    if content is _UNREADABLE:
+        conflict = any(line.startswith("<<<<<<< ") for line in _lines(root / DVC_LOCK))
+        return ["git left a merge conflict in it" if conflict else "it is not YAML"]
+    return [f"an entry that no DVC writes: {entry}" for entry in read_lock(content)[1]]
 
 
 def recorded_size(root: Path, stage: str, path: str) -> tuple[int, int] | None:
@@ -229,8 +234,14 @@ def _lock_content(root: Path) -> Any:
 
     try:
         return YAML(typ="safe", pure=True).load((root / DVC_LOCK).read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, YAMLError, RecursionError):
+    except FileNotFoundError:
         return None
+    except (UnicodeDecodeError, YAMLError, RecursionError):
+        return _UNREADABLE
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def collect_environment(root: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from twinrun.core.errors import RecordError
 from twinrun.core.files import explained, file_sha256
+from twinrun.record.card import collect_dvc_lock
 from twinrun.record.home import journals_folder, may_be_resumed
 from twinrun.record.journal import (
     ARTIFACTS,
@@ -248,7 +249,8 @@ class _Result:
             require_plain(place, self.workspace)
         lock = self.workspace / "dvc.lock"
         # While a stage runs, dvc.lock speaks of the run before.
-        if lock.is_file() and hashlib.md5(self.journal.read_bytes()).hexdigest() in lock.read_text(encoding="utf-8"):
+        recorded = collect_dvc_lock(self.workspace).get("train", {}).get("outs", {})
+        if hashlib.md5(self.journal.read_bytes()).hexdigest() in recorded.values():
             found["dvc.lock"] = (file_sha256(lock), lock)
         return found
 
