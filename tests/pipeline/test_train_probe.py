@@ -166,7 +166,7 @@ def test_a_flipped_byte_in_packaged_weights_is_found_before_they_are_parsed(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model": "resnet18", "pretrained": "imagenet"}, ["no ImageNet weights of resnet18", "data/pretrained"]),
+        ({"model": "lenet5", "pretrained": "imagenet"}, ["ImageNet weights of lenet5", "data/pretrained"]),
         ({"model": "resnet18", "pretrained": PACKAGE}, ["timm/tf_efficientnet_lite0", "train.model is resnet18"]),
         ({"model": "resnet18", "pretrained": "package:unheard-of"}, ["'unheard-of'", "efficientnet-lite0"]),
         ({"model": "resnet18", "pretrained": "data/gone.pth"}, ["data/gone.pth cannot be read: No such file"]),

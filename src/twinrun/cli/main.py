@@ -13,6 +13,7 @@ import typer
 
 from twinrun.cli import data as data_commands
 from twinrun.cli import predict as predict_command
+from twinrun.cli import weights as weights_commands
 from twinrun.core.errors import TrackingError, TwinrunError, duration, os_problem, run_main
 from twinrun.core.printing import add_row, draw, one_line, print
 
@@ -40,6 +41,8 @@ Before:
 [bold]twinrun data check photos[/bold]  look for leaks, wrong labels and unreadable images in any folder
 
 [bold]twinrun data mend[/bold]          propose drops and relabels for what validate found
+
+[bold]twinrun weights fetch resnet18[/bold]  fetch pretrained weights once, for train.pretrained: imagenet
 
 A day with it:
 
@@ -79,6 +82,7 @@ MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:
 
 
 app.add_typer(data_commands.app, name="data")
+app.add_typer(weights_commands.app, name="weights")
 app.command()(predict_command.predict)
 
 

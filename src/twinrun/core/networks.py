@@ -72,12 +72,7 @@ def unknown_network(name: str) -> str | None:
 def unfit_weights(setting: str, model: str) -> str | None:
     """Why `train.pretrained`, `imagenet` or `package:NAME`, has no weights for a network; None where it has."""
     if setting == IMAGENET:
-        if model in PACKAGE_MODELS.values():
-            return None
-        return (
-            f"there are no ImageNet weights of {model} in this environment, and no training downloads any; put a file "
-            f"of them into data/pretrained and name it here, or set train.model: {' or '.join(PACKAGE_MODELS.values())}"
-        )
+        return no_published_weights(model)
     if not setting.startswith(PACKAGE):
         return None
     package = setting.removeprefix(PACKAGE)
@@ -86,6 +81,16 @@ def unfit_weights(setting: str, model: str) -> str | None:
     if (wanted := PACKAGE_MODELS[package]) != model:
         return f"the weights in {package} are of {wanted}, and train.model is {model}; set train.model: {wanted}"
     return None
+
+
+def no_published_weights(model: str) -> str | None:
+    """Why nobody publishes ImageNet weights of a network; None where torchvision or timm may."""
+    if model not in OWN_MODELS:
+        return None
+    return (
+        f"nobody publishes ImageNet weights of {model}, which is Twinrun's own; put a file of weights into "
+        f"data/pretrained and name it here, or set train.model: {', '.join(_EXAMPLES)}, ..."
+    )
 
 
 def unfit_size(name: str, size: Size) -> str | None:

@@ -1,11 +1,12 @@
 """Pretrained weights to start from: found on this machine, checked by their hash, put into a network.
 
-Nothing is downloaded here, so that a training never depends on a network connection.
+A training downloads nothing, so that it never depends on a network connection; `fetch_weights` is a command's.
 """
 
 import hashlib
 import importlib.util
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.core.errors import ModelError
+from twinrun.core.files import ensure_writable, replacing_folder, write_json
 from twinrun.core.networks import IMAGENET, PACKAGE, PACKAGE_MODELS, unfit_weights
 from twinrun.models.architectures import find_head
+from twinrun.models.published import ORIGIN, WEIGHTS, download, find_weights, published_weights
 
 FOLDER = Path("data/pretrained")
 _SETTING = "params.yaml: train.pretrained"
@@ -25,7 +28,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Tensors by name, the sha256 of the file that they were read from, and the normalisation that they expect.
+    """Tensors by name, the sha256 of the file that they were published in, and the normalisation that they expect.
 
     `mean` and `std` have a value for each RGB channel, as shares of 255; None where the network has no convention.
     Where `in_order`, names differ from the network's and the tensors follow the order of its own.
@@ -62,18 +65,44 @@ def load_pretrained(setting: str, model: str) -> Pretrained:
     or it belongs to another network.
     """
     mean, std = _normalisation(model)
+    if setting == IMAGENET and model not in PACKAGE_MODELS.values():
+        found = find_weights(published_weights(model))
+        return Pretrained(_named_as_now(_parse(found.data, found.path)), found.sha256, mean, std)
     if setting == IMAGENET or setting.startswith(PACKAGE):
         package = _package(setting, model)
         data = _read(_file_of(package))
-        if (found := hashlib.sha256(data).hexdigest()) != package.sha256:
+        if (digest := hashlib.sha256(data).hexdigest()) != package.sha256:
             raise ModelError(
-                f"The pretrained weights in {_file_of(package)} were changed: their sha256 is {found}, and should be "
+                f"The pretrained weights in {_file_of(package)} were changed: their sha256 is {digest}, and should be "
                 f"{package.sha256} ({_SETTING}). They were not read. Install the package again."
             )
         return Pretrained(_parse(data, _file_of(package)), package.sha256, mean, std, in_order=True)
     path = Path(setting).expanduser()
     data = _read(path)
     return Pretrained(_parse(data, path), hashlib.sha256(data).hexdigest(), mean, std)
+
+
+def fetch_weights(model: str) -> tuple[Path, bool]:
+    """Keep the published weights of `model` below data/pretrained as safetensors: the folder, and whether it is new.
+
+    They are taken from the library's own cache, which they are downloaded into where it lacks them. Raises ModelError
+    where they are not published, cannot be downloaded, or are not what was published.
+    """
+    from safetensors.torch import save_file
+
+    published = published_weights(model)
+    if published.kept.is_dir() and find_weights(published).path.parent == published.kept:
+        return published.kept, False
+    ensure_writable(published.kept.parent, needed_bytes=int((published.size_mb or 0) * 1e6))
+    download(published)
+    found = find_weights(published)
+    tensors = _named_as_now(_parse(found.data, found.path))
+    with replacing_folder(published.kept) as temp:
+        # Copies, since a file of PyTorch may hold one tensor under two names, which safetensors refuses.
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, temp / WEIGHTS)
+        origin = {"model": model, "file": published.file, "url": published.url, "sha256": found.sha256}
+        write_json(origin, temp / ORIGIN)
+    return published.kept, True
 
 
 def start_from(network: nn.Module, pretrained: Pretrained, *, classes: int) -> None:
@@ -116,12 +145,20 @@ def _fitted(given: Tensor | None, own: Tensor) -> Tensor | None:
     return None
 
 
+def _named_as_now(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that networks use today: torchvision's files of DenseNet have older ones."""
+    old = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)")
+    return {old.sub(r"\1\2", name): tensor for name, tensor in tensors.items()}
+
+
 def _normalisation(model: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     if model.startswith("timm/"):
         import timm
 
         config: Any = timm.get_pretrained_cfg(model.removeprefix("timm/"))
         return (tuple(config.mean), tuple(config.std)) if config is not None else (None, None)
+    if model in ("googlenet", "inception_v3"):  # whose weights torchvision took over from another library
+        return (0.5,) * 3, (0.5,) * 3
     return (_IMAGENET_MEAN, _IMAGENET_STD)
 
 

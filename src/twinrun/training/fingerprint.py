@@ -22,6 +22,7 @@ _DECIDING_CODE = (
     "models/bundle.py",
     "models/predict.py",
     "models/pretrained.py",
+    "models/published.py",
     "training/*.py",
 )
 _STAGE = Path("pipeline/train.py")
