@@ -162,11 +162,11 @@ def _whole_batches(
 
 
 def _params() -> "TrainParams":
-    from twinrun.core.params import load_params
-
-    preset = load_params(Path(__file__).parents[1] / "presets" / "fashion-mnist.yaml").train
     from dataclasses import replace
 
+    from twinrun.project.presets import preset_params
+
+    preset = preset_params("fashion-mnist").train
     return replace(preset, model="resnet9", batch_size=_BATCH, epochs=1, shards=_SHARDS, optimizer="sgd")
 
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_support import REPOSITORY, Project
+from data_support import Project
 from PIL import Image
+
+from twinrun.project.presets import write_preset
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """An empty project with the params.yaml of the digits preset, but for the search for wrong labels, which trains."""
-    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "presets/digits.yaml").read_bytes())
+    write_preset(tmp_path, "digits")
     return Project(tmp_path).set(validate__label_errors={"folds": 0, "budget_s": 600})
 
 

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from twinrun.core.dependencies import unlisted_imports
 from twinrun.core.params import Params
+from twinrun.project.presets import params_text
 from twinrun.training.fingerprint import _deciding_files
 
 STAGES = ("ingest", "validate", "train", "evaluate", "register")
@@ -57,13 +58,13 @@ def test_every_module_of_the_map_in_the_readme_exists_and_every_package_is_on_it
     packages = [path.name for path in Path("src/twinrun").iterdir() if (path / "__init__.py").is_file()]
 
     assert all(f"{package}/" in readme for package in packages)
-    for name in ("pipeline/", "presets/", "params.yaml", "dvc.yaml", "requirements.lock", "benchmarks/", "tests/"):
+    for name in ("pipeline/", "params.yaml", "dvc.yaml", "requirements.lock", "benchmarks/", "tests/"):
         assert name in readme
         assert Path(name).exists()
 
 
-def test_the_default_params_are_the_digits_preset() -> None:
-    assert Path("params.yaml").read_bytes() == Path("presets/digits.yaml").read_bytes()
+def test_params_yaml_is_the_digits_preset_as_twinrun_preset_digits_writes_it() -> None:
+    assert Path("params.yaml").read_text(encoding="utf-8") == params_text("digits")
 
 
 def test_importing_the_command_line_imports_nothing_heavy() -> None:

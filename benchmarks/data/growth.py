@@ -27,6 +27,7 @@ from twinrun.ingest.copies.nearest import near_duplicates
 from twinrun.ingest.known_sets import list_idx
 from twinrun.ingest.listing import Arrays
 from twinrun.ingest.packing import Shape, fill_pack
+from twinrun.project.presets import params_text
 
 _REPOSITORY = Path(__file__).parents[2]
 _SIZES = (10_000, 20_000, 40_000, 70_000)
@@ -62,7 +63,7 @@ def _write_first(source: Path, size: int, project: Path) -> None:
         _write_idx(listing.content.pixels[rows, :, :, 0], folder / f"{prefix}-images-idx3-ubyte")
         classes = np.array([names.index(label) for label in labels[rows]], np.uint8)
         _write_idx(classes, folder / f"{prefix}-labels-idx1-ubyte")
-    preset = (_REPOSITORY / f"presets/{_NAME}.yaml").read_text(encoding="utf-8")
+    preset = params_text(_NAME)
     (project / "params.yaml").write_text(re.sub(r"(\n  min_images_per_class:) \d+", r"\1 1", preset), encoding="utf-8")
 
 

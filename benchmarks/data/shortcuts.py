@@ -41,19 +41,18 @@ from PIL import Image
 
 from twinrun.core.arrays import IntArray, Pixels
 from twinrun.core.cores import available_cores
-from twinrun.core.params import load_params
 from twinrun.decoding.decode import Channels, fit_image
 from twinrun.ingest.facts import Facts, measured
 from twinrun.ingest.folders import list_trashnet
 from twinrun.ingest.known_sets import list_idx
 from twinrun.ingest.listing import Arrays, Files
+from twinrun.project.presets import preset_params
 from twinrun.validate.searches.shortcuts import corner_colours, find_shortcuts
 from twinrun.validate.subject import share_of_way
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_PRESETS = Path(__file__).parents[2] / "presets"
 _RED = (220, 30, 30)
 _WHITE = (255,)
 _DARKER = 0.7
@@ -260,7 +259,7 @@ def _twinrun(of: _Set, plain: _Seen, marked: _Seen, question: _Question) -> _Ans
         for name, column in plain.facts.items()
     }
     shortcuts = find_shortcuts(facts, of.labels[question.rows].tolist(), seed=0)
-    most = load_params(_PRESETS / f"{of.preset}.yaml").validate.max_shortcut
+    most = preset_params(of.preset).validate.max_shortcut
     found = frozenset(one.label or "" for one in shortcuts if share_of_way(one) > most)
     right = [share_of_way(one) for one in shortcuts if question.marked is None or one.label in (question.marked, None)]
     return _Answer(found, max(right, default=0.0))

@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_support import REPOSITORY, Project, Ran
+from data_support import Project, Ran
 from PIL import Image, ImageOps
+
+from twinrun.project.presets import write_preset
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_labels_that_no_model_can_tell_are_not_judged_and_no_findings(photos: Pa
 
 
 def test_drift_is_measured_against_a_table_of_an_earlier_data_set(photos: Path) -> None:
-    (photos.parent / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    write_preset(photos.parent, "folder")
     ingested = Project(photos.parent).set(ingest__path="photos").run("ingest")
     table = "data/out/ingest/table.parquet"
     same = _twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--reference", table)
@@ -207,7 +209,7 @@ def test_many_faults_and_notes_are_told_in_ten_lines(photos: Path) -> None:
 
 def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos: Path) -> None:
     folder = photos.parent
-    (folder / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    write_preset(folder, "folder")
     project = Project(folder).set(ingest__path="photos", validate__label_errors={"folds": 0, "budget_s": 60})
     project.set(validate__min_images_per_class=1, validate__seed=1)
     (photos / "cat/page.jpg").write_text("<html>")
@@ -303,7 +305,7 @@ SPLITS = "data/decisions/splits.csv"
 @pytest.fixture
 def drawn(photos: Path) -> Project:
     """A project on the sixty pictures, after a first validate, which drew their splits."""
-    (photos.parent / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    write_preset(photos.parent, "folder")
     project = Project(photos.parent).set(ingest__path="photos", validate__label_errors={"folds": 0, "budget_s": 60})
     _draw(project)
     return project
@@ -406,7 +408,7 @@ def test_a_split_file_that_was_not_used_is_not_changed_to_what_was_drawn_without
 
 def test_a_split_cannot_be_written_before_there_is_one(photos: Path) -> None:
     folder = photos.parent
-    (folder / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    write_preset(folder, "folder")
     project = Project(folder).set(ingest__path="photos")
 
     nothing = _twinrun(folder, "data", "split")

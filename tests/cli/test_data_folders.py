@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from data_support import REPOSITORY, Project, Ran, heed_permissions
+from data_support import Project, Ran, heed_permissions
 from PIL import Image
 from typer.testing import CliRunner
 
 from twinrun.cli.data import app
+from twinrun.project.presets import write_preset
 
 
 def _photos(folder: Path, count: int, seed: int) -> None:
@@ -101,7 +102,7 @@ def test_the_folder_of_one_class_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_odd_names_stay_on_one_line_and_what_mend_proposes_for_them_is_found_by_validate(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_bytes((REPOSITORY / "presets/folder.yaml").read_bytes())
+    write_preset(tmp_path, "folder")
     project = Project(tmp_path).set(ingest__path="photos", ingest__size_px=32, validate__min_images_per_class=1)
     project.set(validate__label_errors={"folds": 0, "budget_s": 60}, validate__on_shortcut="warn")
     project.set(validate__on_classes="warn")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from twinrun.core.errors import run_main
+from twinrun.project.presets import write_preset
 
 REPOSITORY = Path(__file__).parents[2]
 STAGE = REPOSITORY / "pipeline/evaluate.py"
@@ -91,7 +92,7 @@ def make_trained(folder: Path, *, images: int, steps: int, size_px: int = SIZE_P
     (out / "train/history.csv").write_text(
         "epoch,train_loss,val_loss,val_accuracy,learning_rate\n1,1.9,1.2,0.6,0.003\n2,0.9,0.7,0.8,0.002\n3,0.5,0.4,0.9,0.0\n"
     )
-    shutil.copy(REPOSITORY / "presets/digits.yaml", folder / "params.yaml")
+    write_preset(folder, "digits")
     return folder
 
 

@@ -1,20 +1,17 @@
 """A head on features: which images make up a fold, and heads that agree with what they are made from."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from twinrun.core.params import TrainParams, load_params
+from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import Manifest, Split
+from twinrun.project.presets import preset_params
 from twinrun.training.probe import out_of_fold, train_probe
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def params() -> TrainParams:
-    return load_params(REPOSITORY / "presets/photos.yaml").train
+    return preset_params("photos").train
 
 
 def _split(count: int, classes: int, first: int = 0, units: list[str] | None = None) -> Split:

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from twinrun.core.params import load_params, setting_lines
+from twinrun.core.params import setting_lines
 from twinrun.dataset.pairs import NearPair
 from twinrun.dataset.table import table_schema
 from twinrun.ingest.facts import Facts, measured
+from twinrun.project.presets import preset_params, write_preset
 from twinrun.validate.judging import judge_table
 from twinrun.validate.report import report_html
 
@@ -74,10 +75,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns["split"] = [("train", "val", "test")[row // 30] for row in range(90)]
     columns["error"][6], columns["pixels_sha256"][6], columns["phash"][6] = "truncated after 61 %", None, None
     table = pa.table(columns, schema=table_schema())
-    params = load_params(Path("presets/folder.yaml")).validate
+    params = preset_params("folder").validate
     verdict = judge_table(table, images, [NearPair(2, 41, 0.021, "re-encoded")], params)
-    page = report_html(verdict, table, images, params, setting_lines(Path("presets/folder.yaml")))
-    file = tmp_path_factory.mktemp("report") / "index.html"
+    folder = tmp_path_factory.mktemp("report")
+    write_preset(folder, "folder")
+    page = report_html(verdict, table, images, params, setting_lines(folder / "params.yaml"))
+    file = folder / "index.html"
     file.write_text(page.replace("</body>", f"{_MEASURE}</body>"), encoding="utf-8")
     return file
 

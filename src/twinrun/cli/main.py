@@ -13,6 +13,7 @@ import typer
 
 from twinrun.cli import data as data_commands
 from twinrun.cli import predict as predict_command
+from twinrun.cli import project as project_commands
 from twinrun.cli import weights as weights_commands
 from twinrun.core.errors import TrackingError, TwinrunError, duration, os_problem, run_main
 from twinrun.core.printing import add_row, draw, one_line, print
@@ -84,6 +85,7 @@ MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:
 app.add_typer(data_commands.app, name="data")
 app.add_typer(weights_commands.app, name="weights")
 app.command()(predict_command.predict)
+app.command()(project_commands.preset)
 
 
 class DataChoice(StrEnum):

@@ -483,7 +483,7 @@ def _read_yaml(path: Path) -> Any:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(
-            f"{path} is missing. Copy one: cp presets/digits.yaml params.yaml (or run from the project's folder)."
+            f"{path} is missing. Write one: twinrun preset digits (or run from the project's folder)."
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} is not YAML: {error}") from None

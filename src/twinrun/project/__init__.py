@@ -1,0 +1,1 @@
+"""Making a project: its files and the presets of its settings."""

@@ -1,0 +1,151 @@
+"""Presets: params.yaml written from the defaults, what a preset changes in them, and what a person sets."""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from twinrun.core.errors import ParamsError
+from twinrun.core.files import write_text
+from twinrun.core.params import PARAMS, Params, parse_params
+
+_FOLDER = Path(__file__).parent
+_DEFAULTS = _FOLDER / "defaults.yaml"
+_DOWNLOADED = ("digits", "mnist", "fashion-mnist", "cifar10")
+_OLD = Path(".twinrun/params")
+
+Setting = tuple[str, ...]
+
+
+def preset_names() -> list[str]:
+    """The presets that come with Twinrun, in order of name."""
+    return sorted(path.stem for path in (_FOLDER / "presets").glob("*.yaml"))
+
+
+def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
+    """The full text of params.yaml, comments included, of a preset with `changes` such as "train.epochs=20".
+
+    Raises ParamsError for a preset that there is not, a change that is no setting=value, and settings that describe no
+    run; whether the files that they name exist is not checked.
+    """
+    if preset not in preset_names():
+        close = difflib.get_close_matches(preset, preset_names(), n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise ParamsError(f"There is no preset {preset!r}.{meant} The presets are {', '.join(preset_names())}.")
+    overlay = (_FOLDER / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+    header = "".join(line for line in overlay.splitlines(keepends=True) if line.startswith("#"))
+    values = {setting: text for setting, (text, _, _) in _values(overlay).items()} | dict(map(_change, changes))
+    body = _DEFAULTS.read_text(encoding="utf-8").partition("\n\n")[2]
+    text = f"{header}\n{_with_values(body, values)}"
+    parse_params(_load(text), f"preset {preset} with these changes" if changes else f"preset {preset}")
+    return text
+
+
+def preset_params(preset: str) -> Params:
+    """A preset as checked settings; raises ParamsError for one that there is not."""
+    return parse_params(_load(params_text(preset)), f"preset {preset}")
+
+
+def write_preset(folder: Path, preset: str, changes: Iterable[str] = ()) -> Path | None:
+    """Write params.yaml into `folder`, and make the empty folder that a downloaded data set goes to.
+
+    A params.yaml that is there and that no preset gives again is kept. Returns where, or None. Raises ParamsError as
+    `params_text` does, before anything is written, and PublishError where the folder cannot be written.
+    """
+    text = params_text(preset, changes)
+    kept = _keep_old(folder, text)
+    write_text(text, folder / PARAMS)
+    ingest = _load(text)["ingest"]
+    if ingest["source"] in _DOWNLOADED and ingest["path"] == f"data/raw/{ingest['source']}":
+        place = folder / ingest["path"]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / ".gitkeep").touch()
+    return kept
+
+
+def quoted(value: str) -> str:
+    """A text as a YAML value on one line."""
+    return value if re.fullmatch(r"[\w./~-]*[a-zA-Z/][\w./~-]*", value, re.ASCII) else json.dumps(value)
+
+
+def _keep_old(folder: Path, text: str) -> Path | None:
+    try:
+        old = (folder / PARAMS).read_bytes()
+    except FileNotFoundError:
+        return None
+    if old == text.encode() or old in (params_text(name).encode() for name in preset_names()):
+        return None
+    kept = _OLD / f"{hashlib.sha256(old).hexdigest()[:8]}.yaml"
+    (folder / kept).parent.mkdir(parents=True, exist_ok=True)
+    (folder / kept).write_bytes(old)
+    return kept
+
+
+def _change(text: str) -> tuple[Setting, str]:
+    """A setting and its value in YAML, from "train.epochs=20"."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not name or not value or "\n" in value or re.search(r"(^|\s)#", value):
+        raise ParamsError(f"--set {text!r} is not setting=value on one line, such as train.epochs=20")
+    try:
+        _load(value)
+    except YAMLError as error:
+        raise ParamsError(f"--set {text!r}: the value is not YAML: {getattr(error, 'problem', error)}") from None
+    return tuple(name.split(".")), value
+
+
+def _with_values(text: str, values: Mapping[Setting, str]) -> str:
+    """The defaults with other values in place of theirs; comments stay, where they fit in the same column."""
+    places, lines = _values(text), text.splitlines()
+    unknown: dict[str, Any] = {}
+    for setting, value in values.items():
+        if setting not in places:
+            if any(known[: len(setting)] == setting for known in places):
+                raise ParamsError(f"{'.'.join(setting)} is a section: set its settings one by one, as in ...={value}")
+            unknown[".".join(setting)] = value
+            continue
+        old, row, column = places[setting]
+        rest = lines[row][column + len(old) :]
+        comment = rest.lstrip()
+        room = len(old) + len(rest) - len(comment)
+        lines[row] = (lines[row][:column] + (f"{value} ".ljust(room) + comment if comment else value)).rstrip()
+    if unknown:
+        _refuse(_load(text), unknown)
+    return "\n".join(lines) + "\n"
+
+
+def _refuse(settings: dict[str, Any], unknown: Mapping[str, str]) -> None:
+    """Have settings that do not exist named, with what was probably meant."""
+    for name, value in unknown.items():
+        *sections, last = name.split(".")
+        section = settings
+        for each in sections:
+            if not isinstance(section.get(each), dict):
+                section[each] = {}
+            section = section[each]
+        section[last] = value
+    parse_params(settings, "--set")
+
+
+def _values(text: str) -> dict[Setting, tuple[str, int, int]]:
+    """Each setting that is no section: its value as it is written, its line and column, counted from 0."""
+    lines = text.splitlines()
+
+    def walk(section: Any, above: Setting) -> Iterator[tuple[Setting, tuple[str, int, int]]]:
+        for name, value in (section or {}).items():
+            if isinstance(value, dict):
+                yield from walk(value, (*above, name))
+            else:
+                row, column = section.lc.value(name)
+                yield (*above, name), (re.split(r"\s+#", lines[row][column:])[0].rstrip(), row, column)
+
+    return dict(walk(YAML(typ="rt", pure=True).load(text), ()))
+
+
+def _load(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)

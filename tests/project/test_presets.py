@@ -1,0 +1,88 @@
+"""Presets: a full params.yaml with comments from the defaults and a few lines."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from twinrun.cli.main import app
+from twinrun.core.errors import ParamsError
+from twinrun.core.params import load_params
+from twinrun.project.presets import params_text, preset_names, preset_params, write_preset
+
+PROJECT = Path("src/twinrun/project")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_describes_a_run_and_explains_every_setting(name: str) -> None:
+    text = params_text(name)
+
+    assert preset_params(name)
+    defaults = (PROJECT / "defaults.yaml").read_text().partition("\n\n")[2]
+    assert [line.partition(" # ")[2] for line in text.partition("\n\n")[2].splitlines()] == [
+        line.partition(" # ")[2] for line in defaults.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_repeats_no_default(name: str) -> None:
+    preset, defaults = params_text(name).splitlines(), params_text("digits").splitlines()
+
+    overlay = (PROJECT / f"presets/{name}.yaml").read_text().splitlines()
+    changed = set(preset) - set(defaults) - {line for line in overlay if line.startswith("#")}
+    values = [line for line in overlay if line and line[0] != "#" and not line.endswith(":")]
+
+    assert len(changed) == len(values)
+
+
+def test_the_command_writes_the_preset_with_what_a_person_sets(folder: Path) -> None:
+    changes = ["--set", "train.epochs=5", "--set", "train.probe.l2=1e-3", "--set", 'ingest.leave_out=["*/masks/*"]']
+
+    result = CliRunner().invoke(app, ["preset", "mnist", *changes], catch_exceptions=False)
+
+    assert result.stdout == "params.yaml holds the preset mnist. Run it: dvc repro\n"
+    params = load_params(folder / "params.yaml", inputs=True)
+    assert (params.ingest.source, params.train.epochs, params.train.probe.l2) == ("mnist", 5, 0.001)
+    assert params.ingest.leave_out == ["*/masks/*"]
+    assert '  leave_out: ["*/masks/*"] # patterns of paths' in (folder / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["mnsit"], "There is no preset 'mnsit'. Did you mean mnist?"),
+        (["mnist", "train.lr=1"], "train.lr: not a setting; did you mean train.learning_rate?"),
+        (["mnist", "train.epochs=0"], "train.epochs: must be at least 1, got 0"),
+        (["mnist", "train.augment=1"], "train.augment is a section"),
+        (["mnist", "train.epochs"], "is not setting=value"),
+        (["mnist", "train.epochs=["], "the value is not YAML"),
+        (["mnist", "train.epochs=1\nseed: 3"], "is not setting=value on one line"),
+    ],
+)
+def test_what_is_no_preset_or_no_setting_is_refused_and_params_yaml_stays(
+    folder: Path, arguments: list[str], problem: str
+) -> None:
+    write_preset(folder, "digits")
+
+    with pytest.raises(ParamsError) as raised:
+        write_preset(folder, arguments[0], arguments[1:])
+
+    assert problem in str(raised.value)
+    assert (folder / "params.yaml").read_text() == params_text("digits")
+
+
+def test_settings_of_a_persons_own_are_kept_when_a_preset_replaces_them(folder: Path) -> None:
+    write_preset(folder, "digits", ["train.epochs=7"])
+    edited = (folder / "params.yaml").read_text()
+
+    result = CliRunner().invoke(app, ["preset", "mnist"], catch_exceptions=False)
+
+    (kept,) = (folder / ".twinrun/params").iterdir()
+    assert kept.read_text() == edited
+    assert str(kept.relative_to(folder)) in result.stdout
