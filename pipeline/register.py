@@ -7,7 +7,7 @@ from twinrun.core.files import write_json, write_text
 from twinrun.core.params import load_params
 from twinrun.core.printing import print
 from twinrun.evaluation.champion import judge_here, measured, metrics_of, used_sentence
-from twinrun.evaluation.gate import refusal
+from twinrun.evaluation.gate import not_judged, refusal
 from twinrun.evaluation.gate_page import gate_page
 from twinrun.record.records import CardRecord, MetricsRecord, Record, read_record
 from twinrun.tracking.registry import Registry, check_bundle
@@ -46,6 +46,7 @@ def main() -> None:
         fingerprint=card["fingerprint"],
         run_id=run_of(Path.cwd(), card["weights_hash"]),
         data=training_data(Path.cwd()),
+        refusal=refused,
     )
     uses = used_sentence(registry.uses(judged.test_set))
     page = gate_page(judged.gates, f"{version.name} version {version.version}", refused, [uses, measured(judged)])
@@ -75,7 +76,7 @@ def main() -> None:
         f"Its accuracy is {metrics['accuracy']:.4f}; at least {params.min_accuracy:g} is required "
         "(register.min_accuracy)."
     )
-    print(f"{version.name} version {version.version} {verdict}. {reason}\n{uses}")
+    print("\n".join([f"{version.name} version {version.version} {verdict}. {reason}", *not_judged(judged.gates), uses]))
 
 
 def _record(kind: type[MetricsRecord] | type[CardRecord], file: Path) -> Record:

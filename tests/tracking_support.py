@@ -135,16 +135,42 @@ def train_really(project: Path) -> None:
         std=(0.3,),
     )
     network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
-    train(project)
-    digest = save_bundle(
-        project / "data/out/train/bundle",
-        network.state_dict(),
-        architecture="lenet5",
-        classes=tuple("0123456789"),
-        preprocessing=preprocessing,
-    )
-    write_json({"weights_hash": digest, "fingerprint": "f" * 64}, project / "data/out/train/card.json")
+
+    def save() -> str:
+        return save_bundle(
+            project / "data/out/train/bundle",
+            network.state_dict(),
+            architecture="lenet5",
+            classes=tuple("0123456789"),
+            preprocessing=preprocessing,
+        )
+
+    train(project, weights_hash=save())  # which puts another network there
+    digest = save()
     evaluate(project, weights_hash=digest)
+
+
+def evaluate_really(project: Path) -> None:
+    """Digits to test the network of `train_really` on, and what it answers."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    from twinrun.dataset.manifest import write_manifest
+    from twinrun.models.bundle import load_bundle
+    from twinrun.models.predict import probabilities
+
+    digits, out = load_digits(), project / "data/out"
+    small = torch.tensor(digits.images[:40, None] * (255 / 16), dtype=torch.float32)
+    larger = torch.nn.functional.interpolate(small, size=(32, 32), mode="bilinear")
+    images = larger.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
+    ids, targets = [f"{row:016x}" for row in range(40)], digits.target[:40].astype(np.int64)
+    (out / "ingest").mkdir(parents=True)
+    np.save(out / "ingest/images.npy", images)
+    labels = [str(target) for target in targets]
+    write_manifest(out / "validate/manifest.parquet", ids=ids, labels=labels, splits=["test"] * 40, dropped=[None] * 40)
+    bundle = load_bundle(out / "train/bundle")
+    table = prediction_table(ids, targets, probabilities(bundle, images), bundle.classes)
+    write_table(table, out / "evaluate/predictions.parquet")
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,22 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from tracking_support import AB, CD, REPOSITORY, evaluate, predict, runs, train
+from ruamel.yaml import YAML
+from tracking_support import AB, CD, REPOSITORY, evaluate, evaluate_really, predict, runs, train, train_really
 
 from pipeline import register
+from twinrun.cli import main as cli
 from twinrun.core.errors import DataError
-from twinrun.core.files import write_json
+from twinrun.core.files import write_json, write_table
 from twinrun.tracking.registry import Registry
-from twinrun.tracking.store import find_tracker
+from twinrun.tracking.store import find_tracker, open_client
 
 
 @pytest.fixture
@@ -140,6 +146,134 @@ def test_a_champion_that_cannot_be_compared_is_a_gate_that_is_not_passed(
 
     assert "no image with the same label in common" in capsys.readouterr().out
     assert registry.version(2).aliases == ()
+
+
+def gates_of(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
+    """What each gate says of the model in `folder`, by name, with these settings of register.gates."""
+    set_gates(folder, **settings)
+    register.main()
+    registered = json.loads((folder / "data/out/register/registered.json").read_bytes())
+    return {gate["name"]: gate for gate in registered["gates"]}
+
+
+def set_gates(folder: Path, **settings: Any) -> None:
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    params["register"]["min_accuracy"] = 0.1
+    params["register"]["gates"].update(settings)
+    yaml.dump(params, folder / "params.yaml")
+
+
+def tags_of(folder: Path, number: int = 1) -> dict[str, str]:
+    """The tags of a version in the registry, with its description."""
+    version = open_client(find_tracker(folder)).get_model_version("twinrun-digits", str(number))
+    return {**version.tags, "description": version.description}
+
+
+def test_a_real_model_is_loaded_anew_shifted_lit_and_timed_and_every_answer_is_in_file_tag_and_page(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_really(project)
+    evaluate_really(project)
+    worst = {
+        "name": "ExpectColumnValuesToBeBetween",
+        "arguments": {"column": "worst_recall", "min_value": 1.5},
+        "severity": "critical",
+    }
+
+    gates = gates_of(project, min_agreement=1.0, max_latency_ms=0.0001, expectations=[worst])
+
+    loaded, latency = gates["same answers when loaded"], gates["latency"]
+    assert (loaded["passed"], loaded["value"]) == (True, 0)
+    assert {"same label after a small shift", "same label after a change of light"} <= gates.keys()
+    assert "same label after mirroring" not in gates  # train.augment.flip is off
+    assert not latency["passed"]
+    assert latency["value"] > latency["limit"] == 0.0001
+    assert "on one thread of" in latency["sentence"]
+    own = gates["ExpectColumnValuesToBeBetween of worst_recall"]
+    assert not own["passed"]
+    assert f"worst_recall is {own['value']:.4g}" in own["sentence"]
+    assert "Refused by the gate “latency”" in capsys.readouterr().out
+    (version,) = Registry(find_tracker(project), "twinrun-digits").versions()
+    tags = tags_of(project)
+    assert version.aliases == ()
+    assert tags["twinrun.gate.latency"].startswith("refused: one image takes")
+    assert tags["twinrun.gate.same_answers_when_loaded"].startswith("passed: ")
+    assert "Refused by the gate “latency”: one image takes" in tags["description"]
+    artifacts = open_client(find_tracker(project)).list_artifacts(str(version.run_id), "registration")
+    assert [file.path for file in artifacts] == ["registration/index.html"]
+    page = (project / "data/out/register/report/index.html").read_text(encoding="utf-8")
+    assert "has not passed its gates" in page
+    assert all(gate["name"] in page for gate in gates.values())
+
+
+def test_probabilities_that_the_loaded_model_does_not_give_refuse_it(
+    project: Path,
+) -> None:
+    train_really(project)
+    evaluate_really(project)
+    file = project / "data/out/evaluate/predictions.parquet"
+    table = pq.read_table(file)
+    at = table.schema.get_field_index("probabilities")
+    swapped = pa.array([row[::-1] for row in table["probabilities"].to_pylist()], pa.list_(pa.float64()))
+    write_table(table.set_column(at, table.schema.field(at), swapped), file)
+
+    gates = gates_of(project, min_agreement=0.5)
+
+    labels = ["same label after a small shift", "same label after a change of light"]
+    assert [name for name, gate in gates.items() if not gate["passed"]] == ["same answers when loaded", *labels]
+    assert [gates[name]["value"] for name in labels] == [0, 0]
+    assert "latency" not in gates
+
+
+def test_a_promotion_judges_what_was_measured_at_registration_by_the_limits_of_today(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_really(project)
+    evaluate_really(project)
+    gates_of(project, min_agreement=0.01)
+
+    set_gates(project, max_latency_ms=0.0001)
+    twinrun(monkeypatch, "promote", "1")
+    refused = capsys.readouterr().err
+    set_gates(project, max_latency_ms=1e6)
+    twinrun(monkeypatch, "promote", "1")
+
+    assert "Refused by the gate “latency”: one image takes" in refused
+    assert "when it was registered; at most 0.0001 ms is allowed" in refused
+    said = capsys.readouterr().out
+    assert "same answers when loaded passed: loaded in a process of its own" in said
+    assert "keep their label, when it was registered; at least 1.0% is asked for" in said
+    assert "not judged" not in said
+
+
+def test_gates_that_need_images_which_are_not_here_are_recorded_as_not_judged_with_the_reason(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(project)
+    evaluate(project)
+
+    gates = gates_of(project, max_model_mb=100.0)
+
+    printed = capsys.readouterr().out
+    unjudged = ["same answers when loaded", "same label after a small shift", "same label after a change of light"]
+    assert [name for name, gate in gates.items() if gate["passed"] is None] == ["size", *unjudged]
+    named = ", ".join(f"“{name}”" for name in unjudged)
+    assert f"Not judged: {named}, since the images (data/out/ingest/images.npy) are not here" in printed
+    assert "has passed and is the candidate" in printed
+    assert tags_of(project)["twinrun.gate.same_answers_when_loaded"].startswith("not judged: the images")
+    page = (project / "data/out/register/report/index.html").read_text(encoding="utf-8")
+    assert "has passed the gates that could be judged" in page
+    assert page.count("<b>not judged</b>") == 4
+    twinrun(monkeypatch, "promote", "1")
+    assert "same answers when loaded not judged: it was not measured when" in capsys.readouterr().out
+
+
+def twinrun(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """The command line, in this process."""
+    monkeypatch.setattr(sys, "argv", ["twinrun", *arguments])
+    with suppress(SystemExit):
+        cli.main()
 
 
 def test_metrics_of_another_model_are_refused(project: Path) -> None:

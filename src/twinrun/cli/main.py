@@ -165,8 +165,11 @@ def promote(
     promotion = registry.promote(version, force=force, reason=reason, judge=judge)
     before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
     print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
-    if (test_set := registry.history()[-1].test_set) is not None:
-        print(used_sentence(registry.uses(test_set)))
+    entry = registry.history()[-1]
+    for gate in entry.gates:
+        print(f"  {gate}")
+    if entry.test_set is not None:
+        print(used_sentence(registry.uses(entry.test_set)))
     if promotion.before is not None:
         with suppress(TwinrunError):  # the facts of one of them are neither here nor in DVC's remote
             versions = (str(promotion.before), str(promotion.after))

@@ -13,13 +13,16 @@ from twinrun.core.errors import DataError, TwinrunError
 from twinrun.core.params import GateParams, RegisterParams
 from twinrun.evaluation.comparison import Contender, align
 from twinrun.evaluation.gate import (
+    CHANGES,
+    LOADED,
     Gate,
     agreement,
+    judge_agreement,
     judge_alone,
     judge_beside,
     judge_expectations,
     judge_latency,
-    judge_trial,
+    judge_loaded,
     metrics_row,
     refusal,
 )
@@ -32,11 +35,13 @@ from twinrun.record.records import MetricsRecord, read_record
 from twinrun.tracking.in_use import fetch_bundle
 from twinrun.tracking.metric_names import LATENCY
 from twinrun.tracking.promotions import Judgement
-from twinrun.tracking.registry import CHAMPION, Registry, Version
-from twinrun.tracking.runs import fetch_artifact
+from twinrun.tracking.registry import CHAMPION, REGISTER, Registry, Version
+from twinrun.tracking.runs import fetch_artifact, run_metrics
 from twinrun.tracking.store import Tracker
 
 _TRIED = 200  # images
+_THEN = "when it was registered"
+_AGREEMENT = "test/agreement_"  # and a change of the images, in MLflow
 _OUT_OF_FOLD = "out_of_fold.parquet"
 _PREDICTIONS = "predictions.parquet"
 _PACK, _MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
@@ -74,11 +79,14 @@ def judge_here(
     mine = _predictions_here(root, metrics)
     question, expected = _question(root, mine["test"], mirror)
     trial, machine = try_bundle(bundle, question), str(collect_hardware()["cpu"])
+    kept = agreement(trial, expected)
+    shares: dict[str, float | None] = {each: kept.get(each) for each in CHANGES if each != "mirror" or mirror}
+    away = f"the images ({_PACK}) are not here. Fetch them and ask again: dvc pull && {REGISTER}"
     gates = judge_alone(metrics, params.min_accuracy, params.gates)
-    if question is not None:
-        gates += judge_trial(trial, expected, params.gates)
-    gates += judge_latency(trial, machine, params.gates)
-    gates += judge_expectations(metrics_row(metrics, trial, expected), params.gates.expectations)
+    gates.append(Gate(name=LOADED, passed=None, sentence=away) if question is None else judge_loaded(trial, expected))
+    gates += judge_agreement(shares, len(expected.ids), params.gates, away)
+    gates += judge_latency(trial.latency_ms, f"on one thread of {machine} (median of {trial.repeats})", params.gates)
+    gates += judge_expectations(metrics_row(metrics, trial.latency_ms, shares), params.gates.expectations)
     champion = next((version for version in registry.versions() if CHAMPION in version.aliases), None)
     if champion is not None and champion.weights_hash != bundle.model.weights_hash:
         gates += _judge(root, registry.tracker, champion, mine, params.gates)
@@ -87,7 +95,7 @@ def judge_here(
         test_set=_deciding(mine).images_hash,
         trial=trial,
         machine=machine,
-        agreement=agreement(trial, expected),
+        agreement=kept,
     )
 
 
@@ -96,10 +104,15 @@ def judge_version(
 ) -> Judgement:
     """The gates of today for a version that is registered, from what MLflow has of its run.
 
-    Those that need its images were asked when it was registered, and are not asked again.
+    The model is not loaded for it: what was measured when it was registered is judged by the limits of today.
     """
     mine, metrics = ({}, None) if version.run_id is None else _recorded(tracker, version.run_id)
-    gates = [] if metrics is None else judge_alone(metrics, params.min_accuracy, params.gates)
+    gates = (
+        [Gate(name="accuracy", passed=None, sentence="MLflow has no metrics.json of its run")]
+        if metrics is None
+        else judge_alone(metrics, params.min_accuracy, params.gates)
+    )
+    gates += _judge_measured(tracker, version, metrics, mine.get("test"), params.gates)
     if champion is not None and champion.weights_hash != version.weights_hash:
         gates += _judge(root, tracker, champion, mine, params.gates)
     return Judgement(
@@ -107,6 +120,33 @@ def judge_version(
         gates=tuple(f"{gate.name} {gate}" for gate in gates),
         test_set=_deciding(mine).images_hash if mine else None,
     )
+
+
+def _judge_measured(
+    tracker: Tracker, version: Version, metrics: Mapping[str, Any] | None, test: Predictions | None, gates: GateParams
+) -> list[Gate]:
+    """The gates on a version as it was loaded and timed, by what register recorded of it."""
+    unknown = f"it was not measured {_THEN}. Registering it again does that"
+    measures = {} if version.run_id is None else run_metrics(tracker, version.run_id)
+    kept = {each: None if test is None else measures.get(_AGREEMENT + each) for each in CHANGES}
+    images = 0 if test is None else min(_TRIED, len(test.ids))
+    shares = {each: share for each, share in kept.items() if each != "mirror" or share is not None}
+    latency_ms = measures.get(LATENCY)
+    found = [
+        Gate(name=LOADED, passed=None, sentence=unknown),
+        *judge_agreement(shares, images, gates, unknown, f", {_THEN}"),
+        *judge_latency(latency_ms, unknown if latency_ms is None else _THEN, gates),
+    ]
+    if metrics is not None:
+        found += judge_expectations(metrics_row(metrics, latency_ms, shares), gates.expectations)
+    return [_answered_then(version, gate) if gate.passed is None else gate for gate in found]
+
+
+def _answered_then(version: Version, gate: Gate) -> Gate:
+    """A gate that cannot be judged now, with its answer of when the version was registered, if it has one."""
+    answer, _, sentence = version.answer(gate.name).partition(": ")
+    passed = {"passed": True, "refused": False}.get(answer)
+    return gate if passed is None else replace(gate, passed=passed, sentence=f"{sentence}, {_THEN}")
 
 
 def used_sentence(uses: int) -> str:
@@ -128,7 +168,7 @@ def measured(judged: Judged) -> str:
 
 def metrics_of(judged: Judged) -> dict[str, float]:
     """What was measured, by its names in MLflow."""
-    return {LATENCY: judged.trial.latency_ms} | {f"test/agreement_{name}": v for name, v in judged.agreement.items()}
+    return {LATENCY: judged.trial.latency_ms} | {_AGREEMENT + name: share for name, share in judged.agreement.items()}
 
 
 def _deciding(predictions: Mapping[Source, Predictions]) -> Predictions:

@@ -19,19 +19,21 @@ from twinrun.evaluation.comparison import (
 from twinrun.evaluation.predictions import Predictions
 from twinrun.models.trial import Trial
 
+LOADED = "same answers when loaded"
+CHANGES = {"shift": "a small shift", "brightness": "a change of light", "mirror": "mirroring"}
 _ROUNDING = 1e-4
-_CHANGES = {"shift": "a small shift", "brightness": "a change of light", "mirror": "mirroring"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """The answer of one gate: its name, whether the model passed, and a sentence with the numbers.
 
-    `value` is what was measured and `limit` what it was compared with, where the gate has one number of each.
+    `passed` is None where the gate could not be judged, and the sentence then says why. `value` is what was measured
+    and `limit` what it was compared with, where the gate has one number of each.
     """
 
     name: str
-    passed: bool
+    passed: bool | None
     sentence: str
     value: float | None = None
     limit: float | None = None
@@ -40,9 +42,14 @@ class Gate:
         """The gate as plain values."""
         return asdict(self)
 
+    @property
+    def answer(self) -> str:
+        """ "passed", "refused" or "not judged"."""
+        return "not judged" if self.passed is None else "passed" if self.passed else "refused"
+
     def __str__(self) -> str:
         """The answer in one line."""
-        return f"{'passed' if self.passed else 'refused'}: {self.sentence}"
+        return f"{self.answer}: {self.sentence}"
 
 
 def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GateParams) -> list[Gate]:
@@ -65,30 +72,32 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
         ),
         _better_than_guessing(metrics, accuracy, images),
     ]
-    error, most = metrics.get("calibration_error"), gates.max_calibration_error
-    if most is not None and error is not None:
-        found.append(
-            Gate(
-                name="calibration",
-                passed=float(error) <= most,
-                sentence=f"its calibration error is {float(error):.3f}; at most {most:g} is allowed "
-                "(register.gates.max_calibration_error)",
-                value=float(error),
-                limit=most,
-            )
-        )
-    size, largest = metrics.get("model_bytes"), gates.max_model_mb
-    if largest is not None and size is not None:
-        found.append(
-            Gate(
-                name="size",
-                passed=float(size) <= largest * 1e6,
-                sentence=f"its size is {float(size) / 1e6:.1f} MB; at most {largest:g} MB is allowed "
-                "(register.gates.max_model_mb)",
-                value=float(size) / 1e6,
-                limit=largest,
-            )
-        )
+    for name, measure, scale, limit, described in (
+        (
+            "calibration",
+            "calibration_error",
+            1.0,
+            gates.max_calibration_error,
+            "its calibration error is {:.3f}; at most {:g} is allowed (register.gates.max_calibration_error)",
+        ),
+        (
+            "size",
+            "model_bytes",
+            1e-6,
+            gates.max_model_mb,
+            "its size is {:.1f} MB; at most {:g} MB is allowed (register.gates.max_model_mb)",
+        ),
+    ):
+        value = metrics.get(measure)
+        if limit is None:
+            continue
+        if value is None:
+            reason = f"metrics.json has no {measure}. Evaluate again: dvc repro -f evaluate"
+            found.append(Gate(name=name, passed=None, sentence=reason, limit=limit))
+        else:
+            size = scale * float(value)
+            sentence = described.format(size, limit)
+            found.append(Gate(name=name, passed=size <= limit, sentence=sentence, value=size, limit=limit))
     return found
 
 
@@ -147,53 +156,65 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
     return answers
 
 
-def judge_trial(trial: Trial, expected: Predictions, gates: GateParams) -> list[Gate]:
-    """The gates that ask a model as it was loaded in a process of its own; `expected` is what evaluate wrote.
+def judge_loaded(trial: Trial, expected: Predictions) -> Gate:
+    """The gate on a model as it was loaded in a process of its own; `expected` is what evaluate wrote.
 
     Both are of the same images, in the same order. On one class of processor the probabilities are the same to the
     bit; another one may round otherwise, so a difference of less than 0.0001 is let pass.
     """
     apart = float(np.abs(trial.probabilities - expected.probabilities).max())
-    images = f"{len(expected.ids):,} test images"
-    answers = [
-        Gate(
-            name="same answers when loaded",
-            passed=apart < _ROUNDING,
-            sentence=f"loaded in a process of its own, its probabilities of {images} differ from those that evaluate "
-            f"wrote by at most {apart:.1g}; less than {_ROUNDING:g} is asked for",
-            value=apart,
-            limit=_ROUNDING,
-        )
-    ]
+    return Gate(
+        name=LOADED,
+        passed=apart < _ROUNDING,
+        sentence=f"loaded in a process of its own, its probabilities of {len(expected.ids):,} test images differ from "
+        f"those that evaluate wrote by at most {apart:.1g}; less than {_ROUNDING:g} is asked for",
+        value=apart,
+        limit=_ROUNDING,
+    )
+
+
+def judge_agreement(
+    shares: Mapping[str, float | None], images: int, gates: GateParams, unknown: str, when: str = ""
+) -> list[Gate]:
+    """The gates on labels that should survive a change of the images; none where `min_agreement` is not set.
+
+    `shares` maps a change to the share of the `images` that keep their label, None where that is `unknown`.
+    """
     least = gates.min_agreement
     if least is None:
-        return answers
-    for change, share in agreement(trial, expected).items():
-        answers.append(
-            Gate(
-                name=f"same label after {_CHANGES[change]}",
-                passed=wilson_interval(share, len(expected.ids))[1] >= least,  # few images show only large losses
-                sentence=f"after {_CHANGES[change]} {_percent(share)} of {images} keep their label; at least "
-                f"{_percent(least)} is asked for, or must lie in the 95% interval (register.gates.min_agreement)",
-                value=share,
-                limit=least,
-            )
+        return []
+    return [
+        Gate(
+            name=f"same label after {CHANGES[change]}",
+            passed=None if share is None else wilson_interval(share, images)[1] >= least,  # few show only large losses
+            sentence=unknown
+            if share is None
+            else f"after {CHANGES[change]} {_percent(share)} of {images:,} test images keep their label{when}; at "
+            f"least {_percent(least)} is asked for, or must lie in the 95% interval (register.gates.min_agreement)",
+            value=share,
+            limit=least,
         )
-    return answers
+        for change, share in shares.items()
+    ]
 
 
-def judge_latency(trial: Trial, machine: str, gates: GateParams) -> list[Gate]:
-    """The gate on the time that one image takes on this `machine`; none where no limit is set."""
+def judge_latency(latency_ms: float | None, measured: str, gates: GateParams) -> list[Gate]:
+    """The gate on the time that one image takes; none where no limit is set.
+
+    `measured` says how the time was measured, or why it was not.
+    """
     most = gates.max_latency_ms
     if most is None:
         return []
     return [
         Gate(
             name="latency",
-            passed=trial.latency_ms <= most,
-            sentence=f"one image takes {trial.latency_ms:.1f} ms, from pixels to probabilities on one thread of "
-            f"{machine} (median of {trial.repeats}); at most {most:g} ms is allowed (register.gates.max_latency_ms)",
-            value=trial.latency_ms,
+            passed=None if latency_ms is None else latency_ms <= most,
+            sentence=measured
+            if latency_ms is None
+            else f"one image takes {latency_ms:.1f} ms, from pixels to probabilities, {measured}; at most {most:g} ms "
+            "is allowed (register.gates.max_latency_ms)",
+            value=latency_ms,
             limit=most,
         )
     ]
@@ -235,24 +256,35 @@ def judge_expectations(row: Mapping[str, float | None], expectations: Sequence[U
 
 
 def metrics_row(
-    metrics: Mapping[str, Any], trial: Trial | None = None, expected: Predictions | None = None
+    metrics: Mapping[str, Any], latency_ms: float | None, shares: Mapping[str, float | None]
 ) -> dict[str, float | None]:
-    """The one row of the table of metrics: each of `rules.METRICS`, None where it is not known."""
+    """The one row of the table of metrics: each of `rules.METRICS`, None where it is not known.
+
+    `shares` maps a change of the images to the share of labels that survive it.
+    """
     row: dict[str, float | None] = dict.fromkeys(METRICS)
     row |= {name: metrics[name] for name in METRICS if name in metrics}
     for score in ("precision", "recall", "f1"):
         known = [each[score] for each in metrics["per_class"] if each.get(score) is not None]
         row[f"worst_{score}"] = min(known, default=None)
-    if trial is not None:
-        row["latency_ms"] = trial.latency_ms
-    if trial is not None and expected is not None:
-        row |= {f"agreement_{change}": share for change, share in agreement(trial, expected).items()}
-    return row
+    return row | {"latency_ms": latency_ms} | {f"agreement_{change}": share for change, share in shares.items()}
 
 
 def refusal(gates: Sequence[Gate]) -> str | None:
     """Why the model was refused, in sentences that name the gates; None where it passed all of them."""
-    return " ".join(f"Refused by the gate “{each.name}”: {each.sentence}." for each in gates if not each.passed) or None
+    return (
+        " ".join(f"Refused by the gate “{each.name}”: {each.sentence}." for each in gates if each.passed is False)
+        or None
+    )
+
+
+def not_judged(gates: Sequence[Gate]) -> list[str]:
+    """A sentence for each reason for which gates could not be judged, naming them."""
+    reasons: dict[str, list[str]] = {}
+    for gate in gates:
+        if gate.passed is None:
+            reasons.setdefault(gate.sentence, []).append(f"“{gate.name}”")
+    return [f"Not judged: {', '.join(names)}, since {reason}." for reason, names in reasons.items()]
 
 
 def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: int) -> Gate:

@@ -14,5 +14,9 @@ def gate_page(gates: Sequence[Gate], version: str, refused: str | None, notes: S
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        version=version, refused=refused, gates=gates, notes=notes
+        version=version,
+        refused=refused,
+        gates=gates,
+        notes=notes,
+        all_judged=all(gate.passed is not None for gate in gates),
     )

@@ -113,8 +113,10 @@ def describe_run(metrics: Mapping[str, Any], confusion: Path, data: str, page: s
     return "\n\n".join(filter(None, parts))
 
 
-def describe_version(metrics: Mapping[str, Any], model: Mapping[str, Any], *, data: str, run_id: str | None) -> str:
-    """A registered version in Markdown: how good it is, what it is, which run made it from which data.
+def describe_version(
+    metrics: Mapping[str, Any], model: Mapping[str, Any], *, data: str, run_id: str | None, refusal: str | None = None
+) -> str:
+    """A registered version in Markdown: its accuracy, why it was refused, what it is, and its run and data.
 
     `model` is the bundle's model.json.
     """
@@ -124,6 +126,7 @@ def describe_version(metrics: Mapping[str, Any], model: Mapping[str, Any], *, da
     return "\n\n".join(
         [
             f"**{_accuracy(metrics)}**",
+            *([escaped(refusal)] if refusal else []),
             f"{network}Classes: {len(classes)} ({escaped(', '.join(classes[:_MOST_CLASSES]))}"
             f"{', ...' if len(classes) > _MOST_CLASSES else ''}). Data: {escaped(data)}.",
             f"{made}Weights {str(model['weights_hash'])[:12]}.",

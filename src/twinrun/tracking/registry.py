@@ -71,6 +71,11 @@ class Version:
     aliases: tuple[str, ...]
     run_id: str | None
     created: datetime
+    gates: Mapping[str, str]
+
+    def answer(self, gate: str) -> str:
+        """What a gate answered when the version was registered, such as "passed: ..."; empty where it was not asked."""
+        return self.gates.get(_gate_tag(gate), "")
 
     def headline(self, name: str) -> float | None:
         """A number such as "accuracy": out of fold where the headline is, and of the test split otherwise."""
@@ -112,12 +117,13 @@ class Registry:
         run_id: str | None,
         data: str = "not recorded",
         gates: Mapping[str, str] | None = None,
+        refusal: str | None = None,
     ) -> Version:
         """Make a version from `bundle`, or find the one that was made from it, and keep `candidate` up to date.
 
         `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on,
-        and `gates` by name what each answered. Raises BundleError where the bundle was changed or does not describe its
-        weights.
+        `gates` by name what each answered, and `refusal` why it has not passed. Raises BundleError where the bundle was
+        changed or does not describe its weights.
         """
         stored = check_bundle(bundle)
         description, key = stored.description(), stored.key
@@ -129,7 +135,7 @@ class Registry:
             **facts,
             **{_gate_tag(name): answer[:_LONGEST_ANSWER] for name, answer in (gates or {}).items()},
         }
-        text = describe_version(metrics, description, data=data, run_id=run_id)
+        text = describe_version(metrics, description, data=data, run_id=run_id, refusal=refusal)
         with self._alone(), explaining(self.tracker):
             self._ensure_model()
             found = self._of_bundle(key)
@@ -450,6 +456,7 @@ def _version(found: Any, aliases: Mapping[str, int]) -> Version:
         aliases=tuple(sorted(alias for alias, version in aliases.items() if version == number)),
         run_id=found.run_id or None,
         created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+        gates={name: answer for name, answer in found.tags.items() if name.startswith(_GATE_TAG)},
     )
 
 

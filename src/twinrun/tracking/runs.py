@@ -92,6 +92,18 @@ def add_to_run(
             client.log_metric(run_id, name, value)
 
 
+def run_metrics(tracker: Tracker, run_id: str) -> dict[str, float]:
+    """The last value of each metric of a run, by its name in MLflow; empty where the run was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(open_client(tracker).get_run(run_id).data.metrics)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+
+
 def metric_history(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, float]]:
     """Step and value of a metric of a run, by its name in MLflow, in the order of the steps."""
     with explaining(tracker):
