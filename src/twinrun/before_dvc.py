@@ -57,12 +57,14 @@ def _hash_once() -> None:
     """Let this process hash a path once: the images are both an output of their .dvc file and a dependency of ingest.
 
     For `dvc status`, which writes nothing: nothing that it has hashed can change by what it does afterwards. It also
-    ends soon enough to need no search for garbage. Measured on 100,000 images: a third less time.
+    ends soon enough to need no search for garbage. Measured on 100,000 images: 27% less processor time.
     """
     gc.disable()
     from dvc.output import Output
 
-    hash_of = Output._get_hash_meta
+    hash_of = getattr(Output, "_get_hash_meta", None)
+    if hash_of is None:  # another version of DVC: it works as it comes
+        return
     known: dict[tuple[object, ...], Any] = {}
 
     def remembered(output: Any) -> Any:
