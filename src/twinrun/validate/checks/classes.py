@@ -1,0 +1,124 @@
+"""Checks of classes: their sizes, balance and names."""
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from twinrun.validate.checks.check import TWINS_NAMED, Check, counting, severity_of
+from twinrun.validate.expectations import Rule
+from twinrun.validate.findings import Violation
+from twinrun.validate.subject import Subject
+
+if TYPE_CHECKING:
+    pass
+
+
+def of_classes(subject: Subject) -> list[Check]:
+    params, totals = subject.params, subject.totals()
+    classes, shown, largest = list(subject.counts), list(subject.shown.values()), subject.largest
+    smallest = min((images for _, images in totals), default=0)
+    return [
+        *([_of_class_sizes(subject)] if subject.splits else []),
+        Check(
+            name="balance",
+            meaning=f"No class has more than {params.max_imbalance:g} times the images of another",
+            table="classes",
+            rule=Rule(
+                "ExpectColumnValuesToBeBetween",
+                {"column": "imbalance", "max_value": params.max_imbalance},
+                severity_of(params.on_classes),
+            ),
+            settings=("validate.max_imbalance",),
+            advice="Add images of the small classes, or raise that number",
+            violations=lambda judgement: (
+                Violation((), f'Class "{shown[i]}" has {totals[i][1]:,} images and the largest has {largest:,}')
+                for i in judgement.rows
+            ),
+            says=counting(
+                f"has less than 1/{params.max_imbalance:g} of the largest one's images", "class", "classes", shown
+            ),
+            recommended=_setting_for_classes("max_imbalance", math.ceil(largest / smallest) if smallest else 0),
+        ),
+        Check(
+            name="distinct_names",
+            meaning="No two labels read alike",
+            table="classes",
+            rule=Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, severity_of(params.on_names)),
+            settings=("ingest.path", "validate.on_names"),
+            advice="Merge the folders if they mean the same",
+            violations=lambda judgement: (
+                Violation((), f'"{shown[i]}" is written like {_others(subject, classes[i])}')
+                for i in judgement.rows
+                if classes[i] == min(subject.alike[classes[i]])  # once for all that read alike
+            ),
+            says=counting("reads like another one but for case, spaces or characters that look the same", "label"),
+        ),
+    ]
+
+
+def _of_class_sizes(subject: Subject) -> Check:
+    params, classes, shown = subject.params, list(subject.counts), list(subject.shown.values())
+    fewest = min((images for images in subject.fewest().values() if images is not None), default=0)
+    counted = counting(
+        f"has fewer than {params.min_images_per_class:,} {_images(params.min_images_per_class)} in a split",
+        "class",
+        "classes",
+        shown,
+    )
+    return Check(
+        name="enough_images",
+        meaning=f"Each class has at least {params.min_images_per_class:,} {_images(params.min_images_per_class)} in "
+        "each split",
+        table="classes",
+        rule=Rule(
+            "ExpectColumnValuesToBeBetween",
+            {"column": "fewest_in_a_split", "min_value": params.min_images_per_class},
+            severity_of(params.on_classes),
+        ),
+        settings=("validate.min_images_per_class",),
+        advice="Add images of these classes, or lower that number",
+        violations=lambda judgement: (Violation((), _short_of_images(subject, classes[i])) for i in judgement.rows),
+        says=lambda rows, violations: (
+            counted(rows, violations) + _too_few_groups(subject, [classes[row] for row in rows])
+        ),
+        recommended=_setting_for_classes("min_images_per_class", fewest),
+    )
+
+
+def _others(subject: Subject, label: str) -> str:
+    """The classes that read like `label`, or the first of them and how many more there are."""
+    others = (other for other in subject.alike[label] if other != label)
+    named = [f'"{subject.shown[other]}"' for other in islice(others, TWINS_NAMED)]
+    more = len(subject.alike[label]) - 1 - len(named)
+    return ", ".join(named) + (f" and {more:,} more" if more else "")
+
+
+def _setting_for_classes(name: str, value: int) -> str:
+    """The setting that lets these classes pass: 0 images cannot be allowed, only warned of."""
+    return f"validate.{name}: {value}" if value else "validate.on_classes: warn"
+
+
+def _short_of_images(subject: Subject, label: str) -> str:
+    wanted = subject.params.min_images_per_class
+    short = [(images, name) for name in subject.splits if (images := subject.counts[label][name]) < wanted]
+    counts = [f"{images:,}{'' if at else ' ' + _images(images)} in {name}" for at, (images, name) in enumerate(short)]
+    return f'Class "{subject.shown[label]}" has {_and(counts)}'
+
+
+def _too_few_groups(subject: Subject, labels: Sequence[str]) -> str:
+    """The cause, after a colon, where all images of some of these classes are in fewer groups than there are splits."""
+    splits = len(subject.splits)
+    few = {len(groups) for label in labels if None not in (groups := subject.groups[label]) and len(groups) < splits}
+    if not few:
+        return ""
+    inside = "1 group" if min(few) == 1 else f"{min(few):,} groups"
+    return f": all images of a class are in {inside}, and a group is in one split, so that {splits} are needed"
+
+
+def _images(count: int) -> str:
+    return "image" if count == 1 else "images"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
