@@ -94,6 +94,22 @@ def test_dvc_repro_takes_images_to_a_registered_model_with_its_run(clone: Path) 
     assert version.tags["twinrun.weights_hash"] == run.tags["twinrun.weights_hash"]
 
 
+@pytest.mark.parametrize(
+    ("room", "stale"), [("record", False), ("tracking", False), ("training", True), ("dataset", True)]
+)
+def test_a_change_of_code_that_decides_no_weight_trains_nothing_again(clone: Path, room: str, stale: bool) -> None:
+    files = [file for file in (clone / "src/twinrun" / room).glob("*.py") if file.name != "__init__.py"]
+    before = {file: file.read_bytes() for file in files}
+    for file, content in before.items():
+        file.write_bytes(content + b"# a comment\n")
+
+    status = dvc(clone, "status", "train", "--json")
+
+    for file, content in before.items():
+        file.write_bytes(content)
+    assert (f"src/twinrun/{room}" in status) == stale
+
+
 def test_the_commands_that_dvc_users_know_show_the_result(clone: Path) -> None:
     assert "Data and pipelines are up to date" in dvc(clone, "status")
     assert "register" in dvc(clone, "dag")
