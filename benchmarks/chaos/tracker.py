@@ -119,7 +119,7 @@ def time_in_trouble(lab: Lab, n: int) -> Row:
             told = f"{trouble.what}: {median(more):+.1%} ({min(more):+.1%} to {max(more):+.1%})"
             lab.say(f"{fault}: {told}, {median(found for found, _ in pairs):.1f} s")
             if trouble is not _SOUND:
-                faults = ("more than 2 % more time",) if median(more) > _MOST_MORE else ()
+                faults = ("more than 2% more time",) if median(more) > _MOST_MORE else ()
                 extra = median(found - sound for found, sound in pairs)
                 row.outcomes.append(Outcome(moment=told, faults=faults, extra_s=extra))
     return row

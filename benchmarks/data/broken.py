@@ -1,6 +1,6 @@
 """Image files that no decoder takes, planted among good ones: how many are told, and how many good ones are accused.
 
-Each kind of damage is done to 5 % of the files, other files each time: TrashNet's photos, JPEG, and 2,000 images of
+Each kind of damage is done to 5% of the files, other files each time: TrashNet's photos, JPEG, and 2,000 images of
 Fashion-MNIST, written as PNG. Ways to look for them:
 
     Twinrun      its ingest: a file is told where its facts have an error
@@ -84,10 +84,10 @@ def run(data: Path, *, quick: bool) -> list[dict[str, Any]]:
 def damages() -> dict[str, Callable[[bytes], bytes]]:
     """What is done to the bytes of a JPEG or PNG file, by name."""
     return {
-        "cut to 10 %": lambda file: file[: len(file) // 10],
-        "cut to 50 %": lambda file: file[: len(file) // 2],
-        "cut to 90 %": lambda file: file[: len(file) * 9 // 10],
-        "cut to 99 %": lambda file: file[: len(file) * 99 // 100],
+        "cut to 10%": lambda file: file[: len(file) // 10],
+        "cut to 50%": lambda file: file[: len(file) // 2],
+        "cut to 90%": lambda file: file[: len(file) * 9 // 10],
+        "cut to 99%": lambda file: file[: len(file) * 99 // 100],
         "second half zeros": lambda file: file[: len(file) // 2].ljust(len(file), b"\0"),
         "last tenth zeros": lambda file: file[: len(file) * 9 // 10].ljust(len(file), b"\0"),
         "empty": lambda _: b"",
@@ -119,7 +119,7 @@ def _drawn(count: int, most: int) -> list[int]:
 
 
 def _damaged(name: str, good: list[Path], folder: Path, shape: Shape) -> _Planted:
-    """Damage 5 % of the `good` files in each way, as new files in `folder`."""
+    """Damage 5% of the `good` files in each way, as new files in `folder`."""
     for_each = max(1, round(len(good) * _SHARE))
     order = np.random.default_rng(1).permutation(len(good)).tolist()
     paths = list(good)

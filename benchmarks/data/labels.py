@@ -1,6 +1,6 @@
 """How many planted label errors are found: Twinrun beside cleanlab, on Fashion-MNIST, MNIST and TrashNet.
 
-5 % of the labels are made wrong, either into any other label or into the one that the image's label is most often taken
+5% of the labels are made wrong, either into any other label or into the one that the image's label is most often taken
 for. Three ways to look for them:
 
     Twinrun                      as `validate` does: its patch features, 5 folds, cleanlab's filter, by self-confidence
@@ -96,7 +96,7 @@ def _drawn(rows: list[int], most: int) -> list[int]:
 
 
 def _flipped(codes: IntArray, into: IntArray | None) -> IntArray:
-    """5 % of the labels made into others, by chance or into those that `into` names for each label."""
+    """5% of the labels made into others, by chance or into those that `into` names for each label."""
     generator = np.random.default_rng(0)
     wrong = generator.choice(len(codes), round(len(codes) * _WRONG), replace=False)
     given = codes.copy()

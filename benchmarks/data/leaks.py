@@ -1,9 +1,9 @@
 """Changed copies of test images planted in train: how many are found, and how many clean images are suspected.
 
-Of the test split 1 % (of TrashNet, which is small, 10 %) is copied for each change, other images each time. Arrays are
+Of the test split 1% (of TrashNet, which is small, 10%) is copied for each change, other images each time. Arrays are
 changed as arrays and TrashNet's photos as JPEG files of full size; all go through Twinrun's own ingest. Beside it
 CleanVision looks for exact and near duplicates among the same images as files, with its default hash and with two
-others; the one with the best mean recall counts, of those that suspect at most 0.1 % of the clean images if there are.
+others; the one with the best mean recall counts, of those that suspect at most 0.1% of the clean images if there are.
 
 Recall is the share of copies that are tied to their source. An image counts as suspected wrongly when it is tied to one
 with another source and other pixels; so do images that the data set as published holds in two versions.
@@ -90,12 +90,12 @@ def changes() -> dict[str, Change]:
     return {
         "exact": lambda pixels, _: pixels,
         "JPEG, quality 50": lambda pixels, _: _decoded(_jpeg(pixels, 50)),
-        "resized to 80 % and back": lambda pixels, _: _resized(_resized(pixels, 0.8), 1, like=pixels),
-        "cropped to 90 %, centre": lambda pixels, _: _cropped(pixels, 0.5, 0.5),
-        "cropped to 90 %, anywhere": lambda pixels, random: _cropped(pixels, *random.random(2).tolist()),
+        "resized to 80% and back": lambda pixels, _: _resized(_resized(pixels, 0.8), 1, like=pixels),
+        "cropped to 90%, centre": lambda pixels, _: _cropped(pixels, 0.5, 0.5),
+        "cropped to 90%, anywhere": lambda pixels, random: _cropped(pixels, *random.random(2).tolist()),
         "mirrored": lambda pixels, _: np.ascontiguousarray(pixels[:, ::-1]),
-        "brightness - 20 %": lambda pixels, _: _brighter(pixels, 0.8),
-        "brightness + 20 %": lambda pixels, _: _brighter(pixels, 1.2),
+        "brightness - 20%": lambda pixels, _: _brighter(pixels, 0.8),
+        "brightness + 20%": lambda pixels, _: _brighter(pixels, 1.2),
     }
 
 

@@ -2,7 +2,7 @@
 
 Marks are a coloured corner, 64 and 32 pixels wide on 1,500 of TrashNet's photos of 512 x 384, seen in a pack of 64
 pixels, and a white one, 3 and 2 pixels wide, on 10,000 images of each of the others, 28 x 28 in a pack of 32, all drawn
-by a fixed seed; or all the images of the label are darkened by 30 %. `labels` says how many labels the images have, of
+by a fixed seed; or all the images of the label are darkened by 30%. `labels` says how many labels the images have, of
 which one is marked: all that the data set has, or two, neighbours by name, which a property of images as cleanlab
 looks at tells best.
 
@@ -16,7 +16,7 @@ sets of images with any other finding, and so does the row without a mark. `shar
 mark and the smallest with one; `score` is cleanlab's, the lowest without and the highest with one. That score is 1 less
 the accuracy of one property as a predictor of the label among all, as shipped in 2.9.0 (the share of the most common
 label that it means to divide by is taken to be that label's number over the images), so that a mark on one label of six
-or ten can hardly bring it below 0.3, and of two labels any property that is right on more than 70 % does.
+or ten can hardly bring it below 0.3, and of two labels any property that is right on more than 70% does.
 
 Datalab reads images from a data set of the package `datasets` alone, which is not among the locked ones. So CleanVision
 gets the images from a class with the two methods of such a data set that it calls, and `SpuriousCorrelations`, which
@@ -186,7 +186,7 @@ def _drawn(count: int, most: int) -> list[int]:
 
 def _tried(of: _Set) -> list[dict[str, Any]]:
     marked = {f"corner, {px} px": replace(of.images, corner_px=px) for px in of.corners_px}
-    marked["30 % darker"] = replace(of.images, gain=_DARKER)
+    marked["30% darker"] = replace(of.images, gain=_DARKER)
     plain = _seen(of.images, of.pack_px)
     seen = {mark: _seen(images, of.pack_px) for mark, images in marked.items()}
     names = sorted(set(of.labels.tolist()))

@@ -222,7 +222,7 @@ def test_a_truncated_image_says_after_what_share_it_ends(kind: str, mode: str, o
 
     words = why_not(data[: len(data) * 61 // 100])
 
-    share = re.fullmatch(r"truncated after (\d+) %", words)
+    share = re.fullmatch(r"truncated after (\d+)%", words)
     assert share is not None, words
     assert abs(int(share[1]) - 61) <= 4
 
@@ -242,7 +242,7 @@ def test_a_file_whose_tail_was_never_written_is_said_to_end_in_zeros(kind: str, 
     data = encoded(noisy(), kind, **options)
     there = len(data) * 61 // 100
 
-    assert why_not(data[:there] + bytes(len(data) - there)) == "damaged: the last 39 % of the file are zeros"
+    assert why_not(data[:there] + bytes(len(data) - there)) == "damaged: the last 39% of the file are zeros"
 
 
 def test_a_png_with_something_else_in_it_says_from_where_on() -> None:
@@ -252,7 +252,7 @@ def test_a_png_with_something_else_in_it_says_from_where_on() -> None:
     words = why_not(data[:second_part] + b"\n" * (len(data) - second_part))
 
     share = round(100 * second_part / len(data))
-    assert words == f"damaged: the PNG data after {share} % of the file do not give their checksum"
+    assert words == f"damaged: the PNG data after {share}% of the file do not give their checksum"
 
 
 def test_a_page_of_a_web_server_that_was_saved_as_a_picture_is_called_so() -> None:
@@ -282,7 +282,7 @@ def test_nothing_but_a_decode_error_comes_out_of_hostile_files(hostile_images: l
             refused.append(str(error))
 
     assert 100 < len(refused) < 250
-    assert [words for words in refused if re.search(r"^$|PNG file \(chunk|100 %|decoder object", words)] == []
+    assert [words for words in refused if re.search(r"^$|PNG file \(chunk|100%|decoder object", words)] == []
 
 
 def test_padding_keeps_all_of_the_image_centred_on_black() -> None:

@@ -587,10 +587,10 @@ def test_images_of_poor_quality_are_dropped_for_all_of_their_flaws_or_stop_the_p
     proposed = pq.read_table(project.folder / "data/out/validate/findings.parquet").to_pylist()
     drops = {row["check"] for row in proposed if row["action"] == "drop"}
     assert drops == {"not_dark", "not_bright", "not_low_information"}
-    assert "; bright, 95 %" in gone["train/dog/white.png"].replace("quality: ", "; ")
+    assert "; bright, 95%" in gone["train/dog/white.png"].replace("quality: ", "; ")
     assert stopped.code == 1
     assert "1 image is dark" in stopped.said
-    assert "train/cat/lens-cap.png: 95 % of it is at most 0.01 of white" in stopped.said
+    assert "train/cat/lens-cap.png: 95% of it is at most 0.01 of white" in stopped.said
 
 
 @pytest.mark.parametrize(("policy", "code"), [("stop", 1), ("drop", 0), ("warn", 0)])

@@ -73,7 +73,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     columns["label"] = ["ab"[row % 2] for row in range(90)]
     columns["split"] = [("train", "val", "test")[row // 30] for row in range(90)]
-    columns["error"][6], columns["pixels_sha256"][6], columns["phash"][6] = "truncated after 61 %", None, None
+    columns["error"][6], columns["pixels_sha256"][6], columns["phash"][6] = "truncated after 61%", None, None
     table = pa.table(columns, schema=table_schema())
     params = preset_params("folder").validate
     verdict = judge_table(table, images, [NearPair(2, 41, 0.021, "re-encoded")], params)

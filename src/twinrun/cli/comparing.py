@@ -251,7 +251,7 @@ def _slices(root: Path, aligned: Aligned, table: Mapping[str, Mapping[str, Any]]
         }
         common = sorted(counted, key=lambda name: -len(counted[name]))[:4]
         parts |= {f"{column} {name}": counted[name] for name in common if len(counted[name]) >= _FEWEST}
-    parts["near copies of training images"] = _copies(root, aligned, table)
+    parts["near duplicates of training images"] = _copies(root, aligned, table)
     return slices(aligned, 0, 1, parts)
 
 

@@ -1,4 +1,4 @@
-"""How a file becomes visible: written beside its place, synced, renamed. Refuses to know what is in it.
+"""How a file becomes visible: written beside its place, synced, renamed.
 
 A reader sees the old file or the new one and never a half. In a folder of several files the manifest, with the sha256
 of each, comes last: a folder without a manifest that verifies does not exist. The order write, fsync, rename, fsync of

@@ -1,4 +1,4 @@
-"""Randomness as a function: the same key always gives the same draw. Refuses to hold a state.
+"""Randomness as a function: the same key always gives the same draw.
 
 A draw is a hash of its key, so nothing random needs saving, and neither workers, resumes nor processes can change it.
 The mixing function is SplitMix64's (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),

@@ -1,4 +1,4 @@
-"""The manifest: which rows of the pack may be used, each with its split and its class. Refuses to know pixels."""
+"""The manifest: which rows of the pack may be used, each with its split and its class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The pack: every image, decoded once, in one `.npy` file. Refuses to know labels, splits or where images came from."""
+"""The pack: every image, decoded once, in one `.npy` file."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The table: a row of facts for each image of the pack, sorted by path. Refuses to judge them."""
+"""The table: a row of facts for each image of the pack, sorted by path."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,8 +39,8 @@ def table_schema() -> "pa.Schema":
             "green": pa.float32(),
             "blue": pa.float32(),
             "entropy": pa.float32(),  # of the histogram of 256 grays, bits, in [0, 8]
-            "gray_p5": pa.float32(),  # gray that 5 % of the pixels do not exceed, in [0, 1]
-            "gray_p95": pa.float32(),  # likewise 95 %
+            "gray_p5": pa.float32(),  # gray that 5% of the pixels do not exceed, in [0, 1]
+            "gray_p95": pa.float32(),  # likewise 95%
             "camera": pa.string(),  # make and model by the EXIF block, or null
             "error": pa.string(),  # why the image could not be decoded, or null
         }

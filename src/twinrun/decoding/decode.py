@@ -260,7 +260,7 @@ def _loaded_png(image: Image.Image, png: PngPixels, stream: BinaryIO) -> _Pictur
     try:
         check_sums(png, stream)
     except ChecksumError as error:
-        words = f"damaged: the PNG data after {100 * error.share:.0f} % of the file do not give their checksum"
+        words = f"damaged: the PNG data after {100 * error.share:.0f}% of the file do not give their checksum"
         raise FormatError(words) from None
     return _Picture(_all_bits(png), picture.orientation, picture.camera) if png.is_beyond_pillow else picture
 

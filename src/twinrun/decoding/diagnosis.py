@@ -1,4 +1,4 @@
-"""Why bytes are no image, or only a part of one, in words for a person. Refuses to decide what is decoded."""
+"""Why bytes are no image, or only a part of one, in words for a person."""
 
 import io
 import re
@@ -79,7 +79,7 @@ def not_an_image(stream: BinaryIO, named: str) -> str:
     if not start:
         return "is empty"
     if share := _webp_share(stream):
-        return f"truncated after {100 * share:.0f} %"
+        return f"truncated after {100 * share:.0f}%"
     for kind, magic in _STARTS:
         if start.startswith(magic):
             return f"starts like {kind} and has a header that cannot be read"
@@ -108,7 +108,7 @@ def missing_end(stream: BinaryIO) -> str | None:
     data = stream.read()
     if _jpeg_ends(data):
         return None
-    return f"damaged: the last {100 * (1 - len(data.rstrip(bytes(1))) / len(data)):.0f} % of the file are zeros"
+    return f"damaged: the last {100 * (1 - len(data.rstrip(bytes(1))) / len(data)):.0f}% of the file are zeros"
 
 
 def _jpeg_ends(data: bytes) -> bool:
@@ -132,11 +132,11 @@ def decoder_error(error: Exception, image: Image.Image | None, stream: BinaryIO)
     # An object's address or a file's place would make two equal tables differ.
     words = re.sub(r"\s*<[^<>]* (object at|name=)[^<>]*>", "", str(error)).strip()
     if share := _webp_share(stream):
-        return f"truncated after {100 * share:.0f} %"
+        return f"truncated after {100 * share:.0f}%"
     if image is not None and image.format not in ("BMP", "TIFF") and (share := _zeros_share(stream)):
-        return f"damaged: the last {100 * share:.0f} % of the file are zeros"
+        return f"damaged: the last {100 * share:.0f}% of the file are zeros"
     if words.startswith("broken PNG file") and (share := _png_share(stream)):
-        return f"damaged: the PNG data after {100 * share:.0f} % of the file do not give their checksum"
+        return f"damaged: the PNG data after {100 * share:.0f}% of the file do not give their checksum"
     if "truncated" in words.lower():
         return _truncated(image, stream)
     if words.startswith("decoder error"):  # a bare number of Pillow's
@@ -155,7 +155,7 @@ def _truncated(image: Image.Image | None, stream: BinaryIO) -> str:
     share = None if image.info.get("progressive") else _decoded_share(image, stream)
     if share is None or round(100 * share) == 100:
         return _CUT
-    return f"truncated after {100 * share:.0f} %"
+    return f"truncated after {100 * share:.0f}%"
 
 
 def _webp_share(stream: BinaryIO) -> float | None:

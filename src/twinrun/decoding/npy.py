@@ -49,7 +49,7 @@ def open_npy(stream: BinaryIO, bands: tuple[int, ...] | None) -> NpyHeader:
         )
     start, size = stream.tell(), stream.seek(0, 2)
     if (wanted := math.prod(shape) * dtype.itemsize) > size - start:
-        raise FormatError(f"truncated after {100 * size / (start + wanted):.0f} %")
+        raise FormatError(f"truncated after {100 * size / (start + wanted):.0f}%")
     return NpyHeader(
         shape[1], shape[0], count, partial(_samples, stream, start, dtype, shape, "F" if in_columns else "C", bands)
     )

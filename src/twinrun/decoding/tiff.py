@@ -246,7 +246,7 @@ def _expect_whole(page: "TiffPage", size: int) -> None:
     # A plain picture needs no more than its pixels, whatever length it claims.
     ends = [parts[0][0] + page.nbytes] if page.is_contiguous else [offset + count for offset, count in parts]
     if max(ends) > size:
-        raise FormatError(f"truncated after {100 * size / max(ends):.0f} %")
+        raise FormatError(f"truncated after {100 * size / max(ends):.0f}%")
 
 
 def _sample_bytes(page: "TiffPage") -> int:

@@ -1,4 +1,4 @@
-"""What a network sees: the maps of one image after every convolution, activation and pooling. Refuses to draw them.
+"""What a network sees: the maps of one image after every convolution, activation and pooling.
 
 Module hooks say where in the network we are; a function mode sees the operations themselves, since many networks of
 torchvision call activation and pooling as functions, which no module hook meets.

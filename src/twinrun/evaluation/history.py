@@ -1,4 +1,4 @@
-"""Reading the numbers of each epoch that training leaves behind. Refuses to know how they came about."""
+"""Reading the numbers of each epoch that training leaves behind."""
 
 import csv
 import math

@@ -34,7 +34,7 @@ class Scores:
     """How well a model did on one set of images.
 
     Accuracies, F1 and calibration error are in [0, 1]; the log loss is in nats. `intervals` maps each name of
-    HEADLINES to the (low, high) ends of its 95 % interval.
+    HEADLINES to the (low, high) ends of its 95% interval.
     """
 
     accuracy: float
@@ -144,7 +144,7 @@ def calibration_bins(targets: IntArray, probabilities: FloatArray, bins: int) ->
 def intervals(
     targets: IntArray, probabilities: FloatArray, *, bins: int, samples: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Low and high end of the 95 % percentile bootstrap interval of every headline number.
+    """Low and high end of the 95% percentile bootstrap interval of every headline number.
 
     Each of `samples` resamples draws N images with replacement, and all numbers are computed on the same ones. A
     resample repeats images, which makes its calibration error larger than that of the whole on average; this excess is

@@ -1,4 +1,4 @@
-"""Drawing scores, mistakes and feature maps as PNG bytes, the same bytes for the same values. Refuses to know files.
+"""Drawing scores, mistakes and feature maps as PNG bytes, the same bytes for the same values.
 
 No clock, no version and no setting of this machine's matplotlib reaches a picture. Class names are drawn as they are:
 a dollar sign in a name starts no formula.
@@ -132,7 +132,7 @@ def curves_picture(history: History) -> bytes:
         accuracy.plot(history.epoch, percent, color=_BLUE, marker=marker, markersize=3)
         accuracy.plot(history.epoch[best], percent[best], "o", color=_RED, markersize=6)
         accuracy.annotate(
-            f"best: {percent[best]:.2f} % (epoch {history.epoch[best]:g})", (1, 0.06), xycoords="axes fraction",
+            f"best: {percent[best]:.2f}% (epoch {history.epoch[best]:g})", (1, 0.06), xycoords="axes fraction",
             ha="right", fontsize=8, color=_RED,
         )  # fmt: skip
         accuracy.set_title("Validation accuracy, %")
@@ -298,8 +298,8 @@ def _percent(share: float) -> str:
     """A share as a percentage that says 0 or 100 only where it is."""
     percent = 100 * share
     if percent in (0, 100) or 1 <= percent <= 99:
-        return f"{percent:.0f} %"
-    return f"{min(percent, 99.9):.1f} %" if percent >= 0.1 else "< 0.1 %"
+        return f"{percent:.0f}%"
+    return f"{min(percent, 99.9):.1f}%" if percent >= 0.1 else "< 0.1%"
 
 
 def _short(name: str, most: int) -> str:

@@ -1,4 +1,4 @@
-"""A bundle meets the images of a split: its predictions, and one image followed through it. Refuses to score them."""
+"""A bundle meets the images of a split: its predictions, and one image followed through it."""
 
 import numpy as np
 import numpy.typing as npt

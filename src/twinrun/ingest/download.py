@@ -1,4 +1,4 @@
-"""Fetching published data sets, through torchvision's mirrors and checksums. Refuses to know what is inside them."""
+"""Fetching published data sets, through torchvision's mirrors and checksums."""
 
 import shutil
 import tarfile

@@ -1,4 +1,4 @@
-"""What is measured of each image: hashes, size, light, colour. Pure: refuses to know files, labels or what is good."""
+"""What is measured of each image: hashes, size, light, colour. Pure."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Networks by name, with the right input channels and number of classes. Refuses to know how they are trained.
+"""Networks by name, with the right input channels and number of classes.
 
 `mlp`, `lenet5` and `resnet9` are written here; every classification network of torchvision goes by its own name, and
 every network of timm by timm/NAME.

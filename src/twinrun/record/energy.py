@@ -1,4 +1,4 @@
-"""What energy a training took, where the machine tells. Knows neither MLflow nor PyTorch."""
+"""What energy a training took, where the machine tells."""
 
 import re
 import threading

@@ -1,4 +1,4 @@
-"""The journal of one training: an append-only JSONL file, the truth that is replayed to MLflow. Knows no MLflow.
+"""The journal of one training: an append-only JSONL file, the truth that is replayed to MLflow.
 
 It lives at .twinrun/journals/<journal_id>/journal.jsonl with copies (hard links) of its artifacts beside it, so that
 nothing is lost when DVC removes data/out/train while the tracker is away. Each line is one event, written by one write

@@ -1,4 +1,4 @@
-"""Replaying one journal to MLflow, each event exactly once. Knows nothing of processes or of waiting.
+"""Replaying one journal to MLflow, each event exactly once.
 
 How far it came stands in mlruns/published/<store>/<journal_id>.json, written after each accepted request. A crash
 between the two sends one batch again, which is harmless: events carry fixed times, a run is looked up by its

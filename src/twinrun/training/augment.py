@@ -17,7 +17,7 @@ _SHIFT_X, _SHIFT_Y, _FLIP, _ROTATE, _ERASE, _ERASE_AREA, _ERASE_ASPECT, _ERASE_X
 def augment(images: Pixels, keys: UInt64Array, seed: int, epoch: int, params: AugmentParams) -> Pixels:
     """Return a changed copy of `images`, uint8 of shape (N, H, W, C); `keys` are the images' ids, shape (N,).
 
-    Erasing follows Zhong et al., "Random Erasing Data Augmentation", 2017: a rectangle of 2 to 33 % of the area with an
+    Erasing follows Zhong et al., "Random Erasing Data Augmentation", 2017: a rectangle of 2 to 33% of the area with an
     aspect of 0.3 to 3.3, here filled with zeros.
     """
 

@@ -1,4 +1,4 @@
-"""Where a training stands after an epoch, on disk. Knows nothing of networks: tensors and JSON in, the same out.
+"""Where a training stands after an epoch, on disk.
 
 A checkpoint is a folder with state.safetensors, state.json and a manifest, published whole. Two are kept, and the
 newest that verifies is used: a torn or changed one is passed over with a warning.

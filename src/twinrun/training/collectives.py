@@ -1,4 +1,4 @@
-"""What the training processes exchange: the results of shards, in their order. Knows nothing of networks."""
+"""What the training processes exchange: the results of shards, in their order."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast

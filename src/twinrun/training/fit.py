@@ -1,4 +1,4 @@
-"""One training from first weights to last, or from the last finished epoch on. Knows no tracker and no stage."""
+"""One training from first weights to last, or from the last finished epoch on."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""The LightningModule: steps, epochs and scores of one training. Knows no files, no tracker and no clock."""
+"""The LightningModule: steps, epochs and scores of one training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

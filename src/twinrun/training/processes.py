@@ -1,4 +1,4 @@
-"""Several training processes: how Lightning starts them without touching gradients. Knows no network."""
+"""Several training processes: how Lightning starts them without touching gradients."""
 
 from typing import Any
 

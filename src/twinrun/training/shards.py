@@ -1,4 +1,4 @@
-"""The gradient of a batch, the same to the bit on any number of threads and processes. Knows no optimizer and no epoch.
+"""The gradient of a batch, the same to the bit on any number of threads and processes.
 
 On a CPU the gradient of a convolution's weights changes with the number of threads that compute it, and no setting of
 PyTorch changes that. So a batch is cut into K shards, fixed by the settings. Each is computed forward and backward by

@@ -52,7 +52,7 @@ class ImageChange:
 
 @dataclass(frozen=True)
 class MetricPair:
-    """One metric of two runs, with the 95 % interval of each where it is known."""
+    """One metric of two runs, with the 95% interval of each where it is known."""
 
     name: str
     before: float | None

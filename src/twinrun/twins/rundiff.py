@@ -189,7 +189,7 @@ def _list(title: str, entries: list[str]) -> Any:
 
 
 def _metrics(pairs: list[MetricPair]) -> Any:
-    table = _table("metrics on the test split", "", "before", "95 % interval", "after", "95 % interval", "change")
+    table = _table("metrics on the test split", "", "before", "95% interval", "after", "95% interval", "change")
     for pair in pairs:
         known = pair.before is not None and pair.after is not None
         add_row(

@@ -1,4 +1,4 @@
-"""A second workspace at a run's commit, in .twinrun/twins/, that goes away again. Refuses to know what runs in it."""
+"""A second workspace at a run's commit, in .twinrun/twins/, that goes away again."""
 
 import shutil
 import uuid

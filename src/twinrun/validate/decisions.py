@@ -5,9 +5,9 @@ Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) 
 `keep` says that a person looked at the image and wants it as it is:
 
 - its label and its quality are not doubted again (nor are those of an image that was relabelled);
-- no policy drops it as a copy: not as a contradiction, a leak, a near leak, a member of a group in two splits, a
-  duplicate. A contradiction or a leak is settled, and not found again, once all images of it are kept: all that share
-  the pixels or the group, or both sides of a pair of near copies. A duplicate is settled once the repeating one is.
+- no policy drops it as a copy: not for conflicting labels, as a leak, a near leak, a member of a group in two splits, a
+  duplicate. A conflict or a leak is settled, and not found again, once all images of it are kept: all that share
+  the pixels or the group, or both sides of a pair of near duplicates. A duplicate is settled once the repeating one is.
 
 It cannot make usable what cannot be decoded, and does not lift the ranges of sizes and modes, which are settings.
 

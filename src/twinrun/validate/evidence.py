@@ -1,4 +1,4 @@
-"""What is searched for among the usable images before they are judged. Refuses to know policies and what is dropped."""
+"""What is searched for among the usable images before they are judged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

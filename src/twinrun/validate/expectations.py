@@ -1,4 +1,4 @@
-"""Great Expectations judges tables here, and nowhere else. Refuses to know what happens to what it refuses.
+"""Great Expectations judges tables here, and nowhere else.
 
 It runs with an ephemeral context: nothing is kept on disk, no process-wide project, no telemetry, no progress bars.
 A new expectation is one more `Rule` where rules are made (validation/checks.py); this module only asks and hears.

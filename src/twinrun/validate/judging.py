@@ -1,4 +1,4 @@
-"""The order in which data are judged: decisions, drops, splits, searches, expectations. Refuses to read or write."""
+"""The order in which data are judged: decisions, drops, splits, searches, expectations."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Short descriptions of pictures in which changed copies lie near one another.
+"""Short descriptions of pictures in which near duplicates lie near one another.
 
 A description is the low-frequency cosine spectrum of the gray picture without its mean, scaled to unit length, seen
 through a metric that is learned from the data: what cropping, resizing and blurring change counts little, what tells

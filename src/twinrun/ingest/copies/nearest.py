@@ -1,4 +1,4 @@
-"""Near duplicates: every pair of images of which one is a changed copy of the other. Labels and splits are not used.
+"""Near duplicates: every pair of images of which one is an altered copy of the other. Labels and splits are not used.
 
 Changed means several of these at once: re-encoded, resized, other colours and contrast, moved, scaled or cropped by up
 to about a tenth, framed, mirrored. Candidates come from a forest over short descriptors of the inner part of each

@@ -1,4 +1,4 @@
-"""What changed between two tables of facts: how the facts are spread, the labels, the images. Pure: refuses to judge.
+"""What changed between two tables of facts: how the facts are spread, the labels, the images. Pure.
 
 Each fact is compared by the population stability index (Siddiqi, "Credit Risk Scorecards", 2006): over bins with
 shares p before and q now, the sum of (q - p) ln(q / p). Numbers are put into the tenths of both tables together,

@@ -1,10 +1,10 @@
-"""Labels that are probably wrong, by confident learning. Pure: refuses to know paths, splits or what is done then.
+"""Labels that are probably wrong, by confident learning. Pure.
 
 A quick model says, of every image, how probable each label is, after being trained on the other folds alone; cleanlab
 (Northcutt, Jiang & Chuang, "Confident Learning", JAIR 2021) tells from that which labels are probably wrong. The model
 is a single layer of patch features (Coates, Lee & Ng, "An analysis of single-layer networks in unsupervised feature
 learning", AISTATS 2011): whitened patches against centroids of k-means, a soft threshold, sums over the cells of a
-grid, and a multinomial logistic regression on those. It needs no PyTorch, tells Fashion-MNIST with 91 % and, being
+grid, and a multinomial logistic regression on those. It needs no PyTorch, tells Fashion-MNIST with 91% and, being
 linear, hardly learns single wrong labels by heart.
 
 Flagged labels are those that cleanlab prunes by noise rate; they are ranked by self-confidence, the probability of the
@@ -44,8 +44,8 @@ _STEPS = 60
 _IMAGES_AT_ONCE = 32
 _ROWS_AT_ONCE = 2048
 _FEWEST_PER_LABEL = 2
-# Below it the model's own mistakes are most of what it flags: clean TrashNet, of which it tells 72 %, had 466 flags
-# among 2,527 images, and with 5 % of the labels made wrong, one flag in six was right; of Fashion-MNIST at 83 %, two in
+# Below it the model's own mistakes are most of what it flags: clean TrashNet, of which it tells 72%, had 466 flags
+# among 2,527 images, and with 5% of the labels made wrong, one flag in six was right; of Fashion-MNIST at 83%, two in
 # five. It cannot be told whether such a set is hard or has very many wrong labels.
 LEAST_AGREEMENT = 0.75
 _JUDGED_AFTER = 0.05

@@ -1,4 +1,4 @@
-"""Copies of one picture: in two splits a leak, under two labels a contradiction. Pure: no files, no policy."""
+"""Copies of one picture: in two splits a leak, under two labels a conflict. Pure: no files, no policy."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -63,7 +63,7 @@ def undecided(keys: Sequence[str | None], approved: Sequence[bool]) -> list[str 
 
 
 def near_leaked(pairs: "Iterable[NearPair]", splits: Sequence[str | None]) -> "dict[int, NearPair]":
-    """The rows of which a changed copy is in a later split, each with the first of `pairs` that says so."""
+    """The rows of which a near duplicate is in a later split, each with the first of `pairs` that says so."""
     rank = _rank()
     found: dict[int, NearPair] = {}
     for pair in pairs:

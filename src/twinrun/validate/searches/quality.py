@@ -1,4 +1,4 @@
-"""Images of poor quality, told from their facts alone. Pure: refuses to know pixels, labels or what is done about them.
+"""Images of poor quality, told from their facts alone. Pure.
 
 The list is CleanVision's (https://github.com/cleanlab/cleanvision, Apache-2.0): dark, bright (its "light"), blurred,
 low in information, odd in size, odd in aspect, gray among colour. Its thresholds are absolute, and by them all of MNIST
@@ -68,7 +68,7 @@ def _dark(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
     p99 = np.maximum(p95, brightness + 2 * contrast)
     flags = (p99 < _DARKEST_P99) & _below(p99, _APART)
     usual = _median(p95)
-    yield from _issues("dark", flags, p99, lambda row: f"95 % of it is at most {p95[row]:.2f} of white; usual: {usual}")
+    yield from _issues("dark", flags, p99, lambda row: f"95% of it is at most {p95[row]:.2f} of white; usual: {usual}")
 
 
 def _bright(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
@@ -78,7 +78,7 @@ def _bright(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
     flags = (p5 > _BRIGHTEST_P5) & _below(-p5, _APART)
     usual = _median(p5)
     yield from _issues(
-        "bright", flags, -p5, lambda row: f"95 % of it is at least {p5[row]:.2f} of white; usual: {usual}"
+        "bright", flags, -p5, lambda row: f"95% of it is at least {p5[row]:.2f} of white; usual: {usual}"
     )
 
 

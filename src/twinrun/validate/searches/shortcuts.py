@@ -1,4 +1,4 @@
-"""Can a small tree tell the label from facts that should say nothing of it? Pure: refuses to know what is too well.
+"""Can a small tree tell the label from facts that should say nothing of it? Pure.
 
 A network learns whatever tells the labels apart: the camera, the file's size, a hospital's mark in a corner (Geirhos
 et al., "Shortcut learning in deep neural networks", 2020; Lapuschkin et al., "Unmasking Clever Hans predictors", 2019).
@@ -46,7 +46,7 @@ _IMAGES_AT_ONCE = 4096
 class Shortcut:
     """How well a small tree tells labels from the `facts` of a group, on images that it was not trained on.
 
-    Accuracies are balanced, in [0, 1], `low` to `high` is a 95 % interval. `label` None: all labels told apart, and
+    Accuracies are balanced, in [0, 1], `low` to `high` is a 95% interval. `label` None: all labels told apart, and
     `chance` is 1 / labels. Otherwise that label told from all others, with chance 0.5; it is the one that is told best,
     and the interval allows for the choice.
     """
