@@ -6,12 +6,18 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tracking_support import runs
 from training_support import REPOSITORY, change_params, git, made_once, run_stages_for_dvc
 
+from twinrun.core.files import write_table
+from twinrun.record.objects import Objects, file_md5
 from twinrun.tracking.sync import sync
+from twinrun.twins.material import MANIFEST, TABLE
 
 _SPLITS = {"train": range(0, 60), "val": range(60, 80), "test": range(80, 110)}
 
@@ -65,6 +71,23 @@ def trained(once_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def first_run(project: Path) -> str:
     """The id of the run that is no twin."""
     return next(run.id for run in runs(project) if "twinrun.twin_of" not in run.tags)
+
+
+def relabel_one(project: Path, card: dict[str, Any]) -> None:
+    """Make `card` that of a run whose first image, a "0", had the label "1"; its tables are in the DVC cache."""
+    cache = Objects(project).cache
+    assert cache is not None
+    card["fingerprint_parts"]["data"]["manifest"] = "cd" * 32
+    for stage, name in (("ingest", TABLE), ("validate", MANIFEST)):
+        table = pq.read_table(project / name)
+        labels = pa.array(["1", *table["label"].to_pylist()[1:]])
+        write_table(
+            table.set_column(table.schema.get_field_index("label"), "label", labels), project / "changed.parquet"
+        )
+        md5 = file_md5(project / "changed.parquet")
+        (cache / md5[:2]).mkdir(exist_ok=True)
+        (project / "changed.parquet").rename(cache / md5[:2] / md5[2:])
+        card["dvc_lock"][stage]["outs"][name] = md5
 
 
 def copy_repository(folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from twin_support import first_run
+from twin_support import first_run, relabel_one
 
 from twinrun.cli.main import app
 from twinrun.core.files import write_json, write_table
@@ -112,13 +112,46 @@ def test_two_runs_are_compared_on_the_same_images_with_the_one_setting_that_diff
 def test_runs_that_differ_in_the_seed_alone_are_one_row_with_a_spread(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seeds = [another_run(trained, f"seed{seed}", with_seed(seed), wrong=seed) for seed in (1, 2, 3)]
+    seeds = [another_run(trained, f"seed{seed}", with_seed(seed), wrong=seed) for seed in (1, 2, 0)]
     other = another_run(trained, "other", with_epochs, wrong=20)
 
-    said = compared(trained, capsys, monkeypatch, *seeds, other)
+    said = compared(trained, capsys, monkeypatch, seeds[0], other, *seeds[1:])
+    of_seeds = compared(trained, capsys, monkeypatch, *seeds)
 
-    assert "seed1 and its seeds 1, 2, 3  ->  " in said
+    assert "seed1 and its seeds 0, 1, 2  ->  " in said
     assert "Seeds alone change" in said
+    assert "only train.epochs (2, now 7) differs" in said  # beside the run with its seed
+    assert "3 models on" in of_seeds
+
+
+def test_code_that_differs_is_named_with_its_lines_as_the_cause(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_remark(card: dict[str, Any]) -> None:
+        card["fingerprint_parts"]["code"]["training/schedule.py"] = "0" * 64
+        card["diff"] = ""
+
+    first, other = (
+        another_run(trained, f"run{i}", change, wrong=5 * i) for i, change in enumerate((with_nothing, without_remark))
+    )
+
+    said = compared(trained, capsys, monkeypatch, first, other)
+
+    assert "code: src/twinrun/training/schedule.py (+1 -0), uncommitted before" in said
+    assert "other files: params.yaml (+1 -1), uncommitted before" in said
+    assert "only the code (src/twinrun/training/schedule.py) differs, and trainings are exact" in said
+
+
+def test_data_that_differ_are_counted_and_named_as_the_cause(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = another_run(trained, "first", with_nothing, wrong=0)
+    other = another_run(trained, "other", lambda card: relabel_one(trained, card), wrong=5)
+
+    said = compared(trained, capsys, monkeypatch, first, other)
+
+    assert "images: 1 relabelled (test/0/080.bmp from '0' to '1')" in said
+    assert "only the data (1 relabelled (test/0/080.bmp from '0' to '1')) differs" in said
 
 
 def test_diff_prints_what_differs_between_the_same_two_runs(

@@ -8,14 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from twin_support import first_run
+from twin_support import first_run, relabel_one
 
 from twinrun.core.files import write_json, write_table
 from twinrun.record.journal import Journal
-from twinrun.record.objects import Objects, file_md5
 from twinrun.tracking.store import find_tracker
 from twinrun.tracking.sync import sync
-from twinrun.twins.material import MANIFEST, TABLE
 from twinrun.twins.rundiff import diff_runs, draw
 
 MODEL = "twinrun-digits"
@@ -33,19 +31,7 @@ def another_run(project: Path) -> str:
     card: dict[str, Any] = json.loads((project / "data/out/train/card.json").read_bytes())
     card["weights_hash"] = "ab" * 32
     card["params"]["train"]["epochs"] = 7
-    card["fingerprint_parts"]["data"]["manifest"] = "cd" * 32
-    for stage, name in (("ingest", TABLE), ("validate", MANIFEST)):
-        table = pq.read_table(project / name)
-        labels = table["label"].to_pylist()
-        labels[0] = "1"
-        changed = table.set_column(table.schema.get_field_index("label"), "label", pa.array(labels))
-        write_table(changed, project / "changed.parquet")
-        md5 = file_md5(project / "changed.parquet")
-        cache = Objects(project).cache
-        assert cache is not None
-        (cache / md5[:2]).mkdir(exist_ok=True)
-        (project / "changed.parquet").rename(cache / md5[:2] / md5[2:])
-        card["dvc_lock"][stage]["outs"][name] = md5
+    relabel_one(project, card)
     metrics = json.loads((project / "data/out/evaluate/metrics.json").read_bytes())
     metrics["accuracy"] = 0.5
     predictions = pq.read_table(project / "data/out/evaluate/predictions.parquet")

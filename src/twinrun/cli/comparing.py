@@ -1,5 +1,6 @@
 """Runs side by side: fetches their predictions, joins those that differ in the seed alone, and says what differs."""
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from twinrun.record.card import LOCK
 from twinrun.tracking.metric_names import LATENCY
 from twinrun.tracking.runs import RunFacts, add_to_run, metric_history
 from twinrun.tracking.store import Tracker
-from twinrun.twins.difference import Change, compare_cards
+from twinrun.twins.difference import Change, ImageChange, compare_cards, source_of
 from twinrun.twins.rundiff import RunDiff, diff_runs
 from twinrun.twins.twin import recorded_run, results_of
 
@@ -64,28 +65,28 @@ def compare_runs(
     found = [_found(root, tracker, recorded_run(root, tracker, each, model_name)) for each in references]
     unique = list({each.run.run_id: each for each in found}.values())
     rows = _by_seed(unique)
+    if len(rows) == 1:  # nothing but the seed differs, or one run is compared with itself
+        rows = [[each] for each in (unique if len(unique) > 1 else found[:2])]
     source = _source_of(unique)
     aligned = align(
-        [
-            Contender(name=_row_name(row), members=tuple(_of_source(each, source) for each in row))
-            for row in (rows if len(rows) > 1 else [[each] for each in found[:2]])
-        ]
+        [Contender(name=_row_name(row), members=tuple(_of_source(each, source) for each in row)) for row in rows]
     )
     table = _table_here(root)
     comparison = Comparison(
         aligned=aligned,
-        beside=[_beside(tracker, row) for row in rows]
-        if len(rows) > 1
-        else [_beside(tracker, [each]) for each in found[:2]],
+        beside=[_beside(tracker, row) for row in rows],
         kind=_KINDS[source],
         margin=margin,
         same_weights=len({each.card["weights_hash"] for each in found}) == 1,
         slices=_slices(root, aligned, table) if len(rows) == 2 else (),
         notes=_left_out(aligned),
     )
-    if len(aligned.names) == 2 and len(found) >= 2:
-        differing, cause = _differing(diff_runs(root, tracker, references[0], references[-1], model_name))
+    if len(rows) == 2:
+        first, second = (each.run.run_id for each in _pair(*rows))
+        differing, cause = _differing(diff_runs(root, tracker, first, second, model_name))
         comparison = replace(comparison, differing=differing, cause=None if comparison.same_weights else cause)
+    elif len(rows) > 2:
+        comparison = replace(comparison, differing=[_apart(rows[0], row) for row in rows[1:]])
     paths = [table.get(name, {}).get("path", name) for name in aligned.ids]
     return comparison, page(comparison, _pictures(root, aligned, table), paths)
 
@@ -146,8 +147,12 @@ def _only_seed_differs(card: Mapping[str, Any], other: Mapping[str, Any]) -> boo
 def _row_name(row: Sequence[_Found]) -> str:
     if len(row) == 1:
         return row[0].run.title
-    seeds = ", ".join(sorted(str(each.card["params"]["train"]["seed"]) for each in row))
+    seeds = ", ".join(sorted(str(_seed(each)) for each in row))
     return f"{row[0].run.title} and its seeds {seeds}"
+
+
+def _seed(found: _Found) -> Any:
+    return found.card.get("params", {}).get("train", {}).get("seed")
 
 
 def _beside(tracker: Tracker, row: Sequence[_Found]) -> Beside:
@@ -175,16 +180,36 @@ def _left_out(aligned: Aligned) -> list[str]:
     return notes
 
 
+def _pair(row: Sequence[_Found], other: Sequence[_Found]) -> tuple[_Found, _Found]:
+    """A run of each row, with the same seed where there are two such."""
+    pairs = [(one, two) for one in row for two in other]
+    return next((pair for pair in pairs if _seed(pair[0]) == _seed(pair[1])), pairs[0])
+
+
+def _apart(first: Sequence[_Found], row: Sequence[_Found]) -> str:
+    """How a row differs from the first one, in a line."""
+    before, after = _pair(first, row)
+    changes = compare_cards(before.card, after.card).changes
+    shown = [str(each) for kind in changes for each in changes[kind] if not _is_noise(each)]
+    return f"{_row_name(row)}: {_some(shown, '; ') or 'nothing that its card records'}"
+
+
 def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
     """Lines on what differs, and a sentence where exactly one thing does."""
     lines = []
+    code = [each for each in diff.files if re.search(r"(^| )(src|pipeline)/", each)]
     for kind, changes in diff.differences.changes.items():
-        if shown := [change for change in changes if not _is_noise(change)]:
-            lines.append(f"{kind}: {_some([str(change) for change in shown], '; ')}")
-    if diff.files:
-        lines.append(f"files: {_some(diff.files, ', ')}")
+        shown = [str(change) for change in changes if not _is_noise(change)]
+        if kind == "code":  # of a file that is listed with its lines the hash says nothing more
+            listed = [change for change in changes if any(f"{change.name} (" in file for file in code)]
+            shown = code + [text for text in shown if text not in map(str, listed)]
+        if shown:
+            lines.append(f"{kind}: {_some(shown, '; ')}")
+    if others := [each for each in diff.files if each not in code]:
+        lines.append(f"other files: {_some(others, '; ')}")
     if diff.images:
-        lines.append(f"images: {len(diff.images):,} added, removed, relabelled or changed")
+        lines.append(f"images: {_image_changes(diff.images)}")
+    lines += diff.notes
     things = _things(diff)
     if len(things) == 1:
         return lines, (
@@ -194,17 +219,32 @@ def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
     return lines, None
 
 
+def _image_changes(images: Sequence[ImageChange]) -> str:
+    """How many images were added, removed, relabelled or changed, with the first of each."""
+    named: dict[str, list[str]] = {"added": [], "removed": [], "relabelled": [], "changed": []}
+    for each in images:
+        kind = next((kind for kind in named if each.what.startswith(kind)), "changed")
+        named[kind].append(f"{each.path} {each.what.removeprefix(kind).lstrip()}".rstrip())
+    return "; ".join(f"{len(names):,} {kind} ({_some(names, ', ')})" for kind, names in named.items() if names)
+
+
 def _things(diff: RunDiff) -> list[str]:
-    """What a person changed and what can change the weights. Pixels that follow from a setting are not another one."""
+    """What a person changed and what can change the weights. Pixels that follow from a setting are not another one.
+
+    Files of code are one thing together, and so are packages, and parts of a machine.
+    """
     changes, deciding = diff.differences.changes, diff.differences.deciding
     settings = [f"{each.name} ({each.before}, now {each.after})" for each in changes["params"] if _decides(each.name)]
     of_data = any(each.name.startswith(("ingest.", "validate.")) for each in changes["params"])
     things = settings or [each.name for each in deciding["params"]]
     if deciding["data"] and (diff.images or not of_data):
-        things.append("the data")
-    for kind in ("code", "environment", "hardware"):
-        things += [each.name for each in deciding[kind]]
-    return things
+        things.append(f"the data ({_image_changes(diff.images)})" if diff.images else "the data")
+    names = {
+        "the code": [source_of(each.name) for each in deciding["code"]],
+        "the environment": [str(each) for each in deciding["environment"]],
+        "the hardware": [each.name for each in deciding["hardware"]],
+    }
+    return things + [f"{name} ({_some(parts, ', ')})" for name, parts in names.items() if parts]
 
 
 def _decides(setting: str) -> bool:

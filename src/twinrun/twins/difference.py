@@ -109,7 +109,7 @@ def compare_cards(
     decides("hardware", parts.get("numerics", {}), new_parts.get("numerics", {}))
     found.changes["code"] = [
         *flat_changes(_code(before), _code(after)),
-        *(Change(_source(c.name), _short(c.before), _short(c.after)) for c in found.deciding["code"]),
+        *(Change(source_of(c.name), _short(c.before), _short(c.after)) for c in found.deciding["code"]),
     ]
     found.changes["params"] = flat_changes(before.get("params", {}), after.get("params", {}))
     found.changes["data"] = [
@@ -130,6 +130,11 @@ def compare_cards(
 def is_deciding(package: str) -> bool:
     """Whether another version of a package, or of Python, can change the weights; ingest's are seen in the data."""
     return _DECIDING.fullmatch(package) is not None
+
+
+def source_of(name: str) -> str:
+    """Where a file lies whose hash is part of a fingerprint."""
+    return name if name.startswith("pipeline/") else f"src/twinrun/{name}"
 
 
 def compare_packages(before: Packages, after: Packages) -> list[Change]:
@@ -277,11 +282,6 @@ def _environment(before: Card, after: Card, packages: tuple[Packages | None, Pac
 
 def _deciding_packages(card: Card) -> dict[str, str]:
     return dict(card.get("fingerprint_parts", {}).get("environment", {}).get("packages", {}))
-
-
-def _source(name: str) -> str:
-    """Where a file lies whose hash is part of a fingerprint."""
-    return name if name.startswith("pipeline/") else f"src/twinrun/{name}"
 
 
 def _machine(hardware: Mapping[str, Any]) -> dict[str, Any]:

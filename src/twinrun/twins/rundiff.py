@@ -26,7 +26,7 @@ from twinrun.twins.difference import (
 )
 from twinrun.twins.material import MANIFEST, NEEDED, TABLE, compare_data, recorded_files
 from twinrun.twins.twin import packages_of, recorded_run, results_of
-from twinrun.twins.worktree import changed_files, file_at
+from twinrun.twins.worktree import changed_files, file_at, patched_files
 
 _SHOWN = 30
 
@@ -75,6 +75,10 @@ def diff_runs(root: Path, tracker: Tracker, before: str, after: str, model_name:
     if files is None:
         diff.notes.append("A commit of the two is not in this repository, so changed files cannot be listed.")
     diff.files = files or []
+    patches = [str(card.get("diff") or "") for card in cards]
+    for when, patch in zip(("before", "after"), patches, strict=True):
+        if patch and patches[0] != patches[1]:
+            diff.files += [f"{file}, uncommitted {when}" for file in patched_files(root, patch)]
     _compare_images(root, cards, diff)
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         results = [results_of(root, tracker, run, Path(f)) for run, f in zip(runs, (first, second), strict=True)]
@@ -143,7 +147,7 @@ def draw(diff: RunDiff) -> list[Any]:
         if diff.differences.changes[kind]:
             parts.append(_changes(kind, diff.differences.changes[kind]))
         if kind == "code" and diff.files:
-            parts.append(_list("files changed between the commits", diff.files))
+            parts.append(_list("changed files", diff.files))
         if kind == "data" and diff.classes:
             parts += [one_line(line) for line in diff.classes]
         if kind == "data" and diff.images:

@@ -30,13 +30,30 @@ def file_at(root: Path, commit: str, name: str) -> bytes | None:
 
 
 def changed_files(root: Path, before: str, after: str) -> list[str] | None:
-    """What `git diff --name-status` says between two commits, dvc.lock left out; None where one of them is gone."""
+    """Files that differ between two commits, dvc.lock left out: "M src/a.py (+3 -1)", with the lines added and removed.
+
+    None where one of the commits is gone.
+    """
     if before == after:
         return []
-    found = run_git(
-        root, "diff", "--name-status", "--no-renames", before, after, "--", ".", ":(exclude,glob)**/dvc.lock"
-    )
-    return None if found.returncode else [line.replace("\t", " ") for line in found.stdout.splitlines()]
+    place = (before, after, "--", ".", ":(exclude,glob)**/dvc.lock")
+    names, counts = (run_git(root, "diff", kind, "--no-renames", *place) for kind in ("--name-status", "--numstat"))
+    if names.returncode or counts.returncode:
+        return None
+    statuses = (line.partition("\t")[0] for line in names.stdout.split("\n") if line)
+    return [f"{status} {file}" for status, file in zip(statuses, _counted(counts.stdout), strict=True)]
+
+
+def patched_files(root: Path, patch: str) -> list[str]:
+    """Files that a patch changes, with the lines added and removed; empty where git cannot read it."""
+    found = run_git(root, "apply", "--numstat", "-", stdin=patch.encode("utf-8", "surrogateescape"))
+    return [] if found.returncode else _counted(found.stdout)
+
+
+def _counted(numstat: str) -> list[str]:
+    """Each line of `git diff --numstat` for a person; a binary file has no lines that could be counted."""
+    rows = [line.split("\t", 2) for line in numstat.split("\n") if line]
+    return [f"{path} (binary)" if added == "-" else f"{path} (+{added} -{gone})" for added, gone, path in rows]
 
 
 @contextmanager
