@@ -326,4 +326,4 @@ def test_a_png_whose_pixels_decode_and_whose_checksum_is_wrong_is_broken() -> No
 
     assert pixels_of(whole).shape[2] == 3
     words = why_not(whole[:checksum] + bytes([whole[checksum] ^ 1]) + whole[checksum + 1 :])
-    assert re.fullmatch(r"damaged: the PNG data after \d+ % of the file do not give their checksum", words)
+    assert re.fullmatch(r"damaged: the PNG data after \d+% of the file do not give their checksum", words)
