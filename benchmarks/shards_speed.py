@@ -141,7 +141,7 @@ def _whole_batches(
             self.mean, self.std = channel_tensor((0.5,) * 3), channel_tensor((0.25,) * 3)
 
         def train_dataloader(self) -> Any:
-            return EpochBatches(self, data.keys, params)  # type: ignore[arg-type]
+            return EpochBatches(self, data, params)  # type: ignore[arg-type]
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             for group in self.optimizers().param_groups:  # type: ignore[union-attr]
@@ -178,7 +178,7 @@ def _split_images(images: "NDArray[np.uint8]") -> "SplitImages":
 
     count = len(images)
     ids = [f"{number:016x}" for number in range(count)]
-    return SplitImages(images, Split(np.arange(count), ids, np.arange(count) % _CLASSES))
+    return SplitImages(images, Split(np.arange(count), ids, np.arange(count) % _CLASSES), _CLASSES)
 
 
 def _images(count: int) -> "NDArray[np.uint8]":

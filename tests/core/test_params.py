@@ -139,7 +139,7 @@ def problems_of(settings: dict[str, Any]) -> list[str]:
         ("train", "size_px", 224, "did you mean ingest.size_px?"),
         ("ingest", "epochs", 3, "did you mean train.epochs?"),
         ("train", "flip", True, "did you mean train.augment.flip?"),
-        ("train", "patience", 5, "training runs all of train.epochs"),
+        ("train", "early_stopping", 5, "did you mean train.patience?"),
         ("train", "resume", True, "a stopped training resumes by itself"),
         ("train", "dropout", 0.1, "train.weight_decay"),
         ("train", "seeds", [0, 1, 2], "dvc exp run --queue -S 'train.seed=0,1,2'"),

@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
 _NAMES_SHOWN = 8
 _OF_EPOCHS = ("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "warmup_epochs")
-_OF_STEPS = ("schedule", "label_smoothing", "gradient_clip", "ema_decay", "augment.", "keep", "devices")
+_OF_STEPS = (
+    "patience",
+    "head_first_epochs",
+    "backbone_learning_rate",
+    "schedule",
+    "label_smoothing",
+    "gradient_clip",
+    "ema_decay",
+    "augment.",
+    "keep",
+    "devices",
+)
 _UNUSED_BY_A_PROBE = tuple(f"train.{name}" for name in (*_OF_EPOCHS, *_OF_STEPS))
 
 app = typer.Typer(

@@ -19,6 +19,17 @@ _OTHER_NAMES = {
     "train.model": "arch architecture backbone network net modeltype",
     "train.pretrained": "weights checkpoint pretrainedweights pretrainedmodel initfrom finetune",
     "train.freeze": "freezebackbone frozen freezelayers",
+    "train.head_first_epochs": "freezeepochs unfreezeepoch headepochs",
+    "train.backbone_learning_rate": "backbonelr lrbackbone backboneslr discriminativelr",
+    "train.patience": "earlystopping earlystop earlystoppingpatience",
+    "train.balance": "classweight classweights balanced oversample oversampling sampler weightedsampler",
+    "train.augment.crop_scale": "randomresizedcrop randomcrop scale rrc",
+    "train.augment.crop_ratio": "ratio",
+    "train.augment.brightness": "colorjitter colourjitter jitter hsvv",
+    "train.augment.saturation": "hsvs",
+    "train.augment.hue": "hsvh",
+    "train.augment.mixup": "mixupalpha",
+    "train.augment.cutmix": "cutmixalpha",
     "train.epochs": "epoch numepochs nepochs maxepochs numtrainepochs",
     "train.batch_size": "batch bs batchsize trainbatchsize perdevicetrainbatchsize",
     "train.optimizer": "optim opt optimiser",
@@ -43,10 +54,6 @@ _SETTING_OF = {name: setting for setting, names in _OTHER_NAMES.items() for name
 _SEEDS = "one run has one seed, train.seed; for several: dvc exp run --queue -S 'train.seed=0,1,2'"
 # What is asked for by name elsewhere, and is no setting here.
 _NO_SETTING = {
-    **dict.fromkeys(
-        ("patience", "earlystopping", "earlystop", "earlystoppingpatience"),
-        "training runs all of train.epochs, and train.keep: best takes the best of them",
-    ),
     **dict.fromkeys(
         ("resume", "resumefrom", "ckptpath", "resumefromcheckpoint", "autoresume"),
         "a stopped training resumes by itself: dvc repro",

@@ -231,6 +231,14 @@ class AugmentParams:
     flip: bool
     rotate_deg: Annotated[float, Field(ge=0, le=180)]
     erase: Share
+    crop_scale: Annotated[float, Field(gt=0, le=1)]
+    crop_ratio: Annotated[float, Field(ge=1, le=10)]
+    brightness: Share
+    contrast: Share
+    saturation: Share
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    mixup: Annotated[float, Field(ge=0, le=100)]
+    cutmix: Annotated[float, Field(ge=0, le=100)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -254,9 +262,13 @@ class TrainParams:
     seed: Seed
     model: Annotated[str, AfterValidator(_known_network)]
     pretrained: str | None
-    freeze: Literal["none", "backbone"]
+    freeze: Literal["none", "batch_norm", "backbone"]
+    head_first_epochs: Annotated[int, Field(ge=0)]
+    backbone_learning_rate: Annotated[float, Field(gt=0, le=1)]
     probe: ProbeParams
     epochs: Count
+    patience: Count | None
+    balance: Literal["none", "weights", "sampling"]
     batch_size: Annotated[int, Field(ge=2)]
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
@@ -276,9 +288,18 @@ class TrainParams:
     accelerator: Literal["auto", "cpu", "gpu"]
 
 
-def _frozen_weights(params: TrainParams) -> TrainParams:
-    if params.freeze == "backbone" and params.pretrained is None:
-        raise ValueError("freeze: backbone needs pretrained weights; set pretrained: imagenet, package:NAME or a file")
+def _fitting_together(params: TrainParams) -> TrainParams:
+    if params.freeze != "none" and params.pretrained is None:
+        raise ValueError(
+            f"freeze: {params.freeze} needs pretrained weights; set pretrained: imagenet, package:NAME or a file"
+        )
+    if params.head_first_epochs >= params.epochs:
+        raise ValueError(f"head_first_epochs must be less than epochs, {params.epochs}, got {params.head_first_epochs}")
+    if params.freeze == "backbone" and params.balance != "none":
+        raise ValueError(
+            f"balance: {params.balance} is for freeze: none or batch_norm; the head of freeze: backbone is a "
+            "logistic regression on all images"
+        )
     return params
 
 
@@ -329,7 +350,7 @@ class Params:
 
     ingest: IngestParams
     validate: Annotated[ValidateParams, AfterValidator(_in_order)]
-    train: Annotated[TrainParams, AfterValidator(_frozen_weights)]
+    train: Annotated[TrainParams, AfterValidator(_fitting_together)]
     evaluate: EvaluateParams
     register: RegisterParams
     track: TrackParams
@@ -429,7 +450,17 @@ def _conflicts_with_size(settings: Any) -> list[str]:
         problems.append(
             f"train.augment.shift_px: must be less than ingest.size_px, {min(height, width)}, got {shift_px}"
         )
-    return problems
+    return [*problems, *_conflicts_with_channels(settings)]
+
+
+def _conflicts_with_channels(settings: Any) -> list[str]:
+    if _setting(settings, "ingest.channels") != "gray":
+        return []
+    return [
+        f"train.augment.{name}: must be 0 for gray images (ingest.channels: gray), got {value}"
+        for name in ("saturation", "hue")
+        if (value := _setting(settings, f"train.augment.{name}"))
+    ]
 
 
 def _missing_inputs(settings: Any) -> dict[str, str]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from twinrun.core.errors import DataError, DivergedError, ModelError, TrainingEr
 from twinrun.core.params import TrainParams
 from twinrun.core.printing import print
 from twinrun.dataset.manifest import Manifest
+from twinrun.models.architectures import find_head
 from twinrun.training import collectives
 from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.interruption import StopRequest
@@ -73,7 +75,8 @@ def fit(
     machines the first process's checkpoint counts. Raises DataError where a batch is larger than the training set,
     DivergedError where the loss is not finite, and InterruptedTraining where `stop` asks for it.
     """
-    train, val = SplitImages(images, manifest.split("train")), SplitImages(images, manifest.split("val"))
+    classes = len(manifest.classes)
+    train, val = (SplitImages(images, manifest.split(name), classes) for name in ("train", "val"))
     check_batch_size(len(train), params.batch_size)
     network.to(numerics.device).to(memory_format=torch.channels_last)
     with ShardedNetwork(
@@ -83,18 +86,28 @@ def fit(
         threads=thread_count(params.threads),
         label_smoothing=params.label_smoothing,
         seed=params.seed,
+        class_weights=class_weights(train) if params.balance == "weights" else None,
+        keep_batch_norm=params.freeze == "batch_norm",
     ) as sharded:
-        module = Classifier(sharded, train, val, params)
+        head = find_head(network, classes)
+        module = Classifier(sharded, train, val, params, list(head[1].parameters()) if head else ())
         progress = _Progress(module, checkpoints, stop, on_epoch, params)
         join_others()
         progress.restore()
-        if progress.epochs_done < params.epochs:
+        if not progress.is_over:
             _run(module, progress, params, numerics, stop)
-    if progress.epochs_done < params.epochs:
+    if not progress.is_over:
         raise TrainingError(f"Lightning ended the training after epoch {progress.epochs_done} of {params.epochs}.")
     return Trained(
         progress.kept_tensors, tuple(progress.history), progress.kept_epoch, progress.earlier_s, progress.resumed
     )
+
+
+def class_weights(train: SplitImages) -> list[float]:
+    """The weight of each class in the loss, such that all weigh the same together and an image weighs 1 on average."""
+    counts = np.bincount(train.targets, minlength=train.classes)
+    present = np.count_nonzero(counts)
+    return [len(train) / (present * count) if count else 0.0 for count in counts.tolist()]
 
 
 def check_batch_size(images: int, batch_size: int) -> None:
@@ -199,6 +212,18 @@ class _Progress(pl.Callback):
     def epochs_done(self) -> int:
         return len(self.history)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or the validation loss has not fallen for `train.patience` epochs."""
+        return self.epochs_done >= self._params.epochs or self._is_out_of_patience
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        if self._params.patience is None or not self.history:
+            return False
+        lowest = min(self.history, key=lambda scores: (scores.val_loss, scores.epoch))
+        return self.epochs_done - lowest.epoch >= self._params.patience
+
     def restore(self) -> None:
         """Put the newest checkpoint's state into the module; the optimizer's follows when Lightning has made it."""
         checkpoint, passed_over = collectives.from_first(self._checkpoints.newest)
@@ -287,6 +312,9 @@ class _Progress(pl.Callback):
         if rank() == 0:
             self._checkpoints.save(scores.epoch, self._tensors(trainer.optimizers[0]), self._facts())
             self._on_epoch(scores, self._module.images_per_epoch / max(self._epoch_s, 1e-9))
+            if self._is_out_of_patience:
+                print(f"Training ends: no lower validation loss for {self._params.patience} epochs (train.patience)")
+        trainer.should_stop = self.is_over
         self._stop_together()
 
     def _stop_together(self) -> None:

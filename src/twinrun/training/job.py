@@ -107,7 +107,7 @@ def prepare_job(
                 "into it where splits are listed (ingest.splits_file, validate.splits)."
             )
     train = manifest.split("train")
-    if params.freeze == "none":
+    if params.freeze != "backbone":
         check_batch_size(len(train), params.batch_size)
     _, height, width, channels = images.shape
     network = build_network(
@@ -119,10 +119,12 @@ def prepare_job(
         pretrained = load_pretrained(params.pretrained, params.model)
         start_from(network, pretrained, classes=len(manifest.classes))
         numerics = _normalised_as(pretrained, numerics, channels)
-    if params.freeze == "backbone" and find_head(network, len(manifest.classes)) is None:
+    needs_head = params.freeze == "backbone" or params.head_first_epochs > 0 or params.backbone_learning_rate != 1
+    if needs_head and find_head(network, len(manifest.classes)) is None:
         raise ModelError(
-            f"{params.model} does not end in a linear layer, so a head of its own cannot be trained on it. "
-            "Set train.freeze: none in params.yaml, or choose another train.model."
+            f"{params.model} does not end in a linear layer, so a head of its own cannot be trained on it. In "
+            "params.yaml set train.freeze: none, train.head_first_epochs: 0 and train.backbone_learning_rate: 1.0, or "
+            "choose another train.model."
         )
     preprocessing = Preprocessing(
         size_px=(height, width),

@@ -1,6 +1,6 @@
 """The LightningModule: steps, epochs and scores of one training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from twinrun.core.arrays import Pixels
@@ -16,8 +17,8 @@ from twinrun.core.keyed import UInt64Array, id_keys
 from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import Split
 from twinrun.models.predict import chunk_slices
-from twinrun.training.augment import augment
-from twinrun.training.batches import batch_sizes, epoch_batches
+from twinrun.training.augment import augment, mix, partners
+from twinrun.training.batches import batch_sizes, epoch_batches, place_keys
 from twinrun.training.lightning import pl
 from twinrun.training.schedule import learning_rate
 from twinrun.training.shards import ShardedNetwork
@@ -37,12 +38,13 @@ class EpochScores:
 class SplitImages:
     """The images of one split with their targets and keys, read from the pack as they are asked for."""
 
-    def __init__(self, images: Pixels, split: Split) -> None:
+    def __init__(self, images: Pixels, split: Split, classes: int) -> None:
         self._images = images
         self._rows = split.rows
         self._targets = torch.from_numpy(split.targets)
         self.size: tuple[int, int] = (images.shape[1], images.shape[2])
         self.keys: UInt64Array = id_keys(split.ids)
+        self.targets, self.classes = split.targets, classes
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -59,7 +61,15 @@ class Classifier(pl.LightningModule):
     average of the weights where the settings ask for one.
     """
 
-    def __init__(self, sharded: ShardedNetwork, train: SplitImages, val: SplitImages, params: TrainParams) -> None:
+    def __init__(
+        self,
+        sharded: ShardedNetwork,
+        train: SplitImages,
+        val: SplitImages,
+        params: TrainParams,
+        head: Sequence[nn.Parameter] = (),
+    ) -> None:
+        """`head` are the parameters of the last layer, which may be trained first and faster than the others."""
         super().__init__()
         self.automatic_optimization = False
         self.network = sharded.network.eval()
@@ -67,6 +77,7 @@ class Classifier(pl.LightningModule):
         self.steps_done = 0
         self.scores: EpochScores | None = None
         self._sharded, self._train_images, self._val_images, self._params = sharded, train, val, params
+        self._head = head
         self._losses: list[tuple[float, int]] = []
 
     @property
@@ -78,10 +89,10 @@ class Classifier(pl.LightningModule):
         return self.network if self.average is None else self.average.module
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.network, self._params)
+        return build_optimizer(self.network, self._params, self._head)
 
     def train_dataloader(self) -> "EpochBatches":
-        return EpochBatches(self, self._train_images.keys, self._params)
+        return EpochBatches(self, self._train_images, self._params)
 
     def val_dataloader(self) -> "WholeSplit":
         return WholeSplit(chunk_slices(len(self._val_images), self._val_images.size))
@@ -94,16 +105,8 @@ class Classifier(pl.LightningModule):
         assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
         rate = learning_rate(self.steps_done, self._steps_per_epoch, self._params)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-
-        def load(part: slice) -> tuple[Tensor, Tensor]:
-            indices = batch[part]
-            pixels, targets = self._train_images.take(indices)
-            keys = self._train_images.keys[indices]
-            changed = augment(pixels, keys, self._params.seed, self.current_epoch, self._params.augment)
-            return torch.from_numpy(changed), targets
-
-        result = self._sharded.backward(load, len(batch), self.steps_done)
+            group["lr"] = rate * group["share"]
+        result = self._sharded.backward(lambda part: self._load(batch[part]), len(batch), self.steps_done)
         if not np.isfinite(result.loss):
             raise DivergedError(
                 f"The loss became {result.loss} at step {self.steps_done} (epoch {self.current_epoch + 1}), "
@@ -118,12 +121,30 @@ class Classifier(pl.LightningModule):
         self.steps_done += 1
         self._losses.append((result.loss, len(batch)))
 
+    def _load(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Images to train on, and their targets: class indices (n,), or shares of classes (n, C) of mixed ones."""
+        images, params, epoch = self._train_images, self._params, self.current_epoch
+        keys = place_keys(images.keys, places)
+        pixels, targets = self._augmented(places % len(images), keys)
+        if params.augment.mixup or params.augment.cutmix:
+            others = partners(keys, len(images), params.seed, epoch)
+            theirs, their_targets = self._augmented(others, images.keys[others])
+            pixels, shares = mix(pixels, theirs, keys, params.seed, epoch, params.augment)
+            own, rest = (torch.from_numpy(share.astype(np.float32))[:, None] for share in (shares, 1 - shares))
+            targets = own * one_hot(targets, images.classes) + rest * one_hot(their_targets, images.classes)
+        return torch.from_numpy(pixels), targets
+
+    def _augmented(self, indices: NDArray[np.int64], keys: UInt64Array) -> tuple[Pixels, Tensor]:
+        pixels, targets = self._train_images.take(indices)
+        return augment(pixels, keys, self._params.seed, self.current_epoch, self._params.augment), targets
+
     def on_train_start(self) -> None:
         # Where Lightning starts processes, it gives each its share of the cores as threads, which would change weights.
         self._sharded.use_one_thread()
 
     def on_train_epoch_start(self) -> None:
         self._losses = []
+        self._sharded.train_only(self._head if self.current_epoch < self._params.head_first_epochs else None)
         self._random_state = self._global_random_state()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
@@ -164,14 +185,16 @@ class Classifier(pl.LightningModule):
 class EpochBatches:
     """The batches of the module's current epoch, anew for each epoch; each is an array of indices."""
 
-    def __init__(self, module: Classifier, keys: UInt64Array, params: TrainParams) -> None:
-        self._module, self._keys, self._params = module, keys, params
+    def __init__(self, module: Classifier, images: SplitImages, params: TrainParams) -> None:
+        self._module, self._images, self._params = module, images, params
 
     def __len__(self) -> int:
-        return len(batch_sizes(len(self._keys), self._params.batch_size))
+        return len(batch_sizes(len(self._images), self._params.batch_size))
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        return iter(epoch_batches(self._keys, self._params.seed, self._module.current_epoch, self._params.batch_size))
+        params, epoch = self._params, self._module.current_epoch
+        balanced = self._images.targets if params.balance == "sampling" else None
+        return iter(epoch_batches(self._images.keys, params.seed, epoch, params.batch_size, balanced))
 
 
 class WholeSplit:
@@ -187,13 +210,21 @@ class WholeSplit:
         yield self._chunks
 
 
-def build_optimizer(network: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; weight decay spares tensors of one dimension: biases and normalisation."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": params.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    network: nn.Module, params: TrainParams, head: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; weight decay spares tensors of one dimension: biases and normalisation.
+
+    The `share` of a group is its part of the learning rate, which is smaller for all but the `head` where settings say.
+    """
+    in_head = {id(parameter) for parameter in head}
+    groups: list[dict[str, Any]] = []
+    for share, of_head in ((params.backbone_learning_rate, False), (1.0, True)):
+        trained = [p for p in network.parameters() if p.requires_grad and (id(p) in in_head) == of_head]
+        groups += [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": params.weight_decay, "share": share},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, "share": share},
+        ]
     groups = [group for group in groups if group["params"]]
     if params.optimizer == "sgd":
         nesterov = params.momentum > 0

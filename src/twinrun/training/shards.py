@@ -38,7 +38,10 @@ _DROPOUT = 2  # the stream of draws that decides dropout
 
 R = TypeVar("R")
 LoadImages = Callable[[slice], tuple[Tensor, Tensor]]
-"""Given a part of the batch, its images, uint8 (n, H, W, C), and its targets, int64 (n,); called from many threads."""
+"""Given a part of the batch, its images, uint8 (n, H, W, C), and its targets; called from many threads.
+
+Targets are class indices, int64 (n,), or shares of the classes, float32 (n, C).
+"""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,18 @@ class ShardedNetwork:
     """
 
     def __init__(
-        self, network: nn.Module, numerics: Numerics, *, shards: int, threads: int, label_smoothing: float, seed: int
+        self,
+        network: nn.Module,
+        numerics: Numerics,
+        *,
+        shards: int,
+        threads: int,
+        label_smoothing: float,
+        seed: int,
+        class_weights: Sequence[float] | None = None,
+        keep_batch_norm: bool = False,
     ) -> None:
+        """`class_weights` multiply the losses of each class; `keep_batch_norm` keeps batch normalisation untrained."""
         self.network = network
         self.shards = shards
         self._numerics = numerics
@@ -85,10 +98,17 @@ class ShardedNetwork:
         self._std = channel_tensor(numerics.std, numerics.device)
         self._label_smoothing = label_smoothing
         self._seed = seed
-        self._parameters = [p for p in network.parameters() if p.requires_grad]
-        self._statistics = _batch_statistics(network)
-        self._counters = _batch_counters(network)
+        self._class_weights: Tensor | None = None
+        if class_weights is not None:
+            self._class_weights = torch.tensor(class_weights, dtype=torch.float32, device=numerics.device)
+        self._norms = _batch_norms(network)
+        self._keep_batch_norm = keep_batch_norm
+        if keep_batch_norm:
+            for norm in self._norms:
+                norm.requires_grad_(False)
+        self._trainable = [p for p in network.parameters() if p.requires_grad]
         self._replicas = [_Replica(network, numerics.device) for _ in range(shards)]
+        self.train_only(None)
         # On a GPU the shards run one after the other; on a CPU more threads than shards would idle.
         self._threads = 1 if numerics.device.type == "cuda" else min(threads, shards)
         self._pool = ThreadPoolExecutor(self._threads, "shard", torch.set_num_threads, (1,))
@@ -105,6 +125,27 @@ class ShardedNetwork:
     def use_one_thread(self) -> None:
         """Have every operation of PyTorch in the calling thread use one thread, whatever was set since."""
         torch.set_num_threads(1)
+
+    def train_only(self, parameters: Sequence[nn.Parameter] | None) -> None:
+        """Compute the gradients of `parameters` from now on, or of all that can be trained.
+
+        Batch normalisation whose own parameters are not among them normalises with its statistics and keeps them.
+        """
+        chosen = {id(p) for p in (self._trainable if parameters is None else parameters)}
+        for parameter in self._trainable:
+            parameter.requires_grad_(id(parameter) in chosen)
+            parameter.grad = None
+        self._parameters = [p for p in self._trainable if p.requires_grad]
+        updated = [
+            all(p.requires_grad for p in norm.parameters(recurse=False))
+            and not self._keep_batch_norm
+            and (parameters is None or norm.affine)
+            for norm in self._norms
+        ]
+        norms = [norm for norm, is_updated in zip(self._norms, updated, strict=True) if is_updated]
+        self._statistics, self._counters = _batch_statistics(norms), _batch_counters(norms)
+        for replica in self._replicas:
+            replica.update_statistics(updated, self._norms)
 
     def backward(self, load: LoadImages, images: int, step: int) -> BatchResult:
         """Set the gradient of every parameter to that of the mean loss over a batch of `images` images.
@@ -150,7 +191,13 @@ class ShardedNetwork:
         pixels, targets = self._on_device(*load(part))
         with self._autocast():
             logits = replica.network(normalised(pixels, self._mean, self._std))
-        loss = cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self._label_smoothing)
+        loss = cross_entropy(
+            logits.float(),
+            targets,
+            weight=self._class_weights,
+            reduction="sum",
+            label_smoothing=self._label_smoothing,
+        )
         gradients = torch.autograd.grad(loss / images, self._parameters, allow_unused=True, materialize_grads=True)
         return _ShardResult(
             list(gradients), [s.clone() for s in replica.statistics], _score(loss.detach(), logits.detach(), targets)
@@ -219,7 +266,19 @@ class _Replica:
         self.network = copy.deepcopy(network, {id(p): p for p in network.parameters()}).train()
         self._generator = torch.Generator(device)
         _key_dropout(self.network, self._generator)
-        self.statistics = _batch_statistics(self.network)
+        self._norms = _batch_norms(self.network)
+        self.statistics: list[Tensor] = []
+
+    def update_statistics(self, updated: Sequence[bool], given: Sequence[_BatchNorm]) -> None:
+        """Have the chosen batch normalisations learn; the others normalise with the `given` ones' statistics."""
+        for norm, is_updated in zip(self._norms, updated, strict=True):
+            norm.training = is_updated
+        with torch.no_grad():
+            for own, others in zip(_batch_statistics(self._norms), _batch_statistics(given), strict=True):
+                own.copy_(others)
+        self.statistics = _batch_statistics(
+            [n for n, is_updated in zip(self._norms, updated, strict=True) if is_updated]
+        )
 
     def begin(self, statistics: list[Tensor], seed: int) -> None:
         self._generator.manual_seed(seed)
@@ -240,7 +299,8 @@ def thread_count(threads: "int | Literal['auto']") -> int:
 
 
 def _score(loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    correct = (logits.argmax(dim=1) == targets).sum()
+    labels = targets if targets.dim() == 1 else targets.argmax(dim=1)  # of mixed images the larger share
+    correct = (logits.argmax(dim=1) == labels).sum()
     return torch.stack([loss.double(), correct.double()])
 
 
@@ -248,12 +308,12 @@ def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
     return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
-def _batch_statistics(network: nn.Module) -> list[Tensor]:
-    return [cast(Tensor, s) for norm in _batch_norms(network) for s in (norm.running_mean, norm.running_var)]
+def _batch_statistics(norms: Sequence[_BatchNorm]) -> list[Tensor]:
+    return [cast(Tensor, s) for norm in norms for s in (norm.running_mean, norm.running_var)]
 
 
-def _batch_counters(network: nn.Module) -> list[Tensor]:
-    return [cast(Tensor, norm.num_batches_tracked) for norm in _batch_norms(network)]
+def _batch_counters(norms: Sequence[_BatchNorm]) -> list[Tensor]:
+    return [cast(Tensor, norm.num_batches_tracked) for norm in norms]
 
 
 def _key_dropout(network: nn.Module, generator: torch.Generator) -> None:

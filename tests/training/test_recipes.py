@@ -1,0 +1,169 @@
+"""Fine-tuning, balance and early stopping: each does what it says, and gives the same weights however it is run."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from training_support import TrainableProject
+
+from twinrun.core.errors import ModelError
+from twinrun.core.keyed import id_keys
+from twinrun.core.params import TrainParams, load_params
+from twinrun.models.bundle import weights_hash
+from twinrun.training.batches import epoch_batches, place_keys
+from twinrun.training.fit import Trained
+from twinrun.training.interruption import StopRequest
+from twinrun.training.job import Job, prepare_job
+from twinrun.training.module import EpochScores
+
+TINY = "timm/test_resnet"
+RECIPES: dict[str, dict[str, Any]] = {
+    "head first": {"head_first_epochs": 1, "backbone_learning_rate": 0.1, "ema_decay": 0.8, "gradient_clip": 1.0},
+    "batch norm kept": {"freeze": "batch_norm", "balance": "weights", "optimizer": "sgd"},
+    "sampling": {"balance": "sampling", "patience": 1, "augment": {"mixup": 0.4, "cutmix": 1.0, "crop_scale": 0.5}},
+}
+
+
+@pytest.fixture
+def params(trainable: TrainableProject) -> TrainParams:
+    """A fine-tuning of three epochs of a tiny network, from weights in a file."""
+    Path("data/pretrained").mkdir(parents=True)
+    torch.manual_seed(1)
+    save_file(timm.create_model("test_resnet").state_dict(), "data/pretrained/tiny.safetensors")
+    trainable.set(model=TINY, pretrained="data/pretrained/tiny.safetensors", epochs=3, batch_size=256, threads=1)
+    return load_params().train
+
+
+def recipe(params: TrainParams, settings: dict[str, Any]) -> TrainParams:
+    augment = replace(params.augment, **settings.get("augment", {}))
+    return replace(params, **{**settings, "augment": augment})
+
+
+def job(params: TrainParams, resume_root: str = "resume") -> Job:
+    """The training of the working folder."""
+    pack, manifest = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
+    return prepare_job(load_params().ingest, params, pack, manifest, Path(resume_root), Path("features"))
+
+
+def train(params: TrainParams, resume_root: str) -> Trained:
+    return job(params, resume_root).run(StopRequest(), lambda *_: None)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_gives_the_same_weights_with_more_threads_and_after_a_stop_in_any_epoch(
+    params: TrainParams, name: str
+) -> None:
+    settings = recipe(params, RECIPES[name])
+    undisturbed = train(settings, "undisturbed")
+
+    def die(_: EpochScores, speed: float | None) -> None:
+        if speed is not None:
+            raise ZeroDivisionError
+
+    several = replace(settings, threads=3)
+    for _ in range(len(undisturbed.history)):
+        with pytest.raises(ZeroDivisionError):
+            job(several, "stopped").run(StopRequest(), die)
+    resumed = train(several, "stopped")
+
+    assert weights_hash(resumed.tensors) == weights_hash(undisturbed.tensors)
+    assert resumed.history == undisturbed.history
+
+
+def test_head_first_leaves_the_backbone_as_it_is_and_trains_all_of_it_after_that(params: TrainParams) -> None:
+    settings = replace(params, head_first_epochs=1, keep="last")
+    given = {name: tensor.clone() for name, tensor in job(settings).network.state_dict().items()}
+    seen: list[set[str]] = []
+    training = job(settings)
+
+    def look(*_: object) -> None:
+        state = training.network.state_dict()
+        seen.append({name for name, tensor in state.items() if not torch.equal(tensor, given[name])})
+
+    training.run(StopRequest(), look)
+
+    assert seen[0] == {"fc.weight", "fc.bias"}
+    assert set(given) - seen[1] == set()
+
+
+def test_kept_batch_normalisation_has_the_given_weights_and_statistics_to_the_bit(params: TrainParams) -> None:
+    settings = replace(params, freeze="batch_norm", epochs=1)
+    training = job(settings)
+    given = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+    norms = [n for n, module in training.network.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+    tensors = training.run(StopRequest(), lambda *_: None).tensors
+
+    of_norms = {name for name in tensors if name.rpartition(".")[0] in norms}
+    assert len(of_norms) == 5 * len(norms) > 0
+    assert {name for name in tensors if torch.equal(tensors[name], given[name])} == of_norms
+
+
+def test_the_backbone_learns_by_its_share_of_the_learning_rate(params: TrainParams) -> None:
+    plain = replace(params, optimizer="sgd", momentum=0.0, weight_decay=0.0, epochs=1, batch_size=1024, keep="last")
+    given = {name: tensor.clone() for name, tensor in job(plain).network.state_dict().items()}
+    first = next(name for name, tensor in given.items() if tensor.ndim == 4)
+
+    def steps(share: float) -> dict[str, float]:
+        tensors = train(replace(plain, backbone_learning_rate=share), f"share-{share}").tensors
+        return {n: float((tensors[n] - given[n]).norm()) for n in (first, "fc.weight")}
+
+    whole, tenth = steps(1.0), steps(0.1)
+
+    assert tenth["fc.weight"] == pytest.approx(whole["fc.weight"], rel=1e-3)
+    assert tenth[first] == pytest.approx(0.1 * whole[first], rel=0.1)
+
+
+def test_without_a_lower_validation_loss_the_training_ends_and_the_best_epoch_is_kept(
+    params: TrainParams, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(params, model="lenet5", pretrained=None, patience=2, epochs=8, learning_rate=1e-12)
+
+    trained = train(settings, "resume")
+
+    losses = [scores.val_loss for scores in trained.history]
+    lowest = losses.index(min(losses))
+    assert len(losses) == lowest + 3 < 8
+    assert "no lower validation loss for 2 epochs (train.patience)" in capsys.readouterr().out
+
+
+def test_sampling_gives_every_class_the_same_number_of_places_and_repeats_have_keys_of_their_own() -> None:
+    keys = id_keys([f"{i:016x}" for i in range(1000)])
+    classes = np.repeat([0, 1, 2], [900, 90, 10])
+
+    epochs = [np.concatenate(epoch_batches(keys, 0, epoch, 64, classes)) for epoch in range(2)]
+
+    assert Counter(classes[epochs[0] % 1000].tolist()) == {0: 334, 1: 333, 2: 333}
+    assert len(np.unique(place_keys(keys, epochs[0]))) == 1000
+    assert len(np.unique(epochs[0] % 1000)) == 334 + 90 + 10
+    assert set(epochs[0].tolist()) != set(epochs[1].tolist())
+
+
+def test_weights_make_the_classes_equal_in_the_loss_and_an_image_weighs_one_on_average(params: TrainParams) -> None:
+    from twinrun.training.fit import class_weights
+    from twinrun.training.module import SplitImages
+
+    made = job(params)
+    split = made.manifest.split("train")
+    rare = np.flatnonzero((split.targets != 3) | (np.arange(len(split)) % 10 == 0))
+    fewer = replace(split, rows=split.rows[rare], ids=[split.ids[i] for i in rare], targets=split.targets[rare])
+
+    weights = np.array(class_weights(SplitImages(made.images, fewer, 11)))
+
+    totals = weights[:10] * np.bincount(fewer.targets, minlength=10)
+    assert np.allclose(totals, totals[0])
+    assert weights[fewer.targets].mean() == pytest.approx(1.0)
+    assert weights[10] == 0  # of a class without images here
+
+
+def test_a_network_without_a_head_cannot_be_trained_head_first(params: TrainParams) -> None:
+    settings = replace(params, model="squeezenet1_1", pretrained=None, head_first_epochs=1)
+
+    with pytest.raises(ModelError, match=r"does not end in a linear layer.*train\.head_first_epochs: 0"):
+        job(settings)
