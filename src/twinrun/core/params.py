@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from twinrun.core.errors import ParamsError
 from twinrun.core.hints import meant_by_name, meant_by_value, several_values, yes_or_no
-from twinrun.core.networks import PACKAGE_MODELS, unfit_size, unfit_weights, unknown_network
+from twinrun.core.networks import PACKAGE_MODELS, is_own_file, unfit_size, unfit_weights, unknown_network
 from twinrun.core.rules import METRICS, unfit_expectation
 
 PARAMS = Path("params.yaml")
@@ -466,6 +466,9 @@ def _conflicts_with_channels(settings: Any) -> list[str]:
 def _missing_inputs(settings: Any) -> dict[str, str]:
     """What is wrong with the files, folders and packages that settings name, by setting."""
     problems = {}
+    model = _setting(settings, "train.model")
+    if isinstance(model, str) and is_own_file(model) and not Path(model.partition(":")[0]).is_file():
+        problems["train.model"] = f"there is no file {model.partition(':')[0]}"
     source, folder = _setting(settings, "ingest.source"), _setting(settings, "ingest.path")
     is_own = source in ("folder", "trashnet")
     # Published sources are downloaded into their usual place.

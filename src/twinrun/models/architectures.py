@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.core.errors import ModelError
-from twinrun.core.networks import TIMM, Size, unknown_network
+from twinrun.core.networks import TIMM, Size, is_own_file, unknown_network
+from twinrun.models.own import build_from_source, own_source
 
 
 def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:
@@ -20,12 +21,14 @@ def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:
     return linear[-1] if linear and linear[-1][1].out_features == classes else None
 
 
-def build_network(name: str, *, channels: int, size_px: Size, classes: int, seed: int) -> nn.Module:
+def build_network(
+    name: str, *, channels: int, size_px: Size, classes: int, seed: int, source: bytes | None = None
+) -> nn.Module:
     """Build a network whose initial weights are a function of `seed`.
 
     It takes float tensors of shape (N, channels, H, W), where `size_px` is (H, W), and gives logits of shape
-    (N, classes). Raises ModelError for an unknown name, with the nearest known ones, and for a size that the network
-    cannot take.
+    (N, classes). A network in a file of the project is built from `source`, its content, or else from the file. Raises
+    ModelError for an unknown name, with the nearest known ones, and for a size that the network cannot take.
     """
     if problem := unknown_network(name):
         raise ModelError(f"params.yaml: train.model: {problem}.")
@@ -33,7 +36,10 @@ def build_network(name: str, *, channels: int, size_px: Size, classes: int, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            network = _build(name, channels, size_px, classes)
+            if is_own_file(name):
+                network = build_from_source(name, source or own_source(name), channels, size_px, classes)
+            else:
+                network = _build(name, channels, size_px, classes)
             _check_size(network, channels, size_px)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ModelError(

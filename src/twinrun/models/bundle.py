@@ -4,6 +4,7 @@ No pickle is written or read; `stored.py` reads and checks the files. How weight
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 
 from twinrun.core.errors import BundleError
 from twinrun.core.files import replacing_folder, write_json
+from twinrun.core.networks import is_own_file
 from twinrun.core.printing import one_line
 from twinrun.models.architectures import build_network
-from twinrun.models.stored import FORMAT, MODEL, WEIGHTS, StoredPreprocessing, read_stored
+from twinrun.models.own import own_source
+from twinrun.models.stored import FORMAT, MODEL, SOURCE, WEIGHTS, StoredPreprocessing, read_stored
 
+TRUSTED = "TWINRUN_TRUST_NETWORK"
 _LONGEST_REASON = 500
 
 
@@ -70,7 +74,10 @@ def save_bundle(
     classes: tuple[str, ...],
     preprocessing: Preprocessing,
 ) -> str:
-    """Publish a bundle at `folder`, in place of what was there, and return its weights hash."""
+    """Publish a bundle at `folder`, in place of what was there, and return its weights hash.
+
+    That of a network in a file of the project holds the file.
+    """
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -82,21 +89,31 @@ def save_bundle(
         "preprocessing": asdict(preprocessing),
         "weights_hash": digest,
     }
+    source = own_source(architecture) if is_own_file(architecture) else None
+    if source is not None:
+        description["source_sha256"] = hashlib.sha256(source).hexdigest()
     with replacing_folder(folder) as temp:
+        if source is not None:
+            (temp / SOURCE).write_bytes(source)
         save_file(contiguous, temp / WEIGHTS)  # no metadata: its keys would be written in random order
         write_json(description, temp / MODEL)
     return digest
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: Path, *, trust: bool = False) -> Bundle:
     """Check and load a bundle.
 
-    Raises BundleError, naming the file, where a byte is not what was written, or the files do not describe a model.
+    One that holds source code is loaded where that is the file of this project, or a person agreed: by `trust`, or by
+    its sha256 in TWINRUN_TRUST_NETWORK. Raises BundleError, naming the file, where a byte is not what was written, the
+    files do not describe a model, or nobody agreed.
     """
     from safetensors.torch import load
 
     stored = read_stored(folder, "loaded")
     model = stored.model
+    source = stored.files.get(SOURCE)
+    if source is not None and not trust:
+        _require_consent(folder, model.architecture, source)
     try:
         network = build_network(
             model.architecture,
@@ -104,6 +121,7 @@ def load_bundle(folder: Path) -> Bundle:
             size_px=(model.preprocessing.size_px[0], model.preprocessing.size_px[1]),
             classes=len(model.classes),
             seed=0,
+            source=source,
         )
         network.load_state_dict(load(stored.files[WEIGHTS]))
     except Exception as error:  # the file says what is built, so that anything may go wrong inside the libraries
@@ -116,6 +134,18 @@ def load_bundle(folder: Path) -> Bundle:
         classes=tuple(model.classes),
         preprocessing=_preprocessing(model.preprocessing),
         weights_hash=model.weights_hash,
+    )
+
+
+def _require_consent(folder: Path, architecture: str, source: bytes) -> None:
+    digest = hashlib.sha256(source).hexdigest()
+    file = Path(architecture.partition(":")[0])
+    if os.environ.get(TRUSTED) == digest or (file.is_file() and file.read_bytes() == source):
+        return
+    raise BundleError(
+        f"The model in {folder} holds the source code of its network, which would run on this machine and is not that "
+        f"of {file} here. It was not loaded. Read {folder / SOURCE}; if you trust it, add --trust to `twinrun "
+        f"predict`, or set {TRUSTED}={digest}"
     )
 
 

@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from twinrun.core.errors import BundleError
 from twinrun.core.files import MANIFEST
-from twinrun.core.networks import unknown_network
+from twinrun.core.networks import is_own_file, unknown_network
 from twinrun.core.printing import escaped, one_line
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"
+SOURCE = "network.py"  # in bundles of networks in a file of the project alone
 FORMAT = 2
 _READABLE_FORMATS = (1, FORMAT)
 _MOST_JSON_BYTES = 64_000_000  # 100,000 classes with the longest names
@@ -85,6 +86,7 @@ class StoredModel(_Strict):
     classes: Annotated[list[Annotated[str, Field(min_length=1, max_length=_LONGEST_LABEL)]], Field(min_length=2)]
     preprocessing: StoredPreprocessing
     weights_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    source_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
     @field_validator("architecture")
     @classmethod
@@ -117,7 +119,7 @@ class StoredBundle:
 
     def description(self) -> dict[str, Any]:
         """The content of model.json as plain values, format 2."""
-        return self.model.model_dump()
+        return self.model.model_dump(exclude={"source_sha256"} if self.model.source_sha256 is None else None)
 
     def write(self, folder: Path) -> Path:
         """Put the bytes that were checked into the new folder `folder`: those of the project may change meanwhile."""
@@ -143,6 +145,12 @@ def read_stored(folder: Path, undone: str) -> StoredBundle:
         raise BundleError(
             f"The model in {folder} cannot be used by this version of Twinrun: {_reason(error)}. It was not {undone}."
         ) from None
+    source = hashlib.sha256(files[SOURCE]).hexdigest() if SOURCE in files else None
+    if source != model.source_sha256 or is_own_file(model.architecture) != (source is not None):
+        raise BundleError(
+            f"The model in {folder} has a {SOURCE} that is not the one that its {MODEL} describes, or lacks it, so it "
+            f"was not {undone}."
+        )
     if found != model.weights_hash:
         raise BundleError(
             f"The model in {folder} has weights with the hash {found[:12]}..., and its {MODEL} describes those with "
@@ -185,6 +193,7 @@ def _read_files(folder: Path) -> tuple[dict[str, bytes], list[str]]:
         return {}, [f"{folder} cannot be read: {error.strerror}"]
     wanted = {WEIGHTS, MODEL, MANIFEST}
     faults = [f"{folder / name} is missing" for name in sorted(wanted - set(found))]
+    wanted |= {SOURCE} & set(found)
     faults += [f"{one_line(str(folder / name))} is not part of a model" for name in found if name not in wanted]
     files: dict[str, bytes] = {}
     for name in sorted(wanted & set(found)):
@@ -216,12 +225,12 @@ def _differing(folder: Path, files: Mapping[str, bytes]) -> list[str]:
     place = folder / MANIFEST
     try:
         hashes = _strict_json(files[MANIFEST])["sha256"]
-        if not isinstance(hashes, dict) or set(hashes) != {WEIGHTS, MODEL}:
-            raise ValueError(f"sha256 is not that of {MODEL} and {WEIGHTS}")
+        if not isinstance(hashes, dict) or set(hashes) != set(files) - {MANIFEST}:
+            raise ValueError(f"sha256 is not that of {' and '.join(sorted(set(files) - {MANIFEST}))}")
     except (ValueError, KeyError, RecursionError) as error:
         return [f"{place} cannot be read: {_reason(error)}"]
     faults = []
-    for name in (MODEL, WEIGHTS):
+    for name in sorted(hashes):
         found = hashlib.sha256(files[name]).hexdigest()
         if found != hashes[name]:
             listed = one_line(str(hashes[name]))[:12]

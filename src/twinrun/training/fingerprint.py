@@ -20,6 +20,7 @@ _DECIDING_CODE = (
     "dataset/pack.py",
     "models/architectures.py",
     "models/bundle.py",
+    "models/own.py",
     "models/predict.py",
     "models/pretrained.py",
     "models/published.py",

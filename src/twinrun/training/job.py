@@ -1,5 +1,6 @@
 """A training that is ready to start: everything that decides its weights, put together and named by its fingerprint."""
 
+import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from torch import nn
 
 from twinrun.core.arrays import Pixels
 from twinrun.core.errors import DataError, ModelError
+from twinrun.core.networks import is_own_file
 from twinrun.core.params import IngestParams, TrainParams
 from twinrun.dataset.manifest import SPLITS, Manifest, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.models.architectures import build_network, find_head
 from twinrun.models.bundle import Preprocessing
+from twinrun.models.own import own_source
 from twinrun.models.pretrained import Pretrained, for_channels, load_pretrained, start_from
 from twinrun.training.checkpoints import Checkpoints
 from twinrun.training.features import Features, backbone_of
@@ -141,6 +144,8 @@ def prepare_job(
     parts = fingerprint_parts(params, asdict(preprocessing), pack, manifest, describe_numerics(numerics))
     if pretrained is not None:
         parts["pretrained"] = {"sha256": pretrained.sha256}
+    if is_own_file(params.model):
+        parts["network"] = {"sha256": hashlib.sha256(own_source(params.model)).hexdigest()}
     name = fingerprint(parts)
     return Job(
         network=network,

@@ -1,0 +1,82 @@
+"""A network of one's own: a function in a file of the project, named in train.model as networks/mine.py:build.
+
+The file decides the weights, so it is part of the fingerprint and of the bundle. It may import packages, and no other
+file of the project, which neither would hold.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from twinrun.core.errors import ModelError
+from twinrun.core.networks import Size
+
+_SETTING = "params.yaml: train.model"
+
+
+def own_source(name: str) -> bytes:
+    """The content of the file that `name` names. Raises ModelError where it cannot be read."""
+    path = Path(name.partition(":")[0])
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"The network {path} cannot be read: {error.strerror} ({_SETTING}). Put the file there, with a function "
+            f"{name.partition(':')[2]}(channels, size_px, classes) that returns an nn.Module."
+        ) from None
+
+
+def build_from_source(name: str, source: bytes, channels: int, size_px: Size, classes: int) -> nn.Module:
+    """Run `source` and call the function that `name` names with the channels, (height, width) and number of classes.
+
+    Raises ModelError, with the line, for whatever goes wrong in it, and for an import of another file of the project.
+    """
+    path, _, function = name.partition(":")
+    try:
+        if (local := _local_import(ast.parse(source, path))) is not None:
+            raise ModelError(
+                f"{path}, line {local}: imports another file of the project, which would be neither in the fingerprint "
+                "nor in the bundle. Write the network in one file."
+            )
+        module = ModuleType(f"twinrun_own_network_{hashlib.sha256(source).hexdigest()[:16]}")
+        sys.modules[module.__name__] = module  # where dataclasses look for the types of their fields
+        exec(compile(source, path, "exec"), module.__dict__)
+        build = getattr(module, function, None)
+        if not callable(build):
+            raise ModelError(f"{path} has no function {function} ({_SETTING}).")
+        network = build(channels, size_px, classes)
+    except ModelError:
+        raise
+    except Exception as error:  # code of others may raise anything
+        raise ModelError(f"{path}{_line(error, path)}: {type(error).__name__}: {error} ({_SETTING})") from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{function} in {path} returned {type(network).__name__} and no torch.nn.Module ({_SETTING}).")
+    return network
+
+
+def _local_import(tree: ast.Module) -> int | None:
+    """The line of an import that is no package's and not the standard library's."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            return node.lineno
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for root in {name.partition(".")[0] for name in names} - {"twinrun"}:
+            spec = importlib.util.find_spec(root)
+            places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
+            if any(Path(place).is_relative_to(Path.cwd()) and "site-packages" not in place for place in places):
+                return node.lineno  # type: ignore[attr-defined, no-any-return]
+    return None
+
+
+def _line(error: Exception, path: str) -> str:
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f", line {lines[-1]}" if lines else ""

@@ -1,0 +1,116 @@
+"""The stage `train` with a network from a file of the project, and the consent that loading such a model asks for."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from training_support import TrainableProject, run_stage
+from typer.testing import CliRunner
+
+from twinrun.cli.main import app
+from twinrun.core.errors import BundleError, TwinrunError
+from twinrun.core.params import load_params
+from twinrun.models.bundle import TRUSTED, load_bundle
+from twinrun.models.stored import read_stored
+from twinrun.models.trial import try_bundle
+
+AWAY = "http://127.0.0.1:9"
+FILE = Path("networks/mine.py")
+SOURCE = """
+from torch import nn
+
+def build(channels, size_px, classes):
+    height, width = size_px
+    return nn.Sequential(nn.Conv2d(channels, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1),
+                         nn.Flatten(), nn.Linear(4 * (height // 2) * (width // 2), classes))
+"""
+
+
+@pytest.fixture
+def own(trainable: TrainableProject, monkeypatch: pytest.MonkeyPatch) -> TrainableProject:
+    """A project whose network is in a file of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    FILE.parent.mkdir()
+    FILE.write_text(SOURCE)
+    return trainable.set(model="networks/mine.py:build", epochs=1)
+
+
+def card() -> dict[str, object]:
+    content: dict[str, object] = json.loads(Path("data/out/train/card.json").read_bytes())
+    return content
+
+
+def test_a_network_from_a_file_is_trained_and_the_file_is_in_fingerprint_and_bundle(own: TrainableProject) -> None:
+    own.set(threads=1).train_here()
+    first, fingerprint = own.weights_hash(), card()["fingerprint"]
+    own.set(threads=3).train_here()
+    again = own.weights_hash()
+
+    FILE.write_text(SOURCE + "# a remark\n")
+    own.train_here()
+
+    assert again == first == own.weights_hash()
+    assert card()["fingerprint"] != fingerprint
+    assert Path("data/out/train/bundle/network.py").read_text() == FILE.read_text()
+    trial = try_bundle(read_stored(Path("data/out/train/bundle"), "registered"), None)
+    assert trial.repeats > 0
+
+
+def test_a_model_that_holds_source_is_loaded_by_consent_alone_and_a_changed_source_never(
+    own: TrainableProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.train_here()
+    bundle = Path("data/out/train/bundle")
+    FILE.unlink()
+
+    with pytest.raises(BundleError, match=r"holds the source code.*--trust"):
+        load_bundle(bundle)
+    refused = CliRunner().invoke(app, ["predict", "requirements.lock", "--model", str(bundle)])
+    agreed = load_bundle(bundle, trust=True)
+    monkeypatch.setenv(TRUSTED, hashlib.sha256(SOURCE.encode()).hexdigest())
+    by_variable = load_bundle(bundle)
+
+    assert isinstance(refused.exception, TwinrunError)
+    assert agreed.weights_hash == by_variable.weights_hash == own.weights_hash()
+    (bundle / "network.py").write_text(SOURCE.replace("0.1", "0.2"))
+    with pytest.raises(BundleError, match="not the one that was written"):
+        load_bundle(bundle, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (SOURCE.replace("def build", "def other"), "networks/mine.py has no function build"),
+        ("def build(channels, size_px, classes):\n    return 1 / 0\n", "networks/mine.py, line 2: ZeroDivisionError"),
+        ("def build(:\n", "networks/mine.py, line 1: SyntaxError"),
+        ("def build(*_):\n    return 3\n", "returned int and no torch.nn.Module"),
+        ("import parts\n" + SOURCE, "networks/mine.py, line 1: imports another file of the project"),
+        ("from .parts import x\n" + SOURCE, "networks/mine.py, line 1: imports another file of the project"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused_with_file_and_line(
+    own: TrainableProject,
+    source: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(own.folder))
+    (own.folder / "parts.py").write_text("x = 1\n")
+    FILE.write_text(source)
+
+    with pytest.raises(SystemExit):
+        run_stage("train")
+
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_missing_or_misnamed_is_refused_by_the_first_stage(own: TrainableProject) -> None:
+    FILE.unlink()
+
+    with pytest.raises(TwinrunError, match=r"train\.model: there is no file networks/mine\.py"):
+        load_params(inputs=True)
+    own.set(model="../mine.py:build")
+    with pytest.raises(TwinrunError, match=r"write it as networks/mine\.py:build"):
+        load_params()
