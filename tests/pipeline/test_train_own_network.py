@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from training_support import TrainableProject, run_stage
+from ruamel.yaml import YAML
+from training_support import TrainableProject, change_params, run_stage
 from typer.testing import CliRunner
 
 from twinrun.cli.main import app
@@ -114,3 +115,24 @@ def test_a_file_that_is_missing_or_misnamed_is_refused_by_the_first_stage(own: T
     own.set(model="../mine.py:build")
     with pytest.raises(TwinrunError, match=r"write it as networks/mine\.py:build"):
         load_params()
+
+
+def test_every_recipe_at_once_gives_the_same_weights_in_two_processes(own: TrainableProject) -> None:
+    change_params(
+        own.folder / "params.yaml",
+        "train",
+        {"epochs": 2, "head_first_epochs": 1, "backbone_learning_rate": 0.5, "balance": "sampling", "patience": 5},
+    )
+    yaml = YAML()
+    params = yaml.load(own.folder / "params.yaml")
+    params["train"]["augment"].update(
+        crop_scale=0.5, crop_ratio=1.2, brightness=0.2, contrast=0.2, mixup=0.2, cutmix=1.0
+    )
+    yaml.dump(params, own.folder / "params.yaml")
+    own.train_here()
+    alone = own.weights_hash()
+
+    code, said = own.train("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+    assert code == 0, said
+    assert own.weights_hash() == alone
