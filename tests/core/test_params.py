@@ -343,3 +343,26 @@ def test_a_shift_beyond_the_shorter_side_and_a_bad_regular_expression_are_refuse
 
     assert "  train.augment.shift_px: must be less than ingest.size_px, 24, got 24" in said
     assert any(line.startswith("  ingest.group_pattern: must be a regular expression, got 'clip_('") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"train": {"head_first_epochs": 30}}, "head_first_epochs must be less than epochs, 30, got 30"),
+        ({"train": {"freeze": "batch_norm"}}, "freeze: batch_norm needs pretrained weights"),
+        (
+            {"train": {"freeze": "backbone", "pretrained": "w.pth", "balance": "weights"}},
+            "balance: weights is for freeze: none or batch_norm",
+        ),
+        ({"augment": {"hue": 0.1}}, "train.augment.hue: must be 0 for gray images (ingest.channels: gray), got 0.1"),
+    ],
+)
+def test_settings_of_training_that_exclude_one_another_are_refused(
+    settings: dict[str, Any], changes: dict[str, dict[str, Any]], problem: str
+) -> None:
+    for section, values in changes.items():
+        (settings["train"]["augment"] if section == "augment" else settings[section]).update(values)
+
+    (line,) = problems_of(settings)
+
+    assert problem in line
