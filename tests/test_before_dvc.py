@@ -98,7 +98,7 @@ def test_what_passed_is_checked_again_once_a_file_that_it_names_is_gone(project:
 
 
 def test_a_project_of_another_version_is_left_to_its_own_stages(project: Path) -> None:
-    (project / "src/twinrun").mkdir(parents=True)
+    (project / "src/twinrun/core").mkdir(parents=True)
     (project / "src/twinrun/core/params.py").write_text("# other settings\n")
 
     check(["exp", "run", "-S", "+train.lookahead=5"], project)

@@ -3,7 +3,7 @@
 DVC has no hook for this. By itself it writes wrong settings of `-S` to params.yaml and deletes the last model before a
 stage refuses them, ends with "[Errno 2]" on a broken link, runs an experiment in a temporary folder without the images,
 and deletes images that it has not stored when an experiment is applied. So each Python of
-the project's environment calls `watch` at its start (`make setup` writes site-packages/_twinrun.pth). In a process that
+the project's environment calls `watch` at its start (site-packages/_twinrun.pth). In a process that
 is no `dvc` it does nothing; without that file DVC works as ever, with its own messages. Imports what it needs when it
 is needed, since every process of the environment reads this.
 """
@@ -133,7 +133,15 @@ def _words(arguments: list[str]) -> tuple[str, ...]:
 
 
 def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) -> None:
-    """Check params.yaml and the folder that ingest.path names before DVC hashes, deletes or writes anything."""
+    """Check params.yaml and the folder that ingest.path names before DVC hashes, deletes or writes anything.
+
+    Where the project has no code of its own, what stands for the installed code is brought up to date first.
+    """
+    if (root / "code.yaml").is_file():
+        from twinrun.project.environment import refresh, stands_alone
+
+        if stands_alone(root):
+            refresh(root)
     runs = _settings(root, arguments)
     sources = list(dict.fromkeys(found for run in runs if (found := _source_of(run))))
     apart = words[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))

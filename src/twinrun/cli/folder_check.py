@@ -61,7 +61,7 @@ def check_folder(
     folder: Path,
     out: Path,
     *,
-    size_px: int,
+    size_px: int = 64,
     labels: bool = True,
     reference: Reference | None = None,
     levels: Levels = "auto",

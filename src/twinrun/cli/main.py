@@ -41,7 +41,6 @@ _UNUSED_BY_A_PROBE = tuple(f"train.{name}" for name in (*_OF_EPOCHS, *_OF_STEPS)
 app = typer.Typer(
     name="twinrun",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="""Which models there are, what made them, and which one is in use.
@@ -49,6 +48,10 @@ app = typer.Typer(
 Training, evaluation and registration are DVC's: [bold]dvc repro[/bold]. This is for what comes before and after.
 
 Before:
+
+[bold]twinrun init demo[/bold]          make a new project
+
+[bold]twinrun preset photos[/bold]      settings for a known data set or for your own photos
 
 [bold]twinrun data check photos[/bold]  look for leaks, wrong labels and unreadable images in any folder
 
@@ -93,9 +96,27 @@ MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import twinrun
+
+        print(f"twinrun {twinrun.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself, whose help is in `app`."""
+
+
 app.add_typer(data_commands.app, name="data")
 app.add_typer(weights_commands.app, name="weights")
 app.command()(predict_command.predict)
+app.command()(project_commands.init)
 app.command()(project_commands.preset)
 
 
@@ -429,7 +450,15 @@ def main() -> None:
 def _main() -> None:
     if (notice := foreign_code()) is not None:
         print(notice, file=sys.stderr)
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or "twinrun").partition(".")[0] == "twinrun":
+            raise
+        raise TwinrunError(
+            f"This command needs the package {error.name}, which is not installed. Install all of Twinrun: "
+            "pip install twinrun"
+        ) from error
 
 
 def foreign_code() -> str | None:

@@ -1,5 +1,8 @@
 """The commands `twinrun init | preset`; each imports what it needs when it is called."""
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +14,39 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="A setting and its value, such as train.epochs=20; may be repeated."),
 ]
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The project's folder: a new one, or an empty one.")],
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Settings to start from; digits, or photos where --data is given.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A folder of images, which is copied into the project.")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Make a new project: stages, settings, folders for data, git and DVC. Nothing is left of it if that fails.
+
+    Examples: twinrun init demo, twinrun init bins --data ~/Pictures/bins, twinrun init fashion --preset fashion-mnist
+    """
+    from twinrun.project.creating import create_project
+
+    chosen = preset or ("photos" if data else "digits")
+    created = create_project(folder, chosen, data, tuple(changes or ()))
+    print(f"{created.folder} is a project with the preset {chosen}.")
+    if not created.committed:
+        reason = "lies in a git repository of yours" if created.committed is None else "has no commit yet"
+        print(f"It {reason}. Commit it, so that its runs can be reproduced: git add . && git commit -m 'Start'")
+    steps = [] if _is_active() else [f"source {shlex.quote(sys.prefix)}/bin/activate"]
+    if created.folder != Path.cwd():
+        steps.append(f"cd {shlex.quote(str(folder))}")
+    print(" && ".join([*steps, "dvc repro"]))
+
+
+def _is_active() -> bool:
+    """Whether `dvc` is the one of the environment that runs this."""
+    return shutil.which("dvc") == str(Path(sys.prefix, "bin/dvc"))
 
 
 def preset(

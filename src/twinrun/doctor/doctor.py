@@ -12,6 +12,7 @@ from pathlib import Path
 
 from twinrun.core.errors import RecordError, TwinrunError, os_problem
 from twinrun.core.files import read_json
+from twinrun.project.environment import CODE, outdated, stands_alone
 from twinrun.record.card import (
     LOCK,
     NAMED_AS_SECRET,
@@ -184,6 +185,9 @@ def _source(root: Path) -> tuple[str, list[Finding]]:
 
 
 def _environment(root: Path) -> tuple[str, list[Finding]]:
+    if stands_alone(root):
+        findings = [Finding(f"{name} is not of what is installed", "dvc status") for name in outdated(root)]
+        return f"{CODE} and {LOCK}", [*findings, *_python(root)]
     lock = root / LOCK
     if not lock.is_file():
         return "", [Finding(f"{LOCK} is missing, so no run can name its environment", "make lock")]
@@ -208,7 +212,9 @@ def _python(root: Path) -> Iterator[Finding]:
     if trained != here:
         yield Finding(
             f"the model in data/out/train was trained with Python {trained}; this is {here}",
-            f"rm -rf .venv && make setup PYTHON=python{series}",
+            f"install Twinrun for python{series}"
+            if stands_alone(root)
+            else f"rm -rf .venv && make setup PYTHON=python{series}",
             harmless=here.startswith(f"{series}."),
         )
 

@@ -90,7 +90,7 @@ def _keep_old(folder: Path, text: str) -> Path | None:
 def _change(text: str) -> tuple[Setting, str]:
     """A setting and its value in YAML, from "train.epochs=20"."""
     name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not name or not value or "\n" in value or re.search(r"(^|\s)#", value):
+    if not equals or not name or not value or "\n" in value or re.search(r"^[^\"']*(^|\s)#", value):
         raise ParamsError(f"--set {text!r} is not setting=value on one line, such as train.epochs=20")
     try:
         _load(value)

@@ -1,0 +1,175 @@
+"""Making a new project: `twinrun init`. It is made in a folder beside and gets its name when it is whole."""
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinrun.core.errors import PublishError, RepositoryError, SourceError
+from twinrun.core.files import explained, write_text
+from twinrun.project.environment import CODE, refresh
+from twinrun.project.presets import preset_params, quoted, write_preset
+from twinrun.record.card import run_git
+
+_HERE = Path(__file__).parent
+_EMPTY = ("data/raw", "data/decisions", "data/reference", "data/pretrained", "mlruns")
+_OF_TWINRUN = "# Development of Twinrun itself"  # what follows in .gitignore and .dvcignore is not copied
+_ROOMS = "src/twinrun/"
+_DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
+_DVC_HEADER = f"""\
+The five stages. Each runs again when its data, its settings, its file in pipeline/, or what is installed has changed:
+{CODE} holds a hash of each folder of Twinrun's code, and requirements.lock the version of every package."""
+
+
+@dataclass(frozen=True)
+class Created:
+    """A new project: its folder, and whether git has a first commit of it, None where git was there before."""
+
+    folder: Path
+    committed: bool | None
+
+
+def create_project(folder: Path, preset: str, data: Path | None = None, changes: tuple[str, ...] = ()) -> Created:
+    """Make a project at `folder`, which does not exist or is empty, with a copy of the images in `data`.
+
+    Sets up git and DVC where they are not. After an error, nothing of it is left. Raises PublishError for a folder that
+    is not empty or cannot be written, SourceError for data that cannot be copied, ParamsError for an unknown preset or
+    setting, RepositoryError where git or DVC fails.
+    """
+    folder = folder.expanduser().absolute()
+    _require_empty(folder)
+    if data is not None:
+        data = data.expanduser().resolve()
+        _require_copyable(data, folder, preset)
+        changes = (*changes, f"ingest.path={quoted(f'data/raw/{data.name}')}")
+    outer = _git_above(folder)
+    unfinished = folder.parent / f".unfinished-{folder.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        with explained(folder):
+            unfinished.mkdir(parents=True)
+        _write_files(unfinished, preset, changes)
+        if outer is None:
+            _run_git(unfinished, "init", "--quiet")
+        _run_dvc(unfinished, "init", "--quiet", *([] if outer is None else ["--subdir"]))
+        write_text(_DVC_CONFIG, unfinished / ".dvc/config")
+        if data is not None:
+            _copy(data, unfinished / "data/raw" / data.name)
+            _run_dvc(unfinished, "add", "--quiet", f"data/raw/{data.name}")
+        committed = _commit(unfinished) if outer is None else None
+        with explained(folder):
+            _move(unfinished, folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return Created(folder, committed)
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        what = "is not empty" if folder.is_dir() else "is no folder"
+        raise PublishError(f"{folder} {what}; nothing was written. Name a folder that does not exist yet.")
+
+
+def _require_copyable(data: Path, folder: Path, preset: str) -> None:
+    """Refuse what would make a copy endless, or data for a preset that has its own."""
+    if preset_params(preset).ingest.source == "digits":
+        raise SourceError(f"The preset {preset} has images of its own. For --data, use --preset photos or folder.")
+    if not data.is_dir():
+        raise SourceError(f"{data} (--data) {'is no folder' if data.exists() else 'does not exist'}.")
+    try:
+        data.name.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"The name of {data} (--data) is no UTF-8, which DVC needs. Rename the folder.") from None
+    if folder.resolve().is_relative_to(data):
+        raise SourceError(f"{folder} lies in {data} (--data), which is copied into it. Make the project elsewhere.")
+    for place, folders, _ in os.walk(data):
+        if linked := next((Path(place, name) for name in folders if Path(place, name).is_symlink()), None):
+            raise SourceError(
+                f"{linked} is a link to a folder, which --data does not follow. Put the images themselves there, or "
+                "leave --data out and set ingest.path."
+            )
+
+
+def _git_above(folder: Path) -> Path | None:
+    """The git repository that `folder` would lie in."""
+    parent = next(each for each in folder.parents if each.is_dir())
+    top = run_git(parent, "rev-parse", "--show-toplevel")
+    return None if top.returncode else Path(top.stdout.strip())
+
+
+def _write_files(project: Path, preset: str, changes: tuple[str, ...]) -> None:
+    write_preset(project, preset, changes)
+    for file in sorted(_template("pipeline").glob("*.py")):
+        write_text(file.read_text(encoding="utf-8"), project / "pipeline" / file.name)
+    for name in (".gitignore", ".dvcignore"):
+        write_text(_template(name).read_text(encoding="utf-8").partition(_OF_TWINRUN)[0], project / name)
+    _write_dvc_yaml(project / "dvc.yaml")
+    write_text((_HERE / "project_readme.md").read_text(encoding="utf-8"), project / "README.md")
+    for name in _EMPTY:
+        (project / name).mkdir(parents=True, exist_ok=True)
+        (project / name / ".gitkeep").touch()
+    refresh(project)
+
+
+def _template(name: str) -> Path:
+    """A file of a project: in the wheel beside this module, in Twinrun's own repository at its root."""
+    packed = _HERE / "files" / name
+    return packed if packed.exists() else _HERE.parents[2] / name
+
+
+def _write_dvc_yaml(path: Path) -> None:
+    """The stages of this repository, with code.yaml in place of the folders of src that they depend on."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="rt", pure=True)
+    yaml.width = 120
+    content: Any = yaml.load(_template("dvc.yaml").read_text(encoding="utf-8"))
+    for stage in content["stages"].values():
+        stage["cmd"] = stage["cmd"].removeprefix("PYTHONPATH=src ")
+        rooms = [dep.removeprefix(_ROOMS) for dep in stage["deps"] if dep.startswith(_ROOMS)]
+        stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith(_ROOMS)]
+        stage["params"] = [*stage["params"], {CODE.as_posix(): rooms}]
+    content.yaml_set_start_comment(_DVC_HEADER)
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+
+
+def _copy(data: Path, place: Path) -> None:
+    try:
+        shutil.copytree(data, place, ignore_dangling_symlinks=True)
+    except shutil.Error as error:
+        source, _, reason = error.args[0][0]
+        raise SourceError(f"{source} cannot be copied: {reason}") from None
+
+
+def _run_dvc(folder: Path, *arguments: str) -> None:
+    ran = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True)
+    if ran.returncode:
+        raise RepositoryError(f"dvc {arguments[0]} failed: {ran.stderr.strip() or ran.stdout.strip()}")
+
+
+def _run_git(folder: Path, *arguments: str) -> None:
+    ran = run_git(folder, *arguments)
+    if ran.returncode:
+        raise RepositoryError(f"git {arguments[0]} failed: {ran.stderr.strip()}")
+
+
+def _commit(folder: Path) -> bool:
+    """Whether git took a first commit; it takes none of a person whose name it was not given."""
+    _run_git(folder, "add", "--all")
+    return run_git(folder, "commit", "--quiet", "--message", "Start the project").returncode == 0
+
+
+def _move(unfinished: Path, folder: Path) -> None:
+    if not folder.exists():
+        unfinished.rename(folder)
+        return
+    for path in list(unfinished.iterdir()):  # into an empty folder, in which a shell may stand
+        path.rename(folder / path.name)
+    unfinished.rmdir()

@@ -1,0 +1,127 @@
+"""`twinrun init`: a whole project, or nothing."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from twinrun.cli.main import app
+from twinrun.core.errors import ParamsError, PublishError, SourceError, TwinrunError
+from twinrun.core.params import load_params
+from twinrun.project.creating import create_project
+from twinrun.project.environment import outdated, refresh
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and a person whom git knows."""
+    for name, value in (("NAME", "Ada"), ("EMAIL", "ada@example.org")):
+        monkeypatch.setenv(f"GIT_AUTHOR_{name}", value)
+        monkeypatch.setenv(f"GIT_COMMITTER_{name}", value)
+    folder = tmp_path / "place"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "my photos #1"
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        Image.new("RGB", (20, 20), "white").save(folder / label / "1.png")
+    return folder
+
+
+def test_a_new_project_is_committed_and_the_last_line_says_what_to_type_next(place: Path) -> None:
+    result = CliRunner().invoke(app, ["init", "demo", "--set", "train.epochs=3"], catch_exceptions=False)
+
+    assert result.stdout.splitlines()[-1].endswith("cd demo && dvc repro")
+    assert [path.name for path in place.iterdir()] == ["demo"]
+    assert load_params(place / "demo/params.yaml", inputs=True).train.epochs == 3
+    status = subprocess.run(["git", "-C", "demo", "status", "--short"], capture_output=True, text=True, check=True)
+    assert status.stdout == ""
+    assert (place / "demo/pipeline/train.py").read_bytes() == Path(__file__).parents[2].joinpath(
+        "pipeline/train.py"
+    ).read_bytes()
+    assert "src/twinrun" not in (place / "demo/dvc.yaml").read_text()
+    assert "Development of Twinrun" not in (place / "demo/.gitignore").read_text()
+
+
+def test_photos_are_copied_and_given_to_dvc(place: Path, photos: Path) -> None:
+    result = CliRunner().invoke(app, ["init", "demo", "--data", str(photos)], catch_exceptions=False)
+
+    assert "preset photos" in result.stdout
+    copy = place / "demo/data/raw" / photos.name
+    assert load_params(place / "demo/params.yaml").ingest.path == f"data/raw/{photos.name}"
+    assert (copy / "cat/1.png").read_bytes() == (photos / "cat/1.png").read_bytes()
+    assert copy.with_name(f"{photos.name}.dvc").is_file()
+    tracked = subprocess.run(["git", "-C", "demo", "ls-files"], capture_output=True, text=True, check=True).stdout
+    assert ".dvc" in tracked
+    assert "1.png" not in tracked
+
+
+def test_in_a_repository_of_ones_own_the_project_is_left_to_commit(place: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
+    (place / "demo").mkdir()
+
+    created = create_project(Path("demo"), "fashion-mnist")
+
+    assert created.committed is None
+    assert not (place / "demo/.git").exists()
+    assert (place / "demo/.dvc/config").is_file()
+    assert (place / "demo/data/raw/fashion-mnist").is_dir()
+
+
+def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path, photos: Path) -> None:
+    (place / "full").mkdir()
+    (place / "full/notes.txt").write_text("mine")
+    (place / "file").write_text("mine")
+    linked = photos.parent / "linked"
+    linked.mkdir()
+    (linked / "more").symlink_to(photos)
+    before = sorted(path.as_posix() for path in place.rglob("*"))
+
+    refused: list[tuple[type[TwinrunError], str, tuple[str, str, Path | None, tuple[str, ...]]]] = [
+        (PublishError, "full is not empty; nothing was written", ("full", "digits", None, ())),
+        (PublishError, "file is no folder", ("file", "digits", None, ())),
+        (ParamsError, "Did you mean mnist?", ("demo", "mnits", None, ())),
+        (ParamsError, "did you mean train.learning_rate", ("demo", "mnist", None, ("train.lr=1",))),
+        (SourceError, "does not exist", ("demo", "photos", place / "nowhere", ())),
+        (SourceError, "has images of its own", ("demo", "digits", photos, ())),
+        (SourceError, "is a link to a folder", ("demo", "photos", linked, ())),
+        (SourceError, "Make the project elsewhere", ("demo", "photos", place, ())),
+    ]
+    for kind, message, (name, preset, data, changes) in refused:
+        with pytest.raises(kind) as raised:
+            create_project(Path(name), preset, data, changes)
+        assert message in str(raised.value)
+
+    assert sorted(path.as_posix() for path in place.rglob("*")) == before
+
+
+def test_an_error_of_dvc_leaves_nothing(place: Path, photos: Path) -> None:
+    name = b"\xff.png".decode("utf-8", "surrogateescape")
+    (photos / "cat" / name).write_bytes(b"no image")
+
+    with pytest.raises(TwinrunError, match="dvc add failed"):
+        create_project(Path("demo"), "photos", photos)
+
+    assert list(place.iterdir()) == []
+
+
+def test_an_upgrade_is_seen_before_dvc_compares(tmp_path: Path) -> None:
+    refresh(tmp_path)
+    assert outdated(tmp_path) == []
+    lock = (tmp_path / "requirements.lock").read_text()
+    assert "\ntorch==" in lock
+
+    (tmp_path / "requirements.lock").write_text(lock.replace("\ntorch==", "\ntorch==0."))
+    (tmp_path / "code.yaml").write_text("core: old\n")
+    assert outdated(tmp_path) == ["code.yaml", "requirements.lock"]
+    refresh(tmp_path)
+
+    assert outdated(tmp_path) == []
+    assert (tmp_path / "requirements.lock").read_text() == lock
