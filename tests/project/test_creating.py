@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from twinrun.cli.main import app
@@ -46,7 +47,10 @@ def test_a_new_project_is_committed_and_the_last_line_says_what_to_type_next(pla
     assert (place / "demo/pipeline/train.py").read_bytes() == Path(__file__).parents[2].joinpath(
         "pipeline/train.py"
     ).read_bytes()
-    assert "src/twinrun" not in (place / "demo/dvc.yaml").read_text()
+    stages = YAML(typ="safe").load(place / "demo/dvc.yaml")["stages"]
+    deps = {dep for stage in stages.values() for dep in stage["deps"] if not dep.startswith(("data/out/", "$"))}
+    assert all((place / "demo" / dep).exists() for dep in deps)
+    assert not any(dep.startswith("src/") for dep in deps)
     assert "Development of Twinrun" not in (place / "demo/.gitignore").read_text()
 
 

@@ -16,7 +16,7 @@ from twinrun.project.presets import preset_params, quoted, write_preset
 from twinrun.record.card import run_git
 
 _HERE = Path(__file__).parent
-_EMPTY = ("data/raw", "data/decisions", "data/reference", "data/pretrained", "mlruns")
+_EMPTY = ("data/raw", "mlruns")  # and the folders that stages depend on
 _OF_TWINRUN = "# Development of Twinrun itself"  # what follows in .gitignore and .dvcignore is not copied
 _ROOMS = "src/twinrun/"
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
@@ -109,9 +109,9 @@ def _write_files(project: Path, preset: str, changes: tuple[str, ...]) -> None:
         write_text(file.read_text(encoding="utf-8"), project / "pipeline" / file.name)
     for name in (".gitignore", ".dvcignore"):
         write_text(_template(name).read_text(encoding="utf-8").partition(_OF_TWINRUN)[0], project / name)
-    _write_dvc_yaml(project / "dvc.yaml")
+    watched = _write_dvc_yaml(project / "dvc.yaml")
     write_text((_HERE / "project_readme.md").read_text(encoding="utf-8"), project / "README.md")
-    for name in _EMPTY:
+    for name in (*_EMPTY, *watched):
         (project / name).mkdir(parents=True, exist_ok=True)
         (project / name / ".gitkeep").touch()
     refresh(project)
@@ -123,8 +123,11 @@ def _template(name: str) -> Path:
     return packed if packed.exists() else _HERE.parents[2] / name
 
 
-def _write_dvc_yaml(path: Path) -> None:
-    """The stages of this repository, with code.yaml in place of the folders of src that they depend on."""
+def _write_dvc_yaml(path: Path) -> list[str]:
+    """Write the stages of this repository, with code.yaml in place of the folders of src that they depend on.
+
+    Returns the folders that a person fills and that stages depend on, such as data/decisions.
+    """
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="rt", pure=True)
@@ -138,6 +141,8 @@ def _write_dvc_yaml(path: Path) -> None:
     content.yaml_set_start_comment(_DVC_HEADER)
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
+    deps = {str(dep) for stage in content["stages"].values() for dep in stage["deps"]}
+    return sorted(dep for dep in deps if not dep.startswith(("data/out/", "$")) and not Path(dep).suffix)
 
 
 def _copy(data: Path, place: Path) -> None:
