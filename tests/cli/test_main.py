@@ -107,6 +107,7 @@ def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
     assert HASHES["cd"] in shown
     told = twinrun("history").out.splitlines()
     assert [line.split()[2] for line in told if " done" in line] == ["promote", "promote", "rollback"]
+    assert any(line.split()[:2] == ["accuracy", "passed:"] for line in told)  # a line of its own
 
 
 @pytest.mark.usefixtures("project")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from twinrun.core.arrays import IntArray
 from twinrun.core.errors import DataError, TwinError, TwinrunError
-from twinrun.evaluation.champion import recorded_predictions
+from twinrun.evaluation.champion import recorded_results
 from twinrun.evaluation.comparison import Aligned, Contender, Slice, align, slices
 from twinrun.evaluation.comparison_page import Beside, Comparison, page
 from twinrun.evaluation.headline import Source
@@ -54,8 +54,10 @@ class _Found:
 
 def compare_runs(
     root: Path, tracker: Tracker, references: Sequence[str], model_name: str, *, margin: float
-) -> tuple[Comparison, str]:
-    """Compare the runs that `references` name, as `find_run` takes them; returns the comparison and its page.
+) -> tuple[Comparison, str, RunFacts]:
+    """Compare the runs that `references` name, as `find_run` takes them.
+
+    Returns the comparison, its page, and the run that was trained last.
 
     Runs that differ in the seed alone are one row. All are compared on the same kind of images: out of fold where that
     is the headline of each, and on the test split otherwise. Raises TwinError or DataError with the reason.
@@ -88,7 +90,8 @@ def compare_runs(
     elif len(rows) > 2:
         comparison = replace(comparison, differing=[_apart(rows[0], row) for row in rows[1:]])
     paths = [table.get(name, {}).get("path", name) for name in aligned.ids]
-    return comparison, page(comparison, _pictures(root, aligned, table), paths)
+    newest = max((each.run for each in unique), key=lambda run: str((run.card or {}).get("started", "")))
+    return comparison, page(comparison, _pictures(root, aligned, table), paths), newest
 
 
 def log_page(tracker: Tracker, run_id: str, text: str) -> None:
@@ -99,18 +102,13 @@ def log_page(tracker: Tracker, run_id: str, text: str) -> None:
         add_to_run(tracker, run_id, file, "comparison")
 
 
-def newest(root: Path, tracker: Tracker, references: Sequence[str], model_name: str) -> RunFacts:
-    """The run of `references` that was trained last."""
-    runs = [recorded_run(root, tracker, each, model_name) for each in references]
-    return max(runs, key=lambda run: str((run.card or {}).get("started", "")))
-
-
 def _found(root: Path, tracker: Tracker, run: RunFacts) -> _Found:
-    predictions = {} if run.is_unpublished else recorded_predictions(tracker, run.run_id)
-    with tempfile.TemporaryDirectory() as folder:
-        metrics, file = results_of(root, tracker, run, Path(folder))
-        if file is not None and not predictions:
-            predictions["test"] = read_predictions(file)
+    predictions, metrics = ({}, None) if run.is_unpublished else recorded_results(tracker, run.run_id)
+    if not predictions or metrics is None:
+        with tempfile.TemporaryDirectory() as folder:
+            metrics, file = results_of(root, tracker, run, Path(folder))
+            if file is not None and not predictions:
+                predictions["test"] = read_predictions(file)
     if not predictions:
         raise DataError(f"The predictions of the run {run.title} are not recorded. Evaluate it: dvc repro evaluate")
     return _Found(run, metrics, predictions)
@@ -148,7 +146,8 @@ def _row_name(row: Sequence[_Found]) -> str:
     if len(row) == 1:
         return row[0].run.title
     seeds = ", ".join(sorted(str(_seed(each)) for each in row))
-    return f"{row[0].run.title} and its seeds {seeds}"
+    name = re.sub(r"^\d+\.\d% ", "", row[0].run.title)  # the accuracy of one of them
+    return f"{name} and its seeds {seeds}"
 
 
 def _seed(found: _Found) -> Any:
@@ -205,7 +204,7 @@ def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
             shown = code + [text for text in shown if text not in map(str, listed)]
         if shown:
             lines.append(f"{kind}: {_some(shown, '; ')}")
-    if others := [each for each in diff.files if each not in code]:
+    if others := [each for each in diff.files if each not in code and "params.yaml (" not in each]:
         lines.append(f"other files: {_some(others, '; ')}")
     if diff.images:
         lines.append(f"images: {_image_changes(diff.images)}")

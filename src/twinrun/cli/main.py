@@ -248,12 +248,14 @@ def history(model: Model = None) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for each in entries:
-        why = "\n".join(filter(None, [each.reason, *each.gates, None if each.gates else each.detail]))
+        first, *more = [*filter(None, [each.reason, *each.gates, None if each.gates else each.detail])] or [""]
         numbers = ("" if each.before is None else str(each.before), "" if each.after is None else str(each.after))
-        add_row(table, each.time[:19], each.user, each.action, *numbers, each.outcome or "cut off", why)
+        add_row(table, each.time[:19], each.user, each.action, *numbers, each.outcome or "cut off", first)
+        for line in more:  # a line of a cell is a row, since a line end in a text is shown as such
+            add_row(table, *[""] * 6, line)
     draw(table)
     for test_set in dict.fromkeys(each.test_set for each in entries if each.test_set):
-        print(f"Test set {test_set[:8]}: {registry.uses(test_set)} promotions decided")
+        print(f"Promotions decided by test set {test_set[:8]}: {registry.uses(test_set)}")
 
 
 @app.command()
@@ -378,7 +380,7 @@ def compare(
 
     Examples: twinrun compare 2 3, twinrun compare @champion @candidate --out compare.html
     """
-    from twinrun.cli.comparing import PAGE, compare_runs, log_page, newest
+    from twinrun.cli.comparing import PAGE, compare_runs, log_page
     from twinrun.core.errors import TwinError
     from twinrun.core.files import write_text
     from twinrun.evaluation.comparison_page import lines
@@ -388,12 +390,11 @@ def compare(
         raise TwinError("Name two runs or more, for example: twinrun compare @champion @candidate")
     _sync_quickly()
     tracker, name = find_tracker(), model or _model_name()
-    comparison, text = compare_runs(Path.cwd(), tracker, runs, name, margin=margin)
+    comparison, text, run = compare_runs(Path.cwd(), tracker, runs, name, margin=margin)
     print("\n".join(lines(comparison)))
     if out is not None:
         write_text(text, out)
         print(f"The page: {out}")
-    run = newest(Path.cwd(), tracker, runs, name)
     if not run.is_unpublished:
         log_page(tracker, run.run_id, text)
         print(f"In MLflow: comparison/{PAGE} of {run.title}")

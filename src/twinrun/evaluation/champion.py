@@ -106,7 +106,7 @@ def judge_version(
 
     The model is not loaded for it: what was measured when it was registered is judged by the limits of today.
     """
-    mine, metrics = ({}, None) if version.run_id is None else _recorded(tracker, version.run_id)
+    mine, metrics = ({}, None) if version.run_id is None else recorded_results(tracker, version.run_id)
     gates = (
         [Gate(name="accuracy", passed=None, sentence="MLflow has no metrics.json of its run")]
         if metrics is None
@@ -228,7 +228,7 @@ def _champions(
     root: Path, tracker: Tracker, champion: Version, mine: Mapping[Source, Predictions]
 ) -> dict[Source, Predictions]:
     """The champion's predictions: recorded ones, and computed here where those lack a test image of today."""
-    theirs = {} if champion.run_id is None else recorded_predictions(tracker, champion.run_id)
+    theirs = {} if champion.run_id is None else recorded_results(tracker, champion.run_id)[0]
     if "cross-validation" in theirs and "cross-validation" in mine:
         return theirs
     if "test" not in mine:
@@ -254,13 +254,8 @@ def _scored_here(root: Path, tracker: Tracker, champion: Version, mine: Predicti
     return replace(predictions, pixels=mine.pixels) if predictions.ids == mine.ids else predictions
 
 
-def recorded_predictions(tracker: Tracker, run_id: str) -> dict[Source, Predictions]:
-    """What MLflow has of a run: on the test split, and out of fold where that is its headline; maybe nothing."""
-    return _recorded(tracker, run_id)[0]
-
-
-def _recorded(tracker: Tracker, run_id: str) -> tuple[dict[Source, Predictions], Mapping[str, Any] | None]:
-    """The predictions and the metrics of a run; maybe nothing."""
+def recorded_results(tracker: Tracker, run_id: str) -> tuple[dict[Source, Predictions], Mapping[str, Any] | None]:
+    """What MLflow has of a run: its predictions, out of fold too where those are its headline, and its metrics.json."""
     predictions: dict[Source, Predictions] = {}
     metrics: Mapping[str, Any] | None = None
     with tempfile.TemporaryDirectory() as folder, suppress(TwinrunError):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,17 @@ class Comparison:
 
     def overall(self, at: int) -> Difference:
         """Contender `at` against the first, on all images."""
+        return self._differences[at]
+
+    @cached_property
+    def _differences(self) -> list[Difference]:
         correct = self.aligned.correct
-        return difference(correct[0], correct[at], self.aligned.groups)
+        return [difference(correct[0], each, self.aligned.groups) for each in correct]
+
+    @cached_property
+    def leader(self) -> int | None:
+        """The contender that is shown to be better than every other one, if there is one."""
+        return best(self.aligned)
 
     def classes(self, at: int) -> list[ClassDifference]:
         """The same class by class."""
@@ -200,13 +210,13 @@ def _headline(comparison: Comparison) -> str:
     if len(names) == 2:
         found = comparison.overall(1)
         return f"{percent(found.before)} -> {percent(found.after)}. {verdict(comparison)}"
-    leader = best(comparison.aligned)
+    leader = comparison.leader
     return "No model is shown to be better than every other" if leader is None else f"{names[leader]} is the best"
 
 
 def _rows(comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each contender; the best is marked only where it is shown to be better than every other one."""
-    aligned, leader = comparison.aligned, best(comparison.aligned)
+    aligned, leader = comparison.aligned, comparison.leader
     rows = []
     for at, (name, beside) in enumerate(zip(aligned.names, comparison.beside, strict=True)):
         of_seeds = (aligned.probabilities[at].argmax(axis=2) == aligned.targets).mean(axis=1)
@@ -330,4 +340,7 @@ def _points(share: float) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if value < 0.001:
+        return "< 0.001"
+    text = f"{value:.3f}"
+    return text if (float(text) <= ALPHA) == (value <= ALPHA) else f"{value:.4f}"
