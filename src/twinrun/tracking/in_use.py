@@ -31,7 +31,7 @@ def model_in_use(tracker: Tracker, reference: str | None, default_name: Callable
     It may be a number, v3, NAME, NAME/3, NAME@alias or @alias, also with models:/ before it. NAME alone, or nothing, is
     the champion, or else the candidate. Raises RegistryError or TrackingError with what there is.
     """
-    name, number, alias = _parsed(reference)
+    name, number, alias = parse_reference(reference)
     name = name or default_name()
     if set("/:") & set(name):  # which no name of MLflow has
         raise RegistryError(
@@ -63,7 +63,7 @@ def _models_beside(tracker: Tracker, name: str) -> list[str] | None:
     return None if name in names else names
 
 
-def _parsed(reference: str | None) -> tuple[str, int | None, str | None]:
+def parse_reference(reference: str | None) -> tuple[str, int | None, str | None]:
     """Name, number of the version and alias that a reference has."""
     text = (reference or "").removeprefix("models:/").strip()
     if "@" in text:
@@ -101,13 +101,20 @@ def _no_champion(candidate: Version) -> str:
 
 def fetch_bundle(tracker: Tracker, version: Version, folder: Path) -> Path:
     """Put a copy of a version's bundle into `folder`; returns the bundle's own folder there."""
-    from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
 
+    model = fetch_model(tracker, version.name, version.version, folder)
     with explaining(tracker), as_default(tracker):
-        model = Path(download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder)))
         # The tracker says where in the model the bundle lies.
         data = Model.load(str(model)).flavors.get("python_function", {}).get("data")
     bundle = model / relative_path(data, f"MLmodel of version {version.version} of {version.name}")
     require_plain(bundle, folder)
     return bundle
+
+
+def fetch_model(tracker: Tracker, name: str, version: int, folder: Path) -> Path:
+    """Put a copy of all files of a version into `folder`; returns their own folder there."""
+    from mlflow.artifacts import download_artifacts
+
+    with explaining(tracker), as_default(tracker):
+        return Path(download_artifacts(f"models:/{name}/{version}", dst_path=str(folder)))

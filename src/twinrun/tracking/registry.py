@@ -5,6 +5,7 @@ read. The same bundle never makes a second version: MLflow would number a repeat
 behind a lock.
 """
 
+import hashlib
 import json
 import re
 import tempfile
@@ -48,6 +49,8 @@ _TO_REGISTER = (
     *("data/out/train/card.json", "data/out/evaluate/metrics.json"),
 )
 LOADER = "twinrun.tracking.pyfunc"
+ONNX = "model.onnx"  # beside the bundle of a version
+ONNX_TAG = "twinrun.onnx_sha256"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
 _MOST_NAMED = 10  # models, of a store that lacks the one that was asked for
@@ -118,11 +121,13 @@ class Registry:
         data: str = "not recorded",
         gates: Mapping[str, str] | None = None,
         refusal: str | None = None,
+        onnx: bytes | None = None,
     ) -> Version:
         """Make a version from `bundle`, or find the one that was made from it, and keep `candidate` up to date.
 
         `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on,
-        `gates` by name what each answered, and `refusal` why it has not passed. Raises BundleError where the bundle was
+        `gates` by name what each answered, `refusal` why it has not passed, and `onnx` the network for ONNX Runtime,
+        which is kept beside the bundle: the bundle's three files decide its key. Raises BundleError where the bundle was
         changed or does not describe its weights.
         """
         stored = check_bundle(bundle)
@@ -149,6 +154,8 @@ class Registry:
                 for tag in found.tags:
                     if tag.startswith(_GATE_TAG) and tag not in tags:  # it is not asked any more
                         self._client.delete_model_version_tag(self.name, found.version, tag)
+            if onnx is not None:
+                self._add_onnx(found, onnx)
             self._describe(found, text)
             self._point_candidate()
         return self.version(int(found.version))
@@ -170,6 +177,11 @@ class Registry:
             raise self.missing()
         there = ", ".join(str(each.version) for each in reversed(versions))
         raise RegistryError(f"{self.name!r} has no version {number}; it has {there}. See them: twinrun models")
+
+    def tag(self, number: int, tag: str) -> str:
+        """A tag of a version; empty where it has none."""
+        with explaining(self.tracker):
+            return str(self._client.get_model_version(self.name, str(number)).tags.get(tag, ""))
 
     def promote(
         self, number: int, *, force: bool = False, reason: str | None = None, judge: Judge | None = None
@@ -315,6 +327,17 @@ class Registry:
                 raise
             if not self._client.get_registered_model(self.name).description:
                 self._client.update_registered_model(self.name, text)
+
+    def _add_onnx(self, version: Any, onnx: bytes) -> None:
+        """Put the file beside the bundle, also of a version that was made without one, and then its hash into a tag."""
+        digest = hashlib.sha256(onnx).hexdigest()
+        if version.tags.get(ONNX_TAG) == digest:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, ONNX)
+            file.write_bytes(onnx)
+            self._client.log_model_artifact(str(version.source).removeprefix("models:/"), str(file))
+        self._client.set_model_version_tag(self.name, version.version, ONNX_TAG, digest)
 
     def _describe(self, version: Any, text: str) -> None:
         """Describe a version, unless a person has described it."""
