@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PORT ?= 5000
-MODEL ?= $$(awk '$$1 == "model_name:" {print $$2}' params.yaml)
+MODEL ?=
 ACTIVATE := source .venv/bin/activate
 # What the environment is made from, and where: a change of any of them makes it out of date.
 WANTED = $$(cat requirements.lock pyproject.toml Makefile | sha256sum | cut -c1-64)
@@ -47,8 +47,8 @@ format: setup  ## rewrite the code in the project's format
 ui: setup  ## show runs, pictures and the registry in MLflow (PORT=5001 for another port than 5000)
 	@$(ACTIVATE) && twinrun ui --port $(PORT)
 
-serve: setup  ## answer requests with the champion at http://127.0.0.1:5001 (MODEL=name for another model)
-	@$(ACTIVATE) && mlflow models serve --model-uri "models:/$(MODEL)@champion" --env-manager local --port 5001
+serve: setup  ## serve the champion, with a page, at http://127.0.0.1:5001 (MODEL=name for another model)
+	@$(ACTIVATE) && twinrun serve $(if $(MODEL),--model $(MODEL))
 
 docs: setup  ## build the documentation into site/, offline; a dead link is an error
 	@$(ACTIVATE) && zensical build --clean --strict

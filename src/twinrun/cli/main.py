@@ -14,6 +14,7 @@ import typer
 from twinrun.cli import data as data_commands
 from twinrun.cli import predict as predict_command
 from twinrun.cli import project as project_commands
+from twinrun.cli import serve as serve_command
 from twinrun.cli import weights as weights_commands
 from twinrun.core.errors import TrackingError, TwinrunError, duration, os_problem, run_main
 from twinrun.core.printing import add_row, draw, one_line, print
@@ -85,12 +86,11 @@ A day with it:
 
 [bold]twinrun sync[/bold]                   bring MLflow up to date after it was away
 
-Serve the champion, and ask it about an image:
+Serve the champion, and ask it about an image (or open the page at that address):
 
-[bold]mlflow models serve -m models:/twinrun-digits@champion --env-manager local --port 5001[/bold]
+[bold]twinrun serve[/bold]
 
-[bold]echo '{"dataframe_split": {"columns": \\["image"], "data": \\[\\["'$(base64 -w0 digit.png)'"]]}}' |
-curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @-[/bold]
+[bold]curl -F file=@digit.png http://127.0.0.1:5001/classify[/bold]
 
 MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
 )
@@ -118,6 +118,7 @@ app.add_typer(weights_commands.app, name="weights")
 app.command()(predict_command.predict)
 app.command()(project_commands.init)
 app.command()(project_commands.preset)
+app.command()(serve_command.serve)
 
 
 class DataChoice(StrEnum):

@@ -1,0 +1,81 @@
+"""The command `twinrun serve`. Like the others it imports what it needs when it is called."""
+
+import socket
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twinrun.core.errors import DataError, TrackingError
+from twinrun.core.printing import print
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_DRAIN_S = 30  # for requests that have begun when the server is to end
+
+
+def serve(
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 for the whole network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5001,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="NAME@champion, NAME/3, a version's number, or the folder of a bundle. By default the champion of "
+            "params.yaml's model, or else its candidate. A name is followed: a promotion takes over within seconds.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="File with the token that requests must carry.")
+    ] = None,
+) -> None:
+    """Serve the champion: a page that classifies photos, and an API. Ctrl-C or SIGTERM ends it.
+
+    Photos stay on this machine, and none is kept. Examples: curl -F file=@photo.jpg http://127.0.0.1:5001/classify,
+    twinrun serve --host 0.0.0.0 --token-file token.txt
+    """
+    import uvicorn
+
+    from twinrun.core.params import load_params
+    from twinrun.serving.app import make_app
+    from twinrun.serving.follow import open_model
+    from twinrun.serving.rules import read_regions
+    from twinrun.tracking.store import find_tracker
+
+    token = None if token_file is None else _token(token_file)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise TrackingError(
+            f"{host}:{port} cannot be listened at: {error.strerror}. Choose another port: --port {port + 1}"
+        ) from None
+    stop = threading.Event()
+    with listening:
+        served = open_model(find_tracker(), model, lambda: load_params().register.model_name, stop)
+        app = make_app(served, read_regions(served.engine.model.classes), host=host, token=token)
+        facts, shown = served.engine.facts(), f"[{host}]" if ":" in host else host
+        which = f"version {facts['version']} of {facts['name']}" if facts["version"] else facts["name"]
+        print(f"Model: {which}, weights {facts['weights_hash'][:8]}")
+        if host not in _LOCAL and token is None:
+            print("Everybody who can reach this machine can use this server. Ask for a token: --token-file FILE")
+        print(f"Page: http://{shown}:{port}   API: http://{shown}:{port}/docs   (Ctrl-C ends it)", flush=True)
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_DRAIN_S, server_header=False)
+        try:
+            uvicorn.Server(settings).run(sockets=[listening])
+        finally:
+            stop.set()
+
+
+def _token(file: Path) -> str:
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} (--token-file) cannot be read: {error}") from None
+    if len(token) < 16 or not token.isascii() or not token.isprintable():
+        raise DataError(
+            f"{file} (--token-file) needs at least 16 printable ASCII characters. Make one: openssl rand -hex 32"
+        )
+    return token

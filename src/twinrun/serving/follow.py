@@ -1,0 +1,171 @@
+"""Which model is in service: what `--model` names is loaded, and another champion takes over once it is verified.
+
+A local store is read directly, in milliseconds; importing MLflow takes seconds, and is done for a server alone.
+"""
+
+import logging
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote
+
+from twinrun.core.errors import BundleError, MissingModelError, RegistryError, TwinrunError
+from twinrun.serving.engine import Engine, load_engine
+from twinrun.tracking.addresses import sqlite_to_read
+from twinrun.tracking.in_use import parse_reference
+from twinrun.tracking.registry import CANDIDATE, CHAMPION, ONNX, ONNX_TAG, how_to_register, missing_model
+from twinrun.tracking.store import Tracker
+
+_EVERY_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A version, where its files are, and the sha256 of its ONNX file; empty where it has none."""
+
+    version: int
+    location: str
+    sha256: str
+
+
+class _Store(Protocol):
+    def find(self, name: str, number: int | None, alias: str | None) -> _Found: ...
+    def load(self, name: str, found: _Found) -> Engine: ...
+
+
+class ModelInService:
+    """The engine that answers now. `problem` says why a newer champion has not taken over; None where none waits."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.problem: str | None = None
+
+    def follow(self, store: _Store, name: str, alias: str | None, stop: threading.Event) -> None:
+        """Look every second whether another version is to answer, until `stop`."""
+        seen = (self.engine.version, self.engine.sha256)
+        while not stop.wait(_EVERY_S):
+            try:
+                found = store.find(name, None, alias)
+                if (found.version, found.sha256) == seen:
+                    self.problem = None
+                    continue
+                self.engine = store.load(name, found)
+                seen, self.problem = (self.engine.version, self.engine.sha256), None
+                _log.warning("Version %s of %s answers from now on.", self.engine.version, name)
+            except Exception as error:  # the old one stays in service whatever is wrong with the new one or the store
+                if str(error) != self.problem:
+                    _log.warning("Version %s stays in service: %s", self.engine.version, error)
+                self.problem = str(error) or type(error).__name__
+
+
+def open_model(
+    tracker: Tracker, reference: str | None, default_name: Callable[[], str], stop: threading.Event
+) -> ModelInService:
+    """Load what `reference` names, as for `twinrun predict`; a name or an alias is followed by a thread until `stop`.
+
+    Raises BundleError, RegistryError or TrackingError with what to do.
+    """
+    folder = Path(reference).expanduser() if reference else None
+    if folder is not None and folder.is_dir():
+        beside = (folder.parent / ONNX, folder.parent.parent / ONNX, folder.parent.parent / "register/onnx" / ONNX)
+        onnx = next((file for file in beside if file.is_file()), beside[-1])
+        return ModelInService(load_engine(folder, onnx, name=str(folder), version=None, sha256=None))
+    name, number, alias = parse_reference(reference)
+    name = name or default_name()
+    store = _LocalStore(tracker, tracker.database) if tracker.database else _Server(tracker)
+    model = ModelInService(store.load(name, store.find(name, number, alias)))
+    if number is None:
+        threading.Thread(target=model.follow, args=(store, name, alias, stop), daemon=True).start()
+    return model
+
+
+def _load(name: str, found: _Found, folder: Path) -> Engine:
+    if not found.sha256:
+        raise BundleError(
+            f"Version {found.version} of {name} has no {ONNX}, which serving takes: it was registered by an earlier "
+            f"Twinrun, or its network has no form in ONNX. Register it again: {how_to_register(Path())}"
+        )
+    try:
+        return load_engine(folder / "data/bundle", folder / ONNX, name=name, version=found.version, sha256=found.sha256)
+    except TwinrunError as error:
+        raise BundleError(f"Version {found.version} of {name}: {error}") from None
+
+
+class _LocalStore:
+    """Reads MLflow's database and folders as they lie on this machine."""
+
+    def __init__(self, tracker: Tracker, database: Path) -> None:
+        from twinrun.tracking.relocate import relocate
+
+        self._tracker, self._database = tracker, database
+        if not database.is_file():
+            raise MissingModelError(f"There is no model yet: {database} does not exist. Make one: dvc repro")
+        if database.is_relative_to(tracker.home):
+            relocate(database.parent)
+
+    def find(self, name: str, number: int | None, alias: str | None) -> _Found:
+        try:
+            with closing(sqlite3.connect(sqlite_to_read(self._database), uri=True, timeout=10)) as store:
+                return self._find(store, name, number, alias)
+        except sqlite3.Error as error:
+            raise RegistryError(f"{self._database} cannot be read: {error}") from None
+
+    def load(self, name: str, found: _Found) -> Engine:
+        return _load(name, found, Path(unquote(found.location.removeprefix("file://"))))
+
+    def _find(self, store: sqlite3.Connection, name: str, number: int | None, alias: str | None) -> _Found:
+        rows = store.execute(
+            "SELECT v.version, v.storage_location, t.value FROM model_versions v LEFT JOIN model_version_tags t "
+            "ON t.name = v.name AND t.version = v.version AND t.key = ? WHERE v.name = ?",
+            (ONNX_TAG, name),
+        )
+        versions = {int(row[0]): _Found(int(row[0]), row[1] or "", row[2] or "") for row in rows}
+        if not versions:
+            names = [row[0] for row in store.execute("SELECT DISTINCT name FROM model_versions")]
+            raise missing_model(self._tracker, name, names)
+        aliases = dict(store.execute("SELECT alias, version FROM registered_model_aliases WHERE name = ?", (name,)))
+        return versions[_chosen(name, list(versions), aliases, number, alias)]
+
+
+class _Server:
+    """Asks a tracking server with MLflow's client, and downloads what it names."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        from twinrun.tracking.registry import Registry
+
+        self._tracker, self._registry = tracker, Registry
+        self._opened: dict[str, Registry] = {}
+
+    def find(self, name: str, number: int | None, alias: str | None) -> _Found:
+        registry = self._opened.setdefault(name, self._registry(self._tracker, name, only_looking=True))
+        versions = {version.version: version for version in registry.versions()}
+        if not versions:
+            raise registry.missing()
+        aliases = {each: version.version for version in versions.values() for each in version.aliases}
+        chosen = _chosen(name, list(versions), aliases, number, alias)
+        return _Found(chosen, "", registry.tag(chosen, ONNX_TAG))
+
+    def load(self, name: str, found: _Found) -> Engine:
+        from twinrun.tracking.in_use import fetch_model
+
+        with tempfile.TemporaryDirectory(prefix="twinrun-model-") as folder:
+            return _load(name, found, fetch_model(self._tracker, name, found.version, Path(folder)))
+
+
+def _chosen(name: str, versions: list[int], aliases: dict[str, int], number: int | None, alias: str | None) -> int:
+    there = ", ".join(map(str, sorted(versions)))
+    if number is not None:
+        if number not in versions:
+            raise RegistryError(f"{name!r} has no version {number}; it has {there}. See them: twinrun models")
+        return number
+    for wanted in [alias] if alias else [CHAMPION, CANDIDATE]:
+        if wanted in aliases:
+            return int(aliases[wanted])
+    wanted = f"no version with the alias {alias!r}" if alias else "neither a champion nor a candidate"
+    raise RegistryError(f"{name!r} has {wanted}; its versions are {there}. Name one: --model {max(versions)}")

@@ -1,0 +1,226 @@
+"""`twinrun serve` over real HTTP: one server, started once, for a project with a registered model."""
+
+import http.client
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tracking_support import free_port, wait_for
+
+from twinrun.models.architectures import build_network
+from twinrun.models.bundle import load_bundle, save_bundle
+from twinrun.models.classifier import ImageClassifier
+from twinrun.tracking.registry import Registry
+from twinrun.tracking.store import find_tracker
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BUNDLE = "data/out/train/bundle"
+
+
+@dataclass
+class Server:
+    """A running server and the project that it serves."""
+
+    project: Path
+    port: int
+    process: "subprocess.Popen[bytes]"
+    seconds: float
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", **headers: str
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        content = answer.read()
+        is_json = "json" in answer.headers.get("Content-Type", "")
+        return answer.status, json.loads(content) if is_json else content, answer.headers
+
+
+@pytest.fixture(scope="module")
+def server(registered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("served") / "project"
+    shutil.copytree(registered, folder)
+    port, began = free_port(), time.monotonic()
+    with (folder / "serve.log").open("wb") as log:
+        command = [sys.executable, "-m", "twinrun", "serve", "--port", str(port)]
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+    try:
+        wait_for(port, "/health", process, folder / "serve.log")
+        yield Server(folder, port, process, time.monotonic() - began)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def test_the_server_imports_no_pytorch_and_answers_with_the_model_that_it_names(server: Server) -> None:
+    stored = load_bundle(server.project / BUNDLE)
+
+    status, version, _ = server.ask("GET", "/version")
+    _, file, headers = server.ask("GET", f"/model/{version['onnx_sha256']}.onnx")
+
+    libraries = Path(f"/proc/{server.process.pid}/maps")
+    assert status == 200
+    assert (version["name"], version["version"]) == ("twinrun-digits", 1)
+    assert version["weights_hash"] == stored.weights_hash
+    assert "immutable" in headers["Cache-Control"]
+    assert file == (server.project / "data/out/register/onnx/model.onnx").read_bytes()
+    assert not libraries.exists() or "libtorch" not in libraries.read_text()
+
+
+def test_twenty_photos_get_the_labels_and_probabilities_of_predict(server: Server) -> None:
+    rng = np.random.default_rng(3)
+    photos = [_photo(rng, at) for at in range(20)]
+
+    answers = [server.ask("POST", "/classify", photo)[1] for photo in photos]
+
+    classifier = ImageClassifier(load_bundle(server.project / BUNDLE))
+    expected = list(classifier.answers(photos, classifier.read))
+    for answer, one in zip(answers, expected, strict=True):
+        assert one.probabilities is not None
+        assert answer["label"] == classifier.bundle.classes[one.probabilities.argmax()]
+        np.testing.assert_allclose(list(answer["probabilities"].values()), one.probabilities, atol=1e-6)
+
+
+def test_a_body_and_a_form_give_one_answer_and_a_batch_has_a_row_for_each_file(server: Server) -> None:
+    photo = (server.project / "0.png").read_bytes()
+    form, kind = _form(photo)
+    several, _ = _form(photo, b"no image", photo)
+
+    raw = server.ask("POST", "/classify", photo)
+    sent = server.ask("POST", "/classify", form, Content_Type=kind)
+    status, batch, _ = server.ask("POST", "/classify-batch", several, Content_Type=kind)
+
+    assert raw[0] == sent[0] == status == 200
+    assert raw[1] == sent[1] == batch["rows"][0] == batch["rows"][2]
+    assert "is no image" in batch["rows"][1]["error"]
+
+
+def test_what_cannot_be_classified_is_refused_with_a_reason_and_the_server_goes_on(server: Server) -> None:
+    photo = (server.project / "0.png").read_bytes()
+    huge = io.BytesIO()
+    Image.new("1", (2000, 2000)).save(huge, "PNG")  # the model takes at most a million pixels
+    whole = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, "PNG")
+    port = str(server.port)
+
+    found = {
+        "empty": server.ask("POST", "/classify"),
+        "text": server.ask("POST", "/classify", b"hello"),
+        "cut off": server.ask("POST", "/classify", whole.getvalue()[:2000]),
+        "pixels": server.ask("POST", "/classify", huge.getvalue()),
+        "bytes": server.ask("POST", "/classify", b"", Content_Length="900000000"),
+        "no form": server.ask("POST", "/classify", b"xx", Content_Type="multipart/form-data"),
+        "host": server.ask("GET", "/version", Host="bad.example"),
+        "origin": server.ask("POST", "/classify", photo, Origin="http://bad.example"),
+        "old model": server.ask("GET", f"/model/{'0' * 64}.onnx"),
+    }
+
+    statuses = {name: answer[0] for name, answer in found.items()}
+    assert statuses == {
+        **{"empty": 400, "text": 415, "cut off": 422, "pixels": 413, "bytes": 413, "no form": 400},
+        **{"host": 421, "origin": 403, "old model": 404},
+    }
+    assert all(isinstance(answer[1]["error"], str) for answer in found.values())
+    assert "params.yaml" not in json.dumps([answer[1] for answer in found.values()])
+    assert server.ask("POST", "/classify", photo, Origin=f"http://127.0.0.1:{port}")[0] == 200
+    assert b'path="/classify",status="415"' in server.ask("GET", "/metrics")[1]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium here; Debian has it: apt-get install chromium")
+def test_the_page_loads_in_a_browser_and_names_the_model(server: Server, tmp_path: Path) -> None:
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+
+    page = subprocess.run(
+        [*command, "--virtual-time-budget=8000", "--dump-dom", f"http://127.0.0.1:{server.port}/"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    ).stdout
+
+    assert 'data-ready="yes"' in page
+    assert re.search(r"Model: twinrun-digits, version 1, weights [0-9a-f]{12}", page)
+
+
+def test_a_promotion_takes_over_unless_its_files_were_changed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(server.project)
+    registry, photo = Registry(find_tracker(), "twinrun-digits"), (server.project / "0.png").read_bytes()
+    first, second, third = (_register(server.project, seed) for seed in (0, 1, 2))
+    files = server.project.glob(f"mlruns/artifacts/*/models/{_model_id(third)}/artifacts/model.onnx")
+    next(files).write_bytes(b"changed")
+
+    registry.promote(second, force=True, reason="a test")
+    took_over = _until(lambda: server.ask("POST", "/classify", photo)[1]["model"]["version"] == second)
+    registry.promote(third, force=True, reason="a test")
+    said = _until(lambda: server.ask("GET", "/health")[1]["problem"])
+
+    assert first == 1
+    assert took_over
+    assert f"Version {third}" in said
+    assert "the registry says" in said
+    assert server.ask("POST", "/classify", photo)[1]["model"]["version"] == second
+
+
+def _photo(rng: np.random.Generator, at: int) -> bytes:
+    """Colour or gray, in several formats, upright or not, of several sizes."""
+    shape = (int(rng.integers(20, 200)), int(rng.integers(20, 200)), 3)
+    image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+    image = image.resize((8, 8)).resize(image.size).convert(("RGB", "L", "CMYK")[at % 3])
+    kind = "JPEG" if image.mode == "CMYK" else ("PNG", "JPEG", "TIFF", "BMP")[at % 4]
+    exif = Image.Exif()
+    exif[0x0112] = 1 + at % 8
+    file = io.BytesIO()
+    image.save(file, kind, **({"exif": exif} if kind == "JPEG" else {}))
+    return file.getvalue()
+
+
+def _form(*files: bytes) -> tuple[bytes, str]:
+    parts = [
+        b'--edge\r\nContent-Disposition: form-data; name="file"; filename="photo"\r\n\r\n' + file + b"\r\n"
+        for file in files
+    ]
+    return b"".join(parts) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
+
+
+def _register(project: Path, seed: int) -> int:
+    """The number of the version of a network with the weights of `seed`."""
+    from twinrun.evaluation.onnx_file import onnx_file
+
+    before = load_bundle(project / BUNDLE)
+    network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=seed)
+    folder = project / f"bundle {seed}"
+    names = {"architecture": "lenet5", "classes": before.classes, "preprocessing": before.preprocessing}
+    save_bundle(folder, network.state_dict(), **names)  # type: ignore[arg-type]
+    metrics = json.loads((project / "data/out/evaluate/metrics.json").read_text())
+    onnx = onnx_file(load_bundle(folder))
+    registry = Registry(find_tracker(), "twinrun-digits")
+    return registry.register(folder, metrics, passed=True, fingerprint="f" * 64, run_id=None, onnx=onnx).version
+
+
+def _model_id(number: int) -> str:
+    from twinrun.tracking.store import open_client
+
+    version = open_client(find_tracker()).get_model_version("twinrun-digits", str(number))
+    return str(version.source).removeprefix("models:/")
+
+
+def _until(found: Any, seconds: float = 5) -> Any:
+    """What `found` answers as soon as it is true, or after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := found()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return answer
