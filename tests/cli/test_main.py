@@ -69,8 +69,8 @@ def test_help_answers_at_once_and_shows_every_command() -> None:
         "predict photos",
         "sync",
         "show",
-        "mlflow models serve",
-        "/invocations",
+        "twinrun serve",
+        "/classify",
     ):
         assert word in printed.stdout
 

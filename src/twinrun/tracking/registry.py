@@ -127,7 +127,7 @@ class Registry:
 
         `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on,
         `gates` by name what each answered, `refusal` why it has not passed, and `onnx` the network for ONNX Runtime,
-        which is kept beside the bundle: the bundle's three files decide its key. Raises BundleError where the bundle was
+        which is kept beside the bundle, whose three files decide its key. Raises BundleError where the bundle was
         changed or does not describe its weights.
         """
         stored = check_bundle(bundle)
