@@ -84,8 +84,9 @@ function render() {
 
 function showRule(label) {
   const region = regions[at("region").value];
-  if (!region || !label) return;
-  const rule = region.classes[label], stream = region.streams[rule.stream];
+  const rule = region && label ? region.classes[label] : null;
+  if (!rule) return; // also where a promoted model has classes that these rules lack
+  const stream = region.streams[rule.stream];
   at("stream").textContent = put("goes to", { stream: inLanguage(stream.name) });
   at("prepare").textContent = inLanguage(rule.prepare);
   at("when").textContent = stream.when ? inLanguage(stream.when) : "";
