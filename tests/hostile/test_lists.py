@@ -19,8 +19,8 @@ from data_support import Project
 from PIL import Image
 
 from twinrun.core.errors import DataError
-from twinrun.core.sheet import read_sheet, sheet_text
-from twinrun.core.spelling import read_alike, told_apart
+from twinrun.tables.sheet import read_sheet, sheet_text
+from twinrun.tables.spelling import read_alike, told_apart
 
 NFC, NFD = "café", unicodedata.normalize("NFD", "café")
 ODD = ["#/1.png", "a/=cmd|calc.png", "a/x,y.png", "a/x;y.png", 'a/"q".png', "a/l\nb.png", "a/ s .png", f"b/{NFD}.png"]

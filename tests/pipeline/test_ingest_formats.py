@@ -13,8 +13,8 @@ from PIL import Image
 
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Bundle, Preprocessing
-from twinrun.models.classifier import ImageClassifier
-from twinrun.models.inputs import images_in
+from twinrun.prediction.classifier import ImageClassifier
+from twinrun.prediction.inputs import images_in
 
 SCENE = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 GRAY = SCENE[:, :, 0]

@@ -21,7 +21,7 @@ from tracking_support import free_port, wait_for
 
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import load_bundle, save_bundle
-from twinrun.models.classifier import ImageClassifier
+from twinrun.prediction.classifier import ImageClassifier
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker
 

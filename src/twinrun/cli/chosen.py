@@ -8,8 +8,8 @@ from pathlib import Path
 
 from twinrun.core.errors import SourceError
 from twinrun.core.printing import escaped
-from twinrun.core.sheet import read_sheet
 from twinrun.ingest.walking import walk_folder
+from twinrun.tables.sheet import read_sheet
 
 _COLUMNS = ("path", "image", "file", "filename")
 

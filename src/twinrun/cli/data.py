@@ -115,7 +115,7 @@ def mend(
     Examples: twinrun data mend, twinrun data mend --findings twinrun-check/findings.parquet
     """
     from twinrun.core.files import write_text
-    from twinrun.core.sheet import decoded, mark_of
+    from twinrun.tables.sheet import decoded, mark_of
     from twinrun.validate.decisions import decisions_csv, not_decided, proposed, read_decisions
 
     before = read_decisions(out) if out.exists() else []

@@ -163,7 +163,7 @@ def _answered(bundle: "Bundle", paths: list[Path], top: int, tiles: int) -> tupl
     from twinrun.core.arrays import Pixels
     from twinrun.core.progress import progress
     from twinrun.evaluation.sheet import picture_of
-    from twinrun.models.classifier import ImageClassifier
+    from twinrun.prediction.classifier import ImageClassifier
 
     classifier = ImageClassifier(bundle)
     pictures: dict[int, str] = {}
@@ -219,7 +219,7 @@ def _table(rows: Sequence[Row], top: int) -> "pa.Table":
 
 def _write(rows: Sequence[Row], out: Path, top: int) -> None:
     from twinrun.core.files import write_table, write_text
-    from twinrun.core.sheet import sheet_text
+    from twinrun.tables.sheet import sheet_text
 
     table = _table(rows, top)
     if out.suffix.lower() == ".parquet":

@@ -5,18 +5,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def imported_modules(file: Path, source_root: Path = Path("src")) -> list[str]:
+def imported_modules(file: Path, source_root: Path = Path("src"), apart: Iterable[str] = ()) -> list[str]:
     """Paths of the modules under `source_root` that `file` imports, at its top or inside functions, in order of name.
 
     Paths start at the project, as src/twinrun/core/files.py does. An `__init__.py` that holds only a docstring is left
-    out: it decides nothing.
+    out: it decides nothing. Modules below the folders `apart`, and what only they import, are left out too.
     """
     found: set[Path] = set()
     waiting = [file]
     while waiting:
         for module in _imports(waiting.pop(), source_root) - found:
-            found.add(module)
-            waiting.append(module)
+            if not _is_below(module.relative_to(source_root.parent).as_posix(), apart):
+                found.add(module)
+                waiting.append(module)
     return sorted(path.as_posix() for path in found if path.name != "__init__.py" or not _only_docstring(path))
 
 
@@ -37,8 +38,8 @@ def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
         file = root / "pipeline" / f"{stage}.py"
         if not file.is_file() or not (root / "src").is_dir():
             continue
-        modules = [Path(module).relative_to(root).as_posix() for module in imported_modules(file, root / "src")]
-        wanted = {f"pipeline/{stage}.py", *(module for module in modules if not _is_below(module, RECORDS))}
+        modules = imported_modules(file, root / "src", apart=RECORDS)
+        wanted = {f"pipeline/{stage}.py", *(Path(module).relative_to(root).as_posix() for module in modules)}
         named = [dep for dep in facts.get("deps", []) if isinstance(dep, str) and dep.startswith(("src/", "pipeline/"))]
         missing = {_room(module) for module in wanted if not _is_below(module, named)}
         superfluous = {dep for dep in named if not any(_is_below(module, [dep]) for module in wanted)}

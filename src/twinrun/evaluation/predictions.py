@@ -11,8 +11,8 @@ import numpy as np
 from twinrun.core.arrays import FloatArray, IntArray
 from twinrun.core.errors import DataError
 from twinrun.core.files import read_parquet
-from twinrun.core.sheet import sheet_text
 from twinrun.dataset.prediction_table import prediction_table
+from twinrun.tables.sheet import sheet_text
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,8 +13,6 @@ from typing import Literal
 from twinrun.core.errors import SourceError
 from twinrun.core.params import IngestParams, Level
 from twinrun.core.printing import escaped
-from twinrun.core.sheet import Line, decoded, read_sheet
-from twinrun.core.spelling import Names, told_apart
 from twinrun.dataset.manifest import SPLITS, SplitName
 from twinrun.dataset.table import NO_LABEL
 from twinrun.ingest.levels import (
@@ -32,6 +30,8 @@ from twinrun.ingest.levels import (
 from twinrun.ingest.listing import Files, Item, Listing, some_names, sorted_listing, source_folder
 from twinrun.ingest.sharing import nearby
 from twinrun.ingest.walking import Walk, walk_folder
+from twinrun.tables.sheet import Line, decoded, read_sheet
+from twinrun.tables.spelling import Names, told_apart
 
 Levels = Literal["auto"] | Sequence[Level]
 

@@ -25,10 +25,10 @@ from PIL import Image
 from twinrun.core.arrays import Pixels, Size
 from twinrun.core.errors import DataError
 from twinrun.core.progress import progress
-from twinrun.core.regular_files import open_regular
 from twinrun.dataset.pack import PackWriter
 from twinrun.dataset.table import table_schema
 from twinrun.decoding.decode import AS_STORED, BrokenImage, Channels, Fit, Header, Resample, decode_image, fit_image
+from twinrun.decoding.regular_files import open_regular
 from twinrun.decoding.samples import SampleRules
 from twinrun.ingest.facts import Facts, broken, measured, measured_stack, with_header
 from twinrun.ingest.listing import Arrays, Listing, some_names

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from twinrun.core.files import write_json
 from twinrun.core.printing import one_line, printable
-from twinrun.core.sheet import unguarded
+from twinrun.tables.sheet import unguarded
 from twinrun.tracking.metric_names import HEADLINE
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 from twinrun.core.errors import DataError
 from twinrun.models.bundle import load_bundle
-from twinrun.models.classifier import Answer, ImageClassifier
-from twinrun.models.inputs import images_in
+from twinrun.prediction.classifier import Answer, ImageClassifier
+from twinrun.prediction.inputs import images_in
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from twinrun.core.errors import DataError
-from twinrun.core.sheet import header_of, read_sheet, sheet_text
-from twinrun.core.spelling import Names
+from twinrun.tables.sheet import header_of, read_sheet, sheet_text
+from twinrun.tables.spelling import Names
 from twinrun.validate.findings import Drop, Facts
 
 if TYPE_CHECKING:

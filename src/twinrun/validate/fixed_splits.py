@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twinrun.core.errors import DataError
-from twinrun.core.sheet import read_sheet, sheet_text
-from twinrun.core.spelling import Names
 from twinrun.dataset.manifest import SPLITS, SplitName
+from twinrun.tables.sheet import read_sheet, sheet_text
+from twinrun.tables.spelling import Names
 from twinrun.validate.findings import Facts
 
 _COLUMNS = ("path", "split", "pixels_sha256")

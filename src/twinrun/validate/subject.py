@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from twinrun.core.params import ValidateParams
 from twinrun.core.rules import FACTS
-from twinrun.core.spelling import read_alike, told_apart
 from twinrun.dataset.manifest import SplitName
+from twinrun.tables.spelling import read_alike, told_apart
 from twinrun.validate.evidence import Evidence
 from twinrun.validate.expectations import Columns
 from twinrun.validate.findings import Facts

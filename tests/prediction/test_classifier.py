@@ -14,8 +14,8 @@ from twinrun.core.cores import available_cores
 from twinrun.core.errors import DecodeError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Bundle, Preprocessing
-from twinrun.models.classifier import ImageClassifier
 from twinrun.models.predict import probabilities
+from twinrun.prediction.classifier import ImageClassifier
 
 PREPARATION = Preprocessing(
     size_px=(16, 16), channels="gray", fit="pad", resample="bilinear", max_pixels=1000, mean=(0.3,), std=(0.2,)

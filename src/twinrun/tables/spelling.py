@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from twinrun.core.printing import escaped, one_line
-from twinrun.core.sheet import guarded, unguarded
+from twinrun.tables.sheet import guarded, unguarded
 
 _INVISIBLE = frozenset({"Cc", "Cf"})  # categories: controls and characters of format
 _BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")

@@ -13,8 +13,8 @@ from twinrun.core.errors import DataError
 from twinrun.decoding.decode import fit_image
 from twinrun.decoding.samples import sample_rules
 from twinrun.models.bundle import Bundle
-from twinrun.models.inputs import Given, read_image
 from twinrun.models.predict import pass_probabilities, pass_size, single_threads
+from twinrun.prediction.inputs import Given, read_image
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""CSV files that people write and read, and the names in them."""
