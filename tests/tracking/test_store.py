@@ -43,3 +43,14 @@ def test_the_environment_names_the_store(tmp_path: Path, monkeypatch: pytest.Mon
     assert default.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     assert (server.uri, server.database) == ("https://mlflow.example", None)
     assert server.state != default.state
+
+
+def test_the_store_that_an_environment_names_for_its_own_project_is_not_used_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "_TWINRUN_DEFAULT_URI"):  # as .venv/bin/activate of the first project does
+        monkeypatch.setenv(name, f"sqlite:///{tmp_path}/first/mlruns/mlflow.db")
+
+    second = find_tracker(tmp_path / "second")
+
+    assert second.uri == f"sqlite:///{tmp_path}/second/mlruns/mlflow.db"

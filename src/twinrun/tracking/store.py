@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MLRUNS = "mlruns"
 DATABASE = "mlflow.db"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_DEFAULT_VARIABLE = "_TWINRUN_DEFAULT_URI"
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -80,7 +81,8 @@ def find_tracker(folder: Path | None = None) -> Tracker:
     """The store that `folder` (the working folder) uses. Creates and imports nothing."""
     project = home(folder)
     uri = os.environ.get(URI_VARIABLE, "").strip()
-    if not uri:
+    # An activated environment names the store of its own project: nobody chose it for another one.
+    if not uri or uri == os.environ.get(_DEFAULT_VARIABLE):
         database = project / MLRUNS / DATABASE
         return Tracker(project, sqlite_uri(database), database)
     if (named := sqlite_path(uri)) is not None:
