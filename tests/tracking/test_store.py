@@ -50,6 +50,8 @@ def test_the_store_that_an_environment_names_for_its_own_project_is_not_used_by_
 ) -> None:
     for name in ("MLFLOW_TRACKING_URI", "_TWINRUN_DEFAULT_URI"):  # as .venv/bin/activate of the first project does
         monkeypatch.setenv(name, f"sqlite:///{tmp_path}/first/mlruns/mlflow.db")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/dvc.yaml").touch()
 
     second = find_tracker(tmp_path / "second")
 

@@ -82,7 +82,8 @@ def find_tracker(folder: Path | None = None) -> Tracker:
     project = home(folder)
     uri = os.environ.get(URI_VARIABLE, "").strip()
     # An activated environment names the store of its own project: nobody chose it for another one.
-    if not uri or uri == os.environ.get(_DEFAULT_VARIABLE):
+    is_the_default = uri == os.environ.get(_DEFAULT_VARIABLE) and (project / "dvc.yaml").is_file()
+    if not uri or is_the_default:
         database = project / MLRUNS / DATABASE
         return Tracker(project, sqlite_uri(database), database)
     if (named := sqlite_path(uri)) is not None:
