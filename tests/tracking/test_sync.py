@@ -16,7 +16,7 @@ from tracking_support import AB, CD, REPOSITORY, evaluate, runs, train, validate
 from twinrun.core.files import write_json, write_text
 from twinrun.record.home import journals_folder
 from twinrun.record.journal import Journal
-from twinrun.tracking.publisher import LOCK
+from twinrun.tracking.replay import LOCK
 from twinrun.tracking.store import find_tracker, open_client
 from twinrun.tracking.sync import run_of, sync
 

@@ -1,13 +1,17 @@
 """The table: a row of facts for each image of the pack, sorted by path."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twinrun.core.errors import DataError
 from twinrun.core.files import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Columns = Mapping[str, Sequence[Any]]
+"""The facts as plain lists, by column; a value for each row of the pack."""
 
 NO_LABEL = "lies in no class folder, so that it has no label"
 """The error of an image beside folders of classes."""

@@ -32,8 +32,8 @@ from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.left_running import left_running, running
 from twinrun.tracking.lost import lost_from_database, published_states
 from twinrun.tracking.presentation import short, titled
-from twinrun.tracking.publisher import LOCK as PUBLISHER_LOCK
 from twinrun.tracking.relocate import moved_from
+from twinrun.tracking.replay import LOCK as PUBLISHER_LOCK
 from twinrun.tracking.replay import Published, unpublished
 from twinrun.tracking.store import (
     MLRUNS,

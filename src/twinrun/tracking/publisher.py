@@ -17,11 +17,10 @@ from pathlib import Path
 from twinrun.core.errors import InterruptedTraining
 from twinrun.core.printing import print
 from twinrun.record.journal import FILE, Journal, Summary, summarize
-from twinrun.tracking.replay import Published, Replay, unpublished
+from twinrun.tracking.replay import LOCK, Published, Replay, unpublished
 from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker
 
 GRACE_S = 15.0
-LOCK = "publisher.lock"
 LOG = "publisher.log"
 TROUBLED = "publisher.troubled"  # there while the tracker is away or slow
 _LOOK_S = 0.2

@@ -26,6 +26,7 @@ from twinrun.tracking.store import Tracker, experiment_id, open_client
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+LOCK = "publisher.lock"
 JOURNAL_TAG = "twinrun.journal_id"
 PROCESS_TAG = "twinrun.process"
 # MLflow takes 1,000 entities in one request, of them 100 params and 100 tags.

@@ -43,8 +43,7 @@ from twinrun.tracking.left_running import left_running, mark_killed, may_be_left
 from twinrun.tracking.lost import lost_from_database, lost_from_server, published_states
 from twinrun.tracking.metric_names import evaluation_metrics
 from twinrun.tracking.presentation import describe_run, is_given_name, log_table, run_name, set_note, short
-from twinrun.tracking.publisher import LOCK
-from twinrun.tracking.replay import Published, Replay, is_refusal, unpublished
+from twinrun.tracking.replay import LOCK, Published, Replay, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
 from twinrun.tracking.translation import describe
 from twinrun.tracking.validation import (

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from twinrun.core.errors import DataError
+from twinrun.dataset.table import Columns
 from twinrun.tables.sheet import header_of, read_sheet, sheet_text
 from twinrun.tables.spelling import Names
-from twinrun.validate.findings import Drop, Facts
+from twinrun.validate.findings import Drop
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +87,7 @@ class Decided:
     approved: frozenset[int]
 
 
-def decided(facts: Facts, decisions: Sequence[Decision]) -> Decided:
+def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
     """What becomes of the rows.
 
     Raises DataError for an image that is not there or cannot be kept, a label that no image has, and two decisions that

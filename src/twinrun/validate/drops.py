@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from twinrun.core.params import ValidateParams
-from twinrun.validate.findings import Drop, Facts
+from twinrun.dataset.table import Columns
+from twinrun.validate.findings import Drop
 from twinrun.validate.searches.leaks import contradicting, first_copies, kept_pairs, leaked, near_leaked, undecided
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 Drops = list[Drop | None]
 
 
-def drop_broken(facts: Facts, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
+def drop_broken(facts: Columns, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
     """Also take out what could not be decoded, but where it stops the pipeline: nothing else can be done with it."""
     if params.on_broken == "stop":
         return list(dropped)
@@ -21,7 +22,7 @@ def drop_broken(facts: Facts, dropped: Sequence[Drop | None], params: ValidatePa
     return drop_rows(dropped, broken)
 
 
-def drop_unfit(facts: Facts, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
+def drop_unfit(facts: Columns, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
     """Also take out sizes and colour modes outside those set, where the policies say so."""
     drops = list(dropped)
     if params.on_size == "drop":
@@ -41,7 +42,7 @@ def drop_unfit(facts: Facts, dropped: Sequence[Drop | None], params: ValidatePar
 
 
 def drop_copies(
-    facts: Facts,
+    facts: Columns,
     pairs: "Sequence[NearPair]",
     dropped: Sequence[Drop | None],
     approved: frozenset[int],
@@ -77,7 +78,7 @@ def drop_rows(dropped: Sequence[Drop | None], rows: Mapping[int, Drop]) -> Drops
 class _Copies:
     """The copies among the rows that are not dropped yet, each with the words for it and what it is a copy of."""
 
-    def __init__(self, facts: Facts, pairs: "Sequence[NearPair]", dropped: Drops, approved: frozenset[int]) -> None:
+    def __init__(self, facts: Columns, pairs: "Sequence[NearPair]", dropped: Drops, approved: frozenset[int]) -> None:
         self.dropped = dropped
         self._facts = facts
         self._all_pairs = pairs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from twinrun.core.arrays import Pixels
 from twinrun.core.params import ValidateParams
 from twinrun.core.progress import fraction, phase
-from twinrun.validate.findings import Facts
+from twinrun.dataset.table import Columns
 
 if TYPE_CHECKING:
     from twinrun.dataset.pairs import NearPair
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """Facts of an earlier data set, and where they come from."""
+    """Columns of an earlier data set, and where they come from."""
 
-    facts: Facts
+    facts: Columns
     name: str
 
 
@@ -39,7 +39,7 @@ class Evidence:
     clips: "Clips | None"
 
 
-def search_labels(facts: Facts, images: Pixels, rows: Sequence[int], params: ValidateParams) -> "LabelSearch | None":
+def search_labels(facts: Columns, images: Pixels, rows: Sequence[int], params: ValidateParams) -> "LabelSearch | None":
     """Look for wrong labels among `rows` where that is wanted and there are two classes to confuse."""
     labels = [facts["label"][row] for row in rows]
     if not params.label_errors.folds or len(set(labels)) < 2:
@@ -58,7 +58,7 @@ def search_labels(facts: Facts, images: Pixels, rows: Sequence[int], params: Val
         )
 
 
-def search_quality(facts: Facts, rows: Sequence[int]) -> "list[QualityIssue]":
+def search_quality(facts: Columns, rows: Sequence[int]) -> "list[QualityIssue]":
     """Look for dark, bright, blurred, empty and oddly shaped images among `rows`."""
     from dataclasses import replace
 
@@ -68,7 +68,7 @@ def search_quality(facts: Facts, rows: Sequence[int]) -> "list[QualityIssue]":
         return [replace(issue, row=rows[issue.row]) for issue in find_quality_issues(_of_rows(facts, rows))]
 
 
-def search_shortcuts(facts: Facts, images: Pixels, rows: Sequence[int], seed: int) -> "list[Shortcut]":
+def search_shortcuts(facts: Columns, images: Pixels, rows: Sequence[int], seed: int) -> "list[Shortcut]":
     """Try to tell the labels of `rows` from facts that have nothing to do with what is shown."""
     labelled = [row for row in rows if facts["label"][row] is not None]
     if len({facts["label"][row] for row in labelled}) < 2:
@@ -81,7 +81,7 @@ def search_shortcuts(facts: Facts, images: Pixels, rows: Sequence[int], seed: in
         return find_shortcuts(chosen, chosen["label"], seed=seed)
 
 
-def search_drift(facts: Facts, rows: Sequence[int], reference: Reference | None, seed: int) -> "Drift | None":
+def search_drift(facts: Columns, rows: Sequence[int], reference: Reference | None, seed: int) -> "Drift | None":
     """Compare `rows` with the facts of an earlier data set."""
     if reference is None:
         return None
@@ -91,7 +91,7 @@ def search_drift(facts: Facts, rows: Sequence[int], reference: Reference | None,
         return find_drift(reference.facts, _of_rows(facts, rows), seed=seed)
 
 
-def search_clips(facts: Facts, rows: Sequence[int], given: Sequence[str | None]) -> "Clips | None":
+def search_clips(facts: Columns, rows: Sequence[int], given: Sequence[str | None]) -> "Clips | None":
     """Look for frames of clips among those of `rows` that have no group, where splits tear or may tear them apart.
 
     `given` are the splits that the source gave: others are drawn anew with other images, and may then tear a clip that
@@ -105,5 +105,5 @@ def search_clips(facts: Facts, rows: Sequence[int], given: Sequence[str | None])
     return clips if may_be else None
 
 
-def _of_rows(facts: Facts, rows: Sequence[int]) -> dict[str, list[Any]]:
+def _of_rows(facts: Columns, rows: Sequence[int]) -> dict[str, list[Any]]:
     return {name: [values[row] for row in rows] for name, values in facts.items()}

@@ -20,11 +20,10 @@ from twinrun.core.files import write_text
 from twinrun.core.params import Severity
 from twinrun.core.printing import printable
 from twinrun.core.rules import Condition, parse_condition
+from twinrun.dataset.table import Columns
 
 if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
-
-Columns = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)

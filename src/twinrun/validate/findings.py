@@ -1,16 +1,15 @@
 """What a validation says: violations, findings, the verdict. Plain values; they are computed in judging.py."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from twinrun.core.params import Severity
 
 if TYPE_CHECKING:
     from twinrun.validate.evidence import Evidence
 
-Facts = Mapping[str, Sequence[Any]]
 UNSPLIT = "no split"
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from twinrun.core.errors import DataError
 from twinrun.dataset.manifest import SPLITS, SplitName
+from twinrun.dataset.table import Columns
 from twinrun.tables.sheet import read_sheet, sheet_text
 from twinrun.tables.spelling import Names
-from twinrun.validate.findings import Facts
 
 _COLUMNS = ("path", "split", "pixels_sha256")
 _SETTING = "params.yaml: validate.splits"
@@ -56,7 +56,7 @@ def read_fixed_splits(path: Path) -> list[FixedSplit]:
     return list(by_path.values())
 
 
-def fixed_splits(facts: Facts, lines: Sequence[FixedSplit]) -> list[SplitName | None]:
+def fixed_splits(facts: Columns, lines: Sequence[FixedSplit]) -> list[SplitName | None]:
     """The split that `lines` fix for each row, or None for a new image.
 
     Raises DataError where the source now publishes another split for an image than the line has.
@@ -111,7 +111,7 @@ def _as_named(lines: Sequence[FixedSplit], paths: Iterable[str]) -> list[FixedSp
     return [replace(line, path=names.find(line.path) or line.path) for line in lines]
 
 
-def _paths_and_pixels(facts: Facts) -> list[tuple[str, str | None]]:
+def _paths_and_pixels(facts: Columns) -> list[tuple[str, str | None]]:
     return list(zip(facts["path"], facts["pixels_sha256"], strict=True))
 
 
@@ -138,7 +138,7 @@ def _line(header: Sequence[str], cells: Sequence[str], where: str) -> FixedSplit
     return FixedSplit(path, split, row.get("pixels_sha256", "").strip() or None, more, where)
 
 
-def _require_agreement(facts: Facts, matches: Sequence[FixedSplit | None]) -> None:
+def _require_agreement(facts: Columns, matches: Sequence[FixedSplit | None]) -> None:
     """Raise DataError where a line and the source disagree. What is carved out of a published `train` agrees."""
     published = set(facts["split"])
     wrong = [

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from twinrun.core.params import ValidateParams
 from twinrun.core.rules import FACTS
 from twinrun.dataset.manifest import SplitName
+from twinrun.dataset.table import Columns
 from twinrun.tables.spelling import read_alike, told_apart
 from twinrun.validate.evidence import Evidence
-from twinrun.validate.expectations import Columns
-from twinrun.validate.findings import Facts
 from twinrun.validate.searches.leaks import distinct_per_key, first_copies, undecided
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class Subject:
     `approved` are rows that a person looked at and wants as they are.
     """
 
-    facts: Facts
+    facts: Columns
     kept: Sequence[int]
     left_out: Sequence[int]
     counts: dict[str, dict[str, int]]
