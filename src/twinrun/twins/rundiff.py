@@ -193,7 +193,15 @@ def _list(title: str, entries: list[str]) -> Any:
 
 
 def _metrics(pairs: list[MetricPair]) -> Any:
-    table = _table("metrics on the test split", "", "before", "95% interval", "after", "95% interval", "change")
+    table = _table(
+        "metrics (test split, or out of fold where that is small)",
+        "",
+        "before",
+        "95% interval",
+        "after",
+        "95% interval",
+        "change",
+    )
     for pair in pairs:
         known = pair.before is not None and pair.after is not None
         add_row(
@@ -212,7 +220,9 @@ def _predictions(diff: RunDiff) -> Any:
     title = f"images classified otherwise: {len(diff.predictions)} of {diff.compared}"
     table = _table(title, "image", "label", "before", "", "after", "", "")
     for each in diff.predictions[:_SHOWN]:
-        verdict = "mended" if each.after == each.label else "broken" if each.before == each.label else "wrong in both"
+        verdict = (
+            "now right" if each.after == each.label else "now wrong" if each.before == each.label else "still wrong"
+        )
         add_row(
             table,
             diff.paths.get(each.id, each.id),
