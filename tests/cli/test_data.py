@@ -16,6 +16,7 @@ from data_support import Project, Ran
 from PIL import Image, ImageOps
 
 from twinrun.project.presets import write_preset
+from twinrun.validate.results import findings_schema
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_folder_without_labels_is_checked_too(photos: Path) -> None:
         (["photos", "--out", "file"], "file cannot be made a folder: File exists. Name another one: --out."),
         (["photos", "--out", "/proc/there/it"], "/proc/there/it cannot be made a folder"),
         (["photos", "--out", "file/in/it"], "file/in/it cannot be made a folder"),
-        (["photos", "--reference", "file"], "file is not a table of facts (--reference)"),
+        (["photos", "--reference", "file"], "Name another table of facts (--reference)"),
         (["photos", "--reference", "nowhere"], "nowhere is missing. Name another table of facts (--reference)."),
     ],
 )
@@ -276,8 +277,16 @@ def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path)
     mine.parent.mkdir(parents=True)
     before = '\ufeffWho,Action,Path,label\r\nann, keep ,"cat/1.png",\r\n\r\nbob,DROP,cat/2.png,""'.encode()
     mine.write_bytes(before)
-    row = {"check": "decoded", "path": "cat/page.jpg", "words": "is no image", "action": "drop", "label": None}
-    pq.write_table(pa.Table.from_pylist([row]), photos.parent / "findings.parquet")
+    row = {
+        "check": "decoded",
+        "severity": "critical",
+        "violation": 0,
+        "path": "cat/page.jpg",
+        "words": "is no image",
+        "action": "drop",
+        "label": None,
+    }
+    pq.write_table(pa.Table.from_pylist([row], findings_schema()), photos.parent / "findings.parquet")
 
     ran = _twinrun(photos.parent, "data", "mend", "--findings", "findings.parquet")
 
@@ -289,8 +298,16 @@ def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path)
 def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
     mine = photos.parent / "decisions.csv"
     mine.write_text("path,action\n")
-    row = {"check": "labels", "path": "cat/1.png", "words": "looks like dog", "action": "relabel", "label": "dog"}
-    pq.write_table(pa.Table.from_pylist([row]), photos.parent / "findings.parquet")
+    row = {
+        "check": "labels",
+        "severity": "critical",
+        "violation": 0,
+        "path": "cat/1.png",
+        "words": "looks like dog",
+        "action": "relabel",
+        "label": "dog",
+    }
+    pq.write_table(pa.Table.from_pylist([row], findings_schema()), photos.parent / "findings.parquet")
 
     ran = _twinrun(photos.parent, "data", "mend", "--findings", "findings.parquet", "--out", "decisions.csv")
 
@@ -417,8 +434,8 @@ def test_a_split_cannot_be_written_before_there_is_one(photos: Path) -> None:
 
     assert ingested.code == 0, ingested.said
     assert nothing.code == unjudged.code == 1
-    assert "data/out/ingest/table.parquet is missing. Make it: dvc repro ingest" in nothing.said
-    assert "data/out/validate/manifest.parquet is missing. Make it: dvc repro validate" in unjudged.said
+    for ran in (nothing, unjudged):
+        assert "data/out/validate/manifest.parquet is missing. Make it: dvc repro validate" in ran.said
     assert not (folder / SPLITS).exists()
 
 

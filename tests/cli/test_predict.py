@@ -168,7 +168,7 @@ def test_without_a_registry_the_trained_model_answers_and_the_command_that_regis
     shutil.rmtree(project / "mlruns")
 
     answered = twinrun("predict", "0.png")
-    for name in ("evaluate/metrics.json", "train/card.json"):
+    for name in ("ingest/images.npy", "validate/manifest.parquet", "evaluate/metrics.json", "train/card.json"):
         (project / "data/out" / name).parent.mkdir(exist_ok=True)
         (project / "data/out" / name).write_text("{}")
     evaluated = twinrun("predict", "0.png")

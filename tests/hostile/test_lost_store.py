@@ -75,7 +75,7 @@ def test_after_the_database_was_removed_register_makes_the_version_again(
     before = twinrun("models")
     register.main()
 
-    assert "dvc repro -f -s register" in before
+    assert "Register the model of params.yaml: dvc repro" in before
     assert "twinrun-digits" in twinrun("models")
     (run,) = runs(published)
     client = open_client(find_tracker())

@@ -84,7 +84,7 @@ def test_a_rule_that_could_run_code_ends_the_stage_before_any_work(
     assert ran.code == 1
     assert ran.said.startswith("\nparams.yaml does not describe a run:\n  validate.expectations.0")
     assert reason in ran.said
-    assert not (project.folder / "data").exists()
+    assert not (project.folder / "data/out").exists()
 
 
 def test_conditions_choose_rows_and_texts_in_them_are_only_texts(

@@ -128,7 +128,7 @@ def test_a_model_is_compared_with_the_champion_on_the_same_images(
     version = registry.version(2)
     assert version.aliases == (() if gate else ("candidate",))
     gates = json.loads((project / "data/out/register/registered.json").read_bytes())["gates"]
-    refused = [each["name"] for each in gates if not each["passed"]]
+    refused = [each["name"] for each in gates if each["passed"] is False]
     assert refused[:1] == ([gate] if gate else [])
     if gate:
         assert f"Refused by the gate “{gate}”" in printed
