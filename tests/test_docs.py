@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from training_support import REPOSITORY, git
+from twin_support import copy_repository
 
 ENVIRONMENT = Path(sys.executable).parent
 
@@ -47,17 +48,7 @@ def test_the_commands_of_the_tutorial_take_photos_to_a_model_that_is_trained_aga
 ) -> None:
     home, project = tmp_path / "home", tmp_path / "twinrun"
     _write_photos(home / "Pictures/bins", digits)
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (REPOSITORY / name).is_file() and name != "dvc.lock":
-            (project / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / name, project / name)
+    copy_repository(project)
     shutil.copytree(new_store, project / "mlruns", dirs_exist_ok=True)
     git(project, "init", "--quiet")
     git(project, "config", "user.name", "Somebody")

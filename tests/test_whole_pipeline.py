@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from tracking_support import StoredRun, runs
-from training_support import REPOSITORY, change_params, git
+from training_support import change_params, git
+from twin_support import copy_repository
 
 from twinrun.tracking.store import find_tracker, open_client
 
@@ -22,17 +23,7 @@ from twinrun.tracking.store import find_tracker, open_client
 def clone(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
     """A clone of this repository as it is now, with a short training."""
     folder = tmp_path_factory.mktemp("whole") / "clone"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (REPOSITORY / name).is_file() and name != "dvc.lock":
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / name, folder / name)
+    copy_repository(folder)
     shutil.copytree(new_store, folder / "mlruns", dirs_exist_ok=True)
     change_params(folder / "params.yaml", "train", {"epochs": 3})
     change_params(folder / "params.yaml", "register", {"min_accuracy": 0.5})

@@ -4,10 +4,10 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
+from twinrun.core.arrays import Pixels
+
 Change = Callable[[Pixels, np.random.Generator], Pixels]
 
 _FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.BOX)

@@ -218,7 +218,7 @@ def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos:
     assert project.run("ingest").code == 0
     stopped = project.run("validate")
 
-    first = _twinrun(folder, "data", "mend")
+    first = _twinrun(folder, "data", "fix")
     proposed = _decisions(folder / "data/decisions/decisions.csv")
     (folder / "data/decisions/decisions.csv").write_text(
         "path,action,label,reason\ncat/page.jpg,drop,,no picture\ndog/copy.png,relabel,cat,it is a cat\n"
@@ -244,7 +244,7 @@ def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos:
 
 
 def test_mend_without_a_validation_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    ran = _twinrun(tmp_path, "data", "mend")
+    ran = _twinrun(tmp_path, "data", "fix")
 
     assert ran.code == 1
     assert "data/out/validate/findings.parquet is missing. Create it: dvc repro validate" in ran.said
@@ -254,12 +254,12 @@ def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None
     (photos / "cat/page.jpg").write_text("<!doctype html>")
     _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
 
-    inside = _twinrun(photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet")
+    inside = _twinrun(photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet")
     outside = _twinrun(
-        photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet", "--out", "other/mine.csv"
+        photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet", "--out", "other/mine.csv"
     )
     refused = _twinrun(
-        photos.parent, "data", "mend", "--findings", "twinrun-check/findings.parquet", "--out", "photos/cat/page.jpg/a"
+        photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet", "--out", "photos/cat/page.jpg/a"
     )
 
     assert inside.code == outside.code == 0, inside.said + outside.said
@@ -288,7 +288,7 @@ def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path)
     }
     pq.write_table(pa.Table.from_pylist([row], findings_schema()), photos.parent / "findings.parquet")
 
-    ran = _twinrun(photos.parent, "data", "mend", "--findings", "findings.parquet")
+    ran = _twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet")
 
     assert ran.code == 0, ran.said
     assert mine.read_bytes() == before + b"\r\n,drop,cat/page.jpg,\r\n"
@@ -309,7 +309,7 @@ def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
     }
     pq.write_table(pa.Table.from_pylist([row], findings_schema()), photos.parent / "findings.parquet")
 
-    ran = _twinrun(photos.parent, "data", "mend", "--findings", "findings.parquet", "--out", "decisions.csv")
+    ran = _twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
 
     assert ran.code == 1
     assert "no column label, which relabels need" in ran.said

@@ -1,4 +1,4 @@
-"""`twinrun data check` on trees of folders, and `twinrun data mend` on odd names, called as a person calls them."""
+"""`twinrun data check` on trees of folders, and `twinrun data fix` on odd names, called as a person calls them."""
 
 import contextlib
 import csv
@@ -115,10 +115,10 @@ def test_odd_names_stay_on_one_line_and_what_mend_proposes_for_them_is_found_by_
     project.run("ingest")
 
     stopped = project.run("validate")
-    proposed = _twinrun(tmp_path, "data", "mend")
+    proposed = _twinrun(tmp_path, "data", "fix")
     text = (tmp_path / "data/decisions/decisions.csv").read_text(encoding="utf-8")
     passed = project.set(validate__decisions="data/decisions/decisions.csv").run("validate")
-    again = _twinrun(tmp_path, "data", "mend", "--findings", "data/out/validate/findings.parquet")
+    again = _twinrun(tmp_path, "data", "fix", "--findings", "data/out/validate/findings.parquet")
 
     assert stopped.code == 1
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028]", stopped.said)

@@ -8,15 +8,13 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from twinrun.core.arrays import Pixels
 from twinrun.dataset.pairs import NearPair
 from twinrun.ingest.copies.nearest import near_duplicates
 from twinrun.ingest.facts import Facts, broken, pixels_sha256
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def pairs(images: Pixels) -> list[NearPair]:

@@ -1,4 +1,4 @@
-"""The commands `twinrun data check | mend | split | drift`; each imports what it needs when it is called."""
+"""The commands `twinrun data check | fix | split | drift`; each imports what it needs when it is called."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,8 +100,9 @@ def check(
     raise SystemExit(1 if verdict.stopping or verdict.warnings else 0)
 
 
-@app.command()
-def mend(
+@app.command("fix")
+@app.command("mend", hidden=True)  # its name before 0.2
+def fix(
     out: Annotated[Path, typer.Option("--out", help="The CSV; decisions that are in it stay as they are.")] = DECISIONS,
     findings: Annotated[
         Path, typer.Option("--findings", help="What was found, by validate or by `twinrun data check`.")
@@ -112,7 +113,7 @@ def mend(
     A person edits it (the action is drop, relabel or keep), and validate.decisions in params.yaml applies it. Called
     again, it adds what is new behind the lines that are there.
 
-    Examples: twinrun data mend, twinrun data mend --findings twinrun-check/findings.parquet
+    Examples: twinrun data fix, twinrun data fix --findings twinrun-check/findings.parquet
     """
     from twinrun.core.files import write_text
     from twinrun.tables.sheet import decoded, mark_of

@@ -138,7 +138,7 @@ def _without_setting(fact: Facts) -> Facts:
 
 def _without_settings(finding: Finding, out: Path) -> Finding:
     """Advice that names no setting: what stands behind its last "or" is to change one."""
-    advice = finding.advice.partition(", or ")[0].replace("data mend", f"data mend --findings {out / FINDINGS}")
+    advice = finding.advice.partition(", or ")[0].replace("data fix", f"data fix --findings {out / FINDINGS}")
     if finding.name == "label_search" and finding.settings:
         advice = "Check a part of the images, or leave labels out: --no-labels"
     return replace(finding, settings=(), advice=advice)

@@ -56,7 +56,7 @@ Before:
 
 [bold]twinrun data check photos[/bold]  look for leaks, wrong labels and unreadable images in any folder
 
-[bold]twinrun data mend[/bold]          propose drops and relabels for what validate found
+[bold]twinrun data fix[/bold]           propose drops and relabels for what validate found
 
 [bold]twinrun weights fetch resnet18[/bold]  fetch pretrained weights once, for train.pretrained: imagenet
 

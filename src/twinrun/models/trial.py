@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from twinrun.core.arrays import FloatArray, IntArray, Pixels
 from twinrun.core.errors import BundleError, run_main
 from twinrun.models.stored import StoredBundle
 
@@ -32,10 +32,6 @@ _ENVIRONMENT = frozenset(
 _SHIFT_SIDES = 32  # an image is shifted by its side divided by this, at least one pixel
 _LIGHT = 1.15
 _WARM_UP, _REPEATS, _LATENCY_S = 3, 30, 3.0
-
-Images = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +90,7 @@ def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
     )
 
 
-def changed_images(images: Images, *, mirror: bool) -> dict[str, Images]:
+def changed_images(images: Pixels, *, mirror: bool) -> dict[str, Pixels]:
     """Changes that leave a label as it is, by name, of uint8 images (n, H, W, C).
 
     A shift by a 32nd of each side, diagonally, to the four corners in turn, the border repeated; light 15% brighter
@@ -136,7 +132,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(answer | {"probabilities": said.tolist(), "changed": changed}) + "\n")
 
 
-def _times_ms(bundle: "Bundle", image: Images) -> list[float]:
+def _times_ms(bundle: "Bundle", image: Pixels) -> list[float]:
     """How long one image (1, H, W, C) takes each time, as a server answers it, ms; to be called by one thread."""
     from twinrun.models.predict import pass_probabilities
 

@@ -7,9 +7,8 @@ are windows and never a new picture; see Lucas and Kanade, "An iterative image r
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from twinrun.core.arrays import Float32Array
 
 _STEPS = 3
 _LARGEST_STEP = 0.05
@@ -22,11 +21,13 @@ _RIDGE = np.float32(1e-5)
 class Alignment:
     """How P pictures lie best over P others."""
 
-    distance: Floats  # (P,), in [0, 1]: the share of the other's contrast that stays unexplained, root mean square
-    windows: Floats  # (P, 4): height, top, width, left of what is seen of each, as shares of its sides
+    distance: (
+        Float32Array  # (P,), in [0, 1]: the share of the other's contrast that stays unexplained, root mean square
+    )
+    windows: Float32Array  # (P, 4): height, top, width, left of what is seen of each, as shares of its sides
 
 
-def spectrum(pictures: Floats, order: int, windows: Floats) -> Floats:
+def spectrum(pictures: Float32Array, order: int, windows: Float32Array) -> Float32Array:
     """Cosine coefficients (P, order, order) of gray `pictures` (P, H, W) inside `windows` (P or 1, 4).
 
     Coefficient (0, 0) is the mean; the sum of squares of the others tends to the variance as `order` grows.
@@ -35,7 +36,7 @@ def spectrum(pictures: Floats, order: int, windows: Floats) -> Floats:
     return np.asarray(rows @ pictures @ columns.transpose(0, 2, 1))
 
 
-def align(pictures: Floats, targets: Floats, windows: Floats) -> Alignment:
+def align(pictures: Float32Array, targets: Float32Array, windows: Float32Array) -> Alignment:
     """Lay `pictures` (P, H, W) over those with spectra `targets` (P, order, order), starting from `windows` (P, 4).
 
     Height, width and place of the window, gain, offset and blur are free: three Gauss-Newton steps, the best counts.
@@ -59,7 +60,7 @@ def align(pictures: Floats, targets: Floats, windows: Floats) -> Alignment:
     return Alignment(np.minimum(best, 1), best_windows)
 
 
-def _moved(windows: Floats, fit: Floats) -> Floats:
+def _moved(windows: Float32Array, fit: Float32Array) -> Float32Array:
     """The windows one step further: `fit` (P, 6) holds a gain and what the gain times a step in each direction is."""
     gain = fit[:, :1]
     steps = np.divide(fit[:, 1:5], gain, out=np.zeros_like(windows), where=gain > 1e-9)
@@ -69,14 +70,14 @@ def _moved(windows: Floats, fit: Floats) -> Floats:
     return np.asarray(moved)
 
 
-def _least_squares(model: Floats, wanted: Floats) -> Floats:
+def _least_squares(model: Float32Array, wanted: Float32Array) -> Float32Array:
     """For each of P, the c (P, M) for which model (P, D, M) c is nearest to wanted (P, D)."""
     turned = model.transpose(0, 2, 1)
     normal = turned @ model + _RIDGE * np.eye(model.shape[2], dtype=np.float32)
     return np.asarray(np.linalg.solve(normal, turned @ wanted[:, :, None])[:, :, 0])
 
 
-def _with_slopes(pictures: Floats, order: int, windows: Floats) -> Floats:
+def _with_slopes(pictures: Float32Array, order: int, windows: Float32Array) -> Float32Array:
     """Spectra and their derivatives by height, top, width, left of the window: (P, order * order, 5)."""
     rows, row_slopes = _bases_and_slopes(pictures.shape[1], order, windows[:, :2])
     columns, column_slopes = _bases_and_slopes(pictures.shape[2], order, windows[:, 2:])
@@ -93,18 +94,20 @@ def _with_slopes(pictures: Floats, order: int, windows: Floats) -> Floats:
     return np.stack([part.reshape(len(pictures), -1) for part in parts], axis=2)
 
 
-def _squared_frequencies(order: int) -> Floats:
+def _squared_frequencies(order: int) -> Float32Array:
     k = np.arange(order, dtype=np.float32) / order
     return np.asarray((k[:, None] ** 2 + k[None] ** 2).reshape(-1))
 
 
-def bases(pixels: int, order: int, windows: Floats) -> Floats:
+def bases(pixels: int, order: int, windows: Float32Array) -> Float32Array:
     """Integrals of the cosines of a window over each pixel: (P, order, pixels) for `windows` (P, 2), side and start."""
     inside, weight = _edges(pixels, order, windows)[1:]
     return _integrals(inside, _waves(inside, order)[1]) * weight
 
 
-def _bases_and_slopes(pixels: int, order: int, windows: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
+def _bases_and_slopes(
+    pixels: int, order: int, windows: Float32Array
+) -> tuple[Float32Array, tuple[Float32Array, Float32Array]]:
     """`bases` and their derivatives by side and by start of the window."""
     raw, inside, weight = _edges(pixels, order, windows)
     cosines, sines = _waves(inside, order)
@@ -113,7 +116,7 @@ def _bases_and_slopes(pixels: int, order: int, windows: Floats) -> tuple[Floats,
     return _integrals(inside, sines) * weight, (by_side, by_start)
 
 
-def _edges(pixels: int, order: int, windows: Floats) -> tuple[Floats, Floats, Floats]:
+def _edges(pixels: int, order: int, windows: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
     """Edges of the pixels (P, 1, pixels + 1) in units of the window, as they are and within it; weights by order."""
     edges = np.arange(pixels + 1, dtype=np.float32) / np.float32(pixels)
     raw = ((edges[None] - windows[:, 1:]) / windows[:, :1])[:, None]
@@ -122,7 +125,7 @@ def _edges(pixels: int, order: int, windows: Floats) -> tuple[Floats, Floats, Fl
     return raw, np.clip(raw, 0, 1), weight
 
 
-def _waves(inside: Floats, order: int) -> tuple[Floats, Floats]:
+def _waves(inside: Float32Array, order: int) -> tuple[Float32Array, Float32Array]:
     """cos and sin of pi k `inside` (P, 1, E) for k below `order`, (P, order, E) each, by the angles' sum."""
     cosines, sines = (np.empty((len(inside), order, inside.shape[2]), np.float32) for _ in range(2))
     cosines[:, 0], sines[:, 0] = 1, 0
@@ -134,7 +137,7 @@ def _waves(inside: Floats, order: int) -> tuple[Floats, Floats]:
     return cosines, sines
 
 
-def _integrals(inside: Floats, sines: Floats) -> Floats:
+def _integrals(inside: Float32Array, sines: Float32Array) -> Float32Array:
     """Of each cosine from edge to edge."""
     primitives = sines / (np.float32(np.pi) * np.maximum(np.arange(sines.shape[1], dtype=np.float32), 1))[:, None]
     primitives[:, 0] = inside[:, 0]

@@ -10,13 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.core.arrays import Size
+from twinrun.core.arrays import Float32Array, Int32Array, Pixels, Size
 from twinrun.core.framing import Box, upright_boxes
 from twinrun.ingest.copies.alignment import bases, spectrum
 
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int32]
 Boxes = npt.NDArray[np.int32]  # (N, 4), each a Box
 
 _SIDE_PX = 32
@@ -66,7 +63,7 @@ def content_boxes(images: Pixels, sizes: Sequence[tuple[int | None, int | None]]
     return boxes if padded else None
 
 
-def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None) -> Floats:
+def gray_pictures(images: Pixels, rows: Int32Array, boxes: Boxes | None) -> Float32Array:
     """The content of `rows` of `images` (N, H, W, C) as gray pictures (n, h, w) of one size, at most 32 x 32 pixels."""
     _, height, width, _ = images.shape
     if boxes is None and max(height, width) <= _SIDE_PX:
@@ -83,7 +80,7 @@ def gray_pictures(images: Pixels, rows: Rows, boxes: Boxes | None) -> Floats:
     return pictures
 
 
-def learned_metric(pictures: Floats) -> Floats:
+def learned_metric(pictures: Float32Array) -> Float32Array:
     """The projection (63, 24) in which a small change of `pictures` (n, h, w) has about unit length, best first.
 
     The changes are windows drawn at random about the inner part, and a blur.
@@ -106,7 +103,9 @@ def learned_metric(pictures: Floats) -> Floats:
     return np.ascontiguousarray(directions[:, ::-1][:, :_DIMENSIONS].astype(np.float32))
 
 
-def descriptors(pictures: Floats, metric: Floats, views: Floats | None = None) -> tuple[Floats, Floats]:
+def descriptors(
+    pictures: Float32Array, metric: Float32Array, views: Float32Array | None = None
+) -> tuple[Float32Array, Float32Array]:
     """Descriptors (n, views, 24) of `pictures` (n, h, w) seen through `views`, and contrasts (n,) in gray levels.
 
     Without `views` those are VIEWS, and then VIEWS of the mirrored picture.
@@ -120,7 +119,7 @@ def descriptors(pictures: Floats, metric: Floats, views: Floats | None = None) -
     return np.concatenate([plain, mirrored], axis=1), contrasts
 
 
-def _projected(spectra: Floats, metric: Floats) -> tuple[Floats, Floats]:
+def _projected(spectra: Float32Array, metric: Float32Array) -> tuple[Float32Array, Float32Array]:
     """`spectra` (n, views, 63), each scaled to unit length, seen through `metric`; and the lengths of the first."""
     lengths = np.sqrt(np.einsum("nvk,nvk->nv", spectra, spectra))
     flat = spectra.reshape(-1, spectra.shape[2]) @ metric
@@ -128,14 +127,14 @@ def _projected(spectra: Floats, metric: Floats) -> tuple[Floats, Floats]:
     return np.asarray(scaled), lengths[:, 0]
 
 
-def _mirrored_views() -> Rows:
+def _mirrored_views() -> Int32Array:
     """For each of VIEWS the one that shows of a picture what it shows of the mirrored picture."""
     left = 1 - VIEWS[:, 2] - VIEWS[:, 3]
     mirrored = np.concatenate([VIEWS[:, :3], left[:, None]], axis=1)
     return np.asarray(np.abs(mirrored[:, None] - VIEWS[None]).sum(axis=2).argmin(axis=1), np.int32)
 
 
-def _seen(pictures: Floats, windows: Floats) -> Floats:
+def _seen(pictures: Float32Array, windows: Float32Array) -> Float32Array:
     """Spectra without means (n, windows, 63): windows of one height share few sides, each transformed once."""
     parts = np.empty((len(pictures), len(windows), _ORDER * _ORDER - 1), np.float32)
     for height in np.unique(windows[:, 0]):
@@ -151,11 +150,11 @@ def _seen(pictures: Floats, windows: Floats) -> Floats:
     return parts
 
 
-def _spectra(pictures: Floats, window: Floats) -> Floats:
+def _spectra(pictures: Float32Array, window: Float32Array) -> Float32Array:
     return _unit(spectrum(pictures, _ORDER, window[None]).reshape(len(pictures), -1)[:, 1:])
 
 
-def _unit(vectors: Floats) -> Floats:
+def _unit(vectors: Float32Array) -> Float32Array:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6))
 
 
@@ -171,14 +170,14 @@ def _outside(image: Pixels, box: Box) -> Pixels:
     return beyond
 
 
-def _gray(pixels: Pixels) -> Floats:
+def _gray(pixels: Pixels) -> Float32Array:
     return pixels[..., 0].astype(np.float32) if pixels.shape[-1] == 1 else np.asarray(pixels.astype(np.float32) @ _LUMA)
 
 
-def _area(pixels: int) -> Floats:
+def _area(pixels: int) -> Float32Array:
     """Averages of `pixels` over 32 equal parts of their length: (32, pixels)."""
     edges = np.arange(_SIDE_PX + 1) * (pixels / _SIDE_PX)
     places = np.arange(pixels)
     covered = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
-    shares: Floats = (np.maximum(covered, 0) * (_SIDE_PX / pixels)).astype(np.float32)
+    shares: Float32Array = (np.maximum(covered, 0) * (_SIDE_PX / pixels)).astype(np.float32)
     return shares

@@ -11,8 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int32]
+from twinrun.core.arrays import Float32Array, Int32Array
 
 _LEAF = 192
 _CUT_DIMENSIONS = 10
@@ -23,22 +22,22 @@ _SEED = 1
 class Tree:
     """`cuts` (D, levels); `thresholds[l]` (2^l,); leaf j holds the points `order[starts[j]:starts[j + 1]]`."""
 
-    cuts: Floats
-    thresholds: list[Floats]
-    order: Rows
-    starts: Rows
-    places: Rows  # the inverse of order
+    cuts: Float32Array
+    thresholds: list[Float32Array]
+    order: Int32Array
+    starts: Int32Array
+    places: Int32Array  # the inverse of order
 
 
 @dataclass(frozen=True)
 class Forest:
     """Trees over `points` (N, D + 1): their coordinates and minus half their squared length."""
 
-    points: Floats
+    points: Float32Array
     trees: list[Tree]
 
 
-def grow(points: Floats, trees: int) -> Forest:
+def grow(points: Float32Array, trees: int) -> Forest:
     """A forest over `points` (N, D), whose first coordinates spread most: the cuts are along mixtures of those."""
     levels = max(0, int(np.ceil(np.log2(max(1, len(points)) / _LEAF))))
     random = np.random.default_rng(_SEED)
@@ -50,7 +49,7 @@ def grow(points: Floats, trees: int) -> Forest:
     return Forest(np.concatenate([points, halves], axis=1), grown)
 
 
-def nearest(forest: Forest, queries: Floats, owners: Rows) -> tuple[Rows, Floats]:
+def nearest(forest: Forest, queries: Float32Array, owners: Int32Array) -> tuple[Int32Array, Float32Array]:
     """The point nearest to each of `queries` (Q, D) in its leaves, but for `owners` (Q,), and the squared distance.
 
     -1 and infinity where the leaves hold no other point.
@@ -78,11 +77,11 @@ def nearest(forest: Forest, queries: Floats, owners: Rows) -> tuple[Rows, Floats
     return found, np.maximum((queries * queries).sum(axis=1) - 2 * best, 0)
 
 
-def _tree(points: Floats, cuts: Floats) -> Tree:
+def _tree(points: Float32Array, cuts: Float32Array) -> Tree:
     heights = points @ cuts
     order = np.arange(len(points), dtype=np.int32)
     starts = [0, len(points)]
-    thresholds: list[Floats] = []
+    thresholds: list[Float32Array] = []
     for level in range(cuts.shape[1]):
         middles = []
         for start, stop in pairwise(starts):
@@ -98,7 +97,7 @@ def _tree(points: Floats, cuts: Floats) -> Tree:
     return Tree(cuts, thresholds, order, np.array(starts, np.int32), places)
 
 
-def _leaves(tree: Tree, queries: Floats) -> npt.NDArray[np.int32]:
+def _leaves(tree: Tree, queries: Float32Array) -> npt.NDArray[np.int32]:
     heights = queries[:, : len(tree.cuts)] @ tree.cuts
     node = np.zeros(len(queries), np.int32)
     for level, thresholds in enumerate(tree.thresholds):

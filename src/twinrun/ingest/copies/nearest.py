@@ -17,13 +17,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.core.arrays import Float32Array, Int32Array, Pixels
 from twinrun.core.cores import available_cores
 from twinrun.dataset.pairs import Change, NearPair
 from twinrun.ingest.copies.alignment import align, spectrum
 from twinrun.ingest.copies.descriptors import (
     VIEWS,
     Boxes,
-    Pixels,
     content_boxes,
     descriptors,
     gray_pictures,
@@ -32,8 +32,6 @@ from twinrun.ingest.copies.descriptors import (
 from twinrun.ingest.copies.forest import Forest, grow, nearest
 from twinrun.ingest.facts import Facts
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int32]
 _T = TypeVar("_T")
 
 _ORDER = 10
@@ -55,10 +53,10 @@ _STILL = 0.03  # windows further than this from the whole are crops
 class _Candidates:
     """Pairs to be judged: `match` is like `view` of `owner`, at `distance` between descriptors."""
 
-    owner: Rows
-    match: Rows
-    view: Rows
-    distance: Floats
+    owner: Int32Array
+    match: Int32Array
+    view: Int32Array
+    distance: Float32Array
 
     def __getitem__(self, chosen: npt.NDArray[np.generic] | slice) -> "_Candidates":
         return _Candidates(self.owner[chosen], self.match[chosen], self.view[chosen], self.distance[chosen])
@@ -68,7 +66,7 @@ class _Candidates:
 class _Verdicts:
     """For each candidate its distance once aligned, and whether that took a window that is not the whole."""
 
-    distance: Floats
+    distance: Float32Array
     moved: npt.NDArray[np.bool_]
 
 
@@ -105,7 +103,7 @@ def near_duplicates(
     return [NearPair(*pair, *found) for pair, found in sorted(pairs.items())]
 
 
-def _first_of_each(facts: Sequence[Facts]) -> Rows:
+def _first_of_each(facts: Sequence[Facts]) -> Int32Array:
     """One row for each picture, in an order that does not depend on that of the files."""
     first: dict[str, int] = {}
     for row, fact in enumerate(facts):
@@ -114,19 +112,19 @@ def _first_of_each(facts: Sequence[Facts]) -> Rows:
     return np.array([row for _, row in sorted(first.items())], np.int32)
 
 
-def _candidates(search: _Search, rows: Rows) -> _Candidates:
+def _candidates(search: _Search, rows: Int32Array) -> _Candidates:
     """For each of `rows` its nearest neighbours among them, at most `_NEIGHBOURS`, nearest first."""
     sample = rows[:: -(-len(rows) // _SAMPLE)]
     metric = learned_metric(gray_pictures(search.images, sample, search.boxes))
 
-    def describe(chunk: Rows) -> tuple[Floats, Floats]:
+    def describe(chunk: Int32Array) -> tuple[Float32Array, Float32Array]:
         return descriptors(gray_pictures(search.images, chunk, search.boxes), metric, VIEWS[:1])
 
     points, contrasts = zip(*_each(search, describe, _cut(rows, _DESCRIBED_AT_ONCE), 0.0, 0.1), strict=True)
     clear = np.concatenate(contrasts) >= _LEAST_CONTRAST
     rows, forest = rows[clear], grow(np.concatenate(points)[:, 0][clear], _TREES)
 
-    def ask(places: Rows) -> _Candidates:
+    def ask(places: Int32Array) -> _Candidates:
         asked, _ = descriptors(gray_pictures(search.images, rows[places], search.boxes), metric)
         found = _neighbours(forest, asked, places)
         return _Candidates(rows[found.owner], rows[found.match], found.view, found.distance)
@@ -135,7 +133,7 @@ def _candidates(search: _Search, rows: Rows) -> _Candidates:
     return _joined(_each(search, ask, _cut(places, _DESCRIBED_AT_ONCE), 0.1, 0.6))
 
 
-def _neighbours(forest: Forest, asked: Floats, owners: Rows) -> _Candidates:
+def _neighbours(forest: Forest, asked: Float32Array, owners: Int32Array) -> _Candidates:
     """The nearest points to any view of `asked` (n, views, D), each once, but for `owners` (n,) themselves."""
     count, views, dimensions = asked.shape
     match, squared = nearest(forest, asked.reshape(-1, dimensions), np.repeat(owners, views))
@@ -159,7 +157,7 @@ def _judged(search: _Search, candidates: _Candidates) -> dict[tuple[int, int], t
     return _pairs(candidates, verdicts, verdicts.distance < limits)
 
 
-def _rival_distances(candidates: _Candidates, distances: Floats) -> Floats:
+def _rival_distances(candidates: _Candidates, distances: Float32Array) -> Float32Array:
     """For each candidate the aligned distance of the `_RIVAL`-th nearest: its owner's or its match's, which is less.
 
     So that a picture unlike all others is not called a copy of one that many resemble. `_NO_RIVAL` where there are
@@ -213,7 +211,7 @@ def _pairs(
 def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float) -> _Verdicts:
     """Lay the owner of each candidate over its match."""
 
-    def lay(chunk: Rows) -> _Verdicts:
+    def lay(chunk: Int32Array) -> _Verdicts:
         part = candidates[chunk]
         flipped = part.view >= len(VIEWS)
         pictures = gray_pictures(search.images, part.owner, search.boxes)
@@ -230,7 +228,7 @@ def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float
 
 
 def _each(
-    search: _Search, work: Callable[[Rows], _T], chunks: Sequence[Rows], start: float, stop: float
+    search: _Search, work: Callable[[Int32Array], _T], chunks: Sequence[Int32Array], start: float, stop: float
 ) -> Iterator[_T]:
     """Work through `chunks` on all threads, in order; progress goes from `start` to `stop`."""
     for done, result in enumerate(search.pool.map(work, chunks), start=1):
@@ -238,7 +236,7 @@ def _each(
         yield result
 
 
-def _cut(rows: Rows, size: int) -> list[Rows]:
+def _cut(rows: Int32Array, size: int) -> list[Int32Array]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 

@@ -33,7 +33,7 @@ def of_labels(subject: Subject) -> list[Check]:
         rule=Rule("ExpectColumnValuesToBeNull", {"column": "likely_label"}, severity_of(subject.params.on_label_error)),
         settings=("validate.on_label_error",),
         advice=f"A model that had not seen them agrees with {search.accuracy:.0%} of all labels; look at these, the "
-        "least likely first, and decide: twinrun data mend",
+        "least likely first, and decide: twinrun data fix",
         violations=suspects,
         says=counting("looks wrong", "label"),
     )
