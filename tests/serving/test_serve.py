@@ -80,6 +80,36 @@ def test_the_server_imports_no_pytorch_and_answers_with_the_model_that_it_names(
     assert not libraries.exists() or "libtorch" not in libraries.read_text()
 
 
+def test_with_a_token_only_requests_that_carry_it_are_answered(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "token.txt").write_text("a-token-of-twenty-four-c\n")
+    (tmp_path / "short.txt").write_text("abc\n")
+    command = [sys.executable, "-m", "twinrun", "serve", "--token-file"]
+    photo, port, log = _photo(np.random.default_rng(1), 0), free_port(), tmp_path / "serve.log"
+
+    short = subprocess.run(
+        [*command, tmp_path / "short.txt"], cwd=server.project, capture_output=True, text=True, check=False
+    )
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, tmp_path / "token.txt", "--port", str(port)], cwd=server.project, stdout=output, stderr=output
+        )
+    guarded = Server(server.project, port, process, 0)
+    try:
+        wait_for(port, "/health", process, log)
+        answers = [
+            guarded.ask("POST", "/classify", photo, **headers)
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer a-token-of-twenty-four-c"})
+        ]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+    assert [status for status, _, _ in answers] == [401, 401, 200]
+    assert "Authorization: Bearer TOKEN" in json.dumps(answers[0][1])
+    assert short.returncode == 1
+    assert "needs at least 16 printable ASCII characters" in short.stdout + short.stderr
+
+
 def test_twenty_photos_get_the_labels_and_probabilities_of_predict(server: Server) -> None:
     rng = np.random.default_rng(3)
     photos = [_photo(rng, at) for at in range(20)]
@@ -224,33 +254,3 @@ def _until(found: Any, seconds: float = 5) -> Any:
     while not (answer := found()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return answer
-
-
-def test_with_a_token_only_requests_that_carry_it_are_answered(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "token.txt").write_text("a-token-of-twenty-four-c\n")
-    (tmp_path / "short.txt").write_text("abc\n")
-    command = [sys.executable, "-m", "twinrun", "serve", "--token-file"]
-    photo, port, log = _photo(np.random.default_rng(1), 0), free_port(), tmp_path / "serve.log"
-
-    short = subprocess.run(
-        [*command, tmp_path / "short.txt"], cwd=server.project, capture_output=True, text=True, check=False
-    )
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, tmp_path / "token.txt", "--port", str(port)], cwd=server.project, stdout=output, stderr=output
-        )
-    guarded = Server(server.project, port, process, 0)
-    try:
-        wait_for(port, "/health", process, log)
-        answers = [
-            guarded.ask("POST", "/classify", photo, **headers)
-            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer a-token-of-twenty-four-c"})
-        ]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-    assert [status for status, _, _ in answers] == [401, 401, 200]
-    assert "Authorization: Bearer TOKEN" in json.dumps(answers[0][1])
-    assert short.returncode == 1
-    assert "needs at least 16 printable ASCII characters" in short.stdout + short.stderr
