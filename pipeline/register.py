@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-from twinrun.core.errors import DataError, ModelError, TrackingError, run_main
+from twinrun.core.errors import DataError, TrackingError, run_main
 from twinrun.core.files import replacing_folder, write_json, write_text
 from twinrun.core.params import load_params
 from twinrun.core.printing import print
-from twinrun.dataset.manifest import read_manifest
-from twinrun.dataset.pack import open_pack
 from twinrun.evaluation.champion import judge_here, measured, metrics_of, used_sentence
-from twinrun.evaluation.gate import Gate, not_judged, refusal
+from twinrun.evaluation.gate import not_judged, refusal
 from twinrun.evaluation.gate_page import gate_page
-from twinrun.evaluation.onnx_file import SAME_IN_ONNX, judge_onnx, onnx_file
-from twinrun.models.bundle import load_bundle
 from twinrun.record.records import CardRecord, MetricsRecord, Record, read_record
 from twinrun.tracking.registry import Registry, check_bundle
 from twinrun.tracking.runs import add_to_run
@@ -22,7 +18,6 @@ from twinrun.tracking.sync import evaluated_weights, run_of, sync, training_data
 BUNDLE = Path("data/out/train/bundle")
 CARD = Path("data/out/train/card.json")
 METRICS = Path("data/out/evaluate/metrics.json")
-PACK, MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
 OUT = Path("data/out/register")
 
 
@@ -42,22 +37,25 @@ def main() -> None:
 
     registry = Registry(tracker, params.model_name)
     judged = judge_here(Path.cwd(), registry, metrics, bundle, params, mirror=settings.train.augment.flip)
-    onnx, gates = _written_as_onnx()
-    gates = [*judged.gates, *gates]
-    refused = refusal(gates)
+    refused = refusal(judged.gates)
+    with replacing_folder(OUT / "onnx") as folder:
+        if judged.trial.onnx is None:  # a network that has no form in ONNX: only `twinrun serve` needs it
+            (folder / "none.txt").write_text(f"{judged.trial.no_onnx}\n", encoding="utf-8")
+        else:
+            (folder / "model.onnx").write_bytes(judged.trial.onnx)
     version = registry.register(
         BUNDLE,
         metrics,
         passed=refused is None,
-        gates={gate.name: str(gate) for gate in gates},
-        onnx=onnx,
+        gates={gate.name: str(gate) for gate in judged.gates},
+        onnx=judged.trial.onnx,
         fingerprint=card["fingerprint"],
         run_id=run_of(Path.cwd(), card["weights_hash"]),
         data=training_data(Path.cwd()),
         refusal=refused,
     )
     uses = used_sentence(registry.uses(judged.test_set))
-    page = gate_page(gates, f"{version.name} version {version.version}", refused, [uses, measured(judged)])
+    page = gate_page(judged.gates, f"{version.name} version {version.version}", refused, [uses, measured(judged)])
     write_text(page, OUT / "report/index.html")
     if version.run_id is not None:
         add_to_run(tracker, version.run_id, OUT / "report/index.html", "registration", metrics_of(judged))
@@ -73,7 +71,7 @@ def main() -> None:
         "accuracy": metrics["accuracy"],
         "passed": version.passed,
         "refusal": refused,
-        "gates": [gate.values() for gate in gates],
+        "gates": [gate.values() for gate in judged.gates],
         "test_set": judged.test_set,
     }
     write_json(facts, OUT / "registered.json")
@@ -84,26 +82,7 @@ def main() -> None:
         f"Its accuracy is {metrics['accuracy']:.4f}; at least {params.min_accuracy:g} is required "
         "(register.min_accuracy)."
     )
-    print("\n".join([f"{version.name} version {version.version} {verdict}. {reason}", *not_judged(gates), uses]))
-
-
-def _written_as_onnx() -> tuple[bytes | None, list[Gate]]:
-    """The network as ONNX, also written to a file of the stage, and the gate that it must pass.
-
-    A network that has no form in ONNX has no file, and `twinrun serve` cannot serve it; all else works.
-    """
-    bundle = load_bundle(BUNDLE)
-    with replacing_folder(OUT / "onnx") as folder:
-        try:
-            onnx = onnx_file(bundle)
-        except ModelError as error:
-            (folder / "none.txt").write_text(f"{error}\n", encoding="utf-8")
-            reason = f"{str(error).rstrip('.')}; twinrun serve cannot serve it"
-            return None, [Gate(name=SAME_IN_ONNX, passed=None, sentence=reason)]
-        (folder / "model.onnx").write_bytes(onnx)
-    if not PACK.is_file():  # which cannot be when DVC runs the stage
-        return onnx, []
-    return onnx, [judge_onnx(bundle, onnx, open_pack(PACK), read_manifest(MANIFEST).split("test").rows)]
+    print("\n".join([f"{version.name} version {version.version} {verdict}. {reason}", *not_judged(judged.gates), uses]))
 
 
 def _record(kind: type[MetricsRecord] | type[CardRecord], file: Path) -> Record:

@@ -228,7 +228,7 @@ def _form(*files: bytes) -> tuple[bytes, str]:
 
 def _register(project: Path, seed: int) -> int:
     """The number of the version of a network with the weights of `seed`."""
-    from twinrun.evaluation.onnx_file import onnx_file
+    from twinrun.models.onnx_file import onnx_file
 
     before = load_bundle(project / BUNDLE)
     network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=seed)

@@ -15,6 +15,7 @@ from twinrun.evaluation.comparison import Contender, align
 from twinrun.evaluation.gate import (
     CHANGES,
     LOADED,
+    SAME_IN_ONNX,
     Gate,
     agreement,
     judge_agreement,
@@ -23,6 +24,7 @@ from twinrun.evaluation.gate import (
     judge_expectations,
     judge_latency,
     judge_loaded,
+    judge_onnx,
     metrics_row,
     refusal,
 )
@@ -84,6 +86,7 @@ def judge_here(
     away = f"the images ({_PACK}) are not here. Fetch them and ask again: dvc pull && {REGISTER}"
     gates = judge_alone(metrics, params.min_accuracy, params.gates)
     gates.append(Gate(name=LOADED, passed=None, sentence=away) if question is None else judge_loaded(trial, expected))
+    gates += _judge_onnx(root, trial, mine["test"])
     gates += judge_agreement(shares, len(expected.ids), params.gates, away)
     gates += judge_latency(trial.latency_ms, f"on one thread of {machine} (median of {trial.repeats})", params.gates)
     gates += judge_expectations(metrics_row(metrics, trial.latency_ms, shares), params.gates.expectations)
@@ -97,6 +100,21 @@ def judge_here(
         machine=machine,
         agreement=kept,
     )
+
+
+def _judge_onnx(root: Path, trial: Trial, test: Predictions) -> list[Gate]:
+    """The gate on the model's ONNX file; none where the images are not here. Without a file it cannot be judged."""
+    from twinrun.dataset.manifest import read_manifest
+    from twinrun.dataset.pack import open_pack
+    from twinrun.models.onnx_file import onnx_logits
+
+    if trial.onnx is None:
+        reason = f"{trial.no_onnx.rstrip('.')}; twinrun serve cannot serve it"
+        return [Gate(name=SAME_IN_ONNX, passed=None, sentence=reason)]
+    if not (root / _PACK).is_file():
+        return []
+    rows = read_manifest(root / _MANIFEST).split("test").rows
+    return [judge_onnx(onnx_logits(trial.onnx, open_pack(root / _PACK), rows), test)]
 
 
 def judge_version(

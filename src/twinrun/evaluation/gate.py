@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from twinrun.core.arrays import FloatArray
 from twinrun.core.intervals import wilson_interval
 from twinrun.core.params import GateParams, UserExpectation
 from twinrun.core.rules import METRICS, columns_of
@@ -20,8 +21,11 @@ from twinrun.evaluation.predictions import Predictions
 from twinrun.models.trial import Trial
 
 LOADED = "same answers when loaded"
+SAME_IN_ONNX = "same answers in ONNX"
 CHANGES = {"shift": "a small shift", "brightness": "a change of light", "mirror": "mirroring"}
 _ROUNDING = 1e-4
+_ONNX_ROUNDING = 1e-4  # of the scale of the logits
+_LEAST_PROBABILITY = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,26 @@ def judge_loaded(trial: Trial, expected: Predictions) -> Gate:
         f"those that evaluate wrote by at most {apart:.1g}; less than {_ROUNDING:g} is asked for",
         value=apart,
         limit=_ROUNDING,
+    )
+
+
+def judge_onnx(logits: FloatArray, expected: Predictions) -> Gate:
+    """The gate on the network in ONNX: its `logits` (n, classes) beside what evaluate wrote for the same images.
+
+    Probabilities tell logits up to one number for each image, so each row is compared about its mean.
+    """
+    certain = np.log(np.maximum(expected.probabilities, _LEAST_PROBABILITY))
+    scale = float(np.abs(certain - certain.mean(axis=1, keepdims=True)).max())
+    apart = logits - certain
+    share = float(np.abs(apart - apart.mean(axis=1, keepdims=True)).max()) / (scale or 1.0)
+    other_labels = int((logits.argmax(axis=1) != expected.predicted).sum())
+    return Gate(
+        name=SAME_IN_ONNX,
+        passed=share <= _ONNX_ROUNDING and other_labels == 0,
+        sentence=f"ONNX Runtime's logits of {len(logits):,} test images differ from PyTorch's by at most {share:.1g} "
+        f"of their scale, and {other_labels:,} labels differ; at most {_ONNX_ROUNDING:g} and no label are allowed",
+        value=share,
+        limit=_ONNX_ROUNDING,
     )
 
 

@@ -1,7 +1,8 @@
 """Try a bundle in a process of its own: `python -m twinrun.models.trial FOLDER`, which reads what to try as JSON.
 
 What works only in the process that trained it, or takes the process down, is found before it is registered. The same
-process measures what a user of the model would see: its answers, how they change with the image, how long one takes.
+process measures what a user of the model would see: its answers, how they change with the image, how long one takes;
+and it writes the network as ONNX. So whoever asks needs no PyTorch.
 """
 
 import json
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
-from twinrun.core.errors import BundleError, run_main
+from twinrun.core.errors import BundleError, ModelError, run_main
 from twinrun.models.stored import StoredBundle
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _LIMIT_S = 600.0
 _ENVIRONMENT = frozenset(
     {"PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV", "OMP_NUM_THREADS"}
 )
+_ONNX = "model.onnx"
 _SHIFT_SIDES = 32  # an image is shifted by its side divided by this, at least one pixel
 _LIGHT = 1.15
 _WARM_UP, _REPEATS, _LATENCY_S = 3, 30, 3.0
@@ -49,13 +51,16 @@ class Trial:
 
     `latency_ms` is the median time of one image, from pixels to probabilities, on one thread, over `repeats`.
     `probabilities` (n, C) are those of the images of the question, and `changed` maps a change of the images to the
-    classes (n,) that are predicted after it; both are empty without a question.
+    classes (n,) that are predicted after it; both are empty without a question. `onnx` is the network as ONNX, None
+    where it has no form in ONNX, and `no_onnx` then says why.
     """
 
     latency_ms: float
     repeats: int
     probabilities: FloatArray
     changed: Mapping[str, IntArray]
+    onnx: bytes | None = None
+    no_onnx: str = ""
 
 
 def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
@@ -67,7 +72,7 @@ def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
     asked = json.dumps(None if question is None else asdict(question)).encode()
     with tempfile.TemporaryDirectory() as folder:
         place = stored.write(Path(folder, "bundle"))
-        command = [sys.executable, "-m", "twinrun.models.trial", str(place)]
+        command = [sys.executable, "-m", "twinrun.models.trial", str(place), str(Path(folder, _ONNX))]
         try:
             done = subprocess.run(
                 command, env=environment, input=asked, capture_output=True, timeout=_LIMIT_S, check=False
@@ -76,6 +81,8 @@ def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
             raise BundleError(
                 f"The model did not answer within {_LIMIT_S / 60:.0f} minutes, so it was not registered."
             ) from None
+        written = Path(folder, _ONNX)
+        onnx = written.read_bytes() if written.is_file() else None
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1] if lines else f"its process ended with {done.returncode}"
@@ -87,6 +94,8 @@ def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
         repeats=int(answer["repeats"]),
         probabilities=np.array(answer["probabilities"], np.float64),
         changed={name: np.array(classes, np.int64) for name, classes in answer["changed"].items()},
+        onnx=onnx,
+        no_onnx=answer["no_onnx"],
     )
 
 
@@ -111,6 +120,7 @@ def changed_images(images: Pixels, *, mirror: bool) -> dict[str, Pixels]:
 def main() -> None:
     """Raise BundleError where the bundle cannot be loaded, or gives no probabilities for a black image."""
     from twinrun.models.bundle import load_bundle
+    from twinrun.models.onnx_file import onnx_file
     from twinrun.models.predict import probabilities, single_threads
 
     bundle = load_bundle(Path(sys.argv[1]))
@@ -128,7 +138,11 @@ def main() -> None:
         for name, others in changed_images(images, mirror=asked["mirror"]).items():
             changed[name] = probabilities(bundle, others).argmax(axis=1).tolist()
     times = single_threads().submit(_times_ms, bundle, black).result()
-    answer: dict[str, Any] = {"latency_ms": statistics.median(times), "repeats": len(times)}
+    answer: dict[str, Any] = {"latency_ms": statistics.median(times), "repeats": len(times), "no_onnx": ""}
+    try:
+        Path(sys.argv[2]).write_bytes(onnx_file(bundle))
+    except ModelError as error:
+        answer["no_onnx"] = str(error)
     sys.stdout.write(json.dumps(answer | {"probabilities": said.tolist(), "changed": changed}) + "\n")
 
 

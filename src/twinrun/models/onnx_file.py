@@ -1,0 +1,104 @@
+"""A bundle's network as one ONNX file that takes images as ingest makes them, and that file's answers."""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from twinrun.core.arrays import FloatArray, IntArray, Pixels
+from twinrun.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from twinrun.models.bundle import Bundle
+
+_OPSET = 18
+_IMAGES_AT_ONCE = 4  # more take longer for each, since they leave the processor's cache
+_POOLING = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax")
+_WITHOUT_EFFECT = ("Flatten", "Reshape", "Squeeze", "Identity", "Dropout")
+
+
+def onnx_file(bundle: "Bundle") -> bytes:
+    """The network as an ONNX model: `images`, uint8 (batch, H, W, C), to `logits`, float32 (batch, classes).
+
+    Where the network ends in pooling and one linear layer, `features` (batch, maps, h, w) is what is pooled, from which
+    an exact class activation map follows. The metadata hold the weights hash. Raises ModelError where an operation of
+    the network has no counterpart in ONNX.
+    """
+    import onnx
+    import torch
+    from torch import Tensor, nn
+
+    from twinrun.models.predict import channel_tensor, normalised
+
+    class FromPixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = bundle.network
+            self.mean = nn.Buffer(channel_tensor(bundle.preprocessing.mean))
+            self.std = nn.Buffer(channel_tensor(bundle.preprocessing.std))
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.network(normalised(images, self.mean, self.std))
+            return logits
+
+    black = torch.zeros((2, *bundle.preprocessing.size_px, len(bundle.preprocessing.mean)), dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            # The older exporter: the newer one needs onnxscript and takes ten times as long.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                FromPixels().eval(),
+                (black,),
+                Path(folder, "model.onnx"),
+                dynamo=False,
+                opset_version=_OPSET,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+            )
+            model = onnx.load_model(Path(folder, "model.onnx"))
+        _add_features(model)
+    except Exception as error:  # the exporter raises of its own, and whatever the network raises under it
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{bundle.architecture} cannot be written as ONNX: {reason}") from error
+    model.metadata_props.add(key="weights_hash", value=bundle.weights_hash)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def onnx_logits(file: bytes, images: Pixels, rows: IntArray) -> FloatArray:
+    """ONNX Runtime's logits (n, classes) of `images[rows]`, uint8 (N, H, W, C), which may be memory-mapped."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    parts = [rows[start : start + _IMAGES_AT_ONCE] for start in range(0, len(rows), _IMAGES_AT_ONCE)]
+    return np.concatenate(
+        [session.run(["logits"], {"images": np.ascontiguousarray(images[part])})[0] for part in parts]
+    ).astype(np.float64)
+
+
+def _add_features(model: "onnx.ModelProto") -> None:
+    """Make what is pooled before the last linear layer a second output, where the network ends so."""
+    from onnx import TensorProto, helper, shape_inference
+
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    node = made_by.get("logits")
+    if node is None or node.op_type not in ("Gemm", "MatMul", "Add"):
+        return
+    if node.op_type == "Add":  # a linear layer without a Gemm
+        node = next((made_by[name] for name in node.input if name in made_by), node)
+    node = made_by.get(node.input[0])
+    while node is not None and node.op_type in _WITHOUT_EFFECT:
+        node = made_by.get(node.input[0])
+    if node is None or node.op_type not in _POOLING:
+        return
+    pooled = node.input[0]
+    shapes = {info.name: info for info in shape_inference.infer_shapes(model).graph.value_info}
+    if pooled not in shapes or len(shapes[pooled].type.tensor_type.shape.dim) != 4:
+        return
+    sides = [dim.dim_value or None for dim in shapes[pooled].type.tensor_type.shape.dim[1:]]
+    model.graph.node.append(helper.make_node("Identity", [pooled], ["features"]))
+    model.graph.output.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", *sides]))
