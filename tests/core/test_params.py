@@ -97,6 +97,26 @@ def test_a_learning_rate_that_is_no_positive_number_is_refused(settings: dict[st
         parse_params(settings)
 
 
+@pytest.mark.parametrize(
+    ("freeze", "l2", "refused"), [("none", "auto", False), ("backbone", 0.1, False), ("backbone", "auto", True)]
+)
+def test_a_penalty_that_cross_validation_chooses_needs_folds(
+    settings: dict[str, Any], freeze: str, l2: Any, refused: bool
+) -> None:
+    settings["train"] |= {
+        "model": "resnet18",
+        "freeze": freeze,
+        "pretrained": "imagenet",
+        "probe": {"l2": l2, "folds": 0},
+    }
+
+    if refused:
+        with pytest.raises(ParamsError, match=r"set probe.folds to 2 or more, or l2 to a number"):
+            parse_params(settings)
+    else:
+        assert parse_params(settings).train.probe.folds == 0
+
+
 def test_a_number_in_scientific_notation_is_a_number_as_it_is_to_dvc(tmp_path: Path) -> None:
     text = Path("params.yaml").read_text().replace("learning_rate: 3e-3", "learning_rate: 1e-3")
     (tmp_path / "params.yaml").write_text(text)

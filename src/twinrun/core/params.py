@@ -246,7 +246,7 @@ class ProbeParams:
     """How a linear head is trained on frozen features."""
 
     l2: Literal["auto"] | Annotated[float, Field(gt=0)]
-    folds: Annotated[int, Field(ge=2, le=100)]
+    folds: Annotated[int, Field(ge=0, le=100), AfterValidator(_no_single_fold)]
 
 
 def _known_network(name: str) -> str:
@@ -295,6 +295,10 @@ def _fitting_together(params: TrainParams) -> TrainParams:
         )
     if params.head_first_epochs >= params.epochs:
         raise ValueError(f"head_first_epochs must be less than epochs, {params.epochs}, got {params.head_first_epochs}")
+    if params.freeze == "backbone" and params.probe.l2 == "auto" and params.probe.folds == 0:
+        raise ValueError(
+            "probe.l2: auto is chosen by cross-validation: set probe.folds to 2 or more, or l2 to a number"
+        )
     if params.freeze == "backbone" and params.balance != "none":
         raise ValueError(
             f"balance: {params.balance} is for freeze: none or batch_norm; the head of freeze: backbone is a "

@@ -109,13 +109,15 @@ def train_probe(features: NDArray[np.float32], split: Split, classes: int, param
 def out_of_fold(
     features: NDArray[np.float32], manifest: Manifest, params: TrainParams, threads: int
 ) -> OutOfFold | None:
-    """Score the recipe on every usable image, by heads that saw nothing of its fold; None for very large sets.
+    """Score the recipe on every usable image, by heads that saw nothing of its fold.
+
+    None for very large sets, and with no folds.
 
     `features` (N, D) are of all images of the splits train, val and test, one after the other. Units stay in one fold.
     The penalty of a fold's head is the one that does best on the images of the other folds.
     """
     labels = _Labels.joined([_Labels.of(manifest.split(name)) for name in SPLITS])
-    if len(labels.ids) > MOST_CROSS_VALIDATED:
+    if len(labels.ids) > MOST_CROSS_VALIDATED or params.probe.folds == 0:
         return None
     fold = labels.folds(params.probe.folds, params.seed)
     values, classes = features.astype(np.float64), len(manifest.classes)
