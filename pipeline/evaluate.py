@@ -18,7 +18,7 @@ from twinrun.evaluation.predict import follow_one, predict
 from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes, predictions_table
 from twinrun.evaluation.report import Mistakes, Model, verdict, why_out_of_fold, write_report
 from twinrun.models.bundle import load_bundle
-from twinrun.tracking.sync import sync
+from twinrun.tracking.stage_journals import journal_evaluation, publish
 
 IMAGES = Path("data/out/ingest/images.npy")
 TABLE = Path("data/out/ingest/table.parquet")
@@ -67,17 +67,12 @@ def main() -> None:
     (OUT / "metrics.json").unlink(missing_ok=True)  # until it is there again, nothing was evaluated
     write_json({"weights_hash": model.weights_hash}, OUT / "model.json")
     write_json(headline.shown(), OUT / "scores.json")
-    write_json(
-        {
-            **headline.values(),
-            "parameters": model.parameters,
-            "model_bytes": model.bytes,
-        },
-        OUT / "metrics.json",
-    )
+    metrics = {**headline.values(), "parameters": model.parameters, "model_bytes": model.bytes}
+    write_json(metrics, OUT / "metrics.json")
+    journal_evaluation(OUT, metrics, model.weights_hash)
     print(" ".join(filter(None, (verdict(headline), why_out_of_fold(headline)))))
     print(f"Report: {OUT / 'report/index.html'}")
-    print("\n".join(sync().lines()))
+    publish()
 
 
 def _scored(predictions: Predictions, params: EvaluateParams) -> Scores:

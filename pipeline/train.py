@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twinrun.core.errors import duration, run_main, running_s
+from twinrun.core.errors import RecordError, duration, run_main, running_s
 from twinrun.core.files import canonical_json, ensure_writable, write_json, write_table, write_text
 from twinrun.core.params import Params, load_params
 from twinrun.core.printing import print
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 PROJECT = Path()
 PACK = Path("data/out/ingest/images.npy")
 MANIFEST = Path("data/out/validate/manifest.parquet")
+VALIDATION = Path("data/out/validate/journal.jsonl")
 OUT = Path("data/out/train")
 STATE = Path(".twinrun")
 
@@ -138,6 +139,10 @@ def _open_journal(job: Job, params: Params, code: Code, started: datetime) -> Jo
         source=params.ingest.path if params.ingest.source == "folder" else params.ingest.source,
         images=len(job.manifest.split("train")),
     )
+    try:
+        journal.include(VALIDATION)
+    except RecordError as error:
+        print(f"Warning: MLflow does not get the validation report: {error}", file=sys.stderr, flush=True)
     return journal
 
 

@@ -1,9 +1,6 @@
 """Stage `validate`: the facts -> a manifest of what may be used, a verdict, a report. Run with `dvc repro validate`."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from twinrun.core.errors import ValidationFailed, run_main
@@ -14,6 +11,7 @@ from twinrun.dataset.manifest import write_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.dataset.pairs import read_pairs
 from twinrun.dataset.table import read_table
+from twinrun.tracking.stage_journals import journal_validation, publish
 from twinrun.validate.decisions import read_decisions
 from twinrun.validate.fixed_splits import read_fixed_splits
 from twinrun.validate.judging import judge_table
@@ -50,10 +48,12 @@ def main() -> None:
     write_text(report_html(verdict, table, images, settings, places), REPORT)
     write_table(findings_table(verdict, table), OUT / "findings.parquet")
     write_text(distributions_csv(verdict, table), OUT / "facts.csv")
-    write_json(result_json(verdict, table), OUT / "result.json")
+    result = result_json(verdict, table)
+    write_json(result, OUT / "result.json")
+    journal_validation(OUT, result, params)
     words = summary(verdict, REPORT.as_posix(), places)
     if not verdict.passed:
-        _record_refusal()
+        publish()
         raise ValidationFailed(words)
     write_manifest(
         MANIFEST,
@@ -66,15 +66,6 @@ def main() -> None:
         units=verdict.units,
     )
     print(words)
-
-
-def _record_refusal() -> None:
-    """Have MLflow get a run of the refusal. By a process of its own, so that no code of the tracker's decides a result.
-
-    Outside DVC `twinrun sync` is left to the person.
-    """
-    if "DVC_STAGE" in os.environ:
-        subprocess.run([sys.executable, "-m", "twinrun", "sync"], check=False)
 
 
 if __name__ == "__main__":

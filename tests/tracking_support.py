@@ -21,10 +21,11 @@ import pytest
 from safetensors.numpy import save
 
 from twinrun.core.files import replacing_folder, write_json, write_table, write_text
+from twinrun.core.params import load_params
 from twinrun.dataset.prediction_table import prediction_table
 from twinrun.models.stored import tensors_hash
 from twinrun.record.journal import Journal
-from twinrun.record.objects import file_md5
+from twinrun.tracking.stage_journals import journal_evaluation, journal_validation
 from twinrun.tracking.store import find_tracker, open_client
 
 REPOSITORY = Path(__file__).parents[1]
@@ -81,7 +82,7 @@ def project_with_store(tracked_project: Path) -> Path:
     return tracked_project
 
 
-def train(project: Path, *, epochs: int = 3, weights_hash: str = AB, end: bool = True, dvc: bool = True) -> Journal:
+def train(project: Path, *, epochs: int = 3, weights_hash: str = AB, end: bool = True) -> Journal:
     """Leave what the train stage leaves: a bundle, a card, a history, a journal that waits."""
     out = project / "data/out/train"
     with replacing_folder(out / "bundle") as temp:
@@ -102,14 +103,13 @@ def train(project: Path, *, epochs: int = 3, weights_hash: str = AB, end: bool =
     journal.dataset(name="digits", digest="0123456789abcdef", source="digits", images=10)
     for epoch in range(epochs):
         journal.metrics(epoch, {"train_loss": 1 / (epoch + 1), "val_accuracy": 0.9})
+    journal.include(project / "data/out/validate/journal.jsonl")
     card: dict[str, Any] = {
         "weights_hash": weights_hash,
         "fingerprint": "f" * 64,
         "journal_id": journal.id,
         "commit": "c0ffee",
     }
-    if (manifest := project / "data/out/validate/manifest.parquet").exists() and dvc:
-        card["dvc_lock"] = {"validate": {"outs": {"data/out/validate/manifest.parquet": file_md5(manifest)}}}
     write_json(card, out / "card.json")
     journal.tags({"twinrun.weights_hash": weights_hash, "twinrun.fingerprint": card["fingerprint"]})
     journal.artifact(out / "card.json")
@@ -215,14 +215,16 @@ def validate(project: Path, report: str = "<html></html>", *, passed: bool = Tru
     counts = {"no_leaks": 0 if passed else 2, "no_blur": 2, "label_search": 1}
     result = {"passed": passed, "images": images, "counts": counts, "expectations": [check, unsure]}
     write_json(result, out / "result.json")
+    journal_validation(out, result, load_params())
     (out / "manifest.parquet").unlink(missing_ok=True)
     if passed:
         write_text(f"manifest of {report}", out / "manifest.parquet")
 
 
-def evaluate(project: Path, *, weights_hash: str = AB, accuracy: float = 0.99) -> dict[str, Any]:
-    """Leave what the evaluate stage leaves."""
+def evaluate(project: Path, *, weights_hash: str = AB, accuracy: float = 0.99, **more: Any) -> dict[str, Any]:
+    """Leave what the evaluate stage leaves; `more` are further metrics."""
     metrics = {
+        **more,
         "accuracy": accuracy,
         "balanced_accuracy": 0.98,
         "macro_f1": 0.97,
@@ -237,6 +239,7 @@ def evaluate(project: Path, *, weights_hash: str = AB, accuracy: float = 0.99) -
     write_text("actual,predicted\n0,0\n0,0\n0,1|<b>\n1|<b>,1|<b>\n", project / "data/out/evaluate/confusion.csv")
     write_text("<html></html>", project / "data/out/evaluate/report/index.html")
     predict(project, wrong=round(300 * (1 - accuracy)))
+    journal_evaluation(project / "data/out/evaluate", metrics, weights_hash)
     return metrics
 
 

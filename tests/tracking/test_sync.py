@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 from tracking_support import AB, CD, REPOSITORY, evaluate, runs, train, validate
 
-from twinrun.core.files import write_json, write_text
+from twinrun.core.files import write_text
 from twinrun.record.home import journals_folder
 from twinrun.record.journal import Journal
 from twinrun.tracking.replay import LOCK
@@ -98,16 +98,56 @@ def test_what_evaluation_found_out_is_added_to_the_run_of_its_model(project: Pat
     assert run_of(project, AB) == run.id
 
 
-def test_an_older_evaluation_which_names_its_model_among_the_metrics_is_added(project: Path) -> None:
+def test_an_evaluation_of_an_earlier_version_which_has_no_journal_is_named_with_what_to_do(project: Path) -> None:
     train(project)
-    metrics = evaluate(project)
-    (project / "data/out/evaluate/model.json").unlink()
-    write_json({"weights_hash": AB, **metrics}, project / "data/out/evaluate/metrics.json")
+    evaluate(project)
+    (project / "data/out/evaluate/journal.jsonl").unlink()
+
+    report = sync()
+
+    assert "To make one: dvc repro evaluate" in report.lines()[-1]
+    assert not report.failed
+    assert [run.status for run in runs(project)] == ["FINISHED"]
+
+
+def test_an_evaluation_that_waited_is_added_to_its_run_although_another_training_followed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for weights_hash, accuracy in ((AB, 0.5), (CD, 0.75)):
+        train(project, weights_hash=weights_hash)
+        evaluate(project, weights_hash=weights_hash, accuracy=accuracy)
+        assert sync().failed
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    first, second = sync(), sync()
+
+    accuracies = {run.tags["twinrun.weights_hash"]: run.metrics["test/accuracy"] for run in runs(project)}
+    assert accuracies == {AB: 0.5, CD: 0.75}
+    assert first.attached == ["evaluation", "evaluation"]
+    assert second.lines() == []
+
+
+def test_an_evaluation_is_added_to_each_training_that_gave_the_same_weights(project: Path) -> None:
+    train(project)
+    evaluate(project)
+    sync()
+    train(project)
 
     sync()
 
-    (run,) = runs(project)
-    assert run.history["test/accuracy"] == [(0, metrics["accuracy"])]
+    assert [run.metrics["test/accuracy"] for run in runs(project)] == [0.99, 0.99]
+
+
+def test_an_evaluation_that_is_done_again_with_the_same_result_adds_nothing(project: Path) -> None:
+    train(project)
+    evaluate(project)
+    sync()
+
+    evaluate(project)
+    report = sync()
+
+    assert report.lines() == []
 
 
 def test_a_run_is_named_after_its_accuracy_and_id_and_described_for_a_person(project: Path) -> None:
@@ -159,6 +199,28 @@ def test_a_description_follows_a_later_evaluation(project: Path) -> None:
     assert "Accuracy 50.0%" in run.tags["mlflow.note.content"]
 
 
+def test_a_run_shows_the_evaluation_that_stands_in_the_workspace_also_one_that_dvc_restored(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project)
+    evaluate(project, accuracy=0.75)
+    sync()
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        evaluate(project, accuracy=0.25)
+        sync()
+        evaluate(project, accuracy=0.5)
+        sync()
+
+    sync()
+    evaluate(project, accuracy=0.75)
+    sync()
+
+    (run,) = runs(project)
+    assert run.metrics["accuracy"] == 0.75
+    assert [value for _, value in run.history["accuracy"]] == [0.5, 0.75, 0.75]
+
+
 def test_tables_of_validation_and_evaluation_are_both_drawn(project: Path) -> None:
     validate(project)
     train(project)
@@ -188,9 +250,8 @@ def test_a_journal_of_an_earlier_version_gets_the_names_in_use(project: Path) ->
 def test_a_headline_from_cross_validation_stands_beside_the_numbers_of_the_test_split(project: Path) -> None:
     train(project)
     sync()
-    metrics = evaluate(project, accuracy=0.93)
     sets = [{"from": "test", "accuracy": 0.8, "log_loss": 0.5}, {"from": "cross-validation", "accuracy": 0.93}]
-    write_json({**metrics, "score_sets": sets}, project / "data/out/evaluate/metrics.json")
+    evaluate(project, accuracy=0.93, score_sets=sets)
 
     sync()
 
@@ -228,10 +289,12 @@ def test_dvc_lock_is_added_when_it_speaks_of_this_training(project: Path) -> Non
     assert "dvc.lock" in after.artifacts
 
 
-@pytest.mark.parametrize("dvc", [True, False])
-def test_what_validation_said_of_a_trainings_data_is_added_so_that_its_links_hold(project: Path, dvc: bool) -> None:
+@pytest.mark.parametrize("restored", [False, True])
+def test_a_run_has_the_validation_of_its_data_so_that_its_links_hold(project: Path, restored: bool) -> None:
     validate(project, "the data as trained on")
-    train(project, dvc=dvc)
+    journal = train(project)
+    if restored:  # by DVC, and with it what validation wrote
+        shutil.rmtree(journal.folder)
 
     sync()
 
@@ -263,28 +326,17 @@ def test_what_validation_said_of_a_trainings_data_is_added_so_that_its_links_hol
     assert run.tags["data.not_judged"] == "The labels could not be judged"
 
 
-@pytest.mark.parametrize("dvc", [True, False])
-def test_a_later_validation_is_not_added_to_a_training_on_other_data(project: Path, dvc: bool) -> None:
+def test_a_later_validation_does_not_replace_that_of_the_training(project: Path) -> None:
     validate(project, "the data as trained on")
-    train(project, dvc=dvc)
+    train(project)
     validate(project, "other data")
 
+    sync()
     report = sync()
 
     (run,) = runs(project)
-    assert report.attached == []
-    assert not any(name.startswith("validation") for name in run.artifacts)
-
-
-def test_a_later_report_of_the_same_data_does_not_replace_that_of_the_training(project: Path) -> None:
-    validate(project, "the data as trained on")
-    train(project)
-    sync()
-
-    write_text("another policy", project / "data/out/validate/report/index.html")
-    report = sync()
-
     assert report.lines() == []
+    assert run.table("validation/checks.json")[0]["result"] == "the data as trained on"
 
 
 def test_data_that_were_refused_are_a_failed_run_with_the_report_once(project: Path) -> None:

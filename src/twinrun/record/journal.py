@@ -1,12 +1,16 @@
-"""The journal of one training: an append-only JSONL file, the truth that is replayed to MLflow.
+"""Journals: append-only JSONL files, the truth that is replayed to MLflow. Each stage but `ingest` writes one.
 
-It lives at .twinrun/journals/<journal_id>/journal.jsonl with copies (hard links) of its artifacts beside it, so that
-nothing is lost when DVC removes data/out/train while the tracker is away. Each line is one event, written by one write
-call and synced before the call returns: after a crash at most the last line is torn, which a reader recognises by the
-missing newline. Every event carries its own time, so replaying it twice gives MLflow the same values twice, which it
-stores once. A journal may come from somebody else: readers get events that `records` has parsed.
+That of a training lives at .twinrun/journals/<journal_id>/journal.jsonl with copies (hard links) of its artifacts
+beside it, so that nothing is lost when DVC removes data/out/train while the tracker is away. Each line is one event,
+written by one write call and synced before the call returns: after a crash at most the last line is torn, which a
+reader recognises by the missing newline. Every event carries its own time, so replaying it twice gives MLflow the same
+values twice, which it stores once. A journal may come from somebody else: readers get events that `records` has parsed.
+
+`validate` and `evaluate` write theirs in one go, among their results (`write_result`). A training includes that of the
+data it is given; an evaluation is added to the run of the training with the same weights, by `twinrun sync`.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -14,21 +18,23 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
 from twinrun.core.errors import RecordError, TrackingError
 from twinrun.core.files import canonical_json, explained, file_sha256, folder_hashes, replacing
-from twinrun.record.card import Code
+from twinrun.record.card import DVC_LOCK, Code
 from twinrun.record.home import Process, journals_folder, this_process
-from twinrun.record.records import parse_event
+from twinrun.record.records import parse_event, require_plain
 
 FILE = "journal.jsonl"
 ARTIFACTS = "artifacts"
 DIFF = "uncommitted.diff"
+RESULTS = Path("data/out")
+_STAGES = ("validate", "train", "evaluate")
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 Event = dict[str, Any]
@@ -94,17 +100,8 @@ class Journal:
     def _begin(cls, root: Path, journal_id: str, name: str, experiment: str, began_ms: int | None = None) -> Self:
         journal = cls(journals_folder(root) / journal_id, root)
         first = next((event for _, event in _sound_events(journal.file) if event["event"] == "run"), None)
-        process = asdict(this_process())
-        machine = process.pop("machine")  # apart, since earlier versions, which a twin may run, know no such field
-        journal._append(
-            event="run",
-            journal_id=journal_id,
-            name=first["name"] if first else name,
-            experiment=first["experiment"] if first else experiment,
-            time_ms=_now_ms() if began_ms is None else began_ms,
-            process=process,
-            machine=machine,
-        )
+        name, experiment = (first["name"], first["experiment"]) if first else (name, experiment)
+        journal._append(**_begin_event(journal_id, name, experiment, _now_ms() if began_ms is None else began_ms))
         journal.ended = False
         return journal
 
@@ -143,16 +140,7 @@ class Journal:
         if self._artifacts.get((to, path.name)) == sha256:
             return
         keep_copy(path, place)
-        source = path.resolve()
-        self._append(
-            event="artifact",
-            path=place.relative_to((self.folder / ARTIFACTS).resolve()).as_posix(),
-            to=to,
-            source=source.relative_to(self.workspace).as_posix()
-            if source.is_relative_to(self.workspace)
-            else source.name,
-            sha256=sha256,
-        )
+        self._append(**_artifact(path, to, self.workspace, sha256))
 
     def text(self, name: str, text: str, to: str = "") -> None:
         """Keep a text as an artifact named `name`."""
@@ -160,6 +148,23 @@ class Journal:
             file = Path(folder, name)
             file.write_text(text, encoding="utf-8", errors="surrogateescape")
             self.artifact(file, to)
+
+    def include(self, file: Path) -> None:
+        """Record what the journal of a stage before says; nothing where there is none, or its data did not pass.
+
+        Raises RecordError where it is not one that may be used.
+        """
+        if file.exists():
+            require_plain(file.absolute(), self.workspace)
+        summary = summarize(file)
+        for event in read_events(file) if summary is not None and summary.ended == "FINISHED" else ():
+            match event["event"]:
+                case "tags":
+                    self.tags(event["values"])
+                case "artifact" if (source := result_path(self.workspace, event, file)) is not None:
+                    self.artifact(source, event["to"])
+                case "table" if ("table", event["path"]) not in self._seen:
+                    self._append(**event)
 
     def code(self, code: Code) -> None:
         """Record the commit and what differed from it; at the start, so that a killed run has it too."""
@@ -211,10 +216,60 @@ class Journal:
                 self._seen.update((name, event["step"]) for name in event["values"])
             case "dataset":
                 self._seen.add(("dataset", event["name"] + event["digest"] + event["context"]))
+            case "table":
+                self._seen.add(("table", event["path"]))
             case "artifact":
                 self._artifacts[event["to"], Path(event["path"]).name] = event["sha256"]
             case "run" | "end":
                 self.ended = event["event"] == "end"
+
+
+def write_result(
+    out: Path,
+    stage: str,
+    *,
+    to: str,
+    artifacts: Iterable[str],
+    tags: Mapping[str, str],
+    tables: Mapping[str, list[dict[str, Any]]],
+    metrics: Mapping[str, float] | None = None,
+    name: str = "results",
+    experiment: str = "Default",
+    status: Status = "FINISHED",
+) -> None:
+    """Write the journal of a stage whose results lie in `out`, data/out/<stage>.
+
+    `artifacts` are names of files and folders in `out`, `tables` rows by name; MLflow gets both in the folder `to`.
+    The journal's id is a hash of what it says, so results that are the same have the same one.
+    """
+    events: list[Event] = [{"event": "tags", "values": dict(tags)}]
+    if metrics:
+        values = {name: _number(value) for name, value in metrics.items()}
+        events.append({"event": "metrics", "step": 0, "time_ms": _now_ms(), "values": values})
+    events += [_artifact(out / each, to, out.resolve().parents[2]) for each in artifacts if (out / each).exists()]
+    events += [{"event": "table", "path": f"{to}/{file}", "rows": rows} for file, rows in tables.items() if rows]
+    said = [{key: value for key, value in event.items() if key != "time_ms"} for event in events]
+    identity = hashlib.sha256(canonical_json([stage, name, experiment, status, said])).hexdigest()[:32]
+    begin = _begin_event(identity, name, experiment, _now_ms())
+    end = {"event": "end", "status": status, "time_ms": _now_ms()}
+    lines = [canonical_json(event) + b"\n" for event in ({**begin, "stage": stage}, *events, end)]
+    with replacing(out / FILE) as temp:
+        temp.write_bytes(b"".join(lines))
+
+
+def result_path(workspace: Path, event: Event, journal: Path) -> Path | None:
+    """The result of a stage that an artifact was a copy of; None for a text that was no file of it.
+
+    Raises RecordError where it is another file of the project, or a link.
+    """
+    source = workspace / str(event["source"])
+    if event["source"] != DVC_LOCK:
+        if "/" not in event["source"]:
+            return None
+        if not any(source.is_relative_to(workspace / RESULTS / stage) for stage in _STAGES):
+            raise RecordError(f"{journal} names {event['source']} as the result of a stage, which it is not.")
+    require_plain(source, workspace)
+    return source
 
 
 @dataclass(frozen=True)
@@ -227,6 +282,8 @@ class Summary:
     process: Process
     ended: str | None
     tags: Mapping[str, str]
+    stage: str = "train"
+    part_of: str | None = None  # the journal of the training to whose run this one adds
 
     def dead(self) -> bool:
         """Whether the training stopped without saying so."""
@@ -238,10 +295,15 @@ def summarize(file: Path) -> Summary | None:
 
     Raises RecordError where it holds what nobody may put into one.
     """
+    return summary_of(read_events(file))
+
+
+def summary_of(events: Iterable[Event]) -> Summary | None:
+    """The identity and state of the journal that holds these events; None where none of them begins one."""
     run: Event | None = None
     ended: str | None = None
     tags: dict[str, str] = {}
-    for event in read_events(file):
+    for event in events:
         match event["event"]:
             case "run":
                 run, ended = event, None
@@ -252,7 +314,16 @@ def summarize(file: Path) -> Summary | None:
     if run is None:
         return None
     process = Process(**{"machine": run.get("machine", ""), **run["process"]})
-    return Summary(run["journal_id"], given_name(run), run["experiment"], process, ended, tags)
+    return Summary(
+        run["journal_id"],
+        given_name(run),
+        run["experiment"],
+        process,
+        ended,
+        tags,
+        run.get("stage", "train"),
+        run.get("part_of"),
+    )
 
 
 def given_name(run: Event) -> str:
@@ -297,8 +368,6 @@ def _lines(file: Path, offset: int) -> Iterator[tuple[int, bytes]]:
 
 def content_hash(path: Path) -> str:
     """Sha256 of a file, or of the names and hashes of all files in a folder."""
-    import hashlib
-
     if path.is_dir():
         return hashlib.sha256(canonical_json(folder_hashes(path))).hexdigest()
     return file_sha256(path)
@@ -318,6 +387,32 @@ def keep_copy(source: Path, place: Path) -> None:
         else:
             place.unlink(missing_ok=True)
             _link(str(source), str(place))
+
+
+def _begin_event(journal_id: str, name: str, experiment: str, time_ms: int) -> Event:
+    process = asdict(this_process())
+    machine = process.pop("machine")  # apart, since earlier versions, which a twin may run, know no such field
+    return {
+        "event": "run",
+        "journal_id": journal_id,
+        "name": name,
+        "experiment": experiment,
+        "time_ms": time_ms,
+        "process": process,
+        "machine": machine,
+    }
+
+
+def _artifact(path: Path, to: str, workspace: Path, sha256: str | None = None) -> Event:
+    source = path.parent.resolve() / path.name  # which may be a link into DVC's cache
+    inside = source.is_relative_to(workspace)
+    return {
+        "event": "artifact",
+        "path": PurePosixPath(to, path.name).as_posix(),
+        "to": to,
+        "source": source.relative_to(workspace).as_posix() if inside else source.name,
+        "sha256": sha256 or content_hash(path),
+    }
 
 
 def _link(source: str, place: str) -> str:

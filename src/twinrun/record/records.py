@@ -113,6 +113,9 @@ class _Run(_Strict):
     time_ms: Count
     process: ProcessRecord
     machine: str = ""
+    stage: Literal["train", "validate", "evaluate", "dvc.lock"] = "train"
+    part_of: JournalId = _ABSENT
+    data: str = ""
 
 
 class _Params(_Strict):
@@ -149,6 +152,12 @@ class _Artifact(_Strict):
     sha256: Sha256
 
 
+class _Table(_Strict):
+    event: Literal["table"]
+    path: Inside
+    rows: Annotated[list[Plain], Field(min_length=1)]
+
+
 class _End(_Strict):
     event: Literal["end"]
     status: Literal["FINISHED", "KILLED", "FAILED"]
@@ -156,7 +165,7 @@ class _End(_Strict):
 
 
 Event = Annotated[
-    _Run | _Params | _Tags | _Metrics | _Dataset | _Artifact | _End,
+    _Run | _Params | _Tags | _Metrics | _Dataset | _Artifact | _Table | _End,
     Field(discriminator="event"),
 ]
 
@@ -324,7 +333,8 @@ class PublishedRecord(_Strict):
     deleted: bool = False
     complete: bool = False
     refused: Count = 0
-    attached: dict[str, str] = {}
+    latest: JournalId | None = None
+    attached: dict[str, str] = {}  # of earlier versions
 
 
 class _Dependency(BaseModel):

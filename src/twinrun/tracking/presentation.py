@@ -28,6 +28,7 @@ ID_LENGTH = 8
 # What MLflow's run list shows to whoever opens it by `run_list_address`: MLflow keeps such a view in a tag.
 RUN_LIST = "twinrun"
 RUN_LIST_TAG = f"mlflow.sharedViewState.{RUN_LIST}"
+DESCRIBED_TAG = "twinrun.description"  # hash of the description that Twinrun wrote, of a run or a version
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _WIDTHS_PX = {
     "tags.`mlflow.runName`": None,
@@ -143,11 +144,12 @@ def describe_model(name: str) -> str:
     )
 
 
-def set_note(client: "MlflowClient", run: Any, text: str, written: str | None) -> str:
-    """Describe a run, unless a person has described it; returns a hash to pass as `written` the next time."""
-    if may_describe(run.data.tags.get(NOTE), text, written):
-        client.set_tag(run.info.run_id, NOTE, text)
-    return text_hash(text)
+def describe(client: "MlflowClient", run: Any, text: str) -> None:
+    """Describe a run, unless a person has described it."""
+    from mlflow.entities import RunTag
+
+    if may_describe(run.data.tags.get(NOTE), text, run.data.tags.get(DESCRIBED_TAG)):
+        client.log_batch(run.info.run_id, tags=[RunTag(NOTE, text), RunTag(DESCRIBED_TAG, text_hash(text))])
 
 
 def may_describe(current: str | None, text: str, written: str | None) -> bool:

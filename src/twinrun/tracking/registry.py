@@ -27,7 +27,7 @@ from twinrun.tracking.metric_names import (
     evaluation_metrics,
     with_current_names,
 )
-from twinrun.tracking.presentation import describe_model, describe_version, may_describe, text_hash
+from twinrun.tracking.presentation import DESCRIBED_TAG, describe_model, describe_version, may_describe, text_hash
 from twinrun.tracking.promotions import ELSEWHERE, PROMOTIONS, Entry, Judgement, Promotions
 from twinrun.tracking.store import (
     MLRUNS,
@@ -56,7 +56,6 @@ _FORMER_TAG = "twinrun.former_champions"
 _MOST_NAMED = 10  # models, of a store that lacks the one that was asked for
 _GATE_TAG = "twinrun.gate."
 _LONGEST_ANSWER = 500
-_DESCRIBED_TAG = "twinrun.description"  # hash of the description that was written here
 # What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
 _REQUIRED = ("twinrun", "mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 
@@ -341,9 +340,9 @@ class Registry:
 
     def _describe(self, version: Any, text: str) -> None:
         """Describe a version, unless a person has described it."""
-        if may_describe(version.description, text, version.tags.get(_DESCRIBED_TAG)):
+        if may_describe(version.description, text, version.tags.get(DESCRIBED_TAG)):
             self._client.update_model_version(self.name, version.version, text)
-            self._client.set_model_version_tag(self.name, version.version, _DESCRIBED_TAG, text_hash(text))
+            self._client.set_model_version_tag(self.name, version.version, DESCRIBED_TAG, text_hash(text))
 
     def _of_bundle(self, key: str) -> Any | None:
         found = self._client.search_model_versions(f"name = '{self.name}'")

@@ -5,11 +5,13 @@ between the two sends one batch again, which is harmless: events carry fixed tim
 journal's id before it is made, and MLflow's SQL store keeps an equal metric once.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,9 @@ from twinrun.core.files import write_json
 from twinrun.core.printing import print
 from twinrun.record.home import Process
 from twinrun.record.journal import ARTIFACTS, FILE, Event, events_from, given_name, summarize
-from twinrun.record.records import PublishedRecord, parse_json, parse_record, process_from
+from twinrun.record.records import MetricsRecord, PublishedRecord, parse_json, parse_record, process_from, read_record
 from twinrun.tracking.metric_names import metric_name
-from twinrun.tracking.presentation import run_name
+from twinrun.tracking.presentation import describe, describe_run, is_given_name, log_table, run_name
 from twinrun.tracking.store import Tracker, experiment_id, open_client
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
 @dataclass
 class Published:
-    """How far a journal was published to one store; `refused` counts the events that MLflow would not take."""
+    """How far a journal was published to one store; `refused` counts the events that MLflow would not take.
+
+    Of journals that add the same thing to the same run, `latest` is the one whose results the run shows.
+    """
 
     file: Path
     offset: int = 0
@@ -45,16 +50,18 @@ class Published:
     deleted: bool = False
     complete: bool = False
     refused: int = 0
-    attached: dict[str, str] = field(default_factory=dict)
+    latest: str | None = None
 
     @classmethod
     def load(cls, tracker: Tracker, journal_id: str) -> "Published":
         """Read the state; a new one where nothing was published yet."""
         file = tracker.state / f"{journal_id}.json"
         try:
-            state = cls(file, **parse_record(PublishedRecord, file.read_bytes(), str(file)))
+            record = parse_record(PublishedRecord, file.read_bytes(), str(file))
         except (OSError, RecordError):
             return cls(file)  # what MLflow has already is found there
+        record.pop("attached", None)
+        state = cls(file, **record)
         if state.run_id is None:  # nothing can have been published without a run
             state.forget()
         return state
@@ -65,7 +72,7 @@ class Published:
 
     def forget(self) -> None:
         """Begin anew: the store does not know the run."""
-        self.offset, self.run_id, self.killed_at, self.refused, self.attached = 0, None, None, 0, {}
+        self.offset, self.run_id, self.killed_at, self.refused, self.latest = 0, None, None, 0, None
         self.deleted = self.complete = False
 
     def title(self, name: str) -> str:
@@ -76,6 +83,11 @@ class Published:
         """Remember that all is published and the journal gone; should its training be resumed, a new one begins."""
         self.offset, self.complete = 0, True
         self.save()
+
+
+def addition_state(tracker: Tracker, training: str, stage: str) -> Published:
+    """What is remembered of what `stage` added to the run of the journal `training`."""
+    return Published.load(tracker, hashlib.sha256(f"{training} {stage}".encode()).hexdigest()[:32])
 
 
 def unpublished(folder: Path, tracker: Tracker) -> int:
@@ -118,6 +130,16 @@ class Replay:
         self.tracker = tracker
         self.state = Published.load(tracker, self.journal_id)
         self._client = client
+
+    @cached_property
+    def _first(self) -> Event:
+        """The event that begins the journal."""
+        return next(event for _, event in events_from(self.file, 0) if event["event"] == "run")
+
+    @property
+    def part_of(self) -> str | None:
+        """The journal of the training to whose run this journal adds; None where it has a run of its own."""
+        return self._first.get("part_of")
 
     @property
     def client(self) -> "MlflowClient":
@@ -197,6 +219,8 @@ class Replay:
         match event["event"]:
             case "run":
                 pass
+            case "end" if self.part_of is not None:
+                self._describe_evaluation(run_id)
             case "end":
                 self.client.set_terminated(run_id, event["status"], end_time=event["time_ms"])
                 self._drop_doubles(run_id)
@@ -204,6 +228,8 @@ class Replay:
                 self._upload(run_id, self.artifacts / event["path"], event["to"])
             case "dataset":
                 self.client.log_inputs(run_id, datasets=[_dataset(event)])
+            case "table":
+                log_table(self.client, run_id, event["rows"], event["path"])
             case _:
                 self._log_batch(run_id, batch)
 
@@ -222,6 +248,9 @@ class Replay:
                     params += [Param(name, str(value)[:6000]) for name, value in event["values"].items()]
                 case "tags":
                     tags += [RunTag(name, str(value)[:5000]) for name, value in event["values"].items()]
+        if self.part_of is not None:  # an evaluation that was done again and gave the same numbers
+            known = self.client.get_run(run_id).data.metrics
+            metrics = [metric for metric in metrics if known.get(metric.key) != metric.value]
         # More than fit into one request only where a single event holds more.
         while metrics or params or tags:
             self.client.log_batch(run_id, metrics[:_MOST_METRICS], params[:_MOST_PARAMS], tags[:_MOST_TAGS])
@@ -239,7 +268,11 @@ class Replay:
         """Find the journal's run, or make it; a resumed training's run is running again."""
         if event["event"] != "run":
             # The state was lost or the store replaced: the journal's first event says what the run is called.
-            event = next(each for _, each in events_from(self.file, 0) if each["event"] == "run")
+            event = self._first
+        if self.part_of is not None:
+            training = Published.load(self.tracker, self.part_of)
+            self.state.run_id, self.state.deleted = training.run_id, training.deleted
+            return
         experiment = experiment_id(self.client, self.tracker, event["experiment"])
         process = json.dumps({**event["process"], "machine": event.get("machine", "")}, sort_keys=True)
         name = given_name(event)
@@ -254,12 +287,24 @@ class Replay:
             if run.info.status != "RUNNING":
                 self.client.update_run(run.info.run_id, status="RUNNING")
         else:
-            tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **source_tags("train")}
+            tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **source_tags(event.get("stage", "train"))}
             run = self.client.create_run(experiment, start_time=event["time_ms"], tags=tags, run_name=name)
             self.state.run_id = run.info.run_id
         if run.info.run_name == name:  # only now MLflow has given it an id
             self.client.update_run(run.info.run_id, name=run_name(name, run.info.run_id))
         self.state.save()
+
+    def _describe_evaluation(self, run_id: str) -> None:
+        """Put the accuracy into the run's name and description, unless a person gave it others."""
+        file = self.artifacts / "evaluation/metrics.json"
+        metrics = read_record(MetricsRecord, file, self.artifacts)
+        if metrics is None:
+            return
+        run, name = self.client.get_run(run_id), str(self._first["name"])
+        if is_given_name(run.info.run_name, name, run_id):
+            self.client.update_run(run_id, name=run_name(name, run_id, metrics["accuracy"]))
+        page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        describe(self.client, run, describe_run(metrics, file.with_name("confusion.csv"), self._first["data"], page))
 
     def _runs(self, experiment: str) -> list[Any]:
         """This journal's runs, oldest first, those in the bin too."""

@@ -1,34 +1,39 @@
 """Bringing MLflow up to date with the files: what `twinrun sync` does, and the stages at their end.
 
-It publishes journals that are waiting, adopts the result of a training that DVC restored or pulled, attaches what other
-stages found out about the model and its data, records data that were refused, and marks runs KILLED whose process is
-dead. Everything is looked up before it is sent, so doing it again does nothing; and where there is nothing to do,
-MLflow is not even imported. A journal or result that holds what nobody may put there is left where it is and named.
+It publishes the journals that wait, and those among the results of the stages, which a stage wrote or DVC restored: a
+training and data that were refused have a run, an evaluation and dvc.lock are added to the run of their training. It
+marks runs KILLED whose process is dead. What was published is remembered, so doing it again does nothing; and where
+there is nothing to do, MLflow is not even imported. A journal that nobody may have written is left where it is and
+named.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from twinrun.core.errors import RecordError
-from twinrun.core.files import explained, file_sha256
-from twinrun.record.card import collect_dvc_lock
+from twinrun.core.files import canonical_json, explained, file_sha256
+from twinrun.record.card import DVC_LOCK, collect_dvc_lock
 from twinrun.record.home import journals_folder, may_be_resumed
 from twinrun.record.journal import (
     ARTIFACTS,
     DIFF,
     FILE,
+    RESULTS,
     Event,
     Summary,
     content_hash,
     keep_copy,
     read_events,
+    result_path,
     summarize,
+    summary_of,
 )
 from twinrun.record.records import (
     CardRecord,
@@ -41,23 +46,11 @@ from twinrun.record.records import (
 )
 from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
 from twinrun.tracking.lost import lost_from_database, lost_from_server, published_states
-from twinrun.tracking.metric_names import evaluation_metrics
-from twinrun.tracking.presentation import describe_run, is_given_name, log_table, run_name, set_note, short
-from twinrun.tracking.replay import LOCK, Published, Replay, is_refusal, unpublished
+from twinrun.tracking.presentation import run_name, short
+from twinrun.tracking.replay import LOCK, Published, Replay, addition_state, is_refusal, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
 from twinrun.tracking.translation import describe
-from twinrun.tracking.validation import (
-    DOCS,
-    REPORT,
-    RESULT,
-    attach_validation,
-    failure_key,
-    failure_waits,
-    record_failure,
-    validation_of_training,
-)
 
-OUT = Path("data/out")
 _PUBLISHER_S = 30.0
 
 
@@ -74,6 +67,7 @@ class SyncReport:
     refused: dict[str, int] = field(default_factory=dict)
     set_aside: list[str] = field(default_factory=list)
     lost: int = 0
+    notes: list[str] = field(default_factory=list)
     pending: int = 0
     problem: str | None = None
 
@@ -102,6 +96,7 @@ class SyncReport:
             f"MLflow refused {_count(number, 'event')} of run {short(run_id)}; data/out/train/journal.jsonl has them."
             for run_id, number in self.refused.items()
         ]
+        lines += self.notes
         if self.pending:
             lines.append(
                 f"{_count(self.pending, 'event')} {_are(self.pending)} still to be published; run `twinrun sync`."
@@ -124,31 +119,24 @@ def sync(
     workspace = (workspace or Path.cwd()).resolve()
     tracker = find_tracker(workspace)
     report = SyncReport(tracker)
-    waiting, result = _sound_journals(tracker, report), _sound_result(workspace, report)
-    states = _states(workspace, tracker, waiting, result)
+    waiting, results = _sound_journals(tracker, report), _results(workspace, report)
+    states = _states(tracker, waiting, results)
     _forget(lost_from_database(tracker, published_states(tracker) if thorough else states), report)
     asks = thorough and may_be_left_running(tracker)
     verify = (verify or thorough) and tracker.database is None
-    if not asks and not verify and not _is_anything_to_do(workspace, tracker, waiting, result):
+    if not asks and not verify and not _is_anything_to_do(tracker, waiting, results):
         return report
     from filelock import FileLock, Timeout
 
     tracker.state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(tracker.state / "sync.lock", timeout=2 * wait_s):
+            _adopt_all(results, tracker, report)  # before the tracker is asked, so that the next results may come
             require_reachable(tracker)
             if verify:
                 _forget(lost_from_server(open_client(tracker), states), report)
-            if result is not None:
-                with _setting_aside(report):
-                    _adopt(result, tracker)
+                _adopt_all(results, tracker, report)
             _publish_all(_sound_journals(tracker), tracker, report, wait_s)
-            if result is not None:
-                with _setting_aside(report):
-                    _attach(result, tracker, report)
-            with _setting_aside(report):
-                if failure_waits(workspace, tracker):
-                    report.failures.append(record_failure(open_client(tracker), workspace, tracker))
             if asks:
                 _mark_left(tracker, report)
     except Timeout:
@@ -161,13 +149,11 @@ def sync(
     return report
 
 
-def _states(workspace: Path, tracker: Tracker, waiting: list[Path], result: "_Result | None") -> list[Published]:
+def _states(tracker: Tracker, waiting: list[Path], results: list["_Result"]) -> list[Published]:
     """What is remembered of the publishing of all that is in the workspace."""
     keys = [folder.name for folder in waiting if not _held(folder)]
-    keys += [] if result is None else [result.summary.journal_id]
-    with suppress(RecordError):
-        keys += filter(None, [failure_key(workspace)])
-    return [Published.load(tracker, key) for key in dict.fromkeys(keys)]
+    states = [*(Published.load(tracker, key) for key in keys), *(_state(result, tracker) for result in results)]
+    return list({state.file: state for state in states}.values())
 
 
 def _forget(lost: list[Published], report: SyncReport) -> None:
@@ -175,7 +161,7 @@ def _forget(lost: list[Published], report: SyncReport) -> None:
     for state in lost:
         with explained(state.file):
             state.file.unlink(missing_ok=True)
-    report.lost += len(lost)
+    report.lost += len({state.run_id for state in lost})
 
 
 def run_of(workspace: Path, weights_hash: str) -> str | None:
@@ -188,7 +174,7 @@ def run_of(workspace: Path, weights_hash: str) -> str | None:
 
 def evaluated_weights(workspace: Path) -> str | None:
     """Weights hash of the model that was evaluated last in `workspace`; older evaluations name it in metrics.json."""
-    evaluation = workspace / OUT / "evaluate"
+    evaluation = workspace / RESULTS / "evaluate"
     for name in ("model.json", "metrics.json"):
         if record := read_record(ModelRecord, evaluation / name, workspace):
             return record.get("weights_hash")
@@ -203,67 +189,88 @@ def training_data(workspace: Path) -> str:
 
 @dataclass(frozen=True)
 class _Result:
-    """The training whose outputs stand in a workspace."""
+    """The journal that a stage left among its results in a workspace, or what it adds to the run of a training."""
 
     workspace: Path
     journal: Path
+    events: list[Event]
     summary: Summary
-    weights_hash: str | None
 
     @classmethod
-    def read(cls, workspace: Path) -> "_Result | None":
+    def read(cls, workspace: Path, stage: str = "train") -> "_Result | None":
         """None where there is none. Raises RecordError where the journal is not one that may be used."""
-        journal = workspace / OUT / "train" / FILE
+        journal = workspace / RESULTS / stage / FILE
         if journal.is_symlink() or journal.exists():
             require_plain(journal, workspace)
-        summary = summarize(journal)
-        if summary is None:
-            return None
-        return cls(workspace, journal, summary, summary.tags.get("twinrun.weights_hash"))
+        events = read_events(journal)
+        summary = summary_of(events)
+        return None if summary is None else cls(workspace, journal, events, summary)
+
+    @property
+    def weights_hash(self) -> str | None:
+        return self.summary.tags.get("twinrun.weights_hash")
 
     def data(self) -> str:
         """The data that were trained on, for a person."""
-        for event in read_events(self.journal):
+        for event in self.events:
             if event["event"] == "dataset":
                 name, source, images = event["name"], event["source"], event["profile"].get("images")
                 where = "" if source == name else f" in {source}"
                 return f"{name}{where}" + ("" if images is None else f", {images:,} training images")
         return "not recorded"
 
-    def additions(self) -> dict[str, tuple[str, Path]]:
-        """What later stages say of this very model: name, hash and place of each."""
-        found: dict[str, tuple[str, Path]] = {}
-        evaluation = self.workspace / OUT / "evaluate"
-        metrics = evaluation / "metrics.json"
-        if metrics.is_file() and evaluated_weights(self.workspace) == self.weights_hash is not None:
-            found["test metrics"] = (file_sha256(metrics), metrics)
-            for name, place in (("predictions", evaluation / "predictions.parquet"), ("report", evaluation / "report")):
-                if place.exists():
-                    found[name] = (content_hash(place), place)
-        for name, place in validation_of_training(
-            self.workspace, self.summary.journal_id, _begun(read_events(self.journal))
-        ).items():
-            found[name] = (content_hash(place), place)
-        for place in [metrics, *(place for _, place in found.values())]:
-            require_plain(place, self.workspace)
-        lock = self.workspace / "dvc.lock"
+    def additions(self) -> Iterator["_Result"]:
+        """What belongs to the run of this training: the evaluation of its weights, and dvc.lock if it has its hash."""
+        evaluation = _Result.read(self.workspace, "evaluate")
+        if evaluation is not None and evaluation.weights_hash == self.weights_hash is not None:
+            yield self._addition("evaluate", evaluation.summary.journal_id, evaluation.events[1:], evaluation.journal)
+        lock = self.workspace / DVC_LOCK
         # While a stage runs, dvc.lock speaks of the run before.
         recorded = collect_dvc_lock(self.workspace).get("train", {}).get("outs", {})
         if hashlib.md5(self.journal.read_bytes()).hexdigest() in recorded.values():
-            found["dvc.lock"] = (file_sha256(lock), lock)
-        return found
+            sha256 = file_sha256(lock)
+            artifact = {"event": "artifact", "path": DVC_LOCK, "to": "", "source": DVC_LOCK, "sha256": sha256}
+            yield self._addition(
+                "dvc.lock", sha256, [artifact, {"event": "end", "status": "FINISHED", "time_ms": 0}], lock
+            )
+
+    def _addition(self, stage: str, identity: str, events: list[Event], journal: Path) -> "_Result":
+        training = self.summary.journal_id
+        journal_id = hashlib.sha256(f"{training} {identity}".encode()).hexdigest()[:32]
+        begin = next(event for event in self.events if event["event"] == "run")
+        run = {**begin, "journal_id": journal_id, "part_of": training, "stage": stage, "data": self.data()}
+        summary = replace(self.summary, journal_id=journal_id, part_of=training, stage=stage)
+        # MLflow shows the metric with the latest time: that of a result that DVC restored is now.
+        now = {"time_ms": time.time_ns() // 1_000_000}
+        events = [{**event, **now} if "time_ms" in event else event for event in (run, *events)]
+        return _Result(self.workspace, journal, events, summary)
 
 
-_FOLDERS = {
-    "predictions": "evaluation",
-    "report": "evaluation",
-    "dvc.lock": "",
-}
-# What describes the data that was trained on: a later one belongs to a later training.
-_ONCE = frozenset({RESULT, REPORT, DOCS})
+def _results(workspace: Path, report: SyncReport) -> list[_Result]:
+    """The journals among the results in a workspace that belong into MLflow; `report` gets what is wrong with others.
+
+    Of data that passed, the run that trains on them has the journal.
+    """
+    results: list[_Result] = []
+    with _setting_aside(report):
+        refused = _Result.read(workspace, "validate")
+        if refused is not None and refused.summary.ended == "FAILED":
+            results.append(refused)
+    with _setting_aside(report):
+        training = _Result.read(workspace)
+        if training is not None:
+            results.append(training)
+            results += training.additions()
+    evaluation = workspace / RESULTS / "evaluate"
+    if (evaluation / "metrics.json").exists() and not os.path.lexists(evaluation / FILE):
+        report.notes.append(
+            f"{RESULTS / 'evaluate'} was written by an earlier Twinrun and has no journal, so MLflow does not get it. "
+            "To make one: dvc repro evaluate"
+        )
+    return results
 
 
-def _is_anything_to_do(workspace: Path, tracker: Tracker, waiting: list[Path], result: _Result | None) -> bool:
+def _is_anything_to_do(tracker: Tracker, waiting: list[Path], results: list[_Result]) -> bool:
     for folder in waiting:
         summary = summarize(folder / FILE)
         if summary is not None and (_over(folder) or not _held(folder)):
@@ -274,31 +281,28 @@ def _is_anything_to_do(workspace: Path, tracker: Tracker, waiting: list[Path], r
                 return True
             if summary.dead() and state.killed_at != state.offset:
                 return True
-    try:
-        return failure_waits(workspace, tracker) or (result is not None and _is_result_waiting(result, tracker))
-    except RecordError:
-        return True  # what is to be published will say what is wrong
+    return any(_is_new(result, tracker) for result in results)
 
 
-def _is_result_waiting(result: _Result, tracker: Tracker) -> bool:
-    state = Published.load(tracker, result.summary.journal_id)
-    if not state.complete and not state.deleted and not (journals_folder(tracker.home) / state.file.stem).exists():
-        return True
-    return bool(_missing(result, state))
+def _is_new(result: _Result, tracker: Tracker) -> bool:
+    """Whether a journal among the results is neither in MLflow nor waiting."""
+    state, journal_id = _state(result, tracker), result.summary.journal_id
+    known = state.complete if result.summary.part_of is None else state.latest == journal_id
+    return not known and not state.deleted and not (journals_folder(tracker.home) / journal_id).exists()
 
 
-def _missing(result: _Result, state: Published) -> dict[str, tuple[str, Path]]:
-    if state.deleted:
-        return {}
-    return {
-        name: (digest, place)
-        for name, (digest, place) in result.additions().items()
-        if state.attached.get(name) != digest and not (name in _ONCE and name in state.attached)
-    }
+def _state(result: _Result, tracker: Tracker) -> Published:
+    summary = result.summary
+    if summary.part_of is None:
+        return Published.load(tracker, summary.journal_id)
+    return addition_state(tracker, summary.part_of, summary.stage)
 
 
 def _sound_journals(tracker: Tracker, report: SyncReport | None = None) -> list[Path]:
-    """Folders of the journals that wait, in the order of their begin; `report` gets what is wrong with others."""
+    """Folders of the journals that wait, in the order of their begin, those that add to a run last.
+
+    `report` gets what is wrong with others.
+    """
     folders = journals_folder(tracker.home)
     if not folders.is_dir():
         return []
@@ -309,24 +313,21 @@ def _sound_journals(tracker: Tracker, report: SyncReport | None = None) -> list[
     return sorted(begun, key=lambda folder: (begun[folder], folder.name))
 
 
-def _checked_begin(folder: Path, journals: Path) -> int:
-    """When the journal in `folder` was begun, ms since 1970. Raises RecordError where it is not one to publish."""
+def _checked_begin(folder: Path, journals: Path) -> tuple[bool, int]:
+    """Whether the journal in `folder` adds to a run, and when it was begun, ms since 1970.
+
+    Raises RecordError where it is not one to publish.
+    """
     require_plain(folder, journals)
     events = read_events(folder / FILE)
     ids = {event["journal_id"] for event in events if event["event"] == "run"}
     if not is_journal_id(folder.name) or ids - {folder.name}:
         raise RecordError(f"{folder / FILE} is the journal of another training than its folder's name says.")
-    return _begun(events)
+    return any("part_of" in event for event in events), _begun(events)
 
 
 def _begun(events: list[Event]) -> int:
     return next((int(event["time_ms"]) for event in events if event["event"] == "run"), 0)
-
-
-def _sound_result(workspace: Path, report: SyncReport) -> "_Result | None":
-    with _setting_aside(report):
-        return _Result.read(workspace)
-    return None
 
 
 @contextmanager
@@ -339,47 +340,50 @@ def _setting_aside(report: SyncReport | None) -> Iterator[None]:
             report.set_aside.append(str(error))
 
 
-def _adopt(result: "_Result", tracker: Tracker) -> None:
-    """Take a training's result that DVC restored or pulled, and that was never published here, as a waiting journal."""
-    workspace = result.workspace
-    state = Published.load(tracker, result.summary.journal_id)
-    folder = journals_folder(tracker.home) / result.summary.journal_id
-    if folder.exists() or state.deleted or state.complete:
+def _adopt_all(results: list[_Result], tracker: Tracker, report: SyncReport) -> None:
+    for result in results:
+        with _setting_aside(report):
+            _drop_superseded(result.summary, tracker)
+            _adopt(result, tracker)
+
+
+def _drop_superseded(latest: Summary, tracker: Tracker) -> None:
+    """Forget what waits to be added to a run, and was done again since."""
+    for folder in _sound_journals(tracker) if latest.part_of is not None else ():
+        summary = summarize(folder / FILE)
+        if summary is None or summary.journal_id == latest.journal_id:
+            continue
+        if (summary.part_of, summary.stage) == (latest.part_of, latest.stage):
+            shutil.rmtree(folder)
+
+
+def _adopt(result: _Result, tracker: Tracker) -> None:
+    """Take a journal among the results, which a stage wrote or DVC restored, as one that waits."""
+    if not _is_new(result, tracker):
         return
+    folder = journals_folder(tracker.home) / result.summary.journal_id
+    if result.summary.stage == "evaluate":
+        read_record(MetricsRecord, result.journal.with_name("metrics.json"), result.workspace)
     temp = Path(tempfile.mkdtemp(prefix=".adopted-", dir=_made(folder.parent)))
     try:
-        for event in read_events(result.journal):
-            source = _output(workspace, event) if event["event"] == "artifact" else None
+        for event in result.events:
+            source = result_path(result.workspace, event, result.journal) if event["event"] == "artifact" else None
             if source is not None and source.exists() and content_hash(source) == event["sha256"]:
                 keep_copy(source, temp / ARTIFACTS / event["path"])
-        shutil.copyfile(result.journal, temp / FILE)
-        _rebuild(workspace, result, temp)
+        if result.summary.part_of is None:
+            shutil.copyfile(result.journal, temp / FILE)
+        else:
+            (temp / FILE).write_bytes(b"".join(canonical_json(event) + b"\n" for event in result.events))
+        _rebuild(result, temp)
         temp.replace(folder)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def _output(workspace: Path, event: Event) -> Path | None:
-    """The training's output that an artifact was a copy of; None for a text that was no file of it.
-
-    Raises RecordError where it is another file of the project, or a link.
-    """
-    source = workspace / str(event["source"])
-    if "/" not in event["source"]:
-        return None
-    if not source.is_relative_to(workspace / OUT / "train"):
-        raise RecordError(
-            f"{OUT / 'train' / FILE} names {event['source']} as an output of the training, which it is not: it lies "
-            f"outside {OUT / 'train'}."
-        )
-    require_plain(source, workspace)
-    return source
-
-
-def _rebuild(workspace: Path, result: _Result, folder: Path) -> None:
+def _rebuild(result: _Result, folder: Path) -> None:
     """The patch of uncommitted changes is no file of the training's outputs; the card holds it."""
-    card: Record = read_record(CardRecord, workspace / OUT / "train" / "card.json", workspace) or {}
-    for event in read_events(result.journal):
+    card: Record = read_record(CardRecord, result.workspace / RESULTS / "train/card.json", result.workspace) or {}
+    for event in result.events:
         place = folder / ARTIFACTS / event.get("path", "")
         if event["event"] == "artifact" and place.name == DIFF and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -398,7 +402,8 @@ def _publish_all(folders: list[Path], tracker: Tracker, report: SyncReport, wait
     refusal: Exception | None = None
     for folder in folders:
         try:
-            _publish(folder, tracker, report, wait_s)
+            with _setting_aside(report):
+                _publish(folder, tracker, report, wait_s)
         except Exception as error:
             if not is_refusal(error, tracker):
                 raise
@@ -413,6 +418,8 @@ def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) 
         summary = summarize(folder / FILE)
         if not mine or summary is None:
             return
+        if summary.part_of is not None and Published.load(tracker, summary.part_of).run_id is None:
+            return  # the training's own journal comes first
         waiting = unpublished(folder, tracker)
         replay = Replay(folder, tracker)
         refused = replay.state.refused
@@ -422,60 +429,40 @@ def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) 
         finally:
             if replay.state.refused > refused:
                 report.refused[str(replay.state.run_id)] = replay.state.refused - refused
-            done = waiting - unpublished(folder, tracker)
-            report.events += done
-            report.runs += bool(done)
+            if summary.part_of is None and summary.stage == "train":
+                done = waiting - unpublished(folder, tracker)
+                report.events += done
+                report.runs += bool(done)
         if replay.mark_killed():
             report.killed.append(str(replay.state.run_id))
         summary = summarize(folder / FILE)
         published = replay.state.run_id is not None and not replay.pending()
-        finished = summary is not None and summary.ended == "FINISHED"
-        if published and finished and not may_be_resumed(folder.name, tracker.home):
-            # MLflow and data/out/train/journal.jsonl hold all of it.
-            replay.state.finish()
+        over = summary is not None and (summary.ended == "FINISHED" or summary.stage == "validate")
+        if summary is not None and published and over and not may_be_resumed(folder.name, tracker.home):
+            # MLflow and the journal among the stage's results hold all of it.
+            _finish(summary, replay)
+            _say_published(summary, replay, report)
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _attach(result: _Result, tracker: Tracker, report: SyncReport) -> None:
-    folder = journals_folder(tracker.home) / result.summary.journal_id
-    with _publisher_lock(folder) if folder.exists() else nullcontext(True) as mine:
-        state = Published.load(tracker, result.summary.journal_id)
-        missing = _missing(result, state)
-        if not mine or state.run_id is None or not missing:
-            return
-        client = open_client(tracker)
-        for name, (digest, place) in missing.items():
-            if name == "test metrics":
-                _attach_metrics(client, result, state, place)
-            elif name in _ONCE:
-                attach_validation(client, result.workspace, state.run_id, name, place)
-            elif place.is_dir():
-                client.log_artifacts(state.run_id, str(place), "/".join(filter(None, [_FOLDERS[name], place.name])))
-            else:
-                client.log_artifact(state.run_id, str(place), _FOLDERS[name] or None)
-            state.attached[name] = digest
-            state.save()
-            report.attached.append(name)
+def _finish(summary: Summary, replay: Replay) -> None:
+    """Remember that all of a journal is published."""
+    if summary.part_of is None:
+        replay.state.finish()
+        return
+    state = addition_state(replay.tracker, summary.part_of, summary.stage)
+    state.run_id, state.deleted, state.latest = replay.state.run_id, replay.state.deleted, summary.journal_id
+    state.save()
+    replay.state.file.unlink(missing_ok=True)
 
 
-def _attach_metrics(client: Any, result: _Result, state: Published, file: Path) -> None:
-    """Add the metrics of the evaluation, and what a person reads first: the run's name and description."""
-    from mlflow.entities import Metric
-
-    run_id, metrics = str(state.run_id), read_record(MetricsRecord, file, result.workspace) or {}
-    run = client.get_run(run_id)
-    new = evaluation_metrics(metrics)
-    time_ms = int(file.stat().st_mtime * 1000)
-    client.log_batch(run_id, [Metric(k, v, time_ms, 0) for k, v in new.items() if run.data.metrics.get(k) != v])
-    client.log_artifact(run_id, str(file), "evaluation")
-    if per_class := metrics.get("per_class"):
-        log_table(client, run_id, per_class, "evaluation/per_class.json")
-    name = result.summary.name
-    if is_given_name(run.info.run_name, name, run_id):
-        client.update_run(run_id, name=run_name(name, run_id, metrics["accuracy"]))
-    page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}"
-    text = describe_run(metrics, file.with_name("confusion.csv"), result.data(), page)
-    state.attached["description"] = set_note(client, run, text, state.attached.get("description"))
+def _say_published(summary: Summary, replay: Replay, report: SyncReport) -> None:
+    if replay.state.deleted:
+        return
+    if summary.part_of is not None:
+        report.attached.append({"evaluate": "evaluation"}.get(summary.stage, summary.stage))
+    elif summary.stage == "validate":
+        report.failures.append(run_name(summary.name, str(replay.state.run_id)))
 
 
 @contextmanager
