@@ -24,6 +24,8 @@ from twinrun.tracking.store import find_tracker, open_client
 JOURNAL = Path("data/out/train/journal.jsonl")
 CARD = Path("data/out/train/card.json")
 METRICS = Path("data/out/evaluate/metrics.json")
+EVALUATION = Path("data/out/evaluate/journal.jsonl")
+VALIDATION = Path("data/out/validate/journal.jsonl")
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk=\n"
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -50,15 +52,15 @@ def clone(tracked_project: Path) -> Path:
     return tracked_project
 
 
-def events(change: Callable[[dict[str, Any], Path], None], kind: str = "artifact") -> Attack:
+def events(change: Callable[[dict[str, Any], Path], None], kind: str = "artifact", journal: Path = JOURNAL) -> Attack:
     """An attack that changes each event of a kind in the pulled journal."""
 
     def attack(project: Path, outside: Path) -> None:
-        lines = [json.loads(line) for line in (project / JOURNAL).read_text().splitlines()]
+        lines = [json.loads(line) for line in (project / journal).read_text().splitlines()]
         for event in lines:
             if event["event"] == kind:
                 change(event, outside)
-        write_text("".join(json.dumps(event) + "\n" for event in lines), project / JOURNAL)
+        write_text("".join(json.dumps(event) + "\n" for event in lines), project / journal)
 
     return attack
 
@@ -180,9 +182,12 @@ ATTACKS: dict[str, Attack] = {
     "an accuracy that is a text": field(METRICS, "accuracy", "\x1b[31m1"),
     "intervals that are a number": field(METRICS, "intervals", 1),
     "classes that are a text": field(METRICS, "per_class", "x"),
-    "a result whose checks are a text": field(Path("data/out/validate/result.json"), "expectations", "x"),
-    "a result nested without end": text(Path("data/out/validate/result.json"), DEEP),
-    "a model that is a list": text(Path("data/out/evaluate/model.json"), "[1]"),
+    "an evaluation whose table is a text": events(lambda event, _: event.update(rows="x"), "table", EVALUATION),
+    "an evaluation with another file": events(file_of_the_project, journal=EVALUATION),
+    "an evaluation nested without end": text(EVALUATION, DEEP + "\n"),
+    "an evaluation that is a link": link(EVALUATION, ".ssh/id_rsa"),
+    "a validation that is a link": link(VALIDATION, ".ssh/id_rsa"),
+    "a validation that is part of a path": events(lambda event, _: event.update(part_of="../x"), "run", VALIDATION),
     "a waiting journal with a link": waiting(linked_artifact),
     "a waiting journal whose folder is a link": waiting(linked_folder),
     "a waiting journal that climbs out": waiting(climbing_artifact),

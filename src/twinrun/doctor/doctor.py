@@ -302,7 +302,8 @@ def _runs(tracker: Tracker) -> tuple[str, list[Finding]]:
     """Runs that MLflow believes to be running and whose process is dead, without a journal that says so."""
     findings = []
     if lost := lost_from_database(tracker, published_states(tracker)):
-        runs = "1 run that was" if len(lost) == 1 else f"{len(lost)} runs that were"
+        number = len({state.run_id for state in lost})
+        runs = "1 run that was" if number == 1 else f"{number} runs that were"
         problem = f"{tracker.shown} lacks {runs} published to it: the database was replaced, or runs were removed"
         findings.append(Finding(problem, "twinrun sync"))
     if tracker.database is not None and not tracker.database.is_file():
