@@ -84,9 +84,9 @@ def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Cod
             f"It says: {place.stderr.strip()}"
         )
     if place.returncode:
-        found = place.stderr.strip()
+        git_error = place.stderr.strip()
         raise RepositoryError(
-            f"{root.resolve()} is no git repository, so what made a model could not be found again ({found}).\n"
+            f"{root.resolve()} is no git repository, so what made a model could not be found again ({git_error}).\n"
             'Make it one: git init && git add -A && git commit -m "Begin"'
         )
     head = run_git(root, "rev-parse", "--verify", "HEAD")
@@ -155,7 +155,7 @@ def _named_in_dvc_yaml(root: Path) -> frozenset[str]:
 def _changed_secrets(top: Path) -> dict[str, str]:
     """Tracked files whose uncommitted changes look like secrets, and why."""
     names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "--diff-filter=d", "-z", "HEAD"))
-    found = {}
+    secrets = {}
     for name in filter(None, names.split("\0")):
         file = top / name
         if file.name == DVC_LOCK or file.is_symlink() or not file.is_file():
@@ -168,8 +168,8 @@ def _changed_secrets(top: Path) -> dict[str, str]:
             changes = Path(folder, file.name)
             changes.write_text("\n".join(line[1:] for line in patch.splitlines()), "utf-8", "surrogateescape")
             if (reason := find_secret(changes)) is not None:
-                found[name] = reason.replace("looks", "of its changes looks", 1)
-    return found
+                secrets[name] = reason.replace("looks", "of its changes looks", 1)
+    return secrets
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
@@ -221,7 +221,7 @@ def recorded_size(root: Path, stage: str, path: str) -> tuple[int, int] | None:
     """Bytes and files that a dep had when `stage` read it last, as dvc.lock has them; None where it does not say."""
     content = _lock_content(root)
     try:
-        entry = next(each for each in content["stages"][stage]["deps"] if each["path"] == path)
+        entry = next(dependency for dependency in content["stages"][stage]["deps"] if dependency["path"] == path)
         size, files = entry["size"], entry["nfiles"]
     except (KeyError, TypeError, StopIteration):
         return None
@@ -283,13 +283,13 @@ def installed_gpus() -> list[tuple[str, str]]:
     """Name and driver version of each GPU, as nvidia-smi tells them; empty where it is missing or fails."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_NVIDIA_SMI_S)
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_NVIDIA_SMI_S)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    if told.returncode:
+    if answer.returncode:
         return []
-    found = (line.rpartition(",") for line in told.stdout.splitlines())
-    return [(name.strip(), driver.strip()) for name, comma, driver in found if comma]
+    rows = (line.rpartition(",") for line in answer.stdout.splitlines())
+    return [(name.strip(), driver.strip()) for name, comma, driver in rows if comma]
 
 
 def build_card(
@@ -440,5 +440,5 @@ def _cpu_field(field: str) -> str:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
         return ""
-    found = re.search(rf"^{re.escape(field)}\s*:\s*(.*)$", text, re.M)
-    return found.group(1) if found else ""
+    match = re.search(rf"^{re.escape(field)}\s*:\s*(.*)$", text, re.M)
+    return match.group(1) if match else ""

@@ -246,7 +246,7 @@ def write_result(
     if metrics:
         values = {name: _number(value) for name, value in metrics.items()}
         events.append({"event": "metrics", "step": 0, "time_ms": _now_ms(), "values": values})
-    events += [_artifact(out / each, to, out.resolve().parents[2]) for each in artifacts if (out / each).exists()]
+    events += [_artifact(out / result, to, out.resolve().parents[2]) for result in artifacts if (out / result).exists()]
     events += [{"event": "table", "path": f"{to}/{file}", "rows": rows} for file, rows in tables.items() if rows]
     said = [{key: value for key, value in event.items() if key != "time_ms"} for event in events]
     identity = hashlib.sha256(canonical_json([stage, name, experiment, status, said])).hexdigest()[:32]

@@ -36,17 +36,19 @@ class Objects:
 
         A remote's file is brought into the cache. Faults name what lies where the content should be and is not it.
         """
-        found = Found(None)
+        original = Found(None)
         cached = self._cached(md5)
         if cached is not None and cached.is_file():
             if file_md5(cached) == md5:
                 return Found(cached, "the DVC cache")
-            found.faults.append(f"{self._shown(cached)} in the DVC cache was changed: its content is no longer {md5}")
+            original.faults.append(
+                f"{self._shown(cached)} in the DVC cache was changed: its content is no longer {md5}"
+            )
         if workspace_file is not None and workspace_file.is_file() and file_md5(workspace_file) == md5:
-            found.path, found.place = workspace_file, "the workspace"
-        elif ask_remote and cached is not None and self._pull(md5, cached, found):
-            found.path, found.place = cached, "the DVC remote"
-        return found
+            original.path, original.place = workspace_file, "the workspace"
+        elif ask_remote and cached is not None and self._pull(md5, cached, original):
+            original.path, original.place = cached, "the DVC remote"
+        return original
 
     @property
     def _repo(self) -> Any:
@@ -63,7 +65,7 @@ class Objects:
     def _cached(self, md5: str) -> Path | None:
         return None if self._repo is None else Path(self._repo.cache.local.oid_to_path(md5))
 
-    def _pull(self, md5: str, cached: Path, found: Found) -> bool:
+    def _pull(self, md5: str, cached: Path, original: Found) -> bool:
         """Bring one object from the default remote; what was changed in the cache gives way only to what is right."""
         from dvc_data.hashfile.hash_info import HashInfo
 
@@ -75,10 +77,10 @@ class Objects:
         try:
             self._repo.cloud.pull([HashInfo("md5", md5)])
         except Exception as error:  # a remote has as many ways to fail as there are clouds
-            found.faults.append(f"the DVC remote could not be asked: {type(error).__name__}: {error}")
+            original.faults.append(f"the DVC remote could not be asked: {type(error).__name__}: {error}")
         right = cached.is_file() and file_md5(cached) == md5
         if cached.is_file() and not right:
-            found.faults.append(f"the DVC remote's copy of {md5} was changed: its content is another")
+            original.faults.append(f"the DVC remote's copy of {md5} was changed: its content is another")
             cached.unlink()
         if aside.exists():
             aside.unlink() if right else aside.replace(cached)

@@ -486,12 +486,12 @@ def _require_no_link(path: Path, root: Path) -> None:
 def _is_cached(link: Path) -> bool:
     """Whether a link leads to an object of DVC's cache: named by its MD5."""
     target = link.resolve()
-    found = _CACHED.search(target.as_posix())
-    if found is None or not target.is_file():
+    names = _CACHED.search(target.as_posix())
+    if names is None or not target.is_file():
         return False
     with target.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == "".join(
-            found.groups()
+            names.groups()
         )
 
 
@@ -509,16 +509,16 @@ def _checked(kind: TypeAdapter[Any], content: Any, origin: str) -> Any:
         lines = [f"  {_problem(problem)}" for problem in problems[:_SHOWN]] or ["  it is nested too deeply"]
         if len(problems) > _SHOWN:
             lines.append(f"  and {len(problems) - _SHOWN} more")
-        found = "\n".join(lines)
-        raise RecordError(f"{origin} is not what Twinrun writes, so it was not used:\n{found}\n{_REMEDY}") from None
+        listed = "\n".join(lines)
+        raise RecordError(f"{origin} is not what Twinrun writes, so it was not used:\n{listed}\n{_REMEDY}") from None
     return record
 
 
 def _problem(error: Mapping[str, Any]) -> str:
     where = ".".join(str(part)[:80] for part in error["loc"])
     wanted = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    found = repr(error["input"])
-    shown = found if len(found) <= 80 else f"{found[:77]}..."
+    value = repr(error["input"])
+    shown = value if len(value) <= 80 else f"{value[:77]}..."
     return f"{where or 'the whole'}: {wanted}, got {shown}"
 
 

@@ -49,7 +49,7 @@ def find_secret(file: Path) -> str | None:
 def _holds_token(line: str, *, is_code: bool) -> bool:
     if _ALLOWED in line:
         return False
-    found = _NAMED.search(line)
+    match = _NAMED.search(line)
     # Without quotes, code names another variable there.
-    named = found is not None and (bool(found[1]) or not is_code) and sum(map(str.isdigit, found[2])) >= 3
+    named = match is not None and (bool(match[1]) or not is_code) and sum(map(str.isdigit, match[2])) >= 3
     return named or _TOKEN.search(line) is not None

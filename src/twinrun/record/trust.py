@@ -72,8 +72,8 @@ def _key(commit: str, diff: str) -> str:
 
 
 def _record(root: Path) -> Path | None:
-    found = run_git(root, "rev-parse", "--git-common-dir")
-    return None if found.returncode else root / found.stdout.rstrip("\n") / _RECORD
+    answer = run_git(root, "rev-parse", "--git-common-dir")
+    return None if answer.returncode else root / answer.stdout.rstrip("\n") / _RECORD
 
 
 def _recorded(record: Path | None) -> list[str]:
@@ -85,10 +85,10 @@ def _is_of_branch(root: Path, commit: str) -> bool:
 
 
 def _description(root: Path, commit: str, diff: str, user: str | None) -> str:
-    found = run_git(root, "show", "--no-patch", "--no-show-signature", "--format=%an <%ae>%n%as%n%s", commit)
-    if found.returncode:
-        raise RepositoryError(f"git cannot show the commit {commit}: {found.stderr.strip()}")
-    author, date, subject = map(one_line, found.stdout.split("\n")[:3])
+    answer = run_git(root, "show", "--no-patch", "--no-show-signature", "--format=%an <%ae>%n%as%n%s", commit)
+    if answer.returncode:
+        raise RepositoryError(f"git cannot show the commit {commit}: {answer.stderr.strip()}")
+    author, date, subject = map(one_line, answer.stdout.split("\n")[:3])
     inside = _is_of_branch(root, commit)
     lines = [
         "This runs code that is not in the history of the current branch, with your rights:",
