@@ -46,13 +46,13 @@ def running(client: "MlflowClient", tracker: Tracker) -> list[Any]:
     """Runs of this project that are running, as MLflow has it: on a server, where others may be too, only those of the
     experiment that params.yaml names."""
     if tracker.database is not None:
-        found = [each.experiment_id for each in client.search_experiments()]
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     else:
         from twinrun.core.params import load_params
 
         ours = client.get_experiment_by_name(load_params(tracker.home / "params.yaml").register.model_name)
-        found = [] if ours is None else [ours.experiment_id]
-    return list(client.search_runs(found, "attributes.status = 'RUNNING'")) if found else []
+        experiments = [] if ours is None else [ours.experiment_id]
+    return list(client.search_runs(experiments, "attributes.status = 'RUNNING'")) if experiments else []
 
 
 def left_running(client: "MlflowClient", tracker: Tracker) -> Iterator[tuple[Any, Process]]:

@@ -184,7 +184,7 @@ def log_table(client: "MlflowClient", run_id: str, rows: Sequence[Mapping[str, A
 def escaped(text: str) -> str:
     """Text as Markdown and HTML show it literally, on one line."""
     plain = printable(" ".join(str(text).split()))
-    return re.sub(r"[\\`*_{}\[\]()<>#|!~&$\"']", lambda found: f"&#{ord(found[0])};", plain)
+    return re.sub(r"[\\`*_{}\[\]()<>#|!~&$\"']", lambda match: f"&#{ord(match[0])};", plain)
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> str:

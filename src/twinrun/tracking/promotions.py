@@ -119,16 +119,16 @@ class Promotions:
 
     def unfinished(self, model: str, tracker: str) -> list[Entry]:
         """Changes of one model that were begun and not ended."""
-        return [each for each in self._of(model, tracker) if each.outcome is None]
+        return [entry for entry in self._of(model, tracker) if entry.outcome is None]
 
     def last(self, model: str, tracker: str) -> Entry | None:
         """The last change of one model that was made."""
-        return next((each for each in reversed(self._of(model, tracker)) if each.outcome == "done"), None)
+        return next((entry for entry in reversed(self._of(model, tracker)) if entry.outcome == "done"), None)
 
     def uses(self, model: str, tracker: str) -> Counter[str]:
         """For each test set the number of promotions of one model that it has decided."""
-        made = (each for each in self._of(model, tracker) if each.action == "promote" and each.outcome == "done")
-        return Counter(each.test_set for each in made if each.test_set is not None)
+        made = (entry for entry in self._of(model, tracker) if entry.action == "promote" and entry.outcome == "done")
+        return Counter(entry.test_set for entry in made if entry.test_set is not None)
 
     def begin(
         self,
@@ -176,7 +176,7 @@ class Promotions:
             self._append({"id": entry_id, "time": _now(), "outcome": outcome, "detail": detail})
 
     def _of(self, model: str, tracker: str) -> list[Entry]:
-        return [each for each in self.read()[0] if each.model == model and each.tracker == tracker]
+        return [entry for entry in self.read()[0] if entry.model == model and entry.tracker == tracker]
 
     def _append(self, line: dict[str, Any]) -> None:
         """Add a line, whole or not at all. What a killed process left of a line is cut off first."""

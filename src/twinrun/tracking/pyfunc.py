@@ -107,12 +107,12 @@ def _table(answers: list[Answer], classes: tuple[str, ...]) -> "pd.DataFrame":
     return pd.DataFrame(
         {
             # Of objects, since pandas would make NaN of None, which is no JSON.
-            "label": _objects([None if each is None else classes[int(each.argmax())] for each in shares]),
-            "probability": _objects([None if each is None else float(each.max()) for each in shares])
-            if any(each is None for each in shares)
-            else pd.Series([float(each.max()) for each in shares if each is not None], dtype=float),
+            "label": _objects([None if row is None else classes[int(row.argmax())] for row in shares]),
+            "probability": _objects([None if row is None else float(row.max()) for row in shares])
+            if any(row is None for row in shares)
+            else pd.Series([float(row.max()) for row in shares if row is not None], dtype=float),
             "probabilities": _objects(
-                [None if each is None else dict(zip(classes, each.tolist(), strict=True)) for each in shares]
+                [None if row is None else dict(zip(classes, row.tolist(), strict=True)) for row in shares]
             ),
             "error": _objects([answer.error for answer in answers]),
         }

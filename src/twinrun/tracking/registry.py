@@ -142,29 +142,29 @@ class Registry:
         text = describe_version(metrics, description, data=data, run_id=run_id, refusal=refusal)
         with self._alone(), explaining(self.tracker):
             self._ensure_model()
-            found = self._of_bundle(key)
-            if found is None:
+            entry = self._of_bundle(key)
+            if entry is None:
                 model_id = self._model_of(stored, run_id, tags)
-                found = self._create_version(model_id, key, run_id, tags)
+                entry = self._create_version(model_id, key, run_id, tags)
             else:
                 for tag, value in tags.items():
-                    if found.tags.get(tag) != value:
-                        self._client.set_model_version_tag(self.name, found.version, tag, value)
-                for tag in found.tags:
+                    if entry.tags.get(tag) != value:
+                        self._client.set_model_version_tag(self.name, entry.version, tag, value)
+                for tag in entry.tags:
                     if tag.startswith(_GATE_TAG) and tag not in tags:  # it is not asked any more
-                        self._client.delete_model_version_tag(self.name, found.version, tag)
+                        self._client.delete_model_version_tag(self.name, entry.version, tag)
             if onnx is not None:
-                self._add_onnx(found, onnx)
-            self._describe(found, text)
+                self._add_onnx(entry, onnx)
+            self._describe(entry, text)
             self._point_candidate()
-        return self.version(int(found.version))
+        return self.version(int(entry.version))
 
     def versions(self) -> list[Version]:
         """All versions, the newest first."""
         with explaining(self.tracker):
             aliases = self._aliases()
-            found = self._client.search_model_versions(f"name = '{self.name}'")
-        return sorted((_version(each, aliases) for each in found), key=lambda each: -each.version)
+            entries = self._client.search_model_versions(f"name = '{self.name}'")
+        return sorted((_version(entry, aliases) for entry in entries), key=lambda entry: -entry.version)
 
     def version(self, number: int) -> Version:
         """One version. Raises RegistryError, naming those there are, where there is no such version."""
@@ -174,7 +174,7 @@ class Registry:
                 return version
         if not versions:
             raise self.missing()
-        there = ", ".join(str(each.version) for each in reversed(versions))
+        there = ", ".join(str(known.version) for known in reversed(versions))
         raise RegistryError(f"{self.name!r} has no version {number}; it has {there}. See them: twinrun models")
 
     def tag(self, number: int, tag: str) -> str:
@@ -235,7 +235,7 @@ class Registry:
         with self._alone(), explaining(self.tracker):
             if self._aliases():
                 self._reconciled()
-        return [each for each in self._journal.read()[0] if each.model == self.name]
+        return [entry for entry in self._journal.read()[0] if entry.model == self.name]
 
     def uses(self, test_set: str) -> int:
         """How many promotions of this model the test set with this hash has decided, as far as this project knows."""
@@ -252,7 +252,7 @@ class Registry:
 
     def _judgement(self, version: Version, before: int | None, judge: Judge | None) -> Judgement:
         """What the gates of today say of a version; it must have passed those of its registration as well."""
-        champion = next((each for each in self.versions() if each.version == before), None)
+        champion = next((candidate for candidate in self.versions() if candidate.version == before), None)
         judgement = Judgement(refusal=None) if judge is None else judge(version, champion)
         if version.passed or judgement.refusal:
             return judgement
@@ -291,15 +291,15 @@ class Registry:
     def _reconciled(self) -> int | None:
         """The champion, after the journal was brought up to what the registry says."""
         champion = self._aliases().get(CHAMPION)
-        for each in self._journal.unfinished(self.name, self._store):
-            made = each.after == champion
-            self._journal.end(str(each.id), "done" if made else "failed", None if made else "it was cut off before")
+        for entry in self._journal.unfinished(self.name, self._store):
+            made = entry.after == champion
+            self._journal.end(str(entry.id), "done" if made else "failed", None if made else "it was cut off before")
         last = self._journal.last(self.name, self._store)
         if champion is not None and (None if last is None else last.after) != champion:
-            found = Promotion(
+            promotion = Promotion(
                 name=self.name, action=ELSEWHERE, before=last.after if last else None, after=champion, reason=None
             )
-            self._journal.end(self._begin(found), "done", "set in MLflow or from another machine")
+            self._journal.end(self._begin(promotion), "done", "set in MLflow or from another machine")
         return champion
 
     @contextmanager
@@ -345,9 +345,9 @@ class Registry:
             self._client.set_model_version_tag(self.name, version.version, DESCRIBED_TAG, text_hash(text))
 
     def _of_bundle(self, key: str) -> Any | None:
-        found = self._client.search_model_versions(f"name = '{self.name}'")
-        same = [each for each in found if each.tags.get(_BUNDLE_TAG) == key]
-        return min(same, key=lambda each: int(each.version), default=None)
+        entries = self._client.search_model_versions(f"name = '{self.name}'")
+        same = [entry for entry in entries if entry.tags.get(_BUNDLE_TAG) == key]
+        return min(same, key=lambda entry: int(entry.version), default=None)
 
     def _create_version(self, model_id: str, key: str, run_id: str | None, tags: Mapping[str, str]) -> Any:
         from mlflow.exceptions import MlflowException
@@ -363,10 +363,10 @@ class Registry:
                 )
         except MlflowException:
             # An answer that was lost is no version that was not made.
-            found = self._of_bundle(key)
-            if found is None:
+            entry = self._of_bundle(key)
+            if entry is None:
                 raise
-            return found
+            return entry
 
     def _model_of(self, stored: StoredBundle, run_id: str | None, tags: Mapping[str, str]) -> str:
         """The id of a finished MLflow model with this bundle: one that a killed register left, or a new one."""
@@ -414,8 +414,10 @@ class Registry:
     def _point_candidate(self) -> None:
         """Candidate is the newest version that has passed."""
         now = self._aliases().get(CANDIDATE)
-        found = self._client.search_model_versions(f"name = '{self.name}'")
-        newest = max((int(each.version) for each in found if each.tags.get("twinrun.passed") == "true"), default=None)
+        entries = self._client.search_model_versions(f"name = '{self.name}'")
+        newest = max(
+            (int(entry.version) for entry in entries if entry.tags.get("twinrun.passed") == "true"), default=None
+        )
         if newest is None and now is not None:
             self._client.delete_registered_model_alias(self.name, CANDIDATE)
         elif newest is not None and newest != now:
@@ -464,21 +466,21 @@ def missing_model(tracker: Tracker, name: str, others: Sequence[str] = ()) -> Mi
     )
 
 
-def _version(found: Any, aliases: Mapping[str, int]) -> Version:
-    number = int(found.version)
-    facts = with_current_names({name.removeprefix("twinrun."): value for name, value in found.tags.items()})
+def _version(entry: Any, aliases: Mapping[str, int]) -> Version:
+    number = int(entry.version)
+    facts = with_current_names({name.removeprefix("twinrun."): value for name, value in entry.tags.items()})
     metrics = {name: value for name in EVALUATION_METRICS if (value := number_from(facts.get(name))) is not None}
     return Version(
-        name=found.name,
+        name=entry.name,
         version=number,
-        weights_hash=sha256_from(found.tags.get("twinrun.weights_hash")),
-        fingerprint=sha256_from(found.tags.get("twinrun.fingerprint")),
-        passed=found.tags.get("twinrun.passed") == "true",
+        weights_hash=sha256_from(entry.tags.get("twinrun.weights_hash")),
+        fingerprint=sha256_from(entry.tags.get("twinrun.fingerprint")),
+        passed=entry.tags.get("twinrun.passed") == "true",
         metrics=metrics,
         aliases=tuple(sorted(alias for alias, version in aliases.items() if version == number)),
-        run_id=found.run_id or None,
-        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-        gates={name: answer for name, answer in found.tags.items() if name.startswith(_GATE_TAG)},
+        run_id=entry.run_id or None,
+        created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
+        gates={name: answer for name, answer in entry.tags.items() if name.startswith(_GATE_TAG)},
     )
 
 

@@ -310,11 +310,11 @@ class Replay:
         """This journal's runs, oldest first, those in the bin too."""
         from mlflow.entities import ViewType
 
-        found = self.client.search_runs(
+        runs = self.client.search_runs(
             [experiment], f"tags.`{JOURNAL_TAG}` = '{self.journal_id}'", run_view_type=ViewType.ALL
         )
         return sorted(
-            found, key=lambda run: (run.info.lifecycle_stage == "deleted", run.info.start_time, run.info.run_id)
+            runs, key=lambda run: (run.info.lifecycle_stage == "deleted", run.info.start_time, run.info.run_id)
         )
 
     def _drop_doubles(self, run_id: str) -> None:

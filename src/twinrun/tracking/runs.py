@@ -108,19 +108,19 @@ def metric_history(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, 
     """Step and value of a metric of a run, by its name in MLflow, in the order of the steps."""
     with explaining(tracker):
         history = open_client(tracker).get_metric_history(run_id, name)
-    return sorted((int(each.step), float(each.value)) for each in history)
+    return sorted((int(metric.step), float(metric.value)) for metric in history)
 
 
 def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None:
     if "@" in reference:
         name, _, alias = reference.removeprefix("models:/").rpartition("@")
         versions = Registry(tracker, name or model_name).versions()
-        found = next((version for version in versions if alias in version.aliases), None)
-        if found is None:
+        chosen = next((version for version in versions if alias in version.aliases), None)
+        if chosen is None:
             raise RegistryError(
                 f"{name or model_name!r} has no version with the alias {alias!r}. See them: twinrun models"
             )
-        return found.run_id
+        return chosen.run_id
     name, _, number = reference.rpartition("/")
     # A run's id may begin with digits alone, but nobody has a million versions.
     if not re.fullmatch(r"v?\d{1,6}", number):
@@ -146,20 +146,22 @@ def _all_runs(client: Any, experiments: list[str]) -> Iterator[Any]:
 
 
 def _of_prefix(client: Any, tracker: Tracker, reference: str) -> str:
-    found = []
+    matches = []
     if re.fullmatch(r"[0-9a-f]{4,32}", reference):
         with explaining(tracker):
-            experiments = [each.experiment_id for each in _all_experiments(client)]
+            experiments = [experiment.experiment_id for experiment in _all_experiments(client)]
             runs = list(_all_runs(client, experiments))
-        found = [
+        matches = [
             run.info.run_id
             for run in runs
             if run.info.run_id.startswith(reference)
             or run.data.tags.get("twinrun.journal_id", "").startswith(reference)
         ]
-    if len(found) == 1:
-        return str(found[0])
-    problem = f"{len(found)} runs begin with {reference!r}" if found else f"No run or version is called {reference!r}"
+    if len(matches) == 1:
+        return str(matches[0])
+    problem = (
+        f"{len(matches)} runs begin with {reference!r}" if matches else f"No run or version is called {reference!r}"
+    )
     raise TrackingError(
         f"{problem} in {tracker.shown}.\n"
         "Name a run by its id (or its first 4 or more characters, as in the MLflow UI), or a version by its number."

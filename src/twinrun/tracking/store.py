@@ -158,9 +158,9 @@ def _require_database(tracker: Tracker, timeout_s: float) -> None:
         raise _away(tracker, database_trouble(error, tracker.uri)) from error
 
 
-def _away(tracker: Tracker, found: str) -> TrackingError:
+def _away(tracker: Tracker, reason: str) -> TrackingError:
     return TrackingError(
-        f"The tracker at {tracker.shown} ({URI_VARIABLE}) cannot be reached: {found}.\n"
+        f"The tracker at {tracker.shown} ({URI_VARIABLE}) cannot be reached: {reason}.\n"
         f"Start it, correct {URI_VARIABLE}, or unset it to use {MLRUNS}/{DATABASE}; nothing that was trained is lost."
     )
 
@@ -280,20 +280,20 @@ def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:
     """The experiment's id; it is created where there is none, with its artifacts in the project."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         where = tracker.artifacts
         options: dict[str, Any] = {} if where is None else {"artifact_location": file_uri(where / _folder_name(name))}
         try:
             return str(client.create_experiment(name, tags=_EXPERIMENT_TAGS, **options))
         except MlflowException:
             # Another process was first.
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _folder_name(name: str) -> str:

@@ -307,7 +307,7 @@ def _sound_journals(tracker: Tracker, report: SyncReport | None = None) -> list[
     if not folders.is_dir():
         return []
     begun = {}
-    for folder in sorted(each for each in folders.iterdir() if (each / FILE).is_file()):
+    for folder in sorted(entry for entry in folders.iterdir() if (entry / FILE).is_file()):
         with _setting_aside(report):
             begun[folder] = _checked_begin(folder, folders)
     return sorted(begun, key=lambda folder: (begun[folder], folder.name))

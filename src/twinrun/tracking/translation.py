@@ -31,19 +31,19 @@ def describe(error: BaseException, uri: str) -> str:
         return str(error)
     store = shown(uri)
     chain, text = list(_chain(error)), _text(error)
-    if missing := next((each for each in chain if isinstance(each, ModuleNotFoundError)), None):
+    if missing := next((cause for cause in chain if isinstance(cause, ModuleNotFoundError)), None):
         package = str(missing.name).partition(".")[0]
         return (
             f"{store} needs the Python package {package}, which is not installed. Install it: "
             f"pip install '{_DRIVERS.get(package, package)}' (and add it to pyproject.toml, so that it stays)."
         )
-    if found := _of_schema(text, uri):
-        return found
+    if problem := _of_schema(text, uri):
+        return problem
     for reason, advice in _SQLITE:
-        if reason in text and (uri.startswith("sqlite") or any(isinstance(each, sqlite3.Error) for each in chain)):
+        if reason in text and (uri.startswith("sqlite") or any(isinstance(cause, sqlite3.Error) for cause in chain)):
             return f"The database {store} failed: {advice}"
-    if found := _of_answer(text, store):
-        return found
+    if problem := _of_answer(text, store):
+        return problem
     if "API request to" in text and " failed with " in text:
         return f"MLflow at {store} cannot be reached: {unreachable(error)}."
     if isinstance(error, OSError):
@@ -59,23 +59,23 @@ def shown(uri: str) -> str:
 def unreachable(error: BaseException) -> str:
     """Why a server could not be asked, from what the network's own exceptions say; no end of a sentence."""
     chain = list(_chain(error))
-    for each in chain:
-        match each:
+    for cause in chain:
+        match cause:
             case ssl.SSLCertVerificationError():
                 return (
-                    f"its certificate is not trusted ({each.verify_message}); name the file that it can be checked "
+                    f"its certificate is not trusted ({cause.verify_message}); name the file that it can be checked "
                     "with in MLFLOW_TRACKING_SERVER_CERT_PATH"
                 )
             case ssl.SSLError():
-                return f"no encrypted connection could be made ({each.reason or each})"
+                return f"no encrypted connection could be made ({cause.reason or cause})"
             case socket.gaierror():
-                return f"its name could not be resolved ({each.strerror})"
-    for each in chain:
-        if type(each).__name__ == "ProxyError":
+                return f"its name could not be resolved ({cause.strerror})"
+    for cause in chain:
+        if type(cause).__name__ == "ProxyError":
             return "the proxy (HTTP_PROXY, HTTPS_PROXY) does not let it through"
-        if isinstance(each, TimeoutError) or "Timeout" in type(each).__name__:
+        if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
             return "it does not answer in time"
-    reasons = [each.strerror for each in chain if isinstance(each, OSError) and each.strerror]
+    reasons = [cause.strerror for cause in chain if isinstance(cause, OSError) and cause.strerror]
     return reasons[-1] if reasons else _first_lines(_text(chain[-1]))
 
 
@@ -87,8 +87,8 @@ def database_trouble(error: BaseException, uri: str) -> str:
 
 def _of_schema(text: str, uri: str) -> str | None:
     """A database of another MLflow: MLflow itself says it in the words of alembic."""
-    store, found = shown(uri), re.search(r"found version (\w+)", text)
-    if "Can't locate revision" in text or (found is not None and not _is_known_revision(found[1])):
+    store, version = shown(uri), re.search(r"found version (\w+)", text)
+    if "Can't locate revision" in text or (version is not None and not _is_known_revision(version[1])):
         return (
             f"{store} was written by a newer MLflow than the one installed here; nothing was changed.\n"
             "Install the environment that wrote it (its requirements.lock): git pull && make setup"
@@ -109,13 +109,13 @@ def _is_known_revision(name: str) -> bool:
 
     spec = find_spec("mlflow")
     places = [] if spec is None else spec.submodule_search_locations or []
-    return any(any(Path(each, "store", "db_migrations", "versions").glob(f"{name}*")) for each in places)
+    return any(any(Path(place, "store", "db_migrations", "versions").glob(f"{name}*")) for place in places)
 
 
 def _of_answer(text: str, store: str) -> str | None:
     """An answer that is none of MLflow's own: a refusal of credentials, an old server's 404, a proxy's page."""
-    found = re.search(r"error code (\d{3})", text)
-    code = int(found[1]) if found else None
+    status = re.search(r"error code (\d{3})", text)
+    code = int(status[1]) if status else None
     if code in (401, 403) or "PERMISSION_DENIED" in text or "UNAUTHENTICATED" in text:
         return (
             f"MLflow at {store} refuses this user ({code or 'permission denied'}). Set MLFLOW_TRACKING_USERNAME and "
@@ -144,13 +144,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     todo: list[object] = [error]
     while todo:
-        each = todo.pop(0)
-        if not isinstance(each, BaseException) or id(each) in seen:
+        cause = todo.pop(0)
+        if not isinstance(cause, BaseException) or id(cause) in seen:
             continue
-        seen.add(id(each))
-        yield each
-        todo += [each.__cause__, each.__context__, getattr(each, "reason", None), getattr(each, "orig", None)]
-        todo += list(each.args)
+        seen.add(id(cause))
+        yield cause
+        todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), getattr(cause, "orig", None)]
+        todo += list(cause.args)
 
 
 def _text(error: BaseException) -> str:
