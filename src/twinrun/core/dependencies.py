@@ -11,14 +11,14 @@ def imported_modules(file: Path, source_root: Path = Path("src"), apart: Iterabl
     Paths start at the project, as src/twinrun/core/files.py does. An `__init__.py` that holds only a docstring is left
     out: it decides nothing. Modules below the folders `apart`, and what only they import, are left out too.
     """
-    found: set[Path] = set()
+    modules: set[Path] = set()
     waiting = [file]
     while waiting:
-        for module in _imports(waiting.pop(), source_root) - found:
+        for module in _imports(waiting.pop(), source_root) - modules:
             if not _is_below(module.relative_to(source_root.parent).as_posix(), apart):
-                found.add(module)
+                modules.add(module)
                 waiting.append(module)
-    return sorted(path.as_posix() for path in found if path.name != "__init__.py" or not _only_docstring(path))
+    return sorted(path.as_posix() for path in modules if path.name != "__init__.py" or not _only_docstring(path))
 
 
 RECORDS = ("src/twinrun/record", "src/twinrun/tracking")
@@ -33,7 +33,7 @@ def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
     from ruamel.yaml import YAML
 
     stages = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    found = {}
+    faults = {}
     for stage, facts in stages.items():
         file = root / "pipeline" / f"{stage}.py"
         if not file.is_file() or not (root / "src").is_dir():
@@ -44,8 +44,8 @@ def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
         missing = {_room(module) for module in wanted if not _is_below(module, named)}
         superfluous = {dep for dep in named if not any(_is_below(module, [dep]) for module in wanted)}
         if missing or superfluous:
-            found[stage] = (sorted(missing), sorted(superfluous))
-    return found
+            faults[stage] = (sorted(missing), sorted(superfluous))
+    return faults
 
 
 def _is_below(path: str, places: Iterable[str]) -> bool:

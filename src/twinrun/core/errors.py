@@ -159,9 +159,9 @@ def os_problem(error: OSError, path: object = None, *, verb: str = "used") -> st
     advice = _ADVICE.get(error.errno or 0, f"{reason}. Check that it exists and is what it should be, and run again.")
     if error.errno == errno.EMFILE:
         advice = advice.format(_open_files())
-    what = "A file" if name is None else str(name)
+    subject = "A file" if name is None else str(name)
     where = f" (the project's folder, or the temporary one, {_TEMPORARY})" if name is None else ""
-    return f"{what} cannot be {verb}: {advice}{where}"
+    return f"{subject} cannot be {verb}: {advice}{where}"
 
 
 _TEMPORARY = "TMPDIR or /tmp"

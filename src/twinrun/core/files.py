@@ -98,13 +98,13 @@ def folder_faults(folder: Path) -> list[str]:
         return [f"{folder / MANIFEST} is missing"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{folder / MANIFEST} cannot be read: {error}"]
-    found = folder_hashes(folder)
-    faults = [f"{folder / name} is missing" for name in wanted.keys() - found.keys()]
-    faults += [f"{folder / name} is not in the manifest" for name in found.keys() - wanted.keys()]
+    hashes = folder_hashes(folder)
+    faults = [f"{folder / name} is missing" for name in wanted.keys() - hashes.keys()]
+    faults += [f"{folder / name} is not in the manifest" for name in hashes.keys() - wanted.keys()]
     faults += [
-        f"{folder / name} has sha256 {found[name][:12]}... and its manifest says {str(wanted[name])[:12]}..."
-        for name in wanted.keys() & found.keys()
-        if wanted[name] != found[name]
+        f"{folder / name} has sha256 {hashes[name][:12]}... and its manifest says {str(wanted[name])[:12]}..."
+        for name in wanted.keys() & hashes.keys()
+        if wanted[name] != hashes[name]
     ]
     return sorted(faults)
 
@@ -156,7 +156,7 @@ def write_table(table: "pa.Table", path: Path) -> None:
 def read_parquet(
     path: Path,
     schema: "pa.Schema",
-    what: str,
+    description: str,
     again: str,
     *,
     optional: Collection[str] = (),
@@ -194,7 +194,7 @@ def read_parquet(
     except FileNotFoundError:
         raise
     except (pa.ArrowException, ValueError, TypeError, KeyError, OSError, OverflowError, MemoryError) as error:
-        raise DataError(f"{path} is not {what} ({error}). {again}") from None
+        raise DataError(f"{path} is not {description} ({error}). {again}") from None
 
 
 def ensure_writable(folder: Path, needed_bytes: int) -> None:
@@ -242,8 +242,8 @@ def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     # A library written in Rust, as safetensors is, raises an error of its own with the number in its text.
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 def _sync(path: Path) -> None:
@@ -274,8 +274,8 @@ def _sweep(path: Path) -> None:
         rf"{re.escape(_TEMP_PREFIX)}([0-9a-f]{{8}})-(?:(\d+)-[0-9a-f]{{8}}-)?{re.escape(path.name)}(-old)?"
     )
     for leftover in path.parent.glob(f"{_TEMP_PREFIX}*"):
-        found = pattern.fullmatch(leftover.name)
-        if found is None or not _is_left(leftover, found[1], found[2]):
+        match = pattern.fullmatch(leftover.name)
+        if match is None or not _is_left(leftover, match[1], match[2]):
             continue
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -376,12 +376,12 @@ def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
         text = path.read_text(encoding="utf-8")
         sections = YAML(typ="rt", pure=True).load(text)
         lines = text.splitlines()
-        found = {}
+        places = {}
         for section, settings in sections.items():
             for key in settings:
                 number = int(settings.lc.key(key)[0])
-                found[f"{section}.{key}"] = (number + 1, lines[number].partition(" #")[0].strip())
-        return found
+                places[f"{section}.{key}"] = (number + 1, lines[number].partition(" #")[0].strip())
+        return places
     except (OSError, TypeError, AttributeError, KeyError, UnicodeDecodeError):
         return {}
 

@@ -14,7 +14,7 @@ _PERCENT = 100
 
 
 @contextmanager
-def progress(what: str, total: int, *, percent: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, *, percent: bool = False) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of things done since the last call; of no things, nothing is shown.
 
     Where they are `percent`, no number of things is shown.
@@ -22,14 +22,14 @@ def progress(what: str, total: int, *, percent: bool = False) -> Iterator[Callab
     if total == 0:
         yield lambda _: None
     elif sys.stderr.isatty():
-        with _bar(what, total, percent) as advance:
+        with _bar(title, total, percent) as advance:
             yield advance
     else:
-        yield _lines(what, total, percent)
+        yield _lines(title, total, percent)
 
 
 @contextmanager
-def _bar(what: str, total: int, percent: bool) -> Iterator[Callable[[int], None]]:
+def _bar(title: str, total: int, percent: bool) -> Iterator[Callable[[int], None]]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -42,11 +42,11 @@ def _bar(what: str, total: int, percent: bool) -> Iterator[Callable[[int], None]
     number = TaskProgressColumn() if percent else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), number, TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(title, total=total)
         yield lambda done: bar.advance(task, done)
 
 
-def _lines(what: str, total: int, percent: bool) -> Callable[[int], None]:
+def _lines(title: str, total: int, percent: bool) -> Callable[[int], None]:
     done, last = 0, time.monotonic()
 
     def advance(more: int) -> None:
@@ -55,16 +55,16 @@ def _lines(what: str, total: int, percent: bool) -> Callable[[int], None]:
         if (now := time.monotonic()) - last >= _LINE_EVERY_S and done < total:
             last = now
             share = f"{done}%" if percent else f"{done:,} of {total:,}"
-            print(f"{what}: {share}", file=sys.stderr, flush=True)
+            print(f"{title}: {share}", file=sys.stderr, flush=True)
 
     return advance
 
 
 @contextmanager
-def fraction(what: str) -> Iterator[Callable[[float], None]]:
+def fraction(title: str) -> Iterator[Callable[[float], None]]:
     """Yield a function to call with the share that is done, in [0, 1]."""
     done = 0
-    with progress(what, _PERCENT, percent=True) as advance:
+    with progress(title, _PERCENT, percent=True) as advance:
 
         def to(share: float) -> None:
             nonlocal done
@@ -76,17 +76,17 @@ def fraction(what: str) -> Iterator[Callable[[float], None]]:
 
 
 @contextmanager
-def phase(what: str, every_s: float = _PHASE_EVERY_S) -> Iterator[None]:
+def phase(title: str, every_s: float = _PHASE_EVERY_S) -> Iterator[None]:
     """Say that work is going on which cannot tell how far it is: on a terminal at once, elsewhere every so often."""
     if sys.stderr.isatty():
-        with console(stderr=True).status(what):
+        with console(stderr=True).status(title):
             yield
         return
     over, started = threading.Event(), time.monotonic()
 
     def tell() -> None:
         while not over.wait(every_s):
-            print(f"{what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            print(f"{title}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()

@@ -138,7 +138,7 @@ def unfit_expectation(
             )
         if problem := _unfit_value(key, value):
             return f"{name}: {key} {problem}"
-        if unknown := next((each for each in _columns_named(key, value) if each not in columns), None):
+        if unknown := next((column for column in _columns_named(key, value) if column not in columns), None):
             hint = _meant(unknown, columns) or f"; there are {', '.join(columns)}"
             return f"{name}: {key} is wrong: there is no column {unknown!r} in {table}{hint}"
     return next(
@@ -202,7 +202,7 @@ def _columns_named(key: str, value: Any) -> list[str]:
         return [value]
     if key == "column_list":
         return list(value)
-    return [each.column for each in parse_condition(value).comparisons] if key == "row_condition" else []
+    return [comparison.column for comparison in parse_condition(value).comparisons] if key == "row_condition" else []
 
 
 def _is_column(value: Any) -> bool:
@@ -216,11 +216,11 @@ def _is_plain(value: Any) -> bool:
 def _tokens(text: str) -> list[tuple[str, str]]:
     tokens, at, text = [], 0, text.strip()
     while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None or len(text) > _LONGEST_TEXT:
+        match = _TOKEN.match(text, at)
+        if match is None or len(text) > _LONGEST_TEXT:
             raise _unread(text)
-        tokens.append((str(found.lastgroup), found[str(found.lastgroup)]))
-        at = found.end()
+        tokens.append((str(match.lastgroup), match[str(match.lastgroup)]))
+        at = match.end()
     return tokens
 
 
@@ -228,14 +228,14 @@ def _comparison(tokens: list[tuple[str, str]], text: str) -> tuple[Comparison, l
     """The comparison that `tokens` begin with, and the tokens behind it."""
     if len(tokens) < 3 or tokens[0][0] != "word":
         raise _unread(text)
-    column, words = tokens[0][1], [token[1].lower() for token in tokens[1:4]]
-    if words[:2] == ["is", "null"]:
+    column, operators = tokens[0][1], [token[1].lower() for token in tokens[1:4]]
+    if operators[:2] == ["is", "null"]:
         return Comparison(column, "is null"), tokens[3:]
-    if words == ["is", "not", "null"]:
+    if operators == ["is", "not", "null"]:
         return Comparison(column, "is not null"), tokens[4:]
-    if words[0] in _COMPARISONS:
-        return Comparison(column, _operator(words[0]), (_value(tokens[2], text),)), tokens[3:]
-    start = 2 if words[0] == "in" else 3 if words[:2] == ["not", "in"] else 0
+    if operators[0] in _COMPARISONS:
+        return Comparison(column, _operator(operators[0]), (_value(tokens[2], text),)), tokens[3:]
+    start = 2 if operators[0] == "in" else 3 if operators[:2] == ["not", "in"] else 0
     signs = [token[1] for token in tokens]
     if not start or signs[start : start + 1] != ["["] or "]" not in signs:
         raise _unread(text)
