@@ -36,16 +36,16 @@ def read_pairs(path: Path, images: int | None = None) -> list[NearPair]:
 
     Raises DataError where it is missing or something else, or names rows that a pack of `images` does not have.
     """
-    what, again = "a table of near duplicates", "Create it again: dvc repro -f ingest"
+    description, again = "a table of near duplicates", "Create it again: dvc repro -f ingest"
     try:
-        pairs = [NearPair(**row) for row in read_parquet(path, _schema(), what, again, nulls=()).to_pylist()]
+        pairs = [NearPair(**row) for row in read_parquet(path, _schema(), description, again, nulls=()).to_pylist()]
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Create it: dvc repro ingest") from None
     for pair in pairs:
         if not 0 <= pair.first < pair.second or (images is not None and pair.second >= images):
-            raise DataError(f"{path} is not {what} (it pairs rows {pair.first} and {pair.second}). {again}")
+            raise DataError(f"{path} is not {description} (it pairs rows {pair.first} and {pair.second}). {again}")
         if not 0 <= pair.distance <= 1 or pair.change not in get_args(Change):
-            raise DataError(f"{path} is not {what} (distance {pair.distance}, change {pair.change!r}). {again}")
+            raise DataError(f"{path} is not {description} (distance {pair.distance}, change {pair.change!r}). {again}")
     return pairs
 
 

@@ -158,8 +158,8 @@ def decode_image(
             _check_size(claimed, max_pixels)
         raise BrokenImage(too_many_pixels(error, max_pixels), claimed) from None
     except MemoryError:
-        words = "cannot be decoded: it needs more memory than there is"
-        raise BrokenImage(words, opened.header if opened else None) from None
+        reason = "cannot be decoded: it needs more memory than there is"
+        raise BrokenImage(reason, opened.header if opened else None) from None
     except (
         Exception
     ) as error:  # decoders raise OSError, ValueError, TypeError, SyntaxError, IndexError, struct.error, ...
@@ -260,8 +260,8 @@ def _loaded_png(image: Image.Image, png: PngPixels, stream: BinaryIO) -> _Pictur
     try:
         check_sums(png, stream)
     except ChecksumError as error:
-        words = f"damaged: the PNG data after {100 * error.share:.0f}% of the file do not give their checksum"
-        raise FormatError(words) from None
+        reason = f"damaged: the PNG data after {100 * error.share:.0f}% of the file do not give their checksum"
+        raise FormatError(reason) from None
     return _Picture(_all_bits(png), picture.orientation, picture.camera) if png.is_beyond_pillow else picture
 
 
@@ -275,8 +275,8 @@ def _all_bits(png: PngPixels) -> Samples:
 
 def _loaded_jpeg(image: Image.Image, stream: BinaryIO) -> _Picture:
     picture = _loaded(image)
-    if words := missing_end(stream):
-        raise FormatError(words)
+    if reason := missing_end(stream):
+        raise FormatError(reason)
     return picture
 
 

@@ -130,20 +130,20 @@ def _jpeg_ends(data: bytes) -> bool:
 def decoder_error(error: Exception, image: Image.Image | None, stream: BinaryIO) -> str:
     """What a decoder that failed on `image`, which it had opened from `stream`, has to say."""
     # An object's address or a file's place would make two equal tables differ.
-    words = re.sub(r"\s*<[^<>]* (object at|name=)[^<>]*>", "", str(error)).strip()
+    message = re.sub(r"\s*<[^<>]* (object at|name=)[^<>]*>", "", str(error)).strip()
     if share := _webp_share(stream):
         return f"truncated after {100 * share:.0f}%"
     if image is not None and image.format not in ("BMP", "TIFF") and (share := _zeros_share(stream)):
         return f"damaged: the last {100 * share:.0f}% of the file are zeros"
-    if words.startswith("broken PNG file") and (share := _png_share(stream)):
+    if message.startswith("broken PNG file") and (share := _png_share(stream)):
         return f"damaged: the PNG data after {100 * share:.0f}% of the file do not give their checksum"
-    if "truncated" in words.lower():
+    if "truncated" in message.lower():
         return _truncated(image, stream)
-    if words.startswith("decoder error"):  # a bare number of Pillow's
-        words = f"its data are damaged, {words}"
+    if message.startswith("decoder error"):  # a bare number of Pillow's
+        message = f"its data are damaged, {message}"
     return (
-        f"cannot be decoded: {words} ({type(error).__name__})"
-        if words
+        f"cannot be decoded: {message} ({type(error).__name__})"
+        if message
         else f"cannot be decoded: {type(error).__name__}"
     )
 

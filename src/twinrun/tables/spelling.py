@@ -42,8 +42,8 @@ class Names:
         if written in self._names:
             return written
         spellings = list(dict.fromkeys(self._spellings(written)))
-        if (found := next((spelling for spelling in spellings if spelling in self._names), None)) is not None:
-            return found
+        if (written_so := next((spelling for spelling in spellings if spelling in self._names), None)) is not None:
+            return written_so
         if all(spelling.isascii() for spelling in spellings):
             return None
         same = {name for spelling in spellings for name in self._by_form().get(_composed(spelling), ())}
@@ -110,7 +110,7 @@ def code_points(name: str) -> str:
 
 def _drawn(name: str) -> str:
     """What is seen of a name, with letters that look Latin as Latin ones."""
-    text = _ESCAPE.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), name)
+    text = _ESCAPE.sub(lambda match: chr(int(match[1] or match[2] or match[3], 16)), name)
     text = unicodedata.normalize("NFKD", text).translate(_LOOKS_LIKE)
     return "".join(
         character
