@@ -66,8 +66,8 @@ def load_pretrained(setting: str, model: str) -> Pretrained:
     """
     mean, std = _normalisation(model)
     if setting == IMAGENET and model not in PACKAGE_MODELS.values():
-        found = find_weights(published_weights(model))
-        return Pretrained(_named_as_now(_parse(found.data, found.path)), found.sha256, mean, std)
+        weights = find_weights(published_weights(model))
+        return Pretrained(_named_as_now(_parse(weights.data, weights.path)), weights.sha256, mean, std)
     if setting == IMAGENET or setting.startswith(PACKAGE):
         package = _package(setting, model)
         data = _read(_file_of(package))
@@ -95,12 +95,12 @@ def fetch_weights(model: str) -> tuple[Path, bool]:
         return published.kept, False
     ensure_writable(published.kept.parent, needed_bytes=int((published.size_mb or 0) * 1e6))
     download(published)
-    found = find_weights(published)
-    tensors = _named_as_now(_parse(found.data, found.path))
+    weights = find_weights(published)
+    tensors = _named_as_now(_parse(weights.data, weights.path))
     with replacing_folder(published.kept) as temp:
         # Copies, since a file of PyTorch may hold one tensor under two names, which safetensors refuses.
         save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, temp / WEIGHTS)
-        origin = {"model": model, "file": published.file, "url": published.url, "sha256": found.sha256}
+        origin = {"model": model, "file": published.file, "url": published.url, "sha256": weights.sha256}
         write_json(origin, temp / ORIGIN)
     return published.kept, True
 

@@ -77,8 +77,8 @@ def published_weights(model: str) -> Published:
 
 def find_weights(published: Published) -> FoundWeights:
     """Read the file on this machine. Raises ModelError where it is not there, or is not the one that was published."""
-    found = _read_kept(published) or _read_cached(published)
-    if found is None:
+    weights = _read_kept(published) or _read_cached(published)
+    if weights is None:
         raise ModelError(
             f"The ImageNet weights of {published.model} are not on this machine ({_SETTING}), and a training downloads "
             f"nothing.\n"
@@ -92,7 +92,7 @@ def find_weights(published: Published) -> FoundWeights:
                 else f"Without a network connection, put the file at {published.cached}"
             )
         )
-    return found
+    return weights
 
 
 def download(published: Published) -> None:

@@ -140,7 +140,7 @@ def read_stored(folder: Path, undone: str) -> StoredBundle:
         )
     try:
         model = _parse_model(files[MODEL])
-        found = tensors_hash(files[WEIGHTS])
+        digest = tensors_hash(files[WEIGHTS])
     except (ValueError, RecursionError) as error:
         raise BundleError(
             f"The model in {folder} cannot be used by this version of Twinrun: {_reason(error)}. It was not {undone}."
@@ -151,9 +151,9 @@ def read_stored(folder: Path, undone: str) -> StoredBundle:
             f"The model in {folder} has a {SOURCE} that is not the one that its {MODEL} describes, or lacks it, so it "
             f"was not {undone}."
         )
-    if found != model.weights_hash:
+    if digest != model.weights_hash:
         raise BundleError(
-            f"The model in {folder} has weights with the hash {found[:12]}..., and its {MODEL} describes those with "
+            f"The model in {folder} has weights with the hash {digest[:12]}..., and its {MODEL} describes those with "
             f"{model.weights_hash[:12]}.... The files are of two models, so it was not {undone}."
         )
     return StoredBundle(model, files)
@@ -188,15 +188,15 @@ def tensors_hash(weights: bytes) -> str:
 def _read_files(folder: Path) -> tuple[dict[str, bytes], list[str]]:
     """The three files of a bundle, and what is wrong with them."""
     try:
-        found = sorted(entry.name for entry in folder.iterdir())
+        names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         return {}, [f"{folder} cannot be read: {error.strerror}"]
     wanted = {WEIGHTS, MODEL, MANIFEST}
-    faults = [f"{folder / name} is missing" for name in sorted(wanted - set(found))]
-    wanted |= {SOURCE} & set(found)
-    faults += [f"{one_line(str(folder / name))} is not part of a model" for name in found if name not in wanted]
+    faults = [f"{folder / name} is missing" for name in sorted(wanted - set(names))]
+    wanted |= {SOURCE} & set(names)
+    faults += [f"{one_line(str(folder / name))} is not part of a model" for name in names if name not in wanted]
     files: dict[str, bytes] = {}
-    for name in sorted(wanted & set(found)):
+    for name in sorted(wanted & set(names)):
         content = _read_file(folder / name, None if name == WEIGHTS else _MOST_JSON_BYTES)
         if isinstance(content, str):
             faults.append(f"{folder / name} {content}")
@@ -231,10 +231,10 @@ def _differing(folder: Path, files: Mapping[str, bytes]) -> list[str]:
         return [f"{place} cannot be read: {_reason(error)}"]
     faults = []
     for name in sorted(hashes):
-        found = hashlib.sha256(files[name]).hexdigest()
-        if found != hashes[name]:
+        digest = hashlib.sha256(files[name]).hexdigest()
+        if digest != hashes[name]:
             listed = one_line(str(hashes[name]))[:12]
-            faults.append(f"{folder / name} has sha256 {found[:12]}... and its manifest says {listed}...")
+            faults.append(f"{folder / name} has sha256 {digest[:12]}... and its manifest says {listed}...")
     return faults
 
 
@@ -254,7 +254,7 @@ def _parse_model(content: bytes) -> StoredModel:
     try:
         return StoredModel.model_validate(description)
     except ValidationError as error:
-        raise ValueError(f"{MODEL}: {'; '.join(_problem(each) for each in error.errors()[:_FAULTS_SHOWN])}") from None
+        raise ValueError(f"{MODEL}: {'; '.join(_problem(fault) for fault in error.errors()[:_FAULTS_SHOWN])}") from None
 
 
 def _strict_json(content: bytes) -> dict[str, Any]:

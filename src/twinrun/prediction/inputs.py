@@ -91,16 +91,16 @@ def _read_file(path: Path, channels: Channels, max_pixels: int, rules: SampleRul
         raise DecodeError(f"cannot be read: {error.strerror or error}") from None
 
 
-def _column(names: list[Any], columns: Any, what: str) -> Any:
+def _column(names: list[Any], columns: Any, container: str) -> Any:
     """The column with the images: the only one, or the one that is named so."""
     if len(names) == 1:
         return columns[names[0]]
     named = [name for name in names if str(name).lower() in IMAGE_COLUMNS]
     if len(named) != 1:
-        found = ", ".join(map(repr, names[:10])) or "none"
+        listed = ", ".join(map(repr, names[:10])) or "none"
         raise DataError(
-            f"The images of a {what} are in its only column, or in the one called {', '.join(IMAGE_COLUMNS[:-1])} or "
-            f"{IMAGE_COLUMNS[-1]}; the columns are: {found}. Pass that column alone."
+            f"The images of a {container} are in its only column, or in the one called {', '.join(IMAGE_COLUMNS[:-1])} "
+            f"or {IMAGE_COLUMNS[-1]}; the columns are: {listed}. Pass that column alone."
         )
     return columns[named[0]]
 
