@@ -89,50 +89,52 @@ def check(arguments: list[str], folder: Path) -> None:
     Does nothing outside a project of Twinrun, and leaves to DVC what it cannot judge.
     """
     folder, arguments = _moved(folder, arguments)
-    words = _words(arguments)
-    root = next((each for each in (folder, *folder.parents) if (each / "pipeline/ingest.py").is_file()), None)
+    command = _words(arguments)
+    root = next((place for place in (folder, *folder.parents) if (place / "pipeline/ingest.py").is_file()), None)
     if root is None or not (root / "dvc.yaml").is_file() or {"-h", "--help"} & set(arguments):
         return
     forced = _has(arguments, "f", "--force")
-    if words[:1] in _TOUCHING:
+    if command[:1] in _TOUCHING:
         _require_seen(root)
-    if words[:2] == ("exp", "apply") and len(words) > 2:
-        _require_stored(root, words[2])
-    elif (words[:1] in (("checkout",), ("pull",)) and forced) or (words[:1] == ("remove",) and "--outs" in arguments):
-        _require_kept_here(root, " ".join(["dvc", words[0], "--outs" if words[0] == "remove" else "--force"]))
-    elif words[:1] == ("gc",):
+    if command[:2] == ("exp", "apply") and len(command) > 2:
+        _require_stored(root, command[2])
+    elif (command[:1] in (("checkout",), ("pull",)) and forced) or (
+        command[:1] == ("remove",) and "--outs" in arguments
+    ):
+        _require_kept_here(root, " ".join(["dvc", command[0], "--outs" if command[0] == "remove" else "--force"]))
+    elif command[:1] == ("gc",):
         _require_kept(root, arguments)
-    elif words[:1] == ("add",):
-        for name in words[1:]:
+    elif command[:1] == ("add",):
+        for name in command[1:]:
             _require_readable(folder / name)
-    elif words[:1] in _HASHING or words[:2] in _HASHING:
-        _require_source(root, words, arguments)
+    elif command[:1] in _HASHING or command[:2] in _HASHING:
+        _require_source(root, command, arguments)
 
 
 def _moved(folder: Path, arguments: list[str]) -> tuple[Path, list[str]]:
     """The folder that `dvc --cd FOLDER` goes to, and the arguments without that."""
-    for number, each in enumerate(arguments):
-        if each == "--cd" and number + 1 < len(arguments):
+    for number, argument in enumerate(arguments):
+        if argument == "--cd" and number + 1 < len(arguments):
             return (folder / arguments[number + 1]).resolve(), arguments[:number] + arguments[number + 2 :]
-        if each.startswith("--cd="):
-            return (folder / each.removeprefix("--cd=")).resolve(), arguments[:number] + arguments[number + 1 :]
-        if not each.startswith("-"):
+        if argument.startswith("--cd="):
+            return (folder / argument.removeprefix("--cd=")).resolve(), arguments[:number] + arguments[number + 1 :]
+        if not argument.startswith("-"):
             break
     return folder, arguments
 
 
 def _has(arguments: list[str], letter: str, long: str) -> bool:
     """Whether an option is given, alone or among other letters."""
-    return any(each == long or re.fullmatch(rf"-[a-zA-Z]*{letter}[a-zA-Z]*", each) for each in arguments)
+    return any(argument == long or re.fullmatch(rf"-[a-zA-Z]*{letter}[a-zA-Z]*", argument) for argument in arguments)
 
 
 def _words(arguments: list[str]) -> tuple[str, ...]:
     """The arguments that are no options, `experiments` shortened; values of options may be among the later ones."""
-    words = [each for each in arguments if not each.startswith("-")]
-    return ("exp" if words[:1] == ["experiments"] else words[0], *words[1:]) if words else ()
+    command = [argument for argument in arguments if not argument.startswith("-")]
+    return ("exp" if command[:1] == ["experiments"] else command[0], *command[1:]) if command else ()
 
 
-def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) -> None:
+def _require_source(root: Path, command: tuple[str, ...], arguments: list[str]) -> None:
     """Check params.yaml and the folder that ingest.path names before DVC hashes, deletes or writes anything.
 
     Where the project has no code of its own, what stands for the installed code is brought up to date first.
@@ -143,14 +145,14 @@ def _require_source(root: Path, words: tuple[str, ...], arguments: list[str]) ->
         if stands_alone(root):
             refresh(root)
     runs = _settings(root, arguments)
-    sources = list(dict.fromkeys(found for run in runs if (found := _source_of(run))))
-    apart = words[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
-    if words[0] == "repro" or words[:2] == ("exp", "run"):
+    sources = list(dict.fromkeys(named for run in runs if (named := _source_of(run))))
+    apart = command[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
+    if command[0] == "repro" or command[:2] == ("exp", "run"):
         _require_params(root, runs, arguments, apart=apart)
     for source, path in sources:
         if apart:
             _require_shared(root, source, path, arguments)
-        elif not (root / path).exists() and words[0] != "status" and words[:1] != ("data",):
+        elif not (root / path).exists() and command[0] != "status" and command[:1] != ("data",):
             _require_there(root, path, arguments)
         _require_readable(root / path)
 
@@ -162,7 +164,7 @@ def _require_shared(root: Path, source: str, path: str, arguments: list[str]) ->
 
     if source not in OF_FILES:
         return
-    copied = {os.path.normpath(each) for each in _values(arguments, "-C", "--copy-paths")}
+    copied = {os.path.normpath(place) for place in _values(arguments, "-C", "--copy-paths")}
     if os.path.normpath(path) not in copied and (reason := not_shared(root, path)):
         raise SourceError(reason.sentence())
     if (full := in_full(root, path)) is not None:
@@ -185,7 +187,7 @@ def _settings(root: Path, arguments: list[str]) -> list[dict[str, Any]]:
         return []
     changes = [change.removeprefix("params.yaml:") for change in _values(arguments, "-S", "--set-param")]
     changes = [change for change in changes if ":" not in change.partition("=")[0]]  # the others are of other files
-    return [_changed(settings, each) for each in _runs_of(changes)] if changes else [settings]
+    return [_changed(settings, run) for run in _runs_of(changes)] if changes else [settings]
 
 
 def _runs_of(changes: list[str]) -> list[list[Any]]:
@@ -211,10 +213,10 @@ def _changed(settings: dict[str, Any], changes: list[Any]) -> dict[str, Any]:
     for change in changes:
         *sections, name = change.key_or_group.split(".")
         section = changed
-        for each in sections:
-            if not isinstance(section.get(each), dict):
-                section[each] = {}
-            section = section[each]
+        for outer in sections:
+            if not isinstance(section.get(outer), dict):
+                section[outer] = {}
+            section = section[outer]
         if change.is_delete():
             section.pop(name, None)
         else:
@@ -270,7 +272,7 @@ def _texts(value: Any) -> list[str]:
     """All texts in nested sections and lists: among them are the files that settings name."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
-        return [text for each in inner for text in _texts(each)]
+        return [text for entry in inner for text in _texts(entry)]
     return [value] if isinstance(value, str) else []
 
 
@@ -315,8 +317,8 @@ def _values(arguments: list[str], short: str, long: str) -> list[str]:
         if len(name) > _SHORTEST and name.startswith("--"):
             if long.startswith(name):
                 values += [value] if equals else arguments[number + 1 : number + 2]
-        elif found := bundle.fullmatch(argument):
-            values += [found[1]] if found[1] else arguments[number + 1 : number + 2]
+        elif match := bundle.fullmatch(argument):
+            values += [match[1]] if match[1] else arguments[number + 1 : number + 2]
     return values
 
 
@@ -352,11 +354,11 @@ def _require_readable(folder: Path) -> None:
     from twinrun.core.printing import print
     from twinrun.ingest.sharing import obstacles
 
-    found = obstacles(folder)
-    if any(each.fatal for each in found):
-        raise SourceError("\n".join(map(str, found)))
-    for each in found:
-        print(each, file=sys.stderr, flush=True)
+    faults = obstacles(folder)
+    if any(fault.fatal for fault in faults):
+        raise SourceError("\n".join(map(str, faults)))
+    for fault in faults:
+        print(fault, file=sys.stderr, flush=True)
 
 
 def _require_seen(root: Path) -> None:
@@ -396,8 +398,8 @@ def _hiding(root: Path, places: list[Path]) -> tuple[str, str] | None:
             # With a slash at its end, as DVC asks.
             name = f"{place.relative_to(top).as_posix()}/"
             if patterns.is_ignored(name):
-                found = list(patterns.find_matching(f"{name}x"))  # a name below it
-                return name.rstrip("/"), os.fsdecode(found[-1].pattern) if found else "of its own"
+                matches = list(patterns.find_matching(f"{name}x"))  # a name below it
+                return name.rstrip("/"), os.fsdecode(matches[-1].pattern) if matches else "of its own"
     except Exception:  # no repository, or a pattern that dulwich cannot read: DVC says so itself
         return None
     return None
@@ -440,10 +442,10 @@ def _unstored(root: Path) -> str | None:
     command = [sys.executable, "-m", "dvc", "status", "--json", *files]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     try:
-        found = json.loads(done.stdout)
+        changed = json.loads(done.stdout)
     except ValueError:
         raise SourceError(f"Whether DVC has stored all images could not be found out:\n{done.stderr}") from None
-    return next((str(file).removesuffix(".dvc") for file in found), None)
+    return next((str(file).removesuffix(".dvc") for file in changed), None)
 
 
 def _differing(root: Path, experiment: str) -> str | None:
@@ -471,7 +473,7 @@ def _require_kept(root: Path, arguments: list[str]) -> None:
     """`dvc gc -w` keeps what the workspace names: require that no branch or stash has images that it does not name."""
     from twinrun.core.errors import SourceError
 
-    bundles = "".join(each for each in arguments if each.startswith("-") and not each.startswith("--"))
+    bundles = "".join(argument for argument in arguments if argument.startswith("-") and not argument.startswith("--"))
     if {"--all-branches", "--all-commits", "--dry"} & set(arguments) or {"a", "A"} & set(bundles):
         return
     refs = _git(root, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes", "refs/stash").split()

@@ -18,8 +18,8 @@ def check_requirements() -> list[str]:
 
 
 def _name(requirement: str) -> str:
-    found = re.match(r"[\w.-]+", requirement)
-    return found[0].lower() if found else ""
+    match = re.match(r"[\w.-]+", requirement)
+    return match[0].lower() if match else ""
 
 
 if __name__ == "__main__":

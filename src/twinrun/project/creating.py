@@ -72,8 +72,8 @@ def _require_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
-        what = "is not empty" if folder.is_dir() else "is no folder"
-        raise PublishError(f"{folder} {what}; nothing was written. Name a folder that does not exist yet.")
+        problem = "is not empty" if folder.is_dir() else "is no folder"
+        raise PublishError(f"{folder} {problem}; nothing was written. Name a folder that does not exist yet.")
 
 
 def _require_copyable(data: Path, folder: Path, preset: str) -> None:
@@ -98,7 +98,7 @@ def _require_copyable(data: Path, folder: Path, preset: str) -> None:
 
 def _git_above(folder: Path) -> Path | None:
     """The git repository that `folder` would lie in."""
-    parent = next(each for each in folder.parents if each.is_dir())
+    parent = next(folder_above for folder_above in folder.parents if folder_above.is_dir())
     top = run_git(parent, "rev-parse", "--show-toplevel")
     return None if top.returncode else Path(top.stdout.strip())
 

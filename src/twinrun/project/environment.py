@@ -98,13 +98,13 @@ def _requirements(package: Distribution, extras: frozenset[str]) -> set[tuple[st
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    found = set()
+    requirements = set()
     for text in package.requires or []:
         requirement = Requirement(text)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
-            found.add((str(canonicalize_name(requirement.name)), frozenset(requirement.extras)))
-    return found
+            requirements.add((str(canonicalize_name(requirement.name)), frozenset(requirement.extras)))
+    return requirements
 
 
 def _folder_hash(folder: Path) -> str:

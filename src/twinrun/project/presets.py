@@ -124,10 +124,10 @@ def _refuse(settings: dict[str, Any], unknown: Mapping[str, str]) -> None:
     for name, value in unknown.items():
         *sections, last = name.split(".")
         section = settings
-        for each in sections:
-            if not isinstance(section.get(each), dict):
-                section[each] = {}
-            section = section[each]
+        for outer in sections:
+            if not isinstance(section.get(outer), dict):
+                section[outer] = {}
+            section = section[outer]
         section[last] = value
     parse_params(settings, "--set")
 
