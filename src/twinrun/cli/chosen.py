@@ -33,8 +33,8 @@ def choose_images(arguments: Sequence[str]) -> ChosenImages:
     for argument in arguments:
         for path in _expanded(argument):
             if path.is_dir():
-                found, left_out = _images_below(path)
-                paths += found
+                below, left_out = _images_below(path)
+                paths += below
                 notes += left_out
             elif path.suffix.lower() == ".csv":
                 paths += _paths_of_csv(path)

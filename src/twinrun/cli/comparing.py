@@ -64,14 +64,14 @@ def compare_runs(
     """
     if len(references) > _MOST:
         raise TwinError(f"At most {_MOST} runs are compared at once; these are {len(references)}.")
-    found = [_found(root, tracker, recorded_run(root, tracker, each, model_name)) for each in references]
-    unique = list({each.run.run_id: each for each in found}.values())
+    chosen = [_found(root, tracker, recorded_run(root, tracker, reference, model_name)) for reference in references]
+    unique = list({run.run.run_id: run for run in chosen}.values())
     rows = _by_seed(unique)
     if len(rows) == 1:  # nothing but the seed differs, or one run is compared with itself
-        rows = [[each] for each in (unique if len(unique) > 1 else found[:2])]
+        rows = [[run] for run in (unique if len(unique) > 1 else chosen[:2])]
     source = _source_of(unique)
     aligned = align(
-        [Contender(name=_row_name(row), members=tuple(_of_source(each, source) for each in row)) for row in rows]
+        [Contender(name=_row_name(row), members=tuple(_of_source(run, source) for run in row)) for row in rows]
     )
     table = _table_here(root)
     comparison = Comparison(
@@ -79,18 +79,18 @@ def compare_runs(
         beside=[_beside(tracker, row) for row in rows],
         kind=_KINDS[source],
         margin=margin,
-        same_weights=len({each.card["weights_hash"] for each in found}) == 1,
+        same_weights=len({run.card["weights_hash"] for run in chosen}) == 1,
         slices=_slices(root, aligned, table) if len(rows) == 2 else (),
         notes=_left_out(aligned),
     )
     if len(rows) == 2:
-        first, second = (each.run.run_id for each in _pair(*rows))
+        first, second = (run.run.run_id for run in _pair(*rows))
         differing, cause = _differing(diff_runs(root, tracker, first, second, model_name))
         comparison = replace(comparison, differing=differing, cause=None if comparison.same_weights else cause)
     elif len(rows) > 2:
         comparison = replace(comparison, differing=[_apart(rows[0], row) for row in rows[1:]])
     paths = [table.get(name, {}).get("path", name) for name in aligned.ids]
-    newest = max((each.run for each in unique), key=lambda run: str((run.card or {}).get("started", "")))
+    newest = max((run.run for run in unique), key=lambda facts: str((facts.card or {}).get("started", "")))
     return comparison, page(comparison, _pictures(root, aligned, table), paths), newest
 
 
@@ -114,26 +114,26 @@ def _found(root: Path, tracker: Tracker, run: RunFacts) -> _Found:
     return _Found(run, metrics, predictions)
 
 
-def _source_of(found: Sequence[_Found]) -> Source:
-    return "cross-validation" if all("cross-validation" in each.predictions for each in found) else "test"
+def _source_of(runs: Sequence[_Found]) -> Source:
+    return "cross-validation" if all("cross-validation" in run.predictions for run in runs) else "test"
 
 
-def _of_source(found: _Found, source: Source) -> Predictions:
-    if source not in found.predictions:
-        raise DataError(f"The predictions of the run {found.run.title} on the {_KINDS[source]} are not recorded.")
-    return found.predictions[source]
+def _of_source(run: _Found, source: Source) -> Predictions:
+    if source not in run.predictions:
+        raise DataError(f"The predictions of the run {run.run.title} on the {_KINDS[source]} are not recorded.")
+    return run.predictions[source]
 
 
-def _by_seed(found: Sequence[_Found]) -> list[list[_Found]]:
+def _by_seed(runs: Sequence[_Found]) -> list[list[_Found]]:
     """The runs in rows: those of one row differ in train.seed alone, of all that decides weights."""
     rows: list[list[_Found]] = []
-    for each in found:
+    for run in runs:
         for row in rows:
-            if _only_seed_differs(row[0].card, each.card):
-                row.append(each)
+            if _only_seed_differs(row[0].card, run.card):
+                row.append(run)
                 break
         else:
-            rows.append([each])
+            rows.append([run])
     return rows
 
 
@@ -145,17 +145,17 @@ def _only_seed_differs(card: Mapping[str, Any], other: Mapping[str, Any]) -> boo
 def _row_name(row: Sequence[_Found]) -> str:
     if len(row) == 1:
         return row[0].run.title
-    seeds = ", ".join(sorted(str(_seed(each)) for each in row))
+    seeds = ", ".join(sorted(str(_seed(run)) for run in row))
     name = re.sub(r"^\d+\.\d% ", "", row[0].run.title)  # the accuracy of one of them
     return f"{name} and its seeds {seeds}"
 
 
-def _seed(found: _Found) -> Any:
-    return found.card.get("params", {}).get("train", {}).get("seed")
+def _seed(run: _Found) -> Any:
+    return run.card.get("params", {}).get("train", {}).get("seed")
 
 
 def _beside(tracker: Tracker, row: Sequence[_Found]) -> Beside:
-    metrics, times = row[0].metrics, [each.card.get("wall_time_s") for each in row]
+    metrics, times = row[0].metrics, [run.card.get("wall_time_s") for run in row]
     known = [float(time) for time in times if isinstance(time, int | float)]
     size = metrics.get("model_bytes")
     return Beside(
@@ -189,14 +189,14 @@ def _apart(first: Sequence[_Found], row: Sequence[_Found]) -> str:
     """How a row differs from the first one, in a line."""
     before, after = _pair(first, row)
     changes = compare_cards(before.card, after.card).changes
-    shown = [str(each) for kind in changes for each in changes[kind] if not _is_noise(each)]
+    shown = [str(change) for kind in changes for change in changes[kind] if not _is_noise(change)]
     return f"{_row_name(row)}: {_some(shown, '; ') or 'nothing that its card records'}"
 
 
 def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
     """Lines on what differs, and a sentence where exactly one thing does."""
     lines = []
-    code = [each for each in diff.files if re.search(r"(^| )(src|pipeline)/", each)]
+    code = [changed for changed in diff.files if re.search(r"(^| )(src|pipeline)/", changed)]
     for kind, changes in diff.differences.changes.items():
         shown = [str(change) for change in changes if not _is_noise(change)]
         if kind == "code":  # of a file that is listed with its lines the hash says nothing more
@@ -204,7 +204,7 @@ def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
             shown = code + [text for text in shown if text not in map(str, listed)]
         if shown:
             lines.append(f"{kind}: {_some(shown, '; ')}")
-    if others := [each for each in diff.files if each not in code and "params.yaml (" not in each]:
+    if others := [changed for changed in diff.files if changed not in code and "params.yaml (" not in changed]:
         lines.append(f"other files: {_some(others, '; ')}")
     if diff.images:
         lines.append(f"images: {_image_changes(diff.images)}")
@@ -221,9 +221,9 @@ def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
 def _image_changes(images: Sequence[ImageChange]) -> str:
     """How many images were added, removed, relabelled or changed, with the first of each."""
     named: dict[str, list[str]] = {"added": [], "removed": [], "relabelled": [], "changed": []}
-    for each in images:
-        kind = next((kind for kind in named if each.what.startswith(kind)), "changed")
-        named[kind].append(f"{each.path} {each.what.removeprefix(kind).lstrip()}".rstrip())
+    for change in images:
+        kind = next((kind for kind in named if change.what.startswith(kind)), "changed")
+        named[kind].append(f"{change.path} {change.what.removeprefix(kind).lstrip()}".rstrip())
     return "; ".join(f"{len(names):,} {kind} ({_some(names, ', ')})" for kind, names in named.items() if names)
 
 
@@ -233,15 +233,17 @@ def _things(diff: RunDiff) -> list[str]:
     Files of code are one thing together, and so are packages, and parts of a machine.
     """
     changes, deciding = diff.differences.changes, diff.differences.deciding
-    settings = [f"{each.name} ({each.before}, now {each.after})" for each in changes["params"] if _decides(each.name)]
-    of_data = any(each.name.startswith(("ingest.", "validate.")) for each in changes["params"])
-    things = settings or [each.name for each in deciding["params"]]
+    settings = [
+        f"{change.name} ({change.before}, now {change.after})" for change in changes["params"] if _decides(change.name)
+    ]
+    of_data = any(change.name.startswith(("ingest.", "validate.")) for change in changes["params"])
+    things = settings or [change.name for change in deciding["params"]]
     if deciding["data"] and (diff.images or not of_data):
         things.append(f"the data ({_image_changes(diff.images)})" if diff.images else "the data")
     names = {
-        "the code": [source_of(each.name) for each in deciding["code"]],
-        "the environment": [str(each) for each in deciding["environment"]],
-        "the hardware": [each.name for each in deciding["hardware"]],
+        "the code": [source_of(change.name) for change in deciding["code"]],
+        "the environment": [str(change) for change in deciding["environment"]],
+        "the hardware": [change.name for change in deciding["hardware"]],
     }
     return things + [f"{name} ({_some(parts, ', ')})" for name, parts in names.items() if parts]
 
@@ -286,7 +288,7 @@ def _slices(root: Path, aligned: Aligned, table: Mapping[str, Mapping[str, Any]]
     for column in ("camera", "group"):
         names = [None if fact is None else fact.get(column) for fact in facts]
         counted = {
-            name: np.array([at for at, each in enumerate(names) if each == name]) for name in set(names) - {None}
+            name: np.array([at for at, value in enumerate(names) if value == name]) for name in set(names) - {None}
         }
         common = sorted(counted, key=lambda name: -len(counted[name]))[:4]
         parts |= {f"{column} {name}": counted[name] for name in common if len(counted[name]) >= _FEWEST}

@@ -76,8 +76,8 @@ def check(
     Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --levels split,label --out report
     """
     from twinrun.cli.folder_check import REPORT, check_folder
+    from twinrun.validate.messages import summary
     from twinrun.validate.reference import read_reference
-    from twinrun.validate.words import summary
 
     try:
         earlier = read_reference(reference.expanduser(), "--reference", reference.name) if reference else None
@@ -240,11 +240,11 @@ def _levels(text: str) -> "Levels":
 
     from twinrun.core.params import Level
 
-    words = text.strip(" []").replace(",", " ").split()
-    if words == ["auto"]:
+    names = text.strip(" []").replace(",", " ").split()
+    if names == ["auto"]:
         return "auto"
-    levels: list[Level] = [level for word in words for level in get_args(Level) if word == level]
-    if not levels or len(levels) < len(words):
+    levels: list[Level] = [level for word in names for level in get_args(Level) if word == level]
+    if not levels or len(levels) < len(names):
         raise SourceError(f"--levels {text!r}: write {', '.join(get_args(Level))} in some order, such as split,label.")
     return levels
 

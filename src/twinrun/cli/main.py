@@ -154,17 +154,17 @@ def models(model: Model = None) -> None:
     for column in ("version", "aliases", "passed", "accuracy", "balanced", "log loss", "weights", "fingerprint", "run"):
         table.add_column(column, no_wrap=True)
     table.add_column("created", no_wrap=True)
-    for each in versions:
+    for version in versions:
         add_row(
             table,
-            str(each.version),
-            ", ".join(each.aliases),
-            "yes" if each.passed else "no",
-            *(_number(each.headline(name)) for name in ("accuracy", "balanced_accuracy", "log_loss")),
-            each.weights_hash[:8],
-            each.fingerprint[:8],
-            short(each.run_id or ""),
-            each.created.astimezone().strftime("%Y-%m-%d %H:%M"),
+            str(version.version),
+            ", ".join(version.aliases),
+            "yes" if version.passed else "no",
+            *(_number(version.headline(name)) for name in ("accuracy", "balanced_accuracy", "log_loss")),
+            version.weights_hash[:8],
+            version.fingerprint[:8],
+            short(version.run_id or ""),
+            version.created.astimezone().strftime("%Y-%m-%d %H:%M"),
         )
     draw(table)
 
@@ -206,7 +206,7 @@ def promote(
     if promotion.before is not None:
         with suppress(TwinrunError):  # the facts of one of them are neither here nor in DVC's remote
             versions = (str(promotion.before), str(promotion.after))
-            facts = (champion_facts(Path.cwd(), registry.tracker, promotion.name, each) for each in versions)
+            facts = (champion_facts(Path.cwd(), registry.tracker, promotion.name, number) for number in versions)
             for line in class_changes(*facts):
                 print(one_line(line))
 
@@ -248,14 +248,14 @@ def history(model: Model = None) -> None:
     for column in ("time", "user", "change", "from", "to", "outcome"):
         table.add_column(column, no_wrap=True)
     table.add_column("reason", overflow="fold")
-    for each in entries:
-        first, *more = [*filter(None, [each.reason, *each.gates, None if each.gates else each.detail])] or [""]
-        numbers = ("" if each.before is None else str(each.before), "" if each.after is None else str(each.after))
-        add_row(table, each.time[:19], each.user, each.action, *numbers, each.outcome or "cut off", first)
+    for entry in entries:
+        first, *more = [*filter(None, [entry.reason, *entry.gates, None if entry.gates else entry.detail])] or [""]
+        numbers = ("" if entry.before is None else str(entry.before), "" if entry.after is None else str(entry.after))
+        add_row(table, entry.time[:19], entry.user, entry.action, *numbers, entry.outcome or "cut off", first)
         for line in more:  # a line of a cell is a row, since a line end in a text is shown as such
             add_row(table, *[""] * 6, line)
     draw(table)
-    for test_set in dict.fromkeys(each.test_set for each in entries if each.test_set):
+    for test_set in dict.fromkeys(entry.test_set for entry in entries if entry.test_set):
         print(f"Promotions decided by test set {test_set[:8]}: {registry.uses(test_set)}")
 
 
@@ -433,15 +433,15 @@ def doctor(
     """
     from twinrun.doctor.doctor import examine
 
-    found = 0
+    findings = 0
     for check in examine(Path.cwd(), deep=deep):
         wrong = sum(not finding.harmless for finding in check.findings)
         print(f"{'!!' if wrong else 'ok'}  {check.name:<12} {check.seen}", flush=True)
         for finding in check.findings:
             print(f"      {finding.problem}\n      fix: {finding.fix}", flush=True)
-        found += wrong
-    print(f"\n{found} finding{'' if found == 1 else 's'}." if found else "\nNo problems found.")
-    raise SystemExit(1 if found else 0)
+        findings += wrong
+    print(f"\n{findings} finding{'' if findings == 1 else 's'}." if findings else "\nNo problems found.")
+    raise SystemExit(1 if findings else 0)
 
 
 def main() -> None:
@@ -573,8 +573,8 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _energy(card: dict[str, Any]) -> str:
     meters = {"energy_j": "processors", "gpu_energy_j": "GPUs"}
-    told = [f"{card[name]} J by the {whose}" for name, whose in meters.items() if card.get(name) is not None]
-    return ", ".join(told) or "not reported by this machine, or the training was resumed"
+    readings = [f"{card[name]} J by the {whose}" for name, whose in meters.items() if card.get(name) is not None]
+    return ", ".join(readings) or "not reported by this machine, or the training was resumed"
 
 
 def _took(card: dict[str, Any]) -> str:
@@ -599,8 +599,8 @@ def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _differing(packages: dict[str, dict[str, str | None]]) -> str:
     return (
         ", ".join(
-            f"{name} {each['installed'] or 'missing'} (locked: {each['locked'] or 'not'})"
-            for name, each in packages.items()
+            f"{name} {versions['installed'] or 'missing'} (locked: {versions['locked'] or 'not'})"
+            for name, versions in packages.items()
         )
         or "none"
     )

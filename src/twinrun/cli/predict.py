@@ -129,7 +129,7 @@ def _loaded(reference: str | None, trust: bool) -> Iterator[_Model]:
 
     with ExitStack() as stack:
         try:
-            found = stack.enter_context(model_in_use(find_tracker(), reference, _default_name))
+            in_use = stack.enter_context(model_in_use(find_tracker(), reference, _default_name))
         except MissingModelError as error:
             if reference or not _TRAINED.is_dir():
                 raise
@@ -138,11 +138,11 @@ def _loaded(reference: str | None, trust: bool) -> Iterator[_Model]:
         from twinrun.models.bundle import load_bundle
 
         try:
-            bundle = load_bundle(found.bundle, trust=trust)
+            bundle = load_bundle(in_use.bundle, trust=trust)
         except BundleError as error:
-            raise BundleError(f"Version {found.version.version} of {found.version.name}: {error}") from None
-        aliases = f" ({', '.join(found.version.aliases)})" if found.version.aliases else ""
-        yield _Model(bundle, f"version {found.version.version} of {found.version.name}{aliases}", found.note)
+            raise BundleError(f"Version {in_use.version.version} of {in_use.version.name}: {error}") from None
+        aliases = f" ({', '.join(in_use.version.aliases)})" if in_use.version.aliases else ""
+        yield _Model(bundle, f"version {in_use.version.version} of {in_use.version.name}{aliases}", in_use.note)
 
 
 def _of_folder(folder: Path, note: str, trust: bool) -> _Model:
@@ -210,9 +210,9 @@ def _table(rows: Sequence[Row], top: int) -> "pa.Table":
     columns: dict[str, Any] = {"path": pa.array([row.name for row in rows], pa.string())}
     for place in range(top):
         number = f"_{place + 1}" if place else ""
-        found = [row.labels[place] if place < len(row.labels) else (None, None) for row in rows]
-        columns[f"label{number}"] = pa.array([label for label, _ in found], pa.string())
-        columns[f"probability{number}"] = pa.array([share for _, share in found], pa.float64())
+        answers = [row.labels[place] if place < len(row.labels) else (None, None) for row in rows]
+        columns[f"label{number}"] = pa.array([label for label, _ in answers], pa.string())
+        columns[f"probability{number}"] = pa.array([share for _, share in answers], pa.float64())
     columns["error"] = pa.array([row.error for row in rows], pa.string())
     return pa.table(columns)
 
