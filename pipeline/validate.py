@@ -15,10 +15,10 @@ from twinrun.tracking.stage_journals import journal_validation, publish
 from twinrun.validate.decisions import read_decisions
 from twinrun.validate.fixed_splits import read_fixed_splits
 from twinrun.validate.judging import judge_table
+from twinrun.validate.messages import summary
 from twinrun.validate.reference import find_reference
 from twinrun.validate.report import report_html
 from twinrun.validate.results import distributions_csv, findings_table, result_json
-from twinrun.validate.words import summary
 
 PACK = Path("data/out/ingest/images.npy")
 TABLE = Path("data/out/ingest/table.parquet")

@@ -82,7 +82,7 @@ class Decided:
 
     labels: list[str | None]
     dropped: list[Drop | None]
-    words: list[str | None]
+    descriptions: list[str | None]
     looked_at: frozenset[int]
     approved: frozenset[int]
 
@@ -95,7 +95,7 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
     """
     labels: list[str | None] = list(facts["label"])
     dropped: list[Drop | None] = [None] * len(labels)
-    words: list[str | None] = [None] * len(labels)
+    descriptions: list[str | None] = [None] * len(labels)
     rows = {path: row for row, path in enumerate(facts["path"])}
     classes = {label for label in labels if label is not None}
     paths, names = Names(rows), Names(classes)
@@ -123,23 +123,23 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
                 f"{decision.where}: {decision.path} cannot be kept, since it cannot be decoded: {facts['error'][row]}. "
                 "Mend the file, or decide to drop it."
             )
-        words[row] = f"{decision.action}: {decision.reason}" if decision.reason else decision.action
+        descriptions[row] = f"{decision.action}: {decision.reason}" if decision.reason else decision.action
         if decision.action == "drop":
             dropped[row] = Drop(f"decision: {decision.reason or 'dropped by hand'}")
         elif decision.action == "relabel":
             labels[row] = decision.label
     by_action = {action: frozenset(rows[d.path] for d in decisions if d.action == action) for action in _ACTIONS}
-    return Decided(labels, dropped, words, by_action["keep"] | by_action["relabel"], by_action["keep"])
+    return Decided(labels, dropped, descriptions, by_action["keep"] | by_action["relabel"], by_action["keep"])
 
 
 def proposed(findings: "pa.Table") -> list[Decision]:
     """What a table of findings proposes, one decision for each image: a drop stands above a relabel."""
-    found: dict[str, Decision] = {}
+    decisions: dict[str, Decision] = {}
     for row in findings.to_pylist():
         path, action = row["path"], row["action"]
-        if action is not None and (path not in found or (found[path].action, action) == ("relabel", "drop")):
-            found[path] = Decision(path, action, row["label"], f"{row['check']}: {row['words']}", "")
-    return list(found.values())
+        if action is not None and (path not in decisions or (decisions[path].action, action) == ("relabel", "drop")):
+            decisions[path] = Decision(path, action, row["label"], f"{row['check']}: {row['words']}", "")
+    return list(decisions.values())
 
 
 def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:

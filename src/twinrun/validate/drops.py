@@ -55,10 +55,10 @@ def drop_copies(
     `approved` stays.
     """
     drops = _Copies(facts, pairs, list(dropped), approved)
-    found = drops.contradictions()
+    conflicts = drops.contradictions()
     if params.on_contradiction == "drop":
-        drops = drops.without(found)
-    spared = found.keys() if params.on_contradiction == "stop" else frozenset()
+        drops = drops.without(conflicts)
+    spared = conflicts.keys() if params.on_contradiction == "stop" else frozenset()
     if params.on_leak == "drop":
         drops = drops.without(drops.leaks(), spared)
     if params.on_near_leak == "drop":
@@ -109,8 +109,8 @@ class _Copies:
 
     def leaks(self) -> dict[int, Drop]:
         """The rows with the pixels of one in a later split."""
-        found = leaked(self._pixels, self._facts["split"])
-        return {row: Drop(f"leak: {self._of(other)}", other) for row, other in found.items()}
+        partners = leaked(self._pixels, self._facts["split"])
+        return {row: Drop(f"leak: {self._of(other)}", other) for row, other in partners.items()}
 
     def near_leaks(self) -> dict[int, Drop]:
         """The rows of which a near duplicate is in a later split."""
@@ -118,27 +118,27 @@ class _Copies:
 
     def split_groups(self) -> dict[int, Drop]:
         """The rows of a group that is in a later split too."""
-        found = leaked(self._open("group"), self._facts["split"])
+        partners = leaked(self._open("group"), self._facts["split"])
         return {
             row: Drop(
                 f'leak: group "{self._facts["group"][row]}" is in a later split, {self._facts["path"][other]}', other
             )
-            for row, other in found.items()
+            for row, other in partners.items()
         }
 
     def duplicates(self) -> dict[int, Drop]:
         """The rows that repeat an earlier one of their split."""
         pairs = {(pair.first, pair.second): pair for pair in self._pairs}
-        found = first_copies(self._pixels, self._facts["split"], self._pairs)
+        firsts = first_copies(self._pixels, self._facts["split"], self._pairs)
         return {
-            row: Drop(f"duplicate: {self._of(first, pairs.get((first, row)))}", first) for row, first in found.items()
+            row: Drop(f"duplicate: {self._of(first, pairs.get((first, row)))}", first) for row, first in firsts.items()
         }
 
-    def _near(self, kind: str, found: "Mapping[int, NearPair]", column: str) -> dict[int, Drop]:
+    def _near(self, kind: str, partners: "Mapping[int, NearPair]", column: str) -> dict[int, Drop]:
         """All rows with the pixels of those found and their value in `column`: a pair speaks for all of them."""
         values = self._facts[column]
         by_key: dict[tuple[str, str | None], tuple[int, NearPair]] = {}
-        for row, pair in found.items():
+        for row, pair in partners.items():
             other = pair.second if row == pair.first else pair.first
             by_key.setdefault((self._facts["pixels_sha256"][row], values[row]), (other, pair))
         drops = {}

@@ -88,12 +88,12 @@ def judge(
                 judgements[index] = Judgement(False, [], None, made)
             else:
                 suite.expectations.append(made)
-        found = batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format)
-        for result in found.results:
+        validation = batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format)
+        for result in validation.results:
             index = result.expectation_config.meta[_INDEX]  # results come in an order of their own
             judgements[index] = _heard(rules[index][1], result)
         if docs is not None:
-            write_text(_page(found), docs / f"{name}.html")
+            write_text(_page(validation), docs / f"{name}.html")
     return [judgements[index] for index in range(len(rules))]
 
 
@@ -130,8 +130,8 @@ def _expectation(rule: Rule, index: int) -> "Expectation | str":
         expectation: Expectation = kind(**settings, severity=rule.severity, meta={_INDEX: index})
     except (ValidationError, ValueError, TypeError) as error:
         faults: list[Any] = getattr(error, "errors", list)()
-        words = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults) or str(error)
-        return f"{rule.expectation}({rule.settings}) is not as Great Expectations wants it: {words}"
+        problems = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults) or str(error)
+        return f"{rule.expectation}({rule.settings}) is not as Great Expectations wants it: {problems}"
     return expectation
 
 
@@ -139,7 +139,10 @@ def _row_condition(condition: Condition) -> Any:
     """The condition as Great Expectations takes it; it never sees the text, which it would evaluate."""
     from great_expectations.expectations.row_conditions import Column
 
-    parts = [_compared(Column(each.column), each.operator, each.values) for each in condition.comparisons]
+    parts = [
+        _compared(Column(comparison.column), comparison.operator, comparison.values)
+        for comparison in condition.comparisons
+    ]
     return functools.reduce(operator.or_ if condition.joined_by == "or" else operator.and_, parts)
 
 
@@ -156,7 +159,7 @@ def _compared(column: Any, sign: str, values: tuple[Any, ...]) -> Any:
     return _COMPARED[sign](column, values[0])
 
 
-def _page(found: Any) -> str:
+def _page(validation: Any) -> str:
     """A page of Great Expectations' Data Docs, without the ids drawn by chance and the time that it puts there.
 
     It puts values into the page as they are, so that they are escaped first.
@@ -164,12 +167,12 @@ def _page(found: Any) -> str:
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
-    for result in found.results:
+    for result in validation.results:
         result.result = _drawable(result.result)
         result.exception_info = _drawable(result.exception_info)
         arguments = {**result.expectation_config.kwargs, "row_condition": None}  # which the page does not show
         result.expectation_config.kwargs = _drawable(arguments)
-    page = str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(found)))
+    page = str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(validation)))
     ids: dict[str, str] = {}
     page = re.sub(_DRAWN_ID, lambda match: ids.setdefault(match[0], f"id-{len(ids)}"), page)
     return re.sub(_TIMES, "", page)
@@ -180,35 +183,35 @@ def _drawable(value: Any) -> Any:
     if isinstance(value, str):
         return html.escape(printable(value))
     if isinstance(value, Mapping):
-        return {_drawable(key): _drawable(each) for key, each in value.items()}
+        return {_drawable(key): _drawable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_drawable(each) for each in value]
+        return [_drawable(item) for item in value]
     return value.item() if hasattr(value, "item") else value
 
 
 def _heard(rule: Rule, result: Any) -> Judgement:
     if problem := _problem(result.exception_info):
-        words = f"Great Expectations cannot judge {rule.expectation}({rule.settings}): {problem}"
-        return Judgement(False, [], None, words)
-    found = result.result
-    rows = [int(entry[_ROW]) for entry in found.get("unexpected_index_list") or []]
-    return Judgement(bool(result.success), sorted(rows), _observed(found))
+        message = f"Great Expectations cannot judge {rule.expectation}({rule.settings}): {problem}"
+        return Judgement(False, [], None, message)
+    details = result.result
+    rows = [int(entry[_ROW]) for entry in details.get("unexpected_index_list") or []]
+    return Judgement(bool(result.success), sorted(rows), _observed(details))
 
 
-def _observed(found: Mapping[str, Any]) -> Any:
+def _observed(details: Mapping[str, Any]) -> Any:
     """The value that was observed, or else all that tells what is wrong: an expectation on a set may have no value."""
-    if (value := found.get("observed_value")) is not None:
-        return f"{value}, {found['details']}" if found.get("details") else value
-    told = {name: found[name] for name in _TELLING if found.get(name)}
-    if not told:
+    if (value := details.get("observed_value")) is not None:
+        return f"{value}, {details['details']}" if details.get("details") else value
+    shares = {name: details[name] for name in _TELLING if details.get(name)}
+    if not shares:
         return None
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shares.items())
 
 
 def _problem(info: Any) -> str | None:
     """What was raised while an expectation was judged; one that asks for several measures has a record of each."""
     records = [info, *(value for value in info.values() if isinstance(value, dict))]
-    return next((str(each["exception_message"]) for each in records if each.get("raised_exception")), None)
+    return next((str(record["exception_message"]) for record in records if record.get("raised_exception")), None)
 
 
 def _dtype(values: Sequence[Any]) -> str:

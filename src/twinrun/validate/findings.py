@@ -38,7 +38,7 @@ class Violation:
     """
 
     rows: tuple[int, ...]
-    words: str
+    text: str
     measure: str = ""
     proposals: tuple[Proposal, ...] = ()
 
@@ -128,5 +128,5 @@ class Verdict:
         return _by_kind(self.decisions)
 
 
-def _by_kind(words: Sequence[str | None]) -> dict[str, int]:
-    return dict(Counter(each.partition(":")[0] for each in words if each is not None))
+def _by_kind(reasons: Sequence[str | None]) -> dict[str, int]:
+    return dict(Counter(reason.partition(":")[0] for reason in reasons if reason is not None))

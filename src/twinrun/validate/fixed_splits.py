@@ -68,7 +68,7 @@ def fixed_splits(facts: Columns, lines: Sequence[FixedSplit]) -> list[SplitName 
             by_pixels[line.pixels_sha256] = line
     there = set(facts["pixels_sha256"])
 
-    def found(path: str, pixels: str | None) -> FixedSplit | None:
+    def line_of(path: str, pixels: str | None) -> FixedSplit | None:
         of_path = by_path.get(path)
         if of_path is not None and of_path.pixels_sha256 == pixels:
             return of_path
@@ -76,7 +76,7 @@ def fixed_splits(facts: Columns, lines: Sequence[FixedSplit]) -> list[SplitName 
             return by_pixels[pixels]
         return of_path if of_path is not None and of_path.pixels_sha256 not in there else None
 
-    matches = [found(*row) if row[1] is not None else None for row in _paths_and_pixels(facts)]
+    matches = [line_of(*row) if row[1] is not None else None for row in _paths_and_pixels(facts)]
     _require_agreement(facts, matches)
     return [line.split if line is not None else None for line in matches]
 

@@ -80,7 +80,7 @@ def judge_table(
         splits=facts["split"],
         dropped=[None if drop is None else drop.reason for drop in dropped],
         partners={row: drop.partner for row, drop in enumerate(dropped) if drop and drop.partner is not None},
-        decisions=decision.words,
+        decisions=decision.descriptions,
         units=keys,
         counts=counts,
         evidence=evidence,
@@ -148,8 +148,8 @@ def _flawed(issues: "Sequence[QualityIssue]") -> dict[int, Drop]:
     """A drop for each image with a flaw, for all of its flaws."""
     flaws: dict[int, list[str]] = defaultdict(list)
     for issue in issues:
-        flaws[issue.row].append(f"{issue.name}, {issue.words}")
-    return {row: Drop(f"quality: {'; '.join(words)}") for row, words in flaws.items()}
+        flaws[issue.row].append(f"{issue.name}, {issue.text}")
+    return {row: Drop(f"quality: {'; '.join(reasons)}") for row, reasons in flaws.items()}
 
 
 def _usable(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:

@@ -71,7 +71,7 @@ def _stopped(verdict: Verdict, places: Places | None, most_lines: int) -> list[s
         named = min(spare, _AFFECTED, len(finding.violations))
         spare -= named
         lines.append(f"  {_said(finding, alone=not named)}{_settings(finding, places)}")
-        lines += [f"    {violation.words}" for violation in finding.violations[:named]]
+        lines += [f"    {violation.text}" for violation in finding.violations[:named]]
     if more:
         lines.append(f"  {more}")
     return lines + _warnings(warnings, 1)
@@ -93,8 +93,8 @@ def _said(finding: Finding, alone: bool) -> str:
     if not alone or len(finding.violations) != 1:
         return finding.found
     violation = finding.violations[0]
-    name = violation.words.removesuffix(f": {violation.measure}")
-    return f"{finding.found}: {violation.words if name == violation.words else f'{name} ({violation.measure})'}"
+    name = violation.text.removesuffix(f": {violation.measure}")
+    return f"{finding.found}: {violation.text if name == violation.text else f'{name} ({violation.measure})'}"
 
 
 def _settings(finding: Finding, places: Places | None) -> str:

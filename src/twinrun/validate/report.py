@@ -14,9 +14,9 @@ from twinrun.core.arrays import Pixels
 from twinrun.core.params import ValidateParams
 from twinrun.dataset.manifest import SPLITS
 from twinrun.validate.findings import UNSPLIT, Finding, Verdict
+from twinrun.validate.messages import headline
 from twinrun.validate.results import PLOTTED
 from twinrun.validate.subject import share_of_way
-from twinrun.validate.words import headline
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,7 @@ class _Card:
 class _Set:
     """The pictures of one violation, and what it is."""
 
-    words: str
+    heading: str
     cards: list[_Card]
 
 
@@ -126,7 +126,7 @@ class _Drawer:
         most = _SETS_SHOWN if finding.severity == "critical" else _WARNINGS_SHOWN
         for violation in finding.violations[:most]:
             if not violation.rows:
-                yield _Set(violation.words, [])
+                yield _Set(violation.text, [])
                 continue
             if not self._has_room():
                 return
@@ -144,7 +144,7 @@ class _Drawer:
                 continue
             if not self._has_room():
                 break
-            sets[kind].append(_Set(why, [self._card(each) for each in (row, partner) if each is not None]))
+            sets[kind].append(_Set(why, [self._card(image) for image in (row, partner) if image is not None]))
         return sets
 
     def relabelled(self) -> list[_Set]:
@@ -154,8 +154,8 @@ class _Drawer:
         for row, decision in enumerate(self._verdict.decisions):
             action, _, reason = (decision or "").partition(": ")
             if action == "relabel" and len(sets) < _SETS_SHOWN and self._has_room():
-                words = f"from {given[row] or 'no label'} to {self._verdict.labels[row]}"
-                sets.append(_Set(f"{words}: {reason}" if reason else words, [self._card(row)]))
+                change = f"from {given[row] or 'no label'} to {self._verdict.labels[row]}"
+                sets.append(_Set(f"{change}: {reason}" if reason else change, [self._card(row)]))
         return sets
 
     def cards_of(self, paths: Sequence[str], most: int) -> list[_Card]:

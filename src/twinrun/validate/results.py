@@ -42,7 +42,7 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
                 "stops": finding.stops,
                 "violations": len(finding.violations),
                 "first_violations": [
-                    {"paths": [paths[row] for row in violation.rows], "what": violation.words}
+                    {"paths": [paths[row] for row in violation.rows], "what": violation.text}
                     for violation in finding.violations[:_SHOWN]
                 ],
             }
@@ -83,7 +83,7 @@ def findings_table(verdict: Verdict, table: "pa.Table") -> "pa.Table":
                         "severity": finding.severity,
                         "violation": number,
                         "path": paths[row] if row is not None else None,
-                        "words": violation.words,
+                        "words": violation.text,
                         "action": proposal.action if proposal else None,
                         "label": proposal.label if proposal else None,
                     }

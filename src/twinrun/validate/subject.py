@@ -62,7 +62,7 @@ class Subject:
         suspects = {issue.row: issue.suggested for issue in self.evidence.labels.issues} if self.evidence.labels else {}
         flaws: dict[str, dict[int, str]] = defaultdict(dict)
         for issue in self.evidence.quality:
-            flaws[issue.name][issue.row] = issue.words
+            flaws[issue.name][issue.row] = issue.text
         facts = self.facts
         pairs, drift, largest = self.evidence.pairs, self.evidence.drift, self.largest
         return {

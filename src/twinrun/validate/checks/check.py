@@ -44,8 +44,8 @@ class Check:
             return self._finding("passed", self.rule.severity, "", [])
         violations = list(self.violations(judgement))
         status: Status = "failed" if self.rule.severity == "critical" else "warning"
-        found = self.says(judgement.rows, violations)
-        return self._finding(status if self.judges else "not judged", self.rule.severity, found, violations)
+        result = self.says(judgement.rows, violations)
+        return self._finding(status if self.judges else "not judged", self.rule.severity, result, violations)
 
     def _finding(self, status: Status, severity: Severity, found: str, violations: list[Violation]) -> Finding:
         return Finding(
@@ -90,7 +90,7 @@ def severity_of(policy: Policy) -> Severity:
 
 
 def each_image(
-    subject: Subject, words: Callable[[int], str], drop: bool = False, asked: Sequence[int] | None = None
+    subject: Subject, text: Callable[[int], str], drop: bool = False, asked: Sequence[int] | None = None
 ) -> Callable[[Judgement], Iterator[Violation]]:
     """A violation for each refused image, `words` being what is wrong with it; refused rows count in `asked` or all."""
     judged = subject.kept if asked is None else asked
@@ -99,6 +99,6 @@ def each_image(
         for index in judgement.rows:
             row = judged[index]
             proposals = (Proposal(row, "drop"),) if drop else ()
-            yield Violation((row,), f"{subject.facts['path'][row]}: {words(row)}", words(row), proposals)
+            yield Violation((row,), f"{subject.facts['path'][row]}: {text(row)}", text(row), proposals)
 
     return violations

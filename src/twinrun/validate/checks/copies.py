@@ -111,8 +111,10 @@ def _of_clips(clips: "Clips") -> Check:
         setting = f"ingest.group_pattern: '{clips.pattern.replace(chr(39), 2 * chr(39))}'"
     else:
         setting = "ingest.splits_file: a CSV with the columns path and group"
-    found = f"{clips.frames:,} images look like frames of {len(clips.series):,} clips, such as {name} ({len(frames):,})"
-    words = f"frames of one clip may get into different splits; {setting} keeps them together"
+    result = (
+        f"{clips.frames:,} images look like frames of {len(clips.series):,} clips, such as {name} ({len(frames):,})"
+    )
+    advice = f"frames of one clip may get into different splits; {setting} keeps them together"
     return Check(
         name="clips_are_groups",
         meaning="Frames of one clip are one group",
@@ -120,8 +122,8 @@ def _of_clips(clips: "Clips") -> Check:
         rule=Rule("ExpectColumnValuesToBeNull", {"column": "pattern"}, "warning"),
         settings=("ingest.group_pattern" if clips.pattern is not None else "ingest.splits_file",),
         advice=f"Set {setting}",
-        violations=lambda _: iter([Violation(tuple(frames), words, words)]),
-        says=lambda *_: found,
+        violations=lambda _: iter([Violation(tuple(frames), advice, advice)]),
+        says=lambda *_: result,
     )
 
 
@@ -137,8 +139,8 @@ def _leaking(subject: Subject, sets: Sequence[Violation], predicate: str) -> str
     splits = subject.facts["split"]
     earlier: set[int] = set()
     later: set[int] = set()
-    for found in sets:
-        places = {row: SPLITS.index(splits[row]) for row in found.rows if splits[row] in SPLITS}
+    for violation in sets:
+        places = {row: SPLITS.index(splits[row]) for row in violation.rows if splits[row] in SPLITS}
         last = max(places.values(), default=0)
         later.add(last)
         earlier.update(row for row, place in places.items() if place < last)
@@ -248,8 +250,8 @@ def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Violation]]:
             row = subject.kept[index]
             first = copies[row]
             pair = near.get((first, row))
-            words = _near(subject, pair) if pair else f"{subject.named(first)} = {subject.named(row)}"
+            text = _near(subject, pair) if pair else f"{subject.named(first)} = {subject.named(row)}"
             measure = _change(pair) if pair else "identical pixels"
-            yield Violation((first, row), words, measure, (Proposal(row, "drop"),))
+            yield Violation((first, row), text, measure, (Proposal(row, "drop"),))
 
     return violations

@@ -22,9 +22,9 @@ def of_labels(subject: Subject) -> list[Check]:
     def suspects(judgement: Judgement) -> Iterator[Violation]:
         for row in sorted((subject.kept[index] for index in judgement.rows), key=rank.__getitem__):
             issue = issues[row]
-            words = f"looks like {issue.suggested} and not {issue.given}, confidence {issue.confidence:.2f}"
-            named = f"{subject.facts['path'][row]}: {words}"
-            yield Violation((row,), named, words, (Proposal(row, "relabel", issue.suggested),))
+            text = f"looks like {issue.suggested} and not {issue.given}, confidence {issue.confidence:.2f}"
+            named = f"{subject.facts['path'][row]}: {text}"
+            yield Violation((row,), named, text, (Proposal(row, "relabel", issue.suggested),))
 
     doubted = Check(
         name="labels",

@@ -13,7 +13,7 @@ _SHOW_NOTHING = ("dark", "bright", "low information")
 
 
 def of_quality(subject: Subject) -> list[Check]:
-    words = {(issue.name, issue.row): issue.words for issue in subject.evidence.quality}
+    texts = {(issue.name, issue.row): issue.text for issue in subject.evidence.quality}
     return [
         Check(
             name=f"not_{name.replace(' ', '_')}",
@@ -24,7 +24,7 @@ def of_quality(subject: Subject) -> list[Check]:
             ),
             settings=("validate.on_quality",),
             advice="Look at them, and drop those that show nothing",
-            violations=each_image(subject, lambda row, name=name: words[name, row], drop=name in _SHOW_NOTHING),  # type: ignore[misc]
+            violations=each_image(subject, lambda row, name=name: texts[name, row], drop=name in _SHOW_NOTHING),  # type: ignore[misc]
             says=counting(predicate),
         )
         for name, predicate in QUALITY.items()

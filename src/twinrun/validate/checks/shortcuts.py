@@ -16,11 +16,11 @@ def of_shortcuts(subject: Subject) -> list[Check]:
     if not shortcuts:
         return []
 
-    def words(shortcut: "Shortcut") -> str:
-        what = "the labels" if shortcut.label is None else f'"{shortcut.label}" from all others'
-        told_by = "All of these facts tell" if shortcut.name == "all" else f"{shortcut.name.capitalize()} alone tells"
+    def shortcut_text(shortcut: "Shortcut") -> str:
+        separated = "the labels" if shortcut.label is None else f'"{shortcut.label}" from all others'
+        indicator = "All of these facts tell" if shortcut.name == "all" else f"{shortcut.name.capitalize()} alone tells"
         return (
-            f"{told_by} {what}: balanced accuracy {shortcut.balanced_accuracy:.3f} "
+            f"{indicator} {separated}: balanced accuracy {shortcut.balanced_accuracy:.3f} "
             f"({shortcut.low:.3f} to {shortcut.high:.3f}), chance {shortcut.chance:.3f}"
         )
 
@@ -36,7 +36,7 @@ def of_shortcuts(subject: Subject) -> list[Check]:
             ),
             settings=("validate.on_shortcut", "validate.max_shortcut"),
             advice="Take images of all labels in the same way, or raise that number",
-            violations=lambda judgement: (Violation((), words(shortcuts[i])) for i in judgement.rows),
+            violations=lambda judgement: (Violation((), shortcut_text(shortcuts[i])) for i in judgement.rows),
             says=counting("gives the labels away", "shortcut"),
         )
     ]

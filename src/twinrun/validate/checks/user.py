@@ -42,7 +42,7 @@ def _asked(subject: Subject, column: str) -> Callable[[Judgement], Iterator[Viol
             value = f": {column} is {subject.facts[column][row]}" if column in subject.facts else ""
             yield Violation((row,), f"{subject.named(row)}{value}", value.removeprefix(": "))
         if not judgement.rows:
-            found = "it is not so" if judgement.observed is None else f"observed {judgement.observed}"
-            yield Violation((), f"{column or 'the table'}: {found}")
+            observed = "it is not so" if judgement.observed is None else f"observed {judgement.observed}"
+            yield Violation((), f"{column or 'the table'}: {observed}")
 
     return violations

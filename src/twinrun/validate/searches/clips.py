@@ -74,7 +74,9 @@ def _series(paths: Sequence[str], labels: Sequence[str | None], rows: Iterable[i
             number = numbers[-position]
             key = f"{paths[row][: number.start()]}#{paths[row][number.end() :]}"
             numbered[key].append((int(number.group()), row))
-    series = {key: [row for _, row in sorted(found)] for key, found in numbered.items() if len(found) >= _FEWEST_FRAMES}
+    series = {
+        key: [row for _, row in sorted(frames)] for key, frames in numbered.items() if len(frames) >= _FEWEST_FRAMES
+    }
     of_label: dict[str | None, int] = defaultdict(int)
     for members in series.values():
         of_label[labels[members[0]]] += 1
@@ -91,7 +93,7 @@ def _runs(paths: Sequence[str], hashes: Mapping[int, int], labels: Sequence[str 
         folder, _, name = paths[row].rpartition("/")
         if _NUMBER.search(_SUFFIX.sub("", name)):
             folders[folder, labels[row]].append(row)
-    found: Series = {}
+    series: Series = {}
     for rows in folders.values():
         ordered = sorted(rows, key=lambda row: [part.zfill(20) for part in re.split(r"(\d+)", paths[row])])
         far = len(ordered) // 2
@@ -107,8 +109,8 @@ def _runs(paths: Sequence[str], hashes: Mapping[int, int], labels: Sequence[str 
                 run = [row]
                 continue
             run.append(row)
-            found[paths[run[0]]] = run
-    return found
+            series[paths[run[0]]] = run
+    return series
 
 
 def _alike(series: Series, hashes: Mapping[int, int], labels: Sequence[str | None]) -> Series:
@@ -182,7 +184,7 @@ def _tells_apart(pattern: str, series: Series, paths: Sequence[str]) -> bool:
     matcher = re.compile(pattern)
     groups = set()
     for rows in series.values():
-        captured = {found.group(1) if (found := matcher.search(paths[row])) else None for row in rows}
+        captured = {match.group(1) if (match := matcher.search(paths[row])) else None for row in rows}
         if len(captured) > 1 or not all(captured):
             return False
         groups |= captured

@@ -95,7 +95,7 @@ def drift_lines(drift: Drift, most: int = 5) -> list[str]:
         if shift.significant
     ]
     relabelled = [f"{path} (was {before}, is {now})" for path, before, now in drift.relabelled]
-    for names, what in (
+    for names, heading in (
         (drift.new_labels, "new label"),
         (drift.vanished_labels, "label that is gone"),
         (drift.added, "new image"),
@@ -105,13 +105,13 @@ def drift_lines(drift: Drift, most: int = 5) -> list[str]:
         if names:
             more = f" and {len(names) - most:,} more" if len(names) > most else ""
             shown = ", ".join(ascii(name)[1:-1] if not name.isprintable() else name for name in names[:most])
-            lines.append(f"{what}: {shown}{more}")
+            lines.append(f"{heading}: {shown}{more}")
     return lines
 
 
 def _shifts(reference: Columns, current: Columns, seed: int) -> list[Shift]:
     """The shift of every fact that both tables have and that varies, the largest first."""
-    found = []
+    shifts = []
     for number, name in enumerate((*_CATEGORIES, *_NUMBERS)):
         if name not in reference or name not in current or not len(reference[name]) or not len(current[name]):
             continue
@@ -119,8 +119,8 @@ def _shifts(reference: Columns, current: Columns, seed: int) -> list[Shift]:
         before, now = binned(reference[name], current[name])
         if len(before) > 1:
             generator = np.random.default_rng(keyed_seed(seed, number))
-            found.append(Shift(name, _MEASURE, *_tested(before, now, generator), significant=False))
-    return sorted(_corrected(found), key=lambda shift: (-shift.value, shift.p_value))
+            shifts.append(Shift(name, _MEASURE, *_tested(before, now, generator), significant=False))
+    return sorted(_corrected(shifts), key=lambda shift: (-shift.value, shift.p_value))
 
 
 def _tested(before: IntArray, now: IntArray, generator: np.random.Generator) -> tuple[float, float]:
@@ -219,7 +219,7 @@ def _matched(
     waiting: dict[Any, list[_Image]] = defaultdict(list)
     for image in now:
         waiting[key(image)].append(image)
-    queues = {found: iter(images) for found, images in waiting.items()}
+    queues = {label: iter(images) for label, images in waiting.items()}
     pairs, unpaired, taken = [], [], set()
     for image in before:
         if (match := next(queues.get(key(image), iter(())), None)) is None:

@@ -258,8 +258,8 @@ def _spherical_kmeans(points: Float32Array, generator: np.random.Generator) -> F
     for _ in range(_KMEANS_STEPS):
         nearest = np.argmax(points @ centroids.T, axis=1)
         order = np.argsort(nearest, kind="stable")
-        found, starts = np.unique(nearest[order], return_index=True)
-        centroids[found] = _on_sphere(np.add.reduceat(points[order], starts, axis=0))
+        nearest_ones, starts = np.unique(nearest[order], return_index=True)
+        centroids[nearest_ones] = _on_sphere(np.add.reduceat(points[order], starts, axis=0))
     return centroids
 
 
@@ -367,9 +367,9 @@ def _fit_folds(features: Float32Array, codes: IntArray, starts: IntArray, pool: 
         return value, gradient.reshape(-1)
 
     begin = np.zeros(features.shape[1] * folds * labels)
-    found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS, "maxfun": _STEPS})
+    optimum = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS, "maxfun": _STEPS})
     meter.done(1, 1.0)
-    weights = found.x.reshape(-1, folds * labels).astype(np.float32)
+    weights = optimum.x.reshape(-1, folds * labels).astype(np.float32)
     logits = np.concatenate(list(_in_order(pool, lambda start: scores(start, weights), pieces)))
     return logits[np.arange(count), fold].astype(np.float64)
 

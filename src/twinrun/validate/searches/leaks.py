@@ -16,12 +16,12 @@ def distinct_per_key(keys: Sequence[str | None], values: Sequence[str | None]) -
 
     A key is what images have in common: the hash of their pixels, or the name of their group.
     """
-    found: dict[str, str] = {}
+    firsts: dict[str, str] = {}
     several: dict[str, set[str]] = {}  # a set for each image would take longer than all the rest
     for key, value in zip(keys, values, strict=True):
-        if key is not None and value is not None and (first := found.setdefault(key, value)) != value:
+        if key is not None and value is not None and (first := firsts.setdefault(key, value)) != value:
             several.setdefault(key, {first}).add(value)
-    return [0 if key is None else len(several[key]) if key in several else int(key in found) for key in keys]
+    return [0 if key is None else len(several[key]) if key in several else int(key in firsts) for key in keys]
 
 
 def leaked(keys: Sequence[str | None], splits: Sequence[str | None]) -> dict[int, int]:
@@ -65,12 +65,12 @@ def undecided(keys: Sequence[str | None], approved: Sequence[bool]) -> list[str 
 def near_leaked(pairs: "Iterable[NearPair]", splits: Sequence[str | None]) -> "dict[int, NearPair]":
     """The rows of which a near duplicate is in a later split, each with the first of `pairs` that says so."""
     rank = _rank()
-    found: dict[int, NearPair] = {}
+    leaks: dict[int, NearPair] = {}
     for pair in pairs:
         first, second = rank.get(splits[pair.first]), rank.get(splits[pair.second])
         if first is not None and second is not None and first != second:
-            found.setdefault(pair.first if first < second else pair.second, pair)
-    return found
+            leaks.setdefault(pair.first if first < second else pair.second, pair)
+    return leaks
 
 
 def first_copies(
@@ -106,14 +106,14 @@ def kept_pairs(
     for row in sorted(range(len(pixels_sha256)), key=approved.__contains__):
         if (pixels := pixels_sha256[row]) is not None and dropped[row] is None:
             twins[pixels].setdefault((splits[row], labels[row]), row)
-    found: dict[tuple[int, int], NearPair] = {}
+    kept: dict[tuple[int, int], NearPair] = {}
     for pair in pairs:
         for first in twins[str(pixels_sha256[pair.first])].values():
             for second in twins[str(pixels_sha256[pair.second])].values():
                 low, high = sorted((first, second))
                 if low != high and not {low, high} <= approved:
-                    found[low, high] = replace(pair, first=low, second=high)
-    return sorted(found.values(), key=lambda pair: (pair.distance, pair.first, pair.second))
+                    kept[low, high] = replace(pair, first=low, second=high)
+    return sorted(kept.values(), key=lambda pair: (pair.distance, pair.first, pair.second))
 
 
 def _rank() -> dict[str | None, int]:

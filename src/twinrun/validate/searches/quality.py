@@ -47,7 +47,7 @@ class QualityIssue:
 
     name: str
     row: int
-    words: str
+    text: str
 
 
 def find_quality_issues(facts: Mapping[str, Sequence[Any]]) -> list[QualityIssue]:
@@ -62,9 +62,9 @@ def find_quality_issues(facts: Mapping[str, Sequence[Any]]) -> list[QualityIssue
 
 
 def _dark(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
-    if (found := _columns(facts, "gray_p95", "brightness", "contrast")) is None:
+    if (columns := _columns(facts, "gray_p95", "brightness", "contrast")) is None:
         return
-    p95, brightness, contrast = found
+    p95, brightness, contrast = columns
     p99 = np.maximum(p95, brightness + 2 * contrast)
     flags = (p99 < _DARKEST_P99) & _below(p99, _APART)
     usual = _median(p95)
@@ -72,9 +72,9 @@ def _dark(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
 
 
 def _bright(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
-    if (found := _columns(facts, "gray_p5")) is None:
+    if (columns := _columns(facts, "gray_p5")) is None:
         return
-    p5 = found[0]
+    p5 = columns[0]
     flags = (p5 > _BRIGHTEST_P5) & _below(-p5, _APART)
     usual = _median(p5)
     yield from _issues(
@@ -83,9 +83,9 @@ def _bright(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
 
 
 def _blurred(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
-    if (found := _columns(facts, "sharpness", "contrast")) is None:
+    if (columns := _columns(facts, "sharpness", "contrast")) is None:
         return
-    sharpness, contrast = found
+    sharpness, contrast = columns
     contrast = np.where(contrast < _BLANK_CONTRAST, np.nan, contrast)  # a blank image has nothing that could be sharp
     ratio = sharpness / contrast
     log_sharpness, log_ratio = np.log(np.maximum(sharpness, _TINY)), np.log(np.maximum(ratio, _TINY))
@@ -95,23 +95,23 @@ def _blurred(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
 
 
 def _low_information(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
-    if (found := _columns(facts, "entropy", "contrast")) is None:
+    if (columns := _columns(facts, "entropy", "contrast")) is None:
         return
-    entropy, contrast = found
+    entropy, contrast = columns
     flags = ((entropy < _FEWEST_BITS) & _below(entropy, _FAR_APART)) | (contrast < _BLANK_CONTRAST)
     usual = _median(entropy, digits=1)
 
-    def words(row: int) -> str:
+    def described(row: int) -> str:
         blank = "nearly blank: " if contrast[row] < _BLANK_CONTRAST else ""
         return f"{blank}entropy {entropy[row]:.1f} bits, contrast {contrast[row]:.3f}; usual entropy: {usual}"
 
-    yield from _issues("low information", flags, entropy, words)
+    yield from _issues("low information", flags, entropy, described)
 
 
 def _odd_size(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
-    if (found := _columns(facts, "width", "height")) is None:
+    if (columns := _columns(facts, "width", "height")) is None:
         return
-    width, height = found
+    width, height = columns
     side = np.sqrt(width * height)
     if np.isfinite(side).sum() < _FEWEST_TO_COMPARE:
         return
@@ -127,23 +127,23 @@ def _odd_size(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
 
 
 def _odd_aspect(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
-    if (found := _columns(facts, "width", "height")) is None:
+    if (columns := _columns(facts, "width", "height")) is None:
         return
-    width, height = found
+    width, height = columns
     aspect = np.minimum(width, height) / np.maximum(np.maximum(width, height), 1)
     flags = (aspect < _LONGEST_ASPECT) & _below(aspect, _APART)
     yield from _issues("odd aspect", flags, aspect, lambda row: f"{width[row]:,.0f} x {height[row]:,.0f} pixels")
 
 
 def _gray(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
-    if (found := _columns(facts, "red", "green", "blue")) is None:
+    if (columns := _columns(facts, "red", "green", "blue")) is None:
         return
-    red, green, blue = found
+    red, green, blue = columns
     flags = (red == green) & (green == blue)
     colour = int(np.isfinite(red).sum() - flags.sum())
     if flags.sum() < colour:
-        words = f"without colour, as {int(flags.sum()):,} of {int(flags.sum()) + colour:,} are"
-        yield from _issues("gray", flags, np.zeros(len(red)), lambda _: words)
+        text = f"without colour, as {int(flags.sum()):,} of {int(flags.sum()) + colour:,} are"
+        yield from _issues("gray", flags, np.zeros(len(red)), lambda _: text)
 
 
 def _columns(facts: Mapping[str, Sequence[Any]], *names: str) -> list[FloatArray] | None:
@@ -163,11 +163,11 @@ def _below(values: FloatArray, factor: float) -> BoolArray:
     return flags
 
 
-def _issues(name: str, flags: BoolArray, order: FloatArray, words: Callable[[int], str]) -> Iterator[QualityIssue]:
+def _issues(name: str, flags: BoolArray, order: FloatArray, described: Callable[[int], str]) -> Iterator[QualityIssue]:
     """An issue for each flagged row, those with the lowest `order` first."""
     rows = np.flatnonzero(flags)
     for row in rows[np.argsort(order[rows], kind="stable")].tolist():
-        yield QualityIssue(name, row, words(row))
+        yield QualityIssue(name, row, described(row))
 
 
 def _median(values: FloatArray, digits: int = 2) -> str:

@@ -103,15 +103,15 @@ def corner_colours(
         for down in ("top", "bottom")
         for across in ("left", "right")
     ]
-    found = np.full((count, len(places), channels), np.nan)
+    corners = np.full((count, len(places), channels), np.nan)
     shapes = np.array([(w or 0, h or 0) for w, h in zip(widths, heights, strict=True)], dtype=np.int64).reshape(-1, 2)
     for shape in np.unique(shapes, axis=0).tolist():
         if min(shape) > 0:
             rows = np.flatnonzero((shapes == shape).all(axis=1))
             for start in range(0, len(rows), _IMAGES_AT_ONCE):
                 some = rows[start : start + _IMAGES_AT_ONCE]
-                found[some] = _corners(np.asarray(images[some]), *shape)
-    colours = np.repeat(found, 3, axis=2) if channels == 1 else found
+                corners[some] = _corners(np.asarray(images[some]), *shape)
+    colours = np.repeat(corners, 3, axis=2) if channels == 1 else corners
     return {
         f"{place}_{colour}": [None if np.isnan(value) else float(value) for value in colours[:, i, j]]
         for i, place in enumerate(places)
@@ -122,7 +122,7 @@ def corner_colours(
 def _corners(images: Pixels, width: int, height: int) -> FloatArray:
     """Mean colours (n, 8, C) of corners and tips of images that all were `width` x `height` before."""
     frame = images.shape[1], images.shape[2]
-    found = np.empty((len(images), 4 * len(_CORNER_SHARES), images.shape[3]))
+    colours = np.empty((len(images), 4 * len(_CORNER_SHARES), images.shape[3]))
     open_rows = np.ones(len(images), dtype=bool)
     # An EXIF orientation swaps the sides; cropped images fill the frame.
     for top, left, down, across in (*upright_boxes(height, width, frame), (0, 0, *frame)):
@@ -133,8 +133,8 @@ def _corners(images: Pixels, width: int, height: int) -> FloatArray:
         open_rows &= ~fits
         content = images[fits][:, *box]
         parts = [part for share in _CORNER_SHARES.values() for part in _corners_of(content, share)]
-        found[fits] = np.stack([part.mean(axis=(1, 2)) for part in parts], axis=1) / 255
-    return found
+        colours[fits] = np.stack([part.mean(axis=(1, 2)) for part in parts], axis=1) / 255
+    return colours
 
 
 def _corners_of(content: Pixels, share: float) -> list[Pixels]:
@@ -150,10 +150,10 @@ def _wanted(facts: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
 
 def _chosen(labels: Sequence[str], seed: int) -> tuple[IntArray, IntArray]:
     """Rows to look at, and the number of the label of each: as many of each label as there is room for."""
-    found, codes = np.unique(np.array(labels, dtype=str), return_inverse=True)
-    most = max(_FEWEST_PER_LABEL, _MOST_IMAGES // max(1, len(found)))
+    names, codes = np.unique(np.array(labels, dtype=str), return_inverse=True)
+    most = max(_FEWEST_PER_LABEL, _MOST_IMAGES // max(1, len(names)))
     order = keyed_order(np.arange(len(codes), dtype=np.uint64), seed)
-    kept = [rows[:most] for code in range(len(found)) if len(rows := order[codes[order] == code]) > 1]
+    kept = [rows[:most] for code in range(len(names)) if len(rows := order[codes[order] == code]) > 1]
     rows = np.sort(np.concatenate(kept)) if kept else np.empty(0, np.int64)
     return rows, codes[rows].astype(np.int64)
 
@@ -215,9 +215,9 @@ def _scored(
     shortcuts = [Shortcut(group, value, low, high, 1 / len(codes), facts)]
     if len(codes) > 2:
         best = int(np.argmax(recall + specificity))
-        told = (drawn_recall[:, best] + _drawn(generator, left, taken)[:, best]) / 2
+        drawn = (drawn_recall[:, best] + _drawn(generator, left, taken)[:, best]) / 2
         value = float(recall[best] + specificity[best]) / 2
-        low, high = _interval(told, _DOUBT / len(codes), value)
+        low, high = _interval(drawn, _DOUBT / len(codes), value)
         shortcuts.append(Shortcut(group, value, low, high, 0.5, facts, names[int(codes[best])]))
     return shortcuts
 
