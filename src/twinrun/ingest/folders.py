@@ -85,10 +85,10 @@ def list_folder(
     would be missing from the training without anybody having decided so.
     """
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
+        problem = "is not a folder" if root.exists() else "does not exist"
         others = nearby(Path.cwd(), str(root))
         raise SourceError(
-            f"The source folder {root} {what} (params.yaml: ingest.path).{others} {_LAYOUT} and name it there."
+            f"The source folder {root} {problem} (params.yaml: ingest.path).{others} {_LAYOUT} and name it there."
         )
     skipped = [splits_file] if splits_file is not None else []
     walk = walk_folder(root, leave_out, skipped, follow_links=follow_links)
@@ -334,11 +334,11 @@ def _beside_splits(root: Path, strays: list[str], places: Mapping[Parts, Place],
     pattern = "/".join(min(folders for folders, place in places.items() if place.stray == strays[0])[:depth]) + "/*"
     others = some_names(_shown(strays))
     if reading.splits:
-        found = f"{root} has folders named as splits ({', '.join(_shown(reading.splits))}) beside others ({others})."
+        problem = f"{root} has folders named as splits ({', '.join(_shown(reading.splits))}) beside others ({others})."
     else:
-        found = f"{root} has no folders named as splits where ingest.levels has them: {others}."
+        problem = f"{root} has no folders named as splits where ingest.levels has them: {others}."
     return (
-        f"{found} Name them train, val or test, move them elsewhere, or leave them out: "
+        f"{problem} Name them train, val or test, move them elsewhere, or leave them out: "
         f'params.yaml: ingest.leave_out: ["{escaped(pattern)}"].'
     )
 
@@ -347,14 +347,15 @@ def _expect_classes(root: Path, content: _Content, reading: Reading) -> None:
     classes = sorted({item.label for item in content.items if item.label is not None})
     if len(classes) > 1:
         return
-    found = f"one class, {classes[0]!r}," if classes else "no class folders"
+    structure = f"one class, {classes[0]!r}," if classes else "no class folders"
     if not classes and "label" not in reading.levels and "group" in reading.levels:
-        found = "no level of folders that is the label,"
+        structure = "no level of folders that is the label,"
     elif not classes and reading.splits:
-        found = f"folders named as splits ({', '.join(_shown(reading.splits))}) and no class folders in them,"
+        structure = f"folders named as splits ({', '.join(_shown(reading.splits))}) and no class folders in them,"
     raise SourceError(
-        f"The source folder {root} has {found} and a classifier needs at least two classes (params.yaml: ingest.path). "
-        f"{content.notes[0]} {_LAYOUT}, or say what each level of folders is: ingest.levels."
+        f"The source folder {root} has {structure} and a classifier needs at least two classes "
+        f"(params.yaml: ingest.path). {content.notes[0]} {_LAYOUT}, or say what each level of "
+        "folders is: ingest.levels."
     )
 
 
@@ -501,7 +502,7 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: P
             name = escaped(written) if name is None else name
             if named.setdefault(name, place) != place:
                 raise SourceError(
-                    f"{path} puts {name} into {_words(place)}, and it was put into {_words(named[name])}."
+                    f"{path} puts {name} into {_described(place)}, and it was put into {_described(named[name])}."
                 )
     where = ", ".join(map(str, lists))
     result, used = [], set()
@@ -530,7 +531,7 @@ def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _words(place: _Named) -> str:
+def _described(place: _Named) -> str:
     return " ".join(filter(None, [place.split or "no split", place.group and f"(group {place.group})"]))
 
 
@@ -555,10 +556,10 @@ def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[
             columns = _columns_of(cells) if is_sheet else {"path": 0, "split": 1}
             if is_sheet and _is_header(cells):
                 continue
-        found = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
-        written, group = found["path"], found.get("group", "").strip() or None
-        its_split = _split_of(found.get("split", "").strip())
-        if its_split is None and (found.get("split") or "group" not in columns):
+        cell_of = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
+        written, group = cell_of["path"], cell_of.get("group", "").strip() or None
+        its_split = _split_of(cell_of.get("split", "").strip())
+        if its_split is None and (cell_of.get("split") or "group" not in columns):
             if is_comment:
                 continue
             raise SourceError(
@@ -596,7 +597,9 @@ def _columns_of(cells: Sequence[str]) -> dict[str, int]:
     header = [cell.strip().lower() for cell in cells]
     named = {"split": _SPLIT_COLUMNS, "group": _GROUP_COLUMNS}
     columns = {
-        what: header.index(names[0]) for what, words in named.items() if (names := [w for w in words if w in header])
+        content: header.index(names[0])
+        for content, known in named.items()
+        if (names := [name for name in known if name in header])
     }
     if not columns:
         return {"path": 0, "split": 1}

@@ -56,12 +56,12 @@ def list_digits() -> Listing:
 def list_idx(name: Literal["mnist", "fashion-mnist"], folder: Path, may_download: bool) -> Listing:
     """The four IDX files of `name` in `folder`, plain or gzipped; both parts, each as its published split."""
     wanted = [f"{part.prefix}-{kind}" for part in _PARTS for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    found = _found_or_fetched(name, folder, {stem: _idx_names(stem) for stem in wanted}, may_download)
+    files = _present_or_fetched(name, folder, {stem: _idx_names(stem) for stem in wanted}, may_download)
     classes = _MNIST if name == "mnist" else _FASHION
     items: list[Item] = []
     parts: list[Pixels] = []
     for part in _PARTS:
-        images_path, labels_path = found[f"{part.prefix}-images-idx3-ubyte"], found[f"{part.prefix}-labels-idx1-ubyte"]
+        images_path, labels_path = files[f"{part.prefix}-images-idx3-ubyte"], files[f"{part.prefix}-labels-idx1-ubyte"]
         images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
         if len(images) != len(labels):
             raise SourceError(f"{images_path} has {len(images):,} images and {labels_path} {len(labels):,} labels.")
@@ -78,23 +78,23 @@ def list_cifar10(folder: Path, may_download: bool) -> Listing:
     """CIFAR-10's binary version: data_batch_1.bin to data_batch_5.bin and test_batch.bin, in `folder` or one below."""
     inner = "cifar-10-batches-bin"
     names = {stem: [f"{stem}.bin", f"{inner}/{stem}.bin"] for stem in _CIFAR10_BATCHES}
-    found = _found_or_fetched("cifar10", folder, names, may_download)
+    files = _present_or_fetched("cifar10", folder, names, may_download)
     items: list[Item] = []
     parts: list[Pixels] = []
     record = 1 + int(np.prod(_CIFAR10_SHAPE))
     for stem in _CIFAR10_BATCHES:
-        data = np.frombuffer(_read(found[stem], _CIFAR10_MOST * record), np.uint8)
+        data = np.frombuffer(_read(files[stem], _CIFAR10_MOST * record), np.uint8)
         if len(data) > _CIFAR10_MOST * record:
             raise SourceError(
-                f"{found[stem]} holds more than {_CIFAR10_MOST:,} images, which are all of CIFAR-10. Fetch it again."
+                f"{files[stem]} holds more than {_CIFAR10_MOST:,} images, which are all of CIFAR-10. Fetch it again."
             )
         if len(data) == 0 or len(data) % record:
             raise SourceError(
-                f"{found[stem]} has {len(data):,} bytes and CIFAR-10's binary version has {record:,} for each image: "
+                f"{files[stem]} has {len(data):,} bytes and CIFAR-10's binary version has {record:,} for each image: "
                 "it is cut short, or another version. Fetch it again."
             )
         records = data.reshape(-1, record)
-        items += _items(stem, "test" if stem == "test_batch" else "train", records[:, 0], _CIFAR10, found[stem])
+        items += _items(stem, "test" if stem == "test_batch" else "train", records[:, 0], _CIFAR10, files[stem])
         parts.append(records[:, 1:].reshape(-1, *_CIFAR10_SHAPE).transpose(0, 2, 3, 1))
     return sorted_listing(items, Arrays(np.concatenate(parts), "CIFAR-10"))
 
@@ -112,17 +112,17 @@ def _idx_names(stem: str) -> list[str]:
     return [stem, f"{stem}.gz", dotted, f"{dotted}.gz"]
 
 
-def _found_or_fetched(name: str, folder: Path, names: dict[str, list[str]], may_download: bool) -> dict[str, Path]:
+def _present_or_fetched(name: str, folder: Path, names: dict[str, list[str]], may_download: bool) -> dict[str, Path]:
     """The first file in `folder` that exists for each entry of `names`, after a download if need be and allowed."""
-    found = _found(folder, names)
-    missing = [stem for stem in names if stem not in found]
+    files = _present(folder, names)
+    missing = [stem for stem in names if stem not in files]
     if not missing:
-        return found
+        return files
     download = Download.of(name)
     wanted = ", ".join(names[stem][0] for stem in names)
     lacking = (
         f"{folder} lacks "
-        + (f"{', '.join(names[stem][0] for stem in missing)} of " if found else "")
+        + (f"{', '.join(names[stem][0] for stem in missing)} of " if files else "")
         + (f"the {len(names)} files of {name}: {wanted}" + (" (plain or .gz)." if name != "cifar10" else "."))
     )
     if not may_download:
@@ -137,13 +137,13 @@ def _found_or_fetched(name: str, folder: Path, names: dict[str, list[str]], may_
             f"{lacking}\n{error}\nWith a network, `dvc repro ingest` fetches them, and so does:\n"
             f"  {download.command(folder)}\nOr set ingest.path to a folder that has them."
         ) from None
-    found = _found(folder, names)
-    if missing := [stem for stem in names if stem not in found]:
+    files = _present(folder, names)
+    if missing := [stem for stem in names if stem not in files]:
         raise SourceError(f"{folder} still lacks {', '.join(missing)} after the download.")
-    return found
+    return files
 
 
-def _found(folder: Path, names: dict[str, list[str]]) -> dict[str, Path]:
+def _present(folder: Path, names: dict[str, list[str]]) -> dict[str, Path]:
     candidates = {stem: [folder / name for name in options] for stem, options in names.items()}
     return {
         stem: next(path for path in paths if path.is_file())

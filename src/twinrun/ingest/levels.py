@@ -122,13 +122,13 @@ def reading_as(levels: Sequence[Level], folders: Iterable[Parts]) -> Reading:
 
 def split_names(names: Iterable[str]) -> dict[str, SplitName]:
     """The split of each of `names` that has a word for one, such as seg_train, training_set, dev and hold_out."""
-    words = {name: _split_word(name) for name in sorted(names)}
+    word_of = {name: _split_word(name) for name in sorted(names)}
     has_test = any(
-        word is not None and _SPLIT_WORDS[word] == "test" and word not in _TEST_OR_VAL for word in words.values()
+        word is not None and _SPLIT_WORDS[word] == "test" and word not in _TEST_OR_VAL for word in word_of.values()
     )
     return {
         name: "val" if word in _TEST_OR_VAL and has_test else _SPLIT_WORDS[word]
-        for name, word in words.items()
+        for name, word in word_of.items()
         if word is not None
     }
 
@@ -143,11 +143,11 @@ def split_names_among_labels(reading: Reading, folders: Iterable[Parts]) -> set[
     depth = reading.levels.index("label")
     labels = {parts[: depth + 1] for parts in folders if reading.place(parts).label is not None}
     names = {parts[-1] for parts in labels}
-    words = {name.casefold() for name in names}
+    known_names = {name.casefold() for name in names}
     named = {
         name
         for name in names
-        if (word := name.casefold()) != "train" and f"in{word}" not in words and _is_pure_split(name, (name,))
+        if (word := name.casefold()) != "train" and f"in{word}" not in known_names and _is_pure_split(name, (name,))
     }
     return {parts for parts in labels if parts[-1] in named} if named != names else set()
 
@@ -159,9 +159,9 @@ def is_mask_folder(name: str, beside: Iterable[str] = ()) -> bool:
     """
     if _is_made_of(name, _MASK_WORDS):
         return True
-    words = _words(name)
-    rest = [word for word in words if word not in _MASK_WORDS]
-    return bool(rest) and rest != words and any(_words(other) == rest for other in beside)
+    parts = _split_name(name)
+    rest = [word for word in parts if word not in _MASK_WORDS]
+    return bool(rest) and rest != parts and any(_split_name(other) == rest for other in beside)
 
 
 def mask_files(names: Iterable[str]) -> list[str]:
@@ -170,10 +170,10 @@ def mask_files(names: Iterable[str]) -> list[str]:
     masks = [name for name in files if _MAY_BE_MASK.search(name)]
     if not masks:
         return []
-    words = {name: _words(name.rpartition(".")[0] or name) for name in files}
-    masks = [name for name in masks if not _MASK_WORDS.isdisjoint(words[name])]
-    photos = {_without_parts(words[name]) for name in set(files).difference(masks)}
-    return [name for name in masks if _without_parts(words[name]) in photos]
+    parts = {name: _split_name(name.rpartition(".")[0] or name) for name in files}
+    masks = [name for name in masks if not _MASK_WORDS.isdisjoint(parts[name])]
+    photos = {_without_parts(parts[name]) for name in set(files).difference(masks)}
+    return [name for name in masks if _without_parts(parts[name]) in photos]
 
 
 def mask_pattern(name: str) -> str:
@@ -244,7 +244,7 @@ def _above_splits(folders: dict[str, Tree], parents: dict[str, Tree]) -> list[Le
     """Readings of folders that have splits in them: classes, or what stands above splits with classes in them."""
     inner = [levels for levels in _readings(_merged(parents.values()), True) if "label" in levels]
     below = [{name for split in parent.below.values() for name in split.below} for parent in parents.values()]
-    names = Counter(name for found in below for name in found)
+    names = Counter(name for labels in below for name in labels)
     if not inner:
         return [("label", "split")]
     if all(_is_numbered(name, _GROUP_WORDS) for name in names):
@@ -267,11 +267,11 @@ def _unlabelled(reading: Reading, folders: Iterable[Parts]) -> frozenset[str]:
             labels.setdefault(parts[levels.index("split")], set()).add(parts[levels.index("label")])
     if max(map(len, labels.values()), default=0) < 2:
         return frozenset()
-    splits = Counter(label for found in labels.values() for label in found)
+    splits = Counter(label for of_split in labels.values() for label in of_split)
     return frozenset(
         name
-        for name, found in labels.items()
-        if len(found) == 1 and splits[next(iter(found))] == 1 and reading.splits.get(name, "train") != "train"
+        for name, of_split in labels.items()
+        if len(of_split) == 1 and splits[next(iter(of_split))] == 1 and reading.splits.get(name, "train") != "train"
     )
 
 
@@ -335,47 +335,47 @@ def _merged(trees: Iterable[Tree]) -> Tree:
         merged.images += tree.images
         for name, child in tree.below.items():
             same.setdefault(name, []).append(child)
-    merged.below = {name: found[0] if len(found) == 1 else _merged(found) for name, found in same.items()}
+    merged.below = {name: trees_of[0] if len(trees_of) == 1 else _merged(trees_of) for name, trees_of in same.items()}
     return merged
 
 
-def _words(name: str) -> list[str]:
+def _split_name(name: str) -> list[str]:
     text = _HUMPS.sub(" ", name).casefold()
     return _WORDS.findall(re.sub(r"(hold|held)[\W_]*out", "holdout", text))
 
 
 def _split_word(name: str) -> str | None:
     """The word for a split in a name; None where there is none, or words for two, but for train_val."""
-    found = {_SPLIT_WORDS[word]: word for word in _words(name) if word in _SPLIT_WORDS}
-    if found.keys() == {"train", "val"}:
-        return found["train"]
-    return next(iter(found.values())) if len(found) == 1 else None
+    splits = {_SPLIT_WORDS[word]: word for word in _split_name(name) if word in _SPLIT_WORDS}
+    if splits.keys() == {"train", "val"}:
+        return splits["train"]
+    return next(iter(splits.values())) if len(splits) == 1 else None
 
 
 def _is_pure_split(name: str, beside: Iterable[str]) -> bool:
     """Whether a name is the word for a split and nothing that means more, such as train2017 or images_train."""
-    siblings = [set(_words(sibling)) for sibling in beside]
+    siblings = [set(_split_name(sibling)) for sibling in beside]
     shared = set.intersection(*siblings) if len(siblings) > 1 else set()
     return (
-        all(word in _SPLIT_WORDS or word in _FILLERS or word in shared or word.isdigit() for word in _words(name))
+        all(word in _SPLIT_WORDS or word in _FILLERS or word in shared or word.isdigit() for word in _split_name(name))
         and _split_word(name) is not None
     )
 
 
-def _without_parts(words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(word for word in words if word not in _PART_WORDS)
+def _without_parts(parts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(word for word in parts if word not in _PART_WORDS)
 
 
 def _is_part(name: str) -> bool:
     return _is_made_of(name, _PART_WORDS)
 
 
-def _is_made_of(name: str, words: frozenset[str]) -> bool:
-    found = _words(name)
-    return bool(found) and ("".join(found) in words or all(word in words for word in found))
+def _is_made_of(name: str, known: frozenset[str]) -> bool:
+    parts = _split_name(name)
+    return bool(parts) and ("".join(parts) in known or all(word in known for word in parts))
 
 
-def _is_numbered(name: str, words: frozenset[str]) -> bool:
-    """Whether a name is one of `words` with something that tells one from another, such as patient_07 and clip3."""
-    found = _words(name)
-    return any(word in words for word in found) and any(word.isdigit() for word in found)
+def _is_numbered(name: str, known: frozenset[str]) -> bool:
+    """Whether a name is one of `known` with something that tells one from another, such as patient_07 and clip3."""
+    parts = _split_name(name)
+    return any(word in known for word in parts) and any(word.isdigit() for word in parts)

@@ -91,8 +91,8 @@ def fill_pack(listing: Listing, shape: Shape, pack: Path, workers: int) -> list[
     facts: list[Facts | None] = [None] * len(listing.items)
     with progress("Decoding images", len(listing.items)) as advance:
 
-        def take(chunk: Chunk, found: list[Facts]) -> None:
-            facts[chunk.first_row : chunk.first_row + len(chunk)] = found
+        def take(chunk: Chunk, measured: list[Facts]) -> None:
+            facts[chunk.first_row : chunk.first_row + len(chunk)] = measured
             advance(len(chunk))
 
         suspects = _run(chunks, shape, pack, max(1, min(workers, len(listing.items))), take)
@@ -183,8 +183,8 @@ def _run_alone(
             try:
                 take(single, pool.submit(_work, single).result())
             except BrokenProcessPool:
-                words = "cannot be decoded: the decoder crashed or ran out of memory, and took its process with it"
-                take(single, [broken(_file_facts(single), words)])
+                reason = "cannot be decoded: the decoder crashed or ran out of memory, and took its process with it"
+                take(single, [broken(_file_facts(single), reason)])
                 return singles[position + 1 :]
     return []
 

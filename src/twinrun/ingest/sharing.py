@@ -33,7 +33,7 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class _Kind:
-    what: str
+    noun: str
     consequence: str
     remedy: str
     fatal: bool
@@ -78,10 +78,10 @@ def obstacles(folder: Path) -> list[Obstacle]:
 
     The folder itself may be a link: DVC follows that one.
     """
-    found: dict[_Kind, list[str]] = {}
+    paths_of: dict[_Kind, list[str]] = {}
     for kind, path in _walk(os.fspath(folder)):
-        found.setdefault(kind, []).append(path)
-    return [_obstacle(kind, sorted(paths), folder) for kind, paths in found.items()]
+        paths_of.setdefault(kind, []).append(path)
+    return [_obstacle(kind, sorted(paths), folder) for kind, paths in paths_of.items()]
 
 
 Tracked = Literal["added", "not committed", "git", "outside", "link", "no"]
@@ -160,8 +160,8 @@ def nearby(root: Path, path: str) -> str:
     folders = [folder for parent in parents for folder in _filled_folders(parent)]
     shown = [folder.relative_to(root) if folder.is_relative_to(root) else folder for folder in folders]
     name = Path(path).name.lower()
-    alike = sorted(shown, key=lambda each: -SequenceMatcher(None, name, each.name.lower()).ratio())[:_SHOWN]
-    names = [escaped(each.as_posix()) for each in alike]
+    alike = sorted(shown, key=lambda place: -SequenceMatcher(None, name, place.name.lower()).ratio())[:_SHOWN]
+    names = [escaped(place.as_posix()) for place in alike]
     if not names:
         return ""
     return f" There is {names[0]}." if len(names) == 1 else f" There are {', '.join(names[:-1])} and {names[-1]}."
@@ -169,8 +169,8 @@ def nearby(root: Path, path: str) -> str:
 
 def _filled_folders(parent: Path) -> list[Path]:
     try:
-        folders = [each for each in parent.iterdir() if each.is_dir() and not each.name.startswith(".")]
-        return sorted(each for each in folders if any(not inner.name.startswith(".") for inner in each.iterdir()))
+        folders = [folder for folder in parent.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+        return sorted(folder for folder in folders if any(not inner.name.startswith(".") for inner in folder.iterdir()))
     except OSError:
         return []
 
@@ -230,7 +230,7 @@ def _obstacle(kind: _Kind, paths: list[str], folder: Path) -> Obstacle:
     more = f" and {len(paths) - _SHOWN:,} more" if len(paths) > _SHOWN else ""
     count = f"{len(paths):,} times: " if len(paths) > 1 else ""
     return Obstacle(
-        f"{place} has a {kind.what} ({count}{', '.join(names)}{more}), and {kind.consequence}",
+        f"{place} has a {kind.noun} ({count}{', '.join(names)}{more}), and {kind.consequence}",
         kind.remedy.format(
             folder=shlex.quote(os.fspath(place)),
             first=_in_a_shell(str(place / Path(paths[0]).relative_to(folder))),

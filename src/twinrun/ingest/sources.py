@@ -55,7 +55,7 @@ def _grouped(listing: Listing, pattern: str | None) -> Listing:
 
 
 def _captured(matcher: "re.Pattern[str]", path: str) -> str | None:
-    found = matcher.search(path)
-    if found is None:
+    match = matcher.search(path)
+    if match is None:
         return None
-    return (found.group(1) if matcher.groups else found.group()) or None
+    return (match.group(1) if matcher.groups else match.group()) or None

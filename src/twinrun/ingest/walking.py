@@ -106,7 +106,7 @@ def walk_folder(
     files and folders that count for nothing. The files named in `report` are left out of a folder that has all of them.
     """
     walk = Walk(patterns=Counter(dict.fromkeys(leave_out, 0)))
-    passed_over = {(found.st_dev, found.st_ino) for found in map(_stat, map(str, skipped)) if found is not None}
+    passed_over = {(status.st_dev, status.st_ino) for status in map(_stat, map(str, skipped)) if status is not None}
     matches = [(pattern, _matcher(pattern)) for pattern in leave_out]
     inside = None if follow_links else root.resolve()
     top = _stat(str(root))
@@ -133,12 +133,12 @@ def walk_folder(
 def _entries(folder: _Folder, walk: Walk) -> list["os.DirEntry[str]"]:
     try:
         with os.scandir(folder.path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            ordered = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         walk.unreadable.append(f"{escaped('/'.join(folder.parts)) or '.'} ({error.strerror})")
         return []
     walk.folders.append(folder.parts)
-    return found
+    return ordered
 
 
 def _folder_in(
@@ -173,8 +173,8 @@ def _folder_in(
         else:
             walk.no_images[_suffix(name)] += 1
         return None
-    found = _stat(entry.path)
-    if found is None or (key := (found.st_dev, found.st_ino)) in folder.above:
+    status = _stat(entry.path)
+    if status is None or (key := (status.st_dev, status.st_ino)) in folder.above:
         walk.loops.append(escaped(path))
         return None
     return _Folder(entry.path, parts, folder.above | {key})
@@ -204,8 +204,8 @@ def _is_one_of(entry: "os.DirEntry[str]", is_folder: bool, passed_over: set[tupl
     # The inode is in the entry; a link's own number is none of theirs.
     if not entry.is_symlink() and entry.inode() not in {inode for _, inode in passed_over}:
         return False
-    found = _stat(entry.path)
-    return found is not None and (found.st_dev, found.st_ino) in passed_over and (is_folder or not entry.is_symlink())
+    stat = _stat(entry.path)
+    return stat is not None and (stat.st_dev, stat.st_ino) in passed_over and (is_folder or not entry.is_symlink())
 
 
 def _stat(path: str) -> os.stat_result | None:

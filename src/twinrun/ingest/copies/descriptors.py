@@ -114,8 +114,8 @@ def descriptors(
         return _projected(_seen(pictures, views), metric)
     signs = np.tile(np.where(np.arange(_ORDER) % 2, -1, 1), _ORDER)[1:, None].astype(np.float32)
     both = np.concatenate([metric, metric * signs], axis=1)  # a mirrored picture has the same spectra but for signs
-    found, contrasts = _projected(_seen(pictures, VIEWS), both)
-    plain, mirrored = found[:, :, : metric.shape[1]], found[:, _mirrored_views(), metric.shape[1] :]
+    projected, contrasts = _projected(_seen(pictures, VIEWS), both)
+    plain, mirrored = projected[:, :, : metric.shape[1]], projected[:, _mirrored_views(), metric.shape[1] :]
     return np.concatenate([plain, mirrored], axis=1), contrasts
 
 

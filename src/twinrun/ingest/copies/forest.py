@@ -55,7 +55,7 @@ def nearest(forest: Forest, queries: Float32Array, owners: Int32Array) -> tuple[
     -1 and infinity where the leaves hold no other point.
     """
     best = np.full(len(queries), -np.inf, np.float32)
-    found = np.full(len(queries), -1, np.int32)
+    neighbours = np.full(len(queries), -1, np.int32)
     asked = np.concatenate([queries, np.ones((len(queries), 1), np.float32)], axis=1)
     for tree in forest.trees:
         leaves = _leaves(tree, queries)
@@ -72,9 +72,9 @@ def nearest(forest: Forest, queries: Float32Array, owners: Int32Array) -> tuple[
             nearest_member = scores.argmax(axis=1)
             score = scores[np.arange(len(rows)), nearest_member]
             better = score > best[rows]
-            best[rows[better]], found[rows[better]] = score[better], members[nearest_member[better]]
-    found[np.isneginf(best)] = -1
-    return found, np.maximum((queries * queries).sum(axis=1) - 2 * best, 0)
+            best[rows[better]], neighbours[rows[better]] = score[better], members[nearest_member[better]]
+    neighbours[np.isneginf(best)] = -1
+    return neighbours, np.maximum((queries * queries).sum(axis=1) - 2 * best, 0)
 
 
 def _tree(points: Float32Array, cuts: Float32Array) -> Tree:

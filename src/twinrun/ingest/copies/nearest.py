@@ -100,7 +100,7 @@ def near_duplicates(
         pairs = _judged(search, _candidates(search, rows)) if len(rows) > 1 else {}
         pairs |= _within_groups(search, pairs)
     search.progress(1.0)
-    return [NearPair(*pair, *found) for pair, found in sorted(pairs.items())]
+    return [NearPair(*pair, *measured) for pair, measured in sorted(pairs.items())]
 
 
 def _first_of_each(facts: Sequence[Facts]) -> Int32Array:
@@ -120,17 +120,17 @@ def _candidates(search: _Search, rows: Int32Array) -> _Candidates:
     def describe(chunk: Int32Array) -> tuple[Float32Array, Float32Array]:
         return descriptors(gray_pictures(search.images, chunk, search.boxes), metric, VIEWS[:1])
 
-    points, contrasts = zip(*_each(search, describe, _cut(rows, _DESCRIBED_AT_ONCE), 0.0, 0.1), strict=True)
+    points, contrasts = zip(*_on_all_threads(search, describe, _cut(rows, _DESCRIBED_AT_ONCE), 0.0, 0.1), strict=True)
     clear = np.concatenate(contrasts) >= _LEAST_CONTRAST
     rows, forest = rows[clear], grow(np.concatenate(points)[:, 0][clear], _TREES)
 
     def ask(places: Int32Array) -> _Candidates:
         asked, _ = descriptors(gray_pictures(search.images, rows[places], search.boxes), metric)
-        found = _neighbours(forest, asked, places)
-        return _Candidates(rows[found.owner], rows[found.match], found.view, found.distance)
+        neighbours = _neighbours(forest, asked, places)
+        return _Candidates(rows[neighbours.owner], rows[neighbours.match], neighbours.view, neighbours.distance)
 
     places = np.arange(len(rows), dtype=np.int32)
-    return _joined(_each(search, ask, _cut(places, _DESCRIBED_AT_ONCE), 0.1, 0.6))
+    return _joined(_on_all_threads(search, ask, _cut(places, _DESCRIBED_AT_ONCE), 0.1, 0.6))
 
 
 def _neighbours(forest: Forest, asked: Float32Array, owners: Int32Array) -> _Candidates:
@@ -202,9 +202,9 @@ def _pairs(
         change: Change = "cropped" if verdicts.moved[i] else "re-encoded"
         if candidates.view[i] >= len(VIEWS):
             change = "mirrored"
-        found = (float(verdicts.distance[i]), change)
+        measured = (float(verdicts.distance[i]), change)
         pair = (rows[0], rows[1])
-        pairs[pair] = min(found, pairs.get(pair, found))
+        pairs[pair] = min(measured, pairs.get(pair, measured))
     return pairs
 
 
@@ -221,13 +221,13 @@ def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float
         return _Verdicts(laid.distance, np.abs(laid.windows - VIEWS[0]).max(axis=1) > _STILL)
 
     chunks = _cut(np.arange(len(candidates.owner), dtype=np.int32), _ALIGNED_AT_ONCE)
-    parts = list(_each(search, lay, chunks, start, stop))
+    parts = list(_on_all_threads(search, lay, chunks, start, stop))
     if not parts:
         return _Verdicts(np.empty(0, np.float32), np.empty(0, np.bool_))
     return _Verdicts(np.concatenate([part.distance for part in parts]), np.concatenate([part.moved for part in parts]))
 
 
-def _each(
+def _on_all_threads(
     search: _Search, work: Callable[[Int32Array], _T], chunks: Sequence[Int32Array], start: float, stop: float
 ) -> Iterator[_T]:
     """Work through `chunks` on all threads, in order; progress goes from `start` to `stop`."""
