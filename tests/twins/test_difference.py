@@ -118,7 +118,7 @@ def test_images_are_told_apart_by_what_happened_to_them() -> None:
     before = _images(a=("cat", "1"), b=("cat", "2"), c=("dog", "3"), d=("dog", "4"))
     after = _images(a=("cat", "1"), b=("dog", "2"), c=("dog", "9"), e=("dog", "5"))
 
-    found = {change.path: change.what for change in compare_images(before, after)}
+    found = {change.path: change.description for change in compare_images(before, after)}
 
     assert found == {
         "b.png": "relabelled from 'cat' to 'dog'",

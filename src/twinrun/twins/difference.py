@@ -43,11 +43,11 @@ class ImageChange:
 
     id: str
     path: str
-    what: str
+    description: str
     used: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}{f' ({self.used})' if self.used else ''}: {self.what}"
+        return f"{self.path}{f' ({self.used})' if self.used else ''}: {self.description}"
 
 
 @dataclass(frozen=True)
@@ -97,34 +97,34 @@ def compare_cards(
     before: Card, after: Card, packages: tuple[Packages | None, Packages | None] = (None, None)
 ) -> Differences:
     """What differs between two run cards. `packages` are those installed for each run, where that can be told."""
-    found = Differences()
+    differences = Differences()
     parts, new_parts = before.get("fingerprint_parts", {}), after.get("fingerprint_parts", {})
 
     def decides(kind: Kind, old: Any, new: Any, prefix: str = "") -> None:
-        found.deciding[kind] += flat_changes(old, new, prefix)
+        differences.deciding[kind] += flat_changes(old, new, prefix)
 
     decides("code", parts.get("code", {}), new_parts.get("code", {}))
     decides("params", _settings(parts), _settings(new_parts))
     decides("data", parts.get("data", {}), new_parts.get("data", {}))
     decides("hardware", parts.get("numerics", {}), new_parts.get("numerics", {}))
-    found.changes["code"] = [
+    differences.changes["code"] = [
         *flat_changes(_code(before), _code(after)),
-        *(Change(source_of(c.name), _short(c.before), _short(c.after)) for c in found.deciding["code"]),
+        *(Change(source_of(c.name), _short(c.before), _short(c.after)) for c in differences.deciding["code"]),
     ]
-    found.changes["params"] = flat_changes(before.get("params", {}), after.get("params", {}))
-    found.changes["data"] = [
+    differences.changes["params"] = flat_changes(before.get("params", {}), after.get("params", {}))
+    differences.changes["data"] = [
         Change({"pack": "pixels of the pack"}.get(c.name, c.name), _short(c.before), _short(c.after))
-        for c in found.deciding["data"]
+        for c in differences.deciding["data"]
     ]
-    found.changes["environment"] = _environment(before, after, packages)
-    found.deciding["environment"] = [c for c in found.changes["environment"] if is_deciding(c.name)]
+    differences.changes["environment"] = _environment(before, after, packages)
+    differences.deciding["environment"] = [c for c in differences.changes["environment"] if is_deciding(c.name)]
     machine, new_machine = _machine(before.get("hardware", {})), _machine(after.get("hardware", {}))
-    numerics = [c for c in found.deciding["hardware"] if c.name not in ("machine",)]
-    found.changes["hardware"] = [*numerics, *flat_changes(machine, new_machine)]
-    found.deciding["hardware"] += [
+    numerics = [c for c in differences.deciding["hardware"] if c.name not in ("machine",)]
+    differences.changes["hardware"] = [*numerics, *flat_changes(machine, new_machine)]
+    differences.deciding["hardware"] += [
         c for c in flat_changes(machine, new_machine) if c.name in ("processor", "instructions", "gpus")
     ]
-    return found
+    return differences
 
 
 def is_deciding(package: str) -> bool:
@@ -169,34 +169,34 @@ def compare_images(
     old, new = _by_id(before), _by_id(after)
     renamed = _renamed(old, new)
     old_use, new_use = _by_id(before_manifest), _by_id(after_manifest)
-    found = []
-    for each in sorted(
-        (old.keys() | new.keys()) - set(renamed.values()), key=lambda each: str((old.get(each) or new[each])["path"])
+    changes = []
+    for image in sorted(
+        (old.keys() | new.keys()) - set(renamed.values()), key=lambda image: str((old.get(image) or new[image])["path"])
     ):
-        facts, now = old.get(each), new.get(each)
-        use, new_use_of = _use(old_use.get(each)), _use(new_use.get(each))
+        facts, now = old.get(image), new.get(image)
+        use, new_use_of = _use(old_use.get(image)), _use(new_use.get(image))
         path = str((facts or now or {})["path"])
-        what = []
+        descriptions = []
         if facts is None:
-            what, use = ["added"], new_use_of
-        elif each in renamed:
-            what = [f"renamed to {new[renamed[each]]['path']}"]
+            descriptions, use = ["added"], new_use_of
+        elif image in renamed:
+            descriptions = [f"renamed to {new[renamed[image]]['path']}"]
         elif now is None:
-            what = ["removed"]
+            descriptions = ["removed"]
         else:
-            rows = (old_use, new_use) if each in old_use and each in new_use else (old, new)  # decisions relabel
-            label, new_label = (some[each]["label"] for some in rows)
+            rows = (old_use, new_use) if image in old_use and image in new_use else (old, new)  # decisions relabel
+            label, new_label = (some[image]["label"] for some in rows)
             if label != new_label:
-                what.append(f"relabelled from {label!r} to {new_label!r}")
+                descriptions.append(f"relabelled from {label!r} to {new_label!r}")
             if facts["pixels_sha256"] != now["pixels_sha256"]:
-                what.append(_broken_or(now, "its pixels changed"))
+                descriptions.append(_broken_or(now, "its pixels changed"))
             elif facts["bytes_sha256"] != now["bytes_sha256"]:
-                what.append("its file changed, its pixels did not")
+                descriptions.append("its file changed, its pixels did not")
             if old_use and new_use and use != new_use_of:
-                what.append(f"used for {use}, now for {new_use_of}")
-        if what:
-            found.append(ImageChange(each, path, ", ".join(what), use))
-    return found
+                descriptions.append(f"used for {use}, now for {new_use_of}")
+        if descriptions:
+            changes.append(ImageChange(image, path, ", ".join(descriptions), use))
+    return changes
 
 
 def class_changes(before: Mapping[str, Sequence[Any]], after: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -209,7 +209,9 @@ def class_changes(before: Mapping[str, Sequence[Any]], after: Mapping[str, Seque
     gone, added = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
     lines = []
     for name in gone:
-        same, other = max(((sum((old[name] & new[each]).values()), each) for each in added), default=(0, ""))
+        same, other = max(
+            ((sum((old[name] & new[added_name]).values()), added_name) for added_name in added), default=(0, "")
+        )
         if 2 * same > old[name].total():
             lines.append(f'Class "{name}" is renamed to "{other}" ({same:,} identical {_images(same)}).')
             added.remove(other)
@@ -232,18 +234,18 @@ def compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
 def compare_predictions(before: "pa.Table", after: "pa.Table") -> tuple[list[PredictionChange], int]:
     """Images of both predictions.parquet whose class changed, the surest first; and how many images are in both."""
     old, new = _by_id(before), _by_id(after)
-    both = [each for each in old if each in new]
+    both = [image for image in old if image in new]
     changed = [
         PredictionChange(
-            id=each,
-            label=str(new[each]["label"]),
-            before=str(old[each]["predicted"]),
-            after=str(new[each]["predicted"]),
-            before_probability=max(old[each]["probabilities"]),
-            after_probability=max(new[each]["probabilities"]),
+            id=image,
+            label=str(new[image]["label"]),
+            before=str(old[image]["predicted"]),
+            after=str(new[image]["predicted"]),
+            before_probability=max(old[image]["probabilities"]),
+            after_probability=max(new[image]["probabilities"]),
         )
-        for each in both
-        if old[each]["predicted"] != new[each]["predicted"]
+        for image in both
+        if old[image]["predicted"] != new[image]["predicted"]
     ]
     return sorted(changed, key=lambda change: (-change.after_probability, change.id)), len(both)
 
@@ -297,7 +299,7 @@ def _flatten(value: Any, prefix: str) -> list[tuple[str, Any]]:
     if not isinstance(value, Mapping):
         return [(prefix, list(value) if isinstance(value, tuple) else value)]
     return [
-        pair for name, each in value.items() for pair in _flatten(each, f"{prefix}.{name}" if prefix else str(name))
+        pair for name, inner in value.items() for pair in _flatten(inner, f"{prefix}.{name}" if prefix else str(name))
     ]
 
 
@@ -325,18 +327,18 @@ def _by_id(table: "pa.Table | None") -> dict[str, dict[str, Any]]:
 def _renamed(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The ids of images before and now that have the same pixels under another name, one for one."""
     waiting: dict[str, list[str]] = {}
-    for each in sorted(new.keys() - old.keys(), key=lambda each: str(new[each]["path"]), reverse=True):
-        if new[each]["pixels_sha256"]:
-            waiting.setdefault(new[each]["pixels_sha256"], []).append(each)
-    gone = sorted(old.keys() - new.keys(), key=lambda each: str(old[each]["path"]))
-    return {each: waiting[pixels].pop() for each in gone if waiting.get(pixels := old[each]["pixels_sha256"])}
+    for image in sorted(new.keys() - old.keys(), key=lambda image: str(new[image]["path"]), reverse=True):
+        if new[image]["pixels_sha256"]:
+            waiting.setdefault(new[image]["pixels_sha256"], []).append(image)
+    gone = sorted(old.keys() - new.keys(), key=lambda image: str(old[image]["path"]))
+    return {image: waiting[pixels].pop() for image in gone if waiting.get(pixels := old[image]["pixels_sha256"])}
 
 
 def _pixels_by_class(columns: Mapping[str, Sequence[Any]]) -> dict[str, Counter[str]]:
-    found: dict[str, Counter[str]] = {}
+    by_class: dict[str, Counter[str]] = {}
     for label, pixels in zip(columns["label"], columns["pixels_sha256"], strict=True):
-        found.setdefault(str(label), Counter())[str(pixels)] += 1
-    return found
+        by_class.setdefault(str(label), Counter())[str(pixels)] += 1
+    return by_class
 
 
 def _images(number: int) -> str:

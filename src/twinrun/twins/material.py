@@ -71,11 +71,11 @@ def choose(root: Path, card: Mapping[str, Any], choice: Choice) -> Material:
     still there under its name with another content: a twin must not pass over damage and silent edits, so it is made
     from what is there now. "workspace" is made from what is there now in any case.
     """
-    found = recorded_files(root, card)
+    recorded = recorded_files(root, card)
     material = Material(
-        recorded={name: each.path for name, each in found.items() if each.path is not None},
-        places={each.place for each in found.values() if each.path is not None},
-        notes=[fault for each in found.values() for fault in each.faults],
+        recorded={name: file.path for name, file in recorded.items() if file.path is not None},
+        places={file.place for file in recorded.values() if file.path is not None},
+        notes=[fault for file in recorded.values() for fault in file.faults],
     )
     source = _source_here(root, card)
     if choice == "workspace":

@@ -93,22 +93,22 @@ def diff_runs(root: Path, tracker: Tracker, before: str, after: str, model_name:
 
 
 def _compare_images(root: Path, cards: list[Mapping[str, Any]], diff: RunDiff) -> None:
-    found = [
-        {name: each.path for name, each in recorded_files(root, card, ask_remote=False).items() if each.path}
+    files = [
+        {name: file.path for name, file in recorded_files(root, card, ask_remote=False).items() if file.path}
         for card in cards
     ]
-    if TABLE in found[1]:
+    if TABLE in files[1]:
         from twinrun.dataset.table import read_table
 
-        table = read_table(found[1][TABLE])
+        table = read_table(files[1][TABLE])
         diff.paths = dict(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
     if not diff.differences.deciding["data"]:
         return
-    diff.images = compare_data(found[0], found[1])
-    if all(name in each for each in found for name in (TABLE, MANIFEST)):
-        diff.classes = class_changes(*(facts_used(each[TABLE], each[MANIFEST]) for each in found))
-    if not diff.images and any(name not in each for each in found for name in NEEDED):
-        lacking = [name for name in (TABLE, MANIFEST) if any(name not in each for each in found)]
+    diff.images = compare_data(files[0], files[1])
+    if all(name in file for file in files for name in (TABLE, MANIFEST)):
+        diff.classes = class_changes(*(facts_used(file[TABLE], file[MANIFEST]) for file in files))
+    if not diff.images and any(name not in file for file in files for name in NEEDED):
+        lacking = [name for name in (TABLE, MANIFEST) if any(name not in file for file in files)]
         diff.notes.append(f"Which images differ cannot be told: {', '.join(lacking)} of a run is not in the DVC cache.")
 
 
@@ -219,18 +219,22 @@ def _metrics(pairs: list[MetricPair]) -> Any:
 def _predictions(diff: RunDiff) -> Any:
     title = f"images classified otherwise: {len(diff.predictions)} of {diff.compared}"
     table = _table(title, "image", "label", "before", "", "after", "", "")
-    for each in diff.predictions[:_SHOWN]:
+    for change in diff.predictions[:_SHOWN]:
         verdict = (
-            "now right" if each.after == each.label else "now wrong" if each.before == each.label else "still wrong"
+            "now right"
+            if change.after == change.label
+            else "now wrong"
+            if change.before == change.label
+            else "still wrong"
         )
         add_row(
             table,
-            diff.paths.get(each.id, each.id),
-            each.label,
-            each.before,
-            f"{each.before_probability:.1%}",
-            each.after,
-            f"{each.after_probability:.1%}",
+            diff.paths.get(change.id, change.id),
+            change.label,
+            change.before,
+            f"{change.before_probability:.1%}",
+            change.after,
+            f"{change.after_probability:.1%}",
             verdict,
         )
     if len(diff.predictions) > _SHOWN:

@@ -170,8 +170,8 @@ def results_of(root: Path, tracker: Tracker, run: RunFacts, folder: Path) -> tup
     predictions: Path | None = None
     with suppress(TwinrunError):
         require_reachable(tracker)
-        if found := fetch_artifact(tracker, run.run_id, "evaluation/metrics.json", folder):
-            metrics = read_record(MetricsRecord, found, folder) or {}
+        if metrics_file := fetch_artifact(tracker, run.run_id, "evaluation/metrics.json", folder):
+            metrics = read_record(MetricsRecord, metrics_file, folder) or {}
         predictions = fetch_artifact(tracker, run.run_id, "evaluation/predictions.parquet", folder)
     if not metrics and run.card is not None and evaluated_weights(root) == run.card["weights_hash"]:
         metrics = read_record(MetricsRecord, root / METRICS, root) or {}
@@ -228,8 +228,8 @@ def _require_all(root: Path, card: Mapping[str, Any], choice: Choice) -> Materia
     material = choose(root, card, choice)
     problems += material.problems
     if problems:
-        found = "\n".join(f"- {problem}" for problem in [*problems, *material.notes])
-        raise TwinError(f"This run cannot be rebuilt from what there is; nothing was computed.\n{found}")
+        listed = "\n".join(f"- {problem}" for problem in [*problems, *material.notes])
+        raise TwinError(f"This run cannot be rebuilt from what there is; nothing was computed.\n{listed}")
     return material
 
 
@@ -252,10 +252,10 @@ def _place_params(project: Path, card: Mapping[str, Any]) -> list[str]:
 
     file = project / "params.yaml"
     try:
-        found = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+        settings = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
     except (OSError, YAMLError):
-        found = {}
-    differing = flat_changes(found, card["params"])
+        settings = {}
+    differing = flat_changes(settings, card["params"])
     if not differing:
         return []
     write_json(card["params"], file)  # JSON is YAML
@@ -283,11 +283,11 @@ def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) ->
         )
     if others := [change for change in changes if change not in deciding]:
         yield f"Other packages differ from the run's, which should not change weights: {_listed(others)}."
-    for name, each in environment.get("differing", {}).items():
+    for name, versions in environment.get("differing", {}).items():
         if is_deciding(name):
             yield (
-                f"The run's requirements.lock asks for {name} {each['locked'] or '(none)'}, and the run was trained "
-                f"with {each['installed'] or 'none'}."
+                f"The run's requirements.lock asks for {name} {versions['locked'] or '(none)'}, and the run was "
+                f"trained with {versions['installed'] or 'none'}."
             )
     here = root / LOCK
     if here.is_file():
@@ -306,9 +306,9 @@ def _notes_on_hardware(card: Mapping[str, Any]) -> Iterator[str]:
     only_equivalent = 'The same bits are not promised on another one; "equivalent" is the best to expect.'
     if card["fingerprint_parts"].get("numerics", {}).get("device") == "cuda":
         had = [str(gpu.get("gpu") or gpu.get("name")) for gpu in before.get("gpus", [])]
-        found = [name for name, _ in installed_gpus()]
-        if had and not set(had) <= set(found):
-            yield f"The run was trained on {', '.join(had)}; here is {', '.join(found) or 'no GPU'}. {only_equivalent}"
+        gpus = [name for name, _ in installed_gpus()]
+        if had and not set(had) <= set(gpus):
+            yield f"The run was trained on {', '.join(had)}; here is {', '.join(gpus) or 'no GPU'}. {only_equivalent}"
         return
     old, new = set(before.get("cpu_flags", [])), set(here["cpu_flags"])
     if old != new:
@@ -491,7 +491,8 @@ def _record_in_mlflow(tracker: Tracker, report: TwinReport) -> None:
 def _listed(changes: list[Any], most: int = 8) -> str:
     more = f" and {len(changes) - most} more" if len(changes) > most else ""
     return (
-        ", ".join(f"{each.name} {each.before or '(none)'} -> {each.after or 'none'}" for each in changes[:most]) + more
+        ", ".join(f"{change.name} {change.before or '(none)'} -> {change.after or 'none'}" for change in changes[:most])
+        + more
     )
 
 

@@ -103,7 +103,7 @@ class TwinReport:
             text += ["", "## metrics", "", *(f"- {pair.name}: {_pair(pair)}" for pair in self.metrics)]
         if self.predictions:
             text += ["", f"## predictions: {len(self.predictions)} of {self.compared} changed", ""]
-            text += [f"- {each.id} ({each.label}): {each.before}, now {each.after}" for each in self.predictions]
+            text += [f"- {image.id} ({image.label}): {image.before}, now {image.after}" for image in self.predictions]
         return "\n".join(text) + "\n"
 
     def _twin(self) -> str:
@@ -142,11 +142,13 @@ def judge(run_hash: str, twin_hash: str, differences: Differences, metrics: list
                 cause=cause,
                 reason=f"Not the same bits, for a known reason ({first}); every metric lies in the run's interval.",
             )
-        found = f"{', '.join(outside)} outside the run's interval" if outside else "no intervals to compare with"
-        return Verdict(word="different", cause=cause, reason=f"Not the same bits ({first}), and {found}.")
-    what = {"code": "The code is not the run's", "params": "The params are not the run's"}
+        outcome = f"{', '.join(outside)} outside the run's interval" if outside else "no intervals to compare with"
+        return Verdict(word="different", cause=cause, reason=f"Not the same bits ({first}), and {outcome}.")
+    reasons = {"code": "The code is not the run's", "params": "The params are not the run's"}
     return Verdict(
-        word="different", cause=cause, reason=f"{what.get(cause, 'The data are not what the run was trained on')}."
+        word="different",
+        cause=cause,
+        reason=f"{reasons.get(cause, 'The data are not what the run was trained on')}.",
     )
 
 

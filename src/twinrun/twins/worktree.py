@@ -25,8 +25,8 @@ def require_commit(root: Path, commit: str) -> None:
 
 def file_at(root: Path, commit: str, name: str) -> bytes | None:
     """The content of the project's file `name` as of `commit`; None where there is none."""
-    found = run_git(root, "show", f"{commit}:./{name}")
-    return None if found.returncode else found.stdout.encode("utf-8", "surrogateescape")
+    answer = run_git(root, "show", f"{commit}:./{name}")
+    return None if answer.returncode else answer.stdout.encode("utf-8", "surrogateescape")
 
 
 def changed_files(root: Path, before: str, after: str) -> list[str] | None:
@@ -46,8 +46,8 @@ def changed_files(root: Path, before: str, after: str) -> list[str] | None:
 
 def patched_files(root: Path, patch: str) -> list[str]:
     """Files that a patch changes, with the lines added and removed; empty where git cannot read it."""
-    found = run_git(root, "apply", "--numstat", "-", stdin=patch.encode("utf-8", "surrogateescape"))
-    return [] if found.returncode else _counted(found.stdout)
+    answer = run_git(root, "apply", "--numstat", "-", stdin=patch.encode("utf-8", "surrogateescape"))
+    return [] if answer.returncode else _counted(answer.stdout)
 
 
 def _counted(numstat: str) -> list[str]:
@@ -101,12 +101,12 @@ def sweep(root: Path) -> None:
 
 def abandoned(root: Path) -> list[Path]:
     """Worktrees that nobody keeps and whose process is dead."""
-    found = []
+    worktrees = []
     for file in sorted((root / TWINS).glob("*.json")):
         owner = _owner(file)
         if owner is not None and owner.dead():
-            found.append(file.with_suffix(""))
-    return found
+            worktrees.append(file.with_suffix(""))
+    return worktrees
 
 
 def _owner_file(folder: Path) -> Path:
