@@ -82,7 +82,7 @@ def judge_here(
     question, expected = _question(root, mine["test"], mirror)
     trial, machine = try_bundle(bundle, question), str(collect_hardware()["cpu"])
     kept = agreement(trial, expected)
-    shares: dict[str, float | None] = {each: kept.get(each) for each in CHANGES if each != "mirror" or mirror}
+    shares: dict[str, float | None] = {name: kept.get(name) for name in CHANGES if name != "mirror" or mirror}
     away = f"the images ({_PACK}) are not here. Fetch them and ask again: dvc pull && {REGISTER}"
     gates = judge_alone(metrics, params.min_accuracy, params.gates)
     gates.append(Gate(name=LOADED, passed=None, sentence=away) if question is None else judge_loaded(trial, expected))
@@ -146,18 +146,18 @@ def _judge_measured(
     """The gates on a version as it was loaded and timed, by what register recorded of it."""
     unknown = f"it was not measured {_THEN}. Registering it again does that"
     measures = {} if version.run_id is None else run_metrics(tracker, version.run_id)
-    kept = {each: None if test is None else measures.get(_AGREEMENT + each) for each in CHANGES}
+    kept = {name: None if test is None else measures.get(_AGREEMENT + name) for name in CHANGES}
     images = 0 if test is None else min(_TRIED, len(test.ids))
-    shares = {each: share for each, share in kept.items() if each != "mirror" or share is not None}
+    shares = {name: share for name, share in kept.items() if name != "mirror" or share is not None}
     latency_ms = measures.get(LATENCY)
-    found = [
+    judged = [
         Gate(name=LOADED, passed=None, sentence=unknown),
         *judge_agreement(shares, images, gates, unknown, f", {_THEN}"),
         *judge_latency(latency_ms, unknown if latency_ms is None else _THEN, gates),
     ]
     if metrics is not None:
-        found += judge_expectations(metrics_row(metrics, latency_ms, shares), gates.expectations)
-    return [_answered_then(version, gate) if gate.passed is None else gate for gate in found]
+        judged += judge_expectations(metrics_row(metrics, latency_ms, shares), gates.expectations)
+    return [_answered_then(version, gate) if gate.passed is None else gate for gate in judged]
 
 
 def _answered_then(version: Version, gate: Gate) -> Gate:
@@ -219,9 +219,11 @@ def _judge(
     name = f"the champion (version {champion.version})"
     try:
         theirs = _champions(root, tracker, champion, mine)
-        source: Source = "cross-validation" if all("cross-validation" in each for each in (mine, theirs)) else "test"
+        source: Source = (
+            "cross-validation" if all("cross-validation" in answers for answers in (mine, theirs)) else "test"
+        )
         both = ((name, theirs), ("this model", mine))
-        aligned = align([Contender(name=who, members=(each[source],)) for who, each in both])
+        aligned = align([Contender(name=who, members=(answers[source],)) for who, answers in both])
     except (TwinrunError, KeyError) as error:
         reason = str(error) if isinstance(error, TwinrunError) else "the predictions of one of them are not recorded"
         return [
@@ -236,10 +238,10 @@ def _judge(
 
 def _predictions_here(root: Path, metrics: Mapping[str, Any]) -> dict[Source, Predictions]:
     """What the model in `root` predicts, as its stages wrote it."""
-    found: dict[Source, Predictions] = {"test": read_predictions(root / _EVALUATE / _PREDICTIONS)}
+    predictions: dict[Source, Predictions] = {"test": read_predictions(root / _EVALUATE / _PREDICTIONS)}
     if metrics.get("accuracy_from") == "cross-validation":
-        found["cross-validation"] = read_predictions(root / _TRAIN / _OUT_OF_FOLD)
-    return found
+        predictions["cross-validation"] = read_predictions(root / _TRAIN / _OUT_OF_FOLD)
+    return predictions
 
 
 def _champions(

@@ -61,7 +61,7 @@ class Aligned:
 
     def log_loss(self, at: int) -> float:
         """Mean log loss of the members, nats."""
-        return float(np.mean([surprise(self.targets, each).mean() for each in self.probabilities[at]]))
+        return float(np.mean([surprise(self.targets, member).mean() for member in self.probabilities[at]]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def align(contenders: Sequence[Contender]) -> Aligned:
 
     Raises DataError where they have no image in common, or not the same classes.
     """
-    everyone = [(each.name, member) for each in contenders for member in each.members]
+    everyone = [(contender.name, member) for contender in contenders for member in contender.members]
     classes = everyone[0][1].classes
     for name, member in everyone:
         if member.classes != classes:
@@ -136,12 +136,12 @@ def align(contenders: Sequence[Contender]) -> Aligned:
                 f"{', '.join(sorted(set(classes) ^ set(member.classes))) or 'their order differs'}."
             )
     keys = _keys([member for _, member in everyone])
-    places = [{key: at for at, key in enumerate(each)} for each in keys]
+    places = [{key: at for at, key in enumerate(member)} for member in keys]
     shared = [key for key in keys[0] if all(key in place for place in places)]
     labels = [
         [int(member.targets[place[key]]) for key in shared] for (_, member), place in zip(everyone, places, strict=True)
     ]
-    same = [at for at in range(len(shared)) if len({each[at] for each in labels}) == 1]
+    same = [at for at in range(len(shared)) if len({column[at] for column in labels}) == 1]
     chosen_keys = [shared[at] for at in same]
     if not chosen_keys:
         raise DataError(
@@ -151,16 +151,16 @@ def align(contenders: Sequence[Contender]) -> Aligned:
     rows = [np.array([place[key] for key in chosen_keys], np.int64) for place in places]
     chosen = iter([member.probabilities[row] for (_, member), row in zip(everyone, rows, strict=True)])
     targets = np.array([labels[0][at] for at in same], np.int64)
-    probabilities = tuple(np.stack([next(chosen) for _ in each.members]) for each in contenders)
+    probabilities = tuple(np.stack([next(chosen) for _ in contender.members]) for contender in contenders)
     return Aligned(
-        names=tuple(each.name for each in contenders),
+        names=tuple(contender.name for contender in contenders),
         classes=classes,
         ids=[everyone[0][1].ids[at] for at in rows[0]],
         targets=targets,
         groups=_groups(everyone[0][1].units, rows[0]),
         probabilities=probabilities,
-        correct=tuple((each.argmax(axis=2) == targets).mean(axis=0) for each in probabilities),
-        left_out={each.name: len(each.members[0].ids) - len(shared) for each in contenders},
+        correct=tuple((shares.argmax(axis=2) == targets).mean(axis=0) for shares in probabilities),
+        left_out={contender.name: len(contender.members[0].ids) - len(shared) for contender in contenders},
         relabelled=len(shared) - len(chosen_keys),
     )
 
@@ -224,11 +224,11 @@ def class_differences(
     pairs = [(aligned.correct[first][rows[label]], aligned.correct[second][rows[label]]) for label in present]
     lost = holm([_one_sided_loss(after - before) for before, after in pairs])
     kept = holm([non_inferiority(after - before, margin) for before, after in pairs])
-    found = []
+    differences = []
     for label, (before, after), p_lost, p_kept in zip(present, pairs, lost, kept, strict=True):
         change = after - before
         state: State = "not worse" if p_kept <= alpha else "worse" if p_lost <= alpha else "open"
-        found.append(
+        differences.append(
             ClassDifference(
                 label=aligned.classes[label],
                 difference=_difference(
@@ -237,7 +237,7 @@ def class_differences(
                 state=state,
             )
         )
-    return found
+    return differences
 
 
 def permutation_test(change: FloatArray) -> tuple[float, float]:
@@ -342,7 +342,7 @@ def slices(aligned: Aligned, first: int, second: int, parts: Mapping[str, IntArr
 
 def best(aligned: Aligned, alpha: float = ALPHA) -> int | None:
     """The contender that is better than every other one by the mid-p test after Holm's correction, if there is one."""
-    means = [float(each.mean()) for each in aligned.correct]
+    means = [float(correct.mean()) for correct in aligned.correct]
     leader = int(np.argmax(means))
     others = [at for at in range(len(means)) if at != leader]
     p_values = holm([permutation_test(aligned.correct[leader] - aligned.correct[at])[1] for at in others])
@@ -408,7 +408,7 @@ def _as_integers(change: FloatArray) -> tuple[IntArray, int]:
         return np.zeros(0, np.int64), 0
     from fractions import Fraction
 
-    shares = [Fraction(float(each)).limit_denominator(1000) for each in np.unique(sizes)]
+    shares = [Fraction(float(size)).limit_denominator(1000) for size in np.unique(sizes)]
     unit = lcm(*(share.denominator for share in shares))
     return np.rint(sizes * unit).astype(np.int64), int(np.rint(change * unit).sum())
 

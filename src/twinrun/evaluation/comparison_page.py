@@ -71,7 +71,7 @@ class Comparison:
     @cached_property
     def _differences(self) -> list[Difference]:
         correct = self.aligned.correct
-        return [difference(correct[0], each, self.aligned.groups) for each in correct]
+        return [difference(correct[0], other, self.aligned.groups) for other in correct]
 
     @cached_property
     def leader(self) -> int | None:
@@ -100,13 +100,13 @@ def lines(comparison: Comparison) -> list[str]:
         ]
     if len(aligned.names) > 2:
         return [f"{len(aligned.names)} models on {images}", *_table_lines(comparison), *comparison.notes]
-    found = comparison.overall(1)
+    overall = comparison.overall(1)
     return [
         f"{aligned.names[0]}  ->  {aligned.names[1]}, on {images}",
-        f"accuracy  {percent(found.before)} -> {percent(found.after)}  ({_points(found.value)}; 95% interval "
-        f"{_interval(found)})",
+        f"accuracy  {percent(overall.before)} -> {percent(overall.after)}  ({_points(overall.value)}; 95% interval "
+        f"{_interval(overall)})",
         verdict(comparison),
-        f"These {len(aligned.ids):,} images show differences from about {100 * found.shows_from:.1f} points on.",
+        f"These {len(aligned.ids):,} images show differences from about {100 * overall.shows_from:.1f} points on.",
         _flip_line(comparison),
         "log loss  {} -> {}".format(*(f"{aligned.log_loss(at):.3f}" for at in (0, 1)))
         + "; calibration error  {} -> {}".format(*(f"{_calibration(aligned, at):.3f}" for at in (0, 1))),
@@ -119,11 +119,11 @@ def lines(comparison: Comparison) -> list[str]:
 
 def verdict(comparison: Comparison, at: int = 1) -> str:
     """Whether contender `at` differs from the first, in one sentence."""
-    found = comparison.overall(at)
+    overall = comparison.overall(at)
     change = comparison.aligned.correct[at] - comparison.aligned.correct[0]
-    p_value = f"p {_p(found.mid_p)}, McNemar's mid-p"
-    if found.mid_p <= ALPHA:
-        return f"It is {'better' if found.value > 0 else 'worse'}: {p_value}."
+    p_value = f"p {_p(overall.mid_p)}, McNemar's mid-p"
+    if overall.mid_p <= ALPHA:
+        return f"It is {'better' if overall.value > 0 else 'worse'}: {p_value}."
     if equivalence(change, comparison.margin, comparison.aligned.groups) <= ALPHA:
         return f"They are equally good to within {100 * comparison.margin:g} points ({p_value})."
     return f"Not shown to differ, and not shown to be equal to within {100 * comparison.margin:g} points ({p_value})."
@@ -135,7 +135,7 @@ def page(comparison: Comparison, pictures: Sequence[npt.NDArray[np.uint8] | None
 
     aligned = comparison.aligned
     last = len(aligned.names) - 1
-    found = comparison.overall(last)
+    overall = comparison.overall(last)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=f"{aligned.names[0]} and {aligned.names[last]}" if last == 1 else f"{last + 1} models",
@@ -145,18 +145,18 @@ def page(comparison: Comparison, pictures: Sequence[npt.NDArray[np.uint8] | None
         rows=_rows(comparison),
         two=last == 1,
         names=aligned.names,
-        difference=_interval_row("all images", found),
+        difference=_interval_row("all images", overall),
         classes=[
-            {**_interval_row(each.label, each.difference), "state": each.state}
-            for each in (comparison.classes(last) if last == 1 else [])
+            {**_interval_row(row.label, row.difference), "state": row.state}
+            for row in (comparison.classes(last) if last == 1 else [])
         ],
         margin=f"{100 * comparison.margin:g}",
-        slices=[_interval_row(each.name, each.difference) for each in comparison.slices],
+        slices=[_interval_row(part.name, part.difference) for part in comparison.slices],
         flips=_flip_groups(comparison, last, pictures, paths) if last == 1 else [],
         differing=comparison.differing,
         cause=comparison.cause,
         reach=_reach(comparison, last),
-        curves=_lines_of([each.curve for each in comparison.beside]),
+        curves=_lines_of([training.curve for training in comparison.beside]),
         calibration=_calibration_lines(aligned),
     )
 
@@ -208,8 +208,8 @@ def _headline(comparison: Comparison) -> str:
     if comparison.same_weights:
         return "The same weights, and so the same answers"
     if len(names) == 2:
-        found = comparison.overall(1)
-        return f"{percent(found.before)} -> {percent(found.after)}. {verdict(comparison)}"
+        overall = comparison.overall(1)
+        return f"{percent(overall.before)} -> {percent(overall.after)}. {verdict(comparison)}"
     leader = comparison.leader
     return "No model is shown to be better than every other" if leader is None else f"{names[leader]} is the best"
 
@@ -221,14 +221,14 @@ def _rows(comparison: Comparison) -> list[dict[str, Any]]:
     for at, (name, beside) in enumerate(zip(aligned.names, comparison.beside, strict=True)):
         of_seeds = (aligned.probabilities[at].argmax(axis=2) == aligned.targets).mean(axis=1)
         spread = f" ± {100 * float(of_seeds.std(ddof=1)):.1f}" if len(of_seeds) > 1 else ""
-        found = comparison.overall(at)
+        overall = comparison.overall(at)
         rows.append(
             {
                 "name": name,
                 "seeds": len(of_seeds),
                 "accuracy": f"{100 * float(aligned.correct[at].mean()):.1f}{spread}%",
-                "change": "" if at == 0 else f"{_points(found.value)} ({_interval(found)})",
-                "p": "" if at == 0 else _p(found.mid_p),
+                "change": "" if at == 0 else f"{_points(overall.value)} ({_interval(overall)})",
+                "p": "" if at == 0 else _p(overall.mid_p),
                 "log_loss": f"{aligned.log_loss(at):.3f}",
                 "calibration": f"{_calibration(aligned, at):.3f}",
                 "size": "" if beside.model_bytes is None else f"{beside.model_bytes / 1e6:.1f} MB",
@@ -251,10 +251,10 @@ def _table_lines(comparison: Comparison) -> list[str]:
 
 
 def _flip_line(comparison: Comparison) -> str:
-    found, aligned = comparison.flips(1), comparison.aligned
+    flips, aligned = comparison.flips(1), comparison.aligned
     text = (
-        f"{found.churn:,} answers changed: {len(found.broken)} correct to wrong, {len(found.fixed)} wrong to correct, "
-        f"{len(found.otherwise)} wrong to another wrong one"
+        f"{flips.churn:,} answers changed: {len(flips.broken)} correct to wrong, {len(flips.fixed)} wrong to correct, "
+        f"{len(flips.otherwise)} wrong to another wrong one"
     )
     known = [churn for at in (0, 1) if (churn := seed_churn(aligned, at)) is not None]
     return f"{text}. Seeds alone change {percent(max(known))} of the answers." if known else f"{text}."
@@ -262,12 +262,12 @@ def _flip_line(comparison: Comparison) -> str:
 
 def _class_lines(comparison: Comparison) -> list[str]:
     classes = comparison.classes(1)
-    worse = [each for each in classes if each.state == "worse"]
-    kept = sum(each.state == "not worse" for each in classes)
+    worse = [row for row in classes if row.state == "worse"]
+    kept = sum(row.state == "not worse" for row in classes)
     shown = [
-        f"Class {each.label!r} is worse: recall {percent(each.difference.before)} -> {percent(each.difference.after)} "
-        f"of {each.difference.images:,} images."
-        for each in worse
+        f"Class {row.label!r} is worse: recall {percent(row.difference.before)} -> {percent(row.difference.after)} "
+        f"of {row.difference.images:,} images."
+        for row in worse
     ]
     return [
         *shown,
@@ -276,26 +276,26 @@ def _class_lines(comparison: Comparison) -> list[str]:
     ]
 
 
-def _interval_row(name: str, found: Difference) -> dict[str, Any]:
+def _interval_row(name: str, change: Difference) -> dict[str, Any]:
     return {
         "name": name,
-        "images": f"{found.images:,}",
-        "before": percent(found.before),
-        "after": percent(found.after),
-        "change": _points(found.value),
-        "interval": _interval(found),
-        "p": _p(found.mid_p),
-        "low": found.low,
-        "high": found.high,
-        "value": found.value,
+        "images": f"{change.images:,}",
+        "before": percent(change.before),
+        "after": percent(change.after),
+        "change": _points(change.value),
+        "interval": _interval(change),
+        "p": _p(change.mid_p),
+        "low": change.low,
+        "high": change.high,
+        "value": change.value,
     }
 
 
 def _reach(comparison: Comparison, last: int) -> float:
     """The largest end of an interval, for the scale of the pictures; at least 2 points."""
-    rows = [each.difference for each in comparison.classes(last)] if last == 1 else []
-    every = [comparison.overall(last), *rows, *(each.difference for each in comparison.slices)]
-    return max(0.02, *(max(abs(each.low), abs(each.high)) for each in every))
+    rows = [change.difference for change in comparison.classes(last)] if last == 1 else []
+    every = [comparison.overall(last), *rows, *(change.difference for change in comparison.slices)]
+    return max(0.02, *(max(abs(change.low), abs(change.high)) for change in every))
 
 
 def _flip_groups(
@@ -304,13 +304,13 @@ def _flip_groups(
     pictures: Sequence[npt.NDArray[np.uint8] | None] | None,
     paths: Sequence[str],
 ) -> list[dict[str, Any]]:
-    found, aligned = comparison.flips(last), comparison.aligned
+    flips, aligned = comparison.flips(last), comparison.aligned
     said = [aligned.predicted(0), aligned.predicted(last)]
     groups = []
     for title, positions in (
-        ("Correct before, wrong now", found.broken),
-        ("Wrong before, correct now", found.fixed),
-        ("Wrong before, wrong in another way now", found.otherwise),
+        ("Correct before, wrong now", flips.broken),
+        ("Wrong before, correct now", flips.fixed),
+        ("Wrong before, wrong in another way now", flips.otherwise),
     ):
         tiles = []
         for at in positions[:_FLIPS_SHOWN]:
@@ -328,11 +328,11 @@ def _flip_groups(
 
 
 def _calibration(aligned: Aligned, at: int) -> float:
-    return float(np.mean([calibration_error(aligned.targets, each, _BINS) for each in aligned.probabilities[at]]))
+    return float(np.mean([calibration_error(aligned.targets, shares, _BINS) for shares in aligned.probabilities[at]]))
 
 
-def _interval(found: Difference) -> str:
-    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f} points"
+def _interval(change: Difference) -> str:
+    return f"{100 * change.low:+.1f} to {100 * change.high:+.1f} points"
 
 
 def _points(share: float) -> str:

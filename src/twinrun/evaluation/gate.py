@@ -64,7 +64,7 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
     of that class among the same images. So a few lucky images never make a candidate, whatever `min_accuracy` is.
     """
     accuracy, images = float(metrics["accuracy"]), int(metrics["images"])
-    found = [
+    judged = [
         Gate(
             name="accuracy",
             passed=accuracy >= min_accuracy,
@@ -97,12 +97,12 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
             continue
         if value is None:
             reason = f"metrics.json has no {measure}. Evaluate again: dvc repro -f evaluate"
-            found.append(Gate(name=name, passed=None, sentence=reason, limit=limit))
+            judged.append(Gate(name=name, passed=None, sentence=reason, limit=limit))
         else:
             size = scale * float(value)
             sentence = described.format(size, limit)
-            found.append(Gate(name=name, passed=size <= limit, sentence=sentence, value=size, limit=limit))
-    return found
+            judged.append(Gate(name=name, passed=size <= limit, sentence=sentence, value=size, limit=limit))
+    return judged
 
 
 def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gate]:
@@ -112,12 +112,13 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
     is shown, and not excluded from reaching `class_margin` (Holm, 5% for all classes together).
     """
     before, after = aligned.correct[0], aligned.correct[1]
-    found = difference(before, after, aligned.groups)
+    overall = difference(before, after, aligned.groups)
     kept = non_inferiority(after - before, gates.margin, aligned.groups)
-    worse = found.value < 0 and found.mid_p / 2 <= ALPHA
+    worse = overall.value < 0 and overall.mid_p / 2 <= ALPHA
     seen = (
-        f"{_percent(found.after)} against the {_percent(found.before)} of {champion} on the same {found.images:,} "
-        f"images ({_points(found.value)}, 95% interval {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+        f"{_percent(overall.after)} against the {_percent(overall.before)} of {champion} on the same "
+        f"{overall.images:,} images ({_points(overall.value)}, 95% interval {100 * overall.low:+.1f} to "
+        f"{100 * overall.high:+.1f})"
     )
     answers = [
         Gate(
@@ -130,31 +131,31 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
                 else f"; a loss of {100 * gates.margin:g} points (register.gates.margin) is "
                 + ("excluded" if kept <= ALPHA else "not excluded: more test images would tell")
             ),
-            value=found.value,
+            value=overall.value,
             limit=-gates.margin,
         )
     ]
-    lost = [each for each in class_differences(aligned, 0, 1, margin=gates.class_margin) if each.state == "worse"]
+    lost = [loss for loss in class_differences(aligned, 0, 1, margin=gates.class_margin) if loss.state == "worse"]
     answers.append(
         Gate(
             name="no class worse than the champion's",
             passed=not lost,
             sentence="; ".join(
-                f'it finds {_percent(each.difference.after)} of "{each.label}" where {champion} finds '
-                f"{_percent(each.difference.before)} ({each.difference.images:,} images, register.gates.class_margin)"
-                for each in lost
+                f'it finds {_percent(loss.difference.after)} of "{loss.label}" where {champion} finds '
+                f"{_percent(loss.difference.before)} ({loss.difference.images:,} images, register.gates.class_margin)"
+                for loss in lost
             )
             or f"no class is shown to have lost against {champion}",
         )
     )
     if gates.require_improvement:
-        better = found.value > 0 and found.mid_p <= ALPHA
+        better = overall.value > 0 and overall.mid_p <= ALPHA
         answers.append(
             Gate(
                 name="better than the champion",
                 passed=better,
                 sentence=f"{seen}; that is {'' if better else 'not '}shown to be better (McNemar's mid-p "
-                f"{found.mid_p:.3f}, register.gates.require_improvement)",
+                f"{overall.mid_p:.3f}, register.gates.require_improvement)",
             )
         )
     return answers
@@ -258,7 +259,7 @@ def judge_expectations(row: Mapping[str, float | None], expectations: Sequence[U
         return []
     from twinrun.validate.expectations import Rule, judge
 
-    rules = [("metrics", Rule(each.name, dict(each.arguments), each.severity)) for each in expectations]
+    rules = [("metrics", Rule(rule.name, dict(rule.arguments), rule.severity)) for rule in expectations]
     answers = []
     judged = judge({"metrics": {name: [value] for name, value in row.items()}}, rules)
     for asked, answer in zip(expectations, judged, strict=True):
@@ -289,7 +290,7 @@ def metrics_row(
     row: dict[str, float | None] = dict.fromkeys(METRICS)
     row |= {name: metrics[name] for name in METRICS if name in metrics}
     for score in ("precision", "recall", "f1"):
-        known = [each[score] for each in metrics["per_class"] if each.get(score) is not None]
+        known = [scores[score] for scores in metrics["per_class"] if scores.get(score) is not None]
         row[f"worst_{score}"] = min(known, default=None)
     return row | {"latency_ms": latency_ms} | {f"agreement_{change}": share for change, share in shares.items()}
 
@@ -297,7 +298,7 @@ def metrics_row(
 def refusal(gates: Sequence[Gate]) -> str | None:
     """Why the model was refused, in sentences that name the gates; None where it passed all of them."""
     return (
-        " ".join(f"Refused by the gate “{each.name}”: {each.sentence}." for each in gates if each.passed is False)
+        " ".join(f"Refused by the gate “{gate.name}”: {gate.sentence}." for gate in gates if gate.passed is False)
         or None
     )
 

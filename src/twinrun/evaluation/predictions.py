@@ -156,8 +156,8 @@ def read_scores(path: Path, again: str) -> "tuple[pa.Table, tuple[str, ...], Flo
     text = pa.string()
     always = {"id": text, "label": text, "probabilities": pa.list_(pa.float64())}
     sometimes = {"fold": pa.int64(), "pixels_sha256": text, "unit": text}
-    what = "a table of predictions"
-    table = read_parquet(path, pa.schema(always | sometimes), what, again, optional=sometimes, nulls=sometimes)
+    description = "a table of predictions"
+    table = read_parquet(path, pa.schema(always | sometimes), description, again, optional=sometimes, nulls=sometimes)
     try:
         names = tuple(json.loads((table.schema.metadata or {})[b"classes"]))
         if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
@@ -168,7 +168,7 @@ def read_scores(path: Path, again: str) -> "tuple[pa.Table, tuple[str, ...], Flo
         if not ((probabilities >= 0) & (probabilities <= 1)).all():
             raise ValueError("some probabilities are not between 0 and 1")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is not {what} ({error}). {again}") from None
+        raise DataError(f"{path} is not {description} ({error}). {again}") from None
     return table, names, probabilities
 
 
