@@ -44,8 +44,8 @@ def place_keys(keys: UInt64Array, places: IntArray) -> UInt64Array:
 def _balanced(keys: UInt64Array, classes: IntArray, seed: int, epoch: int) -> IntArray:
     places = []
     present = np.unique(classes)
-    for number, each in enumerate(present):
-        members = np.flatnonzero(classes == each)
+    for number, present_class in enumerate(present):
+        members = np.flatnonzero(classes == present_class)
         wanted = np.arange(len(keys) // len(present) + (number < len(keys) % len(present)))
         shuffled = members[keyed_order(keys[members], seed, _CLASS_ORDER, epoch)]
         places.append(shuffled[wanted % len(members)] + wanted // len(members) * len(keys))

@@ -154,12 +154,12 @@ def _employers() -> list[psutil.Process]:
 
     Between dvc and a trainer there may be a torchrun, which outlives dvc.
     """
-    found = []
+    processes = []
     if launch().launcher != "none" or "TWINRUN_TWIN_OF" in os.environ:
-        found += [parent for parent in [psutil.Process().parent()] if parent is not None]
+        processes += [parent for parent in [psutil.Process().parent()] if parent is not None]
     if "DVC_ROOT" in os.environ:
-        found += [ancestor for ancestor in psutil.Process().parents() if _is_dvc(ancestor)][:1]
-    return found
+        processes += [ancestor for ancestor in psutil.Process().parents() if _is_dvc(ancestor)][:1]
+    return processes
 
 
 def _is_dvc(process: psutil.Process) -> bool:

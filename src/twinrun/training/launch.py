@@ -65,11 +65,11 @@ class Launch:
 @cache
 def launch() -> Launch:
     """How this process was started; the first call removes what other launchers left in the environment."""
-    found = decide(os.environ, os.getppid(), _ancestors() if _TORCHRUN in os.environ else ())
-    if found.launcher == "none":
+    decided = decide(os.environ, os.getppid(), _ancestors() if _TORCHRUN in os.environ else ())
+    if decided.launcher == "none":
         for name in [name for name in os.environ if _is_of_a_launcher(name)]:
             del os.environ[name]
-    return found
+    return decided
 
 
 def decide(environment: Mapping[str, str], parent: int, ancestors: Sequence[str]) -> Launch:
@@ -104,8 +104,8 @@ def _of_torchrun(environment: Mapping[str, str]) -> Launch:
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     rank, local_rank, world, local_world = (_number(environment, name) for name in names)
     if rank is None or local_rank is None or not world or not local_world or rank >= world or local_rank >= local_world:
-        found = ", ".join(f"{name}={environment.get(name)}" for name in names)
-        return Launch(launcher="torchrun", problem=f"torchrun's variables do not fit together: {found}.")
+        listed = ", ".join(f"{name}={environment.get(name)}" for name in names)
+        return Launch(launcher="torchrun", problem=f"torchrun's variables do not fit together: {listed}.")
     return Launch(
         launcher="torchrun",
         rank=rank,
@@ -142,8 +142,8 @@ def _ancestors() -> list[str]:
     lines = []
     for process in psutil.Process().parents():
         try:
-            words = process.cmdline()
+            command = process.cmdline()
         except psutil.Error:
             continue
-        lines.append(" ".join([*(Path(word).name for word in words[:2]), *words[1:4]]))
+        lines.append(" ".join([*(Path(word).name for word in command[:2]), *command[1:4]]))
     return lines

@@ -221,7 +221,7 @@ def _compared(
 
 
 def _cross_validated(
-    what: str,
+    title: str,
     values: FloatArray,
     targets: IntArray,
     fold: IntArray,
@@ -239,7 +239,7 @@ def _cross_validated(
     solvers = {number: _Solver(values[fold != number], targets[fold != number], classes) for number in numbers}
     paths: dict[float, FloatArray] = {}
     losses: list[float] = []
-    with progress(what, len(strengths) * len(numbers)) as advance:
+    with progress(title, len(strengths) * len(numbers)) as advance:
         for l2 in strengths:
             for _ in pool.map(lambda number, l2=l2: solvers[number].fit(l2), numbers):
                 advance(1)
