@@ -118,7 +118,7 @@ def make_app(model: ModelInService, regions: Sequence[Region], *, host: str, tok
 
     @app.get("/regions", summary="Rules for waste of the regions that cover every class of the model")
     async def rules() -> list[dict[str, Any]]:
-        return [each.model_dump(mode="json") for each in regions if each.covers(model.engine.model.classes)]
+        return [region.model_dump(mode="json") for region in regions if region.covers(model.engine.model.classes)]
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -204,7 +204,7 @@ async def _files(request: Request, body: bytes) -> list[bytes]:
         message = getattr(error, "message", None) or str(error)
         raise Refused(400, f"The form cannot be read: {message} At most {MOST_IMAGES} files are read.") from None
     try:
-        return [await each.read() for _, each in form.multi_items() if isinstance(each, UploadFile)]
+        return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
     finally:
         await form.close()
 

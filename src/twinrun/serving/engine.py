@@ -85,10 +85,10 @@ def load_engine(bundle: Path, onnx: Path, *, name: str, version: int | None, sha
         raise BundleError(
             f"{onnx} cannot be read: {error.strerror}. Registering a model writes it: dvc repro -f -s register"
         ) from None
-    found = hashlib.sha256(file).hexdigest()
-    if sha256 is not None and found != sha256:
+    digest = hashlib.sha256(file).hexdigest()
+    if sha256 is not None and digest != sha256:
         raise BundleError(
-            f"{onnx} has sha256 {found[:12]}... and the registry says {sha256[:12]}.... It was not served."
+            f"{onnx} has sha256 {digest[:12]}... and the registry says {sha256[:12]}.... It was not served."
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # several requests at a time fill the cores
@@ -102,7 +102,7 @@ def load_engine(bundle: Path, onnx: Path, *, name: str, version: int | None, sha
             f"{onnx} was written for other weights ({weights_hash[:12] or 'not named'}) than those of {bundle} "
             f"({stored.model.weights_hash[:12]}). Write it again: dvc repro -f -s register"
         )
-    engine = Engine(name, version, stored.model, file, found, session)
+    engine = Engine(name, version, stored.model, file, digest, session)
     try:
         probabilities = engine._probabilities(_black(stored.model))
     except Exception as error:  # as above

@@ -36,7 +36,7 @@ class _Found:
 
 class _Store(Protocol):
     def find(self, name: str, number: int | None, alias: str | None) -> _Found: ...
-    def load(self, name: str, found: _Found) -> Engine: ...
+    def load(self, name: str, stored: _Found) -> Engine: ...
 
 
 class ModelInService:
@@ -51,11 +51,11 @@ class ModelInService:
         seen = (self.engine.version, self.engine.sha256)
         while not stop.wait(_EVERY_S):
             try:
-                found = store.find(name, None, alias)
-                if (found.version, found.sha256) == seen:
+                stored = store.find(name, None, alias)
+                if (stored.version, stored.sha256) == seen:
                     self.problem = None
                     continue
-                self.engine = store.load(name, found)
+                self.engine = store.load(name, stored)
                 seen, self.problem = (self.engine.version, self.engine.sha256), None
                 _log.warning("Version %s of %s answers from now on.", self.engine.version, name)
             except Exception as error:  # the old one stays in service whatever is wrong with the new one or the store
@@ -85,16 +85,18 @@ def open_model(
     return model
 
 
-def _load(name: str, found: _Found, folder: Path) -> Engine:
-    if not found.sha256:
+def _load(name: str, stored: _Found, folder: Path) -> Engine:
+    if not stored.sha256:
         raise BundleError(
-            f"Version {found.version} of {name} has no {ONNX}, which serving takes: it was registered by an earlier "
+            f"Version {stored.version} of {name} has no {ONNX}, which serving takes: it was registered by an earlier "
             f"Twinrun, or its network has no form in ONNX. Register it again: {how_to_register(Path())}"
         )
     try:
-        return load_engine(folder / "data/bundle", folder / ONNX, name=name, version=found.version, sha256=found.sha256)
+        return load_engine(
+            folder / "data/bundle", folder / ONNX, name=name, version=stored.version, sha256=stored.sha256
+        )
     except TwinrunError as error:
-        raise BundleError(f"Version {found.version} of {name}: {error}") from None
+        raise BundleError(f"Version {stored.version} of {name}: {error}") from None
 
 
 class _LocalStore:
@@ -116,8 +118,8 @@ class _LocalStore:
         except sqlite3.Error as error:
             raise RegistryError(f"{self._database} cannot be read: {error}") from None
 
-    def load(self, name: str, found: _Found) -> Engine:
-        return _load(name, found, Path(unquote(found.location.removeprefix("file://"))))
+    def load(self, name: str, stored: _Found) -> Engine:
+        return _load(name, stored, Path(unquote(stored.location.removeprefix("file://"))))
 
     def _find(self, store: sqlite3.Connection, name: str, number: int | None, alias: str | None) -> _Found:
         rows = store.execute(
@@ -147,15 +149,15 @@ class _Server:
         versions = {version.version: version for version in registry.versions()}
         if not versions:
             raise registry.missing()
-        aliases = {each: version.version for version in versions.values() for each in version.aliases}
+        aliases = {named: version.version for version in versions.values() for named in version.aliases}
         chosen = _chosen(name, list(versions), aliases, number, alias)
         return _Found(chosen, "", registry.tag(chosen, ONNX_TAG))
 
-    def load(self, name: str, found: _Found) -> Engine:
+    def load(self, name: str, stored: _Found) -> Engine:
         from twinrun.tracking.in_use import fetch_model
 
         with tempfile.TemporaryDirectory(prefix="twinrun-model-") as folder:
-            return _load(name, found, fetch_model(self._tracker, name, found.version, Path(folder)))
+            return _load(name, stored, fetch_model(self._tracker, name, stored.version, Path(folder)))
 
 
 def _chosen(name: str, versions: list[int], aliases: dict[str, int], number: int | None, alias: str | None) -> int:

@@ -86,12 +86,12 @@ def read_region(file: Path, classes: Sequence[str] = ()) -> Region:
     try:
         region = Region.model_validate(_plain(content))
     except ValidationError as error:
-        problems = [(each["loc"], each["msg"]) for each in error.errors()]
+        problems = [(fault["loc"], fault["msg"]) for fault in error.errors()]
     else:
         problems = list(_conflicts(region, classes))
         if not problems:
             return region
-    lines = [f"  line {_line(content, where)}: {'.'.join(map(str, where))}: {what}" for where, what in problems]
+    lines = [f"  line {_line(content, where)}: {'.'.join(map(str, where))}: {message}" for where, message in problems]
     raise DataError("\n".join([f"{file} does not describe where waste goes:", *map(one_line, lines)]))
 
 
@@ -114,8 +114,8 @@ def _conflicts(region: Region, classes: Sequence[str]) -> Iterator[tuple[tuple[A
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list) else value
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _line(content: Any, where: Sequence[Any]) -> int:
