@@ -51,10 +51,10 @@ def main() -> None:
     result = result_json(verdict, table)
     write_json(result, OUT / "result.json")
     journal_validation(OUT, result, params)
-    words = summary(verdict, REPORT.as_posix(), places)
+    text = summary(verdict, REPORT.as_posix(), places)
     if not verdict.passed:
         publish()
-        raise ValidationFailed(words)
+        raise ValidationFailed(text)
     write_manifest(
         MANIFEST,
         ids=table["id"].to_pylist(),
@@ -65,7 +65,7 @@ def main() -> None:
         decisions=verdict.decisions,
         units=verdict.units,
     )
-    print(words)
+    print(text)
 
 
 if __name__ == "__main__":

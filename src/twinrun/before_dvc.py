@@ -49,7 +49,7 @@ class _Watch:
         from twinrun.core.errors import run_main
 
         run_main(lambda: check(sys.argv[1:], Path.cwd()))
-        if _words(_moved(Path.cwd(), sys.argv[1:])[1])[:1] == ("status",):
+        if _command(_moved(Path.cwd(), sys.argv[1:])[1])[:1] == ("status",):
             _hash_once()
 
 
@@ -89,7 +89,7 @@ def check(arguments: list[str], folder: Path) -> None:
     Does nothing outside a project of Twinrun, and leaves to DVC what it cannot judge.
     """
     folder, arguments = _moved(folder, arguments)
-    command = _words(arguments)
+    command = _command(arguments)
     root = next((place for place in (folder, *folder.parents) if (place / "pipeline/ingest.py").is_file()), None)
     if root is None or not (root / "dvc.yaml").is_file() or {"-h", "--help"} & set(arguments):
         return
@@ -128,7 +128,7 @@ def _has(arguments: list[str], letter: str, long: str) -> bool:
     return any(argument == long or re.fullmatch(rf"-[a-zA-Z]*{letter}[a-zA-Z]*", argument) for argument in arguments)
 
 
-def _words(arguments: list[str]) -> tuple[str, ...]:
+def _command(arguments: list[str]) -> tuple[str, ...]:
     """The arguments that are no options, `experiments` shortened; values of options may be among the later ones."""
     command = [argument for argument in arguments if not argument.startswith("-")]
     return ("exp" if command[:1] == ["experiments"] else command[0], *command[1:]) if command else ()

@@ -43,7 +43,7 @@ _NO_RESULT = frozenset(
 _FEWEST = 20  # images of a part that is worth a line
 
 
-class _Found:
+class _RecordedRun:
     """A run with what it predicted."""
 
     def __init__(self, run: RunFacts, metrics: Mapping[str, Any], predictions: dict[Source, Predictions]) -> None:
@@ -64,7 +64,7 @@ def compare_runs(
     """
     if len(references) > _MOST:
         raise TwinError(f"At most {_MOST} runs are compared at once; these are {len(references)}.")
-    chosen = [_found(root, tracker, recorded_run(root, tracker, reference, model_name)) for reference in references]
+    chosen = [_recorded(root, tracker, recorded_run(root, tracker, reference, model_name)) for reference in references]
     unique = list({run.run.run_id: run for run in chosen}.values())
     rows = _by_seed(unique)
     if len(rows) == 1:  # nothing but the seed differs, or one run is compared with itself
@@ -102,7 +102,7 @@ def log_page(tracker: Tracker, run_id: str, text: str) -> None:
         add_to_run(tracker, run_id, file, "comparison")
 
 
-def _found(root: Path, tracker: Tracker, run: RunFacts) -> _Found:
+def _recorded(root: Path, tracker: Tracker, run: RunFacts) -> _RecordedRun:
     predictions, metrics = ({}, None) if run.is_unpublished else recorded_results(tracker, run.run_id)
     if not predictions or metrics is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -111,22 +111,22 @@ def _found(root: Path, tracker: Tracker, run: RunFacts) -> _Found:
                 predictions["test"] = read_predictions(file)
     if not predictions:
         raise DataError(f"The predictions of the run {run.title} are not recorded. Evaluate it: dvc repro evaluate")
-    return _Found(run, metrics, predictions)
+    return _RecordedRun(run, metrics, predictions)
 
 
-def _source_of(runs: Sequence[_Found]) -> Source:
+def _source_of(runs: Sequence[_RecordedRun]) -> Source:
     return "cross-validation" if all("cross-validation" in run.predictions for run in runs) else "test"
 
 
-def _of_source(run: _Found, source: Source) -> Predictions:
+def _of_source(run: _RecordedRun, source: Source) -> Predictions:
     if source not in run.predictions:
         raise DataError(f"The predictions of the run {run.run.title} on the {_KINDS[source]} are not recorded.")
     return run.predictions[source]
 
 
-def _by_seed(runs: Sequence[_Found]) -> list[list[_Found]]:
+def _by_seed(runs: Sequence[_RecordedRun]) -> list[list[_RecordedRun]]:
     """The runs in rows: those of one row differ in train.seed alone, of all that decides weights."""
-    rows: list[list[_Found]] = []
+    rows: list[list[_RecordedRun]] = []
     for run in runs:
         for row in rows:
             if _only_seed_differs(row[0].card, run.card):
@@ -142,7 +142,7 @@ def _only_seed_differs(card: Mapping[str, Any], other: Mapping[str, Any]) -> boo
     return bool(deciding) and all(change.name == "seed" for change in deciding)
 
 
-def _row_name(row: Sequence[_Found]) -> str:
+def _row_name(row: Sequence[_RecordedRun]) -> str:
     if len(row) == 1:
         return row[0].run.title
     seeds = ", ".join(sorted(str(_seed(run)) for run in row))
@@ -150,11 +150,11 @@ def _row_name(row: Sequence[_Found]) -> str:
     return f"{name} and its seeds {seeds}"
 
 
-def _seed(run: _Found) -> Any:
+def _seed(run: _RecordedRun) -> Any:
     return run.card.get("params", {}).get("train", {}).get("seed")
 
 
-def _beside(tracker: Tracker, row: Sequence[_Found]) -> Beside:
+def _beside(tracker: Tracker, row: Sequence[_RecordedRun]) -> Beside:
     metrics, times = row[0].metrics, [run.card.get("wall_time_s") for run in row]
     known = [float(time) for time in times if isinstance(time, int | float)]
     size = metrics.get("model_bytes")
@@ -179,13 +179,13 @@ def _left_out(aligned: Aligned) -> list[str]:
     return notes
 
 
-def _pair(row: Sequence[_Found], other: Sequence[_Found]) -> tuple[_Found, _Found]:
+def _pair(row: Sequence[_RecordedRun], other: Sequence[_RecordedRun]) -> tuple[_RecordedRun, _RecordedRun]:
     """A run of each row, with the same seed where there are two such."""
     pairs = [(one, two) for one in row for two in other]
     return next((pair for pair in pairs if _seed(pair[0]) == _seed(pair[1])), pairs[0])
 
 
-def _apart(first: Sequence[_Found], row: Sequence[_Found]) -> str:
+def _apart(first: Sequence[_RecordedRun], row: Sequence[_RecordedRun]) -> str:
     """How a row differs from the first one, in a line."""
     before, after = _pair(first, row)
     changes = compare_cards(before.card, after.card).changes
@@ -222,8 +222,8 @@ def _image_changes(images: Sequence[ImageChange]) -> str:
     """How many images were added, removed, relabelled or changed, with the first of each."""
     named: dict[str, list[str]] = {"added": [], "removed": [], "relabelled": [], "changed": []}
     for change in images:
-        kind = next((kind for kind in named if change.what.startswith(kind)), "changed")
-        named[kind].append(f"{change.path} {change.what.removeprefix(kind).lstrip()}".rstrip())
+        kind = next((kind for kind in named if change.description.startswith(kind)), "changed")
+        named[kind].append(f"{change.path} {change.description.removeprefix(kind).lstrip()}".rstrip())
     return "; ".join(f"{len(names):,} {kind} ({_some(names, ', ')})" for kind, names in named.items() if names)
 
 

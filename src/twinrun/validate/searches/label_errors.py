@@ -258,8 +258,8 @@ def _spherical_kmeans(points: Float32Array, generator: np.random.Generator) -> F
     for _ in range(_KMEANS_STEPS):
         nearest = np.argmax(points @ centroids.T, axis=1)
         order = np.argsort(nearest, kind="stable")
-        nearest_ones, starts = np.unique(nearest[order], return_index=True)
-        centroids[nearest_ones] = _on_sphere(np.add.reduceat(points[order], starts, axis=0))
+        occupied, starts = np.unique(nearest[order], return_index=True)
+        centroids[occupied] = _on_sphere(np.add.reduceat(points[order], starts, axis=0))
     return centroids
 
 
