@@ -16,7 +16,8 @@ from filelock import FileLock
 from tracking_support import REPOSITORY
 
 from twinrun.core.files import write_json
-from twinrun.doctor.doctor import Finding, examine
+from twinrun.doctor.doctor import examine
+from twinrun.doctor.findings import Finding
 from twinrun.record.card import REINSTALL
 from twinrun.record.home import this_process
 from twinrun.record.journal import Journal

@@ -1,0 +1,49 @@
+"""Whether the code of a run can be had again: what is not committed, untracked or secret."""
+
+import shlex
+from pathlib import Path
+
+from twinrun.doctor.findings import SHOWN, Finding, Result, counted
+from twinrun.record.card import NAMED_AS_SECRET, collect_code
+
+
+def check(root: Path) -> Result:
+    code = collect_code(root)
+    findings = []
+    secret = [name for name in code.secrets if code.secrets[name] == NAMED_AS_SECRET]
+    others = [name for name in code.left_out if name not in code.secrets]
+    if secret:  # first, so that no `git add -A` comes before it
+        lines = " ".join(shlex.quote(f"/{name}") for name in secret)
+        findings.append(
+            Finding(
+                f"{counted(secret, 'file')} untracked, not ignored, and named as secrets are",
+                f"printf '%s\\n' {lines} >> .gitignore",
+            )
+        )
+    findings += [
+        Finding(
+            f"{name} is not in a run's card: {reason}",
+            "move the secret out of it, or end the line with a comment: pragma: allowlist secret",
+        )
+        for name, reason in code.secrets.items()
+        if name not in secret
+    ]
+    if code.diff:
+        changed = sorted(
+            {line.split(" b/", 1)[-1] for line in code.diff.splitlines() if line.startswith("diff --git ")}
+        )
+        findings.append(
+            Finding(
+                f"{counted(changed, 'file')} not committed; a run's card keeps them as a patch",
+                'git add -A && git commit -m "..."',
+            )
+        )
+    if others:
+        findings.append(
+            Finding(
+                f"{counted(others, 'file')} untracked and no source, or too large for a card, so a twin would lack "
+                "them",
+                f"git add {' '.join(map(shlex.quote, others[:SHOWN]))}, or list in .gitignore what no run needs",
+            )
+        )
+    return f"commit {code.commit[:12]}", findings

@@ -1,0 +1,130 @@
+"""Whether the outputs of the stages are whole, in the workspace and in DVC's cache."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinrun.core.errors import RecordError
+from twinrun.doctor.findings import Finding, Result, counted, shown
+from twinrun.record.card import collect_dvc_lock, lock_faults, recorded_size
+from twinrun.record.objects import Objects, file_md5
+from twinrun.record.records import folder_members
+
+
+def check(root: Path, deep: bool) -> Result:
+    cache = Objects(root).cache
+    if cache is None:
+        return "", [Finding("this is no DVC project", "dvc init")]
+    outs = [
+        _Out(stage, path, md5)
+        for stage, facts in collect_dvc_lock(root).items()
+        for path, md5 in facts.get("outs", {}).items()
+        if md5
+    ]
+    findings = [
+        Finding(f"dvc.lock cannot be used: {fault}", "git checkout --ours dvc.lock (or --theirs), then dvc repro")
+        for fault in lock_faults(root)
+    ]
+    if not outs:
+        return "no outputs in dvc.lock yet", findings
+    findings += [*_gone(root, cache, outs), *_changed_source(root)]
+    findings += [finding for out in outs for finding in _out_findings(root, cache, out, deep)]
+    if not deep:
+        return "what dvc.lock names (--deep hashes it again)", findings
+    files = [file for file in sorted(cache.glob("??/*")) if file.is_file() and not file.name.endswith(".changed")]
+    makers = {md5: out.stage for out in outs for md5 in (out.md5, *out.members(cache).values())}
+    findings += [
+        Finding(
+            f"{shown(file, root)} in the DVC cache is damaged: its content is not what its name says",
+            f"rm -f {shlex.quote(shown(file, root))}; {_again(makers.get(file.parent.name + file.name))}",
+        )
+        for file in files
+        if file_md5(file) != file.parent.name + file.name.removesuffix(".dir")
+    ]
+    return f"{len(files)} files hashed again", findings
+
+
+@dataclass(frozen=True)
+class _Out:
+    """What a stage wrote, as dvc.lock has it: a file or a folder."""
+
+    stage: str
+    path: str
+    md5: str
+
+    def members(self, cache: Path) -> dict[str, str]:
+        """Path below the folder -> MD5 of each of its files; empty for a file, and where the list itself is damaged."""
+        if not self.md5.endswith(".dir"):
+            return {}
+        try:
+            return folder_members(_cached(cache, self.md5).read_bytes(), self.path)
+        except (OSError, RecordError):
+            return {}
+
+
+def _gone(root: Path, cache: Path, outs: list[_Out]) -> Iterator[Finding]:
+    """Outs that the cache has and the workspace lacks: DVC had deleted them for a run that failed."""
+    gone = [out for out in outs if not os.path.lexists(root / out.path) and _cached(cache, out.md5).exists()]
+    if gone:
+        problem = f"{counted([out.path for out in gone], 'output')} in dvc.lock and not in the workspace"
+        yield Finding(problem, f"dvc checkout {' '.join(dict.fromkeys(out.stage for out in gone))}")
+
+
+def _changed_source(root: Path) -> Iterator[Finding]:
+    """Whether the images are still as many, and as many bytes, as when ingest read them."""
+    from twinrun.core.params import load_params
+    from twinrun.ingest.sharing import OF_FILES
+
+    ingest = load_params(root / "params.yaml").ingest
+    path, recorded = ingest.path, recorded_size(root, "ingest", ingest.path)
+    if ingest.source not in OF_FILES or recorded is None or not (root / path).is_dir():
+        return
+    files = [Path(folder, name) for folder, _, names in os.walk(root / path) for name in names]
+    sizes = [file.stat().st_size for file in files if file.is_file()]
+    if (sum(sizes), len(sizes)) != recorded:
+        before, now = _files(*recorded), _files(sum(sizes), len(sizes))
+        problem = f"{path} was changed since ingest read it: it had {before}, and has {now}"
+        yield Finding(problem, "dvc repro", harmless=True)
+
+
+def _files(size: int, number: int) -> str:
+    return f"{number:,} file{'' if number == 1 else 's'} of {size:,} bytes"
+
+
+def _out_findings(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[Finding]:
+    """Whether an out is whole in the cache, and, if `deep`, whether it still is in the workspace what it was."""
+    members = out.members(cache)
+    changed = _changed_files(root / out.path, out.md5, members) if deep and (root / out.path).exists() else []
+    lost = [name for name, md5 in members.items() if not _cached(cache, md5).exists()]
+    if lost or not _cached(cache, out.md5).exists():
+        affected = f"{counted([f'{out.path}/{name}' for name in lost], 'file')}" if lost else f"{out.path} is"
+        here = (root / out.path).exists() and not changed
+        yield Finding(
+            f"{affected} not in the DVC cache, as dvc.lock names it, so no twin can have it",
+            f"dvc commit {out.stage}" if here else _again(out.stage),
+        )
+    elif changed:
+        affected = out.path if changed == [""] else f"{out.path} ({counted(changed, 'file').removesuffix(' is')})"
+        yield Finding(f"{affected} was changed since {out.stage} wrote it", f"dvc checkout --force {out.path}")
+
+
+def _changed_files(place: Path, md5: str, members: dict[str, str]) -> list[str]:
+    """Names of files below an out that are not what dvc.lock says, or should not be there; "" is the out itself."""
+    if not md5.endswith(".dir"):
+        return [] if place.is_file() and file_md5(place) == md5 else [""]
+    present = {file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()} if members else set()
+    return sorted(
+        name
+        for name in present | members.keys()
+        if name not in present or name not in members or file_md5(place / name) != members[name]
+    )
+
+
+def _cached(cache: Path, md5: str) -> Path:
+    return cache / md5[:2] / md5[2:]
+
+
+def _again(stage: str | None) -> str:
+    return f"dvc pull {stage}, or dvc repro --force {stage}" if stage else "dvc fetch --all-commits"

@@ -1,0 +1,61 @@
+"""What the checks of `twinrun doctor` report, and how they name files, numbers and times.
+
+Each other module here has a function `check`, which looks at one part of the set-up and changes nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from twinrun.record.home import journals_folder
+from twinrun.tracking.store import Tracker
+
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, or, where it is `harmless`, only worth knowing; and the command that fixes it."""
+
+    problem: str
+    fix: str
+    harmless: bool = False
+
+
+# What was looked at, for a person, and what is wrong there.
+Result = tuple[str, list[Finding]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of the set-up: what was looked at, and what was found."""
+
+    name: str
+    seen: str
+    findings: tuple[Finding, ...]
+
+
+def counted(names: list[str], noun: str) -> str:
+    """Say of how many things, and of which, something is true: "2 files (a, b) are"."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({', '.join(names[:SHOWN])}{more}) {verb}"
+
+
+def shown(path: Path, root: Path) -> str:
+    """A path below `root` as a person would type it there."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def duration(seconds: float) -> str:
+    """A time in its largest unit of which it has two or more."""
+    seconds = max(0.0, seconds)  # a clock that was set back
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def journal_folders(tracker: Tracker) -> list[Path]:
+    """Folders of the journals that are not fully published."""
+    folder = journals_folder(tracker.home)
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
