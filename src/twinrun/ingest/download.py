@@ -2,7 +2,6 @@
 
 import shutil
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from twinrun.core.errors import SourceError
@@ -19,30 +18,19 @@ _CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 _TIMEOUT_S = 30.0
 
 
-@dataclass(frozen=True)
-class Download:
-    """A published data set, by the name of its source."""
-
-    name: str
-
-    @classmethod
-    def of(cls, name: str) -> "Download":
-        """The download of a source."""
-        return cls(name)
-
-    def command(self, folder: Path) -> str:
-        """A command that fetches the files into `folder`, in a shell."""
-        if self.name == "cifar10":
-            return f"mkdir -p '{folder}' && curl -fL {_CIFAR10_URL} | tar -xz -C '{folder}'"
-        return f"curl -fL --create-dirs --output-dir '{folder}' --remote-name-all '{_COMMANDS[self.name]}'"
+def command(name: str, folder: Path) -> str:
+    """A command that fetches the files of the source `name` into `folder`, in a shell."""
+    if name == "cifar10":
+        return f"mkdir -p '{folder}' && curl -fL {_CIFAR10_URL} | tar -xz -C '{folder}'"
+    return f"curl -fL --create-dirs --output-dir '{folder}' --remote-name-all '{_COMMANDS[name]}'"
 
 
-def fetch(download: Download, folder: Path, stems: list[str]) -> None:
-    """Put the files that are called after `stems` into `folder`, checked; each appears whole or not at all.
+def fetch(name: str, folder: Path, stems: list[str]) -> None:
+    """Put the checked files of the source `name` that are called after `stems` into `folder`, each whole or not at all.
 
     Raises SourceError where no mirror gives a file with the right checksum.
     """
-    if download.name == "cifar10":
+    if name == "cifar10":
         archive = folder / "cifar-10-binary.tar.gz"
         _fetch_one([_CIFAR10_URL], _CIFAR10_MD5, archive)
         unpack(archive, folder, stems)
@@ -50,7 +38,7 @@ def fetch(download: Download, folder: Path, stems: list[str]) -> None:
         return
     from torchvision.datasets import MNIST, FashionMNIST
 
-    kind = MNIST if download.name == "mnist" else FashionMNIST
+    kind = MNIST if name == "mnist" else FashionMNIST
     for file_name, md5 in kind.resources:
         if Path(file_name).stem in stems:
             _fetch_one([mirror + file_name for mirror in kind.mirrors], md5, folder / file_name)

@@ -18,7 +18,7 @@ from twinrun.core.arrays import Pixels
 from twinrun.core.errors import SourceError
 from twinrun.dataset.manifest import SplitName
 from twinrun.decoding.regular_files import open_regular
-from twinrun.ingest.download import Download, fetch
+from twinrun.ingest.download import command, fetch
 from twinrun.ingest.listing import Arrays, Item, Listing, sorted_listing
 
 _MNIST = tuple(str(digit) for digit in range(10))
@@ -118,7 +118,6 @@ def _present_or_fetched(name: str, folder: Path, names: dict[str, list[str]], ma
     missing = [stem for stem in names if stem not in files]
     if not missing:
         return files
-    download = Download.of(name)
     wanted = ", ".join(names[stem][0] for stem in names)
     lacking = (
         f"{folder} lacks "
@@ -127,15 +126,15 @@ def _present_or_fetched(name: str, folder: Path, names: dict[str, list[str]], ma
     )
     if not may_download:
         raise SourceError(
-            f"{lacking}\nFetch them, then run again:\n  {download.command(folder)}\n"
+            f"{lacking}\nFetch them, then run again:\n  {command(name, folder)}\n"
             "Or set ingest.path to the folder that has them."
         )
     try:
-        fetch(download, folder, missing)
+        fetch(name, folder, missing)
     except SourceError as error:
         raise SourceError(
             f"{lacking}\n{error}\nWith a network, `dvc repro ingest` fetches them, and so does:\n"
-            f"  {download.command(folder)}\nOr set ingest.path to a folder that has them."
+            f"  {command(name, folder)}\nOr set ingest.path to a folder that has them."
         ) from None
     files = _present(folder, names)
     if missing := [stem for stem in names if stem not in files]:

@@ -286,30 +286,6 @@ class MetricsRecord(_Open):
     score_sets: list[_ScoreSet] = []
 
 
-class _DataCheck(_Open):
-    name: str
-    severity: str | None = None
-    status: str | None = None
-    passed: bool | None = None
-    stops: bool | None = None
-    found: str | None = None
-    meaning: str | None = None
-
-
-class _ImageCounts(_Open):
-    total: Count = 0
-    kept: Count = 0
-
-
-class ValidationRecord(_Open):
-    """data/out/validate/result.json."""
-
-    passed: bool
-    images: _ImageCounts = _ABSENT
-    counts: dict[str, Count] = {}
-    expectations: list[_DataCheck] = []
-
-
 class ModelRecord(_Open):
     """data/out/evaluate/model.json; older evaluations name the weights in metrics.json."""
 

@@ -1,8 +1,8 @@
 """Fixing the local MLflow store after the project's folder was moved or copied: `python -m twinrun.tracking.relocate`.
 
 MLflow keeps absolute places of artifacts in its database; in a moved project they point nowhere, and the artifacts seem
-to be gone, with no error. Here they are rewritten. Only the standard library, since every shell that enters the project
-runs it.
+to be gone, with no error. Here they are rewritten: whenever Twinrun opens the store, and before an `mlflow` of the
+project's environment starts (`before_dvc.py`).
 """
 
 import sqlite3
@@ -98,7 +98,7 @@ def main() -> None:
         rewritten = relocate(Path("mlruns"))
     except (OSError, sqlite3.Error) as error:
         print(f"mlruns was moved, and its artifacts could not be found again: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        return
     if rewritten:
         print(f"This project was moved: {rewritten} places in mlruns/{DATABASE} now point here.", file=sys.stderr)
 
