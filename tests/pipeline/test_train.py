@@ -100,9 +100,11 @@ def test_processes_on_a_machine_of_many_cores_give_the_same_weights_as_one(
     of_another_launcher = {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "RANK": "1", "MASTER_ADDR": "10.255.255.1"}
 
     path = os.pathsep.join([str(tmp_path), *_python_path()])
-    code, said = trainable.set(devices=2).train(PYTHONPATH=path, **of_another_launcher)
+    code, said = trainable.set(devices=2).train("-X", "importtime", PYTHONPATH=path, **of_another_launcher)
 
     assert code == 0, said
+    assert " torch.nn\n" in said
+    assert "torch._dynamo.utils" not in said  # the compiler takes longer to import than such a training
     assert trainable.weights_hash() == alone
 
 

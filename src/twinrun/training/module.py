@@ -1,6 +1,7 @@
 """The LightningModule: steps, epochs and scores of one training."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,9 +228,18 @@ def build_optimizer(
         ]
     groups = [group for group in groups if group["params"]]
     if params.optimizer == "sgd":
-        nesterov = params.momentum > 0
-        return torch.optim.SGD(groups, lr=params.learning_rate, momentum=params.momentum, nesterov=nesterov, fused=True)
-    return torch.optim.AdamW(groups, lr=params.learning_rate, betas=(params.momentum, 0.999), fused=True)
+        sgd, nesterov = _not_compiled(torch.optim.SGD), params.momentum > 0
+        return sgd(groups, lr=params.learning_rate, momentum=params.momentum, nesterov=nesterov, fused=True)
+    adamw = _not_compiled(torch.optim.AdamW)
+    return adamw(groups, lr=params.learning_rate, betas=(params.momentum, 0.999), fused=True)
+
+
+def _not_compiled(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """The same optimizer without what PyTorch wraps its methods in for its compiler, whose import takes seconds."""
+    wrapped = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in wrapped}
+    step = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), {**plain, "step": step})
 
 
 def _moving_average(network: nn.Module, decay: float | None) -> AveragedModel | None:

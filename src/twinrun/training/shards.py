@@ -17,6 +17,7 @@ the tensors of one module in place, which threads must not do.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -318,7 +319,8 @@ def _batch_counters(norms: Sequence[_BatchNorm]) -> list[Tensor]:
 
 def _key_dropout(network: nn.Module, generator: torch.Generator) -> None:
     """Replace every module that draws at random by one that draws from `generator`."""
-    from torchvision.ops import StochasticDepth
+    # Networks that have one imported it. For others the import would cost seconds: it brings the compiler of PyTorch.
+    stochastic_depth = getattr(sys.modules.get("torchvision.ops.stochastic_depth"), "StochasticDepth", ())
 
     for parent in list(network.modules()):
         for name, child in parent.named_children():
@@ -327,7 +329,7 @@ def _key_dropout(network: nn.Module, generator: torch.Generator) -> None:
                     keyed = KeyedDropout(child.p, generator, None)
                 case nn.Dropout1d() | nn.Dropout2d() | nn.Dropout3d():
                     keyed = KeyedDropout(child.p, generator, 2)
-                case StochasticDepth():
+                case _ if isinstance(child, stochastic_depth):
                     keyed = KeyedDropout(child.p, generator, 1 if child.mode == "row" else 0)
                 case _:
                     continue
