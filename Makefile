@@ -1,4 +1,4 @@
-# The words that people and CI use. Every target sets up .venv first, unless it is up to date.
+# The commands that people and CI use. Every target sets up .venv first, unless it is up to date.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,7 +32,7 @@ export ACTIVATE_HOOK
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
-	  { twinrun sync || exit $$((code ? code : $$?)); } && exit $$code  # data that were refused are told to MLflow too
+	  { twinrun sync || exit $$((code ? code : $$?)); } && exit $$code  # MLflow gets refused data too
 
 test: setup  ## run the tests (TWINRUN_TEST_DATA=FOLDER adds those on real image sets)
 	@$(ACTIVATE) && pytest
@@ -43,25 +43,25 @@ check: setup  ## check format, lint, types and the direction of imports
 format: setup  ## rewrite the code in the project's format
 	@$(ACTIVATE) && ruff format . && ruff check --fix .
 
-ui: setup  ## show runs, pictures and the registry in MLflow (PORT=5001 for another port than 5000)
+ui: setup  ## browse runs, pictures and the registry in MLflow (PORT=5001 for another port than 5000)
 	@$(ACTIVATE) && twinrun ui --port $(PORT)
 
-serve: setup  ## serve the champion, with a page, at http://127.0.0.1:5001 (MODEL=name for another model)
+serve: setup  ## serve the champion at http://127.0.0.1:5001: a page and an API (MODEL=name for another model)
 	@$(ACTIVATE) && twinrun serve $(if $(MODEL),--model $(MODEL))
 
-docs: setup  ## build the documentation into site/, offline; a dead link is an error
+docs: setup  ## build the documentation into site/; a dead link is an error
 	@$(ACTIVATE) && zensical build --clean --strict
 
-chaos: setup  ## inject faults into real runs, here and in a plain stack, and print what they cost (more than an hour)
+chaos: setup  ## inject faults into trainings, here and in a plain stack, and print the results (more than an hour)
 	@$(ACTIVATE) && python -m benchmarks.chaos --json chaos.json $(CHAOS)
 
-bench: setup  ## measure the shards against Lightning without them (about 10 minutes)
+bench: setup  ## compare the speed of training with and without shards (about 10 minutes)
 	@$(ACTIVATE) && python -m benchmarks.shards_speed --json bench.json $(BENCH)
 
-bench-data: setup  ## plant faults in real image sets, and count what the checks and their peers find
+bench-data: setup  ## plant faults in real image sets, and count what the data checks and other tools find
 	@$(ACTIVATE) && python -m benchmarks.data --json bench-data.json $(BENCH)
 
-lock: setup  ## write requirements.lock anew: every package, version and hash
+lock: setup  ## update requirements.lock: every package, version and hash
 	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --python-version 3.11 \
 	  --group dev pyproject.toml --output-file requirements.lock
 
@@ -82,5 +82,5 @@ setup:  # uv comes from the lock too; a moved project gets its own path back wit
 	  echo "$$ACTIVATE_HOOK" >> .venv/bin/activate; \
 	  echo "$(WANTED)" > .venv/.made-from; }
 
-help:  ## this list
+help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
