@@ -119,7 +119,7 @@ def test_what_cannot_be_checked_is_said_in_words_and_with_another_code_than_find
 def test_the_codes_are_in_the_help(tmp_path: Path) -> None:
     ran = _twinrun(tmp_path, "data", "check", "--help")
 
-    assert "0 clean, 1 findings, 2 it could not be checked" in " ".join(ran.said.replace("│", " ").split())
+    assert "0 clean, 1 findings, 2 not checked" in " ".join(ran.said.replace("│", " ").split())
 
 
 def test_labels_that_no_model_can_tell_are_not_judged_and_no_findings(photos: Path) -> None:
@@ -266,7 +266,7 @@ def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None
     for file in ("data/decisions/decisions.csv", "other/mine.csv"):
         assert [row["path"] for row in _decisions(photos.parent / file)] == ["cat/page.jpg"]
     assert "DVC watches" not in inside.said
-    assert "DVC watches data/decisions alone: move it there, or add other/mine.csv to the deps" in outside.said
+    assert "DVC watches only data/decisions: move it there, or add other/mine.csv to the deps" in outside.said
     assert refused.code == 1
     assert "photos/cat/page.jpg/a cannot be written: " in refused.said
     assert "Traceback" not in refused.said

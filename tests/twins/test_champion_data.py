@@ -122,7 +122,7 @@ def test_the_data_of_the_champion_are_compared_with_those_of_now_and_promoting_w
     assert promoted == before
     assert (same, changed) == (0, 1)
     said = capsys.readouterr().out
-    assert "spread as those of the champion, with the same labels and images" in said
+    assert "the same distributions, labels and images as those of the champion" in said
     assert "new label: cow\n" in said
     assert "new image: 2.png\n" in said
 

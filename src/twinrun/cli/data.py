@@ -32,18 +32,20 @@ _FEWEST_LINES = 5
 @app.command()
 def check(
     folder: Annotated[
-        Path, typer.Argument(help="Any folder of images; folders in it are taken as labels, or as splits and labels.")
+        Path, typer.Argument(help="Any folder of images; its sub-folders are labels, or splits and labels.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("twinrun-check"),
     size_px: Annotated[
-        int, typer.Option("--size", min=16, max=1024, help="Side of the copies that are compared, pixels.")
+        int, typer.Option("--size", min=16, max=1024, help="Side to which images are resized for the checks, pixels.")
     ] = 64,
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Search for wrong labels, which takes longest.")
     ] = True,
     reference: Annotated[
         Path | None,
-        typer.Option("--reference", help="Measure drift against a table of facts, such as an ingest's table.parquet."),
+        typer.Option(
+            "--reference", help="Table of facts to measure drift from, such as data/out/ingest/table.parquet."
+        ),
     ] = None,
     levels: Annotated[
         str,
@@ -58,17 +60,19 @@ def check(
     ] = False,
     depth: Annotated[
         str,
-        typer.Option("--depth", help="Range of samples of more than 8 bits: file, data, or a number of bits."),
+        typer.Option(
+            "--depth", help="Range of samples of more than 8 bits: file, data (each image's own), or a number of bits."
+        ),
     ] = "file",
     ground: Annotated[
-        str, typer.Option("--ground", help="What transparent parts show: white, gray or black.")
+        str, typer.Option("--ground", help="Colour of transparent parts: white, gray or black.")
     ] = "white",
     bands: Annotated[
         str | None,
-        typer.Option("--bands", help="Of files with more than three bands, those that make the picture: 4,3,2."),
+        typer.Option("--bands", help="In files with more than three bands, those for red, green and blue: 4,3,2."),
     ] = None,
 ) -> None:
-    """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings, 2 it could not be checked.
+    """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings, 2 not checked.
 
     Looks for unreadable images, duplicates, near duplicates, conflicting and wrong labels, shortcuts, poor images and
     drift, and writes a page with pictures. Nothing in the folder is changed.
@@ -103,15 +107,15 @@ def check(
 @app.command("fix")
 @app.command("mend", hidden=True)  # its name before 0.2
 def fix(
-    out: Annotated[Path, typer.Option("--out", help="The CSV; decisions that are in it stay as they are.")] = DECISIONS,
+    out: Annotated[Path, typer.Option("--out", help="The CSV; decisions in it are kept.")] = DECISIONS,
     findings: Annotated[
-        Path, typer.Option("--findings", help="What was found, by validate or by `twinrun data check`.")
+        Path, typer.Option("--findings", help="Findings of validate or of `twinrun data check`.")
     ] = FINDINGS,
 ) -> None:
     """Write a CSV of drops and relabels for what the last `dvc repro validate` or `twinrun data check` found.
 
-    A person edits it (the action is drop, relabel or keep), and validate.decisions in params.yaml applies it. Called
-    again, it adds what is new behind the lines that are there.
+    Edit it (the action is drop, relabel or keep) and set validate.decisions in params.yaml to apply it. Run again, this
+    command keeps the lines and appends new proposals.
 
     Examples: twinrun data fix, twinrun data fix --findings twinrun-check/findings.parquet
     """
@@ -141,14 +145,14 @@ def fix(
 def split(
     out: Annotated[
         Path | None,
-        typer.Option("--out", help=f"The CSV; validate.splits of params.yaml, or else {SPLITS_FILE}."),
+        typer.Option("--out", help=f"The CSV; by default validate.splits of params.yaml, or else {SPLITS_FILE}."),
     ] = None,
 ) -> None:
-    """Write the split of every image to a CSV for git; from then on no image in it moves.
+    """Write the split of every image to a CSV for git; from then on no image in it moves to another split.
 
-    Reads what the last `dvc repro validate` drew. Set validate.splits in params.yaml to the file. Images are recognised
-    by path and pixels, so renamed and relabelled ones stay too. New images fill the quotas; called again after the next
-    `dvc repro validate`, this command adds them.
+    Writes the splits of the last `dvc repro validate`. Set validate.splits in params.yaml to the file. Images are
+    recognised by path and pixels, so renamed and relabelled ones stay too. New images fill up validate.fractions; after
+    the next `dvc repro validate`, run this command again to add them.
 
     Examples: twinrun data split, twinrun data split --out data/decisions/splits.csv
     """
@@ -213,7 +217,7 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 def _warn_unless_watched(out: Path) -> None:
     if not out.resolve().is_relative_to(DECISIONS.parent.resolve()):
-        print(f"DVC watches {DECISIONS.parent} alone: move it there, or add {out} to the deps of validate in dvc.yaml.")
+        print(f"DVC watches only {DECISIONS.parent}: move it there, or add {out} to the deps of validate in dvc.yaml.")
 
 
 def _rules(depth: str, ground: str, bands: str | None) -> "SampleRules":
@@ -255,10 +259,10 @@ def drift(
         str | None, typer.Option("--model", help="Name of the model; by default register.model_name of params.yaml.")
     ] = None,
 ) -> None:
-    """Compare the data that validate passed last with those of the champion. Exit code: 0 alike, 1 they differ.
+    """Compare the data that passed validate last with those of the champion. Exit code: 0 alike, 1 they differ.
 
-    Compares how facts are spread, labels and images. It decides nothing: validate compares with a table of facts if
-    validate.reference names one.
+    Compares the distributions of facts, the labels and the images, and stops nothing. To check drift in the pipeline,
+    set validate.reference to a table of facts.
 
     Example: twinrun data drift
     """
@@ -271,7 +275,7 @@ def drift(
     params = load_params()
     before = champion_facts(Path.cwd(), find_tracker(), model or params.register.model_name)
     lines = drift_lines(find_drift(before, facts_used(Path(TABLE), Path(MANIFEST)), seed=params.validate.seed))
-    print("\n".join(lines) or "These data are spread as those of the champion, with the same labels and images.")
+    print("\n".join(lines) or "The data have the same distributions, labels and images as those of the champion.")
     raise SystemExit(1 if lines else 0)
 
 

@@ -44,55 +44,55 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="""Which models there are, what made them, and which one is in use.
+    help="""Train image classifiers that can be trained again: check data, compare, promote and serve models.
 
-Training, evaluation and registration are DVC's: [bold]dvc repro[/bold]. This is for what comes before and after.
+[bold]dvc repro[/bold] trains, evaluates and registers a model; these commands are for what comes before and after.
 
-Before:
+Start:
 
-[bold]twinrun init demo[/bold]          make a new project
+[bold]twinrun init demo[/bold]              create a project
 
-[bold]twinrun preset photos[/bold]      settings for a known data set or for your own photos
+[bold]twinrun preset photos[/bold]          write settings for a known data set or for your own photos
 
-[bold]twinrun data check photos[/bold]  look for leaks, wrong labels and unreadable images in any folder
+[bold]twinrun data check photos[/bold]      look for leaks, wrong labels and unreadable images in any folder
 
-[bold]twinrun data fix[/bold]           propose drops and relabels for what validate found
+[bold]twinrun data fix[/bold]               propose drops and relabels for the findings of validate
 
-[bold]twinrun weights fetch resnet18[/bold]  fetch pretrained weights once, for train.pretrained: imagenet
+[bold]twinrun weights fetch resnet18[/bold] download pretrained weights, for train.pretrained: imagenet
 
-A day with it:
+Every day:
 
-[bold]twinrun models[/bold]                 the versions, their accuracy, which is candidate and which champion
+[bold]twinrun ui[/bold]                     browse the runs in MLflow
 
-[bold]twinrun promote 3[/bold]              version 3 is the champion from now on
-
-[bold]twinrun rollback[/bold]               the one before it is the champion again
-
-[bold]twinrun history[/bold]                who promoted what, when and why
+[bold]twinrun models[/bold]                 list the versions: accuracy, candidate, champion (the version in use)
 
 [bold]twinrun predict photos[/bold]         classify images with the champion (--out labels.csv, --show)
 
+[bold]twinrun compare 2 3[/bold]            which model is better, and how sure is that?
+
+[bold]twinrun promote 3[/bold]              make version 3 the champion
+
+[bold]twinrun rollback[/bold]               make the previous champion the champion again
+
+[bold]twinrun history[/bold]                who promoted what, when and why
+
 [bold]twinrun show 3[/bold]                 what made version 3: commit, params, data, machine
+
+[bold]twinrun diff 2 3[/bold]               what differs between two runs, and their results
 
 [bold]twinrun reproduce 3[/bold]            train version 3 again: are the weights the same?
 
-[bold]twinrun compare 2 3[/bold]            which model is better, and how sure is that?
+[bold]twinrun doctor[/bold]                 find what is wrong with the project, and how to fix it
 
-[bold]twinrun diff 2 3[/bold]               what differs between two runs, and the results
+[bold]twinrun sync[/bold]                   publish to MLflow what it missed while it could not be reached
 
-[bold]twinrun doctor[/bold]                 check the whole set-up, and how to fix it
-
-[bold]twinrun ui[/bold]                     the runs in MLflow's pages
-
-[bold]twinrun sync[/bold]                   bring MLflow up to date after it was away
-
-Serve the champion, and ask it about an image (or open the page at that address):
+Serve the champion and send it an image (or open the address in a browser):
 
 [bold]twinrun serve[/bold]
 
 [bold]curl -F file=@digit.png http://127.0.0.1:5001/classify[/bold]
 
-MLflow's own commands need to know the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
+MLflow's own commands need the address of the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
 )
 
 
@@ -173,15 +173,15 @@ def models(model: Model = None) -> None:
 def promote(
     version: Annotated[int, typer.Argument(help="Number of the version, as `twinrun models` shows it.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Promote a version that has not passed; needs --reason.")
+        bool, typer.Option("--force", help="Promote a version that its gates refuse; needs --reason.")
     ] = False,
     reason: Annotated[str | None, typer.Option("--reason", help="Why; it is recorded.")] = None,
     model: Model = None,
 ) -> None:
     """Make a version the champion, the one that is in use.
 
-    A version that has not passed is refused, and so is one that is worse than the champion on the same images
-    (params.yaml: register.gates). What happened is recorded (`twinrun history`), and `twinrun rollback` undoes it.
+    A version that has not passed its gates is refused, and so is one that is worse than the champion on the same
+    images (params.yaml: register.gates). The change is recorded (`twinrun history`), and `twinrun rollback` undoes it.
 
     Examples: twinrun promote 3, or twinrun promote 4 --force --reason "the shop opens tomorrow"
     """
@@ -216,7 +216,7 @@ def rollback(
     reason: Annotated[str | None, typer.Option("--reason", help="Why; it is recorded.")] = None,
     model: Model = None,
 ) -> None:
-    """Make the champion before this one the champion again.
+    """Make the previous champion the champion again.
 
     Repeated, it goes further back. The change is recorded (`twinrun history`).
 
@@ -229,11 +229,11 @@ def rollback(
 
 @app.command()
 def history(model: Model = None) -> None:
-    """List who made which version the champion, when and why, also what was refused; the newest last.
+    """List who made which version the champion, when and why, with refused promotions; the newest last.
 
-    It is read from mlruns/promotions.jsonl, with what each gate said. How many promotions one test set has decided is
-    counted below: the more, the more its favourites owe to luck. A champion that was set in MLflow's pages or from
-    another machine is noticed and listed as "elsewhere".
+    The list with the answer of each gate is kept in mlruns/promotions.jsonl. Below it is the number of promotions that
+    each test set has decided: the more there are, the more likely a version passed by luck. A champion that was set in
+    MLflow's pages or from another machine is listed as "elsewhere".
 
     Example: twinrun history
     """
@@ -263,8 +263,8 @@ def history(model: Model = None) -> None:
 def sync() -> None:
     """Bring MLflow up to date with the files.
 
-    Publishes what was recorded while the tracker was away, results that DVC restored or pulled, and what evaluation
-    found; marks runs KILLED whose process is dead. Nothing is published twice.
+    Publishes what was recorded while MLflow could not be reached, results that DVC restored or pulled, and results of
+    evaluation; marks runs as KILLED whose process has died. Nothing is published twice.
 
     Example: MLFLOW_TRACKING_URI=http://mlflow.example:5000 twinrun sync
     """
@@ -278,10 +278,12 @@ def sync() -> None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the pages on this machine.")] = 5000,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port of MLflow's pages on this machine.")
+    ] = 5000,
     model: Model = None,
 ) -> None:
-    """Open the list of runs in MLflow: print its address, and serve it if no server does.
+    """Print the address of the list of runs in MLflow, and serve it if no server does.
 
     The list shows accuracy, model, duration and data of each run. Ctrl-C ends the server.
 
@@ -328,23 +330,25 @@ def reproduce(
         DataChoice,
         typer.Option(
             "--data",
-            help="recorded: by the run's hashes. workspace: what the source holds now. auto: recorded, unless an image "
-            "that the run used was changed since.",
+            help="recorded: the data that the run used. workspace: the data that are here now. auto: recorded, unless "
+            "an image that the run used has changed since.",
         ),
     ] = DataChoice.auto,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the twin's folder in .twinrun/twins/.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the folder of the second training, in .twinrun/twins/.")
+    ] = False,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Run the code without a question, whoever wrote it; for scripts.")
+        bool, typer.Option("--trust", help="Run the code without asking, whoever wrote it; for scripts.")
     ] = False,
     model: Model = None,
 ) -> None:
     """Train a run again from its commit and its data, and say whether it gives the same weights.
 
-    Whatever is missing or cannot be restored is reported before anything is computed. The verdict is recorded on both
-    runs. Exit code: 0 identical, 3 equivalent (another processor or library, and metrics within the run's interval), 4
-    different.
+    Everything that is missing is reported before anything is computed. The verdict is recorded on both runs. Exit code:
+    0 identical, 3 equivalent (another processor or library, and metrics within the run's interval), 4 different, 1 the
+    run cannot be rebuilt.
 
-    It runs the run's code. Code that is not in the history of the current branch is shown first, and asked about once.
+    It runs the run's code. Code that is not in the history of the current branch is shown first and needs your consent.
 
     Examples: twinrun reproduce 3, twinrun reproduce 5f2c --keep, twinrun reproduce @champion --data workspace
     """
@@ -367,17 +371,17 @@ def reproduce(
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Two or more runs or versions, as for `twinrun show`.")],
     margin: Annotated[
-        float, typer.Option("--margin", min=0.001, max=0.5, help="A loss below it does not matter, as a share.")
+        float, typer.Option("--margin", min=0.001, max=0.5, help="A loss of accuracy that does not matter, as a share.")
     ] = 0.02,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where to write the page; by default only MLflow gets it.")
+        Path | None, typer.Option("--out", help="Write the page to this file too, not only to MLflow.")
     ] = None,
     model: Model = None,
 ) -> None:
-    """Compare models image by image on the same images: which is better, how sure that is, and what so few can show.
+    """Compare models on the same images: which is better, and how sure that is.
 
-    Prints about ten lines, and adds a page with the answers that changed, as pictures, to the newest run in MLflow.
-    Runs that differ in the seed alone count as one. The others are compared with the first.
+    Prints about ten lines, and adds a page with pictures of the images whose answer changed to the newest run in
+    MLflow. Runs that differ only in the seed count as one. The others are compared with the first.
 
     Examples: twinrun compare 2 3, twinrun compare @champion @candidate --out compare.html
     """
@@ -404,10 +408,10 @@ def compare(
 @app.command("diff")
 def diff_(
     before: Annotated[str, typer.Argument(help="A run or version, as for `twinrun show`.")],
-    after: Annotated[str, typer.Argument(help="Another one.")],
+    after: Annotated[str, typer.Argument(help="The run or version to compare it with.")],
     model: Model = None,
 ) -> None:
-    """Say what differs between two runs: code, params, data, environment, hardware; then the results.
+    """Show what differs between two runs: code, params, data, environment, hardware; then the results.
 
     Examples: twinrun diff 2 3, twinrun diff @champion 5f2c
     """
@@ -422,9 +426,11 @@ def diff_(
 
 @app.command()
 def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Hash the DVC cache and data/out again.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also hash the DVC cache and data/out again, which takes longer.")
+    ] = False,
 ) -> None:
-    """Check the whole set-up; every finding names the command that fixes it. Exit code: 0 none, 1 findings.
+    """Check the whole set-up; every finding says how to fix it. Exit code: 0 no findings, 1 findings.
 
     Looks at code, params, source, environment, dvc.yaml, tracker, store, journals, runs, registry, promotions, locks,
     twins, resume and data, and changes nothing.

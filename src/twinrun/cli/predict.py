@@ -55,25 +55,27 @@ def predict(
             "--model",
             help="NAME@champion, NAME/3, a version's number, or the folder of a bundle, such as data/out/train/bundle. "
             "By default the champion of params.yaml's model, or else its candidate, or else the model that was trained "
-            "here.",
+            "here last.",
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write a row for each image to this .csv or .parquet file.")
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Labels for each image, the likeliest first.")] = 3,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of labels for each image, the likeliest first.")] = 3,
     show: Annotated[
-        bool, typer.Option("--show", help=f"Make a page with the pictures, {SHEET}, and open it on a desktop.")
+        bool, typer.Option("--show", help=f"Write a page with the pictures, {SHEET}, and open it on a desktop.")
     ] = False,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="Make that page here; it is not opened.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write that page to this file and do not open it.")
+    ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Run the source code that a model of somebody's own network holds.")
+        bool, typer.Option("--trust", help="Load a model that contains the code of its network, and run that code.")
     ] = False,
 ) -> None:
     """Classify images with the champion, or another model.
 
-    The order is kept; folders are searched in all their depth, sorted by path, and what is no image is left out.
-    Exit code: 0 every image was classified, 1 some cannot be read (their rows say why), 2 nothing was classified.
+    The order is kept. Folders are searched with all their sub-folders, sorted by path; files that are not images are
+    left out. Exit code: 0 every image was classified, 1 some are unreadable (their rows say why), 2 none was classified.
 
     Examples: twinrun predict photo.jpg, twinrun predict photos --out labels.csv --show,
     twinrun predict list.csv --model 3 --top 1

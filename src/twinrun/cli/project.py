@@ -12,21 +12,19 @@ from twinrun.core.printing import print
 
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting and its value, such as train.epochs=20; may be repeated."),
+    typer.Option("--set", help="A setting with its value, such as train.epochs=20; may be repeated."),
 ]
 
 
 def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder: a new one, or an empty one.")],
     preset: Annotated[
-        str | None, typer.Option("--preset", help="Settings to start from; digits, or photos where --data is given.")
+        str | None, typer.Option("--preset", help="Settings to start from; by default photos with --data, else digits.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="A folder of images, which is copied into the project.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A folder of images to copy into the project.")] = None,
     changes: Changes = None,
 ) -> None:
-    """Make a new project: stages, settings, folders for data, git and DVC. Nothing is left of it if that fails.
+    """Create a project: stages, settings, folders for data, git and DVC. If that fails, nothing is left behind.
 
     Examples: twinrun init demo, twinrun init bins --data ~/Pictures/bins, twinrun init fashion --preset fashion-mnist
     """
@@ -50,12 +48,14 @@ def _is_active() -> bool:
 
 
 def preset(
-    name: Annotated[str, typer.Argument(help="digits, mnist, fashion-mnist, trashnet, photos or folder.")],
+    name: Annotated[
+        str, typer.Argument(help="digits, mnist, fashion-mnist, trashnet, photos, photos-tuned or folder.")
+    ],
     changes: Changes = None,
 ) -> None:
-    """Write params.yaml of a known data set, or for your own photos: every setting, with its unit and reason.
+    """Write params.yaml for a known data set or for your own photos: every setting, with its unit and reason.
 
-    A params.yaml with settings of your own is kept, and its new place printed.
+    A params.yaml that you have changed is kept in .twinrun/params.
 
     Examples: twinrun preset photos --set ingest.path=data/raw/bins, twinrun preset mnist --set train.epochs=5
     """

@@ -15,10 +15,10 @@ _DRAIN_S = 30  # for requests that have begun when the server is to end
 
 
 def serve(
-    host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 for the whole network.")] = (
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for the whole network.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5001,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5001,
     model: Annotated[
         str | None,
         typer.Option(
@@ -28,13 +28,15 @@ def serve(
         ),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File with the token that requests must carry.")
+        Path | None, typer.Option("--token-file", help="File with the token that requests must send.")
     ] = None,
 ) -> None:
     """Serve the champion: a page that classifies photos, and an API. Ctrl-C or SIGTERM ends it.
 
-    Photos stay on this machine, and none is kept. Examples: curl -F file=@photo.jpg http://127.0.0.1:5001/classify,
-    twinrun serve --host 0.0.0.0 --token-file token.txt
+    Photos are classified on this machine and not kept. Classify one from a script:
+    curl -F file=@photo.jpg http://127.0.0.1:5001/classify
+
+    Example: twinrun serve --host 0.0.0.0 --token-file token.txt
     """
     import uvicorn
 
@@ -50,7 +52,7 @@ def serve(
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise TrackingError(
-            f"{host}:{port} cannot be listened at: {error.strerror}. Choose another port: --port {port + 1}"
+            f"The server cannot listen on {host}:{port}: {error.strerror}. Choose another port: --port {port + 1}"
         ) from None
     stop = threading.Event()
     with listening:

@@ -8,12 +8,12 @@ from twinrun.core.errors import ModelError
 from twinrun.core.networks import PACKAGE_MODELS, unknown_network
 from twinrun.core.printing import print
 
-app = typer.Typer(no_args_is_help=True, help="Pretrained weights, which trainings start from.")
+app = typer.Typer(no_args_is_help=True, help="Fetch pretrained weights, from which trainings start.")
 
 
 @app.callback()
 def _group() -> None:
-    """Pretrained weights, which trainings start from."""
+    """Fetch pretrained weights, from which trainings start."""
 
 
 @app.command()
