@@ -75,7 +75,7 @@ def predict(
     """Classify images with the champion, or another model.
 
     The order is kept. Folders are searched with all their sub-folders, sorted by path; files that are not images are
-    left out. Exit code: 0 every image was classified, 1 some are unreadable (their rows say why), 2 none was classified.
+    left out. Exit code: 0 all images were classified, 1 some are unreadable (see their rows), 2 none was classified.
 
     Examples: twinrun predict photo.jpg, twinrun predict photos --out labels.csv --show,
     twinrun predict list.csv --model 3 --top 1
