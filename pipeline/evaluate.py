@@ -4,20 +4,22 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from twinrun.core.arrays import Pixels
 from twinrun.core.errors import run_main
 from twinrun.core.files import ensure_writable, write_json, write_table, write_text
 from twinrun.core.params import EvaluateParams, load_params
 from twinrun.core.printing import print
-from twinrun.dataset.manifest import read_manifest
+from twinrun.dataset.manifest import Manifest, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.dataset.table import read_table
+from twinrun.evaluation.conformal import AnswerScores, calibrate, score_answers
 from twinrun.evaluation.headline import choose_headline, read_out_of_fold
 from twinrun.evaluation.history import read_history
 from twinrun.evaluation.metrics import Scores, score
-from twinrun.evaluation.predict import follow_one, predict
+from twinrun.evaluation.predict import follow_one, logits_of, predict
 from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes, predictions_table
 from twinrun.evaluation.report import Mistakes, Model, verdict, why_out_of_fold, write_report
-from twinrun.models.bundle import load_bundle
+from twinrun.models.bundle import Bundle, load_bundle
 from twinrun.tracking.stage_journals import journal_evaluation, publish
 
 IMAGES = Path("data/out/ingest/images.npy")
@@ -31,7 +33,8 @@ OUT = Path("data/out/evaluate")
 
 def main() -> None:
     """Score the bundle on the test split, or out of fold where that is too small; metrics.json is written last."""
-    params = load_params().evaluate
+    settings = load_params()
+    params = settings.evaluate
     ensure_writable(OUT, needed_bytes=20_000_000)
     bundle = load_bundle(BUNDLE)
     images, history = open_pack(IMAGES), read_history(HISTORY)
@@ -39,6 +42,7 @@ def main() -> None:
     out_of_fold = read_out_of_fold(OUT_OF_FOLD, manifest)
 
     test = predict(bundle, images, manifest, "test")
+    answers = _calibrated(bundle, images, manifest, test, settings.serve.alpha)
     headline = choose_headline(test, out_of_fold, params.cross_validate_below, partial(_scored, params=params))
     worst = mistakes(headline.predictions, params.mistakes_shown)
     worst_rows = manifest.rows_of([headline.predictions.ids[mistake.position] for mistake in worst])
@@ -63,6 +67,7 @@ def main() -> None:
         example=follow_one(bundle, images, split.rows, test),
         bins=params.calibration_bins,
         samples=params.bootstrap_samples,
+        answers=answers,
     )
     (OUT / "metrics.json").unlink(missing_ok=True)  # until it is there again, nothing was evaluated
     write_json({"weights_hash": model.weights_hash}, OUT / "model.json")
@@ -73,6 +78,18 @@ def main() -> None:
     print(" ".join(filter(None, (verdict(headline), why_out_of_fold(headline)))))
     print(f"Report: {OUT / 'report/index.html'}")
     publish()
+
+
+def _calibrated(
+    bundle: Bundle, images: Pixels, manifest: Manifest, test: Predictions, alpha: float
+) -> AnswerScores | None:
+    """Write how the model's answers are made, and score them; None where the validation split is too small."""
+    split = manifest.split("val")
+    calibration = calibrate(logits_of(bundle, images, split.rows), split.targets, alpha, bundle.weights_hash)
+    write_json(None if calibration is None else calibration.model_dump(), OUT / "calibration.json")
+    if calibration is None or test.logits is None:
+        return None
+    return score_answers(calibration, test.logits, test.targets, test.classes)
 
 
 def _scored(predictions: Predictions, params: EvaluateParams) -> Scores:

@@ -7,6 +7,7 @@ from twinrun.core.files import replacing_folder, write_json, write_text
 from twinrun.core.params import load_params
 from twinrun.core.printing import print
 from twinrun.evaluation.champion import judge_here, measured, metrics_of, used_sentence
+from twinrun.evaluation.conformal import with_calibration
 from twinrun.evaluation.gate import not_judged, refusal
 from twinrun.evaluation.gate_page import gate_page
 from twinrun.record.records import CardRecord, MetricsRecord, Record, read_record
@@ -18,6 +19,7 @@ from twinrun.tracking.sync import evaluated_weights, run_of, sync, training_data
 BUNDLE = Path("data/out/train/bundle")
 CARD = Path("data/out/train/card.json")
 METRICS = Path("data/out/evaluate/metrics.json")
+CALIBRATION = Path("data/out/evaluate/calibration.json")
 OUT = Path("data/out/register")
 
 
@@ -38,17 +40,21 @@ def main() -> None:
     registry = Registry(tracker, params.model_name)
     judged = judge_here(Path.cwd(), registry, metrics, bundle, params, mirror=settings.train.augment.flip)
     refused = refusal(judged.gates)
+    onnx = judged.trial.onnx
+    if onnx is not None and CALIBRATION.is_file():
+        calibration = CALIBRATION.read_text(encoding="utf-8")
+        onnx = with_calibration(onnx, calibration, card["weights_hash"], len(bundle.model.classes))
     with replacing_folder(OUT / "onnx") as folder:
-        if judged.trial.onnx is None:  # a network that has no form in ONNX: only `twinrun serve` needs it
+        if onnx is None:  # a network that has no form in ONNX: only `twinrun serve` needs it
             (folder / "none.txt").write_text(f"{judged.trial.no_onnx}\n", encoding="utf-8")
         else:
-            (folder / "model.onnx").write_bytes(judged.trial.onnx)
+            (folder / "model.onnx").write_bytes(onnx)
     version = registry.register(
         BUNDLE,
         metrics,
         passed=refused is None,
         gates={gate.name: str(gate) for gate in judged.gates},
-        onnx=judged.trial.onnx,
+        onnx=onnx,
         fingerprint=card["fingerprint"],
         run_id=run_of(Path.cwd(), card["weights_hash"]),
         data=training_data(Path.cwd()),

@@ -30,7 +30,7 @@ def _paths(entries: list[Any]) -> list[str]:
 
 def test_the_stages_of_dvc_are_the_sections_of_the_params_in_the_same_order() -> None:
     assert tuple(DVC) == STAGES
-    assert tuple(field.name for field in fields(Params)) == (*STAGES, "track")
+    assert tuple(field.name for field in fields(Params)) == (*STAGES, "serve", "track")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,6 +1,7 @@
 """A network written as ONNX: one file, any number of images, and the same answers as PyTorch's."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -29,6 +30,8 @@ def test_the_networks_of_the_presets_answer_the_same_in_onnx_whatever_the_batch(
     alone = np.concatenate([session.run(["logits"], {"images": image[None]})[0] for image in images])
     assert judge_onnx(onnx_logits(file, images, np.arange(16)), _predictions(bundle, images)).passed
     assert together.tobytes() == alone.tobytes()
+    kept = {tensor.raw_data for tensor in onnx.load_from_string(file).graph.initializer}
+    assert all(tensor.detach().numpy().tobytes() in kept for tensor in bundle.network.parameters())
     assert session.get_modelmeta().custom_metadata_map["weights_hash"] == bundle.weights_hash
     if name in ("mlp", "lenet5"):
         assert [output.name for output in session.get_outputs()] == ["logits"]

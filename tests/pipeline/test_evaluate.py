@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from twinrun.core.errors import run_main
+from twinrun.evaluation.conformal import read_calibration
 from twinrun.project.presets import write_preset
 
 REPOSITORY = Path(__file__).parents[2]
@@ -203,10 +204,27 @@ def test_the_page_needs_no_other_file_and_shows_every_picture() -> None:
     evaluate()
 
     page = (OUT / "report/index.html").read_text()
-    assert page.count('src="data:image/png;base64,') == page.count("<img") == 5
-    assert len(list((OUT / "report").glob("*.png"))) == 5
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 6
+    assert len(list((OUT / "report").glob("*.png"))) == 6
     assert "http" not in page
     assert f"{100 * metrics()['accuracy']:.1f}% of 150 test images" in page
+
+
+@pytest.mark.usefixtures("workspace")
+def test_answers_are_calibrated_on_the_validation_split_and_the_report_says_how_often_they_cover_the_truth() -> None:
+    evaluate()
+
+    calibration = read_calibration(
+        (OUT / "calibration.json").read_bytes(), json.loads((OUT / "model.json").read_text())["weights_hash"], 10
+    )
+    page = (OUT / "report/index.html").read_text()
+    assert calibration is not None
+    assert calibration.alpha == 0.05
+    assert min(calibration.images) == 0
+    assert all(count == 0 or count >= 19 for count in calibration.images)
+    assert re.search(r"of the test images get one label, and \d+\.\d% of these are right; ", page)
+    assert re.search(r'<td class="text">all</td><td class="text">150</td><td class="text">9\d\.\d%</td>', page)
+    assert "Too few validation images for a promise of their own: “" in page
 
 
 @pytest.mark.usefixtures("workspace")

@@ -342,6 +342,13 @@ class RegisterParams:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ServeParams:
+    """What the answers of a served model promise."""
+
+    alpha: Annotated[float, Field(gt=0, le=0.5)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrackParams:
     """What a run's card, which others read, takes along."""
 
@@ -350,13 +357,14 @@ class TrackParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Params:
-    """All of params.yaml: one section for each stage, and one for what is recorded of a run."""
+    """All of params.yaml: a section for each stage, one for served answers, and one for what is recorded of a run."""
 
     ingest: IngestParams
     validate: Annotated[ValidateParams, AfterValidator(_in_order)]
     train: Annotated[TrainParams, AfterValidator(_fitting_together)]
     evaluate: EvaluateParams
     register: RegisterParams
+    serve: ServeParams
     track: TrackParams
 
 

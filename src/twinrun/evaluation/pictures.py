@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.core.arrays import IntArray, Pixels
+from twinrun.core.arrays import FloatArray, IntArray, Pixels
 from twinrun.evaluation.features import FeatureMaps, liveliest
 from twinrun.evaluation.history import History
 from twinrun.evaluation.metrics import CalibrationBins
@@ -110,6 +110,16 @@ def reliability_picture(bins: CalibrationBins, error: float) -> bytes:
             lower.text(at + wide / 2, images * 1.2, str(images), ha="center", va="bottom", fontsize=6, color=_INK)
         lower.set(xlabel="confidence: the largest probability", ylabel="images")
         figure.align_ylabels()
+        return _png(figure)
+
+
+def risk_picture(risk: FloatArray) -> bytes:
+    """Draw the share of wrong answers (N,) among the surest images, by how many of the N are answered."""
+    with _figure(4.6, 2.6) as figure:
+        axes = figure.subplots()
+        axes.plot(100 * np.arange(1, len(risk) + 1) / len(risk), 100 * risk, color=_BLUE, linewidth=1.5)
+        axes.set(xlim=(0, 100), xlabel="images answered, %", ylabel="of them wrong, %")
+        axes.set_ylim(bottom=0)
         return _png(figure)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.core.arrays import Pixels
+from twinrun.core.arrays import FloatArray, Pixels
 from twinrun.core.errors import DataError
 from twinrun.dataset.manifest import Manifest, Split, SplitName
 from twinrun.evaluation.features import feature_maps
@@ -18,18 +18,41 @@ def predict(bundle: Bundle, images: Pixels, manifest: Manifest, split: SplitName
     Raises DataError where the split is empty, or where the images have other classes, another size or other channels
     than those that the model was trained on.
     """
-    from twinrun.models.predict import probabilities
+    import torch
 
     chosen = manifest.split(split)
     _require_images(chosen, split)
     require_same_classes(bundle.classes, manifest.classes)
     _require_shape(bundle, images)
+    logits = logits_of(bundle, images, chosen.rows)
     return Predictions(
         ids=chosen.ids,
         targets=chosen.targets,
-        probabilities=probabilities(bundle, images, chosen.rows),
+        probabilities=torch.from_numpy(logits).softmax(dim=1).numpy(),
         classes=bundle.classes,
+        logits=logits,
     )
+
+
+def logits_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> FloatArray:
+    """Logits (n, classes), float64, of `images[rows]`, from the passes that `models.predict` makes as well."""
+    import torch
+
+    from twinrun.models.predict import channel_tensor, normalised, pass_size, single_threads
+
+    size = pass_size(images)
+    mean, std = channel_tensor(bundle.preprocessing.mean), channel_tensor(bundle.preprocessing.std)
+
+    def one_pass(start: int) -> FloatArray:
+        part = rows[start : start + size]
+        filled = np.zeros((size, *images.shape[1:]), np.uint8)
+        filled[: len(part)] = images[part]
+        with torch.inference_mode():
+            logits = bundle.network(normalised(torch.from_numpy(filled), mean, std))
+            return np.asarray(logits[: len(part)].double().numpy())
+
+    passes = list(single_threads().map(one_pass, range(0, len(rows), size)))
+    return np.concatenate(passes) if passes else np.empty((0, len(bundle.classes)))
 
 
 def follow_one(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64], predictions: Predictions) -> Example:

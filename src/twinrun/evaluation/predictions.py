@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class Predictions:
     """Probabilities (N, C) for the images `ids`, whose actual class indices are `targets` (N,).
 
+    `logits` (N, C) are what they were computed from, where the model itself was asked.
     `pixels` are the sha256 of the images' pixels, and `units` what an image shows with others (as in a manifest), where
     they are known.
     """
@@ -32,6 +33,7 @@ class Predictions:
     classes: tuple[str, ...]
     pixels: list[str] | None = None
     units: list[str] | None = None
+    logits: FloatArray | None = None
 
     @property
     def predicted(self) -> IntArray:
@@ -53,6 +55,7 @@ class Predictions:
             probabilities=self.probabilities[rows],
             pixels=None if self.pixels is None else [self.pixels[row] for row in rows],
             units=None if self.units is None else [self.units[row] for row in rows],
+            logits=None if self.logits is None else self.logits[rows],
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.core.files import replacing_folder
+from twinrun.evaluation.conformal import AnswerScores
 from twinrun.evaluation.features import FeatureMaps, spread
 from twinrun.evaluation.headline import Headline
 from twinrun.evaluation.history import History
@@ -22,6 +23,7 @@ from twinrun.evaluation.pictures import (
     features_picture,
     mistakes_picture,
     reliability_picture,
+    risk_picture,
 )
 from twinrun.evaluation.predictions import Confusion, Mistake, confusions
 
@@ -69,10 +71,11 @@ def write_report(
     example: Example,
     bins: int,
     samples: int,
+    answers: AnswerScores | None = None,
 ) -> None:
     """Publish `folder` with index.html, which holds its pictures, and each picture as a PNG of its own.
 
-    `bins` and `samples` are those that the scores were computed with.
+    `bins` and `samples` are those that the scores were computed with; `answers` how a served model's answers do.
     """
     predictions, scores = headline.predictions, headline.scores
     matrix = confusion_matrix(predictions.targets, predictions.predicted, len(predictions.classes))
@@ -92,7 +95,10 @@ def write_report(
         pictures["learning_curves.png"] = curves_picture(history)
     if mistakes.mistakes:
         pictures["mistakes.png"] = mistakes_picture(mistakes.images, mistakes.mistakes)
+    if answers is not None:
+        pictures["risk.png"] = risk_picture(answers.risk)
     values = {
+        "answers": None if answers is None else _answers(answers),
         "title": f"{model.architecture}: {_percent(scores.accuracy)} of {_counted(headline)}",
         "kind": f"{model.architecture} · {len(predictions.classes)} classes"
         + (f" · {epochs} epochs" if epochs > 1 else ""),
@@ -244,6 +250,27 @@ def _per_class(scores: Scores) -> list[dict[str, Any]]:
         }
 
     return [row(name, scores.per_class[name]) for name in names]
+
+
+def _answers(answers: AnswerScores) -> dict[str, Any]:
+    """The section on served answers, as text."""
+    right = "" if answers.single_accuracy is None else f", and {_percent(answers.single_accuracy)} of these are right"
+    shared = [one.label for one in answers.coverage if not one.of_its_own]
+    return {
+        "promise": f"{1 - answers.alpha:.0%}",
+        "sentence": f"{_percent(answers.single)} of the test images get one label{right}; {_percent(answers.choice)} "
+        f"get two or three to choose from, and {_percent(answers.unknown)} are answered with “I don't know”.",
+        "shared": ", ".join(f"“{name}”" for name in shared),
+        "coverage": [
+            (
+                one.label,
+                f"{one.images:,}",
+                _percent(one.share),
+                f"{_percent(one.interval[0], '')} to {_percent(one.interval[1])}",
+            )
+            for one in answers.coverage
+        ],
+    }
 
 
 def _recall(scores: Scores, name: str) -> float:

@@ -25,8 +25,9 @@ def onnx_file(bundle: "Bundle") -> bytes:
     """The network as an ONNX model: `images`, uint8 (batch, H, W, C), to `logits`, float32 (batch, classes).
 
     Where the network ends in pooling and one linear layer, `features` (batch, maps, h, w) is what is pooled, from which
-    an exact class activation map follows. The metadata hold the weights hash. Raises ModelError where an operation of
-    the network has no counterpart in ONNX.
+    an exact class activation map follows. The file holds the tensors of the network as they are, each once, `network.`
+    before their names, and in its metadata the weights hash. Raises ModelError where an operation of the network has no
+    counterpart in ONNX.
     """
     import onnx
     import torch
@@ -59,6 +60,9 @@ def onnx_file(bundle: "Bundle") -> bytes:
                 input_names=["images"],
                 output_names=["logits"],
                 dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+                # Evaluation mode as the modules have it, without joining layers: that is ONNX Runtime's own work, and
+                # so the file holds the bundle's tensors under their names.
+                training=torch.onnx.TrainingMode.PRESERVE,
             )
             model = onnx.load_model(Path(folder, "model.onnx"))
         _add_features(model)

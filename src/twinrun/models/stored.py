@@ -139,7 +139,7 @@ def read_stored(folder: Path, undone: str) -> StoredBundle:
             + f"\nIt was not {undone}. Train again (dvc repro -f train) or restore it (dvc checkout --force train)."
         )
     try:
-        model = _parse_model(files[MODEL])
+        model = parse_model(files[MODEL])
         digest = tensors_hash(files[WEIGHTS])
     except (ValueError, RecursionError) as error:
         raise BundleError(
@@ -238,7 +238,8 @@ def _differing(folder: Path, files: Mapping[str, bytes]) -> list[str]:
     return faults
 
 
-def _parse_model(content: bytes) -> StoredModel:
+def parse_model(content: bytes) -> StoredModel:
+    """What model.json says. Raises ValueError where it describes no model."""
     description = _strict_json(content)
     number = description.get("format")
     if type(number) is not int or number not in _READABLE_FORMATS:

@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from twinrun.core.cores import available_cores
 from twinrun.core.errors import DecodeError
 from twinrun.decoding.decode import BrokenImage
-from twinrun.serving.engine import Answer, Engine, kind_of_answer
+from twinrun.serving.engine import Answer, Engine
 from twinrun.serving.follow import ModelInService
 from twinrun.serving.rules import Region
 
@@ -154,9 +154,11 @@ def _row(engine: Engine, image: bytes) -> dict[str, Any]:
     return {
         "label": answer.label,
         "probability": probabilities[answer.label],
-        "kind": kind_of_answer(answer.labels),
+        "confidence": answer.confidence,
+        "kind": answer.kind,
         "labels": answer.labels,
         "probabilities": probabilities,
+        "logits_sha256": answer.logits_sha256,
         **facts,
     }
 

@@ -1,29 +1,48 @@
 """A verified model that answers for the bytes of images, with ONNX Runtime and ingest's own decoding."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twinrun.core.arrays import FloatArray, Pixels
 from twinrun.core.errors import BundleError
 from twinrun.decoding.decode import decode
 from twinrun.decoding.samples import sample_rules
+from twinrun.evaluation.conformal import (
+    CALIBRATION,
+    Calibration,
+    Kind,
+    kind_of_answer,
+    read_calibration,
+    softmax,
+)
 from twinrun.models.stored import StoredModel, read_stored
 
-_ENOUGH = 0.95  # the likeliest labels that together reach this probability are the answer's set
+_ENOUGH = 0.95  # without a calibration: the likeliest labels that together reach this probability are named
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Probabilities (C,) of the classes, the likeliest label, and the few labels that together are likely enough."""
+    """What is answered for one image: probabilities (C,) of the classes, and the labels that are named.
+
+    `label` is the likeliest, `confidence` its calibrated probability, in [0, 1]. `logits` (C,) are the network's own.
+    """
 
     probabilities: FloatArray
     label: str
     labels: tuple[str, ...]
+    kind: Kind
+    confidence: float
+    logits: NDArray[np.float32]
+
+    @property
+    def logits_sha256(self) -> str:
+        """Sha256 of the bytes of the logits, little-endian float32; hexadecimal."""
+        return hashlib.sha256(self.logits.astype("<f4").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,11 +55,12 @@ class Engine:
     file: bytes
     sha256: str
     session: Any
+    calibration: Calibration | None
 
-    def classify(self, image: bytes) -> Answer:
-        """Classify one image file; the same bits whatever else is asked. Raises DecodeError with the reason."""
+    def read(self, image: bytes) -> Pixels:
+        """The pixels of one image file as the network takes them, (H, W, C). Raises DecodeError with the reason."""
         settings = self.model.preprocessing
-        pixels = decode(
+        return decode(
             image,
             channels=settings.channels,
             fit=settings.fit,
@@ -49,17 +69,27 @@ class Engine:
             max_pixels=settings.max_pixels,
             rules=sample_rules(settings),
         )
-        probabilities = self._probabilities(pixels)
-        order = (-probabilities).argsort(kind="stable")
-        enough = int(np.searchsorted(probabilities[order].cumsum(), _ENOUGH)) + 1
-        labels = tuple(self.model.classes[at] for at in order[:enough])
-        return Answer(probabilities, labels[0], labels)
 
-    def _probabilities(self, pixels: Pixels) -> FloatArray:
-        (logits,) = self.session.run(["logits"], {"images": pixels[None]})
-        shares = np.exp(logits[0].astype(np.float64) - logits[0].max())
-        probabilities: FloatArray = shares / shares.sum()
-        return probabilities
+    def classify(self, image: bytes) -> Answer:
+        """Classify one image file; the same bits whatever else is asked. Raises DecodeError with the reason."""
+        return self.answer(self.read(image))
+
+    def answer(self, pixels: Pixels) -> Answer:
+        """The answer for pixels (H, W, C) as `read` gives them."""
+        (found,) = self.session.run(["logits"], {"images": pixels[None]})
+        logits = found.astype(np.float64)
+        probabilities = softmax(logits)[0]
+        order = (-probabilities).argsort(kind="stable")
+        if self.calibration is None:
+            enough = int(np.searchsorted(probabilities[order].cumsum(), _ENOUGH)) + 1
+            named, unusual, confidence = order[:enough], False, float(probabilities[order[0]])
+        else:
+            chosen = self.calibration.named(logits)[0]
+            named = [at for at in order if chosen[at]]
+            unusual = bool(self.calibration.unusual(logits)[0])
+            confidence = float(self.calibration.probabilities(logits)[0][order[0]])
+        labels = tuple(self.model.classes[at] for at in named)
+        return Answer(probabilities, labels[0], labels, kind_of_answer(len(labels), unusual), confidence, found[0])
 
     def facts(self) -> dict[str, Any]:
         """What identifies the model, as plain values."""
@@ -76,8 +106,6 @@ def load_engine(bundle: Path, onnx: Path, *, name: str, version: int | None, sha
 
     `sha256` is what the registry says of the file, where one does. Raises BundleError, which says what is wrong.
     """
-    import onnxruntime
-
     stored = read_stored(bundle, "served")
     try:
         file = onnx.read_bytes()
@@ -90,31 +118,35 @@ def load_engine(bundle: Path, onnx: Path, *, name: str, version: int | None, sha
         raise BundleError(
             f"{onnx} has sha256 {digest[:12]}... and the registry says {sha256[:12]}.... It was not served."
         )
+    return start_engine(name, version, stored.model, file, onnx)
+
+
+def start_engine(name: str, version: int | None, model: StoredModel, file: bytes, path: Path) -> Engine:
+    """An engine for the bytes of an ONNX file, which are those of `path`; BundleError where they do not answer."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # several requests at a time fill the cores
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        weights_hash = session.get_modelmeta().custom_metadata_map.get("weights_hash", "")
+        metadata = session.get_modelmeta().custom_metadata_map
+        weights_hash = metadata.get("weights_hash", "")
     except Exception as error:  # ONNX Runtime raises many types of its own
-        raise BundleError(f"{onnx} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    if weights_hash != stored.model.weights_hash:
+        raise BundleError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    if weights_hash != model.weights_hash:
         raise BundleError(
-            f"{onnx} was written for other weights ({weights_hash[:12] or 'not named'}) than those of {bundle} "
-            f"({stored.model.weights_hash[:12]}). Write it again: dvc repro -f -s register"
+            f"{path} was written for other weights ({weights_hash[:12] or 'not named'}) than those of its bundle "
+            f"({model.weights_hash[:12]}). Write it again: dvc repro -f -s register"
         )
-    engine = Engine(name, version, stored.model, file, digest, session)
+    calibration = read_calibration(metadata.get(CALIBRATION, "null"), weights_hash, len(model.classes))
+    engine = Engine(name, version, model, file, hashlib.sha256(file).hexdigest(), session, calibration)
     try:
-        probabilities = engine._probabilities(_black(stored.model))
+        probabilities = engine.answer(_black(model)).probabilities
     except Exception as error:  # as above
-        raise BundleError(f"{onnx} gives no answer: {' '.join(str(error).split())[:300]}") from None
-    if probabilities.shape != (len(stored.model.classes),) or not np.isfinite(probabilities).all():
-        raise BundleError(f"{onnx} gives no probabilities for the {len(stored.model.classes)} classes of {bundle}.")
+        raise BundleError(f"{path} gives no answer: {' '.join(str(error).split())[:300]}") from None
+    if probabilities.shape != (len(model.classes),) or not np.isfinite(probabilities).all():
+        raise BundleError(f"{path} gives no probabilities for the {len(model.classes)} classes of its bundle.")
     return engine
-
-
-def kind_of_answer(labels: Sequence[str]) -> str:
-    """What the page makes of a set of labels: `answer`, `choice` of two or three, or `unknown`."""
-    return "answer" if len(labels) == 1 else "choice" if len(labels) <= 3 else "unknown"
 
 
 def _black(model: StoredModel) -> Pixels:

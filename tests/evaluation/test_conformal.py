@@ -1,0 +1,104 @@
+"""Answers with a guarantee: the sets of a peer, coverage by class on real images, "I don't know" for other things."""
+
+import numpy as np
+import pytest
+from crepes import ConformalClassifier
+from crepes.extras import hinge
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from twinrun.core.arrays import FloatArray, IntArray
+from twinrun.core.errors import DataError
+from twinrun.evaluation.conformal import Calibration, calibrate, read_calibration, score_answers
+
+ALPHA = 0.05
+CLASSES = tuple(str(digit) for digit in range(10))
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[FloatArray, IntArray]:
+    """Logits of 1,597 digits by a weak model that was trained on 200 others, and their classes."""
+    images, targets = load_digits(return_X_y=True)
+    model = LogisticRegression(C=10, max_iter=300).fit(images[:200], targets[:200])
+    return model.decision_function(images[200:]), targets[200:].astype(np.int64)
+
+
+def test_the_sets_of_each_class_are_those_of_crepes(digits: tuple[FloatArray, IntArray]) -> None:
+    logits, targets = digits
+    own = _calibrated(logits[:700], targets[:700])
+
+    named = own.probabilities(logits[700:]) >= np.array(own.least)
+
+    known, new = own.probabilities(logits[:700]), own.probabilities(logits[700:])
+    peer = ConformalClassifier().fit(hinge(known, np.arange(10), targets[:700]), bins=targets[:700])
+    by_class = [
+        peer.predict_set(hinge(new), bins=np.full(len(new), at), confidence=1 - ALPHA, smoothing=False)
+        for at in range(10)
+    ]
+    expected = np.stack([by_class[at][:, at] for at in range(10)], axis=1)
+    assert all(own.images)
+    assert 0.1 < named.mean() < 0.5
+    np.testing.assert_array_equal(named, expected.astype(bool))
+
+
+def test_each_class_is_covered_as_promised_over_many_splits(digits: tuple[FloatArray, IntArray]) -> None:
+    logits, targets = digits
+    rng, covered = np.random.default_rng(0), []
+
+    for _ in range(60):
+        order = rng.permutation(len(targets))
+        known, new = order[:700], order[700:]
+        scores = score_answers(_calibrated(logits[known], targets[known]), logits[new], targets[new], CLASSES)
+        covered.append([each.share for each in scores.coverage])
+
+    assert (np.mean(covered, axis=0) >= 1 - ALPHA - 0.005).all()
+
+
+def test_a_temperature_calibrates_and_changes_no_label(digits: tuple[FloatArray, IntArray]) -> None:
+    logits, targets = digits
+    own = _calibrated(8 * logits[:700], targets[:700])  # eight times too sure
+
+    shares = own.probabilities(8 * logits[700:])
+
+    assert abs(shares.max(axis=1).mean() - (shares.argmax(axis=1) == targets[700:]).mean()) < 0.03
+    np.testing.assert_array_equal(shares.argmax(axis=1), logits[700:].argmax(axis=1))
+
+
+def test_an_image_that_no_class_claims_is_answered_with_i_dont_know(digits: tuple[FloatArray, IntArray]) -> None:
+    logits, targets = digits
+    own = _calibrated(logits[:700], targets[:700])
+
+    scores = score_answers(own, np.full((5, 10), logits.min()), targets[:5], CLASSES)
+
+    assert scores.unknown == 1
+    assert scores.single_accuracy is None
+    assert own.unusual(logits[700:]).mean() < 0.03
+
+
+def test_a_class_with_too_few_images_shares_the_others_threshold_and_a_tiny_split_gives_none() -> None:
+    rng = np.random.default_rng(0)
+    targets = np.array([0] * 30 + [1] * 18 + [2] * 19)
+    logits = rng.normal(size=(67, 3)) + 3 * np.eye(3)[targets]
+
+    own = _calibrated(logits, targets)
+
+    assert own.images == [30, 0, 19]
+    assert calibrate(logits[:18], targets[:18], ALPHA, "f" * 64) is None
+
+
+def test_a_calibration_of_another_model_is_refused(digits: tuple[FloatArray, IntArray]) -> None:
+    own = _calibrated(*digits)
+    content = own.model_dump_json()
+
+    assert read_calibration(content, "f" * 64, 10) == own
+    assert read_calibration("null\n", "f" * 64, 10) is None
+    with pytest.raises(DataError, match="Evaluate again: dvc repro"):
+        read_calibration(content, "0" * 64, 10)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_calibration(content.replace('"energy":', '"energie":'), "f" * 64, 10)
+
+
+def _calibrated(logits: FloatArray, targets: IntArray) -> Calibration:
+    found = calibrate(logits, targets, ALPHA, "f" * 64)
+    assert found is not None
+    return found
