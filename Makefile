@@ -28,7 +28,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=true MLF
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test check format ui serve docs chaos bench bench-data lock setup help
+.PHONY: repro test check format ui app serve docs chaos bench bench-data lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
@@ -45,6 +45,9 @@ format: setup  ## rewrite the code in the project's format
 
 ui: setup  ## browse runs, pictures and the registry in MLflow (PORT=5001 for another port than 5000)
 	@$(ACTIVATE) && twinrun ui --port $(PORT)
+
+app: setup  ## open the page that sorts waste, at http://127.0.0.1:5001; it needs no training and no network
+	@$(ACTIVATE) && twinrun app
 
 serve: setup  ## serve the champion at http://127.0.0.1:5001: a page and an API (MODEL=name for another model)
 	@$(ACTIVATE) && twinrun serve $(if $(MODEL),--model $(MODEL))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ import pytest
 from PIL import Image
 from tracking_support import free_port, wait_for
 
+from twinrun.core.errors import DataError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import load_bundle, save_bundle
 from twinrun.prediction.classifier import ImageClassifier
+from twinrun.serving.follow import open_app
+from twinrun.serving.waste import waste_engine
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker
 
@@ -203,6 +207,35 @@ def test_a_promotion_takes_over_unless_its_files_were_changed(server: Server, mo
     assert f"Version {third}" in said
     assert "the registry says" in said
     assert server.ask("POST", "/classify", photo)[1]["model"]["version"] == second
+
+
+def test_the_app_begins_with_the_waste_model_and_the_first_champion_replaces_it(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(registered, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    stop = threading.Event()
+
+    alone = open_app(find_tracker(tmp_path), _no_project, waste_engine, stop)
+    model = open_app(find_tracker(), lambda: "twinrun-digits", waste_engine, stop)
+    before, problem = model.engine, model.problem
+    Registry(find_tracker(), "twinrun-digits").promote(1, force=True, reason="a test")
+    took_over = _until(lambda: model.engine.version == 1)
+    stop.set()
+
+    assert (
+        alone.engine.model.classes
+        == before.model.classes
+        == ["cardboard", "glass", "metal", "paper", "plastic", "trash"]
+    )
+    assert problem is None
+    assert took_over
+    assert model.engine.model.classes == list("0123456789")
+    assert model.engine.calibration is not None
+
+
+def _no_project() -> str:
+    raise DataError("There is no params.yaml")
 
 
 def _photo(rng: np.random.Generator, at: int) -> bytes:

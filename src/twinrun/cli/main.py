@@ -50,6 +50,8 @@ app = typer.Typer(
 
 Start:
 
+[bold]twinrun app[/bold]                    a page that says what a photo of waste shows and how to sort it
+
 [bold]twinrun init demo[/bold]              create a project
 
 [bold]twinrun preset photos[/bold]          write settings for a known data set or for your own photos
@@ -118,6 +120,7 @@ app.add_typer(weights_commands.app, name="weights")
 app.command()(predict_command.predict)
 app.command()(project_commands.init)
 app.command()(project_commands.preset)
+app.command()(serve_command.app)
 app.command()(serve_command.serve)
 
 

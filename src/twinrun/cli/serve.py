@@ -1,24 +1,56 @@
-"""The command `twinrun serve`. Like the others it imports what it needs when it is called."""
+"""The commands `twinrun app` and `twinrun serve`. Like the others they import what they need when they are called."""
 
+import os
 import socket
+import sys
 import threading
+import webbrowser
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from twinrun.core.errors import DataError, TrackingError
 from twinrun.core.printing import print
 
+if TYPE_CHECKING:
+    from twinrun.serving.follow import ModelInService
+    from twinrun.tracking.store import Tracker
+
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _DRAIN_S = 30  # for requests that have begun when the server is to end
 
 
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for the whole network.")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
+TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the token that requests must send.")]
+
+
+def app(
+    host: Host = "127.0.0.1",
+    port: Port = 5001,
+    token_file: TokenFile = None,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Open the page that says what a photo shows and how to sort it. It needs no training and no network.
+
+    It begins with the waste model that comes with Twinrun; a champion of this project replaces it as soon as there is
+    one. Ctrl-C ends it. Photos stay on this machine, and none is kept.
+    """
+    from twinrun.core.params import load_params
+    from twinrun.serving.follow import open_app
+    from twinrun.serving.waste import waste_engine
+
+    def open_model(tracker: "Tracker", stop: threading.Event) -> "ModelInService":
+        return open_app(tracker, lambda: load_params().register.model_name, waste_engine, stop)
+
+    _run(host, port, token_file, open_model, browser=browser)
+
+
 def serve(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for the whole network.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 5001,
+    host: Host = "127.0.0.1",
+    port: Port = 5001,
     model: Annotated[
         str | None,
         typer.Option(
@@ -27,9 +59,7 @@ def serve(
             "params.yaml's model, or else its candidate. A name is followed: a promotion takes over within seconds.",
         ),
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="File with the token that requests must send.")
-    ] = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Serve the champion: a page that classifies photos, and an API. Ctrl-C or SIGTERM ends it.
 
@@ -38,11 +68,26 @@ def serve(
 
     Example: twinrun serve --host 0.0.0.0 --token-file token.txt
     """
+    from twinrun.core.params import load_params
+    from twinrun.serving.follow import open_model
+
+    def open_served(tracker: "Tracker", stop: threading.Event) -> "ModelInService":
+        return open_model(tracker, model, lambda: load_params().register.model_name, stop)
+
+    _run(host, port, token_file, open_served, browser=False)
+
+
+def _run(
+    host: str,
+    port: int,
+    token_file: Path | None,
+    open_model: "Callable[[Tracker, threading.Event], ModelInService]",
+    *,
+    browser: bool,
+) -> None:
     import uvicorn
 
-    from twinrun.core.params import load_params
     from twinrun.serving.app import make_app
-    from twinrun.serving.follow import open_model
     from twinrun.serving.rules import read_regions
     from twinrun.tracking.store import find_tracker
 
@@ -56,14 +101,17 @@ def serve(
         ) from None
     stop = threading.Event()
     with listening:
-        served = open_model(find_tracker(), model, lambda: load_params().register.model_name, stop)
+        served = open_model(find_tracker(), stop)
         app = make_app(served, read_regions(served.engine.model.classes), host=host, token=token)
         facts, shown = served.engine.facts(), f"[{host}]" if ":" in host else host
         which = f"version {facts['version']} of {facts['name']}" if facts["version"] else facts["name"]
         print(f"Model: {which}, weights {facts['weights_hash'][:8]}")
         if host not in _LOCAL and token is None:
             print("Everybody who can reach this machine can use this server. Ask for a token: --token-file FILE")
-        print(f"Page: http://{shown}:{port}   API: http://{shown}:{port}/docs   (Ctrl-C ends it)", flush=True)
+        address = f"http://{shown}:{port}"
+        print(f"Page: {address}   API: {address}/docs   (Ctrl-C ends it)", flush=True)
+        if browser and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
+            webbrowser.open(address)  # which waits: connections are accepted, and answered in a moment
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_DRAIN_S, server_header=False)
         try:
             uvicorn.Server(settings).run(sockets=[listening])

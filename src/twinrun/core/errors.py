@@ -114,7 +114,7 @@ class RegistryError(TrackingError):
 
 
 class MissingModelError(RegistryError):
-    """The registry has no model of that name."""
+    """The registry has no model of that name, or none with that alias."""
 
 
 def run_main(main: Callable[[], None], stage: str | None = None) -> None:

@@ -58,6 +58,8 @@ class ModelInService:
                 self.engine = store.load(name, stored)
                 seen, self.problem = (self.engine.version, self.engine.sha256), None
                 _log.warning("Version %s of %s answers from now on.", self.engine.version, name)
+            except MissingModelError as error:
+                self.problem = None if self.engine.version is None else str(error)  # none yet is no problem
             except Exception as error:  # the old one stays in service whatever is wrong with the new one or the store
                 if str(error) != self.problem:
                     _log.warning("Version %s stays in service: %s", self.engine.version, error)
@@ -78,11 +80,32 @@ def open_model(
         return ModelInService(load_engine(folder, onnx, name=str(folder), version=None, sha256=None))
     name, number, alias = parse_reference(reference)
     name = name or default_name()
-    store = _LocalStore(tracker, tracker.database) if tracker.database else _Server(tracker)
+    store = _store(tracker)
     model = ModelInService(store.load(name, store.find(name, number, alias)))
     if number is None:
         threading.Thread(target=model.follow, args=(store, name, alias, stop), daemon=True).start()
     return model
+
+
+def open_app(
+    tracker: Tracker, default_name: Callable[[], str], comes_with: Callable[[], Engine], stop: threading.Event
+) -> ModelInService:
+    """The champion of the project in the current folder, followed; until there is one, the model of `comes_with`."""
+    try:
+        name = default_name()
+    except TwinrunError:  # no project
+        return ModelInService(comes_with())
+    store = _store(tracker)
+    try:
+        model = ModelInService(store.load(name, store.find(name, None, CHAMPION)))
+    except MissingModelError:
+        model = ModelInService(comes_with())
+    threading.Thread(target=model.follow, args=(store, name, CHAMPION, stop), daemon=True).start()
+    return model
+
+
+def _store(tracker: Tracker) -> _Store:
+    return _LocalStore(tracker, tracker.database) if tracker.database else _Server(tracker)
 
 
 def _load(name: str, stored: _Found, folder: Path) -> Engine:
@@ -103,15 +126,16 @@ class _LocalStore:
     """Reads MLflow's database and folders as they lie on this machine."""
 
     def __init__(self, tracker: Tracker, database: Path) -> None:
-        from twinrun.tracking.relocate import relocate
-
-        self._tracker, self._database = tracker, database
-        if not database.is_file():
-            raise MissingModelError(f"There is no model yet: {database} does not exist. Make one: dvc repro")
-        if database.is_relative_to(tracker.home):
-            relocate(database.parent)
+        self._tracker, self._database, self._relocated = tracker, database, False
 
     def find(self, name: str, number: int | None, alias: str | None) -> _Found:
+        from twinrun.tracking.relocate import relocate
+
+        if not self._database.is_file():
+            raise MissingModelError(f"There is no model yet: {self._database} does not exist. Make one: dvc repro")
+        if not self._relocated and self._database.is_relative_to(self._tracker.home):
+            relocate(self._database.parent)
+        self._relocated = True
         try:
             with closing(sqlite3.connect(sqlite_to_read(self._database), uri=True, timeout=10)) as store:
                 return self._find(store, name, number, alias)
@@ -170,4 +194,4 @@ def _chosen(name: str, versions: list[int], aliases: dict[str, int], number: int
         if wanted in aliases:
             return int(aliases[wanted])
     wanted = f"no version with the alias {alias!r}" if alias else "neither a champion nor a candidate"
-    raise RegistryError(f"{name!r} has {wanted}; its versions are {there}. Name one: --model {max(versions)}")
+    raise MissingModelError(f"{name!r} has {wanted}; its versions are {there}. Name one: --model {max(versions)}")
