@@ -92,6 +92,8 @@ Serve the champion and send it an image (or open the address in a browser):
 
 [bold]twinrun serve[/bold]
 
+[bold]twinrun verify answer.json photo.jpg[/bold]  is that the answer that its model gives?
+
 [bold]curl -F file=@digit.png http://127.0.0.1:5001/classify[/bold]
 
 MLflow's own commands need the address of the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
@@ -122,6 +124,7 @@ app.command()(project_commands.init)
 app.command()(project_commands.preset)
 app.command()(serve_command.app)
 app.command()(serve_command.serve)
+app.command()(serve_command.verify)
 
 
 class DataChoice(StrEnum):

@@ -15,6 +15,7 @@ from twinrun.core.errors import DataError, TrackingError
 from twinrun.core.printing import print
 
 if TYPE_CHECKING:
+    from twinrun.serving.engine import Engine
     from twinrun.serving.follow import ModelInService
     from twinrun.tracking.store import Tracker
 
@@ -25,12 +26,16 @@ _DRAIN_S = 30  # for requests that have begun when the server is to end
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for the whole network.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
 TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the token that requests must send.")]
+Log = Annotated[
+    Path | None, typer.Option("--log", help="File that hashes of every answer are added to; never the image.")
+]
 
 
 def app(
     host: Host = "127.0.0.1",
     port: Port = 5001,
     token_file: TokenFile = None,
+    log: Log = None,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
     """Open the page that says what a photo shows and how to sort it. It needs no training and no network.
@@ -45,7 +50,7 @@ def app(
     def open_model(tracker: "Tracker", stop: threading.Event) -> "ModelInService":
         return open_app(tracker, lambda: load_params().register.model_name, waste_engine, stop)
 
-    _run(host, port, token_file, open_model, browser=browser)
+    _run(host, port, token_file, log, open_model, browser=browser)
 
 
 def serve(
@@ -60,6 +65,7 @@ def serve(
         ),
     ] = None,
     token_file: TokenFile = None,
+    log: Log = None,
 ) -> None:
     """Serve the champion: a page that classifies photos, and an API. Ctrl-C or SIGTERM ends it.
 
@@ -74,19 +80,50 @@ def serve(
     def open_served(tracker: "Tracker", stop: threading.Event) -> "ModelInService":
         return open_model(tracker, model, lambda: load_params().register.model_name, stop)
 
-    _run(host, port, token_file, open_served, browser=False)
+    _run(host, port, token_file, log, open_served, browser=False)
+
+
+def verify(
+    answer: Annotated[Path, typer.Argument(help="The JSON that POST /classify sent, or the log of answers.")],
+    photo: Annotated[Path, typer.Argument(help="The photo that was sent.")],
+    model: Annotated[str | None, typer.Option("--model", help="As for serve; by default that of the answer.")] = None,
+) -> None:
+    """Compute a served answer again from the photo, and say whether it is the same.
+
+    Exit code: 0 the same, 4 different. Example: twinrun verify answer.json photo.jpg
+    """
+    from twinrun.core.params import load_params
+    from twinrun.serving.follow import open_model
+    from twinrun.serving.verify import ServedAnswer, verify_answer
+    from twinrun.serving.waste import NAME, waste_engine
+    from twinrun.tracking.store import find_tracker
+
+    def open_engine(served: ServedAnswer) -> "Engine":
+        if model is None and served.model.name == NAME:
+            return waste_engine()
+        version = served.model.version
+        reference = model or (served.model.name if version is None else f"{served.model.name}/{version}")
+        stop = threading.Event()
+        stop.set()
+        return open_model(find_tracker(), reference, lambda: load_params().register.model_name, stop).engine
+
+    verdict = verify_answer(answer, photo, open_engine)
+    print(f"{'SAME' if verdict.same else 'DIFFERENT'}: {verdict.sentence}")
+    raise SystemExit(0 if verdict.same else 4)
 
 
 def _run(
     host: str,
     port: int,
     token_file: Path | None,
+    log: Path | None,
     open_model: "Callable[[Tracker, threading.Event], ModelInService]",
     *,
     browser: bool,
 ) -> None:
     import uvicorn
 
+    from twinrun.serving.answer_log import AnswerLog
     from twinrun.serving.app import make_app
     from twinrun.serving.rules import read_regions
     from twinrun.tracking.store import find_tracker
@@ -102,7 +139,13 @@ def _run(
     stop = threading.Event()
     with listening:
         served = open_model(find_tracker(), stop)
-        app = make_app(served, read_regions(served.engine.model.classes), host=host, token=token)
+        app = make_app(
+            served,
+            read_regions(served.engine.model.classes),
+            host=host,
+            token=token,
+            log=None if log is None else AnswerLog(log),
+        )
         facts, shown = served.engine.facts(), f"[{host}]" if ":" in host else host
         which = f"version {facts['version']} of {facts['name']}" if facts["version"] else facts["name"]
         print(f"Model: {which}, weights {facts['weights_hash'][:8]}")

@@ -23,10 +23,13 @@ from starlette.formparsers import MultiPartException
 from starlette.staticfiles import StaticFiles
 
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import DecodeError
+from twinrun.core.errors import DataError, DecodeError
 from twinrun.decoding.decode import BrokenImage
+from twinrun.prediction.inputs import Given
+from twinrun.serving.answer_log import AnswerLog
 from twinrun.serving.engine import Answer, Engine
 from twinrun.serving.follow import ModelInService
+from twinrun.serving.invocations import read_request
 from twinrun.serving.rules import Region
 
 PAGE = Path(__file__).parent / "page"
@@ -43,6 +46,7 @@ _ONE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 _FILES = {"multipart/form-data": {"schema": {"type": "object", "properties": {"file": {"type": "string"}}}}}
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _ONE | _FILES}}
 _BATCH_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _FILES}}
+_JSON_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}
 
 
 class Refused(Exception):
@@ -63,21 +67,26 @@ class _State:
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
 
 
-def make_app(model: ModelInService, regions: Sequence[Region], *, host: str, token: str | None) -> FastAPI:
-    """The application: it answers with `model.engine`, whichever that is at the time."""
+def make_app(
+    model: ModelInService, regions: Sequence[Region], *, host: str, token: str | None, log: AnswerLog | None = None
+) -> FastAPI:
+    """The application: it answers with `model.engine`, whichever that is at the time, and records answers in `log`."""
     app = FastAPI(title="Twinrun", docs_url=None, redoc_url=None, description="Classifies images with one model.")
     state, cores = _State(), available_cores()
     pool = ThreadPoolExecutor(cores, "classify")
 
-    async def classify(images: list[bytes]) -> list[dict[str, Any]]:
+    async def classify(images: Sequence[Given]) -> list[dict[str, Any]]:
         if state.in_flight and state.in_flight + len(images) > _WAITING * cores:
             raise Refused(503, "The server is busy. Try again in a second.", {"Retry-After": "1"})
         engine, began = model.engine, time.perf_counter()  # one for the whole request
         state.in_flight += len(images)
         try:
             loop = asyncio.get_running_loop()
-            tasks = [loop.run_in_executor(pool, _row, engine, image) for image in images]
+            tasks = [loop.run_in_executor(pool, _row, engine, image, log) for image in images]
             return list(await asyncio.gather(*tasks))
+        except OSError as error:
+            message = f"The answer could not be recorded, and so is not given: {error.strerror or error}"
+            raise Refused(503, message, {"Retry-After": "60"}) from None
         finally:
             state.in_flight -= len(images)
             state.images += len(images)
@@ -95,6 +104,19 @@ def make_app(model: ModelInService, regions: Sequence[Region], *, host: str, tok
     async def classify_batch(request: Request) -> JSONResponse:
         rows = await classify(await _images(request))
         return JSONResponse({"rows": [{k: v for k, v in row.items() if k != "status"} for row in rows]})
+
+    @app.post("/invocations", openapi_extra=_JSON_BODY, summary="The same in the forms of MLflow's server")
+    async def invocations(request: Request) -> JSONResponse:
+        body = await _body(request)
+        try:
+            images = await asyncio.get_running_loop().run_in_executor(pool, read_request, body, MOST_IMAGES)
+        except DataError as error:
+            raise Refused(400, str(error)) from None
+        names = ("label", "probability", "probabilities", "error")
+        rows = [{name: row.get(name) for name in names} for row in await classify(images)]
+        if all(row["error"] is not None for row in rows):
+            raise Refused(400, f"No image can be read. The first: {rows[0]['error']}")
+        return JSONResponse({"predictions": rows})
 
     @app.get("/health", summary="Whether the server answers, and why a newer champion has not taken over")
     async def health() -> dict[str, Any]:
@@ -142,9 +164,18 @@ def make_app(model: ModelInService, regions: Sequence[Region], *, host: str, tok
     return app
 
 
-def _row(engine: Engine, image: bytes) -> dict[str, Any]:
-    """One answer as plain values; `error` and `status` where the image cannot be read."""
-    facts = {"image_sha256": hashlib.sha256(image).hexdigest(), "model": engine.facts()}
+def _row(engine: Engine, image: Given, log: AnswerLog | None) -> dict[str, Any]:
+    """One answer as plain values, recorded in `log`; `error` and `status` where the image cannot be read."""
+    row = _answered(engine, image)
+    if log is not None:
+        log.add(row)
+    return row
+
+
+def _answered(engine: Engine, image: Given) -> dict[str, Any]:
+    facts: dict[str, Any] = {"model": engine.facts()}
+    if isinstance(image, bytes):
+        facts = {"image_sha256": hashlib.sha256(image).hexdigest(), **facts}
     try:
         answer: Answer = engine.classify(image)
     except DecodeError as error:
@@ -172,6 +203,17 @@ def _status(error: DecodeError, engine: Engine) -> int:
 
 async def _images(request: Request) -> list[bytes]:
     """The images of a request, read within the limits."""
+    body = await _body(request)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        images = [body] if body else []
+    else:
+        images = await _files(request, body)
+    if not images:
+        raise Refused(400, "There is no image. Send one: curl --data-binary @photo.jpg, or curl -F file=@photo.jpg")
+    return images
+
+
+async def _body(request: Request) -> bytes:
     too_large = Refused(413, f"The body has more than {MOST_BYTES:,} bytes. Send a smaller image, or fewer.")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > MOST_BYTES:
@@ -185,13 +227,7 @@ async def _images(request: Request) -> list[bytes]:
                     raise too_large
     except TimeoutError:
         raise Refused(408, f"The body did not arrive within {READ_S:.0f} s. Send it again.") from None
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        images = [bytes(body)] if body else []
-    else:
-        images = await _files(request, bytes(body))
-    if not images:
-        raise Refused(400, "There is no image. Send one: curl --data-binary @photo.jpg, or curl -F file=@photo.jpg")
-    return images
+    return bytes(body)
 
 
 async def _files(request: Request, body: bytes) -> list[bytes]:
@@ -240,7 +276,10 @@ def _is_ours(name: str, host: str) -> bool:
 
 
 def _refusal(refused: Refused) -> JSONResponse:
-    return JSONResponse({"error": refused.message}, status_code=refused.status, headers=refused.headers)
+    # MLflow's clients read `message`
+    return JSONResponse(
+        {"error": refused.message, "message": refused.message}, status_code=refused.status, headers=refused.headers
+    )
 
 
 def _metrics(state: _State, model: ModelInService) -> str:

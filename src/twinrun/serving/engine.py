@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from twinrun.core.arrays import FloatArray, Pixels
 from twinrun.core.errors import BundleError
-from twinrun.decoding.decode import decode
+from twinrun.decoding.decode import fit_image
 from twinrun.decoding.samples import sample_rules
 from twinrun.evaluation.conformal import (
     CALIBRATION,
@@ -21,6 +21,7 @@ from twinrun.evaluation.conformal import (
     softmax,
 )
 from twinrun.models.stored import StoredModel, read_stored
+from twinrun.prediction.inputs import Given, read_image
 
 _ENOUGH = 0.95  # without a calibration: the likeliest labels that together reach this probability are named
 
@@ -57,21 +58,14 @@ class Engine:
     session: Any
     calibration: Calibration | None
 
-    def read(self, image: bytes) -> Pixels:
-        """The pixels of one image file as the network takes them, (H, W, C). Raises DecodeError with the reason."""
+    def read(self, image: Given) -> Pixels:
+        """The pixels of one image as the network takes them, (H, W, C). Raises DecodeError with the reason."""
         settings = self.model.preprocessing
-        return decode(
-            image,
-            channels=settings.channels,
-            fit=settings.fit,
-            resample=settings.resample,
-            size=(settings.size_px[0], settings.size_px[1]),
-            max_pixels=settings.max_pixels,
-            rules=sample_rules(settings),
-        )
+        pixels = read_image(image, settings.channels, settings.max_pixels, sample_rules(settings))
+        return fit_image(pixels, (settings.size_px[0], settings.size_px[1]), settings.fit, settings.resample)
 
-    def classify(self, image: bytes) -> Answer:
-        """Classify one image file; the same bits whatever else is asked. Raises DecodeError with the reason."""
+    def classify(self, image: Given) -> Answer:
+        """Classify one image; the same bits whatever else is asked. Raises DecodeError with the reason."""
         return self.answer(self.read(image))
 
     def answer(self, pixels: Pixels) -> Answer:

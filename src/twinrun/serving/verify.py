@@ -1,0 +1,102 @@
+"""Whether an answer that was served is what its model says of a photo, computed again."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from twinrun.core.errors import DataError
+from twinrun.serving.engine import Engine
+
+_MOST_BYTES = 100_000_000
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: str
+    version: int | None
+    weights_hash: _Sha256
+    onnx_sha256: _Sha256
+
+
+class ServedAnswer(BaseModel):
+    """What an answer claims; it has more fields, which are not compared."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    label: str
+    image_sha256: _Sha256
+    logits_sha256: _Sha256
+    model: _Model
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the answer is the same, and a sentence that says so."""
+
+    same: bool
+    sentence: str
+
+
+def verify_answer(answer: Path, photo: Path, open_engine: Callable[[ServedAnswer], Engine]) -> Verdict:
+    """Compute an answer again. `answer` is what the server sent, or its log, in which the photo's last line counts.
+
+    Raises DataError where a file cannot be read, and where the engine has other weights than the answer's.
+    """
+    try:
+        image = photo.read_bytes()
+    except OSError as error:
+        raise DataError(f"{photo} cannot be read: {error.strerror}") from None
+    digest = hashlib.sha256(image).hexdigest()
+    served = _read(answer, digest)
+    if served.image_sha256 != digest:
+        return Verdict(
+            False, f"{photo} has sha256 {digest[:12]}..., and the answer is for {served.image_sha256[:12]}..."
+        )
+    engine = open_engine(served)
+    if engine.model.weights_hash != served.model.weights_hash:
+        raise DataError(
+            f"The answer is by the weights {served.model.weights_hash[:12]} of {served.model.name}, and this model has "
+            f"{engine.model.weights_hash[:12]}. Name the version that has them: --model (see them: twinrun models)"
+        )
+    found = engine.classify(image)
+    if found.label != served.label:
+        return Verdict(False, f"The answer was {served.label}, and the model says {found.label}.")
+    if found.logits_sha256 != served.logits_sha256:
+        return Verdict(
+            False,
+            f"The label is the same, {found.label}, and the logits are not: {found.logits_sha256[:12]}... and not "
+            f"{served.logits_sha256[:12]}.... Another processor or version of ONNX Runtime rounds differently.",
+        )
+    return Verdict(
+        True, f"{found.label}, by the weights {engine.model.weights_hash[:12]}, logits {found.logits_sha256[:12]}..."
+    )
+
+
+def _read(file: Path, image_sha256: str) -> ServedAnswer:
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{file} has more than {_MOST_BYTES:,} bytes, which no answer has.")
+        lines = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    try:
+        answers: list[Any] = [json.loads(lines)]
+    except (ValueError, RecursionError):
+        try:
+            answers = [json.loads(line) for line in lines.splitlines()]
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file} is not JSON, nor a log of answers: {error}") from None
+    chosen = [each for each in answers if isinstance(each, dict) and each.get("image_sha256") == image_sha256]
+    try:
+        return ServedAnswer.model_validate((chosen or answers)[-1])
+    except (ValidationError, IndexError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "it is empty"}
+        where = ".".join(map(str, problem["loc"]))
+        raise DataError(f"{file} holds no answer of POST /classify: {where} {problem['msg']}") from None

@@ -1,0 +1,214 @@
+"""What the server makes of requests: MLflow's forms, an overload, hostile files, nonsense, and its log of answers."""
+
+import base64
+import http.client
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from tracking_support import free_port, wait_for
+
+from twinrun.cli.main import app as commands
+from twinrun.serving import app as serving
+from twinrun.serving.answer_log import AnswerLog
+from twinrun.serving.app import make_app
+from twinrun.serving.follow import ModelInService
+from twinrun.serving.waste import NAME, waste_engine
+
+DATA = Path(os.environ.get("TWINRUN_TEST_DATA", ""))
+PHOTO = (Path(__file__).parents[2] / "docs/report.png").read_bytes()
+Answered = tuple[int, Any, http.client.HTTPMessage]
+
+
+class Served:
+    """The waste model in a server in this process."""
+
+    def __init__(self, log: Path) -> None:
+        self.port, self.log = free_port(), log
+        app = make_app(ModelInService(waste_engine()), [], host="127.0.0.1", token=None, log=AnswerLog(log))
+        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run)
+
+    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answered:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        content = answer.read()
+        is_json = "json" in answer.headers.get("Content-Type", "")
+        return answer.status, json.loads(content) if is_json and content else content, answer.headers
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("served") / "answers.jsonl")
+    served.thread.start()
+    while not served.server.started:
+        time.sleep(0.05)
+    yield served
+    served.server.should_exit = True
+    served.thread.join(30)
+
+
+def test_every_form_of_mlflow_gives_the_answer_of_classify(served: Served) -> None:
+    text = base64.b64encode(PHOTO).decode()
+    forms = [
+        {"dataframe_split": {"columns": ["image"], "data": [[text], ["bm9uZQ=="]]}},
+        {"dataframe_records": [{"image": text}, {"image": None}]},
+        {"instances": [text, "!"]},
+        {"inputs": {"image": [text, ""]}},
+    ]
+
+    label = served.ask("POST", "/classify", PHOTO)[1]
+    answers = [served.ask("POST", "/invocations", json.dumps(form).encode()) for form in forms]
+
+    for status, answer, _ in answers:
+        good, bad = answer["predictions"]
+        assert status == 200
+        assert good == {**{name: label[name] for name in ("label", "probability", "probabilities")}, "error": None}
+        assert bad["label"] is None
+        assert bad["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("{", "The body is not JSON"),
+        ("[]", "one of dataframe_split, dataframe_records, instances, inputs; found 0"),
+        ('{"instances": []}', "There are no images"),
+        ('{"instances": ["bm9uZQ=="]}', "No image can be read"),
+        ('{"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}', "dataframe_split cannot be read"),
+        ('{"dataframe_split": 3}', "a list of rows"),
+        ('{"dataframe_records": [1]}', "a list of objects"),
+        ('{"inputs": ' + "[" * 20_000 + "]" * 20_000 + "}", "The body is not JSON"),
+        ('{"instances": ' + json.dumps(["x"] * 65) + "}", "at most 64"),
+    ],
+)
+def test_an_invocation_that_is_wrong_is_refused_with_the_reason(served: Served, body: str, reason: str) -> None:
+    status, answer, _ = served.ask("POST", "/invocations", body.encode())
+
+    assert status == 400
+    assert reason in answer["message"]
+    assert "/" not in answer["message"].replace("photo.jpg", "")
+
+
+def test_a_full_server_answers_503_at_once_with_when_to_come_again(served: Served, monkeypatch) -> None:
+    monkeypatch.setattr(serving, "_WAITING", 1)
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda _: served.ask("POST", "/classify", PHOTO), range(48)))
+
+    refused = [headers for status, _, headers in answers if status == 503]
+    assert {status for status, _, _ in answers} == {200, 503}
+    assert all(headers["Retry-After"] == "1" for headers in refused)
+    assert served.ask("POST", "/classify", PHOTO)[0] == 200
+
+
+def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, other, file = tmp_path / "photo.png", tmp_path / "other.png", tmp_path / "answer.json"
+    photo.write_bytes(PHOTO)
+    other.write_bytes(PHOTO + b" ")
+    before = served.log.read_text()
+
+    answer = served.ask("POST", "/classify", PHOTO)[1]
+    file.write_text(json.dumps(answer))
+    said = [_verify(capsys, source, photo) for source in (file, served.log)]
+    wrong = _verify(capsys, file, other)
+    file.write_text(json.dumps({**answer, "label": "paper", "logits_sha256": "0" * 64}))
+    changed = _verify(capsys, file, photo)
+    file.write_text("{}")
+    none = _verify(capsys, file, photo)
+
+    line = json.loads(served.log.read_text().removeprefix(before))
+    assert line["model"]["name"] == NAME
+    assert {line[name] == answer[name] for name in ("label", "image_sha256", "logits_sha256")} == {True}
+    assert [code for code, _ in said] == [0, 0]
+    assert said[0][1].startswith(f"SAME: {answer['label']}, by the weights")
+    assert wrong[0] == changed[0] == 4
+    assert "and the answer is for" in wrong[1]
+    assert f"The answer was paper, and the model says {answer['label']}" in changed[1]
+    assert none[0] == 1
+
+
+@pytest.mark.skipif(not (DATA / "hostile-images").is_dir(), reason="TWINRUN_TEST_DATA names no hostile-images/")
+def test_files_that_break_decoders_are_answered_with_4xx_or_a_label(served: Served) -> None:
+    files = sorted(file for file in (DATA / "hostile-images").rglob("*") if file.is_file())[::6]
+    small = [file for file in files if file.stat().st_size < 3_000_000]
+
+    statuses = Counter(served.ask("POST", "/classify", file.read_bytes())[0] for file in small)
+
+    assert len(small) > 100
+    assert set(statuses) <= {200, 400, 413, 415, 422}
+    assert served.ask("GET", "/health")[0] == 200
+
+
+def test_nonsense_never_makes_the_server_fail(served: Served) -> None:
+    rng = random.Random(0)
+    paths = ["/classify", "/classify-batch", "/invocations", "/model/x.onnx", "/version", "/lang/%2e%2e/app.js", "/%00"]
+    kinds = ["", "image/png", "multipart/form-data; boundary=b", "multipart/form-data", "application/json", "\x7f"]
+    text = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + PHOTO[:3000] + b"\r\n--b--\r\n"
+    bodies = [b"", b"\0" * 99, PHOTO[:5000], text, b'{"instances": [[[1, 2], [3, 4]]]}', b'{"inputs": [1e999, {}]}']
+
+    statuses = Counter()
+    for _ in range(400):
+        body = bytearray(rng.choice(bodies))
+        for _ in range(rng.randint(0, 3) if body else 0):
+            body[rng.randrange(len(body))] = rng.randrange(256)
+        method = rng.choice(["POST", "POST", "POST", "GET", "PUT", "DELETE", "HEAD", "OPTIONS"])
+        statuses[served.ask(method, rng.choice(paths), bytes(body), Content_Type=rng.choice(kinds))[0]] += 1
+
+    assert all(status < 500 or status == 503 for status in statuses), statuses
+    assert served.ask("POST", "/classify", PHOTO)[0] == 200
+
+
+def test_sigterm_lets_requests_that_have_begun_end_with_their_answer(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "app.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "twinrun", "app", "--no-open", "--port", str(port)],
+            cwd=tmp_path,
+            stdout=output,
+            stderr=output,
+        )
+    wait_for(port, "/health", process, log)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest("POST", "/classify")
+    connection.putheader("Content-Length", str(len(PHOTO)))
+    connection.endheaders(PHOTO[:1000])
+    time.sleep(0.5)  # so that the server has read the head
+
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    connection.send(PHOTO[1000:])
+    answer = connection.getresponse()
+
+    assert answer.status == 200
+    assert json.loads(answer.read())["label"]
+    assert process.wait(30) in (0, -signal.SIGTERM)
+    with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the system has it
+        http.client.HTTPConnection("127.0.0.1", port, timeout=5).request("GET", "/health")
+
+
+def _verify(capsys: pytest.CaptureFixture[str], answer: Path, photo: Path) -> tuple[int, str]:
+    from twinrun.core.errors import TwinrunError
+
+    try:
+        commands(["verify", str(answer), str(photo)], standalone_mode=False)
+    except SystemExit as ended:
+        return int(ended.code or 0), capsys.readouterr().out
+    except TwinrunError as error:
+        return 1, str(error)
+    raise AssertionError
