@@ -1,6 +1,7 @@
 """Answers with a guarantee: the sets of a peer, coverage by class on real images, "I don't know" for other things."""
 
 import numpy as np
+import onnx
 import pytest
 from crepes import ConformalClassifier
 from crepes.extras import hinge
@@ -9,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from twinrun.core.arrays import FloatArray, IntArray
 from twinrun.core.errors import DataError
-from twinrun.evaluation.conformal import Calibration, calibrate, read_calibration, score_answers
+from twinrun.evaluation.conformal import Calibration, calibrate, read_calibration, score_answers, with_calibration
 
 ALPHA = 0.05
 CLASSES = tuple(str(digit) for digit in range(10))
@@ -96,6 +97,19 @@ def test_a_calibration_of_another_model_is_refused(digits: tuple[FloatArray, Int
         read_calibration(content, "0" * 64, 10)
     with pytest.raises(DataError, match="cannot be read"):
         read_calibration(content.replace('"energy":', '"energie":'), "f" * 64, 10)
+
+
+def test_an_onnx_file_carries_the_calibration_of_its_weights_alone(digits: tuple[FloatArray, IntArray]) -> None:
+    content = _calibrated(*digits).model_dump_json()
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"]
+    file = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:])).SerializeToString()
+
+    carried = with_calibration(file, content, "f" * 64, 10)
+
+    assert {each.key: each.value for each in onnx.load_from_string(carried).metadata_props} == {"calibration": content}
+    with pytest.raises(DataError, match="The calibration is of the weights"):
+        with_calibration(file, content, "0" * 64, 10)
 
 
 def _calibrated(logits: FloatArray, targets: IntArray) -> Calibration:

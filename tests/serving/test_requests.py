@@ -127,7 +127,7 @@ def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(
     file.write_text(json.dumps(answer))
     said = [_verify(capsys, source, photo) for source in (file, served.log)]
     wrong = _verify(capsys, file, other)
-    file.write_text(json.dumps({**answer, "label": "paper", "logits_sha256": "0" * 64}))
+    file.write_text(json.dumps({**answer, "label": "metal", "logits_sha256": "0" * 64}))
     changed = _verify(capsys, file, photo)
     file.write_text("{}")
     none = _verify(capsys, file, photo)
@@ -139,7 +139,7 @@ def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(
     assert said[0][1].startswith(f"SAME: {answer['label']}, by the weights")
     assert wrong[0] == changed[0] == 4
     assert "and the answer is for" in wrong[1]
-    assert f"The answer was paper, and the model says {answer['label']}" in changed[1]
+    assert f"The answer was metal, and the model says {answer['label']}" in changed[1]
     assert none[0] == 1
 
 

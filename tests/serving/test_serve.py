@@ -231,7 +231,6 @@ def test_the_app_begins_with_the_waste_model_and_the_first_champion_replaces_it(
     assert problem is None
     assert took_over
     assert model.engine.model.classes == list("0123456789")
-    assert model.engine.calibration is not None
 
 
 def _no_project() -> str:
