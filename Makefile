@@ -28,7 +28,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=true MLF
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test check format ui app serve docs chaos bench bench-data lock setup help
+.PHONY: repro test check format ui app phone wheel serve docs chaos bench bench-data lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
@@ -46,7 +46,20 @@ format: setup  ## rewrite the code in the project's format
 ui: setup  ## browse runs, pictures and the registry in MLflow (PORT=5001 for another port than 5000)
 	@$(ACTIVATE) && twinrun ui --port $(PORT)
 
+ORT := src/twinrun/serving/page/ort
+phone:  ## fetch what lets the page look at photos in the browser: three files of onnxruntime-web, by npm, checked by their sha256
+	@mkdir -p $(ORT) && cd $(ORT) && { sha256sum --status -c ../ort.sha256 2> /dev/null || { \
+	  folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT; \
+	  npm pack --silent --pack-destination "$$folder" onnxruntime-web@1.30.0 > /dev/null; \
+	  tar -xzf "$$folder"/*.tgz -C "$$folder" $$(sed 's|.*  |package/dist/|' ../ort.sha256); \
+	  (cd "$$folder/package/dist" && sha256sum --quiet -c "$(CURDIR)/src/twinrun/serving/page/ort.sha256"); \
+	  cp "$$folder"/package/dist/ort* .; }; }
+
+wheel: setup phone  ## build the wheel into dist/, with these files in it
+	@.venv/bin/uv build --wheel --no-build-isolation --python .venv/bin/python
+
 app: setup  ## open the page that sorts waste, at http://127.0.0.1:5001; it needs no training and no network
+	@$(MAKE) phone &> /dev/null || echo "npm is not here: photos are looked at by this machine's server, and not in the browser"
 	@$(ACTIVATE) && twinrun app
 
 serve: setup  ## serve the champion at http://127.0.0.1:5001: a page and an API (MODEL=name for another model)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _OPSET = 18
 _IMAGES_AT_ONCE = 4  # more take longer for each, since they leave the processor's cache
 _POOLING = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax")
+_AVERAGES = ("GlobalAveragePool", "ReduceMean")
 _WITHOUT_EFFECT = ("Flatten", "Reshape", "Squeeze", "Identity", "Dropout")
 
 
@@ -25,7 +26,7 @@ def onnx_file(bundle: "Bundle") -> bytes:
     """The network as an ONNX model: `images`, uint8 (batch, H, W, C), to `logits`, float32 (batch, classes).
 
     Where the network ends in pooling and one linear layer, `features` (batch, maps, h, w) is what is pooled, from which
-    an exact class activation map follows. The file holds the tensors of the network as they are, each once, `network.`
+    an exact class activation map follows; where that is averaged, `maps` (batch, classes, h, w) are these maps. The file holds the tensors of the network as they are, each once, `network.`
     before their names, and in its metadata the weights hash. Raises ModelError where an operation of the network has no
     counterpart in ONNX.
     """
@@ -94,6 +95,7 @@ def _add_features(model: "onnx.ModelProto") -> None:
         return
     if node.op_type == "Add":  # a linear layer without a Gemm
         node = next((made_by[name] for name in node.input if name in made_by), node)
+    linear = node
     node = made_by.get(node.input[0])
     while node is not None and node.op_type in _WITHOUT_EFFECT:
         node = made_by.get(node.input[0])
@@ -106,3 +108,13 @@ def _add_features(model: "onnx.ModelProto") -> None:
     sides = [dim.dim_value or None for dim in shapes[pooled].type.tensor_type.shape.dim[1:]]
     model.graph.node.append(helper.make_node("Identity", [pooled], ["features"]))
     model.graph.output.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", *sides]))
+    weight = next((tensor for tensor in model.graph.initializer if tensor.name == linear.input[1]), None)
+    transposed = any(each.name == "transB" and each.i == 1 for each in linear.attribute)
+    if linear.op_type != "Gemm" or not transposed or weight is None or node.op_type not in _AVERAGES:
+        return
+    shape = helper.make_tensor("maps shape", TensorProto.INT64, [4], [*weight.dims, 1, 1])
+    model.graph.initializer.append(shape)
+    model.graph.node.append(helper.make_node("Reshape", [weight.name, shape.name], ["maps weight"]))
+    model.graph.node.append(helper.make_node("Conv", [pooled, "maps weight"], ["maps"]))
+    size = ["batch", weight.dims[0], *sides[1:]]
+    model.graph.output.append(helper.make_tensor_value_info("maps", TensorProto.FLOAT, size))

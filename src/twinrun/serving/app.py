@@ -38,7 +38,8 @@ MOST_IMAGES = 64  # of one request
 READ_S = 30.0  # for the body of a request
 _WAITING = 8  # images for each core
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; "
+    "img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -124,7 +125,7 @@ def make_app(
 
     @app.get("/version", summary="The model that answers now, its classes and hashes")
     async def version() -> dict[str, Any]:
-        return model.engine.facts() | {"classes": model.engine.model.classes}
+        return model.engine.facts() | model.engine.how_it_answers()
 
     @app.get("/metrics", summary="Counts for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:

@@ -94,6 +94,14 @@ class Engine:
             "onnx_sha256": self.sha256,
         }
 
+    def how_it_answers(self) -> dict[str, Any]:
+        """What a page needs to answer by itself with the model's file, as plain values."""
+        return {
+            "classes": self.model.classes,
+            "preprocessing": self.model.preprocessing.model_dump(),
+            "calibration": None if self.calibration is None else self.calibration.model_dump(),
+        }
+
 
 def load_engine(bundle: Path, onnx: Path, *, name: str, version: int | None, sha256: str | None) -> Engine:
     """Verify a bundle and the ONNX file of the same weights, and try it on a black image.

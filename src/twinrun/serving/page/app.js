@@ -3,26 +3,49 @@
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, asked = 0, token = "";
+let regions = [], current = null, asked = 0, token = "", agreed = false, device = null, reason = "";
 
-// The one place that decides where an image is classified. Running the network in the browser would go here.
+// The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
+async function openDevice(version) {
+  const worker = new Worker("worker.js", { type: "module" }), waiting = new Map();
+  let last = 0;
+  worker.onmessage = ({ data: { id, result, error } }) => { const { good, bad } = waiting.get(id); waiting.delete(id); error === undefined ? good(result) : bad(new Error(error)); };
+  worker.onerror = event => { for (const { bad } of waiting.values()) bad(new Error(event.message || "the worker cannot be started")); waiting.clear(); };
+  const ask = message => new Promise((good, bad) => { waiting.set(++last, { good, bad }); worker.postMessage({ id: last, ...message }); });
+  const { name, version: number, weights_hash, onnx_sha256 } = version;
+  const model = { ...version, facts: { name, version: number, weights_hash, onnx_sha256 } };
+  await ask({ kind: "start", model, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+  return photo => ask({ kind: "classify", photo });
+}
+
+// On this device where it can be done exactly; by the server where not, and only after the person agreed.
 async function classify(photo) {
+  const here = await device;
+  if (here) {
+    try { return await here(photo); } catch (error) { reason = error.message; }
+  }
+  if (!agreed) return { ask: photo };
+  return classifyThere(photo);
+}
+
+async function classifyThere(photo) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const response = await fetch("classify", { method: "POST", body: photo, headers });
   if (response.status === 401) {
     token = prompt(words.texts.token) || "";
-    if (token) return classify(photo);
+    if (token) return classifyThere(photo);
   }
   const answer = await response.json().catch(() => ({ error: response.statusText }));
   return response.ok ? answer : { error: answer.error || response.statusText };
 }
 
 function put(text, values) {
-  return (words.texts[text] || text).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  return (words.texts[text] || text).replace(/\{(\w+)\}/g, (_, key) => values[key]);
 }
 
 const percent = share => new Intl.NumberFormat(words.language, { style: "percent", maximumFractionDigits: share > 0.99 && share < 1 ? 1 : 0 }).format(share);
 const inLanguage = texts => texts[words.language] || texts.en || Object.values(texts)[0];
+const name = label => words.texts[`class ${label}`] || label;
 const certainty = share => share >= 0.99 ? "very sure" : share >= 0.95 ? "sure" : "fairly sure";
 
 async function ask(photo) {
@@ -37,9 +60,22 @@ async function ask(photo) {
   let answer;
   try { answer = await classify(photo); } catch { answer = { error: put("no server") }; }
   if (number !== asked) return; // another photo was chosen meanwhile
+  if (answer.ask) return askToSend(answer.ask);
   current = { answer, label: answer.kind === "answer" ? answer.label : null };
   render();
   at("answer").focus({ preventScroll: false });
+}
+
+function askToSend(photo) {
+  show(put("send"), put("send why"));
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "main";
+  button.textContent = put("send now");
+  button.title = reason;
+  button.addEventListener("click", () => { agreed = true; ask(photo); });
+  at("choices").append(button);
+  button.focus();
 }
 
 function show(heading, detail = "") {
@@ -47,7 +83,9 @@ function show(heading, detail = "") {
   at("answer-heading").textContent = heading;
   at("confidence").textContent = detail;
   at("choices").replaceChildren();
-  for (const id of ["rule", "tips", "details"]) at(id).hidden = true;
+  for (const id of ["rule", "tips", "details", "why"]) at(id).hidden = true;
+  at("map").hidden = true;
+  at("why").setAttribute("aria-pressed", "false");
 }
 
 function render() {
@@ -55,31 +93,65 @@ function render() {
   const { answer, label } = current;
   if (answer.error) return show(put("failed"), answer.error);
   if (answer.kind === "answer") {
-    show(answer.label, put(certainty(answer.probability), { share: percent(answer.probability) }));
+    show(name(answer.label), put(certainty(answer.confidence), { share: percent(answer.confidence) }));
   } else if (answer.kind === "choice") {
-    show(label || put("which"), put(label ? "you chose" : "not sure"));
+    show(label ? name(label) : put("which"), put(label ? "you chose" : "not sure"));
   } else {
-    show(put("unknown"), put("best guess", { label: answer.label, share: percent(answer.probability) }));
+    show(put("unknown"), put("best guess", { label: name(answer.label), share: percent(answer.confidence) }));
     at("tips").hidden = false;
   }
   if (answer.kind === "choice") for (const each of answer.labels) {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = `${each} (${percent(answer.probabilities[each])})`;
+    button.textContent = `${name(each)} (${percent(answer.probabilities[each])})`;
     button.setAttribute("aria-pressed", String(each === label));
     button.addEventListener("click", () => { current.label = each; render(); [...at("choices").children][answer.labels.indexOf(each)].focus(); });
     at("choices").append(button);
   }
   showRule(label);
+  at("why").hidden = !answer.maps;
   const rows = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]).slice(0, 20);
-  at("table").replaceChildren(...rows.map(([name, share]) => {
+  at("table").replaceChildren(...rows.map(([label, share]) => {
     const row = document.createElement("tr"), head = document.createElement("th"), cell = document.createElement("td");
-    head.scope = "row"; head.textContent = name; cell.textContent = percent(share);
+    head.scope = "row"; head.textContent = name(label); cell.textContent = percent(share);
     row.append(head, cell);
     return row;
   }));
   at("details").hidden = false;
   showModel(answer.model);
+}
+
+// What the label's class map says of each place of the photo: red where it speaks for the label, as exact as the network.
+function drawWhy() {
+  const pressed = at("why").getAttribute("aria-pressed") !== "true", { answer, label } = current, canvas = at("map");
+  at("why").setAttribute("aria-pressed", String(pressed));
+  canvas.hidden = !pressed;
+  if (!pressed) return;
+  const { data, height, width } = answer.maps, place = Object.keys(answer.probabilities).indexOf(label || answer.label);
+  const values = data.subarray(place * height * width, (place + 1) * height * width), top = Math.max(...values, 1e-9);
+  const small = new ImageData(width, height);
+  values.forEach((value, spot) => small.data.set([214, 40, 24, 190 * Math.max(0, value) / top], spot * 4));
+  const [across, down] = answer.size, scale = Math.min(height / down, width / across);
+  const inner = [(width - across * scale) / 2, (height - down * scale) / 2, across * scale, down * scale]; // without the black frame
+  const sheet = new OffscreenCanvas(width, height);
+  sheet.getContext("2d").putImageData(small, 0, 0);
+  canvas.width = at("picture").clientWidth;
+  canvas.height = at("picture").clientHeight;
+  canvas.getContext("2d").drawImage(sheet, ...inner, 0, 0, canvas.width, canvas.height);
+}
+
+// Things that people look for, and where they go: the region's items, then the model's own classes.
+function search() {
+  const region = regions[at("region").value], wanted = at("find").value.trim().toLowerCase();
+  const things = !region || !wanted ? [] : [...region.items.map(each => [inLanguage(each.name), each.stream, Object.values(each.name)]),
+    ...Object.entries(region.classes).map(([label, rule]) => [name(label), rule.stream, [label, name(label)]])];
+  const found = things.filter(([, , names]) => names.some(each => each.toLowerCase().includes(wanted))).slice(0, 8);
+  at("found").replaceChildren(...found.map(([thing, stream]) => {
+    const row = document.createElement("li");
+    row.textContent = `${thing}: ${inLanguage(region.streams[stream].name)}`;
+    row.style.borderLeftColor = region.streams[stream].colour;
+    return row;
+  }));
 }
 
 function showRule(label) {
@@ -110,9 +182,11 @@ async function speak(language) {
   words.texts = await (await fetch(`lang/${language}.json`)).json();
   words.language = document.documentElement.lang = language;
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = put(node.dataset.text);
-  document.title = put("title");
+  if (regions.length) for (const node of document.querySelectorAll("[data-waste]")) node.textContent = put(node.dataset.waste);
+  document.title = at("title").textContent;
   [...at("region").options].forEach((option, place) => { option.textContent = inLanguage(regions[place].name); });
   showRegion();
+  search();
   render();
 }
 
@@ -125,16 +199,30 @@ async function start() {
   at("region").append(...regions.map((_, place) => new Option("", place)));
   const known = regions.findIndex(region => inLanguage(region.name) && region.name.en === chosen("region"));
   if (known >= 0) at("region").value = known;
-  at("region").addEventListener("change", () => { chosen("region", regions[at("region").value].name.en); showRegion(); render(); });
+  at("region").addEventListener("change", () => { chosen("region", regions[at("region").value].name.en); showRegion(); search(); render(); });
   at("waste").hidden = regions.length === 0;
   await speak(at("language").value);
-  showModel(await (await fetch("version")).json());
+  for (const example of document.querySelectorAll("#examples button")) example.addEventListener("click", async () => {
+    ask(await (await fetch(example.querySelector("img").src)).blob());
+  });
+  at("examples").hidden = regions.length === 0;
+  at("why").addEventListener("click", drawWhy);
+  at("find").addEventListener("input", search);
+  const version = await (await fetch("version")).json();
+  showModel(version);
+  navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
+  device = openDevice(version).then(here => (document.body.dataset.device = "yes", here), error => {
+    reason = error.message;
+    document.body.dataset.device = "no";
+    at("privacy").dataset.text = "privacy sent";
+    at("privacy").textContent = put("privacy sent");
+  });
   at("file").addEventListener("change", event => { if (event.target.files.length) ask(event.target.files[0]); event.target.value = ""; });
   const drop = at("drop");
-  for (const name of ["dragover", "dragleave", "drop"]) drop.addEventListener(name, event => {
+  for (const kind of ["dragover", "dragleave", "drop"]) drop.addEventListener(kind, event => {
     event.preventDefault();
-    drop.classList.toggle("over", name === "dragover");
-    if (name === "drop" && event.dataTransfer.files.length) ask(event.dataTransfer.files[0]);
+    drop.classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length) ask(event.dataTransfer.files[0]);
   });
   document.body.dataset.ready = "yes";
 }
