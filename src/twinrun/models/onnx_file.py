@@ -25,10 +25,10 @@ _WITHOUT_EFFECT = ("Flatten", "Reshape", "Squeeze", "Identity", "Dropout")
 def onnx_file(bundle: "Bundle") -> bytes:
     """The network as an ONNX model: `images`, uint8 (batch, H, W, C), to `logits`, float32 (batch, classes).
 
-    Where the network ends in pooling and one linear layer, `features` (batch, maps, h, w) is what is pooled, from which
-    an exact class activation map follows; where that is averaged, `maps` (batch, classes, h, w) are these maps. The file holds the tensors of the network as they are, each once, `network.`
-    before their names, and in its metadata the weights hash. Raises ModelError where an operation of the network has no
-    counterpart in ONNX.
+    Where the network ends in pooling and one linear layer, `features` (batch, maps, h, w) is what is pooled, and where
+    that is an average, `maps` (batch, classes, h, w) are the exact class activation maps. The file holds the network's
+    tensors as they are, each once, `network.` before their names, and in its metadata the weights hash. Raises
+    ModelError where an operation of the network has no counterpart in ONNX.
     """
     import onnx
     import torch
