@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class ImageChange:
-    """What happened to one image; `what` completes the sentence "this image was ..."."""
+    """What happened to one image; `description` completes the sentence "this image was ..."."""
 
     id: str
     path: str

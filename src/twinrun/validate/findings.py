@@ -34,7 +34,7 @@ class Proposal:
 class Violation:
     """One violation of a check: an image, some that are copies of one another, or a class, and what is wrong with it.
 
-    `words` name all of it; `measure` is what stands below its pictures, which have captions.
+    `text` names all of it; `measure` is what stands below its pictures, which have captions.
     """
 
     rows: tuple[int, ...]

@@ -92,7 +92,7 @@ def severity_of(policy: Policy) -> Severity:
 def each_image(
     subject: Subject, text: Callable[[int], str], drop: bool = False, asked: Sequence[int] | None = None
 ) -> Callable[[Judgement], Iterator[Violation]]:
-    """A violation for each refused image, `words` being what is wrong with it; refused rows count in `asked` or all."""
+    """A violation for each refused image, `text` being what is wrong with it; refused rows count in `asked` or all."""
     judged = subject.kept if asked is None else asked
 
     def violations(judgement: Judgement) -> Iterator[Violation]:

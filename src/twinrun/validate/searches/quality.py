@@ -43,7 +43,7 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class QualityIssue:
-    """One flaw of one image: `name` of the flaw, `row` of the image, and its measure in `words`."""
+    """One flaw of one image: `name` of the flaw, `row` of the image, and its measure in `text`."""
 
     name: str
     row: int
