@@ -165,7 +165,7 @@ def read_parquet(
     """The columns of `schema` in a Parquet file, each of its type, with the metadata of the file.
 
     Columns in `optional` that the file lacks are null. Values may be missing in the columns of `nulls` only, or
-    anywhere where that is None. Raises DataError, which says that the file is not `description` and how to make it `again`;
+    anywhere if that is None. Raises DataError, which says that the file is not `description` and how to get it `again`;
     a missing file raises FileNotFoundError.
     """
     import pyarrow as pa

@@ -232,7 +232,7 @@ def _cross_validated(
     """For each penalty the probabilities (N, C) of all images, each by a head that was trained without its fold.
 
     From the strongest penalty on, each head starting from the one before, until the loss has risen twice in a row: weak
-    penalties take longest, and beyond that point they only fit the training images better. `title` is that of the progress.
+    penalties take longest, and beyond that point they only fit the training images. The progress has a `title`.
     """
     strengths = STRENGTHS if params.probe.l2 == "auto" else (params.probe.l2,)
     numbers = [number for number in range(params.probe.folds) if (fold == number).any() and (fold != number).any()]
