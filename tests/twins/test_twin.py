@@ -249,7 +249,7 @@ def test_a_stopped_twin_leaves_nothing_behind(trained: Path, number: signal.Sign
 
 
 def _reproduce(run_id: str, said: int) -> None:
-    """The command, in a process of its own."""
+    """The command, in a separate process."""
     from twinrun.cli import main as cli
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell began with & ignore it

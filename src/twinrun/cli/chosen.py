@@ -25,8 +25,8 @@ class ChosenImages:
 def choose_images(arguments: Sequence[str]) -> ChosenImages:
     """The images that `arguments` name, in that order; those of a folder, and of all below it, by path.
 
-    A file that is named itself is an image whatever it holds. Raises SourceError where there are no images at all, or a
-    CSV cannot be read.
+    A named file counts as an image whatever it contains. Raises SourceError where there are no images at all, or a CSV
+    cannot be read.
     """
     paths: list[Path] = []
     notes: list[str] = []

@@ -26,7 +26,7 @@ from twinrun.validate.results import findings_table, result_json
 
 REPORT, _RESULT, FINDINGS = REPORT_FILES
 _MAX_PIXELS = 100_000_000
-# As in the preset `folder`, but that a class may be small: nobody said that all images are here.
+# As in the preset `folder`, but that a class may be small: there may be more images elsewhere.
 _SETTINGS = ValidateParams(
     seed=0,
     fractions=SplitFractions(train=0.7, val=0.15, test=0.15),

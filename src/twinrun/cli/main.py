@@ -476,7 +476,7 @@ def _main() -> None:
 
 
 def foreign_code() -> str | None:
-    """A warning where the working folder is a project with code of its own, and the code that runs is another's."""
+    """A warning where the working folder is a project with its own code, and other code is running."""
     from pathlib import Path
 
     own, running = Path("src", "twinrun").resolve(), Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@
     │   ├── LockHeldError    another training writes to the same place
     │   └── InterruptedTraining  SIGTERM or SIGINT; the last finished epoch is kept
     ├── PublishError         a file could not be written: read-only, full, gone
-    ├── RecordError          a journal, a card or another record holds what nobody may put there
+    ├── RecordError          a journal, a card or another record is not one that Twinrun wrote
     ├── RepositoryError      git is missing, or this is no repository
     ├── TwinError            a run cannot be rebuilt from what there is
     └── TrackingError        MLflow refused or cannot be reached
@@ -147,7 +147,7 @@ def run_main(main: Callable[[], None], stage: str | None = None) -> None:
 def os_problem(error: OSError, path: object = None, *, verb: str = "used") -> str:
     """What the operating system refused, and what to do: for every errno, in one place.
 
-    `path` is what was being written or read, where the error does not name a file of its own.
+    `path` is what was being written or read, where the error does not name a file.
     """
     reason = error.strerror or str(error)
     if "temporary directory" in reason:

@@ -241,7 +241,7 @@ _OF_THE_DISK = frozenset(
 def _error_number(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    # A library written in Rust, as safetensors is, raises an error of its own with the number in its text.
+    # A library written in Rust, as safetensors is, raises its own error with the number in its text.
     match = re.search(r"\(os error (\d+)\)", str(error))
     return int(match[1]) if match else None
 
@@ -255,7 +255,7 @@ def _sync(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path` that tells which process of which machine writes there."""
+    """A name beside `path` that shows which process of which machine writes there."""
     return path.with_name(f"{_TEMP_PREFIX}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
 
 

@@ -93,12 +93,12 @@ def is_own_file(name: str) -> bool:
 
 
 def no_published_weights(model: str) -> str | None:
-    """Why nobody publishes ImageNet weights of a network; None where torchvision or timm may."""
+    """Why there are no published ImageNet weights of a network; None where torchvision or timm may."""
     if model not in OWN_MODELS and not is_own_file(model):
         return None
     whose = "Twinrun's own" if model in OWN_MODELS else "your own"
     return (
-        f"nobody publishes ImageNet weights of {model}, which is {whose}; put a file of weights into "
+        f"there are no published ImageNet weights of {model}, which is {whose}; put a file of weights into "
         f"data/pretrained and name it here, or set train.model: {', '.join(_EXAMPLES)}, ..."
     )
 

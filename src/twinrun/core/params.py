@@ -225,7 +225,7 @@ def _in_order(params: ValidateParams) -> ValidateParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AugmentParams:
-    """Changes to training images, drawn anew for each image in each epoch."""
+    """Changes to training images, drawn for each image in each epoch."""
 
     shift_px: Annotated[int, Field(ge=0)]
     flip: bool

@@ -77,21 +77,21 @@ def fraction(title: str) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def phase(title: str, every_s: float = _PHASE_EVERY_S) -> Iterator[None]:
-    """Say that work is going on which cannot tell how far it is: on a terminal at once, elsewhere every so often."""
+    """Say that work is going on whose progress is unknown: on a terminal at once, elsewhere every so often."""
     if sys.stderr.isatty():
         with console(stderr=True).status(title):
             yield
         return
     over, started = threading.Event(), time.monotonic()
 
-    def tell() -> None:
+    def report() -> None:
         while not over.wait(every_s):
             print(f"{title}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
     try:
         yield
     finally:
         over.set()
-        teller.join()
+        reporter.join()

@@ -25,7 +25,7 @@ class Split:
     """The usable images of one split, in the order of the pack.
 
     Images of one unit show the same thing: near duplicates of one picture, or members of a group. They stay together
-    wherever images are divided. Without units each image is one of its own.
+    wherever images are divided. Without units each image is a unit.
     """
 
     rows: IntArray

@@ -50,7 +50,7 @@ _LARGEST_SIDE_PX = (1 << 31) - 1  # that the table of facts can hold; what claim
 
 @dataclass(frozen=True)
 class Header:
-    """What the file says of itself before any pixel is decoded: size as stored, colour mode by Pillow's name."""
+    """What the file declares before any pixel is decoded: size as stored, colour mode by Pillow's name."""
 
     width: int
     height: int
@@ -127,7 +127,7 @@ def decode_image(
 
     `rules` decide what 8-bit gray or colour leave open. `on_header` is called when the header was read and its size
     accepted, before memory is taken for the pixels; `named` is the suffix of the file's name, for the words on a file
-    that is no image. Raises BrokenImage whatever the decoder raises.
+    that is no image. Any error of the decoder becomes a BrokenImage.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     opened: _Opened | None = None
@@ -170,7 +170,7 @@ def decode_image(
 def opened_pixels(image: Image.Image, *, channels: Channels, max_pixels: int, rules: SampleRules = AS_STORED) -> Pixels:
     """The pixels of an image that Pillow opened or made, uint8 (H, W, C), as `decode_image` gives those of a file.
 
-    Raises BrokenImage whatever Pillow raises.
+    Any error of Pillow becomes a BrokenImage.
     """
     try:
         _check_size(_header(image), max_pixels)

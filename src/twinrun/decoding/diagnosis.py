@@ -92,7 +92,7 @@ def not_an_image(stream: BinaryIO, named: str) -> str:
 
 
 def too_many_pixels(error: Exception, max_pixels: int) -> str:
-    """What Pillow's own guard against decompression bombs has seen, where the header tells no size."""
+    """What Pillow's own guard against decompression bombs has seen, where the header gives no size."""
     claimed = re.search(r"\d+", str(error))
     pixels = f"{int(claimed.group()):,}" if claimed else "too many"
     return f"claims {pixels} pixels, and at most {max_pixels:,} in all are decoded (params.yaml: ingest.max_pixels)"
@@ -151,7 +151,7 @@ def decoder_error(error: Exception, image: Image.Image | None, stream: BinaryIO)
 def _truncated(image: Image.Image | None, stream: BinaryIO) -> str:
     if image is None:
         return "truncated before its picture begins"
-    # A progressive JPEG fills all rows at first and refines them, and so its rows do not tell how much is missing.
+    # A progressive JPEG fills all rows at first and refines them, so its rows do not show how much is missing.
     share = None if image.info.get("progressive") else _decoded_share(image, stream)
     if share is None or round(100 * share) == 100:
         return _CUT
@@ -190,7 +190,7 @@ def _png_share(stream: BinaryIO) -> float | None:
 
 
 def _decoded_share(image: Image.Image, stream: BinaryIO) -> float | None:
-    """Share of the pixels that a decoder filled before the file ended, in [0, 1]; None where that cannot be told.
+    """Share of the pixels that a decoder filled before the file ended, in [0, 1]; None where that is unknown.
 
     Those that it left alone are those that keep the colour of the canvas that it was given.
     """

@@ -44,7 +44,7 @@ _BYTES_PER_PIXEL = 16  # beyond this for each pixel that is allowed, a file is a
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """What the first page says of itself; `mode` by Pillow's name for the nearest of its modes."""
+    """What the first page declares; `mode` by Pillow's name for the nearest of its modes."""
 
     width: int
     height: int
@@ -243,7 +243,7 @@ def _expect_whole(page: "TiffPage", size: int) -> None:
     absent = wanted - sum(offset > 0 and count > 0 for offset, count in parts)
     if absent and not (parts and page.is_contiguous):
         raise FormatError(f"damaged: {absent:,} of {wanted:,} parts of its picture are missing")
-    # A plain picture needs no more than its pixels, whatever length it claims.
+    # A plain picture needs no more than its pixels, whatever length it declares.
     ends = [parts[0][0] + page.nbytes] if page.is_contiguous else [offset + count for offset, count in parts]
     if max(ends) > size:
         raise FormatError(f"truncated after {100 * size / max(ends):.0f}%")

@@ -1,4 +1,4 @@
-"""Whether the code of a run can be had again: what is not committed, untracked or secret."""
+"""Whether the code of a run can be restored: what is not committed, untracked or secret."""
 
 import shlex
 from pathlib import Path

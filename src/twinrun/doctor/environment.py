@@ -15,7 +15,10 @@ CARD = Path("data/out/train/card.json")
 
 def check(root: Path) -> Result:
     if stands_alone(root):
-        findings = [Finding(f"{name} is not of what is installed", "dvc status") for name in outdated(root)]
+        findings = [
+            Finding(f"{name} is out of date: other code or packages are installed now", "dvc status")
+            for name in outdated(root)
+        ]
         return f"{CODE} and {LOCK}", [*findings, *_python(root)]
     lock = root / LOCK
     if not lock.is_file():

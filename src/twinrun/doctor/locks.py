@@ -27,7 +27,7 @@ def check(root: Path, tracker: Tracker) -> Result:
 
 
 def holder(file: Path) -> tuple[int | None, str] | None:
-    """Who holds a lock file, and for how long, as far as that can be told; None where nobody does."""
+    """Who holds a lock file, and for how long, as far as that is known; None where nobody does."""
     from filelock import FileLock, Timeout
 
     try:

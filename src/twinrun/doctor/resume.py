@@ -1,4 +1,4 @@
-"""Checkpoints of trainings that nobody has gone on with."""
+"""Checkpoints of trainings that were stopped and not resumed."""
 
 import shlex
 import time

@@ -73,7 +73,7 @@ def judge_here(
     *,
     mirror: bool,
 ) -> Judged:
-    """Ask every gate of the model in `root`: alone, as it is loaded in a process of its own, beside the champion.
+    """Ask every gate of the model in `root`: alone, as it is loaded in a separate process, beside the champion.
 
     `metrics` are the model's; with `mirror` a mirror image should keep its label. Raises BundleError where the model
     cannot be loaded, and DataError where what evaluate wrote is not of the images of today.
@@ -180,7 +180,7 @@ def measured(judged: Judged) -> str:
     trial = judged.trial
     return (
         f"One image takes {trial.latency_ms:.1f} ms from pixels to probabilities: the median of {trial.repeats} runs "
-        f"on one thread of {judged.machine}, in a process of its own."
+        f"on one thread of {judged.machine}, in a separate process."
     )
 
 

@@ -129,7 +129,7 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
                 ": a loss is shown"
                 if worse
                 else f"; a loss of {100 * gates.margin:g} points (register.gates.margin) is "
-                + ("excluded" if kept <= ALPHA else "not excluded: more test images would tell")
+                + ("excluded" if kept <= ALPHA else "not excluded; that takes more test images")
             ),
             value=overall.value,
             limit=-gates.margin,
@@ -162,7 +162,7 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
 
 
 def judge_loaded(trial: Trial, expected: Predictions) -> Gate:
-    """The gate on a model as it was loaded in a process of its own; `expected` is what evaluate wrote.
+    """The gate on a model as it was loaded in a separate process; `expected` is what evaluate wrote.
 
     Both are of the same images, in the same order. On one class of processor the probabilities are the same to the
     bit; another one may round otherwise, so a difference of less than 0.0001 is let pass.
@@ -171,7 +171,7 @@ def judge_loaded(trial: Trial, expected: Predictions) -> Gate:
     return Gate(
         name=LOADED,
         passed=apart < _ROUNDING,
-        sentence=f"loaded in a process of its own, its probabilities of {len(expected.ids):,} test images differ from "
+        sentence=f"loaded in a separate process, its probabilities of {len(expected.ids):,} test images differ from "
         f"those that evaluate wrote by at most {apart:.1g}; less than {_ROUNDING:g} is asked for",
         value=apart,
         limit=_ROUNDING,

@@ -43,7 +43,7 @@ class Predictions:
 
     @property
     def images_hash(self) -> str:
-        """Sha256 of which images these are, in whatever order: of their pixels' hashes, or of their ids."""
+        """Sha256 of the set of images, in any order: of their pixels' hashes, or of their ids."""
         return hashlib.sha256("\n".join(sorted(self.pixels or self.ids)).encode()).hexdigest()
 
     def at(self, rows: IntArray) -> "Predictions":
@@ -164,7 +164,7 @@ def read_scores(path: Path, again: str) -> "tuple[pa.Table, tuple[str, ...], Flo
     try:
         names = tuple(json.loads((table.schema.metadata or {})[b"classes"]))
         if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-            raise ValueError("its classes are not texts, each of its own")
+            raise ValueError("its classes are not different texts")
         if unknown := sorted(set(table["label"].to_pylist()) - set(names)):
             raise ValueError(f"the label {unknown[0]!r} is not one of its classes")
         probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(table), len(names))

@@ -47,7 +47,7 @@ def fetch(name: str, folder: Path, stems: list[str]) -> None:
 def unpack(archive: Path, folder: Path, stems: list[str]) -> None:
     """Put the files of a tar archive that are called after `stems` below `folder`, each in its folder in the archive.
 
-    Each appears whole or not at all, whatever happens midway.
+    Each appears whole or not at all.
     """
     with tarfile.open(archive) as tar:
         for member in tar:

@@ -49,7 +49,7 @@ def broken(known: Facts, error: str, header: Header | None = None) -> Facts:
 
 
 def with_header(known: Facts, header: Header) -> Facts:
-    """`known` with what the file says of itself."""
+    """`known` with what the file declares."""
     return replace(known, width=header.width, height=header.height, mode=header.mode, format=header.format)
 
 

@@ -454,7 +454,7 @@ def _mask_at(folders: Parts, place: int, reading: Reading, beside: Mapping[Parts
 
 
 def _are_many(deeper: Counter[Parts]) -> bool:
-    # class/images/ alone tells nothing: a folder that every class has once is a habit, not a group.
+    # class/images/ alone is no evidence: a folder that every class has once is a habit, not a group.
     return len({folders[-1] for folders in deeper}) > 1 or (0 < len(deeper) < 2)
 
 

@@ -376,6 +376,6 @@ def _is_made_of(name: str, known: frozenset[str]) -> bool:
 
 
 def _is_numbered(name: str, known: frozenset[str]) -> bool:
-    """Whether a name is one of `known` with something that tells one from another, such as patient_07 and clip3."""
+    """Whether a name is one of `known` with a number, such as patient_07 and clip3."""
     parts = _split_name(name)
     return any(word in known for word in parts) and any(word.isdigit() for word in parts)

@@ -199,7 +199,7 @@ def _singles(chunk: Chunk) -> Iterator[Chunk]:
 
 @contextmanager
 def _pool(shape: Shape, pack: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Neither a fork, which copies the locks of threads that it does not copy, nor imports anew in each worker.
+    # Neither a fork, which copies the locks of threads that it does not copy, nor imports again in each worker.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     pool = ProcessPoolExecutor(

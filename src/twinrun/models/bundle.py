@@ -105,7 +105,7 @@ def load_bundle(folder: Path, *, trust: bool = False) -> Bundle:
 
     One that holds source code is loaded where that is the file of this project, or a person agreed: by `trust`, or by
     its sha256 in TWINRUN_TRUST_NETWORK. Raises BundleError, naming the file, where a byte is not what was written, the
-    files do not describe a model, or nobody agreed.
+    files do not describe a model, or no one consented.
     """
     from safetensors.torch import load
 

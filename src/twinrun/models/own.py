@@ -35,7 +35,7 @@ def own_source(name: str) -> bytes:
 def build_from_source(name: str, source: bytes, channels: int, size_px: Size, classes: int) -> nn.Module:
     """Run `source` and call the function that `name` names with the channels, (height, width) and number of classes.
 
-    Raises ModelError, with the line, for whatever goes wrong in it, and for an import of another file of the project.
+    Raises ModelError, with the line, for any error in it, and for an import of another file of the project.
     """
     path, _, function = name.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""From uint8 images to probabilities, the same to the bit whatever else is asked in the same call."""
+"""From uint8 images to probabilities, the same to the bit whatever other images are in the call."""
 
 import os
 import threading

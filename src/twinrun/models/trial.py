@@ -1,4 +1,4 @@
-"""Try a bundle in a process of its own: `python -m twinrun.models.trial FOLDER`, which reads what to try as JSON.
+"""Try a bundle in a separate process: `python -m twinrun.models.trial FOLDER`, which reads what to try as JSON.
 
 What works only in the process that trained it, or takes the process down, is found before it is registered. The same
 process measures what a user of the model would see: its answers, how they change with the image, how long one takes;
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a bundle did in a process of its own.
+    """What a bundle did in a separate process.
 
     `latency_ms` is the median time of one image, from pixels to probabilities, on one thread, over `repeats`.
     `probabilities` (n, C) are those of the images of the question, and `changed` maps a change of the images to the
@@ -87,7 +87,7 @@ def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1] if lines else f"its process ended with {done.returncode}"
         reason = reason.replace(f"The model in {place} ", "it ")
-        raise BundleError(f"The model was not registered, since it cannot be loaded in a process of its own: {reason}")
+        raise BundleError(f"The model was not registered, since it cannot be loaded in a separate process: {reason}")
     answer = json.loads(done.stdout.splitlines()[-1])
     return Trial(
         latency_ms=float(answer["latency_ms"]),

@@ -79,7 +79,7 @@ def _require_empty(folder: Path) -> None:
 def _require_copyable(data: Path, folder: Path, preset: str) -> None:
     """Refuse what would make a copy endless, or data for a preset that has its own."""
     if preset_params(preset).ingest.source == "digits":
-        raise SourceError(f"The preset {preset} has images of its own. For --data, use --preset photos or folder.")
+        raise SourceError(f"The preset {preset} brings its own images. For --data, use --preset photos or folder.")
     if not data.is_dir():
         raise SourceError(f"{data} (--data) {'is no folder' if data.exists() else 'does not exist'}.")
     try:

@@ -196,7 +196,7 @@ def _patch(top: Path, untracked: list[str], without: list[str]) -> str:
 
 def _compared(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode:
-        raise RepositoryError(f"git could not tell what is not committed: {done.stderr.strip()}")
+        raise RepositoryError(f"git could not list what is not committed: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -263,7 +263,7 @@ def collect_environment(root: Path) -> dict[str, Any]:
 def collect_hardware(gpus: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The processor, the instructions that decide numerics, cores and memory.
 
-    `gpus` are as training describes them; each gets its `driver`, where nvidia-smi tells it.
+    `gpus` are as training describes them; each gets its `driver`, where nvidia-smi reports it.
     """
     import psutil
 
@@ -280,7 +280,7 @@ def collect_hardware(gpus: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
 
 
 def installed_gpus() -> list[tuple[str, str]]:
-    """Name and driver version of each GPU, as nvidia-smi tells them; empty where it is missing or fails."""
+    """Name and driver version of each GPU, as nvidia-smi reports them; empty where it is missing or fails."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_NVIDIA_SMI_S)

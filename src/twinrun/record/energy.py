@@ -1,4 +1,4 @@
-"""What energy a training took, where the machine tells."""
+"""The energy that a training took, where the machine reports it."""
 
 import re
 import threading
@@ -10,7 +10,7 @@ _EVERY_S = 60.0
 
 
 class EnergyMeter:
-    """Energy that the processors took since the meter was made, where the machine tells (Linux powercap, RAPL).
+    """Energy that the processors took since the meter was made, where the machine reports it (Linux powercap, RAPL).
 
     The counters wrap after minutes at full load, so a thread reads them often.
     """
@@ -70,9 +70,9 @@ class GpuEnergyMeter:
         self._first = _gpus_millijoules(self._uuids)
 
     def joules(self) -> float | None:
-        """Joules over all of the GPUs; None without one, or where the driver does not tell."""
+        """Joules over all of the GPUs; None without one, or where the driver does not report it."""
         last = _gpus_millijoules(self._uuids)
-        # The counters begin at 0 where the driver is loaded anew.
+        # The counters begin at 0 when the driver is loaded again.
         return None if last is None or self._first is None or last < self._first else (last - self._first) / 1000
 
 

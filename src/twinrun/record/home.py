@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATE = ".twinrun"
-TWIN_VARIABLE, TWIN_OF = "TWINRUN_TWIN_OF", "twinrun.twin_of"  # tells a training that it is a twin; tag of its run
+TWIN_VARIABLE, TWIN_OF = "TWINRUN_TWIN_OF", "twinrun.twin_of"  # marks a training as a twin; tag of its run
 TWINS = Path(STATE, "twins")
 _EXPERIMENTS = Path(".dvc", "tmp", "exps")
 
@@ -53,7 +53,7 @@ class Process:
         """Whether this process has certainly ended; a process of another machine or container is never called dead.
 
         A host's name says little: two containers on a shared folder may have the same. After a restart only the
-        machine's own id tells that it is this one. `here` is the process that asks, by default the running one.
+        machine's own id shows that it is this one. `here` is the process that asks, by default the running one.
         """
         here = here or this_process()
         if self.host != here.host or self.namespace != here.namespace:

@@ -85,7 +85,7 @@ class Journal:
     ) -> Self:
         """Go on with the journal of a training that was stopped.
 
-        What was recorded before is never recorded again: a metric of an epoch that had to be computed anew is dropped.
+        What was recorded before is never recorded again: a metric of an epoch that had to be repeated is dropped.
         Where the journal is gone, it is taken from `kept`, a copy; without one, a new journal with the same id takes
         the name and the experiment that are given here. `began_ms` is when the process began, in Unix time; by default
         now.
@@ -293,7 +293,7 @@ class Summary:
 def summarize(file: Path) -> Summary | None:
     """Read a journal's identity and state; None where the file does not hold a journal.
 
-    Raises RecordError where it holds what nobody may put into one.
+    Raises RecordError where it holds something that does not belong there.
     """
     return summary_of(read_events(file))
 

@@ -62,7 +62,7 @@ def remember(root: Path, commit: str, diff: str) -> None:
 
 
 def minimal_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Of the environment only what a training needs, so that nobody else's code is handed a key of this user."""
+    """Of the environment only what a training needs, so that no foreign code gets a key of this user."""
     given = os.environ if environment is None else environment
     return {name: value for name, value in given.items() if any(fnmatch(name, known) for known in _ENVIRONMENT)}
 

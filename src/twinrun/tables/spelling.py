@@ -1,4 +1,4 @@
-"""Names that mean the same: which one a person wrote, which read alike, and how to tell those apart in print.
+"""Names that mean the same: which one a person wrote, which read alike, and how to print those so that they differ.
 
 Computers write one name in several ways: é may be one character or two, a full-width letter looks like a plain one, and
 characters of format are not drawn at all. Names are compared under NFKD, without such characters, spaces and case, and

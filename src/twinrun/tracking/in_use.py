@@ -17,7 +17,7 @@ from twinrun.tracking.store import Tracker, as_default, explaining
 
 @dataclass(frozen=True)
 class ModelInUse:
-    """A version, its bundle, and a sentence on why it was taken where nobody named it; empty where somebody did."""
+    """A version, its bundle, and a sentence on why it was taken where none was named; empty otherwise."""
 
     version: Version
     bundle: Path

@@ -1,7 +1,7 @@
 """The journal of promotions, mlruns/promotions.jsonl: who made which version the champion, when and why.
 
 A change is written down before it is made, and its outcome after it, each as a line that is on the disk before anything
-else happens. So a line without an outcome is a change that was cut off, and the registry tells which way it went.
+else happens. So a line without an outcome is a change that was cut off, and the registry shows how it ended.
 """
 
 import getpass

@@ -1,6 +1,6 @@
 """Publishing a journal while its training goes on: `python -m twinrun.tracking.publisher JOURNAL_FOLDER`.
 
-A process of its own, of low priority, so that the training neither waits for MLflow nor shares its interpreter with
+A separate process, of low priority, so that the training neither waits for MLflow nor shares its interpreter with
 it. It outlives its trainer for a while: it sees a trainer die and marks the run KILLED, and it goes on trying for some
 seconds where the tracker is away. What it cannot publish stays in the journal for `twinrun sync`.
 """
@@ -36,7 +36,7 @@ _NICENESS = 10
 
 
 class Publication:
-    """What became of the publishing of one training."""
+    """The result of publishing one training."""
 
     def __init__(self, folder: Path) -> None:
         """Nothing is known before `publishing` has ended."""
@@ -112,7 +112,7 @@ def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:
                     replay.mark_killed()
                 if over and not replay.pending():
                     return
-            except Exception as error:  # whatever a tracker does, the journal waits
+            except Exception as error:  # of any kind: the journal waits
                 print(f"{time.strftime('%H:%M:%S')} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 pause, failed = min(_LONGEST_PAUSE_S, 2 * pause), True
                 _mark_trouble(folder, True)

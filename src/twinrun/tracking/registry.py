@@ -1,7 +1,7 @@
 """The MLflow registry: versions of a model made from bundles, and which of them is candidate and which champion.
 
 A version is a pyfunc whose loader is twinrun.tracking.pyfunc and whose data is the bundle, so no pickle is written or
-read. The same bundle never makes a second version: MLflow would number a repeated request anew, so we look first,
+read. The same bundle never makes a second version: MLflow would give a repeated request a new number, so we look first,
 behind a lock.
 """
 

@@ -71,7 +71,7 @@ class Published:
         write_json({name: value for name, value in vars(self).items() if name != "file"}, self.file)
 
     def forget(self) -> None:
-        """Begin anew: the store does not know the run."""
+        """Start again: the store does not know the run."""
         self.offset, self.run_id, self.killed_at, self.refused, self.latest = 0, None, None, 0, None
         self.deleted = self.complete = False
 

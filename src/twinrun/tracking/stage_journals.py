@@ -48,7 +48,7 @@ def journal_validation(out: Path, result: Mapping[str, Any], params: Params) -> 
 def publish() -> None:
     """Have `twinrun sync` publish the journals, where DVC runs the stage; otherwise that is left to the person.
 
-    A process of its own, so that a stage imports no MLflow and no fault of a tracker's reaches it.
+    A separate process, so that a stage imports no MLflow and no fault of a tracker reaches it.
     """
     if "DVC_STAGE" in os.environ:
         subprocess.run([sys.executable, "-m", "twinrun", "sync"], check=False)

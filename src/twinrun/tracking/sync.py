@@ -3,8 +3,8 @@
 It publishes the journals that wait, and those among the results of the stages, which a stage wrote or DVC restored: a
 training and data that were refused have a run, an evaluation and dvc.lock are added to the run of their training. It
 marks runs KILLED whose process is dead. What was published is remembered, so doing it again does nothing; and where
-there is nothing to do, MLflow is not even imported. A journal that nobody may have written is left where it is and
-named.
+there is nothing to do, MLflow is not even imported. A journal that Twinrun cannot have written is left where it is
+and named.
 """
 
 import hashlib
@@ -141,7 +141,7 @@ def sync(
                 _mark_left(tracker, report)
     except Timeout:
         report.problem = "another `twinrun sync` is running."
-    except Exception as error:  # whatever a tracker does, the files are the truth and wait
+    except Exception as error:  # of any kind: the files are the truth and wait
         report.problem = describe(error, tracker.uri)
     report.pending = sum(
         unpublished(folder, tracker) for folder in _sound_journals(tracker) if _over(folder) or not _held(folder)

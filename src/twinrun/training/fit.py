@@ -54,7 +54,7 @@ OnEpoch = Callable[[EpochScores, float | None], None]
 """Called after each epoch, in the first process, with its scores and the training speed in images per second.
 
 Called without a speed for every epoch of a checkpoint that training goes on from: the process that computed it may have
-died before it could tell.
+died before it could report.
 """
 
 

@@ -125,7 +125,7 @@ def prepare_job(
     needs_head = params.freeze == "backbone" or params.head_first_epochs > 0 or params.backbone_learning_rate != 1
     if needs_head and find_head(network, len(manifest.classes)) is None:
         raise ModelError(
-            f"{params.model} does not end in a linear layer, so a head of its own cannot be trained on it. In "
+            f"{params.model} does not end in a linear layer, so a separate head cannot be trained on it. In "
             "params.yaml set train.freeze: none, train.head_first_epochs: 0 and train.backbone_learning_rate: 1.0, or "
             "choose another train.model."
         )

@@ -96,7 +96,7 @@ class Differences:
 def compare_cards(
     before: Card, after: Card, packages: tuple[Packages | None, Packages | None] = (None, None)
 ) -> Differences:
-    """What differs between two run cards. `packages` are those installed for each run, where that can be told."""
+    """What differs between two run cards. `packages` are those installed for each run, where that is known."""
     differences = Differences()
     parts, new_parts = before.get("fingerprint_parts", {}), after.get("fingerprint_parts", {})
 

@@ -1,4 +1,4 @@
-"""The data of a run, found again: recorded in the DVC cache, or what the source holds now. Hashes whatever it finds."""
+"""The data of a run, restored: from the DVC cache, or what the source holds now. Everything is hashed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -33,7 +33,7 @@ _SHOWN = 30
 
 @dataclass
 class RunDiff:
-    """What differs between two runs, and what came of it."""
+    """What differs between two runs, and the results."""
 
     before: RunFacts
     after: RunFacts
@@ -109,7 +109,7 @@ def _compare_images(root: Path, cards: list[Mapping[str, Any]], diff: RunDiff) -
         diff.classes = class_changes(*(facts_used(file[TABLE], file[MANIFEST]) for file in files))
     if not diff.images and any(name not in file for file in files for name in NEEDED):
         lacking = [name for name in (TABLE, MANIFEST) if any(name not in file for file in files)]
-        diff.notes.append(f"Which images differ cannot be told: {', '.join(lacking)} of a run is not in the DVC cache.")
+        diff.notes.append(f"Which images differ is unknown: {', '.join(lacking)} of a run is not in the DVC cache.")
 
 
 def _card(run: RunFacts) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """The twin of a run: its code in a worktree, its data by their hashes, trained again and compared with it.
 
 Whatever can be known is said before anything is computed. Training goes on in processes of their own, since this module
-knows no torch and since the code that runs is the run's, not ours.
+imports no torch and since the code that runs is the run's, not ours.
 """
 
 import platform
@@ -141,7 +141,7 @@ def reproduce(
 
 
 def recorded_run(root: Path, tracker: Tracker, reference: str, model_name: str) -> RunFacts:
-    """The run as MLflow knows it, or, where MLflow does not, as its card in this folder tells it.
+    """The run as MLflow knows it, or, where MLflow does not, as its card in this folder records it.
 
     Raises TrackingError where it is neither here nor there.
     """
@@ -301,7 +301,7 @@ def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) ->
 
 
 def _notes_on_hardware(card: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the processor is another one, as far as that can be told without torch."""
+    """Whether the processor is another one, as far as that is known without torch."""
     before, here = card.get("hardware", {}), collect_hardware()
     only_equivalent = 'The same bits are not promised on another one; "equivalent" is the best to expect.'
     if card["fingerprint_parts"].get("numerics", {}).get("device") == "cuda":
@@ -358,7 +358,7 @@ def _make_again(root: Path, project: Path, card: Mapping[str, Any], stages: "_St
 
 
 class _Stages:
-    """Runs stages of the twin's code, each in a process of its own."""
+    """Runs stages of the twin's code, each in a separate process."""
 
     def __init__(self, project: Path, tracker: Tracker, run_id: str, say: Say) -> None:
         self._project, self._say = project, say

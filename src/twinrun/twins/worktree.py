@@ -60,7 +60,7 @@ def _counted(numstat: str) -> list[str]:
 def worktree(root: Path, *, name: str, commit: str, diff: str, keep: bool) -> Iterator[Path]:
     """Check out `commit` with the patch `diff` below .twinrun/twins/ and yield the project's folder in it.
 
-    It is removed afterwards, whatever happens, unless `keep`. Raises RepositoryError where the patch does not apply.
+    It is always removed afterwards, unless `keep`. Raises RepositoryError where the patch does not apply.
     """
     sweep(root)
     folder = root / TWINS / f"{name}-{uuid.uuid4().hex[:6]}"
@@ -114,6 +114,6 @@ def _owner_file(folder: Path) -> Path:
 
 
 def _owner(file: Path) -> Process | None:
-    """The process that removes a worktree; None where a person keeps it, or nobody can tell."""
+    """The process that removes a worktree; None where a person keeps it, or that is unknown."""
     owner = read_json(file)
     return process_from(owner.get("process")) if owner.get("keep") is False else None

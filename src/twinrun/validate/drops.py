@@ -51,7 +51,7 @@ def drop_copies(
     """Also take out the copies that the policies drop: conflicting labels, then leaks, then those within a split.
 
     Conflicting labels go first, since they leave fewer leaks. Where they stop the pipeline instead, no other policy
-    hides them: a leak under two labels is not dropped, since nothing tells which of both is right. What a person
+    hides them: a leak under two labels is not dropped, since nothing shows which of the two is right. What a person
     `approved` stays.
     """
     drops = _Copies(facts, pairs, list(dropped), approved)

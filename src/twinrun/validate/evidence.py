@@ -69,7 +69,7 @@ def search_quality(facts: Columns, rows: Sequence[int]) -> "list[QualityIssue]":
 
 
 def search_shortcuts(facts: Columns, images: Pixels, rows: Sequence[int], seed: int) -> "list[Shortcut]":
-    """Try to tell the labels of `rows` from facts that have nothing to do with what is shown."""
+    """Try to predict the labels of `rows` from facts that have nothing to do with what is shown."""
     labelled = [row for row in rows if facts["label"][row] is not None]
     if len({facts["label"][row] for row in labelled}) < 2:
         return []
@@ -94,7 +94,7 @@ def search_drift(facts: Columns, rows: Sequence[int], reference: Reference | Non
 def search_clips(facts: Columns, rows: Sequence[int], given: Sequence[str | None]) -> "Clips | None":
     """Look for frames of clips among those of `rows` that have no group, where splits tear or may tear them apart.
 
-    `given` are the splits that the source gave: others are drawn anew with other images, and may then tear a clip that
+    `given` are the splits that the source gave: others are drawn again with other images, and may then tear a clip that
     is whole today.
     """
     from twinrun.validate.searches.clips import are_torn, find_clips

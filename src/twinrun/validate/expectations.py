@@ -58,7 +58,7 @@ def judge(
     """
     # Read when it is imported. It reports use over the network otherwise.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    # What it cannot judge it says in its result; what it cannot draw on its own page, it would tell with a traceback.
+    # What it cannot judge it says in its result; what it cannot draw on its own page, it would report with a traceback.
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
     import great_expectations as gx
     import pandas as pd
@@ -199,7 +199,7 @@ def _heard(rule: Rule, result: Any) -> Judgement:
 
 
 def _observed(details: Mapping[str, Any]) -> Any:
-    """The value that was observed, or else all that tells what is wrong: an expectation on a set may have no value."""
+    """The value that was observed, or else all that shows what is wrong: an expectation on a set may have no value."""
     if (value := details.get("observed_value")) is not None:
         return f"{value}, {details['details']}" if details.get("details") else value
     shares = {name: details[name] for name in _TELLING if details.get(name)}

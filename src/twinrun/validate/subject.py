@@ -32,7 +32,7 @@ QUALITY = {
 class Subject:
     """What is judged: the `kept` rows of `facts`, the counts of their classes and splits, and what searches found.
 
-    `left_out` are rows that nobody dropped and that cannot be used: broken images, where they do not stop the pipeline.
+    `left_out` are rows that were kept and cannot be used: unreadable images, where they do not stop the pipeline.
     `approved` are rows that a person looked at and wants as they are.
     """
 

@@ -72,7 +72,7 @@ class _Verdicts:
 
 @dataclass(frozen=True)
 class _Search:
-    """What all steps share: the images, where their content lies, threads, and whom to tell."""
+    """What all steps share: the images, where their content lies, threads, and where progress is reported."""
 
     images: Pixels
     boxes: Boxes | None
@@ -86,8 +86,8 @@ def near_duplicates(
     """Pairs of rows of `images` (N, H, W, C) that show the same picture, sorted.
 
     Of `facts`, one for each image, the error says what to leave out; of images with the same pixels the first stands
-    for all; width and height tell the bars of padding from the picture. Images of next to no contrast have no changed
-    copies. `progress` is told the share done, in [0, 1]. The result depends on neither threads nor time. Memory: some
+    for all; width and height separate the bars of padding from the picture. Images of next to no contrast have no near
+    duplicates. `progress` gets the share done, in [0, 1]. The result depends on neither threads nor time. Memory: some
     hundred bytes for each image, and no copy of the pixels.
     """
     from threadpoolctl import threadpool_limits

@@ -36,7 +36,7 @@ class Check:
     recommended: str | None = None
 
     def finding(self, judgement: Judgement) -> Finding:
-        """The result; what Great Expectations could not judge is critical, whatever the check's own severity."""
+        """The result; what Great Expectations could not judge is critical even if the check is not."""
         if judgement.problem is not None:
             violations = [Violation((), judgement.problem)]
             return self._finding("not judged", "critical", f"{self.name} could not be judged", violations)

@@ -28,7 +28,7 @@ Series = dict[str, list[int]]  # rows by the path with its running number as "#"
 
 @dataclass(frozen=True)
 class Clips:
-    """Series of frames that look alike, and a regular expression on paths that tells them apart, where there is one."""
+    """Series of frames that look alike, and a regular expression on paths that separates them, where there is one."""
 
     series: Mapping[str, Sequence[int]]
     pattern: str | None
@@ -142,7 +142,7 @@ def _distance(first: int, second: int) -> int:
 
 
 def _pattern(series: Series, paths: Sequence[str]) -> str | None:
-    """A regular expression whose first group tells the series apart; None where none of those tried does."""
+    """A regular expression whose first group separates the series; None where none of those tried does."""
     prefixes = [key.partition("#")[0] for key in series]
     tail = _common_tail(prefixes)
     heads = [prefix.removesuffix(tail) for prefix in prefixes]
@@ -153,7 +153,7 @@ def _pattern(series: Series, paths: Sequence[str]) -> str | None:
     if tail:
         tried.append(rf"(.*){_escaped(tail)}\d+")
     tried.append(r"(.*\D)\d+")
-    return next((pattern for pattern in tried if _tells_apart(pattern, series, paths)), None)
+    return next((pattern for pattern in tried if _separates(pattern, series, paths)), None)
 
 
 def _common_tail(prefixes: Sequence[str]) -> str:
@@ -179,7 +179,7 @@ def _escaped(text: str) -> str:
     return marked
 
 
-def _tells_apart(pattern: str, series: Series, paths: Sequence[str]) -> bool:
+def _separates(pattern: str, series: Series, paths: Sequence[str]) -> bool:
     """Whether all frames of each series are in one group, and not all series in the same."""
     matcher = re.compile(pattern)
     groups = set()

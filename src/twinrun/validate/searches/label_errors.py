@@ -1,10 +1,10 @@
 """Labels that are probably wrong, by confident learning. Pure.
 
 A quick model says, of every image, how probable each label is, after being trained on the other folds alone; cleanlab
-(Northcutt, Jiang & Chuang, "Confident Learning", JAIR 2021) tells from that which labels are probably wrong. The model
+(Northcutt, Jiang & Chuang, "Confident Learning", JAIR 2021) finds from that which labels are probably wrong. The model
 is a single layer of patch features (Coates, Lee & Ng, "An analysis of single-layer networks in unsupervised feature
 learning", AISTATS 2011): whitened patches against centroids of k-means, a soft threshold, sums over the cells of a
-grid, and a multinomial logistic regression on those. It needs no PyTorch, tells Fashion-MNIST with 91% and, being
+grid, and a multinomial logistic regression on those. It needs no PyTorch, classifies Fashion-MNIST with 91% and, being
 linear, hardly learns single wrong labels by heart.
 
 Flagged labels are those that cleanlab prunes by noise rate; they are ranked by self-confidence, the probability of the
@@ -44,9 +44,9 @@ _STEPS = 60
 _IMAGES_AT_ONCE = 32
 _ROWS_AT_ONCE = 2048
 _FEWEST_PER_LABEL = 2
-# Below it the model's own mistakes are most of what it flags: clean TrashNet, of which it tells 72%, had 466 flags
-# among 2,527 images, and with 5% of the labels made wrong, one flag in six was right; of Fashion-MNIST at 83%, two in
-# five. It cannot be told whether such a set is hard or has very many wrong labels.
+# Below it the model's own mistakes are most of what it flags: clean TrashNet, of which it gets 72% right, had 466
+# flags among 2,527 images, and with 5% of the labels made wrong, one flag in six was right; of Fashion-MNIST at 83%,
+# two in five. It is unknown whether such a set is hard or has very many wrong labels.
 LEAST_AGREEMENT = 0.75
 _JUDGED_AFTER = 0.05
 _DIGITS = 6
@@ -96,7 +96,7 @@ def find_label_errors(
     """Search the images (N, H, W, C) at `rows`, whose labels are `labels`, for labels that are probably wrong.
 
     `folds` is 2 or more. Labels of a single image cannot be judged and are passed over. After `budget_s` seconds, or
-    as soon as it is plain that they will not do, the search ends unfinished. `progress` is told the share that is done.
+    as soon as it is plain that they will not do, the search ends unfinished. `progress` gets the share that is done.
     The same for the same seed, whatever the number of threads.
     """
     names, codes = np.unique(np.array(labels, dtype=str), return_inverse=True)

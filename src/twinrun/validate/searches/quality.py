@@ -1,4 +1,4 @@
-"""Images of poor quality, told from their facts alone. Pure.
+"""Images of poor quality, found by their facts alone. Pure.
 
 The list is CleanVision's (https://github.com/cleanlab/cleanvision, Apache-2.0): dark, bright (its "light"), blurred,
 low in information, odd in size, odd in aspect, gray among colour. Its thresholds are absolute, and by them all of MNIST

@@ -1,13 +1,13 @@
-"""Can a small tree tell the label from facts that should say nothing of it? Pure.
+"""Can a small tree predict the label from facts that should not depend on it? Pure.
 
-A network learns whatever tells the labels apart: the camera, the file's size, a hospital's mark in a corner (Geirhos
+A network learns whatever separates the labels: the camera, the file's size, a hospital's mark in a corner (Geirhos
 et al., "Shortcut learning in deep neural networks", 2020; Lapuschkin et al., "Unmasking Clever Hans predictors", 2019).
 A decision tree that sees such facts alone, is trained on four fifths of the images and asked about the rest, says how
 much of the label they give away. Some is natural: cardboard is brown, and a one takes less ink than an eight.
 
-Two questions are asked of each group of facts: how well are all labels told apart (balanced accuracy over the labels),
-and how well is the one label that is told best (balanced accuracy of "this label or another", chance 0.5)? A mark on
-the images of one label in ten moves the first from 0.1 to 0.2 only, and the second to 1.
+Two questions are asked of each group of facts: how well are all labels predicted (balanced accuracy over the labels),
+and how well is the one label that is predicted best (balanced accuracy of "this label or another", chance 0.5)? A mark
+on the images of one label in ten moves the first from 0.1 to 0.2 only, and the second to 1.
 """
 
 from collections import Counter
@@ -44,10 +44,10 @@ _IMAGES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well a small tree tells labels from the `facts` of a group, on images that it was not trained on.
+    """How well a small tree predicts labels from the `facts` of a group, on images that it was not trained on.
 
-    Accuracies are balanced, in [0, 1], `low` to `high` is a 95% interval. `label` None: all labels told apart, and
-    `chance` is 1 / labels. Otherwise that label told from all others, with chance 0.5; it is the one that is told best,
+    Accuracies are balanced, in [0, 1], `low` to `high` is a 95% interval. `label` None: all labels predicted, and
+    `chance` is 1 / labels. Otherwise that label or another, with chance 0.5; it is the one that is predicted best,
     and the interval allows for the choice.
     """
 
@@ -61,7 +61,7 @@ class Shortcut:
 
 
 def find_shortcuts(facts: Mapping[str, Sequence[Any]], labels: Sequence[str], *, seed: int) -> list[Shortcut]:
-    """For each group of facts, and for all of them together: how well they tell the labels.
+    """For each group of facts, and for all of them together: how well they predict the labels.
 
     `facts` are columns of equal length, one entry for each image, null where unknown (which a tree may use too); those
     of table.py and of `corner_colours` are read, and `aspect` is made of width and height. A group that has one value
@@ -201,7 +201,7 @@ def _predicted(values: FloatArray, classes: IntArray, folds: IntArray, seed: int
 def _scored(
     group: str, facts: tuple[str, ...], classes: IntArray, predicted: IntArray, names: dict[int, str], seed: int
 ) -> list[Shortcut]:
-    """The balanced accuracy over all labels, and of the label that is told best where there are more than two."""
+    """The balanced accuracy over all labels, and of the label that is predicted best where there are more than two."""
     codes = np.array(sorted(names))
     right = np.array([((classes == code) & (predicted == code)).sum() for code in codes])
     wrong = np.array([((classes == code) & (predicted != code)).sum() for code in codes])
