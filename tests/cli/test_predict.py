@@ -259,6 +259,27 @@ def test_names_are_shown_and_never_obeyed(project: Path, twinrun: Callable[..., 
     assert page.count('<img src="data:image/webp') == len(rows)
 
 
+def test_what_a_decoder_writes_to_the_terminal_by_itself_is_not_shown(
+    project: Path, twinrun: Callable[..., Ended], tmp_path: Path
+) -> None:
+    file, raw = tmp_path / "fax.tif", tmp_path / "raw"
+    Image.effect_noise((64, 64), 90).convert("1").save(file, compression="group4")
+    damaged = bytearray(file.read_bytes())
+    damaged[100:200] = b"\xff" * 100
+    file.write_bytes(damaged)
+
+    before, into = os.dup(2), os.open(raw, os.O_CREAT | os.O_WRONLY)
+    os.dup2(into, 2)
+    try:
+        ended = twinrun("predict", file, "--model", project / BUNDLE)
+    finally:
+        os.dup2(before, 2)
+
+    assert raw.read_text() == ""
+    assert "Model: " in ended.err
+    assert len(ended.out.splitlines()) > 0
+
+
 def test_show_makes_a_page_with_the_unreadable_images_too_and_opens_nothing_here(
     project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:

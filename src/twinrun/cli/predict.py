@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinrun.core.errors import BundleError, DataError, MissingModelError, PublishError, TwinrunError
-from twinrun.core.printing import add_row, draw, escaped, one_line, print
+from twinrun.core.printing import add_row, draw, escaped, one_line, print, without_library_output
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,7 +178,7 @@ def _answered(bundle: "Bundle", paths: list[Path], top: int, tiles: int) -> tupl
         return pixels
 
     rows = []
-    with progress("Classifying", len(paths)) as advance:
+    with without_library_output(), progress("Classifying", len(paths)) as advance:
         for path, answer in zip(paths, classifier.answers(list(enumerate(paths)), read), strict=True):
             best = () if answer.probabilities is None else (-answer.probabilities).argsort(kind="stable")[:top]
             labels = tuple((bundle.classes[i], float(answer.probabilities[i])) for i in best)  # type: ignore[index]

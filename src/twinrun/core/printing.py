@@ -10,6 +10,8 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -50,6 +52,37 @@ def console(*, stderr: bool = False) -> "Console":
 
     stream = sys.stderr if stderr else sys.stdout
     return _Console(width=None if stream.isatty() else _WIDTH_OF_A_PIPE, stderr=stderr, highlight=False)
+
+
+@contextmanager
+def without_library_output() -> Iterator[None]:
+    """Hide what C libraries write to stderr by themselves, such as libtiff's view of a damaged file, unescaped.
+
+    What Python writes to stderr is still shown.
+    """
+    stream, shown = sys.stderr, os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        if _is_stream_2(stream):
+            stream.flush()
+            sys.stderr = os.fdopen(
+                shown, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False
+            )
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = stream
+        os.dup2(shown, 2)
+        os.close(shown)
+
+
+def _is_stream_2(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == 2
+    except (OSError, ValueError, AttributeError):  # a stream that is no file, as in a notebook
+        return False
 
 
 def add_row(table: "Table", *cells: object) -> None:
