@@ -12,6 +12,7 @@ from twinrun.core.printing import print
 from twinrun.dataset.manifest import Manifest, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.dataset.table import read_table
+from twinrun.evaluation.beside import read_beside
 from twinrun.evaluation.conformal import AnswerScores, calibrate, score_answers
 from twinrun.evaluation.headline import choose_headline, read_out_of_fold
 from twinrun.evaluation.history import read_history
@@ -26,6 +27,7 @@ IMAGES = Path("data/out/ingest/images.npy")
 TABLE = Path("data/out/ingest/table.parquet")
 MANIFEST = Path("data/out/validate/manifest.parquet")
 BUNDLE = Path("data/out/train/bundle")
+BESIDE = Path("data/out/train/beside.parquet")
 HISTORY = Path("data/out/train/history.csv")
 OUT_OF_FOLD = Path("data/out/train/out_of_fold.parquet")
 OUT = Path("data/out/evaluate")
@@ -39,7 +41,7 @@ def main() -> None:
     bundle = load_bundle(BUNDLE)
     images, history = open_pack(IMAGES), read_history(HISTORY)
     manifest = read_manifest(MANIFEST, len(images))
-    out_of_fold = read_out_of_fold(OUT_OF_FOLD, manifest)
+    out_of_fold, beside = read_out_of_fold(OUT_OF_FOLD, manifest), read_beside(BESIDE, manifest)
 
     test = predict(bundle, images, manifest, "test")
     answers = _calibrated(bundle, images, manifest, test, settings.serve.alpha)
@@ -62,6 +64,7 @@ def main() -> None:
         OUT / "report",
         model=model,
         headline=headline,
+        beside=beside,
         history=history,
         mistakes=Mistakes(mistakes=worst, images=images[worst_rows], paths=facts["path"].take(worst_rows).to_pylist()),
         example=follow_one(bundle, images, split.rows, test),
@@ -71,11 +74,13 @@ def main() -> None:
     )
     (OUT / "metrics.json").unlink(missing_ok=True)  # until it is there again, nothing was evaluated
     write_json({"weights_hash": model.weights_hash}, OUT / "model.json")
-    write_json(headline.shown(), OUT / "scores.json")
-    metrics = {**headline.values(), "parameters": model.parameters, "model_bytes": model.bytes}
+    write_json({**headline.shown(), **beside.shown()}, OUT / "scores.json")
+    metrics = {**headline.values(), **beside.values(), "parameters": model.parameters, "model_bytes": model.bytes}
     write_json(metrics, OUT / "metrics.json")
     journal_evaluation(OUT, metrics, model.weights_hash)
     print(" ".join(filter(None, (verdict(headline), why_out_of_fold(headline)))))
+    for line in beside.sentences():
+        print(line)
     print(f"Report: {OUT / 'report/index.html'}")
     publish()
 

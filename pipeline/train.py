@@ -14,7 +14,7 @@ from twinrun.core.errors import RecordError, duration, run_main, running_s
 from twinrun.core.files import canonical_json, ensure_writable, write_json, write_table, write_text
 from twinrun.core.params import Params, load_params
 from twinrun.core.printing import print
-from twinrun.dataset.prediction_table import prediction_table
+from twinrun.dataset.prediction_table import beside_table, prediction_table
 from twinrun.models.bundle import save_bundle
 from twinrun.record.card import (
     Code,
@@ -30,13 +30,13 @@ from twinrun.record.journal import Journal
 from twinrun.record.trust import remember
 from twinrun.tracking.publisher import publishing
 from twinrun.training.fit import Trained, announce
+from twinrun.training.folds import OutOfFold
 from twinrun.training.history import history_csv
 from twinrun.training.interruption import StopRequest, training_lock
 from twinrun.training.job import Job, prepare_job
 from twinrun.training.launch import launch
 from twinrun.training.module import EpochScores
 from twinrun.training.numerics import describe_gpus, gpu_uuids
-from twinrun.training.probe import OutOfFold
 from twinrun.training.processes import local_process_count, node_count, rank
 from twinrun.training.shards import thread_count
 
@@ -167,6 +167,7 @@ def _ending(trained: Trained, wall_time_s: float) -> str:
 def _write_model(job: Job, trained: Trained) -> str:
     write_text(history_csv(trained.history), OUT / "history.csv")
     write_table(_out_of_fold(trained.out_of_fold, job.manifest.classes), OUT / "out_of_fold.parquet")
+    write_table(beside_table(job.manifest, trained.beside), OUT / "beside.parquet")
     return save_bundle(
         OUT / "bundle",
         trained.tensors,
@@ -185,7 +186,7 @@ def _out_of_fold(scored: OutOfFold | None, classes: tuple[str, ...]) -> "pa.Tabl
 
 def _finish(journal: Journal, card: dict[str, Any]) -> None:
     journal.tags({"twinrun.weights_hash": card["weights_hash"]})
-    for name in ("card.json", "history.csv", "out_of_fold.parquet", "bundle"):
+    for name in ("card.json", "history.csv", "out_of_fold.parquet", "beside.parquet", "bundle"):
         journal.artifact(OUT / name)
     journal.end("FINISHED")
     journal.copy_to(OUT / "journal.jsonl")

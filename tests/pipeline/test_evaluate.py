@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from twinrun.core.errors import run_main
+from twinrun.dataset.manifest import read_manifest
+from twinrun.dataset.prediction_table import beside_table
 from twinrun.evaluation.conformal import read_calibration
 from twinrun.project.presets import write_preset
 
@@ -333,7 +335,36 @@ def test_the_headline_comes_from_the_test_split_where_it_is_large_enough_or_ther
 
     assert metrics()["accuracy_from"] == "test"
     assert metrics()["images"] == 150
-    assert len(metrics()["score_sets"]) == 1
+    of_sets = [one["from"] for one in metrics()["score_sets"]]
+    assert of_sets == (["test"] if case == "no rows" else ["test", "cross-validation"])
+    page = (OUT / "report/index.html").read_text()
+    assert ("95.0% of 600 images are classified correctly (95% interval 9" in page) == (case == "large enough")
+
+
+@pytest.mark.usefixtures("workspace")
+def test_other_seeds_and_the_nearest_neighbour_stand_beside_the_score(capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = read_manifest(Path("data/out/validate/manifest.parquet"))
+    test = manifest.split("test")
+    right = {"seed 0": 120, "seed 1": 135, "seed 2": 126, "nearest neighbour": 105}
+    probabilities = {}
+    for name, images in right.items():
+        answers = np.where(np.arange(150) < images, test.targets, (test.targets + 1) % 10)
+        probabilities[name] = np.eye(10)[answers]
+    pq.write_table(beside_table(manifest, probabilities), "data/out/train/beside.parquet")
+
+    evaluate()
+
+    written = metrics()
+    assert written["seeds"]["accuracies"] == pytest.approx([0.8, 0.9, 0.84])
+    assert written["seeds"]["mean"] == pytest.approx(0.8467, abs=1e-4)
+    assert written["seeds"]["sd"] == pytest.approx(0.0503, abs=1e-4)
+    assert [written["seeds"][end] for end in ("low", "high")] == pytest.approx([0.7217, 0.9717], abs=1e-3)
+    assert written["nearest_neighbour_accuracy"] == pytest.approx(0.7)
+    assert json.loads((OUT / "scores.json").read_text())["mean_of_seeds"] == written["seeds"]["mean"]
+    said, page = capsys.readouterr().out, (OUT / "report/index.html").read_text()
+    for sentence in ("3 trainings that differ in the seed classify 84.7%", "classifies 70.0% of the test images"):
+        assert sentence in said
+        assert sentence in page
 
 
 @pytest.mark.parametrize("case", ["other images", "no table", "a column less"])

@@ -56,7 +56,7 @@ def test_it_writes_a_bundle_a_history_a_card_and_a_journal_and_the_run_is_in_mlf
     out = trainable.folder / "data/out/train"
     card = json.loads((out / "card.json").read_bytes())
     assert sorted(path.name for path in out.iterdir()) == [
-        *("bundle", "card.json", "history.csv", "journal.jsonl", "out_of_fold.parquet")
+        *("beside.parquet", "bundle", "card.json", "history.csv", "journal.jsonl", "out_of_fold.parquet")
     ]
     assert load_bundle(out / "bundle").weights_hash == card["weights_hash"]
     assert {"weights_hash", "fingerprint", "params", "commit"} <= card.keys()

@@ -18,7 +18,9 @@ from tracking_support import runs
 from training_support import TrainableProject, run_stage
 
 from twinrun.dataset.manifest import read_manifest
+from twinrun.dataset.pack import open_pack
 from twinrun.models.bundle import load_bundle
+from twinrun.models.predict import probabilities
 
 AWAY = "http://127.0.0.1:9"
 TINY = "timm/test_resnet"
@@ -85,6 +87,58 @@ def test_a_probe_has_the_same_weights_with_any_number_of_threads_and_processes(
     assert len(tables | {Path("data/out/train/out_of_fold.parquet").read_bytes()}) == 1
 
 
+def test_two_networks_side_by_side_share_a_head_and_the_bundle_holds_both(
+    probing: TrainableProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    files = {}
+    for name in ("test_efficientnet", "test_vit3"):
+        torch.manual_seed(2)
+        network = timm.create_model(name, num_classes=4, img_size=32) if "vit" in name else timm.create_model(name)
+        files[name] = f"data/pretrained/{name}.safetensors"
+        save_file(network.state_dict(), files[name])
+    probing.set(model="+".join(f"timm/{name}" for name in files), pretrained="+".join(files.values()))
+    probing.set(probe={"l2": 0.03, "folds": 2})
+    hashes = set()
+    for threads in (1, 3):
+        shutil.rmtree(".twinrun/features", ignore_errors=True)
+        probing.set(threads=threads).train_here()
+        hashes.add(probing.weights_hash())
+
+    bundle = load_bundle(Path("data/out/train/bundle"))
+
+    images = np.array(open_pack(Path("data/out/ingest/images.npy"))[:40])
+    features = []
+    for backbone, name in zip(bundle.network.get_submodule("backbones"), files, strict=True):
+        config = timm.get_pretrained_cfg(name)
+        mean, std = (torch.tensor(values).mean() for values in (config.mean, config.std))
+        pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
+        features.append(backbone(pixels).detach())
+    expected = bundle.network.get_submodule("head")(torch.cat(features, dim=1)).softmax(dim=1)
+    assert len(hashes) == 1
+    assert {f.shape[1] for f in features} == {256, 96}
+    assert np.allclose(probabilities(bundle, images), expected.detach(), atol=1e-3)
+    assert "+" in json.loads(Path("data/out/train/card.json").read_bytes())["fingerprint_parts"]["pretrained"]["sha256"]
+
+
+def test_more_views_train_the_head_on_changed_images_too_and_are_computed_once(
+    probing: TrainableProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    probing.set(probe={"l2": 0.03, "folds": 2}).train_here()
+    hash_of_one, images = probing.weights_hash(), _images_kept()
+    probing.set(probe_views=3, threads=1).train_here()
+    hash_of_three = probing.weights_hash()
+    written = {block: block.stat().st_mtime_ns for block in _blocks()}
+
+    probing.set(threads=3).train_here()
+
+    assert probing.weights_hash() == hash_of_three != hash_of_one
+    assert 2.9 * images < _images_kept() <= 3 * images
+    assert {block: block.stat().st_mtime_ns for block in _blocks()} == written
+    assert len(pq.read_table("data/out/train/out_of_fold.parquet")) == 1797
+
+
 def test_features_that_a_killed_training_had_computed_are_not_computed_again(
     probing: TrainableProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,8 +156,7 @@ def test_features_that_a_killed_training_had_computed_are_not_computed_again(
 
     probing.train_here()
 
-    images = sum(len(np.load(block / "sha256.npy")) for block in _blocks())
-    assert images == len(pq.read_table("data/out/train/out_of_fold.parquet"))
+    assert _images_kept() == len(pq.read_table("data/out/train/out_of_fold.parquet"))
     assert probing.weights_hash() == undisturbed
 
 
@@ -210,6 +263,10 @@ def test_fine_tuning_starts_from_the_pretrained_weights(
     assert moved == []
     assert Path("data/out/train/history.csv").read_text().count("\n") == 2
     assert len(pq.read_table("data/out/train/out_of_fold.parquet")) == 0
+
+
+def _images_kept() -> int:
+    return sum(len(np.load(block / "sha256.npy")) for block in _blocks())
 
 
 def _blocks() -> list[Path]:

@@ -22,7 +22,7 @@ def _split(count: int, classes: int, first: int = 0, units: list[str] | None = N
 def _features(split: Split, classes: int) -> np.ndarray:
     random = np.random.default_rng(0)
     centres = random.normal(size=(classes, 20))
-    return (centres[split.targets] + random.normal(scale=0.8, size=(len(split), 20))).astype(np.float32)
+    return (centres[split.targets] + random.normal(scale=0.8, size=(1, len(split), 20))).astype(np.float32)
 
 
 def test_units_stay_in_one_fold_and_classes_are_spread_evenly(params: TrainParams) -> None:
@@ -31,7 +31,6 @@ def test_units_stay_in_one_fold_and_classes_are_spread_evenly(params: TrainParam
 
     scored = out_of_fold(_features(train, 3), manifest, params, threads=2)
 
-    assert scored is not None
     folds_of_unit = {
         unit: {int(f) for u, f in zip(train.units or [], scored.fold, strict=True) if u == unit}
         for unit in train.units or []
@@ -42,12 +41,11 @@ def test_units_stay_in_one_fold_and_classes_are_spread_evenly(params: TrainParam
 
 
 def test_scores_out_of_fold_do_not_know_the_labels_of_their_fold(params: TrainParams) -> None:
-    noise = np.random.default_rng(3).normal(size=(200, 400)).astype(np.float32)
+    noise = np.random.default_rng(3).normal(size=(1, 200, 400)).astype(np.float32)
     manifest = Manifest(("a", "b"), {"train": _split(200, 2), "val": _split(0, 2), "test": _split(0, 2)})
 
     scored = out_of_fold(noise, manifest, params, threads=1)
 
-    assert scored is not None
     assert abs((scored.probabilities.argmax(axis=1) == scored.targets).mean() - 0.5) < 0.12
 
 
@@ -58,7 +56,7 @@ def test_a_head_separates_what_can_be_separated(params: TrainParams, classes: in
 
     probe = train_probe(features, split, classes, params, threads=2)
 
-    _, accuracy = probe.score(features, split.targets)
+    _, accuracy = probe.score(features[0], split.targets)
     assert probe.weight.shape == (classes, 20)
     assert accuracy > 0.95
     assert len(probe.tried) > 2
@@ -71,4 +69,4 @@ def test_a_class_without_training_images_is_never_predicted(params: TrainParams)
     probe = train_probe(features, split, 4, params, threads=1)
 
     assert probe.bias[3] < -100
-    assert probe.score(features, split.targets)[1] > 0.95
+    assert probe.score(features[0], split.targets)[1] > 0.95

@@ -15,9 +15,11 @@ from training_support import TrainableProject
 from twinrun.core.errors import ModelError
 from twinrun.core.keyed import id_keys
 from twinrun.core.params import TrainParams, load_params
+from twinrun.dataset.manifest import SPLITS
 from twinrun.models.bundle import weights_hash
 from twinrun.training.batches import epoch_batches, place_keys
 from twinrun.training.fit import Trained
+from twinrun.training.folds import Labels
 from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job, prepare_job
 from twinrun.training.module import EpochScores
@@ -74,6 +76,60 @@ def test_a_recipe_gives_the_same_weights_with_more_threads_and_after_a_stop_in_a
 
     assert weights_hash(resumed.tensors) == weights_hash(undisturbed.tensors)
     assert resumed.history == undisturbed.history
+
+
+def test_several_seeds_and_folds_give_the_same_weights_with_more_threads_and_after_a_stop_in_any_of_them(
+    params: TrainParams,
+) -> None:
+    small = replace(params, model="mlp", pretrained=None, epochs=1, batch_size=512, seeds=3, folds=2)
+    undisturbed = train(small, "undisturbed")
+    assert undisturbed.out_of_fold is not None
+
+    several = replace(small, threads=3)
+    for _ in range(5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("twinrun.training.job.announce", lambda *_: 1 / 0)  # after the checkpoint of an epoch
+            with pytest.raises(ZeroDivisionError):
+                train(several, "stopped")
+    resumed = train(several, "stopped")
+
+    assert resumed.out_of_fold is not None
+    assert weights_hash(resumed.tensors) == weights_hash(undisturbed.tensors)
+    assert resumed.out_of_fold.ids == undisturbed.out_of_fold.ids
+    assert (resumed.out_of_fold.probabilities == undisturbed.out_of_fold.probabilities).all()
+    assert {n: p.tobytes() for n, p in resumed.beside.items()} == {
+        n: p.tobytes() for n, p in undisturbed.beside.items()
+    }
+
+
+def test_of_several_seeds_the_one_with_the_median_validation_accuracy_goes_on(params: TrainParams) -> None:
+    small = replace(params, model="mlp", pretrained=None, epochs=1, batch_size=512)
+    alone = {seed: train(replace(small, seed=seed), f"alone-{seed}") for seed in (5, 6, 7)}
+
+    together = train(replace(small, seed=5, seeds=3), "together")
+
+    def accuracy(trained: Trained) -> float:
+        return trained.history[-1].val_accuracy
+
+    _, median, _ = sorted(alone.values(), key=lambda trained: (accuracy(trained), -trained.history[-1].val_loss))
+    assert weights_hash(together.tensors) == weights_hash(median.tensors)
+    assert together.history == median.history
+    assert list(together.beside) == ["seed 5", "seed 6", "seed 7"]
+
+
+def test_every_image_is_scored_out_of_fold_by_a_network_that_saw_nothing_of_its_unit(params: TrainParams) -> None:
+    made = job(replace(params, model="mlp", pretrained=None, folds=3))
+    units = Labels.of_all(made.manifest)
+
+    manifests = made._folds()
+
+    for manifest in manifests:
+        parts = {name: set(Labels.of(manifest.split(name)).units) for name in SPLITS}
+        assert not parts["test"] & (parts["train"] | parts["val"])
+        assert {*manifest.split("val").ids} <= {*made.manifest.split("val").ids}
+    scored = [image_id for manifest in manifests for image_id in manifest.split("test").ids]
+    assert sorted(scored) == sorted(units.ids)
+    assert {sum(map(len, manifest.splits.values())) for manifest in manifests} == {len(units.ids)}
 
 
 def test_head_first_leaves_the_backbone_as_it_is_and_trains_all_of_it_after_that(params: TrainParams) -> None:

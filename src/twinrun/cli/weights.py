@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from twinrun.core.errors import ModelError
-from twinrun.core.networks import PACKAGE_MODELS, unknown_network
+from twinrun.core.networks import PACKAGE_MODELS, side_by_side, unknown_network
 from twinrun.core.printing import print
 
 app = typer.Typer(no_args_is_help=True, help="Fetch pretrained weights, from which trainings start.")
@@ -29,6 +29,11 @@ def fetch(
     """
     if problem := unknown_network(name):
         raise ModelError(problem[0].upper() + problem[1:] + ".")
+    for each in side_by_side(name):
+        _fetch(each)
+
+
+def _fetch(name: str) -> None:
     if name in PACKAGE_MODELS.values():
         print(f"The weights of {name} come with the environment. Use them: train.pretrained: imagenet")
         return

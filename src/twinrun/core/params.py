@@ -16,7 +16,16 @@ from pydantic.dataclasses import dataclass
 
 from twinrun.core.errors import ParamsError
 from twinrun.core.hints import meant_by_name, meant_by_value, several_values, yes_or_no
-from twinrun.core.networks import PACKAGE_MODELS, is_own_file, unfit_size, unfit_weights, unknown_network
+from twinrun.core.networks import (
+    IMAGENET,
+    PACKAGE,
+    PACKAGE_MODELS,
+    is_own_file,
+    unfit_size,
+    unfit_weights,
+    unknown_network,
+    weights_side_by_side,
+)
 from twinrun.core.rules import METRICS, unfit_expectation
 
 PARAMS = Path("params.yaml")
@@ -240,6 +249,13 @@ class AugmentParams:
     mixup: Annotated[float, Field(ge=0, le=100)]
     cutmix: Annotated[float, Field(ge=0, le=100)]
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether an image on its own, not mixed with others, may become another one."""
+        colour = (self.brightness, self.contrast, self.saturation, self.hue)
+        moved = (self.shift_px, self.flip, self.rotate_deg, self.crop_scale < 1, self.crop_ratio > 1)
+        return any((*moved, self.erase, *colour))
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ProbeParams:
@@ -260,11 +276,14 @@ class TrainParams:
     """The network and how its weights are found."""
 
     seed: Seed
+    seeds: Annotated[int, Field(ge=1, le=100)]
+    folds: Annotated[int, Field(ge=0, le=100), AfterValidator(_no_single_fold)]
     model: Annotated[str, AfterValidator(_known_network)]
     pretrained: str | None
     freeze: Literal["none", "batch_norm", "backbone"]
     head_first_epochs: Annotated[int, Field(ge=0)]
     backbone_learning_rate: Annotated[float, Field(gt=0, le=1)]
+    probe_views: Annotated[int, Field(ge=1, le=100)]
     probe: ProbeParams
     epochs: Count
     patience: Count | None
@@ -298,6 +317,18 @@ def _fitting_together(params: TrainParams) -> TrainParams:
     if params.freeze == "backbone" and params.probe.l2 == "auto" and params.probe.folds == 0:
         raise ValueError(
             "probe.l2: auto is chosen by cross-validation: set probe.folds to 2 or more, or l2 to a number"
+        )
+    if params.probe_views > 1 and params.freeze != "backbone":
+        raise ValueError(f"probe_views: {params.probe_views} is for freeze: backbone, got freeze: {params.freeze}")
+    if params.probe_views > 1 and not params.augment.changes_images:
+        raise ValueError(
+            f"probe_views: {params.probe_views} would be the same image {params.probe_views} times, since augment "
+            "changes none; set flip: true or crop_scale: 0.7 there, or probe_views: 1"
+        )
+    if params.seeds > 1 and params.freeze == "backbone":
+        raise ValueError(
+            f"seeds: {params.seeds} is for networks that are trained; the head of freeze: backbone is the best one for "
+            "its features, whatever the seed. Set seeds: 1"
         )
     if params.freeze == "backbone" and params.balance != "none":
         raise ValueError(
@@ -493,14 +524,25 @@ def _missing_inputs(settings: Any) -> dict[str, str]:
         value = _setting(settings, setting)
         if not isinstance(value, str) or value in ("auto", "imagenet"):
             continue
-        if setting == "train.pretrained" and value.startswith("package:"):
-            package = value.removeprefix("package:")
-            if package in PACKAGE_MODELS and not _is_installed(package):
-                problems[setting] = f"the package {value.removeprefix('package:')!r} is not installed"
+        if setting == "train.pretrained":
+            of_each = weights_side_by_side(value, model if isinstance(model, str) else "")
+            if missing := [problem for each in of_each if (problem := _missing_weights(each))]:
+                problems[setting] = "; ".join(missing)
         elif not Path(value).expanduser().is_file():
             until = "; leave it null until `twinrun data split` has written one" if setting == "validate.splits" else ""
             problems[setting] = f"there is no file {value}{until}"
     return problems
+
+
+def _missing_weights(value: str) -> str | None:
+    """What is missing of the weights of one network, as far as a look at packages and files shows."""
+    if value == IMAGENET:
+        return None
+    if value.startswith(PACKAGE):
+        package = value.removeprefix(PACKAGE)
+        is_missing = package in PACKAGE_MODELS and not _is_installed(package)
+        return f"the package {package!r} is not installed" if is_missing else None
+    return None if Path(value).expanduser().is_file() else f"there is no file {value}"
 
 
 def _is_installed(package: str) -> bool:

@@ -1,7 +1,7 @@
 """The table of what a model said about images, as `train` and `evaluate` write it for others."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.core.errors import DataError
+from twinrun.dataset.manifest import Manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,6 +46,20 @@ def prediction_table(
             columns[name] = pa.array(texts, pa.string())
     metadata = {"classes": json.dumps(classes, ensure_ascii=False)}
     return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def beside_table(manifest: Manifest, beside: Mapping[str, npt.NDArray[np.float64]]) -> "pa.Table":
+    """What others than the model of the bundle say about the test images: the columns of `prediction_table`, and `by`.
+
+    `beside` has the probabilities (N, C) of the images of the test split by each of them.
+    """
+    import pyarrow as pa
+
+    test, classes = manifest.split("test"), manifest.classes
+    none = prediction_table([], np.empty(0, np.int64), np.empty((0, len(classes))), classes)
+    tables = [prediction_table(test.ids, test.targets, probabilities, classes) for probabilities in beside.values()]
+    by = pa.array([name for name in beside for _ in test.ids], pa.string())
+    return pa.concat_tables([none, *tables]).append_column("by", by)
 
 
 def read_predictions(path: Path) -> "pa.Table":

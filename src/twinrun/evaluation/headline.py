@@ -32,7 +32,7 @@ class Headline:
     """The predictions that stand for a model, their scores, and beside them the scores on the test split.
 
     `scarcest` is the class with the fewest test images, `fewest` their number, and `wanted` the number from which the
-    test split is the source. `folds` is 0 where it is.
+    test split is the source. `out_of_fold` are the scores over `folds` folds, where there are any.
     """
 
     source: Source
@@ -43,6 +43,7 @@ class Headline:
     fewest: int
     wanted: int
     folds: int = 0
+    out_of_fold: Scores | None = None
 
     def shown(self) -> dict[str, float]:
         """The numbers that `dvc metrics` prints; of the test split only where the headline is not of it."""
@@ -56,7 +57,9 @@ class Headline:
         """
         details = self.scores.details()
         details["intervals"]["test_accuracy"] = list(self.test.intervals["accuracy"])
-        sets: dict[Source, Scores] = {"test": self.test, self.source: self.scores}
+        sets: dict[Source, Scores] = {"test": self.test}
+        if self.out_of_fold is not None:
+            sets["cross-validation"] = self.out_of_fold
         return {
             **self.scores.headlines(),
             "accuracy_from": self.source,
@@ -80,16 +83,18 @@ def choose_headline(
     images = np.bincount(test.targets, minlength=len(test.classes))
     scarcest, fewest = test.classes[int(images.argmin())], int(images.min())
     of_test = score(test)
-    of_folds = out_of_fold if fewest < cross_validate_below else None
+    of_folds = None if out_of_fold is None else score(out_of_fold.predictions)
+    is_small = fewest < cross_validate_below
     return Headline(
-        source="test" if of_folds is None else "cross-validation",
-        predictions=test if of_folds is None else of_folds.predictions,
-        scores=of_test if of_folds is None else score(of_folds.predictions),
+        source="cross-validation" if of_folds is not None and is_small else "test",
+        predictions=out_of_fold.predictions if out_of_fold is not None and is_small else test,
+        scores=of_folds if of_folds is not None and is_small else of_test,
         test=of_test,
         scarcest=scarcest,
         fewest=fewest,
         wanted=cross_validate_below,
-        folds=0 if of_folds is None else of_folds.folds,
+        folds=0 if out_of_fold is None else out_of_fold.folds,
+        out_of_fold=of_folds,
     )
 
 

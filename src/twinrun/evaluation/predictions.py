@@ -158,7 +158,7 @@ def read_scores(path: Path, again: str) -> "tuple[pa.Table, tuple[str, ...], Flo
 
     text = pa.string()
     always = {"id": text, "label": text, "probabilities": pa.list_(pa.float64())}
-    sometimes = {"fold": pa.int64(), "pixels_sha256": text, "unit": text}
+    sometimes = {"fold": pa.int64(), "pixels_sha256": text, "unit": text, "by": text}
     description = "a table of predictions"
     table = read_parquet(path, pa.schema(always | sometimes), description, again, optional=sometimes, nulls=sometimes)
     try:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.core.files import replacing_folder
+from twinrun.evaluation.beside import Beside
 from twinrun.evaluation.conformal import AnswerScores
 from twinrun.evaluation.features import FeatureMaps, spread
 from twinrun.evaluation.headline import Headline
@@ -66,6 +67,7 @@ def write_report(
     *,
     model: Model,
     headline: Headline,
+    beside: Beside,
     history: History,
     mistakes: Mistakes,
     example: Example,
@@ -104,7 +106,7 @@ def write_report(
         + (f" · {epochs} epochs" if epochs > 1 else ""),
         "several_epochs": epochs > 1,
         "verdict": verdict(headline),
-        "findings": findings(headline, pairs),
+        "findings": [*findings(headline, pairs), *beside.sentences()],
         "out_of_fold": headline.source == "cross-validation",
         "numbers": _numbers(model, scores),
         "samples": samples,
@@ -197,6 +199,14 @@ def _of_the_test_split(headline: Headline) -> Iterator[str]:
             f"{why_out_of_fold(headline)} So each image was scored by a model that was trained without it; the model "
             f"of this page was trained on the train split. Of {_images(headline.test.images, 'test ')} it classifies "
             f"{_percent(headline.test.accuracy)} correctly (95% interval {_percent(low, '')} to {_percent(high)})."
+        )
+    elif headline.out_of_fold is not None:
+        scores = headline.out_of_fold
+        below, above = scores.intervals["accuracy"]
+        yield (
+            f"Out of fold, each by a model that was trained without it, {_percent(scores.accuracy)} of "
+            f"{_images(scores.images)} are classified correctly (95% interval {_percent(below, '')} to "
+            f"{_percent(above)}; {headline.folds} folds)."
         )
     points = round(100 * (high - low))
     if points >= _WIDE_POINTS:

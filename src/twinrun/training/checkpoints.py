@@ -45,6 +45,10 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def part(self, name: str) -> "Checkpoints":
+        """Those of one of several trainings that belong together, in a folder inside this one."""
+        return Checkpoints(self.folder / name)
+
     def save(self, epoch: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Publish the state after `epoch` epochs, then remove all but the two newest."""
         from safetensors.torch import save_file

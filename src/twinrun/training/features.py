@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import nn
 from twinrun.core.arrays import Pixels
 from twinrun.core.files import canonical_json, folder_faults, replacing_folder
 from twinrun.core.progress import progress
-from twinrun.models.architectures import find_head
+from twinrun.models.architectures import without_head
 from twinrun.models.bundle import weights_hash
 from twinrun.models.predict import channel_tensor, normalised
 from twinrun.training.interruption import StopRequest
@@ -32,6 +33,8 @@ from twinrun.training.numerics import describe_numerics
 from twinrun.training.shards import Numerics
 
 FeatureArray = NDArray[np.float32]
+LoadImage = Callable[[int], Pixels]
+"""Given its number, an image, uint8 (H, W, C); called from many threads."""
 
 _BLOCK_IMAGES = 512
 _BLOCK = "features.npy"
@@ -44,12 +47,8 @@ def backbone_of(network: nn.Module, classes: int) -> nn.Module:
 
     Raises ValueError where it does not end in a linear layer for `classes`.
     """
-    head = find_head(network, classes)
-    if head is None:
-        raise ValueError("the network does not end in a linear layer")
     backbone = copy.deepcopy(network).eval()
-    parent, _, child = head[0].rpartition(".")
-    setattr(backbone.get_submodule(parent), child, nn.Identity())
+    without_head(backbone, classes)
     return backbone.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -75,37 +74,35 @@ class Features:
         self._mean = channel_tensor(numerics.mean, numerics.device)
         self._std = channel_tensor(numerics.std, numerics.device)
 
-    def of(self, images: Pixels, rows: NDArray[np.int64], *, threads: int, stop: StopRequest) -> FeatureArray:
-        """Features, float32 of shape (n, D), of `images[rows]`; `images` is uint8 of shape (M, H, W, C).
+    def of(self, load: LoadImage, count: int, *, threads: int, stop: StopRequest) -> FeatureArray:
+        """Features, float32 of shape (count, D), of the images that `load` gives for 0 to count - 1.
 
         Those that are kept are read, the others computed. Raises InterruptedTraining between blocks where `stop` asks
         for it; what is done by then is kept.
         """
         known = self._read()
-        wanted = [_sha256(images[row]) for row in rows]
+        with _single_threads(threads) as pool:
+            wanted = list(pool.map(lambda i: _sha256(load(i)), range(count)))
         missing: dict[bytes, int] = {}
-        for key, row in zip(wanted, rows.tolist(), strict=True):
+        for i, key in enumerate(wanted):
             if key not in known:
-                missing.setdefault(key, row)
-        known |= self._compute(images, missing, threads, stop)
+                missing.setdefault(key, i)
+        known |= self._compute(load, missing, threads, stop)
         self._forget_old()
         return np.stack([known[key] for key in wanted])
 
     def _compute(
-        self, images: Pixels, missing: dict[bytes, int], threads: int, stop: StopRequest
+        self, load: LoadImage, missing: dict[bytes, int], threads: int, stop: StopRequest
     ) -> dict[bytes, FeatureArray]:
         computed: dict[bytes, FeatureArray] = {}
         keys = list(missing)
         threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with (
-                progress("Computing features", len(keys)) as advance,
-                ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-            ):
+            with progress("Computing features", len(keys)) as advance, _single_threads(threads) as pool:
 
                 def compute(key: bytes) -> FeatureArray:
-                    features = self._one(images[missing[key]])
+                    features = self._one(load(missing[key]))
                     advance(1)
                     return features
 
@@ -152,6 +149,10 @@ class Features:
         folders = sorted(self._root.iterdir(), key=lambda folder: -folder.stat().st_mtime)
         for folder in folders[_KEPT:]:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _single_threads(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _sha256(image: NDArray[np.uint8]) -> bytes:

@@ -4,9 +4,9 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
-from twinrun.core.arrays import Pixels
+from twinrun.core.arrays import FloatArray, Pixels
 from twinrun.core.errors import DataError, DivergedError, ModelError, TrainingError
 from twinrun.core.params import TrainParams
 from twinrun.core.printing import print
@@ -22,11 +22,12 @@ from twinrun.dataset.manifest import Manifest
 from twinrun.models.architectures import find_head
 from twinrun.training import collectives
 from twinrun.training.checkpoints import Checkpoint, Checkpoints
+from twinrun.training.folds import OutOfFold
 from twinrun.training.interruption import StopRequest
 from twinrun.training.launch import starting_others
 from twinrun.training.lightning import pl
 from twinrun.training.module import Classifier, EpochScores, SplitImages
-from twinrun.training.probe import OutOfFold, Probe
+from twinrun.training.probe import Probe
 from twinrun.training.processes import build_strategy, cluster, join_others, local_process_count, node_count, rank
 from twinrun.training.shards import Numerics, ShardedNetwork, laid_out_like, thread_count
 
@@ -38,7 +39,8 @@ class Trained:
     """The weights that a training ends with, those of `kept_epoch`, and the scores of every epoch.
 
     `earlier_s` counts the epochs that earlier processes computed, should it have been `resumed`. A probe has one epoch
-    and says how its `probe` was chosen; its scores `out_of_fold` are there unless the set is very large.
+    and says how its `probe` was chosen. `out_of_fold` are scores of all images where there are any, and `beside` the
+    probabilities (N, C) of the test images by other models, by name: those of each seed, the nearest neighbour.
     """
 
     tensors: dict[str, Tensor]
@@ -48,6 +50,7 @@ class Trained:
     resumed: bool
     probe: Probe | None = None
     out_of_fold: OutOfFold | None = None
+    beside: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
 OnEpoch = Callable[[EpochScores, float | None], None]

@@ -1,39 +1,53 @@
 """A training that is ready to start: everything that decides its weights, put together and named by its fingerprint."""
 
 import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from twinrun.core.arrays import Pixels
+from twinrun.core.arrays import FloatArray, IntArray, Pixels
 from twinrun.core.errors import DataError, ModelError
-from twinrun.core.networks import is_own_file
+from twinrun.core.keyed import id_keys
+from twinrun.core.networks import BESIDE, is_own_file
 from twinrun.core.params import IngestParams, TrainParams
-from twinrun.dataset.manifest import SPLITS, Manifest, read_manifest
+from twinrun.core.printing import print
+from twinrun.dataset.manifest import SPLITS, Manifest, Split, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.models.architectures import build_network, find_head
-from twinrun.models.bundle import Preprocessing
+from twinrun.models.bundle import Bundle, Preprocessing, weights_hash
 from twinrun.models.own import own_source
+from twinrun.models.predict import probabilities
 from twinrun.models.pretrained import Pretrained, for_channels, load_pretrained, start_from
+from twinrun.training.augment import augment
 from twinrun.training.checkpoints import Checkpoints
-from twinrun.training.features import Features, backbone_of
+from twinrun.training.features import FeatureArray, Features, LoadImage, backbone_of
 from twinrun.training.fingerprint import fingerprint, fingerprint_parts
-from twinrun.training.fit import OnEpoch, Trained, check_batch_size, fit
+from twinrun.training.fit import OnEpoch, Trained, announce, check_batch_size, fit
+from twinrun.training.folds import Labels, OutOfFold, joined_rows, without_fold
 from twinrun.training.interruption import StopRequest
+from twinrun.training.launch import starting_others
 from twinrun.training.module import EpochScores
-from twinrun.training.numerics import describe_numerics, resolve_numerics
-from twinrun.training.probe import out_of_fold, train_probe
+from twinrun.training.numerics import describe_numerics, pixel_statistics, resolve_numerics
+from twinrun.training.probe import MOST_CROSS_VALIDATED, NEAREST, nearest_neighbour, out_of_fold, train_probe
+from twinrun.training.processes import rank
 from twinrun.training.shards import Numerics, thread_count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A network at its first weights, the data and the settings, and where checkpoints and features are kept."""
+    """A network at its first weights, the data and the settings, and where checkpoints and features are kept.
+
+    `initial` gives the network anew, for a seed.
+    """
 
     network: nn.Module
+    initial: Callable[[int], nn.Module]
     images: Pixels
     manifest: Manifest
     params: TrainParams
@@ -51,13 +65,22 @@ class Job:
         return weights + 100_000
 
     def checkpoint_bytes(self) -> int:
-        """What the checkpoints need on disk at most: three at a time, each with weights, best weights and optimizer."""
-        return 3 * 5 * self.bundle_bytes()
+        """What the checkpoints need on disk at most: two of each training and one that is being written.
+
+        Each has weights, best weights and optimizer.
+        """
+        return (1 + 2 * (self.params.seeds + self.params.folds)) * 5 * self.bundle_bytes()
 
     def run(self, stop: StopRequest, on_epoch: OnEpoch) -> Trained:
-        """Train, or go on training; see `fit`, and for a frozen backbone `probe`."""
+        """Train, or go on training, once or for each seed and fold; see `fit`, and for a frozen backbone `probe`."""
         if self.params.freeze == "backbone":
             return self._run_probe(stop, on_epoch)
+        with starting_others() if self.params.seeds > 1 or self.params.folds else nullcontext():
+            folds = self._folds()
+            trained = self._run_seeds(stop, on_epoch) if self.params.seeds > 1 else self._fit(stop, on_epoch)
+            return replace(trained, out_of_fold=self._run_folds(folds, stop)) if folds else trained
+
+    def _fit(self, stop: StopRequest, on_epoch: OnEpoch) -> Trained:
         return fit(
             self.network,
             self.images,
@@ -69,27 +92,148 @@ class Job:
             on_epoch=on_epoch,
         )
 
+    def _part(self, name: str, seed: int, manifest: Manifest) -> "Job":
+        """One of several trainings that belong together; normalised by its own training images."""
+        numerics = self.numerics
+        if self.params.pretrained is None:
+            mean, std = pixel_statistics(self.images, manifest.split("train").rows)
+            numerics = replace(numerics, mean=mean, std=std)
+        return replace(
+            self,
+            network=self.initial(seed),
+            manifest=manifest,
+            params=replace(self.params, seed=seed, seeds=1, folds=0),
+            preprocessing=replace(self.preprocessing, mean=numerics.mean, std=numerics.std),
+            numerics=numerics,
+            checkpoints=self.checkpoints.part(name),
+        )
+
+    def _run_seeds(self, stop: StopRequest, on_epoch: OnEpoch) -> Trained:
+        """Train with each seed; the training with the median validation accuracy goes on."""
+        trainings, beside = [], {}
+        for number in range(self.params.seeds):
+            seed = (self.params.seed + number) % 2**63
+            _say(f"Seed {seed}, {number + 1} of {self.params.seeds}:")
+            part = self._part(f"seed-{seed}", seed, self.manifest)
+            trainings.append(part._fit(stop, self._quietly))
+            beside[f"seed {seed}"] = part._probabilities(trainings[-1], self.manifest.split("test").rows)
+        chosen = median_training(trainings)
+        _say(f"Seed {(self.params.seed + chosen) % 2**63} has the median validation accuracy and goes on.")
+        if rank() == 0:
+            for scores in trainings[chosen].history:
+                on_epoch(scores, None)
+        earlier_s, resumed = sum(each.earlier_s for each in trainings), any(each.resumed for each in trainings)
+        return replace(trainings[chosen], earlier_s=earlier_s, resumed=resumed, beside=beside)
+
+    def _folds(self) -> list[Manifest]:
+        """The images of each fold as a test split, the others as train and val; none where no folds are asked for."""
+        if not self.params.folds:
+            return []
+        fold = Labels.of_all(self.manifest).folds(self.params.folds, self.params.seed)
+        manifests = [without_fold(self.manifest, fold == number) for number in np.unique(fold)]
+        for manifest in manifests:
+            check_batch_size(len(manifest.split("train")), self.params.batch_size)
+        return manifests
+
+    def _run_folds(self, manifests: list[Manifest], stop: StopRequest) -> OutOfFold:
+        """Train without each fold, and predict the images of that fold."""
+        predicted = []
+        for number, manifest in enumerate(manifests):
+            _say(f"Fold {number + 1} of {len(manifests)}:")
+            part = self._part(f"fold-{number}", self.params.seed, manifest)
+            predicted.append(part._probabilities(part._fit(stop, self._quietly), manifest.split("test").rows))
+        tests = [manifest.split("test") for manifest in manifests]
+        labels = Labels.of(*tests)
+        numbers = np.repeat(np.arange(len(tests)), [len(test) for test in tests])
+        return OutOfFold(labels.ids, labels.targets, np.concatenate(predicted), numbers)
+
+    def _quietly(self, scores: EpochScores, images_per_second: float | None) -> None:
+        if images_per_second is not None:
+            announce(scores, images_per_second, self.params.epochs)
+
+    def _probabilities(self, trained: Trained, rows: IntArray) -> FloatArray:
+        """Probabilities (n, C) of images, as the bundle of that training would give them."""
+        network = self.initial(self.params.seed)
+        network.load_state_dict(trained.tensors)
+        bundle = Bundle(
+            network=network.eval().to(memory_format=torch.channels_last),
+            architecture=self.params.model,
+            classes=self.manifest.classes,
+            preprocessing=self.preprocessing,
+            weights_hash=weights_hash(trained.tensors),
+        )
+        return probabilities(bundle, self.images, rows) if rank() == 0 else np.empty((len(rows), len(bundle.classes)))
+
     def _run_probe(self, stop: StopRequest, on_epoch: OnEpoch) -> Trained:
         """Compute the features of all usable images and train a head on those of the train split, in this process."""
         threads, classes = thread_count(self.params.threads), len(self.manifest.classes)
         train, val, test = (self.manifest.split(name) for name in SPLITS)
-        features = Features(self.features, backbone_of(self.network, classes), self.numerics).of(
-            self.images, np.concatenate([train.rows, val.rows, test.rows]), threads=threads, stop=stop
-        )
-        of_train, of_val = features[: len(train)], features[len(train) : len(train) + len(val)]
+        features = Features(self.features, backbone_of(self.network, classes), self.numerics)
+
+        def of(*splits: Split, views: int = self.params.probe_views) -> FeatureArray:
+            """Features (V, N, D) of the images of the splits, one after the other, in the first `views` views."""
+            images = sum(map(len, splits))
+            computed = features.of(self._views(splits), views * images, threads=threads, stop=stop)
+            return computed.reshape(views, images, -1)
+
+        if len(train) + len(val) + len(test) <= MOST_CROSS_VALIDATED:
+            of_all = of(train, val, test)
+            of_train, of_val = of_all[:, : len(train)], of_all[:, len(train) : len(train) + len(val)]
+        else:
+            of_all, of_train, of_val = None, of(train), of(val, views=1)
         probe = train_probe(of_train, train, classes, self.params, threads)
         stop.check()
-        scored = out_of_fold(features, self.manifest, self.params, threads)
+        scored = None
+        if of_all is not None and (self.params.folds or self.params.probe.folds):
+            scored = out_of_fold(of_all, self.manifest, self.params, threads)
         stop.check()
         (train_loss, _), (val_loss, val_accuracy) = (
-            probe.score(of_train, train.targets),
-            probe.score(of_val, val.targets),
+            probe.score(of_train[0], train.targets),
+            probe.score(of_val[0], val.targets),
         )
         scores = EpochScores(1, train_loss, val_loss, val_accuracy, learning_rate=0.0)
         on_epoch(scores, None)
+        beside = {}
+        if of_all is not None:
+            of_test = of_all[0, len(train) + len(val) :]
+            beside[NEAREST] = nearest_neighbour(of_train[0], train.targets, of_test, classes)
         return Trained(
-            probe.put_into(self.network), (scores,), 1, earlier_s=0.0, resumed=False, probe=probe, out_of_fold=scored
+            probe.put_into(self.network),
+            (scores,),
+            1,
+            earlier_s=0.0,
+            resumed=False,
+            probe=probe,
+            out_of_fold=scored,
+            beside=beside,
         )
+
+    def _views(self, splits: Sequence[Split]) -> LoadImage:
+        """Images of the splits, one after the other, as they are; then all of them changed, keyed by view and id."""
+        rows = joined_rows(splits)
+        keys = np.concatenate([id_keys(split.ids) for split in splits])
+
+        def load(number: int) -> Pixels:
+            view, i = divmod(number, len(rows))
+            image: Pixels = np.array(self.images[rows[i]][None])
+            if view > 0:
+                image = augment(image, keys[i : i + 1], self.params.seed, view, self.params.augment)
+            only: Pixels = image[0]
+            return only
+
+        return load
+
+
+def median_training(trainings: Sequence[Trained]) -> int:
+    """Which training has the median validation accuracy, of an even number the lower one of the two in the middle."""
+    kept = [trained.history[trained.kept_epoch - 1] for trained in trainings]
+    order = sorted(range(len(kept)), key=lambda i: (kept[i].val_accuracy, -kept[i].val_loss, i))
+    return order[(len(order) - 1) // 2]
+
+
+def _say(line: str) -> None:
+    if rank() == 0:
+        print(line, flush=True)
 
 
 def prepare_job(
@@ -113,15 +257,26 @@ def prepare_job(
     if params.freeze != "backbone":
         check_batch_size(len(train), params.batch_size)
     _, height, width, channels = images.shape
-    network = build_network(
-        params.model, channels=channels, size_px=(height, width), classes=len(manifest.classes), seed=params.seed
-    )
+    source = own_source(params.model) if is_own_file(params.model) else None
+    pretrained = [] if params.pretrained is None else load_pretrained(params.pretrained, params.model)
+
+    def initial(seed: int) -> nn.Module:
+        built = build_network(
+            params.model,
+            channels=channels,
+            size_px=(height, width),
+            classes=len(manifest.classes),
+            seed=seed,
+            source=source,
+        )
+        if pretrained:
+            start_from(built, pretrained, classes=len(manifest.classes))
+        return built
+
+    network = initial(params.seed)
     numerics = resolve_numerics(params, images, train)
-    pretrained = None
-    if params.pretrained is not None:
-        pretrained = load_pretrained(params.pretrained, params.model)
-        start_from(network, pretrained, classes=len(manifest.classes))
-        numerics = _normalised_as(pretrained, numerics, channels)
+    if pretrained:
+        numerics = _normalised_as(pretrained[0], numerics, channels)
     needs_head = params.freeze == "backbone" or params.head_first_epochs > 0 or params.backbone_learning_rate != 1
     if needs_head and find_head(network, len(manifest.classes)) is None:
         raise ModelError(
@@ -142,13 +297,14 @@ def prepare_job(
         bands=None if ingest.bands is None else tuple(ingest.bands),
     )
     parts = fingerprint_parts(params, asdict(preprocessing), pack, manifest, describe_numerics(numerics))
-    if pretrained is not None:
-        parts["pretrained"] = {"sha256": pretrained.sha256}
-    if is_own_file(params.model):
-        parts["network"] = {"sha256": hashlib.sha256(own_source(params.model)).hexdigest()}
+    if pretrained:
+        parts["pretrained"] = {"sha256": BESIDE.join(each.sha256 for each in pretrained)}
+    if source is not None:
+        parts["network"] = {"sha256": hashlib.sha256(source).hexdigest()}
     name = fingerprint(parts)
     return Job(
         network=network,
+        initial=initial,
         images=images,
         manifest=manifest,
         params=params,

@@ -86,7 +86,13 @@ def decide(environment: Mapping[str, str], parent: int, ancestors: Sequence[str]
 
 @contextmanager
 def starting_others() -> Iterator[None]:
-    """Have the processes that Lightning starts meanwhile know that this one started them."""
+    """Have the processes that Lightning starts meanwhile know that this one started them.
+
+    Inside another one this does nothing: trainings in a row share the processes that the first of them starts.
+    """
+    if _TRAINER in os.environ:
+        yield
+        return
     before = dict(os.environ)
     if launch().launcher == "none":
         os.environ[_TRAINER] = str(os.getpid())

@@ -7,7 +7,6 @@ decides. Standardisation becomes part of the head's weights, so that the model i
 Guillaume Alain and Yoshua Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.keyed import id_keys, keyed_bits
 from twinrun.core.params import TrainParams
 from twinrun.core.progress import phase, progress
-from twinrun.dataset.manifest import SPLITS, Manifest, Split
+from twinrun.dataset.manifest import Manifest, Split
 from twinrun.models.architectures import find_head
+from twinrun.training.folds import Labels, OutOfFold
 
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Penalties that cross-validation chooses from: l2 / 2 times the squared weights, beside the mean loss of an image."""
@@ -31,7 +30,9 @@ STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 MOST_CROSS_VALIDATED = 10_000
 """Images from which the penalty is chosen, at most; larger sets get no scores out of fold, and need none."""
 
-_FOLDS = 2  # the stream of draws that divides images into folds
+NEAREST = "nearest neighbour"
+"""What is compared with a head: the class of the training image whose features are nearest."""
+
 _TOLERANCE = 1e-6
 _MOST_STEPS = 10_000
 _SMALLEST = float(np.finfo(np.float64).eps)
@@ -46,16 +47,6 @@ class Strength:
     l2: float
     log_loss: float
     accuracy: float
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Probabilities (N, C) of images, each by a head that was trained without it, its unit and the rest of its fold."""
-
-    ids: list[str]
-    targets: IntArray
-    probabilities: FloatArray
-    fold: IntArray
 
 
 @dataclass(frozen=True)
@@ -98,37 +89,51 @@ class Probe:
 
 
 def train_probe(features: NDArray[np.float32], split: Split, classes: int, params: TrainParams, threads: int) -> Probe:
-    """Train a head on the features (N, D) of the images of `split`.
+    """Train a head on the features (V, N, D) of the views of the images of `split`, the image as it is first.
 
     `threads` heads are trained at a time, which changes no result.
     """
     with _one_thread(), ThreadPoolExecutor(threads) as pool:
-        return _trained(features.astype(np.float64), _Labels.of(split), classes, params, pool)
+        return _trained(features.astype(np.float64), Labels.of(split), classes, params, pool)
 
 
-def out_of_fold(
-    features: NDArray[np.float32], manifest: Manifest, params: TrainParams, threads: int
-) -> OutOfFold | None:
+def out_of_fold(features: NDArray[np.float32], manifest: Manifest, params: TrainParams, threads: int) -> OutOfFold:
     """Score the recipe on every usable image, by heads that saw nothing of its fold.
 
-    None for very large sets, and with no folds.
-
-    `features` (N, D) are of all images of the splits train, val and test, one after the other. Units stay in one fold.
-    The penalty of a fold's head is the one that does best on the images of the other folds.
+    `features` (V, N, D) are of all images of the splits train, val and test, one after the other, and their views, of
+    which heads are trained on all and scored on the first. Units stay in one fold. The penalty of a fold's head is the
+    one that does best on the images of the other folds.
     """
-    labels = _Labels.joined([_Labels.of(manifest.split(name)) for name in SPLITS])
-    if len(labels.ids) > MOST_CROSS_VALIDATED or params.probe.folds == 0:
-        return None
-    fold = labels.folds(params.probe.folds, params.seed)
+    labels = Labels.of_all(manifest)
+    count = params.folds or params.probe.folds
+    fold = labels.folds(count, params.seed)
     values, classes = features.astype(np.float64), len(manifest.classes)
     with _one_thread(), ThreadPoolExecutor(threads) as pool:
         paths = _cross_validated("Scoring out of fold", values, labels.targets, fold, classes, params, pool)
     probabilities = np.empty((len(labels.ids), len(manifest.classes)))
-    for number in range(params.probe.folds):
+    for number in range(count):
         others = fold != number
         losses = {l2: log_loss(shares[others], labels.targets[others]) for l2, shares in paths.items()}
         probabilities[~others] = paths[_best(losses)][~others]
     return OutOfFold(labels.ids, labels.targets, probabilities, fold)
+
+
+def nearest_neighbour(
+    features: NDArray[np.float32], targets: IntArray, others: NDArray[np.float32], classes: int
+) -> FloatArray:
+    """Probabilities (M, classes), 0 or 1, of images with the features `others` (M, D): the class of the nearest.
+
+    Nearest by the angle, of the images with the features (N, D) and classes (N,) that are given.
+    """
+    with _one_thread():
+        known, asked = (_directions(values.astype(np.float64)) for values in (features, others))
+        nearest = np.array([int(np.argmax(known @ one)) for one in asked], np.int64)
+    return np.eye(classes)[targets[nearest]]
+
+
+def _directions(values: FloatArray) -> FloatArray:
+    directions: FloatArray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), _SMALLEST)
+    return directions
 
 
 def log_loss(probabilities: FloatArray, targets: IntArray) -> float:
@@ -146,54 +151,7 @@ def _one_thread() -> AbstractContextManager[Any]:
     return limits
 
 
-@dataclass(frozen=True)
-class _Labels:
-    ids: list[str]
-    targets: IntArray
-    units: list[str]
-
-    @classmethod
-    def of(cls, split: Split) -> "_Labels":
-        return cls(split.ids, split.targets, split.units or split.ids)
-
-    @classmethod
-    def joined(cls, parts: "Sequence[_Labels]") -> "_Labels":
-        return cls(
-            [image_id for part in parts for image_id in part.ids],
-            np.concatenate([part.targets for part in parts]),
-            [unit for part in parts for unit in part.units],
-        )
-
-    def take(self, chosen: IntArray) -> "_Labels":
-        return _Labels([self.ids[i] for i in chosen], self.targets[chosen], [self.units[i] for i in chosen])
-
-    def order(self, seed: int) -> IntArray:
-        """The images by a draw for each unit: those of a unit stand together."""
-        first: dict[str, str] = {}
-        for image_id, unit in sorted(zip(self.ids, self.units, strict=True)):
-            first.setdefault(unit, image_id)
-        draws = keyed_bits(seed, _FOLDS, id_keys([first[unit] for unit in self.units]))
-        return np.lexsort((id_keys(self.ids), draws)).astype(np.int64)
-
-    def folds(self, count: int, seed: int) -> IntArray:
-        """The fold of each image, from 0: stratified, and the same for all images of a unit.
-
-        In the order of their draws, units go where there are fewest images of their classes, then fewest images.
-        """
-        members: dict[str, list[int]] = {}
-        for i in self.order(seed).tolist():
-            members.setdefault(self.units[i], []).append(i)
-        of_class = np.zeros((int(self.targets.max()) + 1, count), np.int64)
-        fold = np.zeros(len(self.ids), np.int64)
-        for images in sorted(members.values(), key=len, reverse=True):  # large units first, or they find no room
-            targets = self.targets[images]
-            place = min(range(count), key=lambda k: (of_class[targets, k].sum(), of_class[:, k].sum(), k))
-            fold[images] = place
-            np.add.at(of_class[:, place], targets, 1)
-        return fold
-
-
-def _trained(values: FloatArray, labels: _Labels, classes: int, params: TrainParams, pool: ThreadPoolExecutor) -> Probe:
+def _trained(values: FloatArray, labels: Labels, classes: int, params: TrainParams, pool: ThreadPoolExecutor) -> Probe:
     tried: tuple[Strength, ...] = ()
     if params.probe.l2 == "auto":
         tried = _compared(values, labels, classes, params, pool)
@@ -207,13 +165,13 @@ def _trained(values: FloatArray, labels: _Labels, classes: int, params: TrainPar
 
 
 def _compared(
-    values: FloatArray, labels: _Labels, classes: int, params: TrainParams, pool: ThreadPoolExecutor
+    values: FloatArray, labels: Labels, classes: int, params: TrainParams, pool: ThreadPoolExecutor
 ) -> tuple[Strength, ...]:
     """The mean loss and accuracy of each penalty over the folds of at most MOST_CROSS_VALIDATED images."""
     chosen = np.sort(labels.order(params.seed)[:MOST_CROSS_VALIDATED])
     labels = labels.take(chosen)
     fold = labels.folds(params.probe.folds, params.seed)
-    paths = _cross_validated("Comparing penalties", values[chosen], labels.targets, fold, classes, params, pool)
+    paths = _cross_validated("Comparing penalties", values[:, chosen], labels.targets, fold, classes, params, pool)
     return tuple(
         Strength(l2, log_loss(shares, labels.targets), float((shares.argmax(axis=1) == labels.targets).mean()))
         for l2, shares in paths.items()
@@ -235,8 +193,8 @@ def _cross_validated(
     penalties take longest, and beyond that point they only fit the training images. The progress has a `title`.
     """
     strengths = STRENGTHS if params.probe.l2 == "auto" else (params.probe.l2,)
-    numbers = [number for number in range(params.probe.folds) if (fold == number).any() and (fold != number).any()]
-    solvers = {number: _Solver(values[fold != number], targets[fold != number], classes) for number in numbers}
+    numbers = [number for number in np.unique(fold).tolist() if (fold != number).any()]
+    solvers = {number: _Solver(values[:, fold != number], targets[fold != number], classes) for number in numbers}
     paths: dict[float, FloatArray] = {}
     losses: list[float] = []
     with progress(title, len(strengths) * len(numbers)) as advance:
@@ -245,7 +203,7 @@ def _cross_validated(
                 advance(1)
             shares = np.full((len(targets), classes), 1 / classes)
             for number, solver in solvers.items():
-                shares[fold == number] = solver.probabilities(values[fold == number])
+                shares[fold == number] = solver.probabilities(values[0, fold == number])
             paths[l2] = shares
             losses.append(log_loss(shares, targets))
             if len(losses) > 2 and losses[-1] > losses[-2] > losses[-3]:
@@ -262,9 +220,10 @@ class _Solver:
     """Heads for the same images, one penalty after the other: weights (C, D), biases (C,) for features as they are."""
 
     def __init__(self, values: FloatArray, targets: IntArray, classes: int) -> None:
-        """`values` are features (N, D), `targets` class indices (N,)."""
+        """`values` are features (V, N, D) of N images in V views, `targets` class indices (N,)."""
         from sklearn.linear_model import LogisticRegression
 
+        values, targets = values.reshape(-1, values.shape[2]), np.tile(targets, len(values))
         self._mean, self._deviation = values.mean(axis=0), values.std(axis=0)
         self._deviation[self._deviation < _CONSTANT] = 1.0
         self._standard = (values - self._mean) / self._deviation
