@@ -21,6 +21,7 @@ from twinrun.evaluation.predict import follow_one, logits_of, predict
 from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes, predictions_table
 from twinrun.evaluation.report import Mistakes, Model, verdict, why_out_of_fold, write_report
 from twinrun.models.bundle import Bundle, load_bundle
+from twinrun.models.views import plain_network
 from twinrun.tracking.stage_journals import journal_evaluation, publish
 
 IMAGES = Path("data/out/ingest/images.npy")
@@ -45,6 +46,10 @@ def main() -> None:
 
     test = predict(bundle, images, manifest, "test")
     answers = _calibrated(bundle, images, manifest, test, settings.serve.alpha)
+    plain = plain_network(bundle.network)
+    if plain is not bundle.network:
+        once = predict(replace(bundle, network=plain), images, manifest, "test")
+        beside = replace(beside, plain=float((once.predicted == once.targets).mean()))
     headline = choose_headline(test, out_of_fold, params.cross_validate_below, partial(_scored, params=params))
     worst = mistakes(headline.predictions, params.mistakes_shown)
     worst_rows = manifest.rows_of([headline.predictions.ids[mistake.position] for mistake in worst])
@@ -67,7 +72,7 @@ def main() -> None:
         beside=beside,
         history=history,
         mistakes=Mistakes(mistakes=worst, images=images[worst_rows], paths=facts["path"].take(worst_rows).to_pylist()),
-        example=follow_one(bundle, images, split.rows, test),
+        example=follow_one(replace(bundle, network=plain), images, split.rows, test),
         bins=params.calibration_bins,
         samples=params.bootstrap_samples,
         answers=answers,

@@ -158,7 +158,7 @@ def problems_of(settings: dict[str, Any]) -> list[str]:
         ("train", "hflip", True, "did you mean train.augment.flip?"),
         ("train", "size_px", 224, "did you mean ingest.size_px?"),
         ("ingest", "epochs", 3, "did you mean train.epochs?"),
-        ("train", "flip", True, "did you mean train.augment.flip?"),
+        ("train", "flip", True, "did you mean train.augment.flip or train.test_views.flip?"),
         ("train", "early_stopping", 5, "did you mean train.patience?"),
         ("train", "resume", True, "a stopped training resumes by itself"),
         ("train", "dropout", 0.1, "train.weight_decay"),

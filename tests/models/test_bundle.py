@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,33 @@ def test_a_bundle_comes_back_as_it_was_written(folder: Path) -> None:
     assert bundle.classes == ("a", "b", "c")
     assert bundle.preprocessing == PREPARATION
     assert bundle.weights_hash == json.loads((folder / "model.json").read_bytes())["weights_hash"]
+
+
+@pytest.mark.parametrize(("flip", "shift_px", "views"), [(True, 0, 2), (False, 2, 5), (True, 2, 10)])
+def test_a_bundle_with_test_views_gives_the_mean_of_its_answers_for_them(
+    folder: Path, tmp_path: Path, flip: bool, shift_px: int, views: int
+) -> None:
+    plain = load_bundle(folder)
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+    wide = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    places = [(2, 2), *([(0, 2), (4, 2), (2, 0), (2, 4)] if shift_px else [])]
+    shown = [wide[:, top : top + 16, left : left + 16] for top, left in places]
+    shown += [image[:, :, ::-1] for image in shown] if flip else []
+    save_bundle(
+        tmp_path / "several",
+        plain.network.state_dict(),
+        architecture="lenet5",
+        classes=plain.classes,
+        preprocessing=replace(PREPARATION, test_flip=flip, test_shift_px=shift_px),
+    )
+
+    several = load_bundle(tmp_path / "several")
+
+    expected = np.mean([probabilities(plain, np.ascontiguousarray(view)) for view in shown], axis=0)
+    assert len(shown) == views
+    assert np.allclose(probabilities(several, images), expected, atol=1e-6)
+    assert probabilities(several, images[:1]).tobytes() == probabilities(several, images)[:1].tobytes()
+    assert several.weights_hash == plain.weights_hash
 
 
 def test_a_bundle_from_before_frames_and_filters_is_a_bilinear_square(folder: Path) -> None:

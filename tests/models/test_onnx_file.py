@@ -1,5 +1,7 @@
 """A network written as ONNX: one file, any number of images, and the same answers as PyTorch's."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,6 +15,7 @@ from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Bundle, Preprocessing
 from twinrun.models.onnx_file import onnx_file, onnx_logits
 from twinrun.models.predict import probabilities
+from twinrun.models.views import with_views
 
 PRESETS = [("mlp", 1), ("lenet5", 1), ("resnet9", 3), ("resnet18", 3), ("timm/tf_efficientnet_lite0", 3)]
 SIDE = 32
@@ -45,6 +48,16 @@ def test_the_networks_of_the_presets_answer_the_same_in_onnx_whatever_the_batch(
         averaged = maps.mean(axis=(2, 3)) + head.bias.detach().numpy()
         np.testing.assert_allclose(averaged, logits, atol=1e-4 * np.abs(logits).max())
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(logits).max())
+
+
+def test_the_mean_over_several_views_is_the_same_in_onnx() -> None:
+    plain = _bundle("lenet5", 1)
+    bundle = replace(plain, network=with_views(plain.network, flip=True, shift_px=2))
+    images = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 1), dtype=np.uint8)
+
+    gate = judge_onnx(onnx_logits(onnx_file(bundle), images, np.arange(16)), _predictions(bundle, images))
+
+    assert gate.passed, gate.sentence
 
 
 def test_other_weights_are_refused_with_the_difference() -> None:

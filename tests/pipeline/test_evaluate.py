@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from twinrun.core.errors import run_main
 from twinrun.dataset.manifest import read_manifest
 from twinrun.dataset.prediction_table import beside_table
 from twinrun.evaluation.conformal import read_calibration
+from twinrun.models.bundle import load_bundle, save_bundle
 from twinrun.project.presets import write_preset
 
 REPOSITORY = Path(__file__).parents[2]
@@ -339,6 +341,29 @@ def test_the_headline_comes_from_the_test_split_where_it_is_large_enough_or_ther
     assert of_sets == (["test"] if case == "no rows" else ["test", "cross-validation"])
     page = (OUT / "report/index.html").read_text()
     assert ("95.0% of 600 images are classified correctly (95% interval 9" in page) == (case == "large enough")
+
+
+@pytest.mark.usefixtures("workspace")
+def test_the_score_without_other_views_stands_beside_the_one_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate()
+    without = metrics()["accuracy"]
+    place = Path("data/out/train/bundle")
+    bundle = load_bundle(place)
+    save_bundle(
+        place,
+        bundle.network.state_dict(),
+        architecture="lenet5",
+        classes=bundle.classes,
+        preprocessing=replace(bundle.preprocessing, test_flip=True),  # mirrored digits are read worse
+    )
+
+    evaluate()
+
+    assert metrics()["plain_accuracy"] == without
+    assert metrics()["accuracy"] != without
+    assert f"Without the other views of each image (train.test_views) it is {100 * without:.1f}%." in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.usefixtures("workspace")

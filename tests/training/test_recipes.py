@@ -11,24 +11,34 @@ import timm
 import torch
 from safetensors.torch import save_file
 from training_support import TrainableProject
+from typer.testing import CliRunner
 
+from twinrun.cli.main import app
 from twinrun.core.errors import ModelError
 from twinrun.core.keyed import id_keys
 from twinrun.core.params import TrainParams, load_params
 from twinrun.dataset.manifest import SPLITS
 from twinrun.models.bundle import weights_hash
+from twinrun.training.augment import resized
 from twinrun.training.batches import epoch_batches, place_keys
 from twinrun.training.fit import Trained
 from twinrun.training.folds import Labels
 from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job, prepare_job
 from twinrun.training.module import EpochScores
+from twinrun.training.range_test import range_test
+from twinrun.training.schedule import image_size
 
 TINY = "timm/test_resnet"
 RECIPES: dict[str, dict[str, Any]] = {
     "head first": {"head_first_epochs": 1, "backbone_learning_rate": 0.1, "ema_decay": 0.8, "gradient_clip": 1.0},
     "batch norm kept": {"freeze": "batch_norm", "balance": "weights", "optimizer": "sgd"},
-    "sampling": {"balance": "sampling", "patience": 1, "augment": {"mixup": 0.4, "cutmix": 1.0, "crop_scale": 0.5}},
+    "sampling": {
+        "balance": "sampling",
+        "patience": 1,
+        "start_size": 0.5,
+        "augment": {"mixup": 0.4, "cutmix": 1.0, "crop_scale": 0.5},
+    },
 }
 
 
@@ -187,6 +197,52 @@ def test_without_a_lower_validation_loss_the_training_ends_and_the_best_epoch_is
     lowest = losses.index(min(losses))
     assert len(losses) == lowest + 3 < 8
     assert "no lower validation loss for 2 epochs (train.patience)" in capsys.readouterr().out
+
+
+def test_images_grow_from_their_first_size_to_the_whole_over_three_quarters_of_the_epochs(params: TrainParams) -> None:
+    growing = replace(params, start_size=0.5, epochs=8)
+
+    sizes = [image_size(epoch, (128, 96), growing) for epoch in range(8)]
+
+    assert sizes == [(64, 48), (72, 56), (88, 64), (96, 72), (104, 80), (120, 88), (128, 96), (128, 96)]
+    images = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
+    means = images.reshape(2, 4, 2, 4, 2).mean(axis=(2, 4))
+    assert np.abs(resized(images, (4, 4))[:, 1:3, 1:3, 0] - means[:, 1:3, 1:3]).max() <= 1
+
+
+def test_a_network_that_cannot_take_the_first_size_is_refused_before_it_is_trained(params: TrainParams) -> None:
+    settings = replace(params, model="lenet5", pretrained=None, start_size=0.3)
+
+    with pytest.raises(ModelError, match=r"lenet5 cannot take images of 8 x 8 pixels.*Raise train\.start_size"):
+        job(settings)
+
+
+def test_a_range_test_ends_where_the_loss_explodes_and_suggests_a_rate_below_its_lowest(params: TrainParams) -> None:
+    settings = replace(params, model="mlp", pretrained=None, batch_size=64)
+    tests = [
+        range_test(job(replace(settings, threads=threads)), lowest=1e-6, highest=100, steps=60, stop=StopRequest())
+        for threads in (1, 2)
+    ]
+
+    one, other = tests
+
+    assert (one.losses == other.losses).all()
+    assert len(one.losses) < 60
+    assert 1e-5 < one.suggestion() < 0.1
+    assert one.rates[0] == 1e-6
+    assert one.suggestion() == pytest.approx(one.rates[one.smoothed.argmin()] / 10)
+
+
+def test_the_command_lr_prints_a_suggestion_and_draws_it(trainable: TrainableProject) -> None:
+    trainable.set(model="mlp", batch_size=256)
+
+    result = CliRunner().invoke(app, ["lr", "--steps", "20", "--highest", "10"], catch_exceptions=False)
+
+    assert result.exit_code == 0
+    assert "Suggestion: --set train.learning_rate=" in result.stdout
+    assert Path(".twinrun/lr/lr.png").read_bytes()[1:4] == b"PNG"
+    assert Path(".twinrun/lr/lr.csv").read_text().startswith("learning_rate,loss,smoothed_loss\n1e-06,")
+    assert not Path("data/out/train").exists()
 
 
 def test_sampling_gives_every_class_the_same_number_of_places_and_repeats_have_keys_of_their_own() -> None:

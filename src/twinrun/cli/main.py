@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinrun.cli import data as data_commands
+from twinrun.cli import lr as lr_command
 from twinrun.cli import predict as predict_command
 from twinrun.cli import project as project_commands
 from twinrun.cli import serve as serve_command
@@ -33,7 +34,7 @@ _OF_STEPS = (
     "label_smoothing",
     "gradient_clip",
     "ema_decay",
-    "augment.",
+    "start_size",
     "keep",
     "devices",
 )
@@ -61,6 +62,8 @@ Start:
 [bold]twinrun data fix[/bold]               propose drops and relabels for the findings of validate
 
 [bold]twinrun weights fetch resnet18[/bold] download pretrained weights, for train.pretrained: imagenet
+
+[bold]twinrun lr[/bold]                     suggest a learning rate for the training of params.yaml
 
 Every day:
 
@@ -119,6 +122,7 @@ def options(
 
 app.add_typer(data_commands.app, name="data")
 app.add_typer(weights_commands.app, name="weights")
+app.command()(lr_command.lr)
 app.command()(predict_command.predict)
 app.command()(project_commands.init)
 app.command()(project_commands.preset)
@@ -573,7 +577,8 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
         ("lock", str(environment.get("lock_sha256"))),
         ("packages off the lock", _differing(environment.get("differing", {}))),
     ]
-    unused = _UNUSED_BY_A_PROBE if card.get("probe") else ()
+    views = card.get("params", {}).get("train", {}).get("probe_views", 1)
+    unused = (*_UNUSED_BY_A_PROBE, *(["train.augment."] if views == 1 else [])) if card.get("probe") else ()
     lines += [
         (f"params.{name}", f"{value} (not used by a probe)" if name.startswith(unused) else value)
         for name, value in _flat(card.get("params", {}))

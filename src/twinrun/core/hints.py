@@ -48,6 +48,8 @@ _OTHER_NAMES = {
     "train.augment.rotate_deg": "rotation rotate degrees rotationrange",
     "train.augment.shift_px": "shift translate translation",
     "train.augment.erase": "cutout erasing randomerasing randomerase",
+    "train.start_size": "progressiveresizing startsize initialsize",
+    "train.test_views.flip": "tta testtimeaugmentation",
     "train.precision": "amp fp16 bf16 half mixedprecision dtype",
     "train.devices": "gpus numgpus ngpus ngpu nprocs worldsize",
     "train.accelerator": "device cuda usecuda usegpu gpu",

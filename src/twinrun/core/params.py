@@ -258,6 +258,14 @@ class AugmentParams:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TestViewParams:
+    """Views of an image over which a model's answer is the mean, beside the image itself."""
+
+    flip: bool
+    shift_px: Annotated[int, Field(ge=0, le=1024)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ProbeParams:
     """How a linear head is trained on frozen features."""
 
@@ -299,6 +307,8 @@ class TrainParams:
     gradient_clip: Annotated[float, Field(gt=0)] | None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     augment: AugmentParams
+    start_size: Annotated[float, Field(gt=0, le=1)]
+    test_views: TestViewParams
     keep: Literal["best", "last"]
     precision: Literal["fp32", "bf16", "auto"]
     shards: Annotated[int, Field(ge=1, le=64)]
@@ -485,14 +495,16 @@ def _conflicts_with_size(settings: Any) -> list[str]:
     except ValueError:
         return []
     height, width = (size, size) if isinstance(size, int) else size
-    model, shift_px = _setting(settings, "train.model"), _setting(settings, "train.augment.shift_px")
+    model = _setting(settings, "train.model")
     problems = []
     if isinstance(model, str) and (problem := unfit_size(model, (height, width))):
         problems.append(f"train.model: {problem}")
-    if isinstance(shift_px, int) and shift_px >= min(height, width):
-        problems.append(
-            f"train.augment.shift_px: must be less than ingest.size_px, {min(height, width)}, got {shift_px}"
-        )
+    for section in ("augment", "test_views"):
+        shift_px = _setting(settings, f"train.{section}.shift_px")
+        if isinstance(shift_px, int) and shift_px >= min(height, width):
+            problems.append(
+                f"train.{section}.shift_px: must be less than ingest.size_px, {min(height, width)}, got {shift_px}"
+            )
     return [*problems, *_conflicts_with_channels(settings)]
 
 

@@ -63,6 +63,17 @@ def build_network(
     return network
 
 
+def require_size(network: nn.Module, name: str, channels: int, size_px: Size) -> None:
+    """Raise ModelError where the network cannot take the smaller images that a training begins with."""
+    try:
+        _check_size(network, channels, size_px)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise ModelError(
+            f"{name} cannot take images of {size_px[1]} x {size_px[0]} pixels, with which a training would begin "
+            f"({str(error).splitlines()[0]}). Raise train.start_size in params.yaml, or set it to 1.0."
+        ) from error
+
+
 def _build(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
     match name:
         case "mlp":

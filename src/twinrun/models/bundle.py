@@ -20,6 +20,7 @@ from twinrun.core.printing import one_line
 from twinrun.models.architectures import build_network
 from twinrun.models.own import own_source
 from twinrun.models.stored import FORMAT, MODEL, SOURCE, WEIGHTS, StoredPreprocessing, read_stored
+from twinrun.models.views import with_views
 
 TRUSTED = "TWINRUN_TRUST_NETWORK"
 _LONGEST_REASON = 500
@@ -30,7 +31,7 @@ class Preprocessing:
     """What happens to an image before the network sees it: decode, fit into a frame, normalise.
 
     `size_px` is (height, width). `mean` and `std` are those of the training pixels, one for each channel, as shares of
-    255.
+    255. The answer for an image is the mean over views of it where `test_flip` or `test_shift_px` say so.
     """
 
     size_px: tuple[int, int]
@@ -43,6 +44,8 @@ class Preprocessing:
     depth: Literal["file", "data"] | int = "file"
     ground: Literal["white", "gray", "black"] = "white"
     bands: tuple[int, ...] | None = None
+    test_flip: bool = False
+    test_shift_px: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +131,16 @@ def load_bundle(folder: Path, *, trust: bool = False) -> Bundle:
         raise BundleError(
             f"The model in {folder} cannot be used by this version of Twinrun: {_first_lines(error)}"
         ) from error
+    preprocessing = _preprocessing(model.preprocessing)
     return Bundle(
-        network=network.eval().to(memory_format=torch.channels_last),
+        network=with_views(
+            network.eval().to(memory_format=torch.channels_last),
+            flip=preprocessing.test_flip,
+            shift_px=preprocessing.test_shift_px,
+        ),
         architecture=model.architecture,
         classes=tuple(model.classes),
-        preprocessing=_preprocessing(model.preprocessing),
+        preprocessing=preprocessing,
         weights_hash=model.weights_hash,
     )
 

@@ -67,6 +67,8 @@ class StoredPreprocessing(_Strict):
     depth: Literal["file", "data"] | Annotated[int, Field(ge=1, le=32)] = "file"
     ground: Literal["white", "gray", "black"] = "white"
     bands: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=3)] | None = None
+    test_flip: bool = False
+    test_shift_px: Annotated[int, Field(ge=0, le=1024)] = 0
 
     @model_validator(mode="after")
     def _one_for_each_channel(self) -> "StoredPreprocessing":

@@ -61,6 +61,18 @@ def augment(images: Pixels, keys: UInt64Array, seed: int, epoch: int, params: Au
     return changed
 
 
+def resized(images: Pixels, size: tuple[int, int]) -> Pixels:
+    """Images, uint8 (N, H, W, C), shrunk to `size` (height, width), each output pixel the mean of what it covers."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    if images.shape[1:3] == size:
+        return images
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    small = interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+    return np.asarray(small.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy(), np.uint8)
+
+
 def partners(keys: UInt64Array, images: int, seed: int, epoch: int) -> IntArray:
     """Which of the `images` of a split each image is mixed with in `epoch`; shape (N,)."""
     return np.floor(keyed_uniform(seed, _PARTNER, epoch, keys) * images).astype(np.int64)

@@ -19,11 +19,12 @@ from twinrun.core.params import IngestParams, TrainParams
 from twinrun.core.printing import print
 from twinrun.dataset.manifest import SPLITS, Manifest, Split, read_manifest
 from twinrun.dataset.pack import open_pack
-from twinrun.models.architectures import build_network, find_head
+from twinrun.models.architectures import build_network, find_head, require_size
 from twinrun.models.bundle import Bundle, Preprocessing, weights_hash
 from twinrun.models.own import own_source
 from twinrun.models.predict import probabilities
 from twinrun.models.pretrained import Pretrained, for_channels, load_pretrained, start_from
+from twinrun.models.views import with_views
 from twinrun.training.augment import augment
 from twinrun.training.checkpoints import Checkpoints
 from twinrun.training.features import FeatureArray, Features, LoadImage, backbone_of
@@ -36,6 +37,7 @@ from twinrun.training.module import EpochScores
 from twinrun.training.numerics import describe_numerics, pixel_statistics, resolve_numerics
 from twinrun.training.probe import MOST_CROSS_VALIDATED, NEAREST, nearest_neighbour, out_of_fold, train_probe
 from twinrun.training.processes import rank
+from twinrun.training.schedule import image_size
 from twinrun.training.shards import Numerics, thread_count
 
 
@@ -156,7 +158,7 @@ class Job:
         network = self.initial(self.params.seed)
         network.load_state_dict(trained.tensors)
         bundle = Bundle(
-            network=network.eval().to(memory_format=torch.channels_last),
+            network=with_views(network.eval().to(memory_format=torch.channels_last), **asdict(self.params.test_views)),
             architecture=self.params.model,
             classes=self.manifest.classes,
             preprocessing=self.preprocessing,
@@ -274,6 +276,8 @@ def prepare_job(
         return built
 
     network = initial(params.seed)
+    if params.start_size < 1:
+        require_size(network, params.model, channels, image_size(0, (height, width), params))
     numerics = resolve_numerics(params, images, train)
     if pretrained:
         numerics = _normalised_as(pretrained[0], numerics, channels)
@@ -295,6 +299,8 @@ def prepare_job(
         depth=ingest.depth,
         ground=ingest.ground,
         bands=None if ingest.bands is None else tuple(ingest.bands),
+        test_flip=params.test_views.flip,
+        test_shift_px=params.test_views.shift_px,
     )
     parts = fingerprint_parts(params, asdict(preprocessing), pack, manifest, describe_numerics(numerics))
     if pretrained:

@@ -18,10 +18,10 @@ from twinrun.core.keyed import UInt64Array, id_keys
 from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import Split
 from twinrun.models.predict import chunk_slices
-from twinrun.training.augment import augment, mix, partners
+from twinrun.training.augment import augment, mix, partners, resized
 from twinrun.training.batches import batch_sizes, epoch_batches, place_keys
 from twinrun.training.lightning import pl
-from twinrun.training.schedule import learning_rate
+from twinrun.training.schedule import image_size, learning_rate
 from twinrun.training.shards import ShardedNetwork
 
 
@@ -107,7 +107,7 @@ class Classifier(pl.LightningModule):
         rate = learning_rate(self.steps_done, self._steps_per_epoch, self._params)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        result = self._sharded.backward(lambda part: self._load(batch[part]), len(batch), self.steps_done)
+        result = self._sharded.backward(lambda part: self.load(batch[part]), len(batch), self.steps_done)
         if not np.isfinite(result.loss):
             raise DivergedError(
                 f"The loss became {result.loss} at step {self.steps_done} (epoch {self.current_epoch + 1}), "
@@ -122,7 +122,7 @@ class Classifier(pl.LightningModule):
         self.steps_done += 1
         self._losses.append((result.loss, len(batch)))
 
-    def _load(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def load(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images to train on, and their targets: class indices (n,), or shares of classes (n, C) of mixed ones."""
         images, params, epoch = self._train_images, self._params, self.current_epoch
         keys = place_keys(images.keys, places)
@@ -133,7 +133,7 @@ class Classifier(pl.LightningModule):
             pixels, shares = mix(pixels, theirs, keys, params.seed, epoch, params.augment)
             own, rest = (torch.from_numpy(share.astype(np.float32))[:, None] for share in (shares, 1 - shares))
             targets = own * one_hot(targets, images.classes) + rest * one_hot(their_targets, images.classes)
-        return torch.from_numpy(pixels), targets
+        return torch.from_numpy(resized(pixels, image_size(epoch, images.size, params))), targets
 
     def _augmented(self, indices: NDArray[np.int64], keys: UInt64Array) -> tuple[Pixels, Tensor]:
         pixels, targets = self._train_images.take(indices)

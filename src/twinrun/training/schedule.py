@@ -4,6 +4,23 @@ import math
 
 from twinrun.core.params import TrainParams
 
+GROWING = 0.75
+"""Share of the epochs in which images grow to their whole size."""
+
+
+def image_size(epoch: int, size: tuple[int, int], params: TrainParams) -> tuple[int, int]:
+    """Height and width of training images in `epoch` (from 0): a share of `size`, in steps of 8 pixels.
+
+    The share grows from `params.start_size` by the same amount each epoch, to 1 after GROWING of the epochs
+    ("progressive resizing", Jeremy Howard, fast.ai's entry to DAWNBench, 2018).
+    """
+    growing = math.ceil(GROWING * params.epochs)
+    share = min(1.0, params.start_size + (1 - params.start_size) * epoch / growing)
+    if share == 1:
+        return size
+    height, width = (min(side, max(8, 8 * round(side * share / 8))) for side in size)
+    return height, width
+
 
 def learning_rate(step: int, steps_per_epoch: int, params: TrainParams) -> float:
     """Learning rate of `step` (from 0) of a training of `params.epochs` epochs.

@@ -1,0 +1,76 @@
+"""The command `twinrun lr`: a learning-rate range test of the training that params.yaml describes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinrun.core.errors import TrainingError
+from twinrun.core.files import replacing, write_text
+from twinrun.core.params import load_params
+from twinrun.core.printing import print
+
+if TYPE_CHECKING:
+    from twinrun.training.range_test import RangeTest
+
+_PACK, _MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
+
+
+def lr(
+    lowest: Annotated[float, typer.Option(min=1e-12, max=1e3, help="The learning rate of the first step.")] = 1e-6,
+    highest: Annotated[float, typer.Option(min=1e-12, max=1e3, help="And of the last.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=10, max=10_000, help="Steps, each of one batch.")] = 100,
+    out: Annotated[Path, typer.Option(help="Folder for lr.csv and lr.png.")] = Path(".twinrun/lr"),
+) -> None:
+    """Suggest a learning rate: train while it rises from step to step, and see where the loss falls.
+
+    Takes the images, network and settings of the project as a training would, and changes nothing of them. Needs
+    ingest and validate: dvc repro validate.
+
+    Examples: twinrun lr, twinrun lr --steps 200 --highest 10
+    """
+    if lowest >= highest:
+        raise typer.BadParameter(f"must be below --highest, {highest:g}", param_hint="--lowest")
+    from twinrun.training.interruption import StopRequest
+    from twinrun.training.job import prepare_job
+    from twinrun.training.range_test import range_test
+
+    params = load_params()
+    if params.train.freeze == "backbone":
+        raise TrainingError(
+            "The head of train.freeze: backbone is trained to convergence and has no learning rate. For a range test "
+            "set train.freeze: none or batch_norm in params.yaml."
+        )
+    job = prepare_job(params.ingest, params.train, _PACK, _MANIFEST, Path(".twinrun/resume"), Path(".twinrun/features"))
+    stop = StopRequest()
+    stop.install()
+    found = range_test(job, lowest=lowest, highest=highest, steps=steps, stop=stop)
+    if len(found.losses) < 2:
+        raise TrainingError(
+            f"The loss was not finite at a learning rate of {lowest:g} already. Set a smaller --lowest, or look at "
+            "the settings of train in params.yaml."
+        )
+    rows = zip(found.rates.tolist(), found.losses.tolist(), found.smoothed.tolist(), strict=True)
+    out.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{rate!r},{loss!r},{smoothed!r}\n" for rate, loss, smoothed in rows)
+    write_text("learning_rate,loss,smoothed_loss\n" + text, out / "lr.csv")
+    _draw(found, out / "lr.png")
+    print(
+        f"Suggestion: --set train.learning_rate={found.suggestion():.2g}, a tenth of where the loss is lowest "
+        f"({found.suggestion() * 10:.2g}); it falls fastest at {found.steepest:.2g}. params.yaml has "
+        f"{params.train.learning_rate:g}.\nPlot: {out / 'lr.png'}, numbers: {out / 'lr.csv'}"
+    )
+
+
+def _draw(found: "RangeTest", path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(found.rates, found.losses, color="0.8", label="loss of the step")
+    axes.plot(found.rates, found.smoothed, color="#1f5f8b", label="smoothed")
+    axes.axvline(found.suggestion(), color="#c8452d", linestyle="--", label=f"suggestion {found.suggestion():.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    axes.legend()
+    with replacing(path) as temp:
+        figure.savefig(temp, format="png", dpi=150)
