@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import twinrun
 from twinrun.cli.main import app
-from twinrun.core.dependencies import imported_names, unlisted_imports
+from twinrun.core.dependencies import imported_modules, imported_names, unlisted_imports
 from twinrun.core.params import Params
 from twinrun.project.presets import params_text
 from twinrun.training.fingerprint import _deciding_files
@@ -56,7 +56,17 @@ def test_nothing_that_decides_weights_lies_outside_the_deps_of_train() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_nothing_that_changes_from_run_to_run(stage: str) -> None:
-    assert not {"data/out/train/card.json", "data/out/train/journal.jsonl"} & set(DVC[stage]["deps"])
+    journals = {f"data/out/{name}/journal.jsonl" for name in STAGES}
+
+    assert not {"data/out/train/card.json", *journals} & set(DVC[stage]["deps"])
+
+
+@pytest.mark.parametrize("stage", ["ingest", "validate", "evaluate"])
+def test_a_stage_that_mlflow_only_keeps_records_of_imports_nothing_that_opens_a_tracker(stage: str) -> None:
+    modules = imported_modules(Path(f"pipeline/{stage}.py"))
+
+    assert modules
+    assert not [module for module in modules if re.search(r"tracking/(store|replay|sync|publisher)\.py", module)]
 
 
 def test_every_module_of_the_map_in_the_readme_exists_and_every_package_is_on_it() -> None:
