@@ -29,7 +29,7 @@ def main() -> None:
     workers = available_cores() if params.workers == "auto" else params.workers
 
     ensure_writable(OUT, 0)
-    TABLE.unlink(missing_ok=True)  # it comes last: a pack without its table is no result
+    TABLE.unlink(missing_ok=True)  # it comes last: a pack without its table is not a result
     with creating_pack(PACK, (len(listing.items), *shape.of_image)) as pack:
         facts = fill_pack(listing, shape, pack, workers)
     with fraction("Searching for near duplicates") as progress:

@@ -45,7 +45,7 @@ def main() -> None:
         calibration = CALIBRATION.read_text(encoding="utf-8")
         onnx = with_calibration(onnx, calibration, card["weights_hash"], len(bundle.model.classes))
     with replacing_folder(OUT / "onnx") as folder:
-        if onnx is None:  # a network that has no form in ONNX: only `twinrun serve` needs it
+        if onnx is None:  # it cannot be exported; only `twinrun serve` needs it
             (folder / "none.txt").write_text(f"{judged.trial.no_onnx}\n", encoding="utf-8")
         else:
             (folder / "model.onnx").write_bytes(onnx)

@@ -137,7 +137,7 @@ def _has(arguments: list[str], letter: str, long: str) -> bool:
 
 
 def _command(arguments: list[str]) -> tuple[str, ...]:
-    """The arguments that are no options, `experiments` shortened; values of options may be among the later ones."""
+    """The arguments that are not options, `experiments` shortened; values of options may be among the later ones."""
     command = [argument for argument in arguments if not argument.startswith("-")]
     return ("exp" if command[:1] == ["experiments"] else command[0], *command[1:]) if command else ()
 

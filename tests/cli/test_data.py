@@ -183,7 +183,7 @@ def test_what_lies_about_in_a_folder_is_passed_over_with_a_note(photos: Path) ->
         assert ran.code == 1, ran.said
         assert "Folders without images where classes are expected: docs." in ran.said
         assert (
-            "Left out: 1 file that is no image (.txt) and 1 file or folder of other programs (.directory.swp)."
+            "Left out: 1 file that is not an image (.txt) and 1 file or folder of other programs (.directory.swp)."
             in ran.said
         )
         assert len(ran.said.splitlines()) <= 10
@@ -282,7 +282,7 @@ def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path)
         "severity": "critical",
         "violation": 0,
         "path": "cat/page.jpg",
-        "words": "is no image",
+        "words": "is not an image",
         "action": "drop",
         "label": None,
     }

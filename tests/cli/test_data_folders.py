@@ -67,7 +67,7 @@ def test_a_check_names_what_it_leaves_out_and_goes_on_where_a_folder_cannot_be_r
     assert ran.said.splitlines()[:-1] == [
         "Folders read as [split, label], as in train/cat: train 12; 2 classes (cat 6, dog 6).",
         "Without labels, since they have no class folders: test (6 images).",
-        "Left out: 1 file that is no image (.txt) and 1 file or folder of other programs (THUMBS.DB).",
+        "Left out: 1 file that is not an image (.txt) and 1 file or folder of other programs (THUMBS.DB).",
         'Left out by the pattern "*/masks/*": 12 files.',
         "Not followed, since it leads back to a folder above: train/loop.",
         "Folders that cannot be read, and so were not looked into: closed (Permission denied).",

@@ -112,7 +112,7 @@ def test_files_folders_patterns_and_lists_keep_their_order(project: Path, twinru
     ]
     assert list(rows[0]) == ["path", "label", "probability", "error"]
     assert rows[0]["probability"] == rows[-1]["probability"]
-    assert re.search(r"bins: Left out: 2 files that are no images .* and 1 file", ended.err)
+    assert re.search(r"bins: Left out: 2 files that are not images .* and 1 file", ended.err)
 
 
 def test_a_list_without_a_header_or_with_other_columns_is_read(project: Path, twinrun: Callable[..., Ended]) -> None:
@@ -180,7 +180,7 @@ def test_without_a_registry_the_trained_model_answers_and_the_command_that_regis
     assert (answered.code, evaluated.code, named.code, gone.code) == (0, 0, 2, 2)
     assert answered.out == evaluated.out == before.out
     assert "There is no model 'twinrun-digits' in sqlite:" in answered.err
-    assert f"Until then the model in {BUNDLE} answers." in answered.err
+    assert f"Until then the model in {BUNDLE} is used." in answered.err
     assert "params.yaml: dvc repro -f -s register\n" in evaluated.err
     assert "params.yaml: dvc repro && dvc repro -f -s register\n" in gone.err
 
@@ -211,10 +211,10 @@ def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, t
         (["gone.csv"], r"gone\.csv cannot be read: No such file"),
         (["latin.csv"], r"latin\.csv, line \d+: the byte 0x\w+ is not UTF-8 text"),
         (["blank.csv"], r"blank\.csv names no image in its row 2"),
-        (["0.png", "--out", "out.xlsx"], r"out\.xlsx is to be written as \.csv or \.parquet"),
+        (["0.png", "--out", "out.xlsx"], r"out\.xlsx cannot be written: its name must end with \.csv or \.parquet"),
         (["0.png", "--out", "folder.csv"], r"folder\.csv is a folder"),
-        (["good.csv", "--out", "./good.csv"], r"good\.csv is what is to be read, and would be written over"),
-        (["0.png", "--sheet", "0.png"], r"0\.png is to be written as \.html"),
+        (["good.csv", "--out", "./good.csv"], r"good\.csv is one of the images and would be overwritten"),
+        (["0.png", "--sheet", "0.png"], r"0\.png cannot be written: its name must end with \.html"),
     ],
     ids=range(14),
 )

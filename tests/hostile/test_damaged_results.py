@@ -46,7 +46,7 @@ def column(name: str, value: Any, kind: pa.DataType | None = None) -> Change:
 
 
 def not_text(name: str) -> Change:
-    """A change that puts bytes that are no UTF-8 into a column of text."""
+    """A change that puts bytes that are not UTF-8 into a column of text."""
 
     def change(table: pa.Table) -> pa.Table:
         offsets = pa.py_buffer(np.arange(len(table) + 1, dtype=np.int32).tobytes())

@@ -163,7 +163,7 @@ ATTACKS: dict[str, Attack] = {
     "a metric that is a text": events(lambda event, _: event.update(values={"loss": "rm -rf"}), "metrics"),
     "an end that is none": events(lambda event, _: event.update(status="SUCCESS"), "end"),
     "an event of an unknown kind": events(lambda event, _: event.update(event="command"), "params"),
-    "a journal that is no JSON": text(JOURNAL, "{\n"),
+    "a journal that is not JSON": text(JOURNAL, "{\n"),
     "a journal of lists": text(JOURNAL, "[]\n[]\n"),
     "a journal nested without end": text(JOURNAL, DEEP + "\n"),
     "a journal that is a link": link(JOURNAL, ".ssh/id_rsa"),

@@ -254,7 +254,8 @@ def test_a_database_of_another_mlflow_is_one_message_and_one_command(
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [(b"no database at all, but long enough", "it is no SQLite database"), (None, "cannot be")]
+    ("content", "expected"),
+    [(b"no database at all, but long enough", "it is not a SQLite database"), (None, "cannot be")],
 )
 def test_a_database_that_cannot_be_opened_is_said_at_once_and_nothing_is_lost(
     content: bytes | None, expected: str, project: Path, twinrun: Run

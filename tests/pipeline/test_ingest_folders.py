@@ -88,7 +88,7 @@ def test_what_each_folder_level_is_is_decided_by_evidence_and_said_in_one_line(
             [
                 "test is named as a split and lies beside folders that are not (cat, dog)",
                 "ingest.levels: [label], as in cat: 3 classes (cat 2, dog 2, test 2)",
-                'ingest.leave_out: ["test/*"], if it is no class',
+                'ingest.leave_out: ["test/*"], if it is not a class',
             ],
         ),
         (
@@ -233,7 +233,7 @@ def test_a_flat_test_folder_and_a_class_in_one_split_are_named(tree: Tree) -> No
 
     assert flat.code == alone.code == 0, flat.said + alone.said
     assert "Left out, since they have no class folders: test (2 images)." in flat.said
-    assert "Left out: 1 file that is no image (.csv)." in flat.said
+    assert "Left out: 1 file that is not an image (.csv)." in flat.said
     assert without_test == {("train", "cat"): 2, ("train", "dog"): 2}
     assert "Classes that are in one split alone: fox (test)." in alone.said
 
@@ -288,7 +288,7 @@ def test_a_file_that_never_ends_or_answers_is_a_row_without_pixels(tree: Tree) -
 
     assert ran.code == 0, ran.said
     errors = {row["path"]: row["error"] for row in project.table() if row["error"]}
-    assert errors == {"dog/log.png": "is empty", "dog/noise.png": "cannot be read: it is no regular file"}
+    assert errors == {"dog/log.png": "is empty", "dog/noise.png": "cannot be read: it is not a regular file"}
 
 
 def test_a_folder_that_is_reached_twice_is_read_twice_and_only_loops_are_cut(tree: Tree) -> None:
@@ -331,7 +331,7 @@ def test_litter_and_files_that_claim_to_be_no_images_are_counted_in_one_line(tre
 
     assert ran.code == 0, ran.said
     line = next(line for line in ran.said.splitlines() if line.startswith("Left out"))
-    assert line.startswith("Left out: 11 files that are no images (")
+    assert line.startswith("Left out: 11 files that are not images (")
     assert " and 11 files and folders of other programs (" in line
     assert "\r" not in line
     errors = {row["path"]: row["error"] for row in project.table()}

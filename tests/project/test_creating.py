@@ -90,7 +90,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
 
     refused: list[tuple[type[TwinrunError], str, tuple[str, str, Path | None, tuple[str, ...]]]] = [
         (PublishError, "full is not empty; nothing was written", ("full", "digits", None, ())),
-        (PublishError, "file is no folder", ("file", "digits", None, ())),
+        (PublishError, "file is not a folder", ("file", "digits", None, ())),
         (ParamsError, "Did you mean mnist?", ("demo", "mnits", None, ())),
         (ParamsError, "did you mean train.learning_rate", ("demo", "mnist", None, ("train.lr=1",))),
         (SourceError, "does not exist", ("demo", "photos", place / "nowhere", ())),

@@ -93,7 +93,7 @@ def test_untracked_source_is_taken_in_up_to_a_sum(repository: Path) -> None:
 def test_a_folder_that_is_no_repository_says_how_to_make_it_one(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
 
-    with pytest.raises(RepositoryError, match=r"is no git repository[\s\S]*git init"):
+    with pytest.raises(RepositoryError, match=r"is not a git repository[\s\S]*git init"):
         collect_code(tmp_path)
 
 

@@ -139,7 +139,7 @@ def test_a_body_and_a_form_give_one_answer_and_a_batch_has_a_row_for_each_file(s
 
     assert raw[0] == sent[0] == status == 200
     assert raw[1] == sent[1] == batch["rows"][0] == batch["rows"][2]
-    assert "is no image" in batch["rows"][1]["error"]
+    assert "is not an image" in batch["rows"][1]["error"]
 
 
 def test_what_cannot_be_classified_is_refused_with_a_reason_and_the_server_goes_on(server: Server) -> None:

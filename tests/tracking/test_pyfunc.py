@@ -235,7 +235,7 @@ class Server:
     def predictions(self, *rows: object) -> list[dict[str, Any]]:
         status, body = self.post(_split(*rows))
         assert status == 200, body
-        answer = json.loads(body, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        answer = json.loads(body, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
         return list(answer["predictions"])
 
 
@@ -336,7 +336,7 @@ def _parquet(values: list[Any]) -> bytes:
         (b"", "text/csv", "Failed to parse"),
         (b'a,b\n1,2,3\n"', "text/csv", "Failed to parse"),
         (b"no parquet", "application/vnd.apache.parquet", "Failed to parse"),
-        (_parquet([b"no image"]), "application/vnd.apache.parquet", "row 0: is no image"),
+        (_parquet([b"no image"]), "application/vnd.apache.parquet", "row 0: is not an image"),
     ],
     ids=range(24),
 )

@@ -76,7 +76,7 @@ def _paths_of_csv(file: Path) -> list[Path]:
     header = [cell.strip().lower() for cell in rows[0]]
     column = next((header.index(name) for name in _COLUMNS if name in header), None)
     if column is None:
-        # A first row that names a file, or looks like the others, is no header.
+        # A first row that names a file, or looks like the others, is not a header.
         is_image = (file.parent / rows[0][0]).is_file() or Path(rows[0][0]).suffix != ""
         return list(_cells(file, rows if is_image else rows[1:], 0))
     return list(_cells(file, rows[1:], column))

@@ -120,7 +120,7 @@ def _predict(
 def _loaded(reference: str | None, trust: bool) -> Iterator[_Model]:
     """The model that `reference` names: the folder of a bundle, or a version in the registry.
 
-    Where nobody names one and the registry has no model, it is what was trained here last, such as after `dvc pull`.
+    Without a reference and with an empty registry, it is the model that was trained here last or came by `dvc pull`.
     """
     folder = Path(reference).expanduser() if reference else None
     if folder is not None and folder.is_dir():
@@ -135,7 +135,7 @@ def _loaded(reference: str | None, trust: bool) -> Iterator[_Model]:
         except MissingModelError as error:
             if reference or not _TRAINED.is_dir():
                 raise
-            yield _of_folder(_TRAINED, f"{error}\nUntil then the model in {_TRAINED} answers.", trust)
+            yield _of_folder(_TRAINED, f"{error}\nUntil then the model in {_TRAINED} is used.", trust)
             return
         from twinrun.models.bundle import load_bundle
 
@@ -193,10 +193,11 @@ def _require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[st
 
     if file.suffix.lower() not in suffixes:
         raise DataError(
-            f"{file} is to be written as {' or '.join(suffixes)}: name it so, such as {file.stem}{suffixes[0]}"
+            f"{file} cannot be written: its name must end with {' or '.join(suffixes)}, such as "
+            f"{file.stem}{suffixes[0]}"
         )
     if any(file.resolve() == Path(image).expanduser().resolve() for image in images):
-        raise PublishError(f"{file} is what is to be read, and would be written over. Name another file.")
+        raise PublishError(f"{file} is one of the images and would be overwritten. Name another file.")
     if file.is_dir():
         raise PublishError(f"{file} is a folder. Name a file in it: {file / 'predictions'}{suffixes[0]}")
     try:
@@ -246,7 +247,7 @@ def _write_sheet(rows: Sequence[Row], pictures: dict[int, str], model: str, shee
 
 
 def _print(rows: Sequence[Row], classes: Sequence[str]) -> None:
-    """Every image where there are few, or a summary by class. Names are text and no markup."""
+    """Print every image if there are few, else a summary by class. Names are plain text, not markup."""
     from rich.table import Table
     from rich.text import Text
 
@@ -281,7 +282,7 @@ def _print(rows: Sequence[Row], classes: Sequence[str]) -> None:
 
 
 def _is_desktop() -> bool:
-    """Whether somebody sits before a screen on which a page can be opened."""
+    """Whether there is a desktop on which a page can be opened."""
     if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
         return False
     return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

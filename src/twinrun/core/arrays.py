@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
-"""Gray levels from 0 to 255: one image (H, W, C), several (N, H, W, C), or a gray picture (H, W)."""
+"""Values from 0 to 255: one image (H, W, C), several (N, H, W, C), or a gray image (H, W)."""
 
 Float32Array = npt.NDArray[np.float32]
 FloatArray = npt.NDArray[np.float64]

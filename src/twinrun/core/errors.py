@@ -1,11 +1,11 @@
-"""What can go wrong, drawn as a tree, and the frame of every entry point, which turns it into messages.
+"""The errors of Twinrun, as a tree, and `run_main`, which every entry point uses to print their messages.
 
     TwinrunError
     ├── ParamsError          params.yaml does not describe a run
     ├── SourceError          the images cannot be found or read as a data set
     ├── DataError            values that do not fit together: shapes, labels, empty splits
     │   ├── ValidationFailed the data were judged and a critical expectation failed
-    │   └── DecodeError      bytes that are no image that can be decoded
+    │   └── DecodeError      bytes that cannot be decoded as an image
     ├── ModelError           no such architecture, or it cannot take these images
     ├── BundleError          a model on disk is incomplete or was changed
     ├── TrainingError        training cannot start or go on
@@ -13,13 +13,13 @@
     │   ├── LockHeldError    another training writes to the same place
     │   └── InterruptedTraining  SIGTERM or SIGINT; the last finished epoch is kept
     ├── PublishError         a file could not be written: read-only, full, gone
-    ├── RecordError          a journal, a card or another record is not one that Twinrun wrote
-    ├── RepositoryError      git is missing, or this is no repository
-    ├── TwinError            a run cannot be rebuilt from what there is
-    └── TrackingError        MLflow refused or cannot be reached
+    ├── RecordError          a journal, a card or another record has invalid content
+    ├── RepositoryError      git is missing, or this folder is not a repository
+    ├── TwinError            a run cannot be rebuilt or compared
+    └── TrackingError        MLflow refuses a request or cannot be reached
         └── RegistryError    no such model version, or it may not be promoted
 
-A message says what failed, where, what was found, what was wanted and what to do next. The command line prints the
+A message says what failed, where, what was found, what was expected and what to do next. The command line prints the
 message alone: a traceback means that Twinrun has a bug.
 """
 
@@ -58,7 +58,7 @@ class ValidationFailed(DataError):
 
 
 class DecodeError(DataError):
-    """Bytes that are no image that can be decoded."""
+    """Bytes that cannot be decoded as an image."""
 
 
 class ModelError(TwinrunError):
@@ -94,19 +94,19 @@ class PublishError(TwinrunError):
 
 
 class RecordError(TwinrunError):
-    """A journal, a card or another record holds what Twinrun does not write there."""
+    """A journal, a card or another record has content that Twinrun does not write."""
 
 
 class RepositoryError(TwinrunError):
-    """Git is missing, or this folder is no repository."""
+    """Git is missing, or this folder is not a repository."""
 
 
 class TwinError(TwinrunError):
-    """A run cannot be rebuilt from what there is."""
+    """A run cannot be rebuilt or compared."""
 
 
 class TrackingError(TwinrunError):
-    """MLflow refused or cannot be reached."""
+    """MLflow refuses a request or cannot be reached."""
 
 
 class RegistryError(TrackingError):
@@ -120,8 +120,8 @@ class MissingModelError(RegistryError):
 def run_main(main: Callable[[], None], stage: str | None = None) -> None:
     """Run the entry point of a stage or command: a TwinrunError becomes its message on stderr and its exit code.
 
-    Ctrl-C ends it with 130, and a reader of its output that has gone, such as head, with 141, as in a shell. A `stage`
-    that succeeds says how long it took, its imports included.
+    Exits with 130 after Ctrl-C and with 141 if the reader of its output, such as head, has ended, as shells do. When a
+    `stage` succeeds, prints how long it took, including imports.
     """
     try:
         main()
@@ -134,29 +134,29 @@ def run_main(main: Callable[[], None], stage: str | None = None) -> None:
         print("\nStopped by Ctrl-C; nothing half-written was left behind.", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # What is still to be written goes nowhere, or Python would complain when it closes stdout.
+        # The remaining output goes nowhere, or Python would complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        if error.errno is None:  # no trouble of the system's
+        if error.errno is None:  # not an error of the operating system
             raise
         print(f"\n{os_problem(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
 
 def os_problem(error: OSError, path: object = None, *, verb: str = "used") -> str:
-    """What the operating system refused, and what to do: for every errno, in one place.
+    """The message for an error of the operating system, with what to do: for every errno, in one place.
 
-    `path` is what was being written or read, where the error does not name a file.
+    `path` is the file that was being written or read, if the error itself names none.
     """
     reason = error.strerror or str(error)
     if "temporary directory" in reason:
         return (
-            "There is no temporary folder that can be written: TMPDIR, /tmp and the others are full, read-only or "
-            "missing. Free some space, or name another one: export TMPDIR=FOLDER"
+            "No temporary folder is writable: TMPDIR, /tmp and the others are full, read-only or missing. Free some "
+            "space, or name another folder: export TMPDIR=FOLDER"
         )
     name = path or (os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None)
-    advice = _ADVICE.get(error.errno or 0, f"{reason}. Check that it exists and is what it should be, and run again.")
+    advice = _ADVICE.get(error.errno or 0, f"{reason}. Check that it exists and is of the right kind, and run again.")
     if error.errno == errno.EMFILE:
         advice = advice.format(_open_files())
     subject = "A file" if name is None else str(name)
@@ -165,24 +165,24 @@ def os_problem(error: OSError, path: object = None, *, verb: str = "used") -> st
 
 
 _TEMPORARY = "TMPDIR or /tmp"
-_FORBIDDEN = "this user may not ({}). Give this user the right to it and run again."
+_FORBIDDEN = "this user has no permission ({}). Give this user the permission and run again."
 _ADVICE = {
     errno.EACCES: _FORBIDDEN.format("Permission denied"),
     errno.EPERM: _FORBIDDEN.format("Operation not permitted"),
-    errno.EROFS: "the file system is read-only. Make it writable and run again; what was finished is kept.",
-    errno.ENOSPC: "the disk is full. Free some space and run again; what was finished is kept.",
-    errno.EDQUOT: "the disk is full for this user (quota). Free some space and run again; what was finished is kept.",
-    errno.EIO: "the disk reports an input/output error. Check it (dmesg), then run again; what was finished is kept.",
+    errno.EROFS: "the file system is read-only. Make it writable and run again; finished results are kept.",
+    errno.ENOSPC: "the disk is full. Free some space and run again; finished results are kept.",
+    errno.EDQUOT: "the disk is full for this user (quota). Free some space and run again; finished results are kept.",
+    errno.EIO: "the disk reports an input/output error. Check it (dmesg), then run again; finished results are kept.",
     errno.EMFILE: "this process has too many files open (limit: {}). Raise it (ulimit -n 4096) and run again.",
     errno.ENFILE: "the machine has too many files open. Close other programs and run again.",
     errno.ENAMETOOLONG: "its name is too long for the file system. Shorten it, or move the project to a shorter path.",
-    errno.ELOOP: "its links lead in a circle. Remove the link.",
-    errno.ENOENT: "there is no such file or folder. If a stage makes it: dvc repro; if it was pushed: dvc pull.",
+    errno.ELOOP: "its links form a loop. Remove the link.",
+    errno.ENOENT: "there is no such file or folder. If a stage writes it: dvc repro; if it was pushed: dvc pull.",
     errno.ENOTDIR: "a part of its path is a file and should be a folder. Move that file away.",
     errno.EISDIR: "it is a folder and should be a file. Move it away.",
-    errno.ESTALE: "its network share was changed or is gone. Mount it again and run again.",
+    errno.ESTALE: "its network share has changed or is gone. Mount it again and run again.",
     errno.ENOMEM: "the machine has no memory left. Close other programs and run again.",
-    errno.ENOLCK: "the file system gives no locks. Move the project to a local disk, or enable them on the server.",
+    errno.ENOLCK: "the file system does not support locks. Move the project to a local disk, or enable them there.",
     errno.EFBIG: "it would be larger than the file system or a limit (ulimit -f) allows. Raise it and run again.",
     errno.EBUSY: "it is in use. Close what uses it and run again.",
 }

@@ -1,8 +1,8 @@
-"""How a file becomes visible: written beside its place, synced, renamed.
+"""Atomic writes: a file is written beside its place, synced and renamed.
 
-A reader sees the old file or the new one and never a half. In a folder of several files the manifest, with the sha256
-of each, comes last: a folder without a manifest that verifies does not exist. The order write, fsync, rename, fsync of
-the folder is that of Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
+A reader sees the old file or the new one, never half of one. In a folder of several files the manifest, with the sha256
+of each, is written last: a folder without a manifest that verifies counts as missing. The order write, fsync, rename,
+fsync of the folder is that of Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
 """
 
 import ctypes
@@ -37,7 +37,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there takes the place of `path` on a clean exit.
 
-    Raises PublishError, naming the path and the need, where the folder is read-only or the disk full.
+    Raises PublishError, with the path and what to do, where the folder is read-only or the disk full.
     """
     temp = _temporary(path)
     try:
@@ -121,7 +121,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none that can be read."""
+    """The object in a JSON file; empty if the file is missing or invalid."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -173,7 +173,7 @@ def read_parquet(
 
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         # Not pq.read_table, which imports pandas and takes a second of every training.
         with pq.ParquetFile(path) as file:
             present = [name for name in schema.names if name in file.schema_arrow.names]
@@ -181,12 +181,12 @@ def read_parquet(
                 raise ValueError(f"it lacks the column {lacking[0]}")
             table = file.read(columns=present)
         if len(table.column_names) != len(set(table.column_names)):
-            raise ValueError("two of its columns have one name")
+            raise ValueError("two of its columns have the same name")
         for name in set(schema.names) - set(present):
             table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
         metadata = table.schema.metadata
         table = table.select(schema.names).cast(schema.remove_metadata())
-        table.validate(full=True)  # text that is no UTF-8, offsets that lead out of the file
+        table.validate(full=True)  # text that is not UTF-8, offsets that lead out of the file
         for name in schema.names:
             if nulls is not None and name not in nulls and table[name].null_count:
                 raise ValueError(f"values of the column {name} are missing")
@@ -208,13 +208,13 @@ def ensure_writable(folder: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise PublishError(
             f"The disk of {folder} is too full: {needed_bytes / 1e6:.1f} MB are needed and "
-            f"{free / 1e6:.1f} MB are free. Free some space and run again; what was finished is kept."
+            f"{free / 1e6:.1f} MB are free. Free some space and run again; finished results are kept."
         )
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn what a disk refuses on the way to `path` into a PublishError that says what to do."""
+    """Turn an error of the disk while `path` is written into a PublishError that says what to do."""
     try:
         yield
     except Exception as error:
@@ -229,7 +229,7 @@ def explained(path: Path) -> Iterator[None]:
         raise
 
 
-# Whatever file of the process they strike, this one is not written; others, such as ENOENT, may be about another file.
+# With these, `path` is not written, whichever file they name; others, such as ENOENT, may be about another file.
 _OF_THE_DISK = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ESTALE),
@@ -255,12 +255,12 @@ def _sync(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path` that shows which process of which machine writes there."""
+    """A name beside `path` that identifies the process and the machine that write it."""
     return path.with_name(f"{_TEMP_PREFIX}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 def _machine() -> str:
-    """This machine since its start, and this container: where a process is known by its number."""
+    """A hash of this boot of this machine and this container, in which a process id is unique."""
     facts = [socket.gethostname()]
     for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with suppress(OSError):
@@ -269,7 +269,7 @@ def _machine() -> str:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed writers of the same `path` left behind; that of a writer that may live stays."""
+    """Remove what killed writers of `path` left behind, but not the files of a writer that may be running."""
     pattern = re.compile(
         rf"{re.escape(_TEMP_PREFIX)}([0-9a-f]{{8}})-(?:(\d+)-[0-9a-f]{{8}}-)?{re.escape(path.name)}(-old)?"
     )
@@ -284,7 +284,7 @@ def _sweep(path: Path) -> None:
 
 
 def _is_left(leftover: Path, machine: str, process: str | None) -> bool:
-    """Whether nobody writes there: its process is dead, or, where only another machine could know, it is a day old."""
+    """Whether its writer is gone: the process is dead or, for a process on another machine, the file is a day old."""
     if process is not None and machine == _machine():
         try:
             os.kill(int(process), 0)
@@ -300,7 +300,7 @@ def _is_left(leftover: Path, machine: str, process: str | None) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; False where the system or the file system cannot."""
+    """Swap two paths in one step; False where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if rename is None:
         return False

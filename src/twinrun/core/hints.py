@@ -56,7 +56,7 @@ _OTHER_NAMES = {
     "register.model_name": "experiment experimentname registeredmodelname runname",
 }
 _SETTING_OF = {name: setting for setting, names in _OTHER_NAMES.items() for name in names.split()}
-# What is asked for by name elsewhere, and is no setting here.
+# Settings of other tools that are not settings here.
 _NO_SETTING = {
     **dict.fromkeys(
         ("resume", "resumefrom", "ckptpath", "resumefromcheckpoint", "autoresume"),

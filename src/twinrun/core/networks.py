@@ -1,6 +1,6 @@
-"""Which networks there are and what sizes they take, without importing PyTorch, which costs seconds.
+"""The names of networks and the image sizes that they accept, without importing PyTorch, which takes seconds.
 
-The first stage can so refuse a wrong name at once. Names of torchvision and timm are read from their source.
+So the first stage rejects a wrong name at once. Names of torchvision and timm are read from their source.
 """
 
 import difflib
@@ -63,7 +63,7 @@ def unknown_network(name: str) -> str | None:
     if name in OWN_MODELS or is_own_file(name):
         return None
     if ":" in name:
-        return f'"{name}" names no function in a file; write it as networks/mine.py:build'
+        return f'"{name}" is not a function in a file; write it as networks/mine.py:build'
     if name.startswith(TIMM):
         prefix, base, names = TIMM, name.removeprefix(TIMM).partition(".")[0], timm_names()
         elsewhere: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ def unfit_weights(setting: str, model: str) -> str | None:
         return None
     package = setting.removeprefix(PACKAGE)
     if package not in PACKAGE_MODELS:
-        return f"{package!r} is no known package of weights; known: {', '.join(PACKAGE_MODELS)}"
+        return f"{package!r} is not a package of weights; known: {', '.join(PACKAGE_MODELS)}"
     if (wanted := PACKAGE_MODELS[package]) != model:
         return f"the weights in {package} are of {wanted}, and train.model is {model}; set train.model: {wanted}"
     return None

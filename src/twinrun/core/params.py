@@ -1,7 +1,7 @@
-"""params.yaml as strict, frozen types without defaults; the only reader of it.
+"""params.yaml as strict, frozen types without defaults; the only module that reads it.
 
-Every problem is reported at once, with the path of the setting and, for the name of another tool, the one that was
-meant. Nothing heavy is imported, so that a wrong setting ends the first stage before it does any work.
+All problems are reported at once, with the path of the setting and, for a name from another tool, the setting that was
+probably meant. Nothing heavy is imported, so that a wrong setting ends the first stage before it does any work.
 """
 
 import difflib
@@ -88,7 +88,7 @@ def _each_level_once(levels: Any) -> Any:
             + (f"; did you mean {hint}?" if hint else "")
         )
     if twice := next((name for name in known if name != "skip" and levels.count(name) > 1), None):
-        raise ValueError(f"names {twice} twice: what else is it?")
+        raise ValueError(f"names {twice} twice; only skip may be repeated")
     return levels
 
 
@@ -97,14 +97,17 @@ def _known_modes(modes: list[str]) -> list[str]:
         if mode not in _MODES:
             near = next((known for known in _MODES if known.casefold() == mode.casefold()), None)
             raise ValueError(
-                f"{mode!r} is no colour mode; {f'did you mean {near}?' if near else 'there are ' + ', '.join(_MODES)}"
+                f"{mode!r} is not a colour mode; "
+                + (f"did you mean {near}?" if near else f"there are {', '.join(_MODES)}")
             )
     return modes
 
 
 def _model_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", name):
-        raise ValueError(f"must begin with a letter or digit and go on with these, spaces, ., _ and -, got {name!r}")
+        raise ValueError(
+            f"must begin with a letter or digit and hold only letters, digits, spaces, ., _ and -, got {name!r}"
+        )
     return name
 
 
@@ -113,7 +116,7 @@ SizePx = Annotated[int | tuple[int, int], BeforeValidator(_one_form_of_size)]
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class IngestParams:
-    """Where images come from and what they are made into."""
+    """Where images come from and how they are prepared."""
 
     source: Source
     path: str
@@ -167,7 +170,7 @@ def _no_single_fold(folds: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class LabelErrorParams:
-    """How wrong labels are searched for; with no folds, not at all."""
+    """How wrong labels are searched for; 0 folds: not at all."""
 
     folds: Annotated[int, Field(ge=0, le=100), AfterValidator(_no_single_fold)]
     budget_s: Annotated[float, Field(gt=0)]
@@ -196,7 +199,7 @@ def _allowed_of_metrics(expectation: UserExpectation) -> UserExpectation:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ValidateParams:
-    """What the facts must satisfy before they become a manifest."""
+    """What the facts must satisfy before images go into the manifest."""
 
     seed: Seed
     fractions: Annotated[SplitFractions, AfterValidator(_add_up)]
@@ -391,7 +394,7 @@ class ServeParams:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrackParams:
-    """What a run's card, which others read, takes along."""
+    """What a run's card includes; others can read the card."""
 
     untracked: Literal["none", "code"]
 
@@ -482,7 +485,7 @@ def _as_number(value: Any) -> int | float | None:
 
 
 def _conflicts(settings: Any) -> list[str]:
-    """Settings that are right alone and not together, of those that can be read."""
+    """Problems of settings that are valid alone but do not fit together."""
     model, weights = _setting(settings, "train.model"), _setting(settings, "train.pretrained")
     known = isinstance(model, str) and unknown_network(model) is None
     problem = unfit_weights(weights, model) if known and isinstance(weights, str) else None
@@ -621,7 +624,7 @@ def _problem(error: Any) -> str:
 
 
 def _hint(setting: str, value: Any, error: Any) -> str:
-    """What may have been meant by a value, after a semicolon; empty where nothing comes to mind."""
+    """The value that was probably meant, after a semicolon; empty if there is no guess."""
     if isinstance(value, list) and error["type"] in ("int_type", "float_type", "string_type", "literal_error"):
         return f"; {several_values(setting, value)}"
     meant = meant_by_value(setting, value)

@@ -114,7 +114,7 @@ def printable(text: str) -> str:
 
 
 def escaped(name: str) -> str:
-    """A name as one line of UTF-8: control characters, backslashes and bytes that are no UTF-8 become escapes.
+    """A name as one line of UTF-8: control characters, backslashes and bytes that are not UTF-8 become escapes.
 
     Different names stay different. Nothing that a file is called can then break a line, colour a terminal, or reverse
     what is printed behind it. Tables of images hold names in this form.
@@ -143,7 +143,7 @@ def _joins(text: str, at: int) -> bool:
 
 
 def _escape(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
+    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 

@@ -127,7 +127,7 @@ def decode_image(
 
     `rules` decide what 8-bit gray or colour leave open. `on_header` is called when the header was read and its size
     accepted, before memory is taken for the pixels; `named` is the suffix of the file's name, for the words on a file
-    that is no image. Any error of the decoder becomes a BrokenImage.
+    that is not an image. Any error of the decoder becomes a BrokenImage.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     opened: _Opened | None = None

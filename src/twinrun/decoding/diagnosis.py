@@ -88,7 +88,7 @@ def not_an_image(stream: BinaryIO, named: str) -> str:
             if other.startswith("starts like"):
                 return other
             return f"is {other} named {named}" if named else f"is {other} and no image that can be decoded"
-    return f"is no image: it is neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]} (it starts with {start[:8]!r})"
+    return f"is not an image: it is neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]} (it starts with {start[:8]!r})"
 
 
 def too_many_pixels(error: Exception, max_pixels: int) -> str:
@@ -159,7 +159,7 @@ def _truncated(image: Image.Image | None, stream: BinaryIO) -> str:
 
 
 def _webp_share(stream: BinaryIO) -> float | None:
-    """Share of a WebP's bytes that are there, by the length in its header; None where all are, or it is no WebP."""
+    """Share of a WebP's bytes that are there, by the length in its header; None where all are, or it is not a WebP."""
     stream.seek(0)
     start = stream.read(_RIFF_HEADER + 4)
     wanted = int.from_bytes(start[4:_RIFF_HEADER], "little") + _RIFF_HEADER

@@ -1,4 +1,4 @@
-"""NumPy arrays in files (.npy) as images. Nothing is unpickled."""
+"""Reads images from NumPy files (.npy), without pickle."""
 
 import math
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ class NpyHeader:
 
 
 def open_npy(stream: BinaryIO, bands: tuple[int, ...] | None) -> NpyHeader:
-    """Read the header of an array (H, W) or (H, W, C). Raises FormatError where it can be no image."""
+    """Read the header of an array (H, W) or (H, W, C). Raises FormatError if it cannot be an image."""
     stream.seek(0)
     version = np.lib.format.read_magic(stream)
     if version not in _READERS:
-        raise FormatError(f"is a NumPy array of version {version[0]}.{version[1]}, which is not read here")
+        raise FormatError(f"is a NumPy array of version {version[0]}.{version[1]}, which Twinrun does not read")
     shape, in_columns, dtype = _READERS[version](stream)
     if dtype.kind not in "buif":
-        raise FormatError(f"is a NumPy array of {dtype}, and pixels are uint8 or uint16, or floats from 0 to 1")
+        raise FormatError(f"is a NumPy array of {dtype}; pixels must be uint8, uint16, or floats from 0 to 1")
     if len(shape) not in (2, 3) or 0 in shape:
-        raise FormatError(f"is a NumPy array of shape {shape}, and an image has (H, W) or (H, W, C)")
+        raise FormatError(f"is a NumPy array of shape {shape}; an image has shape (H, W) or (H, W, C)")
     count = shape[2] if len(shape) == 3 else 1
     if bands is not None and count not in (1, 3):
         if max(bands) > count:
@@ -44,7 +44,7 @@ def open_npy(stream: BinaryIO, bands: tuple[int, ...] | None) -> NpyHeader:
     elif count not in (1, 3, 4):
         first = "; channels first: np.moveaxis(array, 0, -1)" if shape[0] in (1, 3, 4) else ""
         raise FormatError(
-            f"is a NumPy array of shape {shape}, and an image has (H, W) or (H, W, C), C = 1, 3 or 4 "
+            f"is a NumPy array of shape {shape}; an image has shape (H, W) or (H, W, C), C = 1, 3 or 4 "
             f"(or name the bands in params.yaml: ingest.bands{first})"
         )
     start, size = stream.tell(), stream.seek(0, 2)

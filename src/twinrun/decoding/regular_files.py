@@ -29,7 +29,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 def _expect_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def _without_waiting(path: str, flags: int) -> int:

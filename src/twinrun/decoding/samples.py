@@ -143,7 +143,7 @@ def _extremes(values: Values) -> tuple[float, float]:
 
 
 def _to_8_bits(values: Values, scale: Range) -> Pixels:
-    """The nearest of 256 steps from black to white; what is no number becomes black."""
+    """The nearest of 256 steps from black to white; what is not a number becomes black."""
     if scale == Range(0, 255) and values.dtype == np.uint8:
         return np.asarray(values, np.uint8)
     span = scale.white - scale.black

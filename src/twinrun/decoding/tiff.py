@@ -128,7 +128,7 @@ def _expect_picture(page: "TiffPage") -> None:
         raise FormatError(f"is a TIFF file of a volume of {page.imagedepth:,} slices: save one of them as an image")
     if page.sampleformat not in (_UNSIGNED, _SIGNED, _FLOAT) or page.dtype is None:
         raise FormatError(
-            f"is a TIFF file of samples that are no plain numbers (sample format {page.sampleformat}, "
+            f"is a TIFF file of samples that are not plain numbers (sample format {page.sampleformat}, "
             f"{page.bitspersample} bits)"
         )
 

@@ -16,7 +16,7 @@ from twinrun.record.records import folder_members
 def check(root: Path, deep: bool) -> Result:
     cache = Objects(root).cache
     if cache is None:
-        return "", [Finding("this is no DVC project", "dvc init")]
+        return "", [Finding("this is not a DVC project", "dvc init")]
     outs = [
         _Out(stage, path, md5)
         for stage, facts in collect_dvc_lock(root).items()

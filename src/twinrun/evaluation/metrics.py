@@ -1,7 +1,7 @@
 """Scoring predictions against the truth, with intervals. Pure: no files, no tracker, no torch.
 
-The numbers are scikit-learn's. Ours are the calibration error, which scikit-learn does not have for many classes, and
-the bootstrap, which needs all of them on a thousand resamples in less time than scikit-learn needs for ten.
+Most numbers come from scikit-learn. Computed here are the calibration error, which scikit-learn does not have for many
+classes, and the bootstrap: a thousand resamples take less time than ten with scikit-learn's functions.
 """
 
 from dataclasses import asdict, dataclass
@@ -78,7 +78,7 @@ def score(
     """Score probabilities (N, C) against the class indices `targets` (N,), with `samples` bootstrap resamples.
 
     Balanced accuracy is the mean recall of the classes that have images; macro F1 the mean over the classes that have
-    images or were predicted. Raises DataError if N = 0, shapes disagree, a target is no class, or the probabilities
+    images or were predicted. Raises DataError if N = 0, shapes disagree, a target is not a class, or the probabilities
     are not finite and in [0, 1].
     """
     _check(targets, probabilities, classes)
@@ -208,7 +208,7 @@ class _Resampled:
 
 
 def _draw(random: np.random.Generator, samples: int, n_images: int) -> FloatArray:
-    """How often each of `samples` resamples holds each image, shape (samples, n_images)."""
+    """How often each image is in each of `samples` resamples, shape (samples, n_images)."""
     drawn = random.integers(0, n_images, size=(samples, n_images))
     drawn += np.arange(samples)[:, None] * n_images
     return np.bincount(drawn.ravel(), minlength=samples * n_images).reshape(samples, n_images).astype(np.float64)

@@ -202,7 +202,9 @@ def _readings(walk: Walk, levels: Levels) -> list[Reading]:
     if levels == "auto":
         return possible_readings(images)
     if twice := [level for level in ("split", "label", "group") if list(levels).count(level) > 1]:
-        raise SourceError(f"The levels [{', '.join(levels)}] name {twice[0]} twice (ingest.levels): what else is it?")
+        raise SourceError(
+            f"The levels [{', '.join(levels)}] name {twice[0]} twice (ingest.levels); only skip may be repeated."
+        )
     return [reading_as(levels, images)]
 
 
@@ -215,11 +217,12 @@ def _splits_among_classes(walk: Walk, reading: Reading, leave_out: Sequence[str]
     others = sorted({reading.place(folders).label or "" for folders in images} - {parts[-1] for parts in odd} - {""})
     names = sorted({parts[-1] for parts in odd})
     patterns = [*leave_out, *("/".join(parts) + "/*" for parts in sorted(odd))]
+    condition = "it is not a class" if len(names) == 1 else "they are not classes"
     return [
         f"{' and '.join(_shown(names))} {'is' if len(names) == 1 else 'are'} named as a split and "
         f"{'lies' if len(names) == 1 else 'lie'} beside folders that are not ({some_names(_shown(others))})",
         f"ingest.levels: {_counts(reading, walk)}",
-        f"ingest.leave_out: [{_quoted(patterns)}], if {'it is' if len(names) == 1 else 'they are'} no class",
+        f"ingest.leave_out: [{_quoted(patterns)}], if {condition}",
     ]
 
 
@@ -407,7 +410,7 @@ def _notes_on_mask_files(walk: Walk, left_out: set[Parts]) -> list[str]:
     first = escaped("/".join((*masks[0][0], masks[0][1])))
     return [
         f"{len(masks):,} of {sum(map(len, names.values())):,} images are named as masks of others beside them, such "
-        f"as {first}. If they are no photos of their class, leave them out: ingest.leave_out: [{_quoted(patterns)}]."
+        f"as {first}. If they are not photos of their class, leave them out: ingest.leave_out: [{_quoted(patterns)}]."
     ]
 
 
@@ -438,7 +441,7 @@ def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left
         patterns = _quoted(f"*/{name}/*" for name in sorted(masks))
         notes.append(
             f"{masks.total():,} of {taken.total():,} images lie in folders named {some_names(_shown(masks))}, as masks "
-            f"do. If they are no photos of their class, leave them out: ingest.leave_out: [{patterns}]."
+            f"do. If they are not photos of their class, leave them out: ingest.leave_out: [{patterns}]."
         )
     return notes + ([_note_on_deeper(deeper, reading)] if _are_many(deeper) else [])
 

@@ -65,7 +65,7 @@ _FOLDER_LINK, _BROKEN, _NAME, _UNREADABLE, _SPECIAL = (
         fatal=True,
     ),
     _Kind(
-        "entry that is no file, folder or link",
+        "entry that is not a file, folder or link",
         "DVC would wait for it forever",
         "Delete it: rm {first}",
         fatal=True,
@@ -176,7 +176,7 @@ def _filled_folders(parent: Path) -> list[Path]:
 
 
 def advice(root: Path, path: str) -> list[str]:
-    """What to say of the source folder `path` once it is read; [] where the folder `root` is no DVC project."""
+    """What to say of the source folder `path` once it is read; [] where the folder `root` is not a DVC project."""
     if not (root / ".dvc").is_dir():
         return []
     unshared = not_shared(root, path) or outside_advice(root, path)

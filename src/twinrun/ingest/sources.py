@@ -40,7 +40,7 @@ def _grouped(listing: Listing, pattern: str | None) -> Listing:
     """The listing with the groups that `pattern` captures in paths; a group that the source names stands above them."""
     if pattern is None:
         return listing
-    matcher = re.compile(pattern)  # params.py has refused what is no regular expression
+    matcher = re.compile(pattern)  # params.py has refused what is not a regular expression
     items = [item if item.group else replace(item, group=_captured(matcher, item.path)) for item in listing.items]
     groups = {item.group for item in items} - {None}
     if not groups:

@@ -61,7 +61,7 @@ class Walk:
         """One sentence for each kind of what was left out."""
         notes, parts = [], []
         if self.no_images:
-            parts.append(_counted(self.no_images, "file that is no image", "files that are no images"))
+            parts.append(_counted(self.no_images, "file that is not an image", "files that are not images"))
         if self.litter:
             parts.append(
                 _counted(self.litter, "file or folder of other programs", "files and folders of other programs")
@@ -243,7 +243,7 @@ def _suffix(name: str) -> str:
 
 
 def _start(entry: "os.DirEntry[str]") -> bytes | None:
-    """The first bytes of a file; None where it is no regular file or cannot be read."""
+    """The first bytes of a file; None where it is not a regular file or cannot be read."""
     try:
         with open_regular(Path(entry.path)) as file:
             return file.read(_LOOKED_AT)
@@ -263,7 +263,7 @@ def starts_like_an_image(start: bytes) -> bool:
 
 
 def _counted(counts: Counter[str], one: str, many: str) -> str:
-    """A count of things, with the commonest of them, such as "3 files that are no images (.txt 2, .csv)"."""
+    """A count of things, with the commonest of them, such as "3 files that are not images (.txt 2, .csv)"."""
     total = counts.total()
     named = [
         f"{escaped(name) or 'no suffix'}{f' {count:,}' if count > 1 else ''}"

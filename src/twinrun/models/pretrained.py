@@ -225,7 +225,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load(data)
         content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # what is no such file makes the readers raise anything
+    except Exception as error:  # what is not such a file makes the readers raise anything
         raise ModelError(
             f"{path} is not a file of weights ({_SETTING}): {str(error).partition(chr(10))[0]}. It should be "
             ".safetensors, or a PyTorch file that holds tensors alone."

@@ -190,7 +190,7 @@ def _read_cached(published: Published) -> FoundWeights | None:
         path, wanted = Path(cached), Path(cached).resolve().name  # a link to a file that is named by its sha256
         if not re.fullmatch(r"[0-9a-f]{64}", wanted):
             raise ModelError(
-                f"{path} is no link to a file that is named by its sha256, as in the cache of huggingface_hub, so it "
+                f"{path} is not a link to a file named by its sha256, as in the cache of huggingface_hub, so it "
                 f"cannot be checked ({_SETTING}). Name it as a file instead: train.pretrained: {path}"
             )
     try:

@@ -214,7 +214,7 @@ def _read_file(path: Path, most_bytes: int | None) -> bytes | str:
         if stat.S_ISLNK(facts.st_mode):
             return "is a link, and a model is regular files (DVC makes links with cache.type symlink: set copy)"
         if not stat.S_ISREG(facts.st_mode):
-            return "is no regular file"
+            return "is not a regular file"
         if most_bytes is not None and facts.st_size > most_bytes:
             return f"has {facts.st_size:,} bytes, and at most {most_bytes:,} are read"
         return path.read_bytes()

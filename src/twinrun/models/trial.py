@@ -52,7 +52,7 @@ class Trial:
     `latency_ms` is the median time of one image, from pixels to probabilities, on one thread, over `repeats`.
     `probabilities` (n, C) are those of the images of the question, and `changed` maps a change of the images to the
     classes (n,) that are predicted after it; both are empty without a question. `onnx` is the network as ONNX, None
-    where it has no form in ONNX, and `no_onnx` then says why.
+    where it cannot be exported, and `no_onnx` then says why.
     """
 
     latency_ms: float

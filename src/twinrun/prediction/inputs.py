@@ -47,7 +47,7 @@ def images_in(data: Any, *, paths: bool) -> list[Given]:
 
     It may be a DataFrame, a dict of columns, a Series, a list, a tuple or an array of images, or one image. An image
     is the bytes of its file, their base64 text, a PIL image or a numeric array; where `paths` is true, a path as well.
-    What is no image has its place in the list with the reason. Raises DataError, with an example of what can be
+    What is not an image has its place in the list with the reason. Raises DataError, with an example of what can be
     passed, where `data` is none of these.
     """
     if isinstance(data, Mapping):
@@ -84,7 +84,7 @@ def _read_file(path: Path, channels: Channels, max_pixels: int, rules: SampleRul
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
-            raise DecodeError("is a folder" if stat.S_ISDIR(kind) else "is no regular file")
+            raise DecodeError("is a folder" if stat.S_ISDIR(kind) else "is not a regular file")
         with open_regular(path) as file:
             return decode_image(file, channels=channels, max_pixels=max_pixels, rules=rules, named=path.suffix).pixels
     except OSError as error:
@@ -185,7 +185,7 @@ def _array(array: npt.NDArray[Any]) -> npt.NDArray[Any] | Unreadable:
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS)):
         return Unreadable(f"is an array of shape {array.shape}, and an image has (H, W) or (H, W, C), C = 1, 3 or 4")
     if array.dtype.kind not in "buif":
-        return Unreadable(f"is an array of {array.dtype}, and pixels are uint8, or floats from 0 to 1")
+        return Unreadable(f"is an array of {array.dtype}; pixels must be uint8, or floats from 0 to 1")
     low, high = array.min(), array.max()
     if array.dtype.kind == "f" and not (low >= 0 and high <= 1):  # NaN is in no range
         return Unreadable(f"has floats from {low:g} to {high:g}, and they are taken from 0 to 1: divide, or pass uint8")

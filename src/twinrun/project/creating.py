@@ -72,7 +72,7 @@ def _require_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
-        problem = "is not empty" if folder.is_dir() else "is no folder"
+        problem = "is not empty" if folder.is_dir() else "is not a folder"
         raise PublishError(f"{folder} {problem}; nothing was written. Name a folder that does not exist yet.")
 
 
@@ -81,11 +81,11 @@ def _require_copyable(data: Path, folder: Path, preset: str) -> None:
     if preset_params(preset).ingest.source == "digits":
         raise SourceError(f"The preset {preset} brings its own images. For --data, use --preset photos or folder.")
     if not data.is_dir():
-        raise SourceError(f"{data} (--data) {'is no folder' if data.exists() else 'does not exist'}.")
+        raise SourceError(f"{data} (--data) {'is not a folder' if data.exists() else 'does not exist'}.")
     try:
         data.name.encode()
     except UnicodeEncodeError:
-        raise SourceError(f"The name of {data} (--data) is no UTF-8, which DVC needs. Rename the folder.") from None
+        raise SourceError(f"The name of {data} (--data) is not UTF-8, which DVC needs. Rename the folder.") from None
     if folder.resolve().is_relative_to(data):
         raise SourceError(f"{folder} lies in {data} (--data), which is copied into it. Make the project elsewhere.")
     for place, folders, _ in os.walk(data):

@@ -1,4 +1,4 @@
-"""Presets: params.yaml written from the defaults, what a preset changes in them, and what a person sets."""
+"""Presets: params.yaml from the defaults, the changes of a preset, and the changes that a person makes."""
 
 import difflib
 import hashlib
@@ -31,8 +31,8 @@ def preset_names() -> list[str]:
 def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
     """The full text of params.yaml, comments included, of a preset with `changes` such as "train.epochs=20".
 
-    Raises ParamsError for a preset that there is not, a change that is no setting=value, and settings that describe no
-    run; whether the files that they name exist is not checked.
+    Raises ParamsError for an unknown preset, a change that is not setting=value, and settings that do not describe a
+    run. Does not check whether the files in them exist.
     """
     if preset not in preset_names():
         close = difflib.get_close_matches(preset, preset_names(), n=1)
@@ -48,15 +48,16 @@ def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
 
 
 def preset_params(preset: str) -> Params:
-    """A preset as checked settings; raises ParamsError for one that there is not."""
+    """A preset as checked settings; raises ParamsError for an unknown preset."""
     return parse_params(_load(params_text(preset)), f"preset {preset}")
 
 
 def write_preset(folder: Path, preset: str, changes: Iterable[str] = ()) -> Path | None:
-    """Write params.yaml into `folder`, and make the empty folder that a downloaded data set goes to.
+    """Write params.yaml into `folder`, and create the empty folder that a downloaded data set goes to.
 
-    A params.yaml that is there and that no preset gives again is kept. Returns where, or None. Raises ParamsError as
-    `params_text` does, before anything is written, and PublishError where the folder cannot be written.
+    An existing params.yaml that is not an unchanged preset is copied to .twinrun/params; returns its new path, or None.
+    Raises ParamsError as `params_text` does, before anything is written, and PublishError if the folder cannot be
+    written.
     """
     text = params_text(preset, changes)
     kept = _keep_old(folder, text)
@@ -105,8 +106,10 @@ def _with_values(text: str, values: Mapping[Setting, str]) -> str:
     unknown: dict[str, Any] = {}
     for setting, value in values.items():
         if setting not in places:
-            if any(known[: len(setting)] == setting for known in places):
-                raise ParamsError(f"{'.'.join(setting)} is a section: set its settings one by one, as in ...={value}")
+            if known := next((place for place in places if place[: len(setting)] == setting), None):
+                raise ParamsError(
+                    f"{'.'.join(setting)} is a section: set its settings one by one, such as {'.'.join(known)}={value}"
+                )
             unknown[".".join(setting)] = value
             continue
         old, row, column = places[setting]
@@ -120,7 +123,7 @@ def _with_values(text: str, values: Mapping[Setting, str]) -> str:
 
 
 def _refuse(settings: dict[str, Any], unknown: Mapping[str, str]) -> None:
-    """Have settings that do not exist named, with what was probably meant."""
+    """Raise ParamsError for settings that do not exist, with the ones that were probably meant."""
     for name, value in unknown.items():
         *sections, last = name.split(".")
         section = settings
@@ -133,7 +136,7 @@ def _refuse(settings: dict[str, Any], unknown: Mapping[str, str]) -> None:
 
 
 def _values(text: str) -> dict[Setting, tuple[str, int, int]]:
-    """Each setting that is no section: its value as it is written, its line and column, counted from 0."""
+    """The value of each setting as it is written, with its line and column, counted from 0. Sections are left out."""
     lines = text.splitlines()
 
     def walk(section: Any, above: Setting) -> Iterator[tuple[Setting, tuple[str, int, int]]]:

@@ -48,7 +48,7 @@ class Code:
     """The source as it was: a commit and what differed from it.
 
     `diff` is a patch for `git apply`, of changed files and of the untracked source files that `taken` names; dvc.lock
-    is no source. `left_out` names the other untracked files, and all that `secrets` names: files that look like
+    is not a source. `left_out` names the other untracked files, and all that `secrets` names: files that look like
     secrets, each with the reason. Of tracked ones the patch lacks the changes.
     """
 
@@ -75,7 +75,7 @@ class Code:
 def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Code:
     """Read the state of the git repository at `root`; `untracked` says whether the patch takes in untracked code.
 
-    Raises RepositoryError, with what to do, where git is missing, `root` is no repository or has no commit.
+    Raises RepositoryError, with what to do, where git is missing, `root` is not a repository or has no commit.
     """
     place = run_git(root, "rev-parse", "--git-dir")
     if place.returncode and "not a git repository" not in place.stderr:
@@ -86,7 +86,7 @@ def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Cod
     if place.returncode:
         git_error = place.stderr.strip()
         raise RepositoryError(
-            f"{root.resolve()} is no git repository, so what made a model could not be found again ({git_error}).\n"
+            f"{root.resolve()} is not a git repository, so what made a model could not be found again ({git_error}).\n"
             'Make it one: git init && git add -A && git commit -m "Begin"'
         )
     head = run_git(root, "rev-parse", "--verify", "HEAD")

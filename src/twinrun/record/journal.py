@@ -339,7 +339,7 @@ def read_events(file: Path) -> list[Event]:
 def events_from(file: Path, offset: int) -> Iterator[tuple[int, Event]]:
     """Whole events from a byte offset on, each with the offset just behind it; a torn last line is left out.
 
-    Raises RecordError, naming file and place, at a line that is no event.
+    Raises RecordError, naming file and place, at a line that is not an event.
     """
     for end, line in _lines(file, offset):
         yield end, parse_event(line, f"{file}, the event at byte {end - len(line)},")

@@ -28,7 +28,7 @@ class Objects:
 
     @property
     def cache(self) -> Path | None:
-        """The folder of DVC's cache, or None where this is no DVC project."""
+        """The folder of DVC's cache, or None where this is not a DVC project."""
         return Path(self._repo.cache.local.path) if self._repo is not None else None
 
     def find(self, md5: str, workspace_file: Path | None = None, *, ask_remote: bool = True) -> Found:

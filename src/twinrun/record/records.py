@@ -69,7 +69,7 @@ Place = Annotated[str, AfterValidator(_no_nul)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-# pydantic's own text refuses bytes that are no UTF-8, which a patch and the name of a file may hold.
+# pydantic's own text refuses bytes that are not UTF-8, which a patch and the name of a file may hold.
 Bytes = InstanceOf[str]
 Scalar = str | float | int | bool | None
 Plain = dict[str, JsonValue]
@@ -423,7 +423,7 @@ def read_lock(content: Any) -> tuple[dict[str, Record], list[str]]:
 
 
 def folder_members(content: bytes, origin: str) -> dict[str, str]:
-    """Path below a folder -> MD5, by DVC's list of its files. Raises RecordError where it is no such list."""
+    """Path below a folder -> MD5, by DVC's list of its files. Raises RecordError where it is not such a list."""
     members: Any = _checked(_MEMBERS, parse_json(content, origin), origin)
     return {member["relpath"]: member["md5"] for member in members}
 
@@ -456,7 +456,7 @@ def _require_no_link(path: Path, root: Path) -> None:
             f"{_shown(path, root)} is a link to {os.fspath(path.readlink())}, so it was not read.\n{_REMEDY}"
         )
     if path.exists() and not path.is_dir() and not path.is_file():
-        raise RecordError(f"{_shown(path, root)} is no regular file, so it was not read.\n{_REMEDY}")
+        raise RecordError(f"{_shown(path, root)} is not a regular file, so it was not read.\n{_REMEDY}")
 
 
 def _is_cached(link: Path) -> bool:

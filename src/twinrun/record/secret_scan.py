@@ -1,4 +1,4 @@
-"""What looks like a key, a password or a token, by a file's name or content: nothing for a card that many may read."""
+"""Finds files that look like secrets (keys, passwords, tokens) by name or content. They are left out of run cards."""
 
 import re
 from fnmatch import fnmatch
@@ -10,16 +10,16 @@ _NAMES = (
     *("service[-_]account*", "token", "token.*", "*[-_]token.*", "*[-_]tokens.*", "tokens.txt", "tokens.json"),
 )
 _FOLDERS = ("*secret*", "*credential*", ".ssh", ".aws", ".gnupg", ".kube")
-# The detectors of detect-secrets that know a form. Those that measure entropy take every hash for a secret.
+# Detectors of detect-secrets that are not used: those that measure entropy take every hash for a secret.
 _NO_DETECTORS = ("HexHighEntropyString", "Base64HighEntropyString", "IPPublicDetector")
-# What they do not know: Hugging Face's tokens; a long value with digits that is called a key or a token.
+# Not found by the others: Hugging Face's tokens; a long value with digits that is called a key or a token.
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|glpat-[\w-]{20,}|wandb_v1_\w{20,})\b")
 _NAMED = re.compile(r"""(?i)(?:token|key)["']?\s*[:=]\s*(["']?)([\w+/=.-]{20,})\1\s*(?:[,}\]#]|$)""")
 _ALLOWED = "pragma: allowlist secret"
 
 
 def is_secret(name: str) -> bool:
-    """Whether a file's name, or that of a folder above it, is one under which people keep what is not for others."""
+    """Whether the name of a file, or of a folder above it, suggests that it holds a secret."""
     path = PurePosixPath(name.lower())
     return any(fnmatch(path.name, pattern) for pattern in _NAMES) or any(
         fnmatch(folder, pattern) for folder in path.parts[:-1] for pattern in _FOLDERS

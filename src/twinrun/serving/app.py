@@ -268,7 +268,7 @@ def _problem(request: Request, host: str, token: str | None) -> Refused | None:
 
 
 def _is_ours(name: str, host: str) -> bool:
-    """A name that another site's DNS could point here is none of ours; a plain address is no name."""
+    """A name that another site's DNS could point here is none of ours; a plain address is not a name."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

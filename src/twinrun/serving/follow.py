@@ -1,6 +1,6 @@
-"""Which model is in service: what `--model` names is loaded, and another champion takes over once it is verified.
+"""The model that the server uses: the one that `--model` names, and a new champion once it is verified.
 
-A local store is read directly, in milliseconds; importing MLflow takes seconds, and is done for a server alone.
+A local store is read directly, in milliseconds; importing MLflow takes seconds, and is done only for a tracking server.
 """
 
 import logging
@@ -40,14 +40,14 @@ class _Store(Protocol):
 
 
 class ModelInService:
-    """The engine that answers now. `problem` says why a newer champion has not taken over; None where none waits."""
+    """The engine in use. `problem` says why a newer champion has not taken over; None where there is none."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.problem: str | None = None
 
     def follow(self, store: _Store, name: str, alias: str | None, stop: threading.Event) -> None:
-        """Look every second whether another version is to answer, until `stop`."""
+        """Check every second, until `stop`, whether to change to another version."""
         seen = (self.engine.version, self.engine.sha256)
         while not stop.wait(_EVERY_S):
             try:
@@ -57,7 +57,7 @@ class ModelInService:
                     continue
                 self.engine = store.load(name, stored)
                 seen, self.problem = (self.engine.version, self.engine.sha256), None
-                _log.warning("Version %s of %s answers from now on.", self.engine.version, name)
+                _log.warning("Version %s of %s is served from now on.", self.engine.version, name)
             except MissingModelError as error:
                 self.problem = None if self.engine.version is None else str(error)  # none yet is no problem
             except Exception as error:  # the old one stays in service whatever is wrong with the new one or the store
@@ -111,8 +111,8 @@ def _store(tracker: Tracker) -> _Store:
 def _load(name: str, stored: _Found, folder: Path) -> Engine:
     if not stored.sha256:
         raise BundleError(
-            f"Version {stored.version} of {name} has no {ONNX}, which serving takes: it was registered by an earlier "
-            f"Twinrun, or its network has no form in ONNX. Register it again: {how_to_register(Path())}"
+            f"Version {stored.version} of {name} has no {ONNX}, which the server needs: it was registered by an "
+            f"earlier Twinrun, or its network cannot be exported to ONNX. Register it again: {how_to_register(Path())}"
         )
     try:
         return load_engine(

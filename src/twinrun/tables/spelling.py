@@ -1,8 +1,8 @@
-"""Names that mean the same: which one a person wrote, which read alike, and how to print those so that they differ.
+"""Names in several spellings: finds the one that a person wrote, and those that look the same.
 
-Computers write one name in several ways: é may be one character or two, a full-width letter looks like a plain one, and
-characters of format are not drawn at all. Names are compared under NFKD, without such characters, spaces and case, and
-with letters of other scripts as the Latin ones that they look like (a choice of Unicode's confusables, UTS #39).
+One name can be encoded in several ways: é may be one character or two, a full-width letter looks like a plain one, and
+format characters are invisible. Names are compared under NFKD, without such characters, spaces and case, and
+with letters of other scripts as the Latin ones that they look like (a selection of Unicode's confusables, UTS #39).
 """
 
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 from twinrun.core.printing import escaped, one_line
 from twinrun.tables.sheet import guarded, unguarded
 
-_INVISIBLE = frozenset({"Cc", "Cf"})  # categories: controls and characters of format
+_INVISIBLE = frozenset({"Cc", "Cf"})  # categories: control and format characters
 _BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8})|x([0-9a-f]{2}))")
 _LOOKS_LIKE = str.maketrans(
@@ -24,7 +24,7 @@ _LOOKS_LIKE = str.maketrans(
 
 
 class Names:
-    """Names to look one up in, as a person may have written it."""
+    """A set of names, in which a name is found however a person may have written it."""
 
     def __init__(self, names: Iterable[str], root: Path | None = None) -> None:
         """`root` is the folder that the names are relative to, where they are paths."""
@@ -83,7 +83,7 @@ class Names:
 
 
 def read_alike(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names that read like others, each with all that read so, sorted, itself among them."""
+    """Names that look like other names, each with all names that look the same, itself included, sorted."""
     forms: dict[str, list[str]] = defaultdict(list)
     for name in names:
         forms["".join(_drawn(name).casefold().split())].append(name)
@@ -109,7 +109,7 @@ def code_points(name: str) -> str:
 
 
 def _drawn(name: str) -> str:
-    """What is seen of a name, with letters that look Latin as Latin ones."""
+    """A name as it looks on screen, with letters that look Latin as Latin ones."""
     text = _ESCAPE.sub(lambda match: chr(int(match[1] or match[2] or match[3], 16)), name)
     text = unicodedata.normalize("NFKD", text).translate(_LOOKS_LIKE)
     return "".join(

@@ -106,7 +106,7 @@ def _table(answers: list[Answer], classes: tuple[str, ...]) -> "pd.DataFrame":
     shares = [answer.probabilities for answer in answers]
     return pd.DataFrame(
         {
-            # Of objects, since pandas would make NaN of None, which is no JSON.
+            # Of objects, since pandas would make NaN of None, which is not JSON.
             "label": _objects([None if row is None else classes[int(row.argmax())] for row in shares]),
             "probability": _objects([None if row is None else float(row.max()) for row in shares])
             if any(row is None for row in shares)

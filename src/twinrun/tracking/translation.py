@@ -1,4 +1,4 @@
-"""What MLflow, its database or its server raises, in the words of a person who can fix it. Nothing is asked here."""
+"""Turns errors of MLflow, its database and its server into messages that say what to do. Sends no requests."""
 
 import re
 import shlex
@@ -20,8 +20,11 @@ _SQLITE = (
     ("disk is full", "the disk is full. Free some space and run again; nothing is lost."),
     ("disk I/O error", "its disk reports an I/O error. Check the disk (dmesg), and restore the file from a backup."),
     ("malformed", "it is damaged. Move it away, and `twinrun sync` publishes again what is in data/out."),
-    ("not a database", "it is no SQLite database. Move it away, and `twinrun sync` makes a new one."),
-    ("is locked", "another process has been writing to it for long. Wait for that, or stop it; see `twinrun doctor`."),
+    ("not a database", "it is not a SQLite database. Move it away, and `twinrun sync` creates a new one."),
+    (
+        "is locked",
+        "another process has been writing to it for a long time. Wait for it, or stop it; see `twinrun doctor`.",
+    ),
 )
 
 
@@ -57,7 +60,7 @@ def shown(uri: str) -> str:
 
 
 def unreachable(error: BaseException) -> str:
-    """Why a server could not be asked, from what the network's own exceptions say; no end of a sentence."""
+    """Why a server could not be reached, from the exceptions of the network; without a full stop."""
     chain = list(_chain(error))
     for cause in chain:
         match cause:
@@ -80,13 +83,13 @@ def unreachable(error: BaseException) -> str:
 
 
 def database_trouble(error: BaseException, uri: str) -> str:
-    """Why a database could not be connected to, in its driver's own first line; no end of a sentence."""
+    """Why a database could not be connected to, from the first line of its driver; without a full stop."""
     original = getattr(error, "orig", None) or error
     return _redacted(_first_lines(str(original)), uri).rstrip(".?")
 
 
 def _of_schema(text: str, uri: str) -> str | None:
-    """A database of another MLflow: MLflow itself says it in the words of alembic."""
+    """The message for a database of another MLflow version, which MLflow reports in terms of alembic."""
     store, version = shown(uri), re.search(r"found version (\w+)", text)
     if "Can't locate revision" in text or (version is not None and not _is_known_revision(version[1])):
         return (
@@ -113,7 +116,7 @@ def _is_known_revision(name: str) -> bool:
 
 
 def _of_answer(text: str, store: str) -> str | None:
-    """An answer that is none of MLflow's own: a refusal of credentials, an old server's 404, a proxy's page."""
+    """The message for refused credentials, the 404 of an old server, or the page of a proxy."""
     status = re.search(r"error code (\d{3})", text)
     code = int(status[1]) if status else None
     if code in (401, 403) or "PERMISSION_DENIED" in text or "UNAUTHENTICATED" in text:
@@ -134,13 +137,13 @@ def _of_answer(text: str, store: str) -> str | None:
     if page is not None:
         return (
             f"{store} answers with a page ({' '.join(said) or 'no title'}) and not as an MLflow server does. Correct "
-            "MLFLOW_TRACKING_URI, or ask who runs the proxy before it."
+            "MLFLOW_TRACKING_URI, or ask whoever runs the proxy in front of it."
         )
     return f"MLflow at {store} answers with an error ({code}). Look into the server's log, and run again."
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came from, the outermost first."""
+    """The error and its causes, the outermost first."""
     seen: set[int] = set()
     todo: list[object] = [error]
     while todo:

@@ -43,7 +43,7 @@ _NOT_DECIDING = ("threads", "devices", "accelerator")
 def fingerprint_parts(
     params: TrainParams, preparation: dict[str, Any], pack: Path, manifest: Manifest, numerics: dict[str, Any]
 ) -> dict[str, Any]:
-    """What decides the weights, by part: code, params, data, environment, numerics; all of it JSON.
+    """Everything that decides the weights, by part: code, params, data, environment, numerics. All values are JSON.
 
     `preparation` is how images were prepared, which the model remembers; `numerics` comes from `describe_numerics`.
     Threads, processes and the folder are not among the parts: they change no weights.
@@ -76,7 +76,7 @@ def _deciding_files() -> list[str]:
 
 
 def _manifest_hash(manifest: Manifest) -> str:
-    """Of the images that may be used, and what is said of them; not of those that were dropped, nor of why."""
+    """Hash of the usable images with their labels and splits. Dropped images and the reasons do not change it."""
     splits = {}
     for name in SPLITS:
         split = manifest.split(name)

@@ -122,7 +122,7 @@ def _of_torchrun(environment: Mapping[str, str]) -> Launch:
 
 
 def _suspicious(environment: Mapping[str, str]) -> Iterator[str]:
-    """Variables that claim more than this process, as NAME=VALUE; one process of one is no claim."""
+    """Variables that claim more than this process, as NAME=VALUE; one process of one is not a claim."""
     for name in (*_SIZES, *_RANKS):
         if not environment.get(name, "").strip():
             continue

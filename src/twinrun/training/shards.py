@@ -1,19 +1,19 @@
-"""The gradient of a batch, the same to the bit on any number of threads and processes.
+"""The gradient of a batch, bit for bit the same for any number of threads and processes.
 
 On a CPU the gradient of a convolution's weights changes with the number of threads that compute it, and no setting of
 PyTorch changes that. So a batch is cut into K shards, fixed by the settings. Each is computed forward and backward by
 one thread, and the K gradients are added in a fixed binary tree:
 
     shard 0 ─┐
-    shard 1 ─┴─┐            A pool of P threads takes the shards in any order, and every process its share of them;
-    shard 2 ─┐ ├─ gradient  the tree is the same, so the sum is the same to the bit.
+    shard 1 ─┴─┐            A pool of P threads takes the shards in any order, and each process computes some of them.
+    shard 2 ─┐ ├─ gradient  The tree is the same, so the sum is the same, bit for bit.
     shard 3 ─┴─┘
 
 Batch normalisation uses the statistics of its shard ("ghost batch normalisation", Hoffer et al., 2017), and running
 statistics are the mean over the shards, added in the same tree. Dropout is drawn from (seed, step, shard).
 
 The K replicas of the network share its Parameter objects and own their buffers. `torch.func.functional_call` would swap
-the tensors of one module in place, which threads must not do.
+the tensors of one module in place, which is not thread-safe.
 """
 
 import copy
@@ -47,7 +47,7 @@ Targets are class indices, int64 (n,), or shares of the classes, float32 (n, C).
 
 @dataclass(frozen=True)
 class Numerics:
-    """How numbers are computed: where, and in which type the matrix products are."""
+    """How numbers are computed: the device, the type of matrix products, and the normalisation of pixels."""
 
     device: torch.device
     autocast: torch.dtype | None

@@ -1,13 +1,8 @@
 """Checks of quality: dark, bright, blurred, empty or oddly shaped images."""
 
-from typing import TYPE_CHECKING
-
 from twinrun.validate.checks.check import Check, counting, each_image, severity_of
 from twinrun.validate.expectations import Rule
 from twinrun.validate.subject import QUALITY, Subject, flaw_column
-
-if TYPE_CHECKING:
-    pass
 
 _SHOW_NOTHING = ("dark", "bright", "low information")
 
