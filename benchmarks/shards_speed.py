@@ -1,11 +1,11 @@
-"""What the shards cost in speed: `python -m benchmarks.shards_speed`, or `make bench`; about ten minutes on two cores.
+"""Training speed with and without shards: `python -m benchmarks.shards_speed` or `make bench`; ten minutes on 2 cores.
 
-ResNet-9 on 32 x 32 colour images at batch 512, three ways to train it in Lightning, on the same images, with the same
+ResNet-9 on 32 x 32 colour images at batch 512, four ways to train it in Lightning, on the same images, with the same
 augmentation, optimizer and learning rates:
 
     shards      Twinrun's: K = 4 shards, one thread each, bfloat16
     bf16        the same module without shards: one bfloat16 batch, channels last, all cores within an operator
-    fp32        Lightning as it comes: float32, all cores within an operator
+    fp32        Lightning's default: float32, all cores within an operator
     fp32-nhwc   the same with channels last
 
 They take turns, each turn in a process of its own, so that a busy moment of the machine hits all of them alike. Images

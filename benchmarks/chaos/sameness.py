@@ -1,4 +1,4 @@
-"""The matrix of sameness: what must not change the weights, changed. One run for each cell.
+"""Changes that must not change the weights: threads, processes, folders and so on. One run for each combination.
 
     threads 1, 2, 4 x processes 1, 2
     workers that take the images in, loader workers of the control
@@ -44,12 +44,16 @@ class Cell:
 def vary_surroundings(lab: Lab, n: int) -> Row:
     """Lenet5 under every change of its surroundings; n limits how many."""
     cells = _plain_cells() if lab.stack.name == "plain" else _cells()
-    return _vary(lab, "matrix of sameness", [_case(lab, cell, lambda _: lab.undisturbed.weights) for cell in cells[:n]])
+    return _vary(
+        lab,
+        "other threads, processes, folders",
+        [_case(lab, cell, lambda _: lab.undisturbed.weights) for cell in cells[:n]],
+    )
 
 
 def vary_networks(lab: Lab, n: int) -> Row:
     """Every network and precision under every change; the first cell of each says what the others must give."""
-    fault = "matrix of sameness, other networks"
+    fault = "the same, with other networks"
     if lab.stack.name == "plain":
         return Row(fault=fault, stack="plain", seed=lab.seed, left_out="not tried")
     cases = []

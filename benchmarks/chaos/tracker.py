@@ -62,7 +62,7 @@ def trouble_tracker(lab: Lab, n: int) -> Row:
     """Every kind of trouble once."""
     with _server(lab.folder / f"server-{lab.stack.name}", lab.stack.template / lab.stack.database) as (port, database):
         cases = [_case(lab, trouble, port, database) for trouble in TROUBLES[:n]]
-        return lab.try_all("tracker in trouble", cases)
+        return lab.try_all("MLflow server fails", cases)
 
 
 def _case(lab: Lab, trouble: Trouble, port: int, database: Path) -> Callable[[Path], Outcome]:

@@ -87,7 +87,7 @@ def test_a_file_that_a_stage_needs_and_is_gone_is_named(
 def test_temporary_folders_that_cannot_be_written_are_named_as_such() -> None:
     error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
-    assert os_problem(error).startswith("There is no temporary folder that can be written: TMPDIR, /tmp")
+    assert os_problem(error).startswith("No temporary folder is writable: TMPDIR, /tmp")
 
 
 def test_a_part_that_the_disk_does_not_show_has_the_remedy_of_the_disk(

@@ -18,7 +18,7 @@ _PACK, _MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/m
 
 def lr(
     lowest: Annotated[float, typer.Option(min=1e-12, max=1e3, help="The learning rate of the first step.")] = 1e-6,
-    highest: Annotated[float, typer.Option(min=1e-12, max=1e3, help="And of the last.")] = 1.0,
+    highest: Annotated[float, typer.Option(min=1e-12, max=1e3, help="The learning rate of the last step.")] = 1.0,
     steps: Annotated[int, typer.Option(min=10, max=10_000, help="Steps, each of one batch.")] = 100,
     out: Annotated[Path, typer.Option(help="Folder for lr.csv and lr.png.")] = Path(".twinrun/lr"),
 ) -> None:

@@ -26,9 +26,7 @@ _DRAIN_S = 30  # for requests that have begun when the server is to end
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for the whole network.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
 TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the token that requests must send.")]
-Log = Annotated[
-    Path | None, typer.Option("--log", help="File that hashes of every answer are added to; never the image.")
-]
+Log = Annotated[Path | None, typer.Option("--log", help="Add hashes of every answer to this file; never the image.")]
 
 
 def app(
@@ -86,7 +84,9 @@ def serve(
 def verify(
     answer: Annotated[Path, typer.Argument(help="The JSON that POST /classify sent, or the log of answers.")],
     photo: Annotated[Path, typer.Argument(help="The photo that was sent.")],
-    model: Annotated[str | None, typer.Option("--model", help="As for serve; by default that of the answer.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model, as for `twinrun serve`; by default that of the answer.")
+    ] = None,
 ) -> None:
     """Compute a served answer again from the photo, and say whether it is the same.
 
