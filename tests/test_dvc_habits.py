@@ -304,7 +304,7 @@ def test_a_linked_folder_that_dvc_overlooks_is_named_and_read(ingested: Callable
 
     said = dvc(project, "repro")
 
-    assert f"{PHOTOS} has a link to a folder (train/1), and DVC does not look behind it" in said
+    assert f"{PHOTOS} has a link to a folder (train/1), and DVC does not follow it" in said
     assert "Replace it by a copy of what it points to" in said
 
 

@@ -192,7 +192,7 @@ def test_lost_data_are_made_again_from_the_source_or_the_run_is_refused(trained:
     assert choose(trained, card, "auto").kind == "source"
 
     shutil.rmtree(trained / "data/raw/folder")
-    with pytest.raises(TwinError, match=r"cannot be rebuilt[\s\S]*data are gone[\s\S]*images\.npy"):
+    with pytest.raises(TwinError, match=r"cannot be rebuilt[\s\S]*data are missing[\s\S]*images\.npy"):
         reproduce(trained, first_run(trained), MODEL)
     assert left_behind(trained) == []
 

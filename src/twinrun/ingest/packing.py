@@ -3,7 +3,8 @@
 Workers write pixels straight into the pack's file and hand back facts alone, in chunks of which few are under way at
 once, so that memory is bounded by the images being decoded and not by the data set. Large images are decoded under a
 common budget of pixels. A worker that dies (a decoder crashed, or the kernel out of memory) costs one image its place:
-the images that it may have been at are tried again, each alone, and the one that kills again gets a row that says so.
+the images that it may have been decoding are tried again one by one, and the one that kills a worker again gets a
+row that says so.
 """
 
 import hashlib
@@ -176,7 +177,7 @@ def _taken(future: Future[list[Facts]], chunk: Chunk, take: Callable[[Chunk, lis
 def _run_alone(
     suspects: list[Chunk], shape: Shape, pack: Path, take: Callable[[Chunk, list[Facts]], None]
 ) -> list[Chunk]:
-    """Work through the images of `suspects` one by one; returns what is left after the first that kills its worker."""
+    """Decode the images of `suspects` one by one; returns what is left after the first that kills its worker."""
     singles = [single for chunk in suspects for single in _singles(chunk)]
     with _pool(shape, pack, 1) as pool:
         for position, single in enumerate(singles):
@@ -357,7 +358,7 @@ def _to_channels(images: Pixels, channels: Channels) -> Pixels:
 
 
 def sample_notes(listing: Listing, facts: list[Facts], rules: SampleRules) -> list[str]:
-    """What a person may want to decide otherwise about 16-bit and transparent images, by the settings of ingest."""
+    """What a person may want to change for 16-bit and transparent images, by the settings of ingest."""
     notes = _notes_on_depth(listing, facts) if rules.depth == "file" else []
     clear = [place for place, fact in enumerate(facts) if fact.is_transparent]
     if clear:
@@ -378,8 +379,8 @@ def _notes_on_depth(listing: Listing, facts: list[Facts]) -> list[str]:
     needed, bits = max(deep[place] for place in dark)
     return [
         f"{len(dark):,} of {len(deep):,} images with more than 8 bits need {needed} of {bits} bits at most, and are "
-        f"nearly black as they are read: {some_names([listing.items[place].path for place in dark])}. "
-        f"If {needed} bits are their range: ingest.depth: {needed}."
+        f"nearly black as decoded: {some_names([listing.items[place].path for place in dark])}. "
+        f"If {needed} bits are their range, set ingest.depth: {needed}."
     ]
 
 
@@ -394,5 +395,5 @@ def summary(listing: Listing, facts: list[Facts]) -> str:
         problem for item, fact in zip(listing.items, facts, strict=True) if (problem := item.problem or fact.error)
     ]
     lines = [*listing.notes, f"Took in {len(facts):,} images of {len(labels)} classes"]
-    lines[-1] += f"; {len(errors):,} of them cannot be used, which validate will judge." if errors else "."
+    lines[-1] += f"; {len(errors):,} of them cannot be used, which validate will report." if errors else "."
     return "\n".join(lines)

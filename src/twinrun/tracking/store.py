@@ -34,16 +34,16 @@ _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    # A tracker that hangs must not hold up anybody for MLflow's own two minutes and seven retries.
+    # A tracker that hangs must not delay anyone for MLflow's own two minutes and seven retries.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    # A request that makes something must not be sent twice behind our back; we look first, and then try again.
+    # MLflow must not repeat a request that creates something by itself; we look first, and then try again.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password, where the address holds one
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # read by MLflow itself wherever it opens a store
-_OLDEST_SERVER = 3  # earlier ones know no logged models
+_OLDEST_SERVER = 3  # earlier ones have no logged models
 _DATABASES = ("postgresql", "mysql", "mssql", "oracle")
 _RAISING = frozenset({"mlflow", "sqlalchemy", "alembic", "requests", "urllib3"})
 
@@ -81,7 +81,7 @@ def find_tracker(folder: Path | None = None) -> Tracker:
     """The store that `folder` (the working folder) uses. Creates and imports nothing."""
     project = home(folder)
     uri = os.environ.get(URI_VARIABLE, "").strip()
-    # An activated environment names the store of its own project: nobody chose it for another one.
+    # An activated environment names the store of its own project, which was not chosen for another one.
     is_the_default = uri == os.environ.get(_DEFAULT_VARIABLE) and (project / "dvc.yaml").is_file()
     if not uri or is_the_default:
         database = project / MLRUNS / DATABASE
@@ -194,7 +194,7 @@ def open_client(tracker: Tracker) -> "MlflowClient":
 
 
 def look_client(tracker: Tracker) -> "MlflowClient":
-    """A client of a store that is there, for whoever only looks: nothing is created or changed."""
+    """A client of an existing store for reading: nothing is created or changed."""
     _be_quiet()
     return _client(tracker)
 
@@ -266,7 +266,7 @@ def explaining(tracker: Tracker) -> Iterator[None]:
 
 
 def _is_of_the_store(error: Exception) -> bool:
-    """Whether it is the store's trouble, or the way to it, and no mistake of ours."""
+    """Whether the store or the connection failed, and not our code."""
     if isinstance(error, OSError | ImportError | sqlite3.Error):
         return True
     return any(kind.__module__.partition(".")[0] in _RAISING for kind in type(error).__mro__)

@@ -93,14 +93,14 @@ def choose(root: Path, card: Mapping[str, Any], choice: Choice) -> Material:
     missing = [name for name in NEEDED if name not in material.recorded]
     if source is not None:
         material.kind = "source"
-        material.notes.append(f"{', '.join(missing)}: not in the DVC cache or remote, so made again from {source}.")
+        material.notes.append(f"{', '.join(missing)}: not in the DVC cache or remote, so created again from {source}.")
         return material
     hashes = _recorded_hashes(card)
     lost = ", ".join(f"{name} ({hashes.get(name, 'no hash was recorded')})" for name in missing)
     material.problems.append(
-        f"The run's data are gone: {lost} is neither in the DVC cache nor in a remote, and the source "
-        f"{_source_folder(root, card)} is not there to make it again.\n"
-        "Bring it back from another clone (there: dvc push; here: dvc remote add -d NAME URL), or put the source back."
+        f"The run's data are missing: {lost} is neither in the DVC cache nor in a remote, and the source "
+        f"{_source_folder(root, card)} is not there to create it from.\n"
+        "Restore it from another clone (there: dvc push; here: dvc remote add -d NAME URL), or put the source back."
     )
     return material
 

@@ -1,6 +1,6 @@
 """The twin of a run: its code in a worktree, its data by their hashes, trained again and compared with it.
 
-Whatever can be known is said before anything is computed. Training goes on in processes of their own, since this module
+Whatever is wrong is reported before anything is computed. Training runs in separate processes, since this module
 imports no torch and since the code that runs is the run's, not ours.
 """
 
@@ -78,7 +78,7 @@ def reproduce(
 ) -> TwinReport:
     """Make the twin of the run that `reference` names, in .twinrun/twins/, and compare it with the run.
 
-    The twin is a run of its own in the same store, and the report an artifact of both. `ask` is asked before code runs
+    The twin is a separate run in the same store, and the report an artifact of both. `ask` is asked before code runs
     that is neither of this branch nor known here. Raises TwinError or RepositoryError, before anything is computed,
     where the run cannot be rebuilt from what there is, or its code may not run.
     """
@@ -219,7 +219,7 @@ def _card(project: Path) -> dict[str, Any]:
 
 
 def _require_all(root: Path, card: Mapping[str, Any], choice: Choice) -> Material:
-    """Find commit and data; raise TwinError with everything that is gone."""
+    """Find commit and data; raise TwinError with everything that is missing."""
     problems = []
     try:
         require_commit(root, card["commit"])
@@ -239,14 +239,14 @@ def _notes_on_data(card: Mapping[str, Any], material: Material) -> Iterator[str]
         where = "the source" if material.kind == "source" else "data/out"
         yield (
             f"Images that the run used have changed in {where} since: {'; '.join(shortened(material.edited, 5))}. "
-            "The twin is made from what is there now; `--data recorded` makes it from the run's own data."
+            "The twin is made from the images as they are now; `--data recorded` makes it from the run's own data."
         )
     if left_out := card.get("untracked_left_out"):
         yield f"Untracked when the run was trained and not in its card, so the twin lacks them: {_some(left_out)}."
 
 
 def _place_params(project: Path, card: Mapping[str, Any]) -> list[str]:
-    """Make params.yaml what the card says; it is so already, unless it was changed behind git's back."""
+    """Make params.yaml what the card says, which it is already unless it was changed and not committed."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -259,11 +259,11 @@ def _place_params(project: Path, card: Mapping[str, Any]) -> list[str]:
     if not differing:
         return []
     write_json(card["params"], file)  # JSON is YAML
-    return [f"params.yaml at the run's commit differs from the card, which counts: {_listed(differing)}."]
+    return [f"params.yaml at the run's commit differs from the card, which is used: {_listed(differing)}."]
 
 
 def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) -> Iterator[str]:
-    """What of the environment is not the run's, or not what a lock asks for."""
+    """What in the environment differs from the run's, or from a lock."""
     installed = installed_versions()
     environment = card.get("environment", {})
     lock = (project / LOCK).read_bytes() if (project / LOCK).is_file() else None
@@ -296,7 +296,7 @@ def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) ->
             if is_deciding(change.name):
                 yield (
                     f"requirements.lock in this folder asks for {change.name} {change.before or '(none)'}, and "
-                    f"{change.after or 'none'} is installed. Mend it: {REINSTALL}"
+                    f"{change.after or 'none'} is installed. To fix that: {REINSTALL}"
                 )
 
 
@@ -323,11 +323,11 @@ def _notes_on_hardware(card: Mapping[str, Any]) -> Iterator[str]:
 def _place_data(
     root: Path, project: Path, card: Mapping[str, Any], material: Material, stages: "_Stages"
 ) -> str | None:
-    """Put pack, table and manifest into the twin's folder; a sentence where the data themselves stop it."""
+    """Put pack, table and manifest into the twin's folder; a sentence where the data prevent it."""
     if material.kind == "source":
         failed = _make_again(root, project, card, stages)
         if failed:
-            return f"The stage {failed} refuses the data as they are now; what it said stands above."
+            return f"The stage {failed} does not accept the data as they are now; see its message above."
     else:
         for name, file in material.files.items():
             place_copy(file, project / name)
@@ -344,7 +344,7 @@ def _place_data(
 
 
 def _make_again(root: Path, project: Path, card: Mapping[str, Any], stages: "_Stages") -> str | None:
-    """Ingest and validate the source as it is now; the name of the stage that refused it, if one did."""
+    """Ingest and validate the source as it is now; the name of the stage that failed on it, if one did."""
     file = project / "params.yaml"
     kept = file.read_bytes()
     write_json({**card["params"], "ingest": absolute_source(root, card["params"]["ingest"])}, file)
@@ -376,10 +376,10 @@ class _Stages:
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise InterruptedTraining("The twin was stopped.", code - 128)
         if code != 0:
-            raise TwinError(f"The twin's stage {stage} failed (exit code {code}); what it said stands above.")
+            raise TwinError(f"The twin's stage {stage} failed (exit code {code}); see its message above.")
 
     def exit_code(self, stage: str) -> int:
-        """Run it and wait; whatever ends the waiting ends the stage too."""
+        """Run it and wait; an interruption ends the stage too."""
         self._say(f"\nTwin: {stage}")
         sys.stdout.flush()
         process = subprocess.Popen(
@@ -452,7 +452,7 @@ def _compare(
         report.verdict = replace(report.verdict, reason=reason)
     elif report.verdict.word == "identical" and report.images:
         report.verdict = replace(
-            report.verdict, reason=f"{report.verdict.reason} Yet images changed, none of which decides the weights."
+            report.verdict, reason=f"{report.verdict.reason} Images changed too, but none that decides the weights."
         )
 
 
@@ -462,7 +462,7 @@ def _record(tracker: Tracker, report: TwinReport, journal_id: str | None) -> Non
         try:
             _record_in_mlflow(tracker, report)
             return
-        except Exception as error:  # whatever a tracker does, the verdict is known
+        except Exception as error:  # of any kind: the verdict is known
             report.problem = f"{type(error).__name__}: {error}"
     folder = tracker.home / ".twinrun" / "journals" / str(journal_id)
     if journal_id is not None and folder.is_dir():

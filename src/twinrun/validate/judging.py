@@ -49,7 +49,7 @@ def judge_table(
     draw_splits: bool = True,
     docs: Path | None = None,
 ) -> Verdict:
-    """Take out what persons and policies take out, assign splits, search the rest, and have it judged.
+    """Drop what persons and policies drop, assign splits, search the rest, and judge it.
 
     `images` (N, H, W, C) and `table` have a row for each image, `pairs` are near duplicates. Where splits are not
     drawn, only those that the source published count; `fixed` are splits that stay as they are. `docs` is a folder for

@@ -1,4 +1,4 @@
-"""The verdict for the terminal: one line where all is well, ten at most where it is not. Pure."""
+"""The verdict for the terminal: one line if everything passed, ten at most if not. Pure."""
 
 from collections.abc import Mapping, Sequence
 

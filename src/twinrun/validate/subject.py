@@ -1,4 +1,4 @@
-"""What is judged: the usable images and what was found among them, as the tables that expectations are asked of."""
+"""What is judged: the usable images and what was found among them, as the tables that expectations are judged on."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ class Subject:
     def copies(self) -> dict[int, int]:
         """Each kept row that repeats another of its split and label, changed or not, with the first of those.
 
-        Those with another label are conflicting labels, which have a check of their own.
+        Those with another label are conflicting labels, which have a separate check.
         """
         splits = _where(self.facts["split"], self.kept)
         copies = first_copies(self.facts["pixels_sha256"], splits, self.evidence.pairs)
@@ -168,16 +168,16 @@ class Subject:
 
 
 def _where(values: Sequence[Any], rows: Sequence[int]) -> list[Any]:
-    """`values` at `rows`; elsewhere each row is a value of its own, so that nothing is a copy of what was dropped."""
+    """`values` at `rows`; elsewhere each row has a different value, so that nothing is a copy of what was dropped."""
     kept = set(rows)
     return [value if row in kept else row for row, value in enumerate(values)]
 
 
 def share_of_way(shortcut: "Shortcut") -> float:
-    """How far a shortcut surely gets on the way from chance to always right, by the low end of its interval."""
+    """How far a shortcut gets from chance to always right, by the low end of its interval."""
     return max(0.0, (shortcut.low - shortcut.chance) / (1 - shortcut.chance))
 
 
 def flaw_column(flaw: str) -> str:
-    """The column of the table of images that has the words on a flaw, such as `quality_odd_size`."""
+    """The column of the table of images that describes a flaw, such as `quality_odd_size`."""
     return f"quality_{flaw.replace(' ', '_')}"
