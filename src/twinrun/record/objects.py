@@ -1,4 +1,4 @@
-"""Files by their DVC hash: in the workspace, the cache or the remote. Whatever is found is hashed again."""
+"""Files by their DVC hash: in the workspace, the cache or the remote. Each file is hashed again."""
 
 import hashlib
 import shutil
@@ -34,7 +34,7 @@ class Objects:
     def find(self, md5: str, workspace_file: Path | None = None, *, ask_remote: bool = True) -> Found:
         """Look for the file with this MD5 in the cache, in the workspace and, if need be, in the remote.
 
-        A remote's file is brought into the cache. Faults name what lies where the content should be and is not it.
+        A remote's file is brought into the cache. Faults name files in the right places with other content.
         """
         original = Found(None)
         cached = self._cached(md5)
@@ -66,7 +66,7 @@ class Objects:
         return None if self._repo is None else Path(self._repo.cache.local.oid_to_path(md5))
 
     def _pull(self, md5: str, cached: Path, original: Found) -> bool:
-        """Bring one object from the default remote; what was changed in the cache gives way only to what is right."""
+        """Bring one object from the default remote; a changed file in the cache is replaced only by the right one."""
         from dvc_data.hashfile.hash_info import HashInfo
 
         if not self._repo.config["core"].get("remote"):
@@ -76,7 +76,7 @@ class Objects:
             cached.replace(aside)
         try:
             self._repo.cloud.pull([HashInfo("md5", md5)])
-        except Exception as error:  # a remote has as many ways to fail as there are clouds
+        except Exception as error:  # each kind of remote fails in its own way
             original.faults.append(f"the DVC remote could not be asked: {type(error).__name__}: {error}")
         right = cached.is_file() and file_md5(cached) == md5
         if cached.is_file() and not right:
@@ -97,6 +97,6 @@ def file_md5(path: Path) -> str:
 
 
 def place_copy(source: Path, place: Path) -> None:
-    """Put a copy of `source` at `place`: a copy, since nothing that runs there may reach the cache."""
+    """Put a copy of `source` at `place`: a copy, so that nothing that runs there can change the cache."""
     with replacing(place) as temp:
         shutil.copyfile(source, temp)

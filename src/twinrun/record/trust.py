@@ -1,7 +1,7 @@
 """Which code may run on this machine: that of the current branch, what ran here before, and what a person agreed to.
 
-A run's commit and patch may be somebody else's. What was agreed to is remembered inside .git, where no commit and no
-`dvc pull` can put anything.
+A run's commit and patch may be someone else's. Consent is remembered inside .git, where no commit and no `dvc pull`
+can put anything.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def is_known(root: Path, commit: str, diff: str) -> bool:
 
 
 def remember(root: Path, commit: str, diff: str) -> None:
-    """Note that this code has run here. Where it cannot be noted, it will be asked about again."""
+    """Remember that this code has run here. Where that fails, consent will be asked for again."""
     record = _record(root)
     with suppress(OSError):
         if record is not None and _key(commit, diff) not in _recorded(record):
@@ -109,5 +109,5 @@ def _files(root: Path, diff: str) -> list[str]:
     top = Path(run_git(root, "rev-parse", "--show-toplevel").stdout.rstrip("\n"))
     listed = run_git(top, "apply", "--numstat", "-z", "-", stdin=diff.encode("utf-8", "surrogateescape"))
     if listed.returncode:
-        raise TwinError(f"The run's patch is none that git understands: {listed.stderr.strip()}")
+        raise TwinError(f"git does not understand the run's patch: {listed.stderr.strip()}")
     return [one_line(entry.split("\t", 2)[-1]) for entry in listed.stdout.split("\0") if entry]

@@ -48,7 +48,7 @@ class Publication:
         tracker = find_tracker(project_of(self.folder))
         notices = []
         if refused := Published.load(tracker, self.folder.name).refused:
-            notices.append(f"MLflow refused {refused} of the events; data/out/train/journal.jsonl has what they said.")
+            notices.append(f"MLflow refused {refused} of the events; they are in data/out/train/journal.jsonl.")
         if self.unpublished:
             events = "1 event is" if self.unpublished == 1 else f"{self.unpublished} events are"
             notices.append(f"{events} still to be published to {tracker.shown}; run `twinrun sync`.")
@@ -61,7 +61,7 @@ def publishing(journal: Journal, *, grace_s: float = GRACE_S) -> Iterator[Public
 
     For a server it waits shorter, and not at all for a tracker that was found away or slow: the publisher goes on by
     itself, for `grace_s` seconds where it fails. A body that is left by an error has the journal's end recorded, KILLED
-    for an interruption and FAILED otherwise, and waits 2 s at most. The tracker's troubles never reach the body.
+    for an interruption and FAILED otherwise, and waits 2 s at most. No error of the tracker reaches the body.
     """
     publication = Publication(journal.folder)
     process = _start(journal.folder, grace_s)

@@ -43,7 +43,7 @@ from twinrun.tracking.store import (
 CANDIDATE, CHAMPION = "candidate", "champion"
 # DVC believes the stage up to date where a registry was removed or another one is named.
 REGISTER = "dvc repro -f -s register"
-# What that command reads, in the working folder.
+# The files that the command reads, in the working folder.
 _TO_REGISTER = (
     *("data/out/ingest/images.npy", "data/out/validate/manifest.parquet", "data/out/train/bundle"),
     *("data/out/train/card.json", "data/out/evaluate/metrics.json"),
@@ -53,7 +53,7 @@ ONNX = "model.onnx"  # beside the bundle of a version
 ONNX_TAG = "twinrun.onnx_sha256"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
-_MOST_NAMED = 10  # models, of a store that lacks the one that was asked for
+_MOST_NAMED = 10  # models, of a store that lacks the requested one
 _GATE_TAG = "twinrun.gate."
 _LONGEST_ANSWER = 500
 # What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
@@ -76,7 +76,7 @@ class Version:
     gates: Mapping[str, str]
 
     def answer(self, gate: str) -> str:
-        """What a gate answered when the version was registered, such as "passed: ..."; empty where it was not asked."""
+        """The result of a gate when the version was registered, such as "passed: ..."; empty where it did not run."""
         return self.gates.get(_gate_tag(gate), "")
 
     def headline(self, name: str) -> float | None:
@@ -151,7 +151,7 @@ class Registry:
                     if entry.tags.get(tag) != value:
                         self._client.set_model_version_tag(self.name, entry.version, tag, value)
                 for tag in entry.tags:
-                    if tag.startswith(_GATE_TAG) and tag not in tags:  # it is not asked any more
+                    if tag.startswith(_GATE_TAG) and tag not in tags:  # the gate does not run any more
                         self._client.delete_model_version_tag(self.name, entry.version, tag)
             if onnx is not None:
                 self._add_onnx(entry, onnx)
@@ -189,7 +189,7 @@ class Registry:
 
         `judge` is given the version and the champion of today, None where there is none, and says whether the one may
         take the other's place. Raises RegistryError where it may not, or where the version has not passed, unless
-        forced with a reason. What the gates said is recorded, of a refusal too.
+        forced with a reason. The results of the gates are recorded, also when the version is refused.
         """
         version = self.version(number)
         if force and not (reason or "").strip():
@@ -204,7 +204,7 @@ class Registry:
                 self._journal.end(self._begin(promotion, judgement), "refused", judgement.refusal)
                 raise RegistryError(
                     f"Version {number} of {self.name!r} was not promoted. {judgement.refusal}\n"
-                    "Improve it, or promote it all the same and say why: "
+                    "Improve it, or promote it anyway with a reason: "
                     f'twinrun promote {number} --force --reason "..."'
                 )
             former = self._former() if before is None else [*self._former(), before]
@@ -225,7 +225,7 @@ class Registry:
             return self._move(promotion, former[:-1])
 
     def missing(self) -> MissingModelError:
-        """What to raise where there is no version, with the models that there are."""
+        """The error where there is no version, with the models that there are."""
         with explaining(self.tracker):
             models = self._client.search_registered_models(max_results=_MOST_NAMED)
         return missing_model(self.tracker, self.name, [model.name for model in models if model.name != self.name])
@@ -251,7 +251,7 @@ class Registry:
         return "local" if self.tracker.database else self.tracker.shown
 
     def _judgement(self, version: Version, before: int | None, judge: Judge | None) -> Judgement:
-        """What the gates of today say of a version; it must have passed those of its registration as well."""
+        """The results of the present gates for a version; it must have passed those of its registration as well."""
         champion = next((candidate for candidate in self.versions() if candidate.version == before), None)
         judgement = Judgement(refusal=None) if judge is None else judge(version, champion)
         if version.passed or judgement.refusal:
@@ -362,7 +362,7 @@ class Registry:
                     model_id=model_id,
                 )
         except MlflowException:
-            # An answer that was lost is no version that was not made.
+            # Where the answer was lost, the version may have been created all the same.
             entry = self._of_bundle(key)
             if entry is None:
                 raise
@@ -458,7 +458,7 @@ def how_to_register(project: Path) -> str:
 
 
 def missing_model(tracker: Tracker, name: str, others: Sequence[str] = ()) -> MissingModelError:
-    """That there is no model `name` in the store, which of the `others` there are, and the command that makes it."""
+    """The error for a model `name` that the store lacks, with the `others` in it and the command that registers it."""
     there = f" The models there: {', '.join(map(repr, others))} (--model NAME)." if others else ""
     return MissingModelError(
         f"There is no model {name!r} in {tracker.shown}.{there}\n"
@@ -485,7 +485,7 @@ def _version(entry: Any, aliases: Mapping[str, int]) -> Version:
 
 
 def check_bundle(bundle: Path) -> StoredBundle:
-    """The bundle's files, once they are known to be those that were written, and of one model."""
+    """The bundle's files, after a check that they are unchanged and of one model."""
     return read_stored(bundle, "registered")
 
 

@@ -1,6 +1,6 @@
 """Replaying one journal to MLflow, each event exactly once.
 
-How far it came stands in mlruns/published/<store>/<journal_id>.json, written after each accepted request. A crash
+The progress is in mlruns/published/<store>/<journal_id>.json, written after each accepted request. A crash
 between the two sends one batch again, which is harmless: events carry fixed times, a run is looked up by its
 journal's id before it is made, and MLflow's SQL store keeps an equal metric once.
 """
@@ -59,7 +59,7 @@ class Published:
         try:
             record = parse_record(PublishedRecord, file.read_bytes(), str(file))
         except (OSError, RecordError):
-            return cls(file)  # what MLflow has already is found there
+            return cls(file)  # events that MLflow has are recognised there
         record.pop("attached", None)
         state = cls(file, **record)
         if state.run_id is None:  # nothing can have been published without a run
@@ -76,7 +76,7 @@ class Published:
         self.deleted = self.complete = False
 
     def title(self, name: str) -> str:
-        """What to call the run of a journal named `name`: as in MLflow, or just `name` while it is not there."""
+        """The title of the run of a journal named `name`: as in MLflow, or just `name` before it is there."""
         return name if self.run_id is None else run_name(name, self.run_id)
 
     def finish(self) -> None:
@@ -99,7 +99,7 @@ def unpublished(folder: Path, tracker: Tracker) -> int:
 def is_refusal(error: Exception, tracker: Tracker) -> bool:
     """Whether MLflow itself says that a request is wrong, so that sending it again is of no use.
 
-    What stands before a server, such as a proxy that wants https or a password, answers with pages of its own: those
+    What stands before a server, such as a proxy that wants https or a password, answers with its own pages, which
     say nothing about the request.
     """
     from mlflow.exceptions import MlflowException, RestException
@@ -174,7 +174,7 @@ class Replay:
         return True
 
     def mark_killed(self) -> bool:
-        """Say in MLflow, once, that the process behind the journal died; False where it lives or that was said."""
+        """Mark the run in MLflow, once, as KILLED; False where its process lives or it is marked already."""
         if self.state.run_id is None or self.state.killed_at == self.state.offset or self.state.deleted:
             return False
         # Asked now: while we published, the training may have been taken up again, and ended.
@@ -262,7 +262,7 @@ class Replay:
         elif path.is_file():
             self.client.log_artifact(run_id, str(path), to or None)
         else:
-            print(f"{path} is not there any more, so MLflow does not get it", file=sys.stderr, flush=True)
+            print(f"{path} no longer exists, so MLflow does not get it", file=sys.stderr, flush=True)
 
     def _enter_run(self, event: Event) -> None:
         """Find the journal's run, or make it; a resumed training's run is running again."""
@@ -307,7 +307,7 @@ class Replay:
         describe(self.client, run, describe_run(metrics, file.with_name("confusion.csv"), self._first["data"], page))
 
     def _runs(self, experiment: str) -> list[Any]:
-        """This journal's runs, oldest first, those in the bin too."""
+        """This journal's runs, oldest first, deleted ones too."""
         from mlflow.entities import ViewType
 
         runs = self.client.search_runs(
@@ -343,7 +343,7 @@ class Replay:
 
 
 _BATCHED = frozenset({"metrics", "params", "tags"})
-# Without them there is no run, or one that runs for ever.
+# Without them there is no run, or one that is running forever.
 _NEVER_DROPPED = frozenset({"run", "end"})
 
 

@@ -1,4 +1,4 @@
-"""Finding a run by what a person calls it, and reading its card back. Nothing is changed."""
+"""Finding a run by the name that a person uses, and reading its card. Nothing is changed."""
 
 import re
 import tempfile
@@ -45,7 +45,7 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
     """The run that `reference` names: a run's id or the beginning of one, a journal's, or a version of `model_name`,
     given as 3, v3, NAME/3, @champion or NAME@champion.
 
-    Raises TrackingError, saying what would be one, where there is none or more than one.
+    Raises TrackingError, with what may be given, where there is none or more than one.
     """
     require_reachable(tracker)
     with explaining(tracker):
@@ -122,7 +122,7 @@ def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None
             )
         return chosen.run_id
     name, _, number = reference.rpartition("/")
-    # A run's id may begin with digits alone, but nobody has a million versions.
+    # A run's id may begin with digits alone, but no model has a million versions.
     if not re.fullmatch(r"v?\d{1,6}", number):
         return None
     return Registry(tracker, name.removeprefix("models:/") or model_name).version(int(number.removeprefix("v"))).run_id

@@ -56,7 +56,7 @@ _PUBLISHER_S = 30.0
 
 @dataclass
 class SyncReport:
-    """What one sync did, and what it could not do."""
+    """The result of one sync."""
 
     tracker: Tracker
     events: int = 0
@@ -77,7 +77,7 @@ class SyncReport:
         return self.problem is not None or bool(self.set_aside)
 
     def lines(self) -> list[str]:
-        """For a person: one line for each thing that was done or is left to do."""
+        """For a person: one line for each thing that was done or remains."""
         lines = []
         if self.lost:
             lines.append(
@@ -114,7 +114,7 @@ def sync(
 
     A tracker that is away never raises; the report names the problem. What another process publishes just now is left
     to it, after `wait_s` seconds. `verify` asks a server, too, whether it still has what was published to it; a local
-    store is always asked. `thorough` does the same, and asks MLflow whether it believes in runs whose process is dead.
+    store is always asked. `thorough` does the same, and looks in MLflow for running runs whose process is dead.
     """
     workspace = (workspace or Path.cwd()).resolve()
     tracker = find_tracker(workspace)
@@ -157,7 +157,7 @@ def _states(tracker: Tracker, waiting: list[Path], results: list["_Result"]) -> 
 
 
 def _forget(lost: list[Published], report: SyncReport) -> None:
-    """Remember no longer what the store does not have, so that it is published again."""
+    """Forget what the store does not have, so that it is published again."""
     for state in lost:
         with explained(state.file):
             state.file.unlink(missing_ok=True)
@@ -247,7 +247,7 @@ class _Result:
 
 
 def _results(workspace: Path, report: SyncReport) -> list[_Result]:
-    """The journals among the results in a workspace that belong into MLflow; `report` gets what is wrong with others.
+    """The journals among the results in a workspace that belong in MLflow; `report` gets what is wrong with others.
 
     Of data that passed, the run that trains on them has the journal.
     """
@@ -299,7 +299,7 @@ def _state(result: _Result, tracker: Tracker) -> Published:
 
 
 def _sound_journals(tracker: Tracker, report: SyncReport | None = None) -> list[Path]:
-    """Folders of the journals that wait, in the order of their begin, those that add to a run last.
+    """Folders of the journals that wait, in the order of their start, those that add to a run last.
 
     `report` gets what is wrong with others.
     """
@@ -314,7 +314,7 @@ def _sound_journals(tracker: Tracker, report: SyncReport | None = None) -> list[
 
 
 def _checked_begin(folder: Path, journals: Path) -> tuple[bool, int]:
-    """Whether the journal in `folder` adds to a run, and when it was begun, ms since 1970.
+    """Whether the journal in `folder` adds to a run, and when it was started, ms since 1970.
 
     Raises RecordError where it is not one to publish.
     """
@@ -322,7 +322,7 @@ def _checked_begin(folder: Path, journals: Path) -> tuple[bool, int]:
     events = read_events(folder / FILE)
     ids = {event["journal_id"] for event in events if event["event"] == "run"}
     if not is_journal_id(folder.name) or ids - {folder.name}:
-        raise RecordError(f"{folder / FILE} is the journal of another training than its folder's name says.")
+        raise RecordError(f"{folder / FILE} is not the journal that its folder's name says.")
     return any("part_of" in event for event in events), _begun(events)
 
 
@@ -348,7 +348,7 @@ def _adopt_all(results: list[_Result], tracker: Tracker, report: SyncReport) -> 
 
 
 def _drop_superseded(latest: Summary, tracker: Tracker) -> None:
-    """Forget what waits to be added to a run, and was done again since."""
+    """Drop what waits to be added to a run and was superseded."""
     for folder in _sound_journals(tracker) if latest.part_of is not None else ():
         summary = summarize(folder / FILE)
         if summary is None or summary.journal_id == latest.journal_id:
@@ -398,7 +398,7 @@ def _mark_left(tracker: Tracker, report: SyncReport) -> None:
 
 
 def _publish_all(folders: list[Path], tracker: Tracker, report: SyncReport, wait_s: float) -> None:
-    """Publish what waits; a run that MLflow will not take does not keep the others from it, any other trouble does."""
+    """Publish what waits; a run that MLflow refuses does not stop the others, any other error does."""
     refusal: Exception | None = None
     for folder in folders:
         try:
@@ -413,7 +413,7 @@ def _publish_all(folders: list[Path], tracker: Tracker, report: SyncReport, wait
 
 
 def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) -> None:
-    # The publisher of a training that is over may be trying still; it ends soon, and leaves the rest to us.
+    # The publisher of a training that is over may still be trying; it ends soon, and leaves the rest to us.
     with _publisher_lock(folder, wait_s=wait_s if _over(folder) else 0) as mine:
         summary = summarize(folder / FILE)
         if not mine or summary is None:

@@ -1,4 +1,4 @@
-"""What is searched for among the usable images before they are judged."""
+"""The searches among the usable images before they are judged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

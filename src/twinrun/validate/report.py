@@ -205,7 +205,7 @@ class _Drawer:
 
 
 def _data_uri(pixels: Pixels, largest_px: int) -> str:
-    """The picture as it is where it is small, and otherwise as a copy of a few kilobytes."""
+    """A small picture unchanged, and a large one as a copy of a few kilobytes."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
     image.thumbnail((largest_px, largest_px))
     kind = "PNG" if max(image.size) <= _SMALL_PX else "WEBP"
