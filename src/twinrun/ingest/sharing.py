@@ -42,7 +42,7 @@ class _Kind:
 _FOLDER_LINK, _BROKEN, _NAME, _UNREADABLE, _SPECIAL = (
     _Kind(
         "link to a folder",
-        "DVC does not look behind it: it notices no change there, and no clone gets those images",
+        "DVC does not follow it: it sees no change there, and no clone gets those images",
         "Replace it by a copy of what it points to, or name that folder in ingest.path (params.yaml).",
         fatal=False,
     ),
