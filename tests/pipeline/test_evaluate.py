@@ -319,7 +319,7 @@ def test_where_the_test_split_is_small_the_headline_comes_from_cross_validation(
     page = (OUT / "report/index.html").read_text()
     assert sentence in page
     assert re.search(rf"{reason} So each image .* Of 150 test images it classifies ", page)
-    assert page.count("<img") == 5
+    assert page.count("<img") == 6
     assert len(pq.read_table(OUT / "predictions.parquet")) == 150
     assert len((OUT / "confusion.csv").read_text().splitlines()) == 601
 

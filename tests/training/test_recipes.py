@@ -19,13 +19,14 @@ from twinrun.core.keyed import id_keys
 from twinrun.core.params import TrainParams, load_params
 from twinrun.dataset.manifest import SPLITS
 from twinrun.models.bundle import weights_hash
-from twinrun.training.augment import resized
+from twinrun.project.presets import preset_params
+from twinrun.training.augment import augment, resized
 from twinrun.training.batches import epoch_batches, place_keys
 from twinrun.training.fit import Trained
 from twinrun.training.folds import Labels
 from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job, prepare_job
-from twinrun.training.module import EpochScores
+from twinrun.training.module import EpochScores, build_optimizer
 from twinrun.training.range_test import range_test
 from twinrun.training.schedule import image_size
 
@@ -33,6 +34,10 @@ TINY = "timm/test_resnet"
 RECIPES: dict[str, dict[str, Any]] = {
     "head first": {"head_first_epochs": 1, "backbone_learning_rate": 0.1, "ema_decay": 0.8, "gradient_clip": 1.0},
     "batch norm kept": {"freeze": "batch_norm", "balance": "weights", "optimizer": "sgd"},
+    "whitened, with Muon": {
+        **{"model": "lenet5", "pretrained": None, "whiten": True, "identity": True, "optimizer": "muon"},
+        "augment": {"flip": True, "flip_in_turn": True},
+    },
     "sampling": {
         "balance": "sampling",
         "patience": 1,
@@ -243,6 +248,71 @@ def test_the_command_lr_prints_a_suggestion_and_draws_it(trainable: TrainablePro
     assert Path(".twinrun/lr/lr.png").read_bytes()[1:4] == b"PNG"
     assert Path(".twinrun/lr/lr.csv").read_text().startswith("learning_rate,loss,smoothed_loss\n1e-06,")
     assert not Path("data/out/train").exists()
+
+
+def test_a_whitened_first_convolution_gives_maps_of_variance_one_and_is_not_trained(params: TrainParams) -> None:
+    settings = replace(params, model="resnet9", pretrained=None, whiten=True, epochs=1, batch_size=1024)
+    made = job(settings)
+    first = made.network.get_submodule("stem")[0]
+    rows = np.sort(made.manifest.split("train").rows)
+    pixels = (torch.from_numpy(made.images[rows].astype(np.float32)) / 255 - made.numerics.mean[0]) / made.numerics.std[
+        0
+    ]
+
+    maps = torch.nn.functional.conv2d(pixels.permute(0, 3, 1, 2), first.weight)
+
+    mean_squares = maps.square().mean(dim=(0, 2, 3))
+    assert first.weight.shape == (64, 1, 3, 3)
+    assert mean_squares[:4].tolist() == pytest.approx([1.0] * 4, abs=0.05)  # rarer directions are damped
+    assert torch.allclose(first.weight[:9], -first.weight[9:18])
+    assert not first.weight.requires_grad
+    assert build_optimizer(made.network, settings).param_groups
+    assert all(first.weight is not p for g in build_optimizer(made.network, settings).param_groups for p in g["params"])
+
+
+def test_convolutions_begin_by_handing_on_what_they_are_given(params: TrainParams) -> None:
+    block = job(replace(params, model="resnet9", pretrained=None, identity=True)).network.get_submodule("layer1")
+    images = torch.rand(2, 64, 8, 8)
+
+    assert torch.allclose(block[0](images)[:, :64], images, atol=1e-6)
+
+
+def test_muon_steps_filters_as_torch_does_their_matrices_and_adamw_steps_the_rest() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8, 4))
+    network.to(memory_format=torch.channels_last)
+    filters, bias = network[0].weight, network[0].bias
+    matrix = filters.detach().flatten(1).clone().requires_grad_()
+    own_bias = bias.detach().clone().requires_grad_()
+    settings = replace(preset_params("digits").train, optimizer="muon", weight_decay=0.0)
+    optimizer = build_optimizer(network, settings, list(network[2].parameters()))
+    muon = torch.optim.Muon([matrix], lr=3e-3, weight_decay=0.0, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([own_bias], lr=3e-3, betas=(0.9, 0.999), weight_decay=0.0)
+
+    for _ in range(3):
+        gradient, of_bias = torch.randn(8, 3, 3, 3), torch.randn(8)
+        filters.grad, bias.grad = gradient, of_bias
+        matrix.grad, own_bias.grad = gradient.flatten(1).clone(), of_bias.clone()
+        for each in (optimizer, muon, adamw):
+            each.step()
+
+    assert torch.allclose(filters.detach().flatten(1), matrix.detach(), atol=2e-4)
+    assert torch.allclose(bias, own_bias, atol=1e-6)
+
+
+def test_flipping_in_turn_mirrors_each_image_in_every_second_epoch() -> None:
+    keys = id_keys([f"{i:016x}" for i in range(50)])
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
+    settings = replace(preset_params("digits").train.augment, shift_px=0, rotate_deg=0.0, flip=True, flip_in_turn=True)
+
+    mirrored = [
+        (augment(images, keys, 0, epoch, settings) == images[:, :, ::-1]).all(axis=(1, 2, 3)) for epoch in range(4)
+    ]
+
+    assert (mirrored[0] != mirrored[1]).all()
+    assert (mirrored[0] == mirrored[2]).all()
+    assert (mirrored[1] == mirrored[3]).all()
+    assert 10 < mirrored[0].sum() < 40
 
 
 def test_sampling_gives_every_class_the_same_number_of_places_and_repeats_have_keys_of_their_own() -> None:

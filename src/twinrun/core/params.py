@@ -241,6 +241,7 @@ class AugmentParams:
 
     shift_px: Annotated[int, Field(ge=0)]
     flip: bool
+    flip_in_turn: bool
     rotate_deg: Annotated[float, Field(ge=0, le=180)]
     erase: Share
     crop_scale: Annotated[float, Field(gt=0, le=1)]
@@ -296,11 +297,13 @@ class TrainParams:
     backbone_learning_rate: Annotated[float, Field(gt=0, le=1)]
     probe_views: Annotated[int, Field(ge=1, le=100)]
     probe: ProbeParams
+    whiten: bool
+    identity: bool
     epochs: Count
     patience: Count | None
     balance: Literal["none", "weights", "sampling"]
     batch_size: Annotated[int, Field(ge=2)]
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw", "muon"]
     learning_rate: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -321,6 +324,10 @@ class TrainParams:
 
 
 def _fitting_together(params: TrainParams) -> TrainParams:
+    if (params.whiten or params.identity) and params.pretrained is not None:
+        raise ValueError("whiten and identity set first weights, which pretrained does already; set pretrained: null")
+    if params.augment.flip_in_turn and not params.augment.flip:
+        raise ValueError("augment.flip_in_turn says when images are mirrored, which needs augment.flip: true")
     if params.freeze != "none" and params.pretrained is None:
         raise ValueError(
             f"freeze: {params.freeze} needs pretrained weights; set pretrained: imagenet, package:NAME or a file"

@@ -51,6 +51,8 @@ def augment(images: Pixels, keys: UInt64Array, seed: int, epoch: int, params: Au
         span = 2 * params.shift_px + 1
         shift_x, shift_y = (np.floor(draw(s) * span).astype(int) - params.shift_px for s in (_SHIFT_X, _SHIFT_Y))
         mirror = (draw(_FLIP) < 0.5) & params.flip
+        if params.flip_in_turn:
+            mirror = (keyed_uniform(seed, _FLIP, 0, keys) < 0.5) ^ (epoch % 2 == 1)
         changed = _shifted(changed, shift_x, shift_y, mirror)
     if params.erase:
         if changed is images:

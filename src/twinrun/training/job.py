@@ -39,6 +39,7 @@ from twinrun.training.probe import MOST_CROSS_VALIDATED, NEAREST, nearest_neighb
 from twinrun.training.processes import rank
 from twinrun.training.schedule import image_size
 from twinrun.training.shards import Numerics, thread_count
+from twinrun.training.starting import set_first_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +101,11 @@ class Job:
         if self.params.pretrained is None:
             mean, std = pixel_statistics(self.images, manifest.split("train").rows)
             numerics = replace(numerics, mean=mean, std=std)
+        network = self.initial(seed)
+        set_first_weights(network, self.params, self.images, manifest.split("train").rows, numerics)
         return replace(
             self,
-            network=self.initial(seed),
+            network=network,
             manifest=manifest,
             params=replace(self.params, seed=seed, seeds=1, folds=0),
             preprocessing=replace(self.preprocessing, mean=numerics.mean, std=numerics.std),
@@ -275,12 +278,13 @@ def prepare_job(
             start_from(built, pretrained, classes=len(manifest.classes))
         return built
 
-    network = initial(params.seed)
-    if params.start_size < 1:
-        require_size(network, params.model, channels, image_size(0, (height, width), params))
     numerics = resolve_numerics(params, images, train)
     if pretrained:
         numerics = _normalised_as(pretrained[0], numerics, channels)
+    network = initial(params.seed)
+    set_first_weights(network, params, images, train.rows, numerics)
+    if params.start_size < 1:
+        require_size(network, params.model, channels, image_size(0, (height, width), params))
     needs_head = params.freeze == "backbone" or params.head_first_epochs > 0 or params.backbone_learning_rate != 1
     if needs_head and find_head(network, len(manifest.classes)) is None:
         raise ModelError(

@@ -21,6 +21,7 @@ from twinrun.models.predict import chunk_slices
 from twinrun.training.augment import augment, mix, partners, resized
 from twinrun.training.batches import batch_sizes, epoch_batches, place_keys
 from twinrun.training.lightning import pl
+from twinrun.training.muon import FilterMuon
 from twinrun.training.schedule import image_size, learning_rate
 from twinrun.training.shards import ShardedNetwork
 
@@ -214,7 +215,9 @@ class WholeSplit:
 def build_optimizer(
     network: nn.Module, params: TrainParams, head: Sequence[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; weight decay spares tensors of one dimension: biases and normalisation.
+    """SGD with Nesterov momentum, AdamW, or Muon for all matrices and filters but the head.
+
+    Weight decay spares tensors of one dimension: biases and normalisation.
 
     The `share` of a group is its part of the learning rate, which is smaller for all but the `head` where settings say.
     """
@@ -222,11 +225,18 @@ def build_optimizer(
     groups: list[dict[str, Any]] = []
     for share, of_head in ((params.backbone_learning_rate, False), (1.0, True)):
         trained = [p for p in network.parameters() if p.requires_grad and (id(p) in in_head) == of_head]
-        groups += [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": params.weight_decay, "share": share},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0, "share": share},
-        ]
+        is_muon = params.optimizer == "muon" and not of_head
+        filters = [p for p in trained if is_muon and p.dim() in (2, 4)]
+        others = [p for p in trained if p.dim() > 1 and not (is_muon and p.dim() in (2, 4))]
+        for parameters, decay, muon in (
+            (filters, params.weight_decay, True),
+            (others, params.weight_decay, False),
+            ([p for p in trained if p.dim() <= 1], 0.0, False),
+        ):
+            groups.append({"params": parameters, "weight_decay": decay, "share": share, "muon": muon})
     groups = [group for group in groups if group["params"]]
+    if params.optimizer == "muon":
+        return FilterMuon(groups, learning_rate=params.learning_rate, momentum=params.momentum)
     if params.optimizer == "sgd":
         sgd, nesterov = _not_compiled(torch.optim.SGD), params.momentum > 0
         return sgd(groups, lr=params.learning_rate, momentum=params.momentum, nesterov=nesterov, fused=True)
