@@ -94,7 +94,7 @@ def main() -> None:
 def _record(kind: type[MetricsRecord] | type[CardRecord], file: Path) -> Record:
     record = read_record(kind, Path.cwd() / file, Path.cwd())
     if record is None:
-        raise DataError(f"{file} is missing. Make it: dvc repro evaluate")
+        raise DataError(f"{file} is missing. Create it: dvc repro evaluate")
     return record
 
 

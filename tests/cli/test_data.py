@@ -435,7 +435,7 @@ def test_a_split_cannot_be_written_before_there_is_one(photos: Path) -> None:
     assert ingested.code == 0, ingested.said
     assert nothing.code == unjudged.code == 1
     for ran in (nothing, unjudged):
-        assert "data/out/validate/manifest.parquet is missing. Make it: dvc repro validate" in ran.said
+        assert "data/out/validate/manifest.parquet is missing. Create it: dvc repro validate" in ran.said
     assert not (folder / SPLITS).exists()
 
 

@@ -80,7 +80,7 @@ def test_a_file_that_a_stage_needs_and_is_gone_is_named(
         run_main(register.main)
 
     said = capsys.readouterr().err
-    assert "data/out/evaluate/metrics.json is missing. Make it: dvc repro evaluate" in said
+    assert "data/out/evaluate/metrics.json is missing. Create it: dvc repro evaluate" in said
     assert "dvc repro" in said
 
 

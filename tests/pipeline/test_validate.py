@@ -272,7 +272,7 @@ def test_without_ingest_the_missing_file_is_named(project: Project, validated: S
     ran = validated(project, first_ingest=False)
 
     assert ran.code == 1
-    assert "data/out/ingest/images.npy is missing. Make it: dvc repro ingest" in ran.said
+    assert "data/out/ingest/images.npy is missing. Create it: dvc repro ingest" in ran.said
 
 
 def test_fashion_mnist_takes_about_a_minute_of_cpu_time_and_has_val_carved_out_of_train(

@@ -191,7 +191,7 @@ def _drawn_splits(before: "list[FixedSplit]", out: Path) -> "list[FixedSplit]":
     manifest = read_manifest_table(MANIFEST)
     table = read_table(TABLE, len(manifest))
     if table["id"] != manifest["id"]:
-        raise DataError(f"{MANIFEST} is of other images than {TABLE}. Make it again: dvc repro validate")
+        raise DataError(f"{MANIFEST} is of other images than {TABLE}. Create it again: dvc repro validate")
     facts = {name: table[name].to_pylist() for name in ("path", "split", "pixels_sha256")}
     known = fixed_splits(facts, before)
     images, moved = [], []

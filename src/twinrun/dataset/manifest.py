@@ -73,13 +73,13 @@ def read_manifest(path: Path, images: int | None = None) -> Manifest:
     table = read_manifest_table(path)
     used = table.filter(pc.is_null(table["dropped"]))
     if fault := _fault(used, images):
-        raise DataError(f"{path} is not a manifest of this pack ({fault}). Make it again: dvc repro -f validate")
+        raise DataError(f"{path} is not a manifest of this pack ({fault}). Create it again: dvc repro -f validate")
     rows, ids = np.array(used["row"].to_pylist(), np.int64), used["id"].to_pylist()
     targets, names = np.array(used["target"].to_pylist(), np.int64), np.array(used["split"].to_pylist(), dtype=object)
     units = [unit or image_id for unit, image_id in zip(used[_UNIT].to_pylist(), ids, strict=True)]
     by_target = dict(zip(targets.tolist(), used["label"].to_pylist(), strict=True))
     if sorted(by_target) != list(range(len(by_target))):
-        raise DataError(f"{path} has images for only some of its classes. Make it again: dvc repro -f validate")
+        raise DataError(f"{path} has images for only some of its classes. Create it again: dvc repro -f validate")
     return Manifest(
         classes=tuple(by_target[target] for target in sorted(by_target)),
         splits={
@@ -100,11 +100,11 @@ def read_manifest_table(path: Path) -> "pa.Table":
     One of an earlier version lacks the columns for decisions and units, which are then null.
     """
     nulls = ("label", "split", "dropped", "given", _DECISION, _UNIT)
-    again = "Make it again: dvc repro -f validate"
+    again = "Create it again: dvc repro -f validate"
     try:
         return read_parquet(path, _schema(), "a manifest", again, optional=(_DECISION, _UNIT), nulls=nulls)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Make it: dvc repro validate") from None
+        raise DataError(f"{path} is missing. Create it: dvc repro validate") from None
 
 
 def write_manifest(

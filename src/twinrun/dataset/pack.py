@@ -24,14 +24,14 @@ def open_pack(path: Path) -> Pixels:
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Make it: dvc repro ingest") from None
+        raise DataError(f"{path} is missing. Create it: dvc repro ingest") from None
     except _NO_ARRAY as error:
-        raise DataError(f"{path} is not a pack of images ({error}). Make it again: dvc repro -f ingest") from None
+        raise DataError(f"{path} is not a pack of images ({error}). Create it again: dvc repro -f ingest") from None
     is_array = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
     if not is_array or images.shape[3] not in (1, 3):
         content = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(
-            f"{path} should hold uint8 images (N, H, W, 1 or 3) and holds {content}. Make it again: dvc repro -f ingest"
+            f"{path} should hold uint8 images (N, H, W, 1 or 3) and has {content}. Create it again: dvc repro -f ingest"
         )
     pixels: Pixels = images
     return pixels

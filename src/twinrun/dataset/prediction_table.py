@@ -80,6 +80,6 @@ def read_predictions(path: Path) -> "pa.Table":
             raise ValueError("a value is missing")
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         raise DataError(
-            f"{path} is not a table of predictions ({error}). Make it again: dvc repro -f evaluate"
+            f"{path} is not a table of predictions ({error}). Create it again: dvc repro -f evaluate"
         ) from None
     return table

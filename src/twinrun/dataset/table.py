@@ -56,13 +56,13 @@ def read_table(path: Path, images: int | None = None) -> "pa.Table":
 
     Raises DataError where it is missing, lacks a column or a value, or has not a row for each of `images` images.
     """
-    again = "Make it again: dvc repro -f ingest"
+    again = "Create it again: dvc repro -f ingest"
     try:
         table = read_parquet(
             path, table_schema(), "a table of images", again, nulls={*table_schema().names} - {"id", "path"}
         )
     except FileNotFoundError:
-        raise DataError(f"{path} is missing. Make it: dvc repro ingest") from None
+        raise DataError(f"{path} is missing. Create it: dvc repro ingest") from None
     if images is not None and len(table) != images:
         raise DataError(f"{path} has {len(table):,} rows and there are {images:,} images. {again}")
     return table

@@ -76,7 +76,7 @@ def seed_statistics(accuracies: tuple[float, ...]) -> tuple[float, float, float,
 
 def read_beside(path: Path, manifest: Manifest) -> Beside:
     """Read what stage `train` wrote. Raises DataError where the table is damaged, or of other images or classes."""
-    again = "Make it again: dvc repro -f train"
+    again = "Create it again: dvc repro -f train"
     try:
         table, classes, probabilities = read_scores(path, again)
     except FileNotFoundError:

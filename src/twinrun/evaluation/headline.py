@@ -103,7 +103,7 @@ def read_out_of_fold(path: Path, manifest: Manifest) -> OutOfFold | None:
 
     Raises DataError where the table is damaged, or where it is not of the manifest's images and classes.
     """
-    again = "Make it again: dvc repro -f train"
+    again = "Create it again: dvc repro -f train"
     try:
         table, classes, probabilities = read_scores(path, again)
     except FileNotFoundError:

@@ -188,7 +188,7 @@ def _chosen(name: str, versions: list[int], aliases: dict[str, int], number: int
     there = ", ".join(map(str, sorted(versions)))
     if number is not None:
         if number not in versions:
-            raise RegistryError(f"{name!r} has no version {number}; it has {there}. See them: twinrun models")
+            raise RegistryError(f"{name!r} has no version {number}; it has {there}. List them: twinrun models")
         return number
     for wanted in [alias] if alias else [CHAMPION, CANDIDATE]:
         if wanted in aliases:

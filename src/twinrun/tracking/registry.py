@@ -175,7 +175,7 @@ class Registry:
         if not versions:
             raise self.missing()
         there = ", ".join(str(known.version) for known in reversed(versions))
-        raise RegistryError(f"{self.name!r} has no version {number}; it has {there}. See them: twinrun models")
+        raise RegistryError(f"{self.name!r} has no version {number}; it has {there}. List them: twinrun models")
 
     def tag(self, number: int, tag: str) -> str:
         """A tag of a version; empty where it has none."""

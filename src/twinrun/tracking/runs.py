@@ -114,11 +114,14 @@ def metric_history(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, 
 def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None:
     if "@" in reference:
         name, _, alias = reference.removeprefix("models:/").rpartition("@")
-        versions = Registry(tracker, name or model_name).versions()
+        registry = Registry(tracker, name or model_name)
+        versions = registry.versions()
+        if not versions:
+            raise registry.missing()
         chosen = next((version for version in versions if alias in version.aliases), None)
         if chosen is None:
             raise RegistryError(
-                f"{name or model_name!r} has no version with the alias {alias!r}. See them: twinrun models"
+                f"{name or model_name!r} has no version with the alias {alias!r}. List its versions: twinrun models"
             )
         return chosen.run_id
     name, _, number = reference.rpartition("/")

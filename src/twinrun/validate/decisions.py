@@ -52,7 +52,7 @@ def read_decisions(path: Path) -> list[Decision]:
         lines = read_sheet(path, _SETTING, DataError).lines
     except FileNotFoundError:
         raise DataError(
-            f"{path} is missing ({_SETTING}). Make it: twinrun data fix --out {path}, or set it to null."
+            f"{path} is missing ({_SETTING}). Create it: twinrun data fix --out {path}, or set it to null."
         ) from None
     header = [cell.strip().lower() for cell in lines[0].cells] if lines else []
     if missing := {"path", "action"} - set(header):
