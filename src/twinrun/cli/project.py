@@ -49,7 +49,7 @@ def _is_active() -> bool:
 
 def preset(
     name: Annotated[
-        str, typer.Argument(help="digits, mnist, fashion-mnist, trashnet, photos, photos-tuned or folder.")
+        str, typer.Argument(help="digits, mnist, fashion-mnist, cifar10, trashnet, photos, photos-tuned or folder.")
     ],
     changes: Changes = None,
 ) -> None:
