@@ -4,13 +4,14 @@ const BITS = 22; // of a weight, as in Pillow
 
 const FILTERS = {
   bilinear: [1, x => (x = Math.abs(x), x < 1 ? 1 - x : 0)],
-  bicubic: [2, x => (x = Math.abs(x), x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0)],
+  bicubic: [2, x => (x = Math.abs(x), x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0)],
 };
 
 // The weights of each output pixel: where they begin in the input, and integers that add up to about 2 ** BITS.
 function weights(size, from, to, wanted, resample) {
   const [reach, filter] = FILTERS[resample];
-  const scale = (to - from) / wanted, stretch = Math.max(scale, 1), support = reach * stretch;
+  from = Math.fround(from); // single precision, as in Pillow
+  const scale = Math.fround(Math.fround(to) - from) / wanted, stretch = Math.max(scale, 1), support = reach * stretch;
   return Array.from({ length: wanted }, (_, at) => {
     const center = from + (at + 0.5) * scale;
     const first = Math.max(0, Math.trunc(center - support + 0.5)), last = Math.min(size, Math.trunc(center + support + 0.5));

@@ -1,0 +1,296 @@
+"""The page in a real browser: the same pixels, logits and labels as ingest's."""
+
+import base64
+import hashlib
+import io
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+
+from twinrun.core.errors import DecodeError
+from twinrun.decoding.decode import decode_image, fit_image
+from twinrun.serving.app import PAGE, make_app
+from twinrun.serving.engine import Engine
+from twinrun.serving.follow import ModelInService
+from twinrun.serving.rules import read_regions
+from twinrun.serving.waste import waste_engine
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DATA = Path(os.environ.get("TWINRUN_TEST_DATA", ""))
+CLASSIFY = """async ([version, photos]) => {
+  const worker = new Worker("worker.js", { type: "module" });
+  const ask = message => new Promise(done => {
+    worker.onmessage = ({ data }) => done(data);
+    worker.postMessage({ id: 1, ...message });
+  });
+  const started = await ask({ kind: "start", model: { ...version, facts: {} } });
+  if (started.error) throw new Error(started.error);
+  const answers = [];
+  for (const photo of photos) {
+    const blob = new Blob([Uint8Array.from(atob(photo), letter => letter.charCodeAt(0))]);
+    const { result, error } = await ask({ kind: "classify", photo: blob });
+    answers.push(error ? { error } : { ...result, maps: null });
+  }
+  worker.terminate();
+  return answers;
+}"""
+FIT = """async cases => {
+  const { channelsOf, fit } = await import("./pixels.js");
+  return cases.map(([data, height, width, size, how, resample, gray]) =>
+    [...fit(channelsOf({ data: Uint8ClampedArray.from(data), height, width }, gray), size, how, resample).data]);
+}"""
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium here; Debian has it: apt-get install chromium"),
+    pytest.mark.skipif(not (PAGE / "ort").is_dir(), reason="onnxruntime-web is not here: make phone"),
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return waste_engine()
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine) -> Iterator[uvicorn.Server]:
+    app = make_app(ModelInService(engine), read_regions(engine.model.classes), host="127.0.0.1", token=None)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server.address = f"http://127.0.0.1:{listening.getsockname()[1]}"  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield server
+    server.should_exit = True
+    thread.join(30)
+    listening.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    with browser.new_context() as context:
+        context.set_default_timeout(120_000)
+        yield context
+
+
+def test_the_worker_gives_the_pixels_logits_and_labels_of_the_server(
+    context: BrowserContext, server: uvicorn.Server, engine: Engine
+) -> None:
+    page, photos = _open(context, server), [*_made_photos(), *_real_photos(12)]
+    version = engine.facts() | engine.how_it_answers()
+
+    answers = page.evaluate(CLASSIFY, [version, [base64.b64encode(photo).decode() for photo in photos]])
+
+    for photo, answer in zip(photos, answers, strict=True):
+        pixels = engine.read(photo)
+        expected = engine.answer(pixels)
+        assert answer["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+        assert (answer["label"], answer["labels"], answer["kind"]) == (
+            expected.label,
+            list(expected.labels),
+            expected.kind,
+        )
+        assert np.abs(np.array(answer["logits"]) - expected.logits).max() <= 1e-5 * np.abs(expected.logits).max()
+        assert answer["confidence"] == pytest.approx(expected.confidence, abs=1e-5)
+
+
+def test_files_that_browsers_decode_otherwise_are_left_to_the_server(
+    context: BrowserContext, server: uvicorn.Server, engine: Engine
+) -> None:
+    page, photos = _open(context, server), _other_files()
+
+    answers = page.evaluate(
+        CLASSIFY,
+        [engine.facts() | engine.how_it_answers(), [base64.b64encode(photo).decode() for photo in photos.values()]],
+    )
+
+    assert {name: answer.get("error") for name, answer in zip(photos, answers, strict=True)} == dict.fromkeys(
+        photos, "this kind of file is decoded by the server alone"
+    )
+    with pytest.raises(DecodeError):
+        engine.read(photos["cut off"])
+
+
+def test_the_resize_of_the_page_is_that_of_ingest_for_every_fit_filter_and_size(
+    context: BrowserContext, server: uvicorn.Server
+) -> None:
+    page, rng = _open(context, server), np.random.default_rng(0)
+    cases = []
+    for at in range(24):
+        height, width = int(rng.integers(1, 90)), int(rng.integers(1, 90))
+        pixels = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        size, how = (int(rng.integers(8, 50)), int(rng.integers(8, 50))), ("pad", "crop")[at % 2]
+        cases.append((pixels, size, how, ("bilinear", "bicubic")[at // 2 % 2], at % 3 == 0))
+
+    found = page.evaluate(FIT, [[p.ravel().tolist(), *p.shape[:2], list(size), *rest] for p, size, *rest in cases])
+
+    for (pixels, size, how, resample, gray), values in zip(cases, found, strict=True):
+        image = Image.fromarray(pixels[:, :, :3]).convert("L" if gray else "RGB")
+        channels = np.asarray(image).reshape(*pixels.shape[:2], -1)
+        assert bytes(values) == fit_image(channels, size, how, resample).tobytes()
+
+
+def test_nothing_is_sent_before_the_person_agrees(
+    context: BrowserContext, server: uvicorn.Server, tmp_path: Path
+) -> None:
+    sent: list[Request] = []
+    context.on("request", lambda request: sent.append(request) if request.method != "GET" else None)
+    page = _open(context, server)
+    _wait_for_device(page, "yes")
+    (tmp_path / "cmyk.jpg").write_bytes(_other_files()["CMYK"])
+
+    page.click("#examples button")
+    page.wait_for_selector("#rule:not([hidden]), #choices button")
+    heading = page.text_content("#answer-heading")
+    page.click("#why")
+    shown = page.is_visible("#map")
+    page.set_input_files("#file", tmp_path / "cmyk.jpg")
+    page.wait_for_selector("#choices button.main")
+    before = len(sent)
+    page.click("#choices button.main")
+    page.wait_for_selector("#details:not([hidden])")
+
+    assert heading == "Glass"
+    assert shown
+    assert before == 0
+    assert [request.url.rpartition("/")[2] for request in sent] == ["classify"]
+
+
+def test_where_pixels_are_read_back_altered_the_page_asks_and_answers_nothing_itself(
+    browser: Browser, server: uvicorn.Server
+) -> None:
+    altered = io.BytesIO()
+    Image.new("RGB", (72, 96), (1, 2, 3)).save(altered, "JPEG")
+    with browser.new_context(service_workers="block") as context:
+        context.set_default_timeout(120_000)
+        context.route("**/selftest/photo.jpg", lambda route: route.fulfill(body=altered.getvalue()))
+        page = _open(context, server)
+        _wait_for_device(page, "no")
+
+        page.click("#examples button")
+        page.wait_for_selector("#choices button.main")
+
+        assert page.text_content("#answer-heading") == "Send the photo to the server?"
+        assert "only after you agree" in str(page.text_content("#privacy"))
+
+
+def test_the_example_photos_and_the_self_test_are_what_the_page_says(engine: Engine) -> None:
+    worker = (PAGE / "worker.js").read_text()
+
+    for file in sorted((PAGE / "selftest").iterdir()):
+        pixels = decode_image(file.read_bytes(), channels="rgb", max_pixels=10**6).pixels
+        assert f'"{file.name}": "{hashlib.sha256(pixels.tobytes()).hexdigest()}"' in worker
+    for file in sorted((PAGE / "examples").iterdir()):
+        assert engine.classify(file.read_bytes()).labels == (file.stem,)
+
+
+def test_after_the_first_visit_the_page_answers_without_a_server(
+    context: BrowserContext, server: uvicorn.Server
+) -> None:
+    page = _open(context, server)
+    _wait_for_device(page, "yes")
+    page.wait_for_function("async () => (await navigator.serviceWorker.ready).active.state === 'activated'")
+    page.click("#examples button")
+    page.wait_for_selector("#rule:not([hidden])")
+    server.should_exit = True
+    deadline = time.monotonic() + 30
+    while server.started and _is_answering(server) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    page.reload()
+    _wait_for_device(page, "yes")
+    page.click("#examples button:nth-of-type(2)")
+    page.wait_for_selector("#rule:not([hidden])")
+
+    assert not _is_answering(server)
+    assert page.text_content("#answer-heading") == "Metal"
+
+
+def _open(context: BrowserContext, server: Any) -> Page:
+    while not server.started:
+        time.sleep(0.05)
+    page = context.new_page()
+    page.goto(server.address)
+    page.wait_for_selector("body[data-ready]")
+    return page
+
+
+def _wait_for_device(page: Page, answer: str) -> None:
+    page.wait_for_selector("body[data-device]")
+    assert page.evaluate("document.body.dataset.device") == answer
+
+
+def _is_answering(server: Any) -> bool:
+    port = int(server.address.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _made_photos() -> list[bytes]:
+    """JPEGs of every orientation, gray, progressive and with other samplings, PNGs and WebPs, of several sizes."""
+    rng, photos = np.random.default_rng(0), []
+    for at in range(16):
+        height, width = int(rng.integers(30, 700)), int(rng.integers(30, 700))
+        image = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((width, height))
+        exif = Image.Exif()
+        exif[0x0112] = 1 + at % 8
+        file = io.BytesIO()
+        image = image.convert("L") if at % 5 == 0 else image
+        kind = "PNG" if at in (3, 9) else "WEBP" if at in (4, 11) else "JPEG"
+        options = {"exif": exif, "progressive": at % 2 == 0, "subsampling": at % 3} if kind == "JPEG" else {}
+        image.save(file, kind, **options)
+        photos.append(file.getvalue())
+    return photos
+
+
+def _other_files() -> dict[str, bytes]:
+    """Files that browsers decode otherwise, or not at all."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    deep = Image.fromarray(rng.integers(0, 65536, (40, 60), dtype=np.uint16))
+    saved = {
+        "CMYK": (image.convert("CMYK"), "JPEG", {}),
+        "alpha": (image.convert("RGBA"), "PNG", {}),
+        "16 bits": (deep, "PNG", {}),
+        "palette": (image.convert("P"), "PNG", {}),
+        "transparent": (image, "PNG", {"transparency": (1, 2, 3)}),
+        "WebP with alpha": (image.convert("RGBA"), "WEBP", {"lossless": True}),
+        "TIFF": (image, "TIFF", {}),
+        "GIF": (image, "GIF", {}),
+        "cut off": (image, "JPEG", {}),
+    }
+    files = {}
+    for name, (picture, kind, options) in saved.items():
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        files[name] = file.getvalue()
+    files["cut off"] = files["cut off"][:-400]
+    return files
+
+
+def _real_photos(count: int) -> list[bytes]:
+    """Photos of TrashNet's test split; none where there are no data."""
+    names = DATA / "trashnet/one-indexed-files-notrash_test.txt"
+    if not names.is_file():
+        return []
+    photos = [line.split()[0] for line in names.read_text().splitlines()[:count]]
+    return [(DATA / "trashnet/dataset-resized" / name.rstrip("0123456789.jpg") / name).read_bytes() for name in photos]
