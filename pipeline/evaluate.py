@@ -17,7 +17,7 @@ from twinrun.evaluation.conformal import AnswerScores, calibrate, score_answers
 from twinrun.evaluation.headline import choose_headline, read_out_of_fold
 from twinrun.evaluation.history import read_history
 from twinrun.evaluation.metrics import Scores, score
-from twinrun.evaluation.predict import follow_one, logits_of, predict
+from twinrun.evaluation.predict import follow_one, outputs_of, predict
 from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes, predictions_table
 from twinrun.evaluation.report import Mistakes, Model, verdict, why_out_of_fold, write_report
 from twinrun.models.bundle import Bundle, load_bundle
@@ -95,11 +95,11 @@ def _calibrated(
 ) -> AnswerScores | None:
     """Write how the model's answers are made, and score them; None where the validation split is too small."""
     split = manifest.split("val")
-    calibration = calibrate(logits_of(bundle, images, split.rows), split.targets, alpha, bundle.weights_hash)
+    calibration = calibrate(*outputs_of(bundle, images, split.rows), split.targets, alpha, bundle.weights_hash)
     write_json(None if calibration is None else calibration.model_dump(), OUT / "calibration.json")
     if calibration is None or test.logits is None:
         return None
-    return score_answers(calibration, test.logits, test.targets, test.classes)
+    return score_answers(calibration, test.logits, test.features, test.targets, test.classes)
 
 
 def _scored(predictions: Predictions, params: EvaluateParams) -> Scores:

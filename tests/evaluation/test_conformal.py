@@ -2,9 +2,11 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from crepes import ConformalClassifier
 from crepes.extras import hinge
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -49,7 +51,7 @@ def test_each_class_is_covered_as_promised_over_many_splits(digits: tuple[FloatA
     for _ in range(60):
         order = rng.permutation(len(targets))
         known, new = order[:700], order[700:]
-        scores = score_answers(_calibrated(logits[known], targets[known]), logits[new], targets[new], CLASSES)
+        scores = score_answers(_calibrated(logits[known], targets[known]), logits[new], None, targets[new], CLASSES)
         covered.append([each.share for each in scores.coverage])
 
     assert (np.mean(covered, axis=0) >= 1 - ALPHA - 0.005).all()
@@ -69,11 +71,33 @@ def test_an_image_that_no_class_claims_is_answered_with_i_dont_know(digits: tupl
     logits, targets = digits
     own = _calibrated(logits[:700], targets[:700])
 
-    scores = score_answers(own, np.full((5, 10), logits.min()), targets[:5], CLASSES)
+    scores = score_answers(own, np.full((5, 10), logits.min()), None, targets[:5], CLASSES)
 
     assert scores.unknown == 1
     assert scores.single_accuracy is None
-    assert own.unusual(logits[700:]).mean() < 0.03
+    assert own.unusual(logits[700:], None).mean() < 0.03
+
+
+def test_features_far_from_all_of_the_validation_split_are_answered_with_i_dont_know_in_onnx_too(
+    digits: tuple[FloatArray, IntArray],
+) -> None:
+    logits, targets = digits
+    images = load_digits().data[200:]
+    strange = np.random.default_rng(0).uniform(0, 16, (20, 64))
+    own = calibrate(logits[:700], images[:700], targets[:700], ALPHA, "f" * 64)
+    assert own is not None
+
+    odd = score_answers(own, logits[700:720], strange, targets[700:720], CLASSES)
+    file = with_calibration(_linear(np.eye(64, 10, dtype=np.float32)), own.model_dump_json(), "f" * 64, 10)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    together = session.run(["similarity"], {"images": np.concatenate([images[700:], strange]).astype(np.float32)})[0]
+    kept = read_calibration(session.get_modelmeta().custom_metadata_map["calibration"], "f" * 64, 10)
+
+    assert odd.unknown == 1
+    assert kept is not None
+    assert kept.reference is None
+    assert 0.002 < (together[:-20, 0] < kept.similarity).mean() < 0.03
+    assert (together[-20:, 0] < kept.similarity).all()
 
 
 def test_a_class_with_too_few_images_shares_the_others_threshold_and_a_tiny_split_gives_none() -> None:
@@ -84,7 +108,7 @@ def test_a_class_with_too_few_images_shares_the_others_threshold_and_a_tiny_spli
     own = _calibrated(logits, targets)
 
     assert own.images == [30, 0, 19]
-    assert calibrate(logits[:18], targets[:18], ALPHA, "f" * 64) is None
+    assert calibrate(logits[:18], None, targets[:18], ALPHA, "f" * 64) is None
 
 
 def test_a_calibration_of_another_model_is_refused(digits: tuple[FloatArray, IntArray]) -> None:
@@ -101,9 +125,7 @@ def test_a_calibration_of_another_model_is_refused(digits: tuple[FloatArray, Int
 
 def test_an_onnx_file_carries_the_calibration_of_its_weights_alone(digits: tuple[FloatArray, IntArray]) -> None:
     content = _calibrated(*digits).model_dump_json()
-    node = onnx.helper.make_node("Identity", ["a"], ["b"])
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"]
-    file = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:])).SerializeToString()
+    file = _linear(np.eye(64, 10, dtype=np.float32))
 
     carried = with_calibration(file, content, "f" * 64, 10)
 
@@ -112,7 +134,19 @@ def test_an_onnx_file_carries_the_calibration_of_its_weights_alone(digits: tuple
         with_calibration(file, content, "0" * 64, 10)
 
 
+def _linear(weight: NDArray[np.float32]) -> bytes:
+    """An ONNX model of one linear layer."""
+    node = onnx.helper.make_node("Gemm", ["images", "weight"], ["logits"])
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", size])
+        for name, size in zip(("images", "logits"), weight.shape, strict=True)
+    ]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [onnx.numpy_helper.from_array(weight, "weight")])
+    opset = onnx.helper.make_opsetid("", 18)
+    return bytes(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
+
+
 def _calibrated(logits: FloatArray, targets: IntArray) -> Calibration:
-    found = calibrate(logits, targets, ALPHA, "f" * 64)
+    found = calibrate(logits, None, targets, ALPHA, "f" * 64)
     assert found is not None
     return found

@@ -2,15 +2,17 @@
 
 Split conformal prediction on the validation split: probabilities are calibrated by a temperature, and a label is named
 where its probability reaches what all but 5% of the validation images of that label reach. The guarantee is for images
-like those of the validation split. An image that looks like none of them is found by its energy. Pure: no files.
+like those of the validation split. An image that looks like none of them has features far from theirs. Pure: no files.
 
 Guo et al., "On Calibration of Modern Neural Networks", 2017. Vovk, "Conditional Validity of Inductive Conformal
-Predictors", 2012. Liu et al., "Energy-based Out-of-distribution Detection", 2020.
+Predictors", 2012. Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022; Liu et al.,
+"Energy-based Out-of-distribution Detection", 2020, for networks that do not end in a linear layer.
 """
 
+from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from math import exp, floor
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,15 @@ from twinrun.core.arrays import FloatArray, IntArray
 from twinrun.core.errors import DataError
 from twinrun.core.intervals import wilson_interval
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 CALIBRATION = "calibration"  # its key in the metadata of an ONNX file
 MOST_LABELS = 3  # of an answer; with more it is "I don't know"
-UNUSUAL_SHARE = 0.01  # of validation images whose energy counts as that of something else
+UNUSUAL_SHARE = 0.01  # of validation images that count as something else
+NEIGHBOURS = 5  # the similarity to the fifth nearest of the references decides
+MOST_REFERENCES = 512
+_NOTHING = 1e-12  # added to lengths, so that none is 0
 _LOG_TEMPERATURES = (-4.0, 4.0)
 
 Flags = NDArray[np.bool_]
@@ -33,8 +41,9 @@ class Calibration(BaseModel):
     """What makes sets of labels from a model's logits.
 
     `least` has for each class the smallest calibrated probability of a label that is named, in [0, 1]; `images` the
-    validation images that it comes from, 0 where all classes were taken together. `energy` is the largest of an image
-    like those of the validation split.
+    validation images that it comes from, 0 where all classes were taken together. `energy` is the largest and
+    `similarity` the smallest of an image like those of the validation split; the latter is null for a network without a
+    linear layer at its end. `reference` is base64 of the features that images are compared with, int8 (n, D).
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -45,6 +54,8 @@ class Calibration(BaseModel):
     least: list[Annotated[float, Field(ge=0, le=1)]]
     images: list[Annotated[int, Field(ge=0)]]
     energy: float
+    similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
+    reference: str | None = None
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Calibrated probabilities (N, C) for logits (N, C)."""
@@ -58,10 +69,25 @@ class Calibration(BaseModel):
         result: Flags = chosen
         return result
 
-    def unusual(self, logits: FloatArray) -> Flags:
-        """Which images (N,) look like none of the validation split."""
-        result: Flags = energy(logits) > self.energy
+    def unusual(self, logits: FloatArray, similarity: FloatArray | None) -> Flags:
+        """Which images (N,) look like none of the validation split: by their similarity (N,), or else their energy."""
+        if self.similarity is None or similarity is None:
+            result: Flags = energy(logits) > self.energy
+        else:
+            result = similarity < self.similarity
         return result
+
+    def references(self, size: int) -> NDArray[np.int8] | None:
+        """The features (n, `size`) that images are compared with. Raises DataError where they are not such features."""
+        if self.reference is None:
+            return None
+        try:
+            return np.frombuffer(b64decode(self.reference, validate=True), np.int8).reshape(-1, size)
+        except ValueError:
+            raise DataError(
+                f"The features of the calibration have another size than the network's, {size}. Evaluate again: "
+                "dvc repro -f -s evaluate"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -92,8 +118,10 @@ class AnswerScores:
     risk: FloatArray
 
 
-def calibrate(logits: FloatArray, targets: IntArray, alpha: float, weights_hash: str) -> Calibration | None:
-    """Calibrate on logits (N, C) of the validation split and its class indices (N,); None where it is too small.
+def calibrate(
+    logits: FloatArray, features: FloatArray | None, targets: IntArray, alpha: float, weights_hash: str
+) -> Calibration | None:
+    """Calibrate on logits (N, C) and features (N, D) of the validation split; None where it is too small.
 
     A class with fewer than 1 / alpha - 1 images, which have no such quantile, gets that of all classes, or the smallest
     probability of its own images where that is less.
@@ -117,6 +145,7 @@ def calibrate(logits: FloatArray, targets: IntArray, alpha: float, weights_hash:
         ],
         images=own,
         energy=float(np.quantile(energy(logits), 1 - UNUSUAL_SHARE, method="higher")),
+        **_likeness(features),
     )
 
 
@@ -137,10 +166,16 @@ def fit_temperature(logits: FloatArray, targets: IntArray) -> float:
 
 
 def score_answers(
-    calibration: Calibration, logits: FloatArray, targets: IntArray, classes: tuple[str, ...]
+    calibration: Calibration,
+    logits: FloatArray,
+    features: FloatArray | None,
+    targets: IntArray,
+    classes: tuple[str, ...],
 ) -> AnswerScores:
-    """How the answers do on the test split, logits (N, C)."""
-    named, unusual = calibration.named(logits), calibration.unusual(logits)
+    """How the answers do on the test split, logits (N, C) and features (N, D)."""
+    reference = None if features is None else calibration.references(features.shape[1])
+    similarity = None if features is None or reference is None else _nearest(_cosines(features, reference))
+    named, unusual = calibration.named(logits), calibration.unusual(logits, similarity)
     kinds = np.array(
         [kind_of_answer(int(count), bool(odd)) for count, odd in zip(named.sum(axis=1), unusual, strict=True)]
     )
@@ -193,8 +228,12 @@ def with_calibration(onnx: bytes, content: str, weights_hash: str, classes: int)
     """An ONNX file that carries a calibration in its metadata. Raises DataError where that is of another model."""
     from onnx import load_model_from_string
 
-    read_calibration(content, weights_hash, classes)
+    calibration = read_calibration(content, weights_hash, classes)
     model = load_model_from_string(onnx)
+    if calibration is not None:
+        if not _add_similarity(model, calibration):
+            calibration = calibration.model_copy(update={"similarity": None})
+        content = calibration.model_copy(update={"reference": None}).model_dump_json()
     model.metadata_props.add(key=CALIBRATION, value=content)
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -211,6 +250,80 @@ def energy(logits: FloatArray) -> FloatArray:
     largest = logits.max(axis=1)
     result: FloatArray = -(largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)))
     return result
+
+
+def _likeness(features: FloatArray | None) -> dict[str, Any]:
+    """The fields of a calibration that say how alike the validation images are, each compared with the others."""
+    if features is None or len(features) <= NEIGHBOURS:
+        return {}
+    rows = np.linspace(0, len(features) - 1, min(len(features), MOST_REFERENCES)).round().astype(np.int64)
+    largest = np.abs(features[rows]).max(axis=1, keepdims=True)
+    reference = np.rint(features[rows] / np.where(largest > 0, largest, 1) * 127).astype(np.int8)
+    cosines = _cosines(features, reference)
+    cosines[rows, np.arange(len(rows))] = -1  # not with itself
+    limit = float(np.quantile(_nearest(cosines), UNUSUAL_SHARE, method="lower"))
+    return {"similarity": max(-1.0, min(1.0, limit)), "reference": b64encode(reference.tobytes()).decode()}
+
+
+def _cosines(features: FloatArray, reference: NDArray[np.int8]) -> FloatArray:
+    """The cosine of each of the features (N, D) with each reference (n, D), shape (N, n)."""
+    result: FloatArray = _directions(features) @ _directions(reference.astype(np.float64)).T
+    return result
+
+
+def _directions(vectors: FloatArray) -> FloatArray:
+    result: FloatArray = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + _NOTHING)
+    return result
+
+
+def _nearest(cosines: FloatArray) -> FloatArray:
+    """The similarity (N,) to the reference that is the NEIGHBOURS-th nearest."""
+    result: FloatArray = np.sort(cosines, axis=1)[:, -NEIGHBOURS]
+    return result
+
+
+def _add_similarity(model: "ModelProto", calibration: Calibration) -> bool:
+    """Give an ONNX model the output `similarity` (batch, 1), as `_nearest`; False where it ends in no linear layer."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    head = next((node for node in graph.node if "logits" in node.output), None)
+    weight = next((tensor for tensor in graph.initializer if head is not None and tensor.name == head.input[1]), None)
+    if head is None or head.op_type != "Gemm" or weight is None:
+        return False
+    transposed = any(each.name == "transB" and each.i == 1 for each in head.attribute)
+    reference = calibration.references(int(weight.dims[1 if transposed else 0]))
+    if reference is None:
+        return False
+    # Directions of features and references; both are made as above.
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(reference, "references"),
+            numpy_helper.from_array(np.array([_NOTHING], np.float32), "nothing"),
+            numpy_helper.from_array(np.array([1], np.int64), "one"),
+            numpy_helper.from_array(np.array([NEIGHBOURS], np.int64), "neighbours"),
+            numpy_helper.from_array(np.array([NEIGHBOURS - 1], np.int64), "last"),
+        ]
+    )
+    graph.node.append(helper.make_node("Cast", ["references"], ["references float"], to=TensorProto.FLOAT))
+    for given, name in (("references float", "references"), (head.input[0], "features")):
+        graph.node.extend(
+            [
+                helper.make_node("ReduceL2", [given, "one"], [f"{name} length"], keepdims=1),
+                helper.make_node("Add", [f"{name} length", "nothing"], [f"{name} divisor"]),
+                helper.make_node("Div", [given, f"{name} divisor"], [f"{name} direction"]),
+            ]
+        )
+    graph.node.extend(
+        [
+            helper.make_node("Transpose", ["references direction"], ["references turned"], perm=[1, 0]),
+            helper.make_node("MatMul", ["features direction", "references turned"], ["cosines"]),
+            helper.make_node("TopK", ["cosines", "neighbours"], ["nearest", "nearest places"], axis=1),
+            helper.make_node("Gather", ["nearest", "last"], ["similarity"], axis=1),
+        ]
+    )
+    graph.output.append(helper.make_tensor_value_info("similarity", TensorProto.FLOAT, ["batch", 1]))
+    return True
 
 
 def _log_loss(logits: FloatArray, targets: IntArray) -> float:

@@ -1,5 +1,7 @@
 """A bundle meets the images of a split: its predictions, and one image followed through it."""
 
+from threading import get_ident
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,35 +26,57 @@ def predict(bundle: Bundle, images: Pixels, manifest: Manifest, split: SplitName
     _require_images(chosen, split)
     require_same_classes(bundle.classes, manifest.classes)
     _require_shape(bundle, images)
-    logits = logits_of(bundle, images, chosen.rows)
+    logits, features = outputs_of(bundle, images, chosen.rows)
     return Predictions(
         ids=chosen.ids,
         targets=chosen.targets,
         probabilities=torch.from_numpy(logits).softmax(dim=1).numpy(),
         classes=bundle.classes,
         logits=logits,
+        features=features,
     )
 
 
-def logits_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> FloatArray:
-    """Logits (n, classes), float64, of `images[rows]`, from the passes that `models.predict` makes as well."""
+def outputs_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray | None]:
+    """Logits (n, classes) of `images[rows]`, from the passes that `models.predict` makes as well, and their features.
+
+    Features (n, D) are what the last linear layer gets; None where the network ends otherwise.
+    """
     import torch
 
+    from twinrun.models.architectures import find_head
     from twinrun.models.predict import channel_tensor, normalised, pass_size, single_threads
 
-    size = pass_size(images)
+    size, head = pass_size(images), find_head(bundle.network, len(bundle.classes))
     mean, std = channel_tensor(bundle.preprocessing.mean), channel_tensor(bundle.preprocessing.std)
+    given: dict[int, torch.Tensor] = {}  # by thread
 
-    def one_pass(start: int) -> FloatArray:
+    def one_pass(start: int) -> tuple[FloatArray, FloatArray | None]:
         part = rows[start : start + size]
         filled = np.zeros((size, *images.shape[1:]), np.uint8)
         filled[: len(part)] = images[part]
         with torch.inference_mode():
-            logits = bundle.network(normalised(torch.from_numpy(filled), mean, std))
-            return np.asarray(logits[: len(part)].double().numpy())
+            logits = bundle.network(normalised(torch.from_numpy(filled), mean, std))[: len(part)].double().numpy()
+            features = given.get(get_ident())
+            if features is None or features.ndim != 2 or len(features) != size:
+                return logits, None
+            return logits, features[: len(part)].double().numpy()
 
-    passes = list(single_threads().map(one_pass, range(0, len(rows), size)))
-    return np.concatenate(passes) if passes else np.empty((0, len(bundle.classes)))
+    def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        given[get_ident()] = inputs[0]
+
+    hook = None if head is None else head[1].register_forward_pre_hook(keep)
+    try:
+        passes = list(single_threads().map(one_pass, range(0, len(rows), size)))
+    finally:
+        if hook is not None:
+            hook.remove()
+    if not passes:
+        return np.empty((0, len(bundle.classes))), None
+    parts = [features for _, features in passes if features is not None]
+    return np.concatenate([logits for logits, _ in passes]), np.concatenate(parts) if len(parts) == len(
+        passes
+    ) else None
 
 
 def follow_one(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64], predictions: Predictions) -> Example:

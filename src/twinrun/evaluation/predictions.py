@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Predictions:
     """Probabilities (N, C) for the images `ids`, whose actual class indices are `targets` (N,).
 
-    `logits` (N, C) are what they were computed from, where the model itself was asked.
+    `logits` (N, C) are what they were computed from, and `features` (N, D) what the last linear layer got, where the
+    model itself was asked.
     `pixels` are the sha256 of the images' pixels, and `units` what an image shows with others (as in a manifest), where
     they are known.
     """
@@ -34,6 +35,7 @@ class Predictions:
     pixels: list[str] | None = None
     units: list[str] | None = None
     logits: FloatArray | None = None
+    features: FloatArray | None = None
 
     @property
     def predicted(self) -> IntArray:
@@ -56,6 +58,7 @@ class Predictions:
             pixels=None if self.pixels is None else [self.pixels[row] for row in rows],
             units=None if self.units is None else [self.units[row] for row in rows],
             logits=None if self.logits is None else self.logits[rows],
+            features=None if self.features is None else self.features[rows],
         )
 
 

@@ -70,7 +70,9 @@ class Engine:
 
     def answer(self, pixels: Pixels) -> Answer:
         """The answer for pixels (H, W, C) as `read` gives them."""
-        (found,) = self.session.run(["logits"], {"images": pixels[None]})
+        limit = None if self.calibration is None else self.calibration.similarity
+        names = ["logits"] if limit is None else ["logits", "similarity"]
+        found, *similarity = self.session.run(names, {"images": pixels[None]})
         logits = found.astype(np.float64)
         probabilities = softmax(logits)[0]
         order = (-probabilities).argsort(kind="stable")
@@ -80,7 +82,7 @@ class Engine:
         else:
             chosen = self.calibration.named(logits)[0]
             named = [at for at in order if chosen[at]]
-            unusual = bool(self.calibration.unusual(logits)[0])
+            unusual = bool(self.calibration.unusual(logits, similarity[0][:, 0] if similarity else None)[0])
             confidence = float(self.calibration.probabilities(logits)[0][order[0]])
         labels = tuple(self.model.classes[at] for at in named)
         return Answer(probabilities, labels[0], labels, kind_of_answer(len(labels), unusual), confidence, found[0])

@@ -56,7 +56,7 @@ function softmax(logits, temperature = 1) {
 }
 
 // The same rules as evaluation/conformal.py and serving/engine.py.
-function answered(logits) {
+function answered(logits, similarity) {
   const { classes, calibration } = model, shares = softmax(logits);
   const order = classes.map((_, at) => at).sort((one, other) => shares[other] - shares[one] || one - other), best = order[0];
   let named, odd = false, confidence = shares[best];
@@ -64,7 +64,7 @@ function answered(logits) {
     const calibrated = softmax(logits, calibration.temperature), largest = Math.max(...logits);
     named = order.filter(at => at === best || calibrated[at] >= calibration.least[at]);
     confidence = calibrated[best];
-    odd = -(largest + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0))) > calibration.energy;
+    odd = similarity ? similarity[0] < calibration.similarity : -(largest + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0))) > calibration.energy;
   } else {
     let sum = 0;
     named = order.filter(at => { const before = sum; sum += shares[at]; return before < 0.95; });
@@ -83,7 +83,7 @@ async function classify(photo) {
   const results = await session.run({ images: new ort.Tensor("uint8", data, [1, pixels.height, pixels.width, pixels.channels]) });
   const maps = results.maps && { data: results.maps.data, height: results.maps.dims[2], width: results.maps.dims[3] };
   const facts = { image_sha256: await hex(bytes), pixels_sha256: await hex(data), logits: [...results.logits.data] };
-  return { ...answered(facts.logits), ...facts, maps, size: [image.width, image.height], model: model.facts };
+  return { ...answered(facts.logits, results.similarity?.data), ...facts, maps, size: [image.width, image.height], model: model.facts };
 }
 
 let turn = Promise.resolve(); // one after the other
