@@ -74,9 +74,8 @@ def outputs_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> t
     if not passes:
         return np.empty((0, len(bundle.classes))), None
     parts = [features for _, features in passes if features is not None]
-    return np.concatenate([logits for logits, _ in passes]), np.concatenate(parts) if len(parts) == len(
-        passes
-    ) else None
+    all_features = np.concatenate(parts) if len(parts) == len(passes) else None
+    return np.concatenate([logits for logits, _ in passes]), all_features
 
 
 def follow_one(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64], predictions: Predictions) -> Example:
