@@ -4,10 +4,12 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from onnx.numpy_helper import to_array
+from sklearn.datasets import load_digits, load_sample_images
 
 from twinrun.core.errors import BundleError
 from twinrun.core.files import read_json
@@ -57,6 +59,17 @@ def test_a_changed_backbone_is_refused_with_what_to_do(monkeypatch: pytest.Monke
 
     with pytest.raises(BundleError, match="Install the package again: make setup"):
         waste_onnx()
+
+
+def test_noise_flat_areas_digits_and_scenes_are_answered_with_i_dont_know(engine: Engine) -> None:
+    rng = np.random.default_rng(0)
+    digits = [(digit * 15.9).astype(np.uint8).repeat(20, 0).repeat(20, 1) for digit in load_digits().images[:4]]
+    noise = [rng.integers(0, 256, (120, 160, 3), dtype=np.uint8) for _ in range(4)]
+    flat = [np.full((120, 160, 3), value, np.uint8) for value in (0, 90, 255)]
+
+    kinds = [engine.classify(image).kind for image in (*digits, *noise, *flat, *load_sample_images().images)]
+
+    assert kinds == ["unknown"] * len(kinds)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="TWINRUN_TEST_DATA names no folder with trashnet/")
