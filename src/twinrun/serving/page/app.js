@@ -80,6 +80,7 @@ function askToSend(photo) {
 
 function show(heading, detail = "") {
   at("answer").hidden = false;
+  document.body.classList.add("answered");
   at("answer-heading").textContent = heading;
   at("confidence").textContent = detail;
   at("choices").replaceChildren();
