@@ -22,6 +22,7 @@ from typing import Any
 # Commands that read or write the folders that .dvc files name.
 _TOUCHING = {(name,) for name in ("add", "checkout", "commit", "exp", "fetch", "gc", "pull", "push", "queue", "repro")}
 _HASHING = {("repro",), ("status",), ("commit",), ("exp", "run"), ("exp", "save"), ("data", "status")}
+_PROJECT = "pipeline/ingest.py"  # the file by which a project is known
 _RULES = ("core/params.py", "core/hints.py", "core/networks.py", "core/rules.py")  # they say which settings fit
 _WITH = "params.yaml with the values of -S"
 _MOST_RUNS = 1000  # of a sweep that are checked
@@ -31,12 +32,12 @@ _SHORTEST = 3  # letters of a long option that is cut short, its hyphens include
 def watch() -> None:
     """Have `check` run before DVC reads its command line, if this process is a `dvc`.
 
-    If it is an `mlflow`, have it find the artifacts of a project that was moved.
+    If it is an `mlflow` in a project, have it find the artifacts after the project was moved.
     """
     programs = set(map(os.path.basename, sys.orig_argv[1:4]))
     if "dvc" in programs:
         sys.meta_path.insert(0, _Watch())
-    elif "mlflow" in programs:
+    elif "mlflow" in programs and Path(_PROJECT).is_file():
         from twinrun.tracking.relocate import main
 
         main()
@@ -98,7 +99,7 @@ def check(arguments: list[str], folder: Path) -> None:
     """
     folder, arguments = _moved(folder, arguments)
     command = _command(arguments)
-    root = next((place for place in (folder, *folder.parents) if (place / "pipeline/ingest.py").is_file()), None)
+    root = next((place for place in (folder, *folder.parents) if (place / _PROJECT).is_file()), None)
     if root is None or not (root / "dvc.yaml").is_file() or {"-h", "--help"} & set(arguments):
         return
     forced = _has(arguments, "f", "--force")

@@ -27,6 +27,8 @@ def test_artifacts_and_models_of_a_moved_project_are_found_again(project: Path, 
     moved.parent.mkdir()
     project.rename(moved)
     monkeypatch.chdir(moved)
+    (moved / "pipeline").mkdir()
+    (moved / "pipeline/ingest.py").touch()
 
     printed = subprocess.run(
         [sys.executable, "-m", "mlflow", "--version"], check=True, capture_output=True, text=True
