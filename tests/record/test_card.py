@@ -66,6 +66,23 @@ def test_the_patch_makes_the_uncommitted_code_again(repository: Path, tmp_path: 
         assert (clone / name).read_bytes() == (repository / name).read_bytes()
 
 
+def test_a_change_in_the_second_of_the_commit_is_in_the_patch_although_there_are_untracked_files(
+    repository: Path,
+) -> None:
+    file, index = repository / "train.py", repository / ".git/index"
+    _git(repository, "config", "core.trustctime", "false")
+    time_ns = file.stat().st_mtime_ns
+    file.write_text("epochs = 4\n")  # as many bytes as before
+    for path in (file, index):
+        os.utime(path, ns=(time_ns, time_ns))
+    (repository / "src").mkdir()
+    (repository / "src/new.py").write_text("x = 1")
+
+    code = collect_code(repository)
+
+    assert "+epochs = 4" in code.diff
+
+
 def test_images_secrets_and_what_is_too_large_are_named_and_not_copied(repository: Path) -> None:
     left_out = (".env", ".env.yaml", "Credentials.json", "secrets.toml", "server.key", "photo.png", "weights")
     for name in left_out:

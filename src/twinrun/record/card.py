@@ -185,7 +185,8 @@ def _patch(top: Path, untracked: list[str], without: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, "index")
         with suppress(FileNotFoundError):
-            shutil.copyfile(top / run_git(top, "rev-parse", "--git-path", "index").stdout.rstrip("\n"), index)
+            # With its time, by which git sees that a file was changed in the second in which the index was written.
+            shutil.copy2(top / run_git(top, "rev-parse", "--git-path", "index").stdout.rstrip("\n"), index)
         names = "\0".join(untracked).encode("utf-8", "surrogateescape")
         marking = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
         marked = run_git(top, "--literal-pathspecs", *marking, stdin=names, index=index)
