@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from twinrun.evaluation.beside import Beside
 from twinrun.evaluation.features import FeatureMaps
 from twinrun.evaluation.headline import choose_headline
 from twinrun.evaluation.history import History
@@ -29,6 +30,7 @@ def write(folder: Path, targets: list[int], said: list[int], classes: tuple[str,
         folder,
         model=Model(architecture="lenet5", weights_hash="ab" * 32, parameters=1234, bytes=5678),
         headline=choose_headline(predictions, None, 0, _scored),
+        beside=Beside(),
         history=History(epoch=[1], train_loss=[2.0], val_loss=[1.5], val_accuracy=[0.5], learning_rate=[0.0]),
         mistakes=Mistakes(
             mistakes=worst,

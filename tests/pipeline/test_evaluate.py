@@ -361,7 +361,7 @@ def test_the_score_without_other_views_stands_beside_the_one_with_them(capsys: p
 
     assert metrics()["plain_accuracy"] == without
     assert metrics()["accuracy"] != without
-    assert f"Without the other views of each image (train.test_views) it is {100 * without:.1f}%." in (
+    assert f"On each image alone, without the views of train.test_views, it is {100 * without:.1f}%." in (
         capsys.readouterr().out
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from tracking_support import runs
 from training_support import TrainableProject, run_stage
@@ -86,6 +87,24 @@ def test_torchrun_gives_the_same_weights_as_one_process_and_the_best_epoch_and_t
     best = max(read_history(trainable.folder / "data/out/train/history.csv").val_accuracy)
     assert len(re.findall(rf"best epoch \d, validation {best:.1%}, (?:\d+ min )?[\d.]+ s\n", said)) == 1
     assert len(re.findall(r"^train took (?:\d+ min )?[\d.]+ s$", said, re.MULTILINE)) == 1
+
+
+def test_several_seeds_and_folds_give_the_same_weights_and_predictions_in_two_processes(
+    trainable: TrainableProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    out = trainable.folder / "data/out/train"
+    trainable.set(model="mlp", epochs=1, batch_size=512, seeds=2, folds=2).train_here()
+    alone, tables = trainable.weights_hash(), [path.read_bytes() for path in sorted(out.glob("*.parquet"))]
+    shutil.rmtree(out)
+
+    code, said = trainable.set(devices=2).train()
+
+    assert code == 0, said
+    assert trainable.weights_hash() == alone
+    assert [path.read_bytes() for path in sorted(out.glob("*.parquet"))] == tables
+    assert len(pq.read_table(out / "out_of_fold.parquet")) == 1797
+    assert pq.read_table(out / "beside.parquet")["by"].unique().to_pylist() == ["seed 0", "seed 1"]
 
 
 def test_processes_on_a_machine_of_many_cores_give_the_same_weights_as_one(

@@ -49,7 +49,10 @@ def _is_active() -> bool:
 
 def preset(
     name: Annotated[
-        str, typer.Argument(help="digits, mnist, fashion-mnist, cifar10, trashnet, photos, photos-tuned or folder.")
+        str,
+        typer.Argument(
+            help="digits, mnist, fashion-mnist, cifar10, trashnet, photos, photos-tuned, photos-scratch or folder."
+        ),
     ],
     changes: Changes = None,
 ) -> None:

@@ -55,7 +55,7 @@ class Beside:
                 f"to {high:.1f}%). The model of this page is the one with the median validation accuracy."
             )
         if self.plain is not None:
-            said.append(f"Without the other views of each image (train.test_views) it is {100 * self.plain:.1f}%.")
+            said.append(f"On each image alone, without the views of train.test_views, it is {100 * self.plain:.1f}%.")
         if self.nearest_neighbour is not None:
             said.append(
                 f"The nearest neighbour on the same features, a lower bar that takes no training, classifies "
