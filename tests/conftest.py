@@ -15,7 +15,7 @@ _LONG = (
     *("test_train.py", "test_cli_data.py", "test_publisher.py", "test_doctor.py"),
 )
 
-pytest_plugins = ["stage_support", "tracking_support", "training_support", "twin_support"]
+pytest_plugins = ["preloaded", "stage_support", "tracking_support", "training_support", "twin_support"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from preloaded import in_use
 from tracking_support import runs
 from training_support import REPOSITORY, change_params, git, made_once, run_stages_for_dvc
 
@@ -23,9 +24,10 @@ _SPLITS = {"train": range(0, 60), "val": range(60, 80), "test": range(80, 110)}
 
 
 @pytest.fixture(scope="session")
-def once_trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
+def once_trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path, programs: Path) -> Path:
     """Trained with a learning rate and a remark in the code that are in no commit; to be copied."""
-    return made_once(tmp_path_factory, "twins", lambda folder: _train_once(folder, new_store))
+    with in_use(programs):
+        return made_once(tmp_path_factory, "twins", lambda folder: _train_once(folder, new_store))
 
 
 def _train_once(folder: Path, new_store: Path) -> None:

@@ -1,0 +1,257 @@
+"""Python processes that begin with their libraries imported: `python -m pipeline.STAGE`, `twinrun`, `dvc`.
+
+Most of the time of a test that runs the pipeline is the import of PyTorch, MLflow and Great Expectations, in every
+process anew. Here one process of the session imports them and forks for each process that is asked for. The code of
+the project is not among what it imports, so a fork runs the code of the folder that it is started in. A program that
+stands in a folder on PATH passes its arguments, environment and files on, forwards signals, and ends as the fork does.
+What this hides: a fork is no child of its caller, and all have the hash seed of one process. Tests about processes,
+kills and launchers start real ones.
+"""
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from filelock import FileLock
+
+_LIBRARIES = (
+    *("pipeline.train", "pipeline.evaluate", "pipeline.register", "pipeline.validate", "pipeline.ingest"),
+    *("mlflow", "mlflow.pyfunc", "mlflow.store.db.utils", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
+    *("great_expectations", "great_expectations.expectations", "great_expectations.render.renderer"),
+    *("sklearn.metrics", "sklearn.linear_model", "cleanlab.filter", "matplotlib.figure"),
+    *("matplotlib.backends.backend_agg", "onnx", "pandas", "dvc.repo", "dvc.repo.experiments"),
+    *("pyarrow.parquet", "pyarrow.compute", "rich.table", "typer"),
+)
+_OF_THE_PROJECT = ("twinrun", "pipeline", "_twinrun", "dvc.cli", "dvc.__main__")
+
+# What stands in for python, twinrun and dvc; reads only the standard library.
+_PROGRAM = """#!{python} -IS
+import array, json, os, signal, socket, sys
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+if name in ("twinrun", "dvc"):
+    arguments = ["-m", name, *arguments]
+module = arguments[1] if arguments[:1] == ["-m"] and len(arguments) > 1 else ""
+ours = module == "dvc" or module.split(".")[0] in ("pipeline", "twinrun")
+server = socket.socket(socket.AF_UNIX)
+try:
+    if not ours:
+        raise OSError
+    server.connect({address!r})
+except OSError:
+    os.execv({python!r}, [{python!r}, *arguments])
+asked = json.dumps([os.path.abspath(sys.argv[0]), arguments, os.getcwd(), dict(os.environ)]).encode()
+files = array.array("i", [0, 1, 2])
+server.sendmsg([len(asked).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+server.sendall(asked)
+pid = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "big")
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, lambda number, _: os.kill(pid, number))
+ended = server.recv(8, socket.MSG_WAITALL)
+code = int.from_bytes(ended, "big", signed=True) if ended else 1
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with `python`, `twinrun` and `dvc` whose processes begin with their libraries imported."""
+    if not hasattr(os, "pidfd_open"):  # not on Linux: real ones
+        yield Path(sys.executable).parent
+        return
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bin"
+    with FileLock(f"{folder}.lock"):
+        address = str(folder / "socket")
+        user = _connected(address)
+        if user is None:
+            folder.mkdir(exist_ok=True)
+            for name in ("python", "twinrun", "dvc"):
+                (folder / name).write_text(_PROGRAM.format(python=sys.executable, address=address), encoding="utf-8")
+                (folder / name).chmod(stat.S_IRWXU)
+            user = _started(folder, address)
+    yield folder
+    user.close()
+
+
+@contextlib.contextmanager
+def in_use(programs: Path) -> Iterator[None]:
+    """Have this process start those programs where it starts its own Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(programs / "python"))
+        yield
+
+
+def preloaded(programs: Path) -> Iterator[None]:
+    """A fixture once it is given a scope: meanwhile this process starts those programs."""
+    with in_use(programs):
+        yield
+
+
+def _connected(address: str) -> socket.socket | None:
+    """A connection that keeps the server running, or None where there is none."""
+    user = socket.socket(socket.AF_UNIX)
+    try:
+        user.connect(address)
+    except OSError:
+        user.close()
+        return None
+    user.sendall(bytes(8))
+    return user
+
+
+def _started(folder: Path, address: str) -> socket.socket:
+    Path(address).unlink(missing_ok=True)
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "COV"))}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GX_ANALYTICS_ENABLED": "false"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), address],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and server.poll() is None:
+        if user := _connected(address):
+            return user
+        time.sleep(0.1)
+    pytest.fail(f"The process with the libraries did not start:\n{(folder / 'log').read_text()}")
+
+
+def _serve(address: str) -> list[str]:
+    """Fork for each request, and return in the forks only: the arguments of their module. Ends with the last user."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address)
+    listening.listen(64)
+    waiting = selectors.DefaultSelector()
+    waiting.register(listening, selectors.EVENT_READ)
+    users: set[socket.socket] = set()
+    forks: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that reports the end: process, caller
+    while True:
+        (key, _), *_ = waiting.select()
+        if key.fileobj is listening:
+            caller, _ = listening.accept()
+            size, files, _, _ = socket.recv_fds(caller, 8, 3, socket.MSG_WAITALL)
+            waiting.register(caller, selectors.EVENT_READ)
+            if not int.from_bytes(size, "big"):
+                users.add(caller)
+                continue
+            request = json.loads(_received(caller, int.from_bytes(size, "big")))
+            if (pid := os.fork()) == 0:
+                for kept in list(waiting.get_map().values()):
+                    os.close(kept.fd)
+                waiting.close()
+                return _become(request, files)
+            for file in files:
+                os.close(file)
+            end = os.pidfd_open(pid)
+            forks[end] = pid, caller
+            waiting.register(end, selectors.EVENT_READ)
+            caller.sendall(pid.to_bytes(8, "big"))
+        elif key.fd in forks:
+            pid, caller = forks.pop(key.fd)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            waiting.unregister(key.fd)
+            os.close(key.fd)
+            if caller.fileno() >= 0:
+                waiting.unregister(caller)
+                with contextlib.suppress(OSError):
+                    caller.sendall(status.to_bytes(8, "big", signed=True))
+                caller.close()
+        else:  # a user or a caller is gone
+            assert isinstance(key.fileobj, socket.socket)
+            waiting.unregister(key.fileobj)
+            key.fileobj.close()
+            users.discard(key.fileobj)
+            for pid, caller in forks.values():
+                if caller is key.fileobj:
+                    os.kill(pid, signal.SIGKILL)
+        if not users and not forks:
+            os._exit(0)
+
+
+def _received(caller: socket.socket, size: int) -> bytes:
+    content = b""
+    while len(content) < size:
+        part = caller.recv(size - len(content))
+        if not part:
+            break
+        content += part
+    return content
+
+
+def _become(request: list[Any], files: list[int]) -> list[str]:
+    """Make this fork the process that was asked for; returns its arguments after `-m`."""
+    program, arguments, folder, environment = request
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.executable, sys.orig_argv = program, [program, *arguments]
+    given = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:] = [folder, *map(os.path.abspath, given), *_PATH]
+    importlib.invalidate_caches()
+    return list(arguments[1:])
+
+
+def _forget_the_project() -> None:
+    for name in list(sys.modules):
+        if any(name == each or name.startswith(f"{each}.") for each in _OF_THE_PROJECT):
+            del sys.modules[name]
+
+
+def _run(arguments: list[str]) -> NoReturn:
+    """Run the module, and end as Python does, but for taking apart what was imported: that takes seconds."""
+    importlib.import_module("twinrun.before_dvc").watch()  # as _twinrun.pth does
+    sys.argv[:] = arguments
+    code: Any = 0
+    try:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+if __name__ == "__main__":
+    _PATH = sys.path[1:]  # without the folder of this file
+    sys.path[0] = os.fspath(Path(__file__).parents[1])
+    for _library in _LIBRARIES:
+        importlib.import_module(_library)
+    _forget_the_project()
+    gc.collect()
+    gc.freeze()  # or the first search for garbage in each fork would copy all of it
+    _run(_serve(sys.argv[1]))
