@@ -77,7 +77,7 @@ class Project:
 
     def table(self) -> list[dict[str, Any]]:
         """The rows that ingest wrote."""
-        return pq.read_table(self.folder / "data/out/ingest/table.parquet").to_pylist()
+        return list(pq.read_table(self.folder / "data/out/ingest/table.parquet").to_pylist())
 
     def pack(self) -> Any:
         """The images that ingest wrote."""
@@ -85,7 +85,7 @@ class Project:
 
     def manifest(self) -> list[dict[str, Any]]:
         """The rows that validate wrote."""
-        return pq.read_table(self.folder / "data/out/validate/manifest.parquet").to_pylist()
+        return list(pq.read_table(self.folder / "data/out/validate/manifest.parquet").to_pylist())
 
     def result(self) -> Any:
         """What validate wrote for programs."""
