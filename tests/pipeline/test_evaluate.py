@@ -386,6 +386,8 @@ def test_other_seeds_and_the_nearest_neighbour_stand_beside_the_score(capsys: py
     assert [written["seeds"][end] for end in ("low", "high")] == pytest.approx([0.7217, 0.9717], abs=1e-3)
     assert written["nearest_neighbour_accuracy"] == pytest.approx(0.7)
     assert json.loads((OUT / "scores.json").read_text())["mean_of_seeds"] == written["seeds"]["mean"]
+    journal = (OUT / "journal.jsonl").read_text()
+    assert all(f"test/accuracy_{name}" in journal for name in ("mean_of_seeds", "sd_of_seeds", "of_nearest_neighbour"))
     said, page = capsys.readouterr().out, (OUT / "report/index.html").read_text()
     for sentence in ("3 trainings that differ in the seed classify 84.7%", "classifies 70.0% of the test images"):
         assert sentence in said

@@ -18,6 +18,12 @@ CROSS_VALIDATION_METRICS = {name: f"cross_validation/{name}" for name in TEST_ME
 HEADLINE = "accuracy"
 LATENCY = "system/latency_ms"
 EVALUATION_METRICS = (HEADLINE, *TEST_METRICS.values(), *CROSS_VALIDATION_METRICS.values())
+_BESIDE = {
+    "seeds_mean": "test/accuracy_mean_of_seeds",
+    "seeds_sd": "test/accuracy_sd_of_seeds",
+    "nearest_neighbour_accuracy": "test/accuracy_of_nearest_neighbour",
+    "plain_accuracy": "test/accuracy_without_views",
+}
 _UNGROUPED = {"learning_rate": "train/learning_rate", "images_per_second": "system/images_per_second"}
 
 
@@ -44,4 +50,5 @@ def evaluation_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     for scores in metrics.get("score_sets", [{"from": "test", **metrics}]):
         of_set = names.get(scores["from"], {})
         numbers |= {of_set[name]: float(scores[name]) for name in of_set if name in scores}
-    return numbers
+    beside = {**metrics, **{f"seeds_{name}": value for name, value in metrics.get("seeds", {}).items()}}
+    return numbers | {name: float(beside[key]) for key, name in _BESIDE.items() if key in beside}
