@@ -8,11 +8,10 @@ import pytest
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "_TWINRUN_DEFAULT_URI"):
     os.environ.pop(name, None)
 
-# Most of these is processes that import PyTorch. Begun last, one of them would be all that runs at the end.
+# By processor time. Begun last, one of them would be all that runs at the end.
 _LONG = (
-    *("test_whole_pipeline.py", "test_dvc_habits.py", "test_twin.py", "test_chaos.py"),
-    *("test_train_probe.py", "test_pyfunc.py", "test_cli_predict.py"),
-    *("test_train.py", "test_cli_data.py", "test_publisher.py", "test_doctor.py"),
+    *("test_dvc_habits.py", "test_whole_pipeline.py", "test_docs.py", "test_twin.py", "test_train_probe.py"),
+    *("test_train.py", "test_validate.py", "test_chaos.py", "test_data.py", "test_doctor.py", "test_publisher.py"),
 )
 
 pytest_plugins = ["preloaded", "stage_support", "tracking_support", "training_support", "twin_support"]
