@@ -56,7 +56,8 @@ try:
     server.connect({address!r})
 except OSError:
     os.execv({python!r}, [{python!r}, *arguments])
-asked = json.dumps([os.path.abspath(sys.argv[0]), arguments, os.getcwd(), dict(os.environ)]).encode()
+program = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")
+asked = json.dumps([program, arguments, os.getcwd(), dict(os.environ)]).encode()
 files = array.array("i", [0, 1, 2])
 server.sendmsg([len(asked).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
 server.sendall(asked)
