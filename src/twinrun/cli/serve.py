@@ -4,7 +4,6 @@ import os
 import socket
 import sys
 import threading
-import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -121,6 +120,8 @@ def _run(
     *,
     browser: bool,
 ) -> None:
+    import webbrowser
+
     import uvicorn
 
     from twinrun.serving.answer_log import AnswerLog
