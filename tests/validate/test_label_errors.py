@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -170,3 +171,16 @@ def test_progress_grows_to_the_end(digits: tuple[Pixels, list[str]]) -> None:
     assert told == sorted(told)
     assert told[0] > 0
     assert told[-1] == 1
+
+
+def test_the_search_learns_from_colour_images_without_a_copy_of_every_patch() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1500, 32, 32, 3)).astype(np.uint8)
+
+    tracemalloc.start()
+    try:
+        searched(images, ["cat", "dog"] * 750, budget_s=1e-3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 400e6
