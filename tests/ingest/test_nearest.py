@@ -16,6 +16,9 @@ from twinrun.dataset.pairs import NearPair
 from twinrun.ingest.copies.nearest import near_duplicates
 from twinrun.ingest.facts import Facts, broken, pixels_sha256
 
+SHOT_TWICE = {(1168, 2063), (2407, 2477)}
+"""Test images of Fashion-MNIST that show one garment as published."""
+
 
 def pairs(images: Pixels) -> list[NearPair]:
     """The pairs that are found among images (N, H, W, C), all of which can be decoded."""
@@ -89,7 +92,7 @@ def test_changed_copies_of_real_pictures_are_found_and_next_to_no_others(
 
     planted = {(number, len(fashion) + number) for number in range(len(copies))}
     assert len(found & planted) >= least * len(planted)
-    assert len(found - planted) <= 0.001 * len(fashion)
+    assert len(found - planted - SHOT_TWICE) <= 0.001 * len(fashion)
 
 
 def moved(pixels: Pixels) -> Pixels:
@@ -133,8 +136,18 @@ def test_copies_that_differ_in_two_ways_at_once_are_found_among_clothes(
     found = {(pair.first, pair.second) for pair in pairs(np.concatenate([fashion[:1000], copies]))}
 
     planted = {(number, 1000 + number) for number in range(len(copies))}
-    assert len(found & planted) >= 0.75 * len(planted)
+    assert len(found & planted) >= 0.8 * len(planted)
     assert len(found - planted) <= 1
+
+
+def test_copies_that_differ_in_four_ways_at_once_are_found_among_clothes(fashion: Pixels) -> None:
+    copies = np.stack([encoded(recoloured(moved(mirrored(image)))) for image in fashion[:40]])
+
+    found = {(pair.first, pair.second) for pair in pairs(np.concatenate([fashion, copies]))}
+
+    planted = {(number, len(fashion) + number) for number in range(len(copies))}
+    assert len(found & planted) >= 0.6 * len(planted)
+    assert len(found - planted - SHOT_TWICE) <= 0.001 * len(fashion)
 
 
 def test_photos_that_were_mirrored_moved_recoloured_and_compressed_are_found(photos: Pixels) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from twinrun.core.arrays import Float32Array
 
-_STEPS = 3
 _LARGEST_STEP = 0.05
 _SIDES = (0.55, 1.1)
 _CORNERS = (-0.15, 0.45)
@@ -36,17 +35,17 @@ def spectrum(pictures: Float32Array, order: int, windows: Float32Array) -> Float
     return np.asarray(rows @ pictures @ columns.transpose(0, 2, 1))
 
 
-def align(pictures: Float32Array, targets: Float32Array, windows: Float32Array) -> Alignment:
+def align(pictures: Float32Array, targets: Float32Array, windows: Float32Array, steps: int) -> Alignment:
     """Lay `pictures` (P, H, W) over those with spectra `targets` (P, order, order), starting from `windows` (P, 4).
 
-    Height, width and place of the window, gain, offset and blur are free: three Gauss-Newton steps, the best counts.
+    Height, width and place of the window, gain, offset and blur are free: `steps` of Gauss-Newton, the best counts.
     """
     count, order = len(pictures), targets.shape[1]
     wanted = targets.reshape(count, -1)[:, 1:]
     norm = np.maximum(np.linalg.norm(wanted, axis=1), 1e-6)
     blur = _squared_frequencies(order)[1:]
     best, best_windows = np.full(count, np.inf, np.float32), windows.copy()
-    for _ in range(_STEPS):
+    for _ in range(steps):
         seen = _with_slopes(pictures, order, windows)[:, 1:]
         model = np.concatenate([seen, seen[:, :, :1] * blur[None, :, None]], axis=2)
         scale = np.maximum(np.linalg.norm(model, axis=1, keepdims=True), 1e-6)
@@ -60,14 +59,30 @@ def align(pictures: Float32Array, targets: Float32Array, windows: Float32Array) 
     return Alignment(np.minimum(best, 1), best_windows)
 
 
+def swapped(windows: Float32Array, seen: Float32Array) -> Float32Array:
+    """The windows (P, 4) of other pictures that show what `seen` (4,) shows of those seen through `windows` (P, 4).
+
+    Where one picture seen through its window looks like the other seen through `seen`, this is the way back.
+    """
+    scale = seen[0::2] / windows[:, 0::2]
+    back = np.empty_like(windows)
+    back[:, 0::2] = seen[0::2] * scale
+    back[:, 1::2] = seen[1::2] + (seen[1::2] - windows[:, 1::2]) * scale
+    return _within_reach(back)
+
+
 def _moved(windows: Float32Array, fit: Float32Array) -> Float32Array:
     """The windows one step further: `fit` (P, 6) holds a gain and what the gain times a step in each direction is."""
     gain = fit[:, :1]
     steps = np.divide(fit[:, 1:5], gain, out=np.zeros_like(windows), where=gain > 1e-9)
-    moved = windows + np.clip(steps, -_LARGEST_STEP, _LARGEST_STEP)
-    moved[:, 0::2] = np.clip(moved[:, 0::2], *_SIDES)
-    moved[:, 1::2] = np.clip(moved[:, 1::2], *_CORNERS)
-    return np.asarray(moved)
+    return _within_reach(windows + np.clip(steps, -_LARGEST_STEP, _LARGEST_STEP))
+
+
+def _within_reach(windows: Float32Array) -> Float32Array:
+    within = windows.copy()
+    within[:, 0::2] = np.clip(windows[:, 0::2], *_SIDES)
+    within[:, 1::2] = np.clip(windows[:, 1::2], *_CORNERS)
+    return within
 
 
 def _least_squares(model: Float32Array, wanted: Float32Array) -> Float32Array:

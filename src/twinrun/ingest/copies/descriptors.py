@@ -27,7 +27,7 @@ _BLUR = 0.5
 _NOISE = 0.01
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _INNER = 0.8  # a frame, or a strip that came into view as the picture was moved, mostly lies outside
-_SCALES = (1.0, 0.87, 1.15)
+_SCALES = (1.0, 0.87)  # of two pictures the one that shows more is seen through the smaller window
 _OFFSETS = (0.0, -0.04, 0.04, -0.08, 0.08)
 
 VIEWS = np.array(

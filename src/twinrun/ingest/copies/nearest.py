@@ -2,10 +2,11 @@
 
 Changed means several of these at once: re-encoded, resized, other colours and contrast, moved, scaled or cropped by up
 to about a tenth, framed, mirrored. Candidates come from a forest over short descriptors of the inner part of each
-image, in which every image looks for itself through 75 windows, mirrored too; the image is then laid over each
-candidate as well as it can be. What counts as alike is measured against the data: the two are far nearer to each other
-than to the next neighbours of either (after Lowe, "Distinctive image features from scale-invariant keypoints", IJCV
-2004), so that in a data set whose images all look alike nothing stands out but copies.
+image, in which every image looks for itself through 50 windows, mirrored too; it is then laid over each candidate,
+roughly at first, and where that promises a copy as well as it can be. What counts as alike is measured against the
+data: the two are far nearer to each other than to the next neighbours of either (after Lowe, "Distinctive image
+features from scale-invariant keypoints", IJCV 2004), so that in a data set whose images all look alike nothing stands
+out but copies.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from twinrun.core.arrays import Float32Array, Int32Array, Pixels
 from twinrun.core.cores import available_cores
 from twinrun.dataset.pairs import Change, NearPair
-from twinrun.ingest.copies.alignment import align, spectrum
+from twinrun.ingest.copies.alignment import align, spectrum, swapped
 from twinrun.ingest.copies.descriptors import (
     VIEWS,
     Boxes,
@@ -40,26 +41,31 @@ _TREES = 4
 _DESCRIBED_AT_ONCE = 2048
 _ALIGNED_AT_ONCE = 512
 _LEAST_CONTRAST = 1.0  # gray levels of 255: below it noise is all there is to compare
-_NEIGHBOURS = 6
+_LIKELY = 3
+_RIVALS = 5
+_ROUGH_STEPS = 1
+_FINE_STEPS = 4
+_PROMISING = 0.85  # of the rival's distance: what is no nearer at first hardly becomes a copy
 _RIVAL = 4  # the neighbour to be nearer than: an image may have three copies
-_RIVAL_RATIO = 0.33
+_RIVAL_RATIO = 0.3
+_LIKELY_RATIO = 0.4  # the same, before the rivals were measured with care
 _ALWAYS_A_COPY = 0.012
-_NEVER_A_COPY = 0.16
+_NEVER_A_COPY = 0.2
+_FAR = 0.35  # a distance at first from which none becomes a copy
 _NO_RIVAL = 0.3
 _STILL = 0.03  # windows further than this from the whole are crops
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Pairs to be judged: `match` is like `view` of `owner`, at `distance` between descriptors."""
+    """Pairs to be judged: `match` is like `view` of `owner`."""
 
     owner: Int32Array
     match: Int32Array
     view: Int32Array
-    distance: Float32Array
 
     def __getitem__(self, chosen: npt.NDArray[np.generic] | slice) -> "_Candidates":
-        return _Candidates(self.owner[chosen], self.match[chosen], self.view[chosen], self.distance[chosen])
+        return _Candidates(self.owner[chosen], self.match[chosen], self.view[chosen])
 
 
 @dataclass(frozen=True)
@@ -113,28 +119,36 @@ def _first_of_each(facts: Sequence[Facts]) -> Int32Array:
 
 
 def _candidates(search: _Search, rows: Int32Array) -> _Candidates:
-    """For each of `rows` its nearest neighbours among them, at most `_NEIGHBOURS`, nearest first."""
+    """For each of `rows` those among them that may be copies of it, and its rivals."""
     sample = rows[:: -(-len(rows) // _SAMPLE)]
     metric = learned_metric(gray_pictures(search.images, sample, search.boxes))
 
     def describe(chunk: Int32Array) -> tuple[Float32Array, Float32Array]:
         return descriptors(gray_pictures(search.images, chunk, search.boxes), metric, VIEWS[:1])
 
-    points, contrasts = zip(*_on_all_threads(search, describe, _cut(rows, _DESCRIBED_AT_ONCE), 0.0, 0.1), strict=True)
+    described, contrasts = zip(
+        *_on_all_threads(search, describe, _cut(rows, _DESCRIBED_AT_ONCE), 0.0, 0.1), strict=True
+    )
     clear = np.concatenate(contrasts) >= _LEAST_CONTRAST
-    rows, forest = rows[clear], grow(np.concatenate(points)[:, 0][clear], _TREES)
+    rows, points = rows[clear], np.concatenate(described)[:, 0][clear]
+    forest = grow(points, _TREES)
+    chunks = _cut(np.arange(len(rows), dtype=np.int32), _DESCRIBED_AT_ONCE)
+    spacing = np.concatenate(list(search.pool.map(lambda places: nearest(forest, points[places], places)[1], chunks)))
 
     def ask(places: Int32Array) -> _Candidates:
         asked, _ = descriptors(gray_pictures(search.images, rows[places], search.boxes), metric)
-        neighbours = _neighbours(forest, asked, places)
-        return _Candidates(rows[neighbours.owner], rows[neighbours.match], neighbours.view, neighbours.distance)
+        neighbours = _neighbours(forest, asked, places, spacing)
+        return _Candidates(rows[neighbours.owner], rows[neighbours.match], neighbours.view)
 
-    places = np.arange(len(rows), dtype=np.int32)
-    return _joined(_on_all_threads(search, ask, _cut(places, _DESCRIBED_AT_ONCE), 0.1, 0.6))
+    return _joined(_on_all_threads(search, ask, chunks, 0.1, 0.6))
 
 
-def _neighbours(forest: Forest, asked: Float32Array, owners: Int32Array) -> _Candidates:
-    """The nearest points to any view of `asked` (n, views, D), each once, but for `owners` (n,) themselves."""
+def _neighbours(forest: Forest, asked: Float32Array, owners: Int32Array, spacing: Float32Array) -> _Candidates:
+    """Points near to some view of `asked` (n, views, D), each once, but for `owners` (n,) themselves.
+
+    They are the `_RIVALS` nearest, and the `_LIKELY` nearest as measured by `spacing` (N,), the squared distance from
+    each point to its own neighbour: where points lie close together a small distance says little.
+    """
     count, views, dimensions = asked.shape
     match, squared = nearest(forest, asked.reshape(-1, dimensions), np.repeat(owners, views))
     match, distance = match.reshape(count, views), np.sqrt(squared).reshape(count, views)
@@ -144,17 +158,28 @@ def _neighbours(forest: Forest, asked: Float32Array, owners: Int32Array) -> _Can
     match, distance = np.take_along_axis(match, view, 1), np.take_along_axis(distance, view, 1)
     distance[:, 1:][match[:, 1:] == match[:, :-1]] = np.inf
     distance[match < 0] = np.inf
-    nearest_first = np.argsort(distance, axis=1, kind="stable")[:, :_NEIGHBOURS]
-    view, match, distance = (np.take_along_axis(table, nearest_first, 1) for table in (view, match, distance))
-    owner = np.repeat(owners, nearest_first.shape[1]).reshape(match.shape)
-    return _Candidates(owner, match, view, distance)[np.isfinite(distance)]
+    likely = np.argsort(distance / np.sqrt(np.sqrt(np.maximum(spacing[match], 1e-12))), axis=1, kind="stable")
+    close = np.argsort(distance, axis=1, kind="stable")
+    chosen = np.zeros(match.shape, np.bool_)
+    np.put_along_axis(chosen, np.concatenate([likely[:, :_LIKELY], close[:, :_RIVALS]], axis=1), True, 1)
+    chosen &= np.isfinite(distance)
+    owner = np.repeat(owners, views).reshape(match.shape)
+    return _Candidates(owner[chosen], match[chosen], view[chosen])
 
 
 def _judged(search: _Search, candidates: _Candidates) -> dict[tuple[int, int], tuple[float, Change]]:
     """The candidates that are copies: distance and change of each pair of rows."""
-    verdicts = _aligned(search, candidates, 0.6, 1.0)
+    rough = _roughly(search, candidates)
+    rivals = _rival_distances(candidates, rough)
+    promising = (rough < _FAR) & (rough < _PROMISING * rivals)
+    pairs, limits = candidates[promising], np.minimum(_LIKELY_RATIO * rivals[promising], _NEVER_A_COPY)
+    likely = _aligned(search, pairs, 0.85, 0.95).distance < np.maximum(limits, _ALWAYS_A_COPY)
+    # These, and whatever they are measured against, with the same care.
+    rows = np.unique(np.concatenate([pairs.owner[likely], pairs.match[likely]]))
+    candidates = candidates[np.isin(candidates.owner, rows)]
+    verdicts = _aligned(search, candidates, 0.95, 1.0)
     limits = np.clip(_RIVAL_RATIO * _rival_distances(candidates, verdicts.distance), _ALWAYS_A_COPY, _NEVER_A_COPY)
-    return _pairs(candidates, verdicts, verdicts.distance < limits)
+    return _pairs(candidates, verdicts, (verdicts.distance < limits) & np.isin(candidates.match, rows))
 
 
 def _rival_distances(candidates: _Candidates, distances: Float32Array) -> Float32Array:
@@ -184,11 +209,7 @@ def _within_groups(
         return {}
     both = np.array(sorted(implied), np.int32)
     plain, flipped = np.zeros(len(both), np.int32), np.full(len(both), len(VIEWS), np.int32)
-    ways = _joined(
-        _Candidates(both[:, i], both[:, 1 - i], view, np.zeros(len(both), np.float32))
-        for i in (0, 1)
-        for view in (plain, flipped)
-    )
+    ways = _joined(_Candidates(both[:, i], both[:, 1 - i], view) for i in (0, 1) for view in (plain, flipped))
     verdicts = _aligned(search, ways, 1.0, 1.0)
     return _pairs(ways, verdicts, verdicts.distance < _NEVER_A_COPY)
 
@@ -208,23 +229,44 @@ def _pairs(
     return pairs
 
 
+def _roughly(search: _Search, candidates: _Candidates) -> Float32Array:
+    """The distance of each candidate after little effort."""
+
+    def lay(chunk: Int32Array) -> Float32Array:
+        owners, matches, views = _pictures(search, candidates[chunk])
+        return align(owners, spectrum(matches, _ORDER, VIEWS[:1]), views, _ROUGH_STEPS).distance
+
+    chunks = _cut(np.arange(len(candidates.owner), dtype=np.int32), _ALIGNED_AT_ONCE)
+    return np.concatenate([np.empty(0, np.float32), *_on_all_threads(search, lay, chunks, 0.6, 0.85)])
+
+
 def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float) -> _Verdicts:
-    """Lay the owner of each candidate over its match."""
+    """Lay the owner of each candidate over its match and, from there, the match over the owner: the better counts.
+
+    Pictures that are alike are made to match by a stretch more often than copies are stretched, so that adds to it.
+    """
 
     def lay(chunk: Int32Array) -> _Verdicts:
-        part = candidates[chunk]
-        flipped = part.view >= len(VIEWS)
-        pictures = gray_pictures(search.images, part.owner, search.boxes)
-        pictures[flipped] = pictures[flipped, :, ::-1]
-        targets = spectrum(gray_pictures(search.images, part.match, search.boxes), _ORDER, VIEWS[:1])
-        laid = align(pictures, targets, VIEWS[part.view % len(VIEWS)])
-        return _Verdicts(laid.distance, np.abs(laid.windows - VIEWS[0]).max(axis=1) > _STILL)
+        owners, matches, views = _pictures(search, candidates[chunk])
+        there = align(owners, spectrum(matches, _ORDER, VIEWS[:1]), views, _FINE_STEPS)
+        back = align(matches, spectrum(owners, _ORDER, VIEWS[:1]), swapped(there.windows, VIEWS[0]), _FINE_STEPS - 1)
+        moved = np.abs(there.windows - VIEWS[0]).max(axis=1) > _STILL
+        stretch = np.exp(np.abs(np.log(there.windows[:, 0] / there.windows[:, 2])))
+        return _Verdicts(np.minimum(np.minimum(there.distance, back.distance) * stretch, 1), moved)
 
     chunks = _cut(np.arange(len(candidates.owner), dtype=np.int32), _ALIGNED_AT_ONCE)
     parts = list(_on_all_threads(search, lay, chunks, start, stop))
     if not parts:
         return _Verdicts(np.empty(0, np.float32), np.empty(0, np.bool_))
     return _Verdicts(np.concatenate([part.distance for part in parts]), np.concatenate([part.moved for part in parts]))
+
+
+def _pictures(search: _Search, part: _Candidates) -> tuple[Float32Array, Float32Array, Float32Array]:
+    """Owners, mirrored where their view is, and matches as gray pictures (n, h, w); the windows of the views (n, 4)."""
+    owners = gray_pictures(search.images, part.owner, search.boxes)
+    mirrored = part.view >= len(VIEWS)
+    owners[mirrored] = owners[mirrored, :, ::-1]
+    return owners, gray_pictures(search.images, part.match, search.boxes), VIEWS[part.view % len(VIEWS)]
 
 
 def _on_all_threads(
@@ -244,5 +286,5 @@ def _joined(parts: Iterable[_Candidates]) -> _Candidates:
     held = list(parts)
     if not held:
         none = np.empty(0, np.int32)
-        return _Candidates(none, none, none, np.empty(0, np.float32))
+        return _Candidates(none, none, none)
     return _Candidates(*(np.concatenate([getattr(part, field.name) for part in held]) for field in fields(_Candidates)))
