@@ -16,8 +16,8 @@ from twinrun.dataset.pairs import NearPair
 from twinrun.ingest.copies.nearest import near_duplicates
 from twinrun.ingest.facts import Facts, broken, pixels_sha256
 
-SHOT_TWICE = {(1168, 2063), (2407, 2477)}
-"""Test images of Fashion-MNIST that show one garment as published."""
+SHOT_TWICE = {(1168, 2063), (2101, 2384), (2407, 2477), (2809, 2862)}
+"""Test images of Fashion-MNIST that show one product as published, in other light."""
 
 
 def pairs(images: Pixels) -> list[NearPair]:
