@@ -44,7 +44,7 @@ def test_links_of_the_front_page_lead_somewhere_and_it_stays_short() -> None:
 
 
 def test_the_commands_of_the_tutorial_take_photos_to_a_model_that_is_trained_again(
-    tmp_path: Path, digits: object, new_store: Path
+    tmp_path: Path, digits: object, new_store: Path, programs: Path
 ) -> None:
     home, project = tmp_path / "home", tmp_path / "twinrun"
     _write_photos(home / "Pictures/bins", digits)
@@ -61,7 +61,11 @@ def test_the_commands_of_the_tutorial_take_photos_to_a_model_that_is_trained_aga
     checked, *others = (line.replace("--set ", "--set ingest.size_px=96 --set ", 1) for line in commands)
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment |= {"HOME": str(home), "PATH": f"{ENVIRONMENT}:{environment['PATH']}", "DVC_NO_ANALYTICS": "true"}
+    environment |= {
+        "HOME": str(home),
+        "PATH": f"{programs}:{ENVIRONMENT}:{environment['PATH']}",
+        "DVC_NO_ANALYTICS": "true",
+    }
     script = f"{checked} || [[ $? == 1 ]]\nset -e\n" + "\n".join(others)
     done = subprocess.run(
         ["bash", "-c", script], cwd=project, env=environment, capture_output=True, text=True, timeout=540, check=False
