@@ -53,7 +53,7 @@ FIT = """async cases => {
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium here; Debian has it: apt-get install chromium"),
-    pytest.mark.skipif(not (PAGE / "ort").is_dir(), reason="onnxruntime-web is not here: make phone"),
+    pytest.mark.skipif(not (PAGE / "ort/ort.wasm.min.mjs").is_file(), reason="onnxruntime-web is not here: make phone"),
 ]
 
 
