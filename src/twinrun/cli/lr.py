@@ -7,7 +7,6 @@ import typer
 
 from twinrun.core.errors import TrainingError
 from twinrun.core.files import replacing, write_text
-from twinrun.core.params import load_params
 from twinrun.core.printing import print
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ def lr(
     """
     if lowest >= highest:
         raise typer.BadParameter(f"must be below --highest, {highest:g}", param_hint="--lowest")
+    from twinrun.core.params import load_params
     from twinrun.training.interruption import StopRequest
     from twinrun.training.job import prepare_job
     from twinrun.training.range_test import range_test
