@@ -284,7 +284,7 @@ def test_a_folder_outside_the_project_is_watched_and_read_by_an_experiment_apart
     [
         (lambda folder: (folder / "gone.bmp").symlink_to("/nowhere"), "link that points to no file (gone.bmp)"),
         (lambda folder: Path(os.fsdecode(os.fsencode(folder) + b"/\xff\x1b.bmp")).touch(), r"not UTF-8 (\xff\x1b.bmp)"),
-        (lambda folder: os.mkfifo(folder / "pipe"), "no file, folder or link (pipe)"),
+        (lambda folder: os.mkfifo(folder / "pipe"), "special file, such as a pipe or a device (pipe)"),
     ],
 )
 def test_what_dvc_ends_with_an_error_on_is_named_before(

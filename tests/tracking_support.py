@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from twinrun.core.files import replacing_folder, write_json, write_table, write_text
+from twinrun.core.files import read_json, replacing_folder, write_json, write_table, write_text
 from twinrun.core.params import load_params
 from twinrun.dataset.prediction_table import prediction_table
 from twinrun.models.stored import tensors_hash
@@ -171,6 +171,7 @@ def evaluate_really(project: Path) -> None:
     bundle = load_bundle(out / "train/bundle")
     table = prediction_table(ids, targets, probabilities(bundle, images), bundle.classes)
     write_table(table, out / "evaluate/predictions.parquet")
+    _journal_again(out / "evaluate")
 
 
 @pytest.fixture(scope="session")
@@ -239,7 +240,6 @@ def evaluate(project: Path, *, weights_hash: str = AB, accuracy: float = 0.99, *
     write_text("actual,predicted\n0,0\n0,0\n0,1|<b>\n1|<b>,1|<b>\n", project / "data/out/evaluate/confusion.csv")
     write_text("<html></html>", project / "data/out/evaluate/report/index.html")
     predict(project, wrong=round(300 * (1 - accuracy)))
-    journal_evaluation(project / "data/out/evaluate", metrics, weights_hash)
     return metrics
 
 
@@ -251,6 +251,11 @@ def predict(project: Path, *, wrong: int, prefix: str = "") -> None:
     ids = [f"{prefix}{at}" for at in range(300)]
     table = prediction_table(ids, targets, probabilities, ("0", "1"))
     write_table(table, project / "data/out/evaluate/predictions.parquet")
+    _journal_again(project / "data/out/evaluate")
+
+
+def _journal_again(out: Path) -> None:
+    journal_evaluation(out, read_json(out / "metrics.json"), read_json(out / "model.json")["weights_hash"])
 
 
 @dataclass(frozen=True)

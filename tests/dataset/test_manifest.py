@@ -127,7 +127,7 @@ def test_a_pack_that_is_missing_or_damaged_is_refused(tmp_path: Path, content: b
 def test_an_array_that_is_no_pack_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.zeros((3, 4), np.float32))
 
-    with pytest.raises(DataError, match=r"holds float32 \(3, 4\)"):
+    with pytest.raises(DataError, match=r"has float32 \(3, 4\)"):
         open_pack(tmp_path / "images.npy")
 
 

@@ -36,5 +36,5 @@ def test_a_pack_that_is_left_by_an_error_is_not_there(tmp_path: Path) -> None:
 def test_an_array_that_is_no_pack_is_named_by_its_type_and_shape(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "images.npy", array)
 
-    with pytest.raises(DataError, match=f"holds {array.dtype}"):
+    with pytest.raises(DataError, match=f"has {array.dtype}"):
         open_pack(tmp_path / "images.npy")

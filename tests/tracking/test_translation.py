@@ -16,7 +16,7 @@ SERVER, STORE = "https://me:secret@mlflow.example:5000", "sqlite:////p/mlruns/ml
     [
         (TrackingError("as it is"), SERVER, "as it is"),
         (sqlite3.OperationalError("attempt to write a readonly database"), STORE, "read-only for this user"),
-        (sqlite3.DatabaseError("file is not a database"), STORE, "twinrun sync` makes a new one"),
+        (sqlite3.DatabaseError("file is not a database"), STORE, "twinrun sync` creates a new one"),
         (ModuleNotFoundError("no", name="psycopg2"), SERVER, "pip install 'psycopg2-binary'"),
         (Exception("error code 401"), SERVER, "MLFLOW_TRACKING_USERNAME"),
         (Exception("error code 404"), SERVER, "older than MLflow 3"),

@@ -12,7 +12,7 @@ from twinrun.core.params import AugmentParams
 from twinrun.training.augment import augment, mix, partners
 
 _NONE = dict.fromkeys(("rotate_deg", "erase", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"), 0.0)
-NOTHING = AugmentParams(**_NONE, shift_px=0, flip=False, crop_scale=1.0, crop_ratio=1.0)
+NOTHING = AugmentParams(**_NONE, shift_px=0, flip=False, flip_in_turn=False, crop_scale=1.0, crop_ratio=1.0)
 EVERYTHING = replace(
     NOTHING,
     shift_px=2,

@@ -65,7 +65,7 @@ _FOLDER_LINK, _BROKEN, _NAME, _UNREADABLE, _SPECIAL = (
         fatal=True,
     ),
     _Kind(
-        "entry that is not a file, folder or link",
+        "special file, such as a pipe or a device",
         "DVC would wait for it forever",
         "Delete it: rm {first}",
         fatal=True,

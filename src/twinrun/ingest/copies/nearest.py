@@ -131,6 +131,8 @@ def _candidates(search: _Search, rows: Int32Array) -> _Candidates:
     )
     clear = np.concatenate(contrasts) >= _LEAST_CONTRAST
     rows, points = rows[clear], np.concatenate(described)[:, 0][clear]
+    if len(rows) < 2:
+        return _joined([])
     forest = grow(points, _TREES)
     chunks = _cut(np.arange(len(rows), dtype=np.int32), _DESCRIBED_AT_ONCE)
     spacing = np.concatenate(list(search.pool.map(lambda places: nearest(forest, points[places], places)[1], chunks)))
@@ -158,7 +160,9 @@ def _neighbours(forest: Forest, asked: Float32Array, owners: Int32Array, spacing
     match, distance = np.take_along_axis(match, view, 1), np.take_along_axis(distance, view, 1)
     distance[:, 1:][match[:, 1:] == match[:, :-1]] = np.inf
     distance[match < 0] = np.inf
-    likely = np.argsort(distance / np.sqrt(np.sqrt(np.maximum(spacing[match], 1e-12))), axis=1, kind="stable")
+    scaled = np.full_like(distance, np.inf)
+    np.divide(distance, np.sqrt(np.sqrt(np.maximum(spacing[match], 1e-12))), out=scaled, where=np.isfinite(distance))
+    likely = np.argsort(scaled, axis=1, kind="stable")
     close = np.argsort(distance, axis=1, kind="stable")
     chosen = np.zeros(match.shape, np.bool_)
     np.put_along_axis(chosen, np.concatenate([likely[:, :_LIKELY], close[:, :_RIVALS]], axis=1), True, 1)
