@@ -188,6 +188,15 @@ def test_a_loss_of_8_points_in_one_class_is_shown_though_the_accuracy_is_the_sam
     assert caught >= 95
 
 
+def test_the_page_says_in_its_headline_which_class_is_worse() -> None:
+    before, after = loss_in_one_class(np.random.default_rng(8), images=1000)
+    aligned = align([Contender(name="a", members=(before,)), Contender(name="b", members=(after,))])
+
+    shown = page(Comparison(aligned=aligned, beside=[Beside()] * 2, kind="test images", margin=0.05), None, aligned.ids)
+
+    assert f"Worse on: {aligned.classes[0]}.</h1>" in "".join(line.strip() for line in shown.splitlines())
+
+
 def test_no_class_of_an_equal_model_is_called_worse_more_than_once_in_twenty() -> None:
     random = np.random.default_rng(9)
     wrongly = 0

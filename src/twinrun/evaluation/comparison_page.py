@@ -28,6 +28,7 @@ from twinrun.evaluation.sheet import Tile, picture_of
 
 _TEMPLATE = Path(__file__).with_name("comparison.html")
 _FLIPS_SHOWN = 24  # pictures of each kind
+_LOST_NAMED = 3  # classes in the headline
 _BINS = 15  # of the calibration error
 _FEWEST = 10  # images of a bin that is worth a point
 
@@ -209,7 +210,10 @@ def _headline(comparison: Comparison) -> str:
         return "The same weights, and so the same answers"
     if len(names) == 2:
         overall = comparison.overall(1)
-        return f"{percent(overall.before)} -> {percent(overall.after)}. {verdict(comparison)}"
+        lost = [row.label for row in comparison.classes(1) if row.state == "worse"]
+        named = ", ".join(lost[:_LOST_NAMED]) + (f" and {len(lost) - _LOST_NAMED} more" if lost[_LOST_NAMED:] else "")
+        but = f" Worse on: {named}." if lost else ""
+        return f"{percent(overall.before)} -> {percent(overall.after)}. {verdict(comparison)}{but}"
     leader = comparison.leader
     return "No model is shown to be better than every other" if leader is None else f"{names[leader]} is the best"
 
