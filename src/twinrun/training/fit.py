@@ -81,17 +81,7 @@ def fit(
     classes = len(manifest.classes)
     train, val = (SplitImages(images, manifest.split(name), classes) for name in ("train", "val"))
     check_batch_size(len(train), params.batch_size)
-    network.to(numerics.device).to(memory_format=torch.channels_last)
-    with ShardedNetwork(
-        network,
-        numerics,
-        shards=params.shards,
-        threads=thread_count(params.threads),
-        label_smoothing=params.label_smoothing,
-        seed=params.seed,
-        class_weights=class_weights(train) if params.balance == "weights" else None,
-        keep_batch_norm=params.freeze == "batch_norm",
-    ) as sharded:
+    with in_shards(network, train, params, numerics) as sharded:
         head = find_head(network, classes)
         module = Classifier(sharded, train, val, params, list(head[1].parameters()) if head else ())
         progress = _Progress(module, checkpoints, stop, on_epoch, params)
@@ -106,7 +96,21 @@ def fit(
     )
 
 
-def class_weights(train: SplitImages) -> list[float]:
+def in_shards(network: nn.Module, train: SplitImages, params: TrainParams, numerics: Numerics) -> ShardedNetwork:
+    """The network on its device, computed in shards as the settings say; to be used as a context."""
+    return ShardedNetwork(
+        network.to(numerics.device).to(memory_format=torch.channels_last),
+        numerics,
+        shards=params.shards,
+        threads=thread_count(params.threads),
+        label_smoothing=params.label_smoothing,
+        seed=params.seed,
+        class_weights=_class_weights(train) if params.balance == "weights" else None,
+        keep_batch_norm=params.freeze == "batch_norm",
+    )
+
+
+def _class_weights(train: SplitImages) -> list[float]:
     """The weight of each class in the loss, such that all weigh the same together and an image weighs 1 on average."""
     counts = np.bincount(train.targets, minlength=train.classes)
     present = np.count_nonzero(counts)

@@ -15,11 +15,10 @@ from twinrun.core.arrays import FloatArray, IntArray
 from twinrun.core.progress import progress
 from twinrun.models.architectures import find_head
 from twinrun.training.batches import epoch_batches
-from twinrun.training.fit import class_weights
+from twinrun.training.fit import in_shards
 from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job
 from twinrun.training.module import Classifier, SplitImages, build_optimizer
-from twinrun.training.shards import ShardedNetwork, thread_count
 
 _SMOOTHING = 0.9  # what the mean of the losses before a step counts
 _DIVERGED = 3.0  # times the lowest smoothed loss so far
@@ -56,16 +55,7 @@ def range_test(job: Job, *, lowest: float, highest: float, steps: int, stop: Sto
     head = find_head(job.network, train.classes)
     rates = np.geomspace(lowest, highest, steps)
     losses: list[float] = []
-    with ShardedNetwork(
-        job.network.to(job.numerics.device),
-        job.numerics,
-        shards=params.shards,
-        threads=thread_count(params.threads),
-        label_smoothing=params.label_smoothing,
-        seed=params.seed,
-        class_weights=class_weights(train) if params.balance == "weights" else None,
-        keep_batch_norm=params.freeze == "batch_norm",
-    ) as sharded:
+    with in_shards(job.network, train, params, job.numerics) as sharded:
         module = Classifier(sharded, train, train, params)
         optimizer = build_optimizer(job.network, params, list(head[1].parameters()) if head else ())
         with progress("Raising the learning rate", steps) as advance:
