@@ -55,7 +55,7 @@ def drop_copies(
     `approved` stays.
     """
     drops = _Copies(facts, pairs, list(dropped), approved)
-    conflicts = drops.contradictions()
+    conflicts = drops.conflicting_labels()
     if params.on_contradiction == "drop":
         drops = drops.without(conflicts)
     spared = conflicts.keys() if params.on_contradiction == "stop" else frozenset()
@@ -91,7 +91,7 @@ class _Copies:
         wanted = {row: drop for row, drop in rows.items() if row not in spared and row not in self._approved}
         return _Copies(self._facts, self._all_pairs, drop_rows(self.dropped, wanted), self._approved)
 
-    def contradictions(self) -> dict[int, Drop]:
+    def conflicting_labels(self) -> dict[int, Drop]:
         """The rows of which an identical image or a near duplicate has another label."""
         labels = self._facts["label"]
         near: dict[int, NearPair] = {}
