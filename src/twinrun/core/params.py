@@ -445,6 +445,12 @@ def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
         return {}
 
 
+_ALL_SETTINGS = (
+    "An update may have added settings. `twinrun init FOLDER` writes a params.yaml that has them all, with their "
+    "defaults: copy the missing lines from there."
+)
+
+
 def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = False) -> Params:
     """Check settings that were read already; raises ParamsError, which names `origin` and lists every problem."""
     params, errors = _validated(settings)
@@ -456,6 +462,8 @@ def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = F
     if problems or missing.keys() - {"ingest.path", "ingest.splits_file"} or params is None:
         problems += [f"{setting}: {problem}" for setting, problem in missing.items()]
         lines = [f"  {line}" for line in dict.fromkeys(problems)]
+        if any(error["type"] == "missing" for error in errors):
+            lines.append(_ALL_SETTINGS)
         raise ParamsError("\n".join([f"{origin} does not describe a run:", *lines]))
     return params
 
