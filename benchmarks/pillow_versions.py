@@ -22,7 +22,7 @@ from PIL import Image
 
 from twinrun.core.arrays import Pixels, Size
 from twinrun.core.errors import DecodeError
-from twinrun.decoding.decode import Fit, Resample, decode, fit_image
+from twinrun.decoding.decode import Fit, Resample, decode_image, fit_image
 from twinrun.ingest.facts import Facts, measured
 
 VERSIONS = ("12.3.0", "13.0.0")
@@ -129,9 +129,8 @@ def _hashes(folder: Path | None) -> dict[str, dict[str, str]]:
         pillow[str(case)] = _sha256(whole.resize(case.size[::-1], Image.Resampling.BILINEAR).tobytes())
     for file in _files(folder):
         try:
-            pixels = decode(
-                file.read_bytes(), channels="rgb", fit="pad", resample="bilinear", size=_FRAME, max_pixels=10**8
-            )
+            decoded = decode_image(file.read_bytes(), channels="rgb", max_pixels=10**8)
+            pixels = fit_image(decoded.pixels, _FRAME, "pad", "bilinear")
         except DecodeError as error:
             ours[str(file)] = str(error)
         else:

@@ -313,7 +313,7 @@ def test_many_images_are_summed_up_by_class(project: Path, twinrun: Callable[...
 def test_photos_of_a_published_set_get_the_labels_that_the_library_gives(
     project: Path, twinrun: Callable[..., Ended], tmp_path: Path
 ) -> None:
-    from twinrun.decoding.decode import decode
+    from twinrun.decoding.decode import decode_image, fit_image
 
     if "TWINRUN_TEST_DATA" not in os.environ:
         pytest.skip("TWINRUN_TEST_DATA names no folder with trashnet")
@@ -326,13 +326,11 @@ def test_photos_of_a_published_set_get_the_labels_that_the_library_gives(
     settings: Any = bundle.preprocessing
     pixels = np.stack(
         [
-            decode(
-                path.read_bytes(),
-                channels=settings.channels,
-                fit=settings.fit,
-                resample=settings.resample,
-                size=settings.size_px,
-                max_pixels=settings.max_pixels,
+            fit_image(
+                decode_image(path.read_bytes(), channels=settings.channels, max_pixels=settings.max_pixels).pixels,
+                settings.size_px,
+                settings.fit,
+                settings.resample,
             )
             for path in chosen
         ]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from twinrun.core.errors import DecodeError
-from twinrun.decoding.decode import Header, decode, decode_image, fit_image
+from twinrun.decoding.decode import Header, decode_image, fit_image
 
 LIMIT = 1_000_000
 
@@ -188,7 +188,7 @@ def test_pillows_guard_against_bombs_stands_after_one_was_refused() -> None:
 )
 def test_what_cannot_be_decoded_is_refused_in_words(data: bytes, words: str) -> None:
     with pytest.raises(DecodeError, match=words):
-        decode(data, channels="rgb", fit="pad", resample="bilinear", size=(8, 8), max_pixels=LIMIT)
+        decode_image(data, channels="rgb", max_pixels=LIMIT)
 
 
 def noisy(mode: str = "RGB") -> Image.Image:
@@ -199,7 +199,7 @@ def noisy(mode: str = "RGB") -> Image.Image:
 
 def why_not(data: bytes) -> str:
     with pytest.raises(DecodeError) as caught:
-        decode(data, channels="rgb", fit="pad", resample="bilinear", size=(8, 8), max_pixels=LIMIT)
+        decode_image(data, channels="rgb", max_pixels=LIMIT)
     return str(caught.value)
 
 
@@ -274,10 +274,8 @@ def test_nothing_but_a_decode_error_comes_out_of_hostile_files(hostile_images: l
     refused = []
     for path in hostile_images:
         try:
-            pixels = decode(
-                path.read_bytes(), channels="rgb", fit="crop", resample="bilinear", size=(8, 8), max_pixels=LIMIT * 60
-            )
-            assert pixels.shape == (8, 8, 3)
+            pixels = decode_image(path.read_bytes(), channels="rgb", max_pixels=LIMIT * 60).pixels
+            assert fit_image(pixels, (8, 8), "crop", "bilinear").shape == (8, 8, 3)
         except DecodeError as error:
             refused.append(str(error))
 

@@ -99,21 +99,6 @@ class _Opened:
     image: Image.Image | None = None
 
 
-def decode(
-    data: bytes,
-    *,
-    channels: Channels,
-    fit: Fit,
-    resample: Resample,
-    size: Size,
-    max_pixels: int,
-    rules: SampleRules = AS_STORED,
-) -> Pixels:
-    """The image in `data` as a network takes it: uint8 (H, W, C) of `size` (H, W). Raises DecodeError that says why."""
-    pixels = decode_image(data, channels=channels, max_pixels=max_pixels, rules=rules).pixels
-    return fit_image(pixels, size, fit, resample)
-
-
 def decode_image(
     source: bytes | BinaryIO,
     *,
