@@ -445,7 +445,7 @@ def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
         return {}
 
 
-_ALL_SETTINGS = (
+ALL_SETTINGS = (
     "An update may have added settings. `twinrun init FOLDER` writes a params.yaml that has them all, with their "
     "defaults: copy the missing lines from there."
 )
@@ -463,7 +463,7 @@ def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = F
         problems += [f"{setting}: {problem}" for setting, problem in missing.items()]
         lines = [f"  {line}" for line in dict.fromkeys(problems)]
         if any(error["type"] == "missing" for error in errors):
-            lines.append(_ALL_SETTINGS)
+            lines.append(ALL_SETTINGS)
         raise ParamsError("\n".join([f"{origin} does not describe a run:", *lines]))
     return params
 

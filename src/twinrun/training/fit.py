@@ -105,12 +105,12 @@ def in_shards(network: nn.Module, train: SplitImages, params: TrainParams, numer
         threads=thread_count(params.threads),
         label_smoothing=params.label_smoothing,
         seed=params.seed,
-        class_weights=_class_weights(train) if params.balance == "weights" else None,
+        class_weights=class_weights(train) if params.balance == "weights" else None,
         keep_batch_norm=params.freeze == "batch_norm",
     )
 
 
-def _class_weights(train: SplitImages) -> list[float]:
+def class_weights(train: SplitImages) -> list[float]:
     """The weight of each class in the loss, such that all weigh the same together and an image weighs 1 on average."""
     counts = np.bincount(train.targets, minlength=train.classes)
     present = np.count_nonzero(counts)
