@@ -27,7 +27,7 @@ from twinrun.training.folds import Labels
 from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job, prepare_job
 from twinrun.training.module import EpochScores, build_optimizer
-from twinrun.training.range_test import range_test
+from twinrun.training.range_test import RangeTest, range_test
 from twinrun.training.schedule import image_size
 
 TINY = "timm/test_resnet"
@@ -236,6 +236,15 @@ def test_a_range_test_ends_where_the_loss_explodes_and_suggests_a_rate_below_its
     assert 1e-5 < one.suggestion() < 0.1
     assert one.rates[0] == 1e-6
     assert one.suggestion() == pytest.approx(one.rates[one.smoothed.argmin()] / 10)
+
+
+def test_the_fastest_fall_of_a_range_test_lies_before_its_lowest_loss() -> None:
+    rates, losses = np.geomspace(1e-4, 1, 5), np.array([2.0, 1.9, 1.0, 9.0, 3.0])
+
+    found = RangeTest(rates, losses, losses)
+
+    assert found.steepest == pytest.approx(1e-2)
+    assert RangeTest(rates[:3], losses[2:], losses[2:]).steepest == pytest.approx(1e-5)
 
 
 def test_the_command_lr_prints_a_suggestion_and_draws_it(trainable: TrainableProject) -> None:

@@ -39,10 +39,15 @@ class RangeTest:
 
     @property
     def steepest(self) -> float:
-        """The learning rate at which the smoothed loss falls fastest, by the logarithm of the rate."""
-        if len(self.rates) < 3:
+        """The learning rate at which the smoothed loss falls fastest, by the logarithm of the rate.
+
+        Of those up to the lowest loss: a fall after it is noise of steps that are too large.
+        """
+        falling = slice(int(np.argmin(self.smoothed)) + 1)
+        if falling.stop < 2:
             return self.suggestion()
-        return float(self.rates[int(np.argmin(np.gradient(self.smoothed, np.log(self.rates))))])
+        slopes = np.gradient(self.smoothed[falling], np.log(self.rates[falling]))
+        return float(self.rates[int(np.argmin(slopes))])
 
 
 def range_test(job: Job, *, lowest: float, highest: float, steps: int, stop: StopRequest) -> RangeTest:
