@@ -81,6 +81,17 @@ def test_the_same_seed_gives_the_same_result_and_so_does_a_set_with_more_images_
     assert find_shortcuts(facts, labels, seed=3) == find_shortcuts(facts, labels, seed=3)
 
 
+def test_with_many_labels_a_mark_of_a_common_one_is_found_and_the_rarest_are_left_out() -> None:
+    # 800 labels of 8 images, and one of 40 whose camera tells it apart
+    labels = [f"plant {i % 800}" for i in range(6400)] + ["weed"] * 40
+    facts = {"camera": ["Canon"] * 6400 + ["Nikon"] * 40, "brightness": noise(1, 6440)}
+
+    shortcuts = found(facts, labels)
+
+    assert shortcuts["camera", "weed"].balanced_accuracy > 0.95
+    assert shortcuts["camera", None].chance == 1 / 200
+
+
 def squares(sizes: Sequence[tuple[int, int]]) -> Pixels:
     """Gray images (H, W, 3) of these widths and heights with a red top left and a blue bottom right, padded."""
     images = []
