@@ -89,6 +89,8 @@ Every day:
 
 [bold]twinrun doctor[/bold]                 find what is wrong with the project, and how to fix it
 
+[bold]twinrun upgrade[/bold]                bring the project's files up to a new version of Twinrun
+
 [bold]twinrun sync[/bold]                   publish to MLflow what it missed while it could not be reached
 
 Serve the champion and send it an image (or open the address in a browser):
@@ -126,6 +128,7 @@ app.command()(lr_command.lr)
 app.command()(predict_command.predict)
 app.command()(project_commands.init)
 app.command()(project_commands.preset)
+app.command()(project_commands.upgrade)
 app.command()(serve_command.app)
 app.command()(serve_command.serve)
 app.command()(serve_command.verify)

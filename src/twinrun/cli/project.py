@@ -1,4 +1,4 @@
-"""The commands `twinrun init | preset`; each imports what it needs when it is called."""
+"""The commands `twinrun init | preset | upgrade`; each imports what it needs when it is called."""
 
 import shlex
 import shutil
@@ -68,3 +68,22 @@ def preset(
     if kept is not None:
         print(f"The params.yaml that was here is now {kept}.")
     print(f"params.yaml holds the preset {name}. Run it: dvc repro")
+
+
+def upgrade() -> None:
+    """Bring the project's files up to the installed Twinrun: add missing settings, replace dvc.yaml and pipeline/*.py.
+
+    For use after pip install -U twinrun. Values in params.yaml stay. Files that git does not have are not touched; if
+    you had changed a stage, git diff shows what to put back.
+    """
+    from twinrun.project.upgrading import upgrade_project
+
+    done = upgrade_project(Path.cwd())
+    if not done.settings and not done.files:
+        print("The project's files are those of this version.")
+        return
+    if done.settings:
+        print(f"Added to params.yaml, with defaults: {', '.join(done.settings)}")
+    if done.files:
+        print(f"Replaced: {', '.join(done.files)}")
+    print("Look at the changes and commit them: git diff")

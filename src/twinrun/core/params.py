@@ -445,10 +445,7 @@ def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
         return {}
 
 
-ALL_SETTINGS = (
-    "An update may have added settings. `twinrun init FOLDER` writes a params.yaml that has them all, with their "
-    "defaults: copy the missing lines from there."
-)
+ALL_SETTINGS = "An update may have added settings. `twinrun upgrade` adds those that are missing, with their defaults."
 
 
 def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = False) -> Params:

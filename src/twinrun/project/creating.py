@@ -1,5 +1,6 @@
 """Making a new project: `twinrun init`. It is made in a folder beside and gets its name when it is whole."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -105,13 +106,12 @@ def _git_above(folder: Path) -> Path | None:
 
 def _write_files(project: Path, preset: str, changes: tuple[str, ...]) -> None:
     write_preset(project, preset, changes)
-    for file in sorted(_template("pipeline").glob("*.py")):
-        write_text(file.read_text(encoding="utf-8"), project / "pipeline" / file.name)
+    for name, text in stage_files().items():
+        write_text(text, project / name)
     for name in (".gitignore", ".dvcignore"):
         write_text(_template(name).read_text(encoding="utf-8").partition(_OF_TWINRUN)[0], project / name)
-    watched = _write_dvc_yaml(project / "dvc.yaml")
     write_text((_HERE / "project_readme.md").read_text(encoding="utf-8"), project / "README.md")
-    for name in (*_EMPTY, *watched):
+    for name in (*_EMPTY, *_watched(_stages())):
         (project / name).mkdir(parents=True, exist_ok=True)
         (project / name / ".gitkeep").touch()
     refresh(project)
@@ -123,24 +123,33 @@ def _template(name: str) -> Path:
     return packed if packed.exists() else _HERE.parents[2] / name
 
 
-def _write_dvc_yaml(path: Path) -> list[str]:
-    """Write the stages of this repository, with code.yaml in place of the folders of src that they depend on.
-
-    Returns the folders that a person fills and that stages depend on, such as data/decisions.
-    """
+def stage_files() -> dict[str, str]:
+    """dvc.yaml and the files of pipeline/, by path in a project, as this version of Twinrun writes them."""
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="rt", pure=True)
+    yaml, text = YAML(typ="rt", pure=True), io.StringIO()
     yaml.width = 120
-    content: Any = yaml.load(_template("dvc.yaml").read_text(encoding="utf-8"))
+    yaml.dump(_stages(), text)
+    files = sorted(_template("pipeline").glob("*.py"))
+    return {"dvc.yaml": text.getvalue()} | {f"pipeline/{file.name}": file.read_text(encoding="utf-8") for file in files}
+
+
+def _stages() -> Any:
+    """The stages of this repository, with code.yaml in place of the folders of src that they depend on."""
+    from ruamel.yaml import YAML
+
+    content: Any = YAML(typ="rt", pure=True).load(_template("dvc.yaml").read_text(encoding="utf-8"))
     for stage in content["stages"].values():
         stage["cmd"] = stage["cmd"].removeprefix("PYTHONPATH=src ")
         rooms = [dep.removeprefix(_ROOMS) for dep in stage["deps"] if dep.startswith(_ROOMS)]
         stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith(_ROOMS)]
         stage["params"] = [*stage["params"], {CODE.as_posix(): rooms}]
     content.yaml_set_start_comment(_DVC_HEADER)
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(content, file)
+    return content
+
+
+def _watched(content: Any) -> list[str]:
+    """The folders that a person fills and that stages depend on, such as data/decisions."""
     deps = {str(dep) for stage in content["stages"].values() for dep in stage["deps"]}
     return sorted(dep for dep in deps if not dep.startswith(("data/out/", "$")) and not Path(dep).suffix)
 

@@ -41,10 +41,14 @@ def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
     overlay = (_FOLDER / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
     header = "".join(line for line in overlay.splitlines(keepends=True) if line.startswith("#"))
     values = {setting: text for setting, (text, _, _) in _values(overlay).items()} | dict(map(_change, changes))
-    body = _DEFAULTS.read_text(encoding="utf-8").partition("\n\n")[2]
-    text = f"{header}\n{_with_values(body, values)}"
+    text = f"{header}\n{_with_values(default_settings(), values)}"
     parse_params(_load(text), f"preset {preset} with these changes" if changes else f"preset {preset}")
     return text
+
+
+def default_settings() -> str:
+    """Every setting with its default and its comment, as YAML."""
+    return _DEFAULTS.read_text(encoding="utf-8").partition("\n\n")[2]
 
 
 def preset_params(preset: str) -> Params:

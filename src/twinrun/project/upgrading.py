@@ -1,0 +1,148 @@
+"""Bringing a project's own files up to the installed Twinrun: `twinrun upgrade`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from twinrun.core.errors import ParamsError, RepositoryError
+from twinrun.core.files import explained, write_text
+from twinrun.core.params import PARAMS
+from twinrun.project.creating import stage_files
+from twinrun.project.presets import default_settings
+from twinrun.record.card import run_git
+
+Setting = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """What was changed: settings that params.yaml lacked, and files of the stages that were replaced."""
+
+    settings: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def upgrade_project(root: Path) -> Upgrade:
+    """Add missing settings to params.yaml, with defaults and comments, and replace dvc.yaml and pipeline/*.py.
+
+    The rest of params.yaml stays as it is, byte for byte. Raises RepositoryError, before anything is written, where a
+    file that would change is not committed as it is, so that git has what was there; ParamsError for a params.yaml that
+    cannot be read.
+    """
+    path = root / PARAMS
+    try:
+        old = path.read_text(encoding="utf-8")
+        new, added = with_missing(old, default_settings())
+    except (OSError, UnicodeDecodeError, YAMLError, AttributeError, TypeError) as error:
+        raise ParamsError(f"{PARAMS} cannot be read as settings: {error}") from None
+    texts = stage_files() if not (root / "src/twinrun").is_dir() else {}
+    changed = {name: text for name, text in texts.items() if _text(root / name) != text}
+    if added:
+        changed[PARAMS.as_posix()] = new
+    _require_committed(root, [name for name in changed if (root / name).exists()])
+    for name, text in changed.items():
+        with explained(root / name):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(text, root / name)
+    return Upgrade(tuple(added), tuple(name for name in changed if name != PARAMS.as_posix()))
+
+
+def with_missing(text: str, defaults: str) -> tuple[str, list[str]]:
+    """Settings as YAML, with those added that only `defaults` has, each below the one that precedes it there.
+
+    Returns the text and the names of what was added, such as `train.seeds`, or `serve` for a whole section.
+    """
+    added: list[str] = []
+    while True:
+        places, own = dict(_settings(defaults)), dict(_settings(text))
+        names = list(places)
+        missing = next((name for name in names if name not in own), None)
+        if missing is None:
+            return text, added
+        lines, block = text.splitlines(), _block(defaults.splitlines(), places[missing])
+        if siblings := [name for name in names[: names.index(missing)] if name[:-1] == missing[:-1]]:
+            row = _end(lines, own[siblings[-1]])
+        else:
+            row = own[missing[:-1]] + 1 if len(missing) > 1 else min(own.values())
+        if len(missing) == 1:
+            block = ["", *block] if siblings else [*block, ""]
+        name, longer = ".".join(missing), "\n".join([*lines[:row], *block, *lines[row:]]) + "\n"
+        if not _is_added(missing, text, longer):
+            raise ParamsError(
+                f"{PARAMS} lacks {name}, which cannot be added to it as it is written. Add it yourself: "
+                f"{block[-1].strip()}"
+            )
+        text = longer
+        added.append(name)
+
+
+def _is_added(setting: Setting, text: str, longer: str) -> bool:
+    """Whether `longer` is `text` with that setting and nothing else."""
+    try:
+        old, new = (YAML(typ="safe", pure=True).load(each) for each in (text, longer))
+    except YAMLError:
+        return False
+    section = new
+    for name in setting[:-1]:
+        section = section[name]
+    section.pop(setting[-1], None)
+    return bool(new == old)
+
+
+def _settings(text: str) -> Iterator[tuple[Setting, int]]:
+    """Every setting and section, in the order in which they stand, with its line, counted from 0."""
+
+    def walk(section: Any, above: Setting) -> Iterator[tuple[Setting, int]]:
+        for name, value in section.items():
+            yield (*above, name), section.lc.key(name)[0]
+            if isinstance(value, dict):
+                yield from walk(value, (*above, name))
+
+    yield from walk(YAML(typ="rt", pure=True).load(text), ())
+
+
+def _block(lines: list[str], row: int) -> list[str]:
+    """The lines of a setting, with the comment lines directly above it that no other setting begins on."""
+    first = row
+    while first and lines[first - 1].lstrip().startswith("#") and _indent(lines[first - 1]) == _indent(lines[row]):
+        first -= 1
+    return lines[first : _end(lines, row)]
+
+
+def _end(lines: list[str], row: int) -> int:
+    """The line after the last one of the setting that begins on `row`."""
+    own, end = _indent(lines[row]), row + 1
+    for number, line in enumerate(lines[row + 1 :], row + 1):
+        if line.strip() and _indent(line) <= own and not (line.lstrip().startswith("- ") and _indent(line) == own):
+            break
+        if line.strip():
+            end = number + 1
+    return end
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _require_committed(root: Path, names: list[str]) -> None:
+    if not names:
+        return
+    status = run_git(root, "status", "--porcelain", "--ignored", "--", *names)
+    if status.returncode:
+        raise RepositoryError(f"git cannot tell what has changed: {status.stderr.strip()}")
+    if uncommitted := [line[3:] for line in status.stdout.splitlines()]:
+        raise RepositoryError(
+            f"{', '.join(uncommitted)} would be changed, and git does not have what is there now. Nothing was written. "
+            "Commit it first: git add . && git commit"
+        )

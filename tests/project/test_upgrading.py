@@ -1,0 +1,111 @@
+"""`twinrun upgrade`: an old project's files become those of the installed Twinrun, and no value is lost."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from twinrun.cli.main import app
+from twinrun.core.errors import ParamsError, RepositoryError
+from twinrun.core.params import load_params
+from twinrun.project.creating import stage_files
+from twinrun.project.presets import default_settings, params_text
+from twinrun.project.upgrading import with_missing
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(["git", "-c", "user.name=Ada", "-c", "user.email=a@example.org", *arguments], check=True)
+
+
+def without(text: str, *settings: str) -> str:
+    """params.yaml as an earlier version wrote it: lines that begin so, and what is indented below them, left out."""
+    lines: list[str] = []
+    dropped = ""
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if dropped and line.strip() and indent <= len(dropped) - len(dropped.lstrip()):
+            dropped = ""
+        dropped = dropped or next((name for name in settings if line.startswith(f"{name}:")), "")
+        if not dropped:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A committed project of an earlier version: settings are missing, a value and a comment are its owner's."""
+    monkeypatch.chdir(tmp_path)
+    old = without(params_text("digits", ["train.epochs=7"]), "  seeds", "    erase", "  label_errors", "serve")
+    Path("params.yaml").write_text(old.replace("  batch_size", "  # as on the big machine\n  batch_size", 1))
+    for name, text in stage_files().items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    Path("dvc.yaml").write_text("stages: {}\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "old")
+
+
+@pytest.mark.usefixtures("_project")
+def test_missing_settings_come_back_with_defaults_and_the_rest_stays_as_it_was() -> None:
+    old = Path("params.yaml").read_text()
+    with pytest.raises(ParamsError, match="twinrun upgrade"):
+        load_params()
+
+    result = CliRunner().invoke(app, ["upgrade"], catch_exceptions=False)
+
+    said = "Added to params.yaml, with defaults: validate.label_errors, train.seeds, train.augment.erase, serve"
+    assert said in result.stdout.replace("\n", " ")
+    assert "Replaced: dvc.yaml" in result.stdout
+    assert Path("dvc.yaml").read_text() == stage_files()["dvc.yaml"]
+    new = Path("params.yaml").read_text()
+    assert [line for line in new.splitlines() if line in old.splitlines() and line] == [
+        line for line in old.splitlines() if line
+    ]
+    assert load_params().train.epochs == 7
+    again = CliRunner().invoke(app, ["upgrade"], catch_exceptions=False)
+    assert again.stdout.startswith("The project's files are those of this version")
+
+
+@pytest.mark.usefixtures("_project")
+def test_a_file_that_git_does_not_have_stops_the_upgrade_before_it_writes_anything() -> None:
+    Path("dvc.yaml").write_text("stages: {} # mine\n")
+    old = Path("params.yaml").read_text()
+
+    result = CliRunner().invoke(app, ["upgrade"])
+
+    assert isinstance(result.exception, RepositoryError)
+    assert "dvc.yaml would be changed, and git does not have" in str(result.exception)
+    assert Path("dvc.yaml").read_text() == "stages: {} # mine\n"
+    assert Path("params.yaml").read_text() == old
+
+
+@pytest.mark.parametrize(
+    "setting", ["  rotate_deg", "  min_side_px", "  l2", "  margin", "ingest", "register", "train"]
+)
+def test_each_setting_and_section_comes_back_where_it_was(setting: str) -> None:
+    text = default_settings()
+    indented = next(line for line in text.splitlines() if line.lstrip().startswith(f"{setting.strip()}:"))
+    name = indented[: len(indented) - len(indented.lstrip())] + setting.strip()
+
+    restored, added = with_missing(without(text, name), text)
+
+    assert [line for line in restored.splitlines() if line] == [line for line in text.splitlines() if line]
+    assert len(added) == 1
+
+
+def test_a_section_on_one_line_is_left_to_its_owner() -> None:
+    defaults = "train:\n  augment:\n    flip: true\n    erase: 0.0\n"
+
+    with pytest.raises(ParamsError, match="cannot be added to it as it is written"):
+        with_missing("train:\n  augment: {flip: false}\n", defaults)
+
+
+@pytest.mark.usefixtures("_project")
+def test_a_file_that_is_no_settings_is_named() -> None:
+    Path("params.yaml").write_text("- 1\n- 2\n")
+
+    result = CliRunner().invoke(app, ["upgrade"])
+
+    assert isinstance(result.exception, ParamsError)
