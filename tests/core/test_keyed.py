@@ -22,7 +22,7 @@ def test_draws_are_uniform_and_those_of_neighbouring_keys_are_unrelated() -> Non
     draws = np.stack([keyed_uniform(seed, epoch, KEYS) for seed in range(3) for epoch in range(3)])
 
     counts = np.stack([np.histogram(row, bins=20, range=(0, 1))[0] for row in draws])
-    correlations = np.corrcoef(draws)[np.triu_indices(len(draws), 1)]
+    correlations = np.asarray(np.corrcoef(draws))[np.triu_indices(len(draws), 1)]
     serial = [np.corrcoef(row[:-1], row[1:])[0, 1] for row in draws]
 
     assert draws.min() >= 0

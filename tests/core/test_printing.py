@@ -35,5 +35,5 @@ def test_a_password_in_an_address_and_letters_that_a_stream_lacks_are_not_printe
 
     print("http://me:secret@host", "caf\u00e9", file=stream, flush=True)
 
-    assert stream.buffer.getvalue() == b"http://***@host caf\\xe9\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == b"http://***@host caf\\xe9\n"
     assert without_passwords("https://host/a:b@c") == "https://host/a:b@c"

@@ -50,7 +50,7 @@ def test_two_passes_give_what_pillow_gives_where_only_one_side_changes(resample:
     fitted = fit_image(pixels, (40, 40), "crop", resample)  # type: ignore[arg-type]
 
     method = Image.Resampling[resample.upper()]
-    assert np.array_equal(fitted, Image.fromarray(pixels).resize((40, 40), method, box=(25, 0, 65, 40)))
+    assert np.array_equal(fitted, np.asarray(Image.fromarray(pixels).resize((40, 40), method, box=(25, 0, 65, 40))))
 
 
 def test_bicubic_pixels_are_not_bilinear_ones() -> None:

@@ -44,7 +44,7 @@ def _by_opencv(data: bytes) -> Array:
         return _on_white(_8_bits(whole)[:, :, [2, 1, 0, 3]])
     if whole.dtype == np.uint16:
         return _on_white(_8_bits(whole[:, :, ::-1] if whole.ndim == 3 else whole))
-    return cv2.imdecode(buffer, cv2.IMREAD_COLOR)[:, :, ::-1]  # turned as EXIF says
+    return np.asarray(cv2.imdecode(buffer, cv2.IMREAD_COLOR))[:, :, ::-1]  # turned as EXIF says
 
 
 def _by_libvips(data: bytes) -> Array:

@@ -157,7 +157,7 @@ def test_a_model_against_itself_has_no_flips_and_no_difference() -> None:
     model = predictions(targets, (np.arange(200) % 10 > 0).astype(np.int64))
     aligned = align([Contender(name="a", members=(model,)), Contender(name="b", members=(model,))])
 
-    found = difference(*aligned.correct)
+    found = difference(aligned.correct[0], aligned.correct[1])
 
     assert (found.value, found.mid_p, found.low, found.high) == (0, 1, 0, 0)
     assert flips(aligned, 0, 1).churn == 0
@@ -182,7 +182,7 @@ def test_a_loss_of_8_points_in_one_class_is_shown_though_the_accuracy_is_the_sam
         before, after = loss_in_one_class(random, images=1000)
         aligned = align([Contender(name="a", members=(before,)), Contender(name="b", members=(after,))])
         caught += class_differences(aligned, 0, 1, margin=0.05)[0].state == "worse"
-        gap.append(difference(*aligned.correct).value)
+        gap.append(difference(aligned.correct[0], aligned.correct[1]).value)
 
     assert abs(np.mean(gap)) < 0.01
     assert caught >= 95

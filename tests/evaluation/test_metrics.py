@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_every_interval_is_that_of_scikit_learn_on_the_same_resamples() -> None:
 
     found = intervals(targets, probabilities, bins=10, samples=200, seed=3)
 
-    def spread(values: list[float]) -> tuple[float, float]:
+    def spread(values: list[float]) -> tuple[Any, Any]:
         low, high = np.quantile(values, [0.025, 0.975])
         return pytest.approx(low), pytest.approx(high)
 

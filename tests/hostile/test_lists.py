@@ -7,7 +7,7 @@ import subprocess
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ ROWS = [(name, "test" if number % 3 == 0 else "train") for number, name in enume
 SPLITS = Counter(split for _, split in ROWS)
 
 
-def _csv(rows: list[tuple[str, ...]], **settings: Any) -> bytes:
+def _csv(rows: Sequence[tuple[str, ...]], **settings: Any) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, **settings).writerows(rows)
     return text.getvalue().encode()

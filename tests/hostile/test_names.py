@@ -64,7 +64,7 @@ def test_a_terminal_that_lacks_a_letter_gets_an_escape_and_no_traceback() -> Non
 
     printing.print("café", file=stream, flush=True)
 
-    assert stream.buffer.getvalue() == b"caf\\xe9\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == b"caf\\xe9\n"
 
 
 def test_show_and_models_print_the_name_of_a_run_as_text(tracked_project: Path, twinrun: Callable[..., str]) -> None:

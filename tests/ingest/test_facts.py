@@ -19,8 +19,8 @@ def test_brightness_contrast_and_sharpness_are_what_numpy_says() -> None:
 
     gray = pixels[:, :, 0] / 255
     laplacian = 4 * gray[1:-1, 1:-1] - gray[:-2, 1:-1] - gray[2:, 1:-1] - gray[1:-1, :-2] - gray[1:-1, 2:]
-    np.testing.assert_allclose([facts.brightness, facts.contrast], [gray.mean(), gray.std()])
-    np.testing.assert_allclose([facts.sharpness], [laplacian.std()])
+    np.testing.assert_allclose(np.array([facts.brightness, facts.contrast], float), [gray.mean(), gray.std()])
+    np.testing.assert_allclose(np.array([facts.sharpness], float), [laplacian.std()])
 
 
 def test_a_blurred_image_is_less_sharp_and_a_darker_one_less_bright() -> None:
@@ -87,10 +87,10 @@ def test_colour_entropy_and_percentiles_are_what_numpy_says() -> None:
 
     gray = np.asarray(Image.fromarray(pixels).convert("L")) / 255
     shares = np.unique(gray, return_counts=True)[1] / gray.size
-    np.testing.assert_allclose([facts.red, facts.green, facts.blue], pixels.mean(axis=(0, 1)) / 255)
+    np.testing.assert_allclose(np.array([facts.red, facts.green, facts.blue], float), pixels.mean(axis=(0, 1)) / 255)
     np.testing.assert_allclose(facts.entropy or 0, -(shares * np.log2(shares)).sum())
     wanted = np.quantile(gray, [0.05, 0.95], method="inverted_cdf")
-    np.testing.assert_allclose([facts.gray_p5, facts.gray_p95], wanted)
+    np.testing.assert_allclose(np.array([facts.gray_p5, facts.gray_p95], float), wanted)
 
 
 def test_a_gray_image_has_one_colour_and_a_blank_one_no_entropy() -> None:

@@ -56,11 +56,11 @@ def mirrored(pixels: Pixels) -> Pixels:
 
 
 def darker(pixels: Pixels) -> Pixels:
-    return np.rint(pixels * 0.8).astype(np.uint8)
+    return np.asarray(np.rint(pixels * 0.8), np.uint8)
 
 
 def brighter(pixels: Pixels) -> Pixels:
-    return np.minimum(np.rint(pixels * 1.2), 255).astype(np.uint8)
+    return np.asarray(np.minimum(np.rint(pixels * 1.2), 255), np.uint8)
 
 
 def cropped(pixels: Pixels) -> Pixels:
@@ -114,7 +114,7 @@ def recoloured(pixels: Pixels) -> Pixels:
     """Another gain and offset for each channel."""
     gains, offsets = np.array([1.2, 0.85, 1.05]), np.array([-10, 15, 5])
     channels = pixels.shape[2]
-    return np.clip(np.rint(pixels * gains[:channels] + offsets[:channels]), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(pixels * gains[:channels] + offsets[:channels]), 0, 255), np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def make_trained(folder: Path, *, images: int, steps: int, size_px: int = SIZE_P
         batch = rows[torch.randint(len(rows), (64,))]
         loss = torch.nn.functional.cross_entropy(network(pixels[batch] / 255 / 0.3 - 1), targets[batch])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     save_bundle(
         out / "train/bundle",
@@ -134,7 +134,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def metrics() -> dict[str, Any]:
-    return json.loads((OUT / "metrics.json").read_text())
+    return dict(json.loads((OUT / "metrics.json").read_text()))
 
 
 def test_metrics_hold_each_headline_number_inside_its_interval_and_say_which_weights_they_are_of(

@@ -167,7 +167,7 @@ def set_gates(folder: Path, **settings: Any) -> None:
 def tags_of(folder: Path, number: int = 1) -> dict[str, str]:
     """The tags of a version in the registry, with its description."""
     version = open_client(find_tracker(folder)).get_model_version("twinrun-digits", str(number))
-    return {**version.tags, "description": version.description}
+    return {**version.tags, "description": str(version.description)}
 
 
 def test_a_real_model_is_loaded_anew_shifted_lit_and_timed_and_every_answer_is_in_file_tag_and_page(
@@ -288,7 +288,7 @@ def test_metrics_of_another_model_are_refused(project: Path) -> None:
         register.main()
 
 
-def test_a_tracker_that_is_away_ends_the_stage_with_its_address(project: Path, monkeypatch) -> None:
+def test_a_tracker_that_is_away_ends_the_stage_with_its_address(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(project)
     evaluate(project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -109,7 +109,8 @@ def test_two_networks_side_by_side_share_a_head_and_the_bundle_holds_both(
 
     images = np.array(open_pack(Path("data/out/ingest/images.npy"))[:40])
     features = []
-    for backbone, name in zip(bundle.network.get_submodule("backbones"), files, strict=True):
+    backbones: Any = bundle.network.get_submodule("backbones")
+    for backbone, name in zip(backbones, files, strict=True):
         config = timm.get_pretrained_cfg(name)
         mean, std = (torch.tensor(values).mean() for values in (config.mean, config.std))
         pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -233,10 +234,9 @@ def test_a_flipped_byte_in_packaged_weights_is_found_before_they_are_parsed(
 def test_weights_that_cannot_be_used_are_refused_with_what_to_do(
     probing: TrainableProject, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], words: list[str]
 ) -> None:
-    tiny = {"tiny": "data/pretrained/tiny.safetensors"}
-    probing.set(
-        **{"freeze": "none", **settings, "pretrained": tiny.get(settings.get("pretrained"), settings.get("pretrained"))}
-    )
+    if settings.get("pretrained") == "tiny":
+        settings = {**settings, "pretrained": "data/pretrained/tiny.safetensors"}
+    probing.set(**{"freeze": "none", "pretrained": None, **settings})
 
     said = refusal(capsys)
 

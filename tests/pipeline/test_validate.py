@@ -12,7 +12,7 @@ from PIL import Image
 from tracking_support import runs
 
 WriteDigits = Callable[..., Path]
-Stage = Callable[[Project], Ran]
+Stage = Callable[..., Ran]
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_the_same_data_give_the_same_bytes(project: Project, write_digits: Write
     project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=1)
     out = project.folder / "data/out/validate"
 
-    found = []
+    found: list[dict[Path, bytes]] = []
     for _ in range(2):
         assert validated(project.set(validate__on_broken="drop"), first_ingest=not found).code == 0
         files = [path for path in out.rglob("*") if path.is_file() and path.name != "journal.jsonl"]  # of one run

@@ -107,7 +107,9 @@ def test_untracked_source_is_taken_in_up_to_a_sum(repository: Path) -> None:
     assert "b/pipeline/4.py" in code.diff
 
 
-def test_a_folder_that_is_no_repository_says_how_to_make_it_one(tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_that_is_no_repository_says_how_to_make_it_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
 
     with pytest.raises(RepositoryError, match=r"is not a git repository[\s\S]*git init"):
@@ -121,7 +123,7 @@ def test_a_repository_without_a_commit_says_how_to_make_one(tmp_path: Path) -> N
         collect_code(tmp_path)
 
 
-def test_a_missing_git_is_named(repository: Path, monkeypatch) -> None:
+def test_a_missing_git_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(repository))
 
     with pytest.raises(RepositoryError, match="git is not installed"):

@@ -133,7 +133,7 @@ def test_the_resize_of_the_page_is_that_of_ingest_for_every_fit_filter_and_size(
     context: BrowserContext, server: uvicorn.Server
 ) -> None:
     page, rng = _open(context, server), np.random.default_rng(0)
-    cases = []
+    cases: list[Any] = []
     for at in range(24):
         height, width = int(rng.integers(1, 90)), int(rng.integers(1, 90))
         pixels = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
@@ -267,7 +267,7 @@ def _other_files() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
     deep = Image.fromarray(rng.integers(0, 65536, (40, 60), dtype=np.uint16))
-    saved = {
+    saved: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
         "CMYK": (image.convert("CMYK"), "JPEG", {}),
         "alpha": (image.convert("RGBA"), "PNG", {}),
         "16 bits": (deep, "PNG", {}),

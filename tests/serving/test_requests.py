@@ -103,7 +103,9 @@ def test_an_invocation_that_is_wrong_is_refused_with_the_reason(served: Served, 
     assert "/" not in answer["message"].replace("photo.jpg", "")
 
 
-def test_a_full_server_answers_503_at_once_with_when_to_come_again(served: Served, monkeypatch) -> None:
+def test_a_full_server_answers_503_at_once_with_when_to_come_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serving, "_WAITING", 1)
 
     with ThreadPoolExecutor(24) as pool:
@@ -162,7 +164,7 @@ def test_nonsense_never_makes_the_server_fail(served: Served) -> None:
     text = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + PHOTO[:3000] + b"\r\n--b--\r\n"
     bodies = [b"", b"\0" * 99, PHOTO[:5000], text, b'{"instances": [[[1, 2], [3, 4]]]}', b'{"inputs": [1e999, {}]}']
 
-    statuses = Counter()
+    statuses: Counter[int] = Counter()
     for _ in range(400):
         body = bytearray(rng.choice(bodies))
         for _ in range(rng.randint(0, 3) if body else 0):

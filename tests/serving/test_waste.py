@@ -48,7 +48,9 @@ def test_the_head_on_the_backbone_of_the_environment_has_the_weights_hash_of_the
     assert "/" not in str(card["untracked_taken"])
 
 
-def test_it_sorts_every_class_in_each_of_the_example_regions(engine: Engine, tmp_path: Path, monkeypatch) -> None:
+def test_it_sorts_every_class_in_each_of_the_example_regions(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     assert all(region.covers(engine.model.classes) for region in read_regions(engine.model.classes))

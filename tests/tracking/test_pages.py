@@ -84,6 +84,7 @@ def test_where_a_server_holds_the_runs_its_own_page_is_named_and_nothing_is_serv
 
     client = open_client(find_tracker(project))
     experiment = client.get_experiment_by_name(_MODEL)
+    assert experiment is not None
     assert printed.returncode == 0, printed.stderr
     assert f"MLflow: {tracker.uri}/#/experiments/{experiment.experiment_id}/runs?" in printed.stdout
     assert "secret" not in printed.stdout

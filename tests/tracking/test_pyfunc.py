@@ -57,7 +57,7 @@ def _arrays(photos: list[Path]) -> Any:
 def _frame(values: Any, name: object = "image", **others: Any) -> Any:
     import pandas as pd
 
-    return pd.DataFrame({name: list(values), **others})
+    return pd.DataFrame(dict([(name, list(values)), *others.items()]))
 
 
 def _series(values: Any) -> Any:

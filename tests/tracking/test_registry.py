@@ -57,7 +57,7 @@ def test_a_version_carries_what_made_it(project: Path) -> None:
 
 def test_a_model_and_its_versions_are_described_and_what_a_person_wrote_stays(project: Path) -> None:
     first, client = _register(project), open_client(find_tracker(project))
-    described = client.get_model_version("digits", "1").description
+    described = str(client.get_model_version("digits", "1").description)
     client.update_model_version("digits", "1", "Ours at the fair")
     client.update_registered_model("digits", "For the fair")
 
@@ -68,7 +68,7 @@ def test_a_model_and_its_versions_are_described_and_what_a_person_wrote_stays(pr
     assert "Classes: 2 (0, 1). Data: digits, 10 training images." in described
     assert f"Run {str(first.run_id)[:8]}. Weights {AB[:12]}." in described
     assert client.get_model_version("digits", "1").description == "Ours at the fair"
-    assert f"Weights {HASHES['cd'][:12]}." in client.get_model_version("digits", "2").description
+    assert f"Weights {HASHES['cd'][:12]}." in str(client.get_model_version("digits", "2").description)
     assert client.get_registered_model("digits").description == "For the fair"
 
 
@@ -356,7 +356,7 @@ def test_an_unknown_version_or_run_is_named(project: Path) -> None:
 
 def _die_while_registering(project: Path, metrics: dict[str, Any], run_id: str | None) -> None:
     registry = Registry(find_tracker(project), "digits")
-    registry._client.create_model_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    registry._client.create_model_version = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, method-assign]
     bundle = project / "data/out/train/bundle"
     registry.register(bundle, metrics, passed=True, fingerprint="f" * 64, run_id=run_id)
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from tracking_support import AB, evaluate, runs, train
 
 from twinrun.tracking.registry import Registry
@@ -15,7 +16,9 @@ from twinrun.tracking.store import find_tracker, open_client
 from twinrun.tracking.sync import run_of, sync
 
 
-def test_artifacts_and_models_of_a_moved_project_are_found_again(project: Path, tmp_path: Path, monkeypatch) -> None:
+def test_artifacts_and_models_of_a_moved_project_are_found_again(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(project)
     metrics = evaluate(project)
     sync()
@@ -47,7 +50,9 @@ def test_artifacts_and_models_of_a_moved_project_are_found_again(project: Path, 
     ]
 
 
-def test_a_new_run_in_a_moved_project_lands_in_the_moved_project(project: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_new_run_in_a_moved_project_lands_in_the_moved_project(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(project)
     sync()
     moved = tmp_path / "renamed"

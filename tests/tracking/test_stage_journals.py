@@ -12,7 +12,7 @@ def test_results_that_are_the_same_have_the_same_journal_id_and_others_another(p
     ids = []
 
     for settings in ({}, {}, {"accuracy": 0.5}, {"weights_hash": CD}):
-        evaluate(project, **settings)  # type: ignore[arg-type]
+        evaluate(project, **settings)
         summary = summarize(journal)
         assert summary is not None
         ids.append(summary.journal_id)

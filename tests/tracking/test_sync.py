@@ -429,7 +429,7 @@ def test_a_dead_trainers_run_is_marked_killed_and_a_living_ones_is_not(project: 
     assert alive.folder.exists()
 
 
-def test_a_tracker_that_is_away_is_named_and_nothing_is_lost(project: Path, monkeypatch) -> None:
+def test_a_tracker_that_is_away_is_named_and_nothing_is_lost(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = train(project)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
@@ -454,7 +454,7 @@ def test_with_nothing_to_do_mlflow_is_not_even_imported_and_a_run_in_progress_is
     assert printed.stdout == "[] False\n"
 
 
-def test_a_temporary_experiment_publishes_to_the_outer_project(project: Path, monkeypatch) -> None:
+def test_a_temporary_experiment_publishes_to_the_outer_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = project / ".dvc/tmp/exps/tmpabc"
     workspace.mkdir(parents=True)
     os.chdir(workspace)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_support import TrainableProject
@@ -49,7 +50,7 @@ def test_an_epoch_that_was_kept_and_not_told_is_told_when_training_goes_on(param
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_going_on_after_any_epoch_gives_the_undisturbed_weights(params: TrainParams, optimizer: str) -> None:
+def test_going_on_after_any_epoch_gives_the_undisturbed_weights(params: TrainParams, optimizer: Any) -> None:
     recipe = replace(params, optimizer=optimizer, ema_decay=0.8, gradient_clip=1.0, model="lenet5")
     undisturbed = job(recipe, "undisturbed").run(StopRequest(), lambda *_: None)
 

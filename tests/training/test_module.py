@@ -20,7 +20,7 @@ from twinrun.training.module import build_optimizer
     ],
 )
 def test_an_optimizer_steps_and_restores_its_state_as_that_of_pytorch_does(
-    name: str, of_pytorch: type[torch.optim.Optimizer], settings: dict[str, Any]
+    name: Any, of_pytorch: type[torch.optim.Optimizer], settings: dict[str, Any]
 ) -> None:
     params = replace(load_params().train, optimizer=name, learning_rate=0.1, momentum=0.9, weight_decay=0.0)
     network = nn.Linear(4, 3)

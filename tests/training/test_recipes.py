@@ -262,7 +262,8 @@ def test_the_command_lr_prints_a_suggestion_and_draws_it(trainable: TrainablePro
 def test_a_whitened_first_convolution_gives_maps_of_variance_one_and_is_not_trained(params: TrainParams) -> None:
     settings = replace(params, model="resnet9", pretrained=None, whiten=True, epochs=1, batch_size=1024)
     made = job(settings)
-    first = made.network.get_submodule("stem")[0]
+    stem: Any = made.network.get_submodule("stem")
+    first = stem[0]
     rows = np.sort(made.manifest.split("train").rows)
     pixels = (torch.from_numpy(made.images[rows].astype(np.float32)) / 255 - made.numerics.mean[0]) / made.numerics.std[
         0
@@ -280,7 +281,7 @@ def test_a_whitened_first_convolution_gives_maps_of_variance_one_and_is_not_trai
 
 
 def test_convolutions_begin_by_handing_on_what_they_are_given(params: TrainParams) -> None:
-    block = job(replace(params, model="resnet9", pretrained=None, identity=True)).network.get_submodule("layer1")
+    block: Any = job(replace(params, model="resnet9", pretrained=None, identity=True)).network.get_submodule("layer1")
     images = torch.rand(2, 64, 8, 8)
 
     assert torch.allclose(block[0](images)[:, :64], images, atol=1e-6)
@@ -290,7 +291,7 @@ def test_muon_steps_filters_as_torch_does_their_matrices_and_adamw_steps_the_res
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8, 4))
     network.to(memory_format=torch.channels_last)
-    filters, bias = network[0].weight, network[0].bias
+    filters, bias = network.get_parameter("0.weight"), network.get_parameter("0.bias")
     matrix = filters.detach().flatten(1).clone().requires_grad_()
     own_bias = bias.detach().clone().requires_grad_()
     settings = replace(preset_params("digits").train, optimizer="muon", weight_decay=0.0)

@@ -23,7 +23,7 @@ def printed(project: Path, before: str, after: str) -> str:
     console = Console(file=io.StringIO(), width=200)
     for part in draw(diff_runs(project, find_tracker(project), before, after, MODEL)):
         console.print(part)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def another_run(project: Path) -> str:

@@ -7,7 +7,11 @@ import pytest
 from twinrun.core.errors import DataError
 from twinrun.validate.decisions import Decision, decided, decisions_csv, not_decided, read_decisions
 
-FACTS = {"path": ["a.png", "b.png", "c.png"], "label": ["cat", "cat", "dog"], "error": [None, None, None]}
+FACTS: dict[str, list[str | None]] = {
+    "path": ["a.png", "b.png", "c.png"],
+    "label": ["cat", "cat", "dog"],
+    "error": [None, None, None],
+}
 DECISIONS = [
     Decision("a.png", "drop", None, "blurred", ""),
     Decision("b.png", "relabel", "dog", "it barks", ""),
@@ -21,7 +25,7 @@ def test_a_drop_a_relabel_and_a_keep_do_what_they_say() -> None:
     assert result.labels == ["cat", "dog", "dog"]
     assert [drop is not None for drop in result.dropped] == [True, False, False]
     assert result.descriptions == ["drop: blurred", "relabel: it barks", "keep"]
-    assert (result.looked_at, result.approved) == ({1, 2}, {2})
+    assert (result.looked_at, result.approved) == (frozenset({1, 2}), frozenset({2}))
 
 
 def test_decisions_are_read_as_they_were_written_and_those_there_are_not_proposed_again(tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ def test_pixels_replaced_under_the_same_path_are_removed_and_added_and_broken_fi
 
 
 def test_an_empty_table_has_nothing_to_compare_but_its_images() -> None:
-    table, empty = images(5), {name: [] for name in images(1)}
+    table = images(5)
+    empty: dict[str, list[Any]] = {name: [] for name in table}
 
     drift = find_drift(empty, table, seed=0)
 

@@ -16,7 +16,8 @@ LABELS = ["glass", "metal", "paper", "trash"] * 60
 
 def noise(seed: int, count: int = 240) -> list[float]:
     """Values that have nothing to do with the labels."""
-    return np.random.default_rng(seed).normal(0.5, 0.1, count).tolist()
+    values: list[float] = np.random.default_rng(seed).normal(0.5, 0.1, count).tolist()
+    return values
 
 
 def found(facts: Mapping[str, Sequence[Any]], labels: Sequence[str] = LABELS) -> dict[tuple[str, str | None], Shortcut]:
@@ -25,7 +26,11 @@ def found(facts: Mapping[str, Sequence[Any]], labels: Sequence[str] = LABELS) ->
 
 def test_sizes_that_belong_to_labels_give_all_of_them_away() -> None:
     widths = {"glass": 640, "metal": 641, "paper": 1024, "trash": 300}
-    facts = {"width": [widths[label] for label in LABELS], "height": [480] * 240, "brightness": noise(1)}
+    facts: dict[str, list[Any]] = {
+        "width": [widths[label] for label in LABELS],
+        "height": [480] * 240,
+        "brightness": noise(1),
+    }
 
     shortcut = found(facts)["width and height", None]
 
@@ -37,7 +42,10 @@ def test_sizes_that_belong_to_labels_give_all_of_them_away() -> None:
 
 
 def test_a_camera_that_took_one_label_alone_is_named_with_that_label() -> None:
-    facts = {"camera": ["Nikon D90" if label == "metal" else None for label in LABELS], "file_bytes": noise(1)}
+    facts: dict[str, list[Any]] = {
+        "camera": ["Nikon D90" if label == "metal" else None for label in LABELS],
+        "file_bytes": noise(1),
+    }
 
     shortcuts = found(facts)
 
@@ -48,7 +56,11 @@ def test_a_camera_that_took_one_label_alone_is_named_with_that_label() -> None:
 
 def test_facts_that_know_nothing_have_chance_within_their_interval() -> None:
     for seed in range(5):
-        facts = {"brightness": noise(seed), "contrast": noise(seed + 100), "red": noise(seed + 200)}
+        facts: dict[str, list[Any]] = {
+            "brightness": noise(seed),
+            "contrast": noise(seed + 100),
+            "red": noise(seed + 200),
+        }
 
         for shortcut in find_shortcuts(facts, LABELS, seed=seed):
             assert shortcut.low <= shortcut.chance + 0.02
@@ -56,7 +68,12 @@ def test_facts_that_know_nothing_have_chance_within_their_interval() -> None:
 
 
 def test_groups_that_never_vary_or_are_not_there_are_passed_over() -> None:
-    facts = {"width": [640] * 240, "height": [480] * 240, "format": ["JPEG"] * 240, "camera": [None] * 240}
+    facts: dict[str, list[Any]] = {
+        "width": [640] * 240,
+        "height": [480] * 240,
+        "format": ["JPEG"] * 240,
+        "camera": [None] * 240,
+    }
 
     assert find_shortcuts(facts, LABELS, seed=0) == []
     assert {name for name, _ in found({**facts, "brightness": noise(1)})} == {"brightness and contrast"}
@@ -64,7 +81,11 @@ def test_groups_that_never_vary_or_are_not_there_are_passed_over() -> None:
 
 def test_unknown_facts_labels_of_few_images_and_single_labels_do_no_harm() -> None:
     labels = ["many"] * 30 + ["few"] * 3 + ["alone"]
-    facts = {"width": [100] * 30 + [200, 200, None] + [300], "height": [100] * 34, "mode": [None] * 33 + ["RGB"]}
+    facts: dict[str, list[Any]] = {
+        "width": [100] * 30 + [200, 200, None] + [300],
+        "height": [100] * 34,
+        "mode": [None] * 33 + ["RGB"],
+    }
 
     shortcuts = found(facts, labels)
 
@@ -76,7 +97,9 @@ def test_unknown_facts_labels_of_few_images_and_single_labels_do_no_harm() -> No
 
 def test_the_same_seed_gives_the_same_result_and_so_does_a_set_with_more_images_than_are_looked_at() -> None:
     labels = ["a", "b"] * 20_000
-    facts = {"file_bytes": [len(label) + value for label, value in zip(labels, noise(0, 40_000), strict=True)]}
+    facts: dict[str, list[Any]] = {
+        "file_bytes": [len(label) + value for label, value in zip(labels, noise(0, 40_000), strict=True)]
+    }
 
     assert find_shortcuts(facts, labels, seed=3) == find_shortcuts(facts, labels, seed=3)
 
