@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_result_and_so_does_a_set_with_more_images_
 def test_with_many_labels_a_mark_of_a_common_one_is_found_and_the_rarest_are_left_out() -> None:
     # 800 labels of 8 images, and one of 40 whose camera tells it apart
     labels = [f"plant {i % 800}" for i in range(6400)] + ["weed"] * 40
-    facts = {"camera": ["Canon"] * 6400 + ["Nikon"] * 40, "brightness": noise(1, 6440)}
+    facts: dict[str, list[Any]] = {"camera": ["Canon"] * 6400 + ["Nikon"] * 40, "brightness": noise(1, 6440)}
 
     shortcuts = found(facts, labels)
 
