@@ -6,6 +6,7 @@ The names below are for programs. They are imported when they are first used, so
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from twinrun.cli.chosen_model import load
     from twinrun.cli.folder_check import check_folder
     from twinrun.models.bundle import load_bundle
     from twinrun.models.predict import probabilities
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["__version__", "check_folder", "load_bundle", "probabilities", "reproduce"]
+__all__ = ["__version__", "check_folder", "load", "load_bundle", "probabilities", "reproduce"]
 
 _PLACES = {
     "check_folder": "twinrun.cli.folder_check",
+    "load": "twinrun.cli.chosen_model",
     "load_bundle": "twinrun.models.bundle",
     "probabilities": "twinrun.models.predict",
     "reproduce": "twinrun.twins.twin",

@@ -15,11 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from twinrun import load
 from twinrun.cli import main as cli
+from twinrun.cli import predict
 from twinrun.models.bundle import load_bundle
 from twinrun.models.predict import probabilities
+from twinrun.prediction import classifier, rows
+from twinrun.prediction.classifier import ImageClassifier
 
 BUNDLE = "data/out/train/bundle"
+
+
+class InOrder:
+    """In place of threads, so that images are read in the order of their list."""
+
+    def map(self, function: Callable[..., Any], parts: Any) -> Any:
+        return map(function, parts)
 
 
 class Ended:
@@ -293,6 +304,77 @@ def test_show_makes_a_page_with_the_unreadable_images_too_and_opens_nothing_here
     assert "Written: predictions.html" in ended.err
     assert page.count("<figure>") == 2
     assert "No such file" in page
+
+
+@pytest.mark.parametrize("name", ["all.csv", "all.parquet"])
+def test_a_run_that_was_ended_goes_on_where_it_stopped(
+    project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # given a run of three parts that ended in the second
+    names = [f"bins/{number}.png" for number in range(8)]
+    _photos(project, *names)
+    twinrun("predict", *names, "--out", f"whole-{name}", "--model", BUNDLE)
+    monkeypatch.setattr(rows, "PART_IMAGES", 3)
+    read, seen = ImageClassifier.read, []
+
+    def read_or_end(self: ImageClassifier, image: Any) -> Any:
+        seen.append(str(image))
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return read(self, image)
+
+    monkeypatch.setattr(ImageClassifier, "read", read_or_end)
+    monkeypatch.setattr(classifier, "single_threads", InOrder)
+    ended = twinrun("predict", *names, "--out", name, "--model", BUNDLE)
+    assert ended.code == 130
+    assert "3 of 8 images are done. The same command goes on from there." in ended.err
+    assert not Path(name).exists()
+
+    # when the command is given again
+    seen[:] = [""] * 10
+    again = twinrun("predict", *names, "--out", name, "--model", BUNDLE)
+
+    # then the first part is not read again, and the file is that of a run that nobody ended
+    assert again.code == 0
+    assert seen[10:] == names[3:]
+    assert Path(name).read_bytes() == Path(f"whole-{name}").read_bytes()
+    assert not list(Path().glob(".*.unfinished"))
+
+
+def test_what_was_classified_of_other_files_is_not_used(
+    project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _photos(project, "a.png", "b.png")
+    monkeypatch.setattr(rows, "PART_IMAGES", 1)
+    write = predict._write
+    monkeypatch.setattr(predict, "_write", lambda *_: sys.exit(130))  # ended before the last step
+    twinrun("predict", "a.png", "b.png", "--out", "all.csv", "--model", BUNDLE)
+    monkeypatch.setattr(predict, "_write", write)
+    (project / "a.png").write_bytes((project / "0.png").read_bytes())
+
+    twinrun("predict", "a.png", "b.png", "--out", "all.csv", "--model", BUNDLE)
+
+    twinrun("predict", "a.png", "--out", "a.csv", "--model", BUNDLE)
+    assert _rows(project / "all.csv")[0] == _rows(project / "a.csv")[0]
+
+
+def test_a_program_gets_the_same_answers_for_an_image_in_every_form(
+    project: Path, twinrun: Callable[..., Ended]
+) -> None:
+    twinrun("predict", "0.png", "1.png", "--out", "all.parquet", "--model", BUNDLE, "--top", 10)
+    file = (project / "0.png").read_bytes()
+    image = Image.open(project / "0.png")
+
+    model = load("models:/twinrun-digits/1")
+    forms = [model.predict(form) for form in ("0.png", Path("0.png"), file, image, np.asarray(image))]
+    both = model.predict(["0.png", "gone.png", "1.png"])
+
+    wanted = pq.read_table(project / "all.parquet").to_pylist()
+    assert {(form.label, form.probability) for form in forms} == {(wanted[0]["label"], wanted[0]["probability"])}
+    assert [one.label for one in both] == [wanted[0]["label"], None, wanted[1]["label"]]
+    assert both[1].probabilities == {}
+    assert "neither a file that exists" in both[1].error
+    assert sorted(both[2].probabilities, key=both[2].probabilities.get)[-1] == wanted[1]["label"]
 
 
 def test_many_images_are_summed_up_by_class(project: Path, twinrun: Callable[..., Ended]) -> None:

@@ -4,20 +4,19 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.core.errors import BundleError, DataError, MissingModelError, PublishError, TwinrunError
+from twinrun.core.errors import DataError, PublishError, TwinrunError
 from twinrun.core.printing import add_row, draw, escaped, one_line, print, without_library_output
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
+    from twinrun.core.arrays import Pixels
     from twinrun.models.bundle import Bundle
+    from twinrun.prediction.classifier import ImageClassifier
+    from twinrun.prediction.rows import Row
 
 _NOT_PREDICTED = 2  # exit code
 _ROWS_PRINTED = 20
@@ -25,23 +24,6 @@ _REASONS_PRINTED = 5
 _TILES_SHOWN = 500
 SHEET = Path("predictions.html")
 _MISSING = "No such file"  # the error of a row
-_TRAINED = Path("data/out/train/bundle")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image by its printable name: its likeliest labels with their probabilities, or why it cannot be read."""
-
-    name: str
-    labels: tuple[tuple[str, float], ...]
-    error: str | None
-
-
-@dataclass(frozen=True)
-class _Model:
-    bundle: "Bundle"
-    name: str
-    note: str
 
 
 def predict(
@@ -75,7 +57,8 @@ def predict(
     """Classify images with the champion, or another model.
 
     The order is kept. Folders are searched with all their sub-folders, sorted by path; files that are not images are
-    left out. Exit code: 0 all images were classified, 1 some are unreadable (see their rows), 2 none was classified.
+    left out. With --out, the same command goes on where it was ended. Exit code: 0 all images were classified, 1 some
+    are unreadable (see their rows), 2 none was classified.
 
     Examples: twinrun predict photo.jpg, twinrun predict photos --out labels.csv --show,
     twinrun predict list.csv --model 3 --top 1
@@ -93,21 +76,24 @@ def predict(
 
 def _predict(
     images: list[str], reference: str | None, out: Path | None, top: int, sheet: Path | None, trust: bool
-) -> list[Row]:
+) -> list["Row"]:
     from twinrun.cli.chosen import choose_images
+    from twinrun.cli.chosen_model import loaded
+    from twinrun.prediction.rows import remove_parts
 
     chosen = choose_images(images)
     for file in filter(None, (out, sheet)):
         _require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), images)
     for note in chosen.notes:
         print(note, file=sys.stderr)
-    with _loaded(reference, trust) as model:
+    with loaded(reference, trust) as model:
         print(f"Model: {model.name}", file=sys.stderr)
         if model.note:
             print(model.note, file=sys.stderr)
-        rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0)
+        rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0, out)
     if out is not None:
         _write(rows, out, min(top, len(model.bundle.classes)))
+        remove_parts(out)
     if sheet is not None:
         _write_sheet(rows, pictures, model.name, sheet)
     _print(rows, model.bundle.classes)
@@ -116,76 +102,69 @@ def _predict(
     return rows
 
 
-@contextmanager
-def _loaded(reference: str | None, trust: bool) -> Iterator[_Model]:
-    """The model that `reference` names: the folder of a bundle, or a version in the registry.
+def _answered(
+    bundle: "Bundle", paths: list[Path], top: int, tiles: int, out: Path | None
+) -> tuple[list["Row"], dict[int, str]]:
+    """A row for each path, and the pictures of the first `tiles` that can be read, by their place.
 
-    Without a reference and with an empty registry, it is the model that was trained here last or came by `dvc pull`.
+    For an `out` file, what was classified before a run was ended is taken from its parts.
     """
-    folder = Path(reference).expanduser() if reference else None
-    if folder is not None and folder.is_dir():
-        yield _of_folder(folder, "", trust)
-        return
-    from twinrun.tracking.in_use import model_in_use
-    from twinrun.tracking.store import find_tracker
-
-    with ExitStack() as stack:
-        try:
-            in_use = stack.enter_context(model_in_use(find_tracker(), reference, _default_name))
-        except MissingModelError as error:
-            if reference or not _TRAINED.is_dir():
-                raise
-            yield _of_folder(_TRAINED, f"{error}\nUntil then the model in {_TRAINED} is used.", trust)
-            return
-        from twinrun.models.bundle import load_bundle
-
-        try:
-            bundle = load_bundle(in_use.bundle, trust=trust)
-        except BundleError as error:
-            raise BundleError(f"Version {in_use.version.version} of {in_use.version.name}: {error}") from None
-        aliases = f" ({', '.join(in_use.version.aliases)})" if in_use.version.aliases else ""
-        yield _Model(bundle, f"version {in_use.version.version} of {in_use.version.name}{aliases}", in_use.note)
-
-
-def _of_folder(folder: Path, note: str, trust: bool) -> _Model:
-    from twinrun.models.bundle import load_bundle
-
-    bundle = load_bundle(folder, trust=trust)
-    return _Model(bundle, f"{folder}, {bundle.architecture}, weights {bundle.weights_hash[:8]}", note)
-
-
-def _default_name() -> str:
-    from twinrun.core.params import load_params
-
-    return load_params().register.model_name
-
-
-def _answered(bundle: "Bundle", paths: list[Path], top: int, tiles: int) -> tuple[list[Row], dict[int, str]]:
-    """A row for each path, and the pictures of the first `tiles` that can be read, by their place."""
-    from twinrun.core.arrays import Pixels
     from twinrun.core.progress import progress
-    from twinrun.evaluation.sheet import picture_of
     from twinrun.prediction.classifier import ImageClassifier
+    from twinrun.prediction.rows import PART_IMAGES, Parts, Row
 
     classifier = ImageClassifier(bundle)
     pictures: dict[int, str] = {}
+    rows: list[Row] = []
+    parts = None if out is None else Parts(out, bundle, paths, top)
+    size = PART_IMAGES if parts else max(1, len(paths))
+    try:
+        with without_library_output(), progress("Classifying", len(paths)) as advance:
+            for number, start in enumerate(range(0, len(paths), size)):
+                some = paths[start : start + size]
+                kept = parts.read(number) if parts and start >= tiles else None
+                if kept is None:
+                    kept = []
+                    for row in _classified(classifier, list(enumerate(some, start)), top, tiles, pictures):
+                        kept.append(row)
+                        advance(1)
+                    if parts:
+                        parts.write(number, kept)
+                else:
+                    advance(len(kept))
+                rows += kept
+    except KeyboardInterrupt:
+        if parts:
+            print(
+                f"{len(rows):,} of {len(paths):,} images are done. The same command goes on from there.",
+                file=sys.stderr,
+            )
+        raise
+    return rows, pictures
 
-    def read(numbered: tuple[int, Path]) -> Pixels:
-        number, path = numbered
+
+def _classified(
+    classifier: "ImageClassifier", numbered: list[tuple[int, Path]], top: int, tiles: int, pictures: dict[int, str]
+) -> Iterator["Row"]:
+    """A row for each path, as they are ready; adds the pictures of those below `tiles` to `pictures`."""
+    from twinrun.evaluation.sheet import picture_of
+    from twinrun.prediction.rows import Row
+
+    classes = classifier.bundle.classes
+
+    def read(one: tuple[int, Path]) -> "Pixels":
+        number, path = one
         pixels = classifier.read(path)
         if number < tiles:
             pictures[number] = picture_of(pixels)
         return pixels
 
-    rows = []
-    with without_library_output(), progress("Classifying", len(paths)) as advance:
-        for path, answer in zip(paths, classifier.answers(list(enumerate(paths)), read), strict=True):
-            best = () if answer.probabilities is None else (-answer.probabilities).argsort(kind="stable")[:top]
-            labels = tuple((bundle.classes[i], float(answer.probabilities[i])) for i in best)  # type: ignore[index]
-            error = _MISSING if answer.error and not os.path.lexists(path) else answer.error
-            rows.append(Row(escaped(str(path)), labels, error))
-            advance(1)
-    return rows, pictures
+    for (_, path), answer in zip(numbered, classifier.answers(numbered, read), strict=True):
+        shares = answer.probabilities
+        best = () if shares is None else (-shares).argsort(kind="stable")[:top]
+        labels = tuple((classes[i], float(shares[i])) for i in best)  # type: ignore[index]
+        error = _MISSING if answer.error and not os.path.lexists(path) else answer.error
+        yield Row(escaped(str(path)), labels, error)
 
 
 def _require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str]) -> None:
@@ -206,32 +185,19 @@ def _require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[st
         raise PublishError(f"{file} cannot be written: {error.strerror}. Name another file.") from None
 
 
-def _table(rows: Sequence[Row], top: int) -> "pa.Table":
-    """Columns path, label, probability, label_2, probability_2, ..., error."""
-    import pyarrow as pa
-
-    columns: dict[str, Any] = {"path": pa.array([row.name for row in rows], pa.string())}
-    for place in range(top):
-        number = f"_{place + 1}" if place else ""
-        answers = [row.labels[place] if place < len(row.labels) else (None, None) for row in rows]
-        columns[f"label{number}"] = pa.array([label for label, _ in answers], pa.string())
-        columns[f"probability{number}"] = pa.array([share for _, share in answers], pa.float64())
-    columns["error"] = pa.array([row.error for row in rows], pa.string())
-    return pa.table(columns)
-
-
-def _write(rows: Sequence[Row], out: Path, top: int) -> None:
+def _write(rows: Sequence["Row"], out: Path, top: int) -> None:
     from twinrun.core.files import write_table, write_text
+    from twinrun.prediction.rows import table_of
     from twinrun.tables.sheet import sheet_text
 
-    table = _table(rows, top)
+    table = table_of(rows, top)
     if out.suffix.lower() == ".parquet":
         write_table(table, out)
         return
     write_text(sheet_text([table.column_names, *(list(row.values()) for row in table.to_pylist())]), out)
 
 
-def _write_sheet(rows: Sequence[Row], pictures: dict[int, str], model: str, sheet: Path) -> None:
+def _write_sheet(rows: Sequence["Row"], pictures: dict[int, str], model: str, sheet: Path) -> None:
     from twinrun.core.files import write_text
     from twinrun.evaluation.sheet import Tile, sheet_html
 
@@ -246,7 +212,7 @@ def _write_sheet(rows: Sequence[Row], pictures: dict[int, str], model: str, shee
     write_text(sheet_html(tiles, title=title, notes=notes), sheet)
 
 
-def _print(rows: Sequence[Row], classes: Sequence[str]) -> None:
+def _print(rows: Sequence["Row"], classes: Sequence[str]) -> None:
     """Print every image if there are few, else a summary by class. Names are plain text, not markup."""
     from rich.table import Table
     from rich.text import Text

@@ -1,0 +1,114 @@
+"""The model that a person names, loaded: for `twinrun predict` and, in Python, `twinrun.load`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinrun.core.errors import BundleError, MissingModelError
+
+if TYPE_CHECKING:
+    from twinrun.models.bundle import Bundle
+
+_TRAINED = Path("data/out/train/bundle")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest label with its probability, and those of all classes; or `error`, why the image cannot be read."""
+
+    label: str | None
+    probability: float | None
+    probabilities: dict[str, float]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model by a name to print, with a sentence on why it was taken where none was named."""
+
+    bundle: "Bundle"
+    name: str
+    note: str = ""
+
+    def predict(self, images: Any) -> Any:
+        """Classify one image, for a Prediction, or several, for a list of them in the same order.
+
+        An image is a path, the bytes of a file, base64 text, a PIL image or an array (H, W) or (H, W, C), uint8 or
+        floats from 0 to 1; several are a list, an array (N, H, W, C), a Series or a DataFrame with one column. The
+        probabilities are those of `twinrun predict` and `evaluate`, bit for bit, whatever they are classified with.
+        Raises DataError for what cannot be images at all.
+        """
+        from twinrun.prediction.classifier import ImageClassifier
+        from twinrun.prediction.inputs import images_in
+
+        given, classifier, classes = images_in(images, paths=True), ImageClassifier(self.bundle), self.bundle.classes
+        predictions = []
+        for answer in classifier.answers(given, classifier.read):
+            shares = (
+                {} if answer.probabilities is None else dict(zip(classes, answer.probabilities.tolist(), strict=True))
+            )
+            label = max(shares, key=shares.__getitem__) if shares else None
+            predictions.append(Prediction(label, shares.get(label) if label else None, shares, answer.error))
+        return predictions[0] if _is_one(images) else predictions
+
+
+def load(reference: str | Path | None = None, *, trust: bool = False) -> Model:
+    """Load a model: "models:/NAME@champion", "NAME/3", a version's number, or the folder of a bundle.
+
+    Without a reference it is the champion of params.yaml's model, or else the candidate, or else the model that was
+    trained here last. `trust` allows a model that holds the code of its network, and so runs it. Raises BundleError,
+    RegistryError or TrackingError.
+    """
+    with loaded(None if reference is None else str(reference), trust) as model:
+        return model
+
+
+@contextmanager
+def loaded(reference: str | None, trust: bool) -> Iterator[Model]:
+    """The same as a context, at whose end the copy that was fetched from the registry is removed."""
+    folder = Path(reference).expanduser() if reference else None
+    if folder is not None and folder.is_dir():
+        yield _of_folder(folder, "", trust)
+        return
+    from twinrun.tracking.in_use import model_in_use
+    from twinrun.tracking.store import find_tracker
+
+    with ExitStack() as stack:
+        try:
+            in_use = stack.enter_context(model_in_use(find_tracker(), reference, _default_name))
+        except MissingModelError as error:
+            if reference or not _TRAINED.is_dir():
+                raise
+            yield _of_folder(_TRAINED, f"{error}\nUntil then the model in {_TRAINED} is used.", trust)
+            return
+        from twinrun.models.bundle import load_bundle
+
+        try:
+            bundle = load_bundle(in_use.bundle, trust=trust)
+        except BundleError as error:
+            raise BundleError(f"Version {in_use.version.version} of {in_use.version.name}: {error}") from None
+        aliases = f" ({', '.join(in_use.version.aliases)})" if in_use.version.aliases else ""
+        yield Model(bundle, f"version {in_use.version.version} of {in_use.version.name}{aliases}", in_use.note)
+
+
+def _of_folder(folder: Path, note: str, trust: bool) -> Model:
+    from twinrun.models.bundle import load_bundle
+
+    bundle = load_bundle(folder, trust=trust)
+    return Model(bundle, f"{folder}, {bundle.architecture}, weights {bundle.weights_hash[:8]}", note)
+
+
+def _default_name() -> str:
+    from twinrun.core.params import load_params
+
+    return load_params().register.model_name
+
+
+def _is_one(images: Any) -> bool:
+    """Whether a person passed one image and not a list of images."""
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(images, "getbands"):
+        return True
+    return not hasattr(images, "columns") and getattr(images, "ndim", 0) in (2, 3)
