@@ -4,10 +4,12 @@ import json
 import os
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -227,6 +229,16 @@ def test_a_tracker_that_is_away_is_one_finding_and_the_rest_is_looked_at(
 
     assert "cannot be reached" in finding.problem
     assert findings(trained, "data") == []
+
+
+def test_a_database_of_another_mlflow_is_one_finding_with_one_command(trained: Path) -> None:
+    with closing(sqlite3.connect(trained / "mlruns/mlflow.db")) as store, store:
+        store.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
+
+    findings = [finding for check in examine(trained) for finding in check.findings]
+
+    named = [finding for finding in findings if "written by an older MLflow" in finding.problem]
+    assert [finding.fix.count("mlflow db upgrade") for finding in named] == [1]
 
 
 def test_a_training_that_died_and_one_that_waits_are_fixed_by_sync(trained: Path) -> None:

@@ -30,7 +30,8 @@ from twinrun.tracking.translation import describe
 def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
     """Check the project at `root`, part by part. `deep` hashes the DVC cache and data/out again, which takes its time.
 
-    A part that cannot be looked at is a finding itself and does not keep the others from being looked at.
+    A part that cannot be looked at is a finding itself and does not keep the others from being looked at. A finding of
+    several parts comes once.
     """
     root = root.resolve()
     tracker = find_tracker(root)
@@ -51,6 +52,7 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
         ("resume", lambda: resume.check(root)),
         ("data", lambda: data.check(root, deep)),
     ]
+    known: set[Finding] = set()
     for name, look in parts:
         try:
             seen, findings = look()
@@ -58,7 +60,9 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
             seen, findings = "", [Finding(str(error).splitlines()[0], str(error).splitlines()[-1])]
         except Exception as error:  # one broken part must not hide the rest
             seen, findings = "", [_unseen(name, error, tracker)]
-        yield Check(name, seen, tuple(findings))
+        new = tuple(finding for finding in findings if finding not in known)
+        known.update(new)
+        yield Check(name, seen if new or not findings else "not looked at: see above", new)
 
 
 def _unseen(name: str, error: Exception, tracker: Tracker) -> Finding:
