@@ -43,7 +43,7 @@ def test_every_problem_is_reported_at_once_with_the_setting_that_was_meant(setti
     said = str(raised.value)
     assert "train.lerning_rate: not a setting; did you mean train.learning_rate?" in said
     assert "train.learning_rate: missing" in said
-    assert "copy the missing lines" in said
+    assert "`twinrun upgrade` adds those that are missing" in said
     assert "train.epochs: must be at least 1, got 0" in said
     assert "ingest.source: must be one of 'digits', 'mnist', 'fashion-mnist', 'cifar10', 'trashnet' or 'folder'" in said
     assert "did you mean mnist?" in said
