@@ -1,0 +1,46 @@
+"""Requests in the forms of MLflow's server."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from twinrun.core.errors import DataError
+from twinrun.serving.invocations import read_request
+
+PHOTO = base64.b64encode(b"\xff\xd8 a photo").decode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"dataframe_split": {"columns": ["image"], "data": [[PHOTO], [PHOTO]]}},
+        {"dataframe_split": {"data": [[PHOTO], [PHOTO]]}},
+        {"dataframe_records": [{"image": PHOTO}, {"image": PHOTO}]},
+        {"instances": [PHOTO, PHOTO]},
+        {"inputs": {"image": [PHOTO, PHOTO]}},
+        {"instances": [[[[1]] * 4] * 4] * 2},
+    ],
+)
+def test_every_form_gives_the_images_that_it_holds(content: Any) -> None:
+    assert len(read_request(json.dumps(content).encode(), 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "found 0 of them"),
+        (b'{"instances": [], "inputs": []}', "found 2 of them"),
+        (b'{"instances": []}', "no images|cannot be read"),
+        (b'{"dataframe_split": [1]}', "an object with columns and data"),
+        (b'{"dataframe_split": {"columns": ["image", "b"], "data": [["x"]]}}', "cannot be read as images"),
+        (b'{"dataframe_records": [1]}', "a list of objects"),
+        (json.dumps({"instances": [PHOTO] * 3}).encode(), "There are 3 images, and at most 2"),
+    ],
+)
+def test_a_body_of_another_form_is_refused_with_what_is_wrong(body: bytes, problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        read_request(body, 2)
