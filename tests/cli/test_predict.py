@@ -20,7 +20,7 @@ from twinrun.cli import main as cli
 from twinrun.cli import predict
 from twinrun.models.bundle import load_bundle
 from twinrun.models.predict import probabilities
-from twinrun.prediction import classifier, rows
+from twinrun.prediction import classifier, parts
 from twinrun.prediction.classifier import ImageClassifier
 
 BUNDLE = "data/out/train/bundle"
@@ -314,7 +314,7 @@ def test_a_run_that_was_ended_goes_on_where_it_stopped(
     names = [f"bins/{number}.png" for number in range(8)]
     _photos(project, *names)
     twinrun("predict", *names, "--out", f"whole-{name}", "--model", BUNDLE)
-    monkeypatch.setattr(rows, "PART_IMAGES", 3)
+    monkeypatch.setattr(parts, "PART_IMAGES", 3)
     read, seen = ImageClassifier.read, []
 
     def read_or_end(self: ImageClassifier, image: Any) -> Any:
@@ -345,7 +345,7 @@ def test_what_was_classified_of_other_files_is_not_used(
     project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _photos(project, "a.png", "b.png")
-    monkeypatch.setattr(rows, "PART_IMAGES", 1)
+    monkeypatch.setattr(parts, "PART_IMAGES", 1)
     write = predict._write
     monkeypatch.setattr(predict, "_write", lambda *_: sys.exit(130))  # ended before the last step
     twinrun("predict", "a.png", "b.png", "--out", "all.csv", "--model", BUNDLE)

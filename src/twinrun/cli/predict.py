@@ -3,19 +3,20 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from twinrun.core.errors import DataError, PublishError, TwinrunError
-from twinrun.core.printing import add_row, draw, escaped, one_line, print, without_library_output
+from twinrun.core.printing import add_row, draw, one_line, print, without_library_output
 
 if TYPE_CHECKING:
     from twinrun.core.arrays import Pixels
     from twinrun.models.bundle import Bundle
-    from twinrun.prediction.classifier import ImageClassifier
+    from twinrun.prediction.parts import Parts
     from twinrun.prediction.rows import Row
 
 _NOT_PREDICTED = 2  # exit code
@@ -23,7 +24,6 @@ _ROWS_PRINTED = 20
 _REASONS_PRINTED = 5
 _TILES_SHOWN = 500
 SHEET = Path("predictions.html")
-_MISSING = "No such file"  # the error of a row
 
 
 def predict(
@@ -79,7 +79,7 @@ def _predict(
 ) -> list["Row"]:
     from twinrun.cli.chosen import choose_images
     from twinrun.cli.chosen_model import loaded
-    from twinrun.prediction.rows import remove_parts
+    from twinrun.prediction.parts import Parts, remove_parts
 
     chosen = choose_images(images)
     for file in filter(None, (out, sheet)):
@@ -90,7 +90,8 @@ def _predict(
         print(f"Model: {model.name}", file=sys.stderr)
         if model.note:
             print(model.note, file=sys.stderr)
-        rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0, out)
+        parts = None if out is None else Parts(out, model.bundle, chosen.paths, top)
+        rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0, parts)
     if out is not None:
         _write(rows, out, min(top, len(model.bundle.classes)))
         remove_parts(out)
@@ -103,33 +104,40 @@ def _predict(
 
 
 def _answered(
-    bundle: "Bundle", paths: list[Path], top: int, tiles: int, out: Path | None
+    bundle: "Bundle", paths: list[Path], top: int, tiles: int, parts: "Parts | None"
 ) -> tuple[list["Row"], dict[int, str]]:
     """A row for each path, and the pictures of the first `tiles` that can be read, by their place.
 
-    For an `out` file, what was classified before a run was ended is taken from its parts.
+    What `parts` have is not classified again, and what is classified is kept there.
     """
     from twinrun.core.progress import progress
+    from twinrun.evaluation.sheet import picture_of
     from twinrun.prediction.classifier import ImageClassifier
-    from twinrun.prediction.rows import PART_IMAGES, Parts, Row
+    from twinrun.prediction.rows import Row, classified
 
     classifier = ImageClassifier(bundle)
     pictures: dict[int, str] = {}
     rows: list[Row] = []
-    parts = None if out is None else Parts(out, bundle, paths, top)
-    size = PART_IMAGES if parts else max(1, len(paths))
+
+    def see(start: int, place: int, pixels: "Pixels") -> None:
+        if start + place < tiles:
+            pictures[start + place] = picture_of(pixels)
+
     try:
         with without_library_output(), progress("Classifying", len(paths)) as advance:
-            for number, start in enumerate(range(0, len(paths), size)):
-                some = paths[start : start + size]
-                kept = parts.read(number) if parts and start >= tiles else None
+            if parts is None:
+                for row in classified(classifier, paths, top, partial(see, 0)):
+                    rows.append(row)
+                    advance(1)
+                return rows, pictures
+            for start in parts.starts:
+                kept = parts.read(start) if start >= tiles else None
                 if kept is None:
                     kept = []
-                    for row in _classified(classifier, list(enumerate(some, start)), top, tiles, pictures):
+                    for row in classified(classifier, parts.paths(start), top, partial(see, start)):
                         kept.append(row)
                         advance(1)
-                    if parts:
-                        parts.write(number, kept)
+                    parts.write(start, kept)
                 else:
                     advance(len(kept))
                 rows += kept
@@ -141,30 +149,6 @@ def _answered(
             )
         raise
     return rows, pictures
-
-
-def _classified(
-    classifier: "ImageClassifier", numbered: list[tuple[int, Path]], top: int, tiles: int, pictures: dict[int, str]
-) -> Iterator["Row"]:
-    """A row for each path, as they are ready; adds the pictures of those below `tiles` to `pictures`."""
-    from twinrun.evaluation.sheet import picture_of
-    from twinrun.prediction.rows import Row
-
-    classes = classifier.bundle.classes
-
-    def read(one: tuple[int, Path]) -> "Pixels":
-        number, path = one
-        pixels = classifier.read(path)
-        if number < tiles:
-            pictures[number] = picture_of(pixels)
-        return pixels
-
-    for (_, path), answer in zip(numbered, classifier.answers(numbered, read), strict=True):
-        shares = answer.probabilities
-        best = () if shares is None else (-shares).argsort(kind="stable")[:top]
-        labels = tuple((classes[i], float(shares[i])) for i in best)  # type: ignore[index]
-        error = _MISSING if answer.error and not os.path.lexists(path) else answer.error
-        yield Row(escaped(str(path)), labels, error)
 
 
 def _require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str]) -> None:
@@ -217,13 +201,15 @@ def _print(rows: Sequence["Row"], classes: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from twinrun.prediction.rows import MISSING
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     if len(rows) <= _ROWS_PRINTED:
         for name in ("image", "label", "probability", "then"):
             table.add_column(name, overflow="fold")
         for row in rows:
             if row.error is not None:
-                label = "missing" if row.error == _MISSING else "unreadable"
+                label = "missing" if row.error == MISSING else "unreadable"
                 add_row(table, row.name, Text(label, style="red"), "", row.error)
                 continue
             first, *others = row.labels

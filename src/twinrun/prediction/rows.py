@@ -1,23 +1,18 @@
-"""Rows of answers for files, and the parts of a long list of them that are kept until all are there.
+"""Answers for files as rows, and as the table that is written of them."""
 
-A run that was ended goes on where it stopped: the parts that are finished lie beside the file that is to be written.
-"""
-
-import hashlib
-import json
-import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from twinrun.core.files import write_table, write_text
-from twinrun.models.bundle import Bundle
+from twinrun.core.arrays import Pixels
+from twinrun.core.printing import escaped
+from twinrun.prediction.classifier import ImageClassifier
 
-PART_IMAGES = 500  # so many are classified again after a kill, at most
+MISSING = "No such file"  # the error of a row
 
 
 @dataclass(frozen=True)
@@ -59,52 +54,25 @@ def _columns(place: int) -> tuple[str, str]:
     return f"label{number}", f"probability{number}"
 
 
-class Parts:
-    """The finished parts of a list of images that is classified into the file `out`, kept in a folder beside it.
+def classified(
+    classifier: ImageClassifier, paths: Sequence[Path], top: int, see: Callable[[int, Pixels], None] | None = None
+) -> Iterator[Row]:
+    """A row for each path, in order, as they are ready, with its `top` likeliest labels.
 
-    Parts of another model or another list, or of files that have changed since, are not used and are removed.
+    `see` gets the place in `paths` and the pixels of each image that can be read, from several threads at once.
     """
+    classes = classifier.bundle.classes
 
-    def __init__(self, out: Path, bundle: Bundle, paths: Iterable[Path], top: int) -> None:
-        self._folder, self._top = _folder(out), top
-        key, job = _key(bundle, paths, top), self._folder / "job.txt"
-        if not job.is_file() or job.read_text(encoding="utf-8") != key:
-            remove_parts(out)
-            self._folder.mkdir(parents=True)
-            write_text(key, job)
+    def read(one: tuple[int, Path]) -> Pixels:
+        place, path = one
+        pixels = classifier.read(path)
+        if see is not None:
+            see(place, pixels)
+        return pixels
 
-    def read(self, number: int) -> list[Row] | None:
-        """The rows of part `number`, if it is finished."""
-        try:
-            return rows_of(pq.read_table(self._path(number)))
-        except (OSError, pa.ArrowInvalid, KeyError):
-            return None
-
-    def write(self, number: int, rows: Sequence[Row]) -> None:
-        """Keep the rows of part `number`."""
-        write_table(table_of(rows, self._top), self._path(number))
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{number:06d}.parquet"
-
-
-def remove_parts(out: Path) -> None:
-    """Remove the parts of `out`, since the whole is written."""
-    shutil.rmtree(_folder(out), ignore_errors=True)
-
-
-def _folder(out: Path) -> Path:
-    return out.with_name(f".{out.name}.unfinished")
-
-
-def _key(bundle: Bundle, paths: Iterable[Path], top: int) -> str:
-    """A hash of all that decides the rows: the model, the number of labels, and name, size and time of each file."""
-    model = [bundle.weights_hash, bundle.architecture, bundle.classes, asdict(bundle.preprocessing), top]
-    digest = hashlib.sha256(json.dumps(model, default=str).encode())
-    for path in paths:
-        try:
-            facts = path.stat()
-            digest.update(f"{path!s}|{facts.st_size}|{facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        except OSError:
-            digest.update(f"{path!s}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    for path, answer in zip(paths, classifier.answers(list(enumerate(paths)), read), strict=True):
+        shares = answer.probabilities
+        best = () if shares is None else (-shares).argsort(kind="stable")[:top]
+        labels = tuple((classes[i], float(shares[i])) for i in best)  # type: ignore[index]
+        error = MISSING if answer.error and not os.path.lexists(path) else answer.error
+        yield Row(escaped(str(path)), labels, error)

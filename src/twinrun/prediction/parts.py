@@ -1,0 +1,186 @@
+"""A long list of images that is classified in parts, which are kept in a folder beside the result until it is whole.
+
+So a run that was ended goes on where it stopped. Processes on other machines can classify the parts: each is
+`python -m twinrun.prediction.parts FOLDER` in the working folder, and its result is a file.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twinrun.core.errors import BundleError, DataError
+from twinrun.core.files import write_json, write_table
+from twinrun.core.keyed import keyed_bits
+from twinrun.core.printing import print, without_library_output
+from twinrun.models.bundle import Bundle, load_bundle
+from twinrun.models.predict import probabilities
+from twinrun.prediction.classifier import ImageClassifier
+from twinrun.prediction.rows import Row, classified, rows_of, table_of
+
+PART_IMAGES = 500  # so many are classified again after a kill, at most
+LOG = "log.txt"
+_JOB, _BUNDLE, _ROWS = "job.json", "bundle", "rows.parquet"
+_ATTEMPTS = 2
+
+
+class Launcher(Protocol):
+    """Runs the processes of several folders at a time."""
+
+    slots: int
+
+    def submit(self, folder: Path) -> None:
+        """Start the process of `folder`."""
+
+    def ended(self) -> list[tuple[Path, str]]:
+        """Wait until a process has ended; its folder and what is known of its end."""
+
+
+class Parts:
+    """The parts of the list `paths`, in order, for the result `out`; `count` of them, or one for every 500 images.
+
+    Parts of another model or another list, or of files that have changed since, are not used and are removed.
+    """
+
+    def __init__(self, out: Path, bundle: Bundle, paths: Sequence[Path], top: int, count: int | None = None) -> None:
+        size = PART_IMAGES if count is None else max(1, -(-len(paths) // count))
+        self._folder, self._bundle, self._paths, self._top = _folder(out), bundle, paths, top
+        self.starts = range(0, len(paths), size)
+        key, job = _key(bundle, paths, top, size), self._folder / _JOB
+        if not job.is_file() or _read_job(job).get("key") != key:
+            remove_parts(out)
+            self._folder.mkdir(parents=True)
+            names = [str(path) for path in paths]
+            write_json({"key": key, "paths": names, "top": top, "size": size, "test": _test(bundle)}, job)
+
+    def paths(self, start: int) -> Sequence[Path]:
+        """The paths of the part that begins at `start`."""
+        return self._paths[start : start + self.starts.step]
+
+    def read(self, start: int) -> list[Row] | None:
+        """The rows of the part that begins at `start`, if it is finished."""
+        try:
+            return rows_of(pq.read_table(self._part(start) / _ROWS))
+        except (OSError, pa.ArrowInvalid, KeyError):
+            return None
+
+    def write(self, start: int, rows: Sequence[Row]) -> None:
+        """Keep the rows of the part that begins at `start`."""
+        _write(rows, self._top, self._part(start))
+
+    def run(self, launcher: Launcher, bundle: Path, *, trust: bool) -> Iterator[int]:
+        """Let a launcher classify what is not finished, with the bundle in that folder; yields the images of each part.
+
+        Raises DataError with the reason of a part that failed twice.
+        """
+        shutil.copytree(bundle, self._folder / _BUNDLE, dirs_exist_ok=True)
+        waiting = [start for start in self.starts if self.read(start) is None]
+        attempts = dict.fromkeys(waiting, 0)
+        write_json({**_read_job(self._folder / _JOB), "trust": trust}, self._folder / _JOB)
+        yield from (len(self.paths(start)) for start in self.starts if start not in attempts)
+        running = 0
+        while waiting or running:
+            while waiting and running < launcher.slots:
+                part = self._part(waiting.pop(0))
+                part.mkdir(exist_ok=True)
+                launcher.submit(part)
+                running += 1
+            for folder, how in launcher.ended():
+                running -= 1
+                start = int(folder.name)
+                attempts[start] += 1
+                if self.read(start) is not None:
+                    yield len(self.paths(start))
+                elif attempts[start] < _ATTEMPTS:
+                    waiting.append(start)
+                else:
+                    raise DataError(
+                        f"A part of the images was not classified: {_reason(folder) or how}. {folder / LOG}"
+                    )
+
+    def _part(self, start: int) -> Path:
+        return self._folder / f"{start:09d}"
+
+
+def work(folder: Path) -> int:
+    """Classify the part whose folder this is; returns the exit code.
+
+    Nothing is classified where a test picture gets other probabilities than where the list was made.
+    """
+    job = _read_job(folder.parent / _JOB)
+    try:
+        bundle = load_bundle(folder.parent / _BUNDLE, trust=job["trust"])
+    except BundleError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if _test(bundle) != job["test"]:
+        print("a test picture gets other probabilities here than where the command was given", file=sys.stderr)
+        return 1
+    start = int(folder.name)
+    paths = [Path(name) for name in job["paths"][start : start + job["size"]]]
+    with without_library_output():
+        _write(list(classified(ImageClassifier(bundle), paths, job["top"])), job["top"], folder)
+    return 0
+
+
+def remove_parts(out: Path) -> None:
+    """Remove the parts of `out`, since the whole is written."""
+    shutil.rmtree(_folder(out), ignore_errors=True)
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.unfinished")
+
+
+def _write(rows: Sequence[Row], top: int, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    write_table(table_of(rows, top), folder / _ROWS)
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        job = json.loads(path.read_bytes())
+        if isinstance(job, dict):
+            return job
+    return {}
+
+
+def _reason(folder: Path) -> str:
+    """The last line that the process of a part wrote."""
+    with suppress(OSError):
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def _test(bundle: Bundle) -> str:
+    """A hash of the probabilities of a picture of noise, which differ where the processor or a library does."""
+    shape = (1, *bundle.preprocessing.size_px, len(bundle.preprocessing.mean))
+    places = np.arange(int(np.prod(shape)), dtype=np.uint64)
+    noise = (keyed_bits(places, 0) >> np.uint64(56)).astype(np.uint8).reshape(shape)
+    return hashlib.sha256(probabilities(bundle, noise).tobytes()).hexdigest()
+
+
+def _key(bundle: Bundle, paths: Sequence[Path], top: int, size: int) -> str:
+    """A hash of all that decides the rows: the model, the number of labels, and name, size and time of each file."""
+    model = [bundle.weights_hash, bundle.architecture, bundle.classes, asdict(bundle.preprocessing), top, size]
+    digest = hashlib.sha256(json.dumps(model, default=str).encode())
+    for path in paths:
+        digest.update(f"{path!s}\n".encode(errors="surrogateescape"))
+        with suppress(OSError):
+            facts = path.stat()
+            digest.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    raise SystemExit(work(Path(sys.argv[1])))
