@@ -118,7 +118,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_a_spread(
     said = compared(trained, capsys, monkeypatch, seeds[0], other, *seeds[1:])
     of_seeds = compared(trained, capsys, monkeypatch, *seeds)
 
-    assert "seed1 and its seeds 0, 1, 2  ->  " in said
+    assert "seed1, seeds 0, 1, 2  ->  " in said
     assert "Seeds alone change" in said
     assert "only train.epochs (2, now 7) differs" in said  # beside the run with its seed
     assert "3 models on" in of_seeds

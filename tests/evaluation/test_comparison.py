@@ -292,11 +292,13 @@ def test_the_page_lays_curves_and_calibration_of_all_models_over_one_another_and
         for at in range(20)
     ]
     beside = [Beside(latency_ms=1.5, model_bytes=2_000_000, curve=[(0, 0.5), (1, 0.8 + at / 100)]) for at in range(20)]
+    beside[3] = Beside(latency_ms=1.5, model_bytes=2_000_000, curve=[(0, 0.99)])  # a dot at the top left
     comparison = Comparison(aligned=align(rows), beside=beside, kind="test images", margin=0.02)
 
     text = page(comparison, None, comparison.aligned.ids)
 
     assert text.count("<polyline") == 40
+    assert text.count('points="0.0,0.0 0.0,0.0"') == 1
     assert text.count("1.5 ms") == text.count("2.0 MB") == 20
     assert 'class="text best"' not in text
     assert "No model is shown to be better than every other" in text

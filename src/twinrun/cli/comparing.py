@@ -146,8 +146,8 @@ def _row_name(row: Sequence[_RecordedRun]) -> str:
     if len(row) == 1:
         return row[0].run.title
     seeds = ", ".join(sorted(str(_seed(run)) for run in row))
-    name = re.sub(r"^\d+\.\d% ", "", row[0].run.title)  # the accuracy of one of them
-    return f"{name} and its seeds {seeds}"
+    name = re.sub(r"^(\d+\.\d% )?[0-9a-f]{8} ", "", row[0].run.title)  # accuracy and number of one of them
+    return f"{name}, seeds {seeds}"
 
 
 def _seed(run: _RecordedRun) -> Any:

@@ -163,10 +163,14 @@ def page(comparison: Comparison, pictures: Sequence[npt.NDArray[np.uint8] | None
 
 
 def _lines_of(curves: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any] | None:
-    """Curves as points of a drawing of 100 x 100, with the ends of both axes; None where no curve has two points."""
-    points = [point for curve in curves for point in curve if len(curve) > 1]
-    if not points:
+    """Curves as points of a drawing of 100 x 100, with the ends of both axes; None where no curve has two points.
+
+    A curve of one point has it twice, which draws a dot.
+    """
+    if all(len(curve) < 2 for curve in curves):
         return None
+    curves = [[*curve, *curve] if len(curve) == 1 else curve for curve in curves]
+    points = [point for curve in curves for point in curve]
     (left, right), (low, high) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
     across, up = (right - left) or 1, (high - low) or 1
     drawn = [
@@ -275,8 +279,8 @@ def _class_lines(comparison: Comparison) -> list[str]:
     ]
     return [
         *shown,
-        f"{'No' if not worse else 'No other'} class is shown to be worse; for {kept} of {len(classes)} a loss of "
-        f"{100 * comparison.margin:g} points is excluded.",
+        f"{'No' if not worse else 'No other'} class is shown to be worse; a loss of {100 * comparison.margin:g} "
+        f"points is excluded for {f'all {kept}' if kept == len(classes) else f'{kept} of {len(classes)}'}.",
     ]
 
 
