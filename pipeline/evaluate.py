@@ -3,6 +3,9 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from twinrun.core.arrays import Pixels
 from twinrun.core.errors import run_main
@@ -13,7 +16,7 @@ from twinrun.dataset.manifest import Manifest, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.dataset.table import read_table
 from twinrun.evaluation.beside import read_beside
-from twinrun.evaluation.conformal import AnswerScores, calibrate, score_answers
+from twinrun.evaluation.conformal import AnswerScores, calibrate, score_answers, with_traffic
 from twinrun.evaluation.headline import choose_headline, read_out_of_fold
 from twinrun.evaluation.history import read_history
 from twinrun.evaluation.metrics import Scores, score
@@ -23,6 +26,9 @@ from twinrun.evaluation.report import Mistakes, Model, verdict, why_out_of_fold,
 from twinrun.models.bundle import Bundle, load_bundle
 from twinrun.models.views import plain_network
 from twinrun.tracking.stage_journals import journal_evaluation, publish
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 IMAGES = Path("data/out/ingest/images.npy")
 TABLE = Path("data/out/ingest/table.parquet")
@@ -45,7 +51,8 @@ def main() -> None:
     out_of_fold, beside = read_out_of_fold(OUT_OF_FOLD, manifest), read_beside(BESIDE, manifest)
 
     test = predict(bundle, images, manifest, "test")
-    answers = _calibrated(bundle, images, manifest, test, settings.serve.alpha)
+    facts = read_table(TABLE, len(images))
+    answers = _calibrated(bundle, images, facts, manifest, test, settings.serve.alpha)
     plain = plain_network(bundle.network)
     if plain is not bundle.network:
         once = predict(replace(bundle, network=plain), images, manifest, "test")
@@ -60,7 +67,6 @@ def main() -> None:
         bytes=sum(file.stat().st_size for file in BUNDLE.iterdir()),
     )
 
-    facts = read_table(TABLE, len(images))
     split = manifest.split("test")
     pixels = facts["pixels_sha256"].take(split.rows).to_pylist()
     write_table(predictions_table(replace(test, pixels=pixels, units=split.units)), OUT / "predictions.parquet")
@@ -91,11 +97,15 @@ def main() -> None:
 
 
 def _calibrated(
-    bundle: Bundle, images: Pixels, manifest: Manifest, test: Predictions, alpha: float
+    bundle: Bundle, images: Pixels, facts: "pa.Table", manifest: Manifest, test: Predictions, alpha: float
 ) -> AnswerScores | None:
     """Write how the model's answers are made, and score them; None where the validation split is too small."""
     split = manifest.split("val")
     calibration = calibrate(*outputs_of(bundle, images, split.rows), split.targets, alpha, bundle.weights_hash)
+    if calibration is not None and test.logits is not None:
+        rows = manifest.split("test").rows
+        sizes = np.stack([facts[name].take(rows).to_numpy() for name in ("height", "width")], axis=1)
+        calibration = with_traffic(calibration, images[rows], sizes, test.logits, test.features)
     write_json(None if calibration is None else calibration.model_dump(), OUT / "calibration.json")
     if calibration is None or test.logits is None:
         return None

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from twinrun.core.arrays import FloatArray, IntArray
+from twinrun.core.arrays import FloatArray, IntArray, Pixels
 from twinrun.core.errors import DataError
 from twinrun.core.intervals import wilson_interval
+from twinrun.evaluation.traffic import IMAGE_FACTS, KIND, PREDICTED, Spread, image_facts, spread_of, spread_of_places
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -35,6 +36,7 @@ _LOG_TEMPERATURES = (-4.0, 4.0)
 
 Flags = NDArray[np.bool_]
 Kind = Literal["answer", "choice", "unknown"]
+KINDS: tuple[Kind, ...] = ("answer", "choice", "unknown")
 
 
 class Calibration(BaseModel):
@@ -44,6 +46,7 @@ class Calibration(BaseModel):
     validation images that it comes from, 0 where all classes were taken together. `energy` is the largest and
     `similarity` the smallest of an image like those of the validation split; the latter is null for a network without a
     linear layer at its end. `reference` is base64 of the features that images are compared with, int8 (n, D).
+    `traffic` says how the test images and their answers are spread; served images are compared with it.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -56,6 +59,7 @@ class Calibration(BaseModel):
     energy: float
     similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
     reference: str | None = None
+    traffic: dict[str, Spread] | None = None
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Calibrated probabilities (N, C) for logits (N, C)."""
@@ -173,12 +177,7 @@ def score_answers(
     classes: tuple[str, ...],
 ) -> AnswerScores:
     """How the answers do on the test split, logits (N, C) and features (N, D)."""
-    reference = None if features is None else calibration.references(features.shape[1])
-    similarity = None if features is None or reference is None else _nearest(_cosines(features, reference))
-    named, unusual = calibration.named(logits), calibration.unusual(logits, similarity)
-    kinds = np.array(
-        [kind_of_answer(int(count), bool(odd)) for count, odd in zip(named.sum(axis=1), unusual, strict=True)]
-    )
+    named, kinds = calibration.named(logits), kinds_of_answers(calibration, logits, features)
     right = logits.argmax(axis=1) == targets
     single = kinds == "answer"
     covered = named[np.arange(len(targets)), targets]
@@ -201,6 +200,27 @@ def score_answers(
     )
 
 
+def kinds_of_answers(calibration: Calibration, logits: FloatArray, features: FloatArray | None) -> NDArray[np.str_]:
+    """The kind (N,) of the answer for each image, of logits (N, C) and features (N, D)."""
+    reference = None if features is None else calibration.references(features.shape[1])
+    similarity = None if features is None or reference is None else _nearest(_cosines(features, reference))
+    counts, unusual = calibration.named(logits).sum(axis=1), calibration.unusual(logits, similarity)
+    return np.array([kind_of_answer(int(count), bool(odd)) for count, odd in zip(counts, unusual, strict=True)])
+
+
+def with_traffic(
+    calibration: Calibration, images: Pixels, sizes: IntArray, logits: FloatArray, features: FloatArray | None
+) -> Calibration:
+    """The calibration with how the test images (N, H, W, C) of `sizes` (N, 2), and their answers, are spread."""
+    facts = image_facts(images, sizes)
+    kinds = kinds_of_answers(calibration, logits, features).tolist()
+    traffic = {name: spread_of(facts[:, place]) for place, name in enumerate(IMAGE_FACTS)} | {
+        PREDICTED: spread_of_places(logits.argmax(axis=1), logits.shape[1]),
+        KIND: spread_of_places([KINDS.index(kind) for kind in kinds], len(KINDS)),
+    }
+    return calibration.model_copy(update={"traffic": traffic})
+
+
 def kind_of_answer(labels: int, unusual: bool) -> Kind:
     """One label is an `answer`, two or three are a `choice`; more, or an image like none before, are `unknown`."""
     if unusual or labels > MOST_LABELS:
@@ -221,6 +241,12 @@ def read_calibration(content: str | bytes, weights_hash: str, classes: int) -> C
             f"The calibration is of the weights {found.weights_hash[:12]} and {len(found.least)} classes, and the "
             f"model has the weights {weights_hash[:12]} and {classes}. Evaluate again: dvc repro -f -s evaluate"
         )
+    sizes = {PREDICTED: classes, KIND: len(KINDS)}
+    if found.traffic is not None and (
+        set(found.traffic) != {*IMAGE_FACTS, *sizes}
+        or any(len(found.traffic[name].counts) != size for name, size in sizes.items())
+    ):
+        raise DataError("The traffic of the calibration has other facts than this version of Twinrun measures.")
     return found
 
 

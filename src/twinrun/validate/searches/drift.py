@@ -43,7 +43,7 @@ Columns = Mapping[str, Sequence[Any]]
 class Shift:
     """How far the spread of fact `name` moved: `value` of `measure`, 0 or more.
 
-    `p_value` is corrected for the number of facts. `significant` where it is below 0.05 and the shift is 0.1 or more:
+    `p_value` is corrected for the number of facts. `significant` where it is small enough and the shift 0.1 or more:
     with many images the slightest shift is no chance, and yet no matter.
     """
 
@@ -87,6 +87,23 @@ def find_drift(reference: Columns, current: Columns, *, seed: int) -> Drift:
     )
 
 
+def compare_counts(
+    reference: Mapping[str, IntArray], current: Mapping[str, IntArray], *, seed: int, doubt: float = _DOUBT
+) -> list[Shift]:
+    """The shift of every fact between two histograms (bins,) of it, the largest first.
+
+    A shift is significant where its p-value, corrected for the number of facts, is below `doubt`. The same for the same
+    seed.
+    """
+    shifts = []
+    for number, (name, before) in enumerate(reference.items()):
+        before, now = _without_empty(before, current[name])
+        if len(before) > 1 and before.any() and now.any():
+            generator = np.random.default_rng(keyed_seed(seed, number))
+            shifts.append(Shift(name, _MEASURE, *_tested(before, now, generator), significant=False))
+    return sorted(_corrected(shifts, doubt), key=lambda shift: (-shift.value, shift.p_value))
+
+
 def drift_lines(drift: Drift, most: int = 5) -> list[str]:
     """A line for each thing that changed, in words; at most `most` names of each kind. Empty where nothing did."""
     lines = [
@@ -111,16 +128,13 @@ def drift_lines(drift: Drift, most: int = 5) -> list[str]:
 
 def _shifts(reference: Columns, current: Columns, seed: int) -> list[Shift]:
     """The shift of every fact that both tables have and that varies, the largest first."""
-    shifts = []
-    for number, name in enumerate((*_CATEGORIES, *_NUMBERS)):
-        if name not in reference or name not in current or not len(reference[name]) or not len(current[name]):
-            continue
-        binned = _numbers_binned if name in _NUMBERS else _categories_binned
-        before, now = binned(reference[name], current[name])
-        if len(before) > 1:
-            generator = np.random.default_rng(keyed_seed(seed, number))
-            shifts.append(Shift(name, _MEASURE, *_tested(before, now, generator), significant=False))
-    return sorted(_corrected(shifts), key=lambda shift: (-shift.value, shift.p_value))
+    counts = {}
+    for name in (*_CATEGORIES, *_NUMBERS):
+        if name in reference and name in current and len(reference[name]) and len(current[name]):
+            binned = _numbers_binned if name in _NUMBERS else _categories_binned
+            counts[name] = binned(reference[name], current[name])
+    before, now = ({name: pair[side] for name, pair in counts.items()} for side in (0, 1))
+    return compare_counts(before, now, seed=seed)
 
 
 def _tested(before: IntArray, now: IntArray, generator: np.random.Generator) -> tuple[float, float]:
@@ -141,12 +155,12 @@ def _stability_index(before: IntArray, now: IntArray) -> NDArray[np.float64]:
     return index
 
 
-def _corrected(shifts: Sequence[Shift]) -> list[Shift]:
+def _corrected(shifts: Sequence[Shift], doubt: float) -> list[Shift]:
     """The shifts with p-values by Holm's correction, in [0, 1]."""
     corrected, largest = [], 0.0
     for rank, shift in enumerate(sorted(shifts, key=lambda shift: shift.p_value)):
         largest = max(largest, min(1.0, shift.p_value * (len(shifts) - rank)))
-        significant = largest < _DOUBT and shift.value >= _SMALLEST_SHIFT
+        significant = largest < doubt and shift.value >= _SMALLEST_SHIFT
         corrected.append(replace(shift, p_value=largest, significant=significant))
     return corrected
 

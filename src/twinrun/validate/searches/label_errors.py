@@ -135,14 +135,18 @@ def out_of_fold(
     budget_s: float,
     seed: int,
     progress: Progress | None = None,
+    apart: int = 0,
 ) -> FloatArray:
     """Probabilities (n, labels) of the images at `rows`, each by a model trained on the folds that it is not in.
 
-    `codes` (n,) are label numbers from 0 on, each found at least twice. Raises OutOfTime.
+    `codes` (n,) are label numbers from 0 on, each found at least twice. The last `apart` rows are a fold of their own,
+    so that they are judged by all others alone. Raises OutOfTime.
     """
     from threadpoolctl import threadpool_limits
 
-    order, starts = _in_folds(codes, folds, seed)
+    order, starts = _in_folds(codes[: len(codes) - apart], folds, seed)
+    if apart:
+        order, starts = np.concatenate([order, np.arange(len(order), len(codes))]), np.append(starts, len(codes))
     side = min(max(images.shape[1:3]), _LARGEST_SIDE_PX)
     meter = _Meter(budget_s, progress)
     with threadpool_limits(1), ThreadPoolExecutor(available_cores()) as pool:
