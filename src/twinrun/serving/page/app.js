@@ -3,7 +3,7 @@
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, asked = 0, token = "", agreed = false, device = null, reason = "";
+let regions = [], current = null, teaches = false, asked = 0, token = "", agreed = false, device = null, reason = "";
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
 async function openDevice(version) {
@@ -61,7 +61,7 @@ async function ask(photo) {
   try { answer = await classify(photo); } catch { answer = { error: put("no server") }; }
   if (number !== asked) return; // another photo was chosen meanwhile
   if (answer.ask) return askToSend(answer.ask);
-  current = { answer, label: answer.kind === "answer" ? answer.label : null };
+  current = { answer, photo, label: answer.kind === "answer" ? answer.label : null };
   render();
   at("answer").focus({ preventScroll: false });
 }
@@ -84,7 +84,7 @@ function show(heading, detail = "") {
   at("answer-heading").textContent = heading;
   at("confidence").textContent = detail;
   at("choices").replaceChildren();
-  for (const id of ["rule", "tips", "details", "why"]) at(id).hidden = true;
+  for (const id of ["rule", "tips", "details", "why", "wrong"]) at(id).hidden = true;
   at("map").hidden = true;
   at("why").setAttribute("aria-pressed", "false");
 }
@@ -120,6 +120,31 @@ function render() {
   }));
   at("details").hidden = false;
   showModel(answer.model);
+  offerToTeach(Object.keys(answer.probabilities), current.photo);
+}
+
+// "Wrong?": the right label and, once the person agrees, the photo go to the server, which keeps them until someone looks.
+function offerToTeach(labels, photo) {
+  at("wrong").hidden = !teaches;
+  at("wrong").open = at("consent").checked = false;
+  at("taught").textContent = "";
+  at("labels").replaceChildren(...labels.map(label => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = name(label);
+    button.addEventListener("click", () => teach(photo, label));
+    return button;
+  }));
+}
+
+async function teach(photo, label) {
+  if (!at("consent").checked) { at("taught").textContent = put("agree first"); at("consent").focus(); return; }
+  const body = new FormData();
+  for (const [key, value] of [["file", photo], ["label", label], ["consent", "yes"]]) body.append(key, value);
+  try {
+    const response = await fetch("feedback", { method: "POST", body, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+    at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : (await response.json()).error;
+  } catch { at("taught").textContent = put("no server"); }
 }
 
 // What the label's class map says of each place of the photo: red where it speaks for the label, as exact as the network.
@@ -211,6 +236,7 @@ async function start() {
   at("find").addEventListener("input", search);
   const version = await (await fetch("version")).json();
   showModel(version);
+  teaches = version.feedback === true;
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
   device = openDevice(version).then(here => (document.body.dataset.device = "yes", here), error => {
     reason = error.message;
