@@ -1,4 +1,4 @@
-"""The commands `twinrun data check | fix | split | drift`; each imports what it needs when it is called."""
+"""The commands `twinrun data check | fix | split | drift | feedback`; each imports what it needs when it is called."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from twinrun.decoding.samples import SampleRules
     from twinrun.ingest.folders import Levels
+    from twinrun.validate.decisions import Decision
     from twinrun.validate.fixed_splits import FixedSplit
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 
 FINDINGS = Path("data/out/validate/findings.parquet")
 DECISIONS = Path("data/decisions/decisions.csv")
+FEEDBACK_DECISIONS = Path("data/decisions/feedback.csv")
 SPLITS_FILE = Path("data/decisions/splits.csv")
 TABLE = Path("data/out/ingest/table.parquet")
 MANIFEST = Path("data/out/validate/manifest.parquet")
@@ -119,26 +121,35 @@ def fix(
 
     Examples: twinrun data fix, twinrun data fix --findings twinrun-check/findings.parquet
     """
-    from twinrun.core.files import write_text
-    from twinrun.tables.sheet import decoded, mark_of
-    from twinrun.validate.decisions import decisions_csv, not_decided, proposed, read_decisions
+    from twinrun.validate.decisions import proposed
 
-    before = read_decisions(out) if out.exists() else []
-    new = not_decided(proposed(_read_findings(findings)), before)
+    before, new = _add_decisions(proposed(_read_findings(findings)), out)
     if not new:
         print("Nothing to propose" + (f" beyond {_count(len(before), 'decision')} in {out}." if before else "."))
         return
-    try:
-        there = out.exists()
-        text = decisions_csv(new, decoded(out, "--out", DataError) if there else "")
-        write_text((mark_of(out) if there else "") + text, out)
-    except OSError as error:
-        raise PublishError(f"{out} cannot be written: {error.strerror}. Name another one: --out.") from None
     drops = sum(decision.action == "drop" for decision in new)
     proposals = f"{_count(drops, 'drop')} and {_count(len(new) - drops, 'relabel')} proposed"
     print(f"{out}: {proposals}, {_count(len(before), 'decision')} kept.")
     print(f"Edit it, set validate.decisions: {out} in params.yaml, and run: dvc repro")
     _warn_unless_watched(out)
+
+
+def _add_decisions(decisions: "list[Decision]", out: Path) -> "tuple[list[Decision], list[Decision]]":
+    """Append those of `decisions` whose image has none in `out`; returns the decisions that were there, and the new."""
+    from twinrun.core.files import write_text
+    from twinrun.tables.sheet import decoded, mark_of
+    from twinrun.validate.decisions import decisions_csv, not_decided, read_decisions
+
+    there = out.exists()
+    before = read_decisions(out) if there else []
+    new = not_decided(decisions, before)
+    try:
+        if new:
+            text = decisions_csv(new, decoded(out, "--out", DataError) if there else "")
+            write_text((mark_of(out) if there else "") + text, out)
+    except OSError as error:
+        raise PublishError(f"{out} cannot be written: {error.strerror}. Name another one: --out.") from None
+    return before, new
 
 
 @app.command()
@@ -277,6 +288,91 @@ def drift(
     lines = drift_lines(find_drift(before, facts_used(Path(TABLE), Path(MANIFEST)), seed=params.validate.seed))
     print("\n".join(lines) or "The data have the same distributions, labels and images as those of the champion.")
     raise SystemExit(1 if lines else 0)
+
+
+@app.command()
+def feedback(
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Copy the photos that the decisions keep or relabel into the data.")
+    ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", help="Folder for accepted photos; by default that of the source (ingest.path)."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The CSV; decisions in it are kept.")] = FEEDBACK_DECISIONS,
+) -> None:
+    """Check the photos that users sent (twinrun serve --feedback), and add those that you accept to the data.
+
+    Holds back what is unreadable, a copy of an image of the data, test images above all, or probably labelled wrong.
+    Writes a page with the pictures, and a CSV with a line for each photo: keep, drop or relabel. Edit it, and run again
+    with --accept. Exit code: 0 nothing was held back, 1 some were, 2 not checked.
+
+    Examples: twinrun data feedback, twinrun data feedback --accept
+    """
+    try:
+        held = _accept_feedback(out, into) if accept else _check_feedback(out)
+    except TwinrunError as error:
+        error.exit_code = _NOT_CHECKED
+        raise
+    raise SystemExit(1 if held else 0)
+
+
+def _check_feedback(out: Path) -> int:
+    """Judge what is in quarantine; the number of photos that are held back."""
+    from collections import Counter
+
+    from twinrun.cli.feedback_check import check_feedback
+    from twinrun.core.files import write_text
+    from twinrun.core.params import load_params
+    from twinrun.evaluation.sheet import Tile, picture_of, sheet_html
+    from twinrun.serving.feedback import FEEDBACK, read_feedback
+
+    items = read_feedback(FEEDBACK)
+    if not items:
+        print(f"There is no feedback in {FEEDBACK}. Users send some to: twinrun serve --feedback")
+        return 0
+    photos, pixels = check_feedback(FEEDBACK, items, load_params())
+    held = Counter(photo.kind for photo in photos if photo.kind is not None)
+    _add_decisions([photo.proposal for photo in photos], out)
+    tiles = [
+        Tile(
+            name=f"{photo.file[:12]}: {' or '.join(photo.labels)}, and not {photo.predicted}",
+            picture=None if photo.kind == "unreadable" else picture_of(picture),
+            error=None if photo.problem is None else f"{photo.kind}: {photo.problem}",
+        )
+        for photo, picture in sorted(zip(photos, pixels, strict=True), key=lambda pair: pair[0].problem is None)
+    ]
+    title = f"{_count(len(photos), 'photo')}, {held.total():,} held back"
+    sheet = FEEDBACK / "sheet.html"
+    write_text(sheet_html(tiles, title=title, notes=["Labels are those that users gave."]), sheet)
+    print(f"{title}{': ' if held else '.'}{', '.join(f'{count:,} {kind}' for kind, count in sorted(held.items()))}")
+    for photo in [photo for photo in photos if photo.problem is not None][:_MOST_LINES]:
+        print(f"  {photo.file[:12]} {photo.kind}: {photo.problem}")
+    print(f"Pictures: {sheet}   Decisions: {out}")
+    print("Look at them, edit the column action (keep, drop or relabel), and run: twinrun data feedback --accept")
+    return held.total()
+
+
+def _accept_feedback(out: Path, into: Path | None) -> int:
+    from twinrun.cli.feedback_check import accept
+    from twinrun.core.params import load_params
+    from twinrun.serving.feedback import FEEDBACK, read_feedback
+    from twinrun.validate.decisions import read_decisions
+
+    if not out.exists():
+        raise DataError(f"{out} is missing. Write it, and look at it: twinrun data feedback")
+    decisions, items = read_decisions(out), read_feedback(FEEDBACK)
+    accepted = accept(FEEDBACK, items, decisions, load_params(), into)
+    print(f"{_count(accepted.new, 'photo')} added to {accepted.folder}, {accepted.before:,} were there.")
+    waiting = {item.file for item in items} - {decision.path for decision in decisions}
+    if waiting:
+        print(f"{_count(len(waiting), 'photo')} without a decision stay out: twinrun data feedback")
+    if accepted.new:
+        watched = Path(f"{accepted.folder}.dvc")
+        print(
+            f"Commit {out} to git{f', run dvc add {accepted.folder},' if watched.exists() else ''} and run: dvc repro"
+        )
+    return 0
 
 
 def _read_findings(path: Path) -> "pa.Table":

@@ -97,6 +97,10 @@ Serve the champion and send it an image (or open the address in a browser):
 
 [bold]twinrun serve[/bold]
 
+[bold]twinrun drift[/bold]                  are served images like those of the test split? (twinrun serve --watch FILE)
+
+[bold]twinrun data feedback[/bold]          check what users sent (twinrun serve --feedback), and add it to the data
+
 [bold]twinrun verify answer.json photo.jpg[/bold]  is that the answer that its model gives?
 
 [bold]curl -F file=@digit.png http://127.0.0.1:5001/classify[/bold]
@@ -132,6 +136,7 @@ app.command()(project_commands.upgrade)
 app.command()(serve_command.app)
 app.command()(serve_command.serve)
 app.command()(serve_command.verify)
+app.command()(serve_command.drift)
 
 
 class DataChoice(StrEnum):

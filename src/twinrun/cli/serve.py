@@ -1,30 +1,27 @@
 """The commands `twinrun app` and `twinrun serve`. Like the others they import what they need when they are called."""
 
-import os
-import socket
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.core.errors import DataError, TrackingError
+from twinrun.core.errors import DataError
 from twinrun.core.printing import print
 
 if TYPE_CHECKING:
     from twinrun.serving.engine import Engine
-    from twinrun.serving.follow import ModelInService
-    from twinrun.tracking.store import Tracker
-
-_LOCAL = ("127.0.0.1", "localhost", "::1")
-_DRAIN_S = 30  # for requests that have begun when the server is to end
-
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for the whole network.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
 TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the token that requests must send.")]
+Watch = Annotated[
+    Path | None,
+    typer.Option("--watch", help="Add counts of brightness, size, labels ... of every 500 answers to this file."),
+]
+Feedback = Annotated[
+    bool, typer.Option("--feedback", help="Keep photos with the labels that people give them, in data/feedback.")
+]
 Log = Annotated[Path | None, typer.Option("--log", help="Add hashes of every answer to this file; never the image.")]
 
 
@@ -33,21 +30,19 @@ def app(
     port: Port = 5001,
     token_file: TokenFile = None,
     log: Log = None,
+    feedback: Feedback = False,
+    watch: Watch = None,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
     """Open the page that says what a photo shows and how to sort it. It needs no training and no network.
 
     It begins with the waste model that comes with Twinrun; a champion of this project replaces it as soon as there is
-    one. Ctrl-C ends it. Photos stay on this machine, and none is kept.
+    one. Ctrl-C ends it. Photos stay on this machine, and none is kept without --feedback.
     """
-    from twinrun.core.params import load_params
-    from twinrun.serving.follow import open_app
-    from twinrun.serving.waste import waste_engine
+    from twinrun.serving.running import Settings, run
 
-    def open_model(tracker: "Tracker", stop: threading.Event) -> "ModelInService":
-        return open_app(tracker, lambda: load_params().register.model_name, waste_engine, stop)
-
-    _run(host, port, token_file, log, open_model, browser=browser)
+    token = None if token_file is None else _token(token_file)
+    run(Settings(host, port, token, log, feedback, watch, model=None, is_app=True), browser=browser)
 
 
 def serve(
@@ -63,21 +58,23 @@ def serve(
     ] = None,
     token_file: TokenFile = None,
     log: Log = None,
+    feedback: Feedback = False,
+    watch: Watch = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=64, help="Processes; with 2 or more, one that dies is replaced.")
+    ] = 1,
 ) -> None:
     """Serve the champion: a page that classifies photos, and an API. Ctrl-C or SIGTERM ends it.
 
-    Photos are classified on this machine and not kept. Classify one from a script:
+    Photos are classified on this machine, and not kept without --feedback. Classify one from a script:
     curl -F file=@photo.jpg http://127.0.0.1:5001/classify
 
     Example: twinrun serve --host 0.0.0.0 --token-file token.txt
     """
-    from twinrun.core.params import load_params
-    from twinrun.serving.follow import open_model
+    from twinrun.serving.running import Settings, run
 
-    def open_served(tracker: "Tracker", stop: threading.Event) -> "ModelInService":
-        return open_model(tracker, model, lambda: load_params().register.model_name, stop)
-
-    _run(host, port, token_file, log, open_served, browser=False)
+    token = None if token_file is None else _token(token_file)
+    run(Settings(host, port, token, log, feedback, watch, model, is_app=False, workers=workers), browser=False)
 
 
 def verify(
@@ -111,56 +108,31 @@ def verify(
     raise SystemExit(0 if verdict.same else 4)
 
 
-def _run(
-    host: str,
-    port: int,
-    token_file: Path | None,
-    log: Path | None,
-    open_model: "Callable[[Tracker, threading.Event], ModelInService]",
-    *,
-    browser: bool,
+def drift(
+    file: Annotated[Path, typer.Argument(help="The file of twinrun serve --watch.")] = Path("traffic.jsonl"),
+    last: Annotated[int, typer.Option("--last", min=1, help="Number of windows to show, the newest last.")] = 10,
 ) -> None:
-    import webbrowser
+    """Compare served images with the test split of their model, in windows of 500 answers. No image is needed.
 
-    import uvicorn
+    Compares brightness, sharpness, sizes, labels and kinds of answers. Without drift, at most 1% of windows are
+    reported. Exit code: 0 the newest window is alike, 1 it differs.
 
-    from twinrun.serving.answer_log import AnswerLog
-    from twinrun.serving.app import make_app
-    from twinrun.serving.rules import read_regions
-    from twinrun.tracking.store import find_tracker
+    Examples: twinrun serve --watch traffic.jsonl, then twinrun drift
+    """
+    from twinrun.serving.traffic import read_windows
 
-    token = None if token_file is None else _token(token_file)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise TrackingError(
-            f"The server cannot listen on {host}:{port}: {error.strerror}. Choose another port: --port {port + 1}"
-        ) from None
-    stop = threading.Event()
-    with listening:
-        served = open_model(find_tracker(), stop)
-        app = make_app(
-            served,
-            read_regions(served.engine.model.classes),
-            host=host,
-            token=token,
-            log=None if log is None else AnswerLog(log),
-        )
-        facts, shown = served.engine.facts(), f"[{host}]" if ":" in host else host
-        which = f"version {facts['version']} of {facts['name']}" if facts["version"] else facts["name"]
-        print(f"Model: {which}, weights {facts['weights_hash'][:8]}")
-        if host not in _LOCAL and token is None:
-            print("Everybody who can reach this machine can use this server. Ask for a token: --token-file FILE")
-        address = f"http://{shown}:{port}"
-        print(f"Page: {address}   API: {address}/docs   (Ctrl-C ends it)", flush=True)
-        if browser and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
-            webbrowser.open(address)  # which waits: connections are accepted, and answered in a moment
-        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_DRAIN_S, server_header=False)
-        try:
-            uvicorn.Server(settings).run(sockets=[listening])
-        finally:
-            stop.set()
+    windows = read_windows(file)
+    if not windows:
+        print(f"{file} has no window yet: the first is written after 500 answers.")
+        return
+    differs = False
+    for window in windows[-last:]:
+        shifts = [shift for shift in window.shifts() if shift.significant]
+        differs = bool(shifts)
+        found = ", ".join(f"{shift.name} (PSI {shift.value:.2f}, p {shift.p_value:.2g})" for shift in shifts)
+        model = f"{window.model.get('name')}, version {window.model.get('version')}"
+        print(f"{window.time}  {window.images:,} answers of {model}: {found or 'like the test split'}")
+    raise SystemExit(1 if differs else 0)
 
 
 def _token(file: Path) -> str:

@@ -8,10 +8,9 @@ import re
 import secrets
 import socket
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,20 +22,24 @@ from starlette.formparsers import MultiPartException
 from starlette.staticfiles import StaticFiles
 
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import DataError, DecodeError
+from twinrun.core.errors import DataError, DecodeError, PublishError
 from twinrun.decoding.decode import BrokenImage
 from twinrun.prediction.inputs import Given
 from twinrun.serving.answer_log import AnswerLog
+from twinrun.serving.counts import Counts
 from twinrun.serving.engine import Answer, Engine
+from twinrun.serving.feedback import Quarantine, TooMuch
 from twinrun.serving.follow import ModelInService
 from twinrun.serving.invocations import read_request
 from twinrun.serving.rules import Region
+from twinrun.serving.traffic import TrafficWatch
 
 PAGE = Path(__file__).parent / "page"
 MOST_BYTES = 20_000_000  # of one request
 MOST_IMAGES = 64  # of one request
 READ_S = 30.0  # for the body of a request
 _WAITING = 8  # images for each core
+_LABELS_NAMED = 30  # in a message
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; "
     "img-src 'self' blob: data:; frame-ancestors 'none'",
@@ -46,6 +49,21 @@ _HEADERS = {
 _ONE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 _FILES = {"multipart/form-data": {"schema": {"type": "object", "properties": {"file": {"type": "string"}}}}}
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _ONE | _FILES}}
+_LABEL = {"label": {"type": "string"}, "consent": {"type": "string", "enum": ["yes"]}}
+_FEEDBACK_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string"}, **_LABEL},
+                    "required": ["file", "label", "consent"],
+                }
+            }
+        },
+    }
+}
 _BATCH_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _FILES}}
 _JSON_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}
 
@@ -58,40 +76,54 @@ class Refused(Exception):
         self.status, self.message, self.headers = status, message, headers
 
 
-@dataclass
-class _State:
-    """What changes while the server runs; touched by the event loop alone."""
-
-    images: int = 0
-    seconds: float = 0.0
-    in_flight: int = 0
-    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
-
-
 def make_app(
-    model: ModelInService, regions: Sequence[Region], *, host: str, token: str | None, log: AnswerLog | None = None
+    model: ModelInService,
+    regions: Sequence[Region],
+    *,
+    host: str,
+    token: str | None,
+    log: AnswerLog | None = None,
+    feedback: Quarantine | None = None,
+    traffic: TrafficWatch | None = None,
+    counts: Path | None = None,
 ) -> FastAPI:
-    """The application: it answers with `model.engine`, whichever that is at the time, and records answers in `log`."""
+    """The application: it answers with `model.engine`, whichever that is at the time, and records answers in `log`.
+
+    What people say of their photos goes to `feedback`; without one, none is taken. `traffic` counts facts of answers.
+    `counts` is the folder by which workers know what the others counted.
+    """
+    traffic = traffic or TrafficWatch()
     app = FastAPI(title="Twinrun", docs_url=None, redoc_url=None, description="Classifies images with one model.")
-    state, cores = _State(), available_cores()
+    state, cores = Counts(counts), available_cores()
     pool = ThreadPoolExecutor(cores, "classify")
 
-    async def classify(images: Sequence[Given]) -> list[dict[str, Any]]:
+    def answered(engine: Engine, image: Given, *, counted: bool) -> dict[str, Any]:
+        row, answer = _answered(engine, image)
+        if log is not None:
+            log.add(row)
+        if counted and answer is not None:
+            traffic.add(engine, answer)
+        return row
+
+    async def classify(images: Sequence[Given], *, counted: bool = True) -> list[dict[str, Any]]:
         if state.in_flight and state.in_flight + len(images) > _WAITING * cores:
             raise Refused(503, "The server is busy. Try again in a second.", {"Retry-After": "1"})
         engine, began = model.engine, time.perf_counter()  # one for the whole request
         state.in_flight += len(images)
         try:
             loop = asyncio.get_running_loop()
-            tasks = [loop.run_in_executor(pool, _row, engine, image, log) for image in images]
+            work = partial(answered, engine, counted=counted)
+            tasks = [loop.run_in_executor(pool, work, image) for image in images]
             return list(await asyncio.gather(*tasks))
         except OSError as error:
             message = f"The answer could not be recorded, and so is not given: {error.strerror or error}"
             raise Refused(503, message, {"Retry-After": "60"}) from None
         finally:
             state.in_flight -= len(images)
-            state.images += len(images)
-            state.seconds += time.perf_counter() - began
+            state.set("twinrun_traffic_windows_total", traffic.windows)
+            state.set("twinrun_traffic_windows_drifted_total", traffic.alarms)
+            state.add("twinrun_images_total", len(images))
+            state.add("twinrun_classify_seconds_total", time.perf_counter() - began)
 
     @app.post("/classify", openapi_extra=_BODY, summary="Classify one image: its bytes as the body, or a form's file")
     async def classify_one(request: Request) -> JSONResponse:
@@ -119,17 +151,39 @@ def make_app(
             raise Refused(400, f"No image can be read. The first: {rows[0]['error']}")
         return JSONResponse({"predictions": rows})
 
+    @app.post(
+        "/feedback", openapi_extra=_FEEDBACK_BODY, status_code=201, summary="Keep a photo and the label it should have"
+    )
+    async def teach(request: Request) -> dict[str, Any]:
+        if feedback is None:
+            raise Refused(404, "This server keeps no feedback. Start it with --feedback.")
+        image, label = await _feedback(request, model.engine.model.classes)
+        try:
+            feedback.allow()
+        except TooMuch as error:
+            raise Refused(429, str(error), {"Retry-After": str(error.wait_s)}) from None
+        settings = model.engine.model.preprocessing
+        (row,) = await classify([image], counted=False)  # it was, when it was first classified
+        if "error" in row:
+            raise Refused(int(row["status"]), row["error"])
+        loop = asyncio.get_running_loop()
+        try:
+            digest = await loop.run_in_executor(pool, feedback.add, image, label, row, settings)
+        except (OSError, PublishError) as error:
+            raise Refused(503, f"The photo could not be kept: {error}", {"Retry-After": "60"}) from None
+        return {"sha256": digest, "label": label, "predicted": row["label"], "model": row["model"]}
+
     @app.get("/health", summary="Whether the server answers, and why a newer champion has not taken over")
     async def health() -> dict[str, Any]:
         return {"status": "ok", "problem": model.problem}
 
     @app.get("/version", summary="The model that answers now, its classes and hashes")
     async def version() -> dict[str, Any]:
-        return model.engine.facts() | model.engine.how_it_answers()
+        return model.engine.facts() | model.engine.how_it_answers() | {"feedback": feedback is not None}
 
     @app.get("/metrics", summary="Counts for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(_metrics(state, model), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(_metrics(state, model, traffic), media_type="text/plain; version=0.0.4")
 
     @app.get("/model/{sha256}.onnx", summary="The model itself; it never changes under one address")
     async def file(sha256: str) -> Response:
@@ -158,32 +212,26 @@ def make_app(
         response = _refusal(refused) if refused else await answer(request)
         response.headers.update(_HEADERS)
         route = request.scope.get("route")
-        state.answers[getattr(route, "path", "other"), response.status_code] += 1
+        path = getattr(route, "path", "other")
+        state.add(f'twinrun_requests_total{{path="{path}",status="{response.status_code}"}}', 1)
         return response
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 
-def _row(engine: Engine, image: Given, log: AnswerLog | None) -> dict[str, Any]:
-    """One answer as plain values, recorded in `log`; `error` and `status` where the image cannot be read."""
-    row = _answered(engine, image)
-    if log is not None:
-        log.add(row)
-    return row
-
-
-def _answered(engine: Engine, image: Given) -> dict[str, Any]:
+def _answered(engine: Engine, image: Given) -> tuple[dict[str, Any], Answer | None]:
+    """One answer as plain values; `error` and `status` where the image cannot be read."""
     facts: dict[str, Any] = {"model": engine.facts()}
     if isinstance(image, bytes):
         facts = {"image_sha256": hashlib.sha256(image).hexdigest(), **facts}
     try:
-        answer: Answer = engine.classify(image)
+        answer = engine.classify(image)
     except DecodeError as error:
         reason = re.sub(r" \(params\.yaml: [\w.]+\)", "", str(error))  # a served model's limits are its own
-        return {"error": f"This file {reason}", "status": _status(error, engine), **facts}
+        return {"error": f"This file {reason}", "status": _status(error, engine), **facts}, None
     probabilities = dict(zip(engine.model.classes, answer.probabilities.tolist(), strict=True))
-    return {
+    row = {
         "label": answer.label,
         "probability": probabilities[answer.label],
         "confidence": answer.confidence,
@@ -193,6 +241,7 @@ def _answered(engine: Engine, image: Given) -> dict[str, Any]:
         "logits_sha256": answer.logits_sha256,
         **facts,
     }
+    return row, answer
 
 
 def _status(error: DecodeError, engine: Engine) -> int:
@@ -208,7 +257,7 @@ async def _images(request: Request) -> list[bytes]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         images = [body] if body else []
     else:
-        images = await _files(request, body)
+        images = [part for _, part in await _form(request, body) if isinstance(part, bytes)]
     if not images:
         raise Refused(400, "There is no image. Send one: curl --data-binary @photo.jpg, or curl -F file=@photo.jpg")
     return images
@@ -231,7 +280,26 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _files(request: Request, body: bytes) -> list[bytes]:
+async def _feedback(request: Request, classes: Sequence[str]) -> tuple[bytes, str]:
+    """The photo of a form and the label that a person gives it."""
+    body = await _body(request)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Refused(400, "Send a form: curl -F file=@photo.jpg -F label=glass -F consent=yes")
+    parts = await _form(request, body)
+    texts = {name: part for name, part in parts if isinstance(part, str)}
+    images = [part for _, part in parts if isinstance(part, bytes)]
+    if texts.get("consent") != "yes":
+        raise Refused(400, "The person must agree that the photo is kept: consent=yes")
+    if len(images) != 1 or not images[0]:
+        raise Refused(400, f"/feedback takes one photo, found {len(images)}.")
+    if (label := texts.get("label", "")) not in classes:
+        known = ", ".join(classes[:_LABELS_NAMED]) + (" and more" if len(classes) > _LABELS_NAMED else "")
+        raise Refused(400, f"The label {label[:80]!r} is none of the model's: {known}.")
+    return images[0], label
+
+
+async def _form(request: Request, body: bytes) -> list[tuple[str, bytes | str]]:
+    """The names and contents of a form's parts: the bytes of a file, the text of a field."""
     from starlette.formparsers import MultiPartParser
 
     async def once() -> Any:
@@ -243,7 +311,9 @@ async def _files(request: Request, body: bytes) -> list[bytes]:
         message = getattr(error, "message", None) or str(error)
         raise Refused(400, f"The form cannot be read: {message} At most {MOST_IMAGES} files are read.") from None
     try:
-        return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        return [
+            (name, await part.read() if isinstance(part, UploadFile) else part) for name, part in form.multi_items()
+        ]
     finally:
         await form.close()
 
@@ -283,26 +353,22 @@ def _refusal(refused: Refused) -> JSONResponse:
     )
 
 
-def _metrics(state: _State, model: ModelInService) -> str:
+def _metrics(state: Counts, model: ModelInService, traffic: TrafficWatch) -> str:
     facts = model.engine.facts()
     labels = ",".join(f'{name}="{str(value).translate(_ESCAPES)}"' for name, value in facts.items())
-    lines = [
-        "# TYPE twinrun_requests_total counter",
-        *(
-            f'twinrun_requests_total{{path="{path}",status="{status}"}} {count}'
-            for (path, status), count in sorted(state.answers.items())
-        ),
-        "# TYPE twinrun_images_total counter",
-        f"twinrun_images_total {state.images}",
-        "# TYPE twinrun_classify_seconds_total counter",
-        f"twinrun_classify_seconds_total {state.seconds:.6f}",
-        "# TYPE twinrun_images_in_flight gauge",
-        f"twinrun_images_in_flight {state.in_flight}",
-        "# TYPE twinrun_model_info gauge",
-        f"twinrun_model_info{{{labels}}} 1",
-        "# TYPE twinrun_newer_champion_refused gauge",
-        f"twinrun_newer_champion_refused {int(model.problem is not None)}",
-    ]
+    gauges = {
+        "twinrun_images_in_flight": state.in_flight,
+        f"twinrun_model_info{{{labels}}}": 1,
+        "twinrun_newer_champion_refused": int(model.problem is not None),
+        **{f'twinrun_traffic_drift{{fact="{shift.name}"}}': int(shift.significant) for shift in traffic.last or ()},
+    }
+    lines, typed = [], set()
+    for kind, values in (("counter", state.of_all()), ("gauge", gauges)):
+        for name, value in sorted(values.items()):
+            if (family := name.partition("{")[0]) not in typed:
+                typed.add(family)
+                lines.append(f"# TYPE {family} {kind}")
+            lines.append(f"{name} {value:.6f}" if isinstance(value, float) else f"{name} {value}")
     return "\n".join(lines) + "\n"
 
 

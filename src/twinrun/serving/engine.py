@@ -1,7 +1,7 @@
 """A verified model that answers for the bytes of images, with ONNX Runtime and ingest's own decoding."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from twinrun.evaluation.conformal import (
     read_calibration,
     softmax,
 )
+from twinrun.evaluation.traffic import image_facts
 from twinrun.models.stored import StoredModel, read_stored
 from twinrun.prediction.inputs import Given, read_image
 
@@ -31,6 +32,7 @@ class Answer:
     """What is answered for one image: probabilities (C,) of the classes, and the labels that are named.
 
     `label` is the likeliest, `confidence` its calibrated probability, in [0, 1]. `logits` (C,) are the network's own.
+    `observed` are IMAGE_FACTS of the image; empty for pixels alone.
     """
 
     probabilities: FloatArray
@@ -39,6 +41,7 @@ class Answer:
     kind: Kind
     confidence: float
     logits: NDArray[np.float32]
+    observed: tuple[float, ...] = ()
 
     @property
     def logits_sha256(self) -> str:
@@ -60,16 +63,17 @@ class Engine:
 
     def read(self, image: Given) -> Pixels:
         """The pixels of one image as the network takes them, (H, W, C). Raises DecodeError with the reason."""
-        settings = self.model.preprocessing
-        pixels = read_image(image, settings.channels, settings.max_pixels, sample_rules(settings))
-        return fit_image(pixels, (settings.size_px[0], settings.size_px[1]), settings.fit, settings.resample)
+        return self._fitted(self._decoded(image))
 
     def classify(self, image: Given) -> Answer:
         """Classify one image; the same bits whatever else is asked. Raises DecodeError with the reason."""
-        return self.answer(self.read(image))
+        pixels = self._decoded(image)
+        fitted = self._fitted(pixels)
+        observed = image_facts(fitted[None], [(pixels.shape[0], pixels.shape[1])])[0]
+        return replace(self.answer(fitted), observed=tuple(observed.tolist()))
 
     def answer(self, pixels: Pixels) -> Answer:
-        """The answer for pixels (H, W, C) as `read` gives them."""
+        """The answer for pixels (H, W, C) as the network takes them."""
         limit = None if self.calibration is None else self.calibration.similarity
         names = ["logits"] if limit is None else ["logits", "similarity"]
         found, *similarity = self.session.run(names, {"images": pixels[None]})
@@ -87,6 +91,14 @@ class Engine:
         labels = tuple(self.model.classes[at] for at in named)
         return Answer(probabilities, labels[0], labels, kind_of_answer(len(labels), unusual), confidence, found[0])
 
+    def _decoded(self, image: Given) -> Pixels:
+        settings = self.model.preprocessing
+        return read_image(image, settings.channels, settings.max_pixels, sample_rules(settings))
+
+    def _fitted(self, pixels: Pixels) -> Pixels:
+        settings = self.model.preprocessing
+        return fit_image(pixels, (settings.size_px[0], settings.size_px[1]), settings.fit, settings.resample)
+
     def facts(self) -> dict[str, Any]:
         """What identifies the model, as plain values."""
         return {
@@ -101,7 +113,7 @@ class Engine:
         return {
             "classes": self.model.classes,
             "preprocessing": self.model.preprocessing.model_dump(),
-            "calibration": None if self.calibration is None else self.calibration.model_dump(),
+            "calibration": None if self.calibration is None else self.calibration.model_dump(exclude={"traffic"}),
         }
 
 

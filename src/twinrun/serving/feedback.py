@@ -1,0 +1,139 @@
+"""What users teach back: photos with the label that they gave, in quarantine until a person accepts them.
+
+A photo comes with consent alone, loses its metadata and is named by the sha256 of what is left; a line of items.jsonl
+says which label was given and which model said what. `twinrun data feedback` checks them; nothing here is data yet.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from twinrun.core.errors import DataError
+from twinrun.core.files import replacing
+from twinrun.models.stored import StoredPreprocessing
+from twinrun.serving.json_lines import JsonLines
+from twinrun.serving.stripping import without_metadata
+
+FEEDBACK = Path("data/feedback")
+ITEMS = "items.jsonl"
+PER_MINUTE = 30
+MOST_ITEMS = 10_000
+MOST_BYTES = 2_000_000_000  # of all photos together
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: str
+    version: int | None
+    weights_hash: _Sha256
+
+
+class FeedbackItem(BaseModel):
+    """One photo in quarantine: its file, the label that was given, and what the model had said."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    time: str
+    file: Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.(jpg|png)$")]
+    label: str
+    predicted: str
+    model: _Model
+
+
+class TooMuch(Exception):
+    """No more feedback is taken for `wait_s` seconds."""
+
+    def __init__(self, message: str, wait_s: int) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+@dataclass
+class _Taken:
+    """What the folder holds, and how many more photos may come at once; `counted` is when that was so."""
+
+    items: set[tuple[str, str]]
+    bytes: int
+    allowance: float
+    counted: float
+
+
+class Quarantine:
+    """The folder to which feedback goes."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises DataError where the folder cannot be written, or holds something else."""
+        self._folder, self._lock = folder, Lock()
+        self._lines = JsonLines(folder / ITEMS, "--feedback")
+        items = read_feedback(folder)
+        files = {item.file for item in items}
+        sizes = [(folder / file).stat().st_size for file in files if (folder / file).is_file()]
+        known = {(item.file, item.label) for item in items}
+        self._taken = _Taken(known, sum(sizes), PER_MINUTE, time.monotonic())
+
+    def allow(self) -> None:
+        """Count one more request. Raises TooMuch where there were too many, or the folder is full."""
+        with self._lock:
+            taken, now = self._taken, time.monotonic()
+            taken.allowance = min(PER_MINUTE, taken.allowance + (now - taken.counted) * PER_MINUTE / 60)
+            taken.counted = now
+            if len(taken.items) >= MOST_ITEMS or taken.bytes >= MOST_BYTES:
+                raise TooMuch("No more feedback can be kept until what is there was looked at.", 3600)
+            if taken.allowance < 1:
+                raise TooMuch(f"At most {PER_MINUTE} photos a minute are taken. Send it again in a minute.", 60)
+            taken.allowance -= 1
+
+    def add(self, image: bytes, label: str, answer: dict[str, Any], settings: StoredPreprocessing) -> str:
+        """Keep a photo that was classified with `answer` under the label that a person gives it; returns its sha256.
+
+        The same photo with the same label is kept once. Raises OSError or PublishError where it cannot be stored.
+        """
+        photo, suffix = without_metadata(image, settings)
+        digest = hashlib.sha256(photo).hexdigest()
+        name = digest + suffix
+        with self._lock:
+            if (name, label) in self._taken.items:
+                return digest
+            if not (self._folder / name).exists():
+                with replacing(self._folder / name) as temp:
+                    temp.write_bytes(photo)
+                self._taken.bytes += len(photo)
+            model = {field: answer["model"][field] for field in _Model.model_fields}
+            line = {"file": name, "label": label, "predicted": answer["label"], "model": model}
+            self._lines.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
+            self._taken.items.add((name, label))
+        return digest
+
+
+def read_feedback(folder: Path) -> list[FeedbackItem]:
+    """The items of a folder in the order in which they came; a line that a crash cut off is passed over.
+
+    Raises DataError, which names the line, where one is something else.
+    """
+    path = folder / ITEMS
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    items = []
+    for number, line in enumerate(lines, 1):
+        try:
+            items += [FeedbackItem.model_validate(json.loads(line))] if line.strip() else []
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise DataError(f"{path}, line {number}: {where} {problem['msg']}. Remove the line.") from None
+        except (ValueError, RecursionError):  # cut off
+            continue
+    return items

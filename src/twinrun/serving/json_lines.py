@@ -1,0 +1,33 @@
+"""Files to which the server only appends: one JSON object a line, whole or not at all."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from twinrun.core.errors import DataError
+
+
+class JsonLines:
+    """Appends to one file, a whole line at a time, also from several threads or processes."""
+
+    def __init__(self, path: Path, option: str) -> None:
+        """Open `path`, which `option` named. Raises DataError where it cannot be written."""
+        self._path, self._lock = path, threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a line that a crash cut off
+                os.write(self._file, b"\n")
+        except OSError as error:
+            raise DataError(f"{path} ({option}) cannot be written: {error.strerror}. Name another file.") from None
+
+    def append(self, content: dict[str, Any]) -> None:
+        """Add one line. Raises OSError where the disk does not take it."""
+        data = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        with self._lock:
+            if os.write(self._file, data) < len(data):
+                raise OSError(f"{self._path}: the disk is full")
+            os.fsync(self._file)

@@ -1,0 +1,175 @@
+"""The processes of a server: this one alone, or workers that share its socket and are replaced when they die.
+
+One process fills the cores with threads, since decoders and ONNX Runtime let go of Python's lock. Workers are for what
+kills a process. Each loads the model and follows the champion by itself; uvicorn's supervisor starts them.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from twinrun.core.errors import TrackingError, TwinrunError
+from twinrun.core.printing import print
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from twinrun.serving.engine import Engine
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_DRAIN_S = 30  # for requests that have begun when the server is to end
+_NOT_STARTED = 3  # exit code by which uvicorn's supervisor sees that it is no use to try again
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person asked for. `model` is as for `twinrun predict`; an app begins with the waste model instead.
+
+    `counts` is a folder in which workers leave what they counted, for /metrics; None for a single process.
+    """
+
+    host: str
+    port: int
+    token: str | None
+    log: Path | None
+    feedback: bool
+    watch: Path | None
+    model: str | None
+    is_app: bool
+    workers: int = 1
+    counts: Path | None = None
+
+
+def run(settings: Settings, *, browser: bool) -> None:
+    """Serve until a signal ends it. Raises TrackingError, RegistryError or BundleError where it cannot begin."""
+    with _listening(settings.host, settings.port) as listening:
+        if settings.workers == 1:
+            stop = threading.Event()
+            app, engine = _make_app(settings, stop)
+            print(_described(engine))
+            _announce(settings, browser=browser)
+            try:
+                uvicorn.Server(_config(app)).run(sockets=[listening])
+            finally:
+                stop.set()
+        else:
+            _run_workers(settings, listening)
+
+
+def _run_workers(settings: Settings, listening: socket.socket) -> None:
+    counts = Path(tempfile.mkdtemp(prefix="twinrun-serve-"))
+    try:
+        make = partial(_worker_app, replace(settings, counts=counts), os.getpid())
+        _announce(settings, browser=False)
+        group = Multiprocess(_config(make, factory=True, workers=settings.workers), [listening])
+        group.run()
+    finally:
+        shutil.rmtree(counts, ignore_errors=True)
+    if any(process.exitcode == _NOT_STARTED for process in group.processes):
+        raise SystemExit(1)  # the worker said why
+
+
+def _worker_app(settings: Settings, parent: int) -> "FastAPI":
+    """The application of one worker, which ends with its parent."""
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        app, engine = _make_app(settings, threading.Event())
+    except TwinrunError as error:
+        print(str(error), file=sys.stderr)
+        raise SystemExit(_NOT_STARTED) from None
+    print(f"Worker {os.getpid()}: {_described(engine)}", flush=True)
+    return app
+
+
+def _make_app(settings: Settings, stop: threading.Event) -> "tuple[FastAPI, Engine]":
+    from twinrun.core.params import load_params
+    from twinrun.serving.answer_log import AnswerLog
+    from twinrun.serving.app import make_app
+    from twinrun.serving.feedback import FEEDBACK, Quarantine
+    from twinrun.serving.follow import open_app, open_model
+    from twinrun.serving.json_lines import JsonLines
+    from twinrun.serving.rules import read_regions
+    from twinrun.serving.traffic import TrafficWatch
+    from twinrun.serving.waste import waste_engine
+    from twinrun.tracking.store import find_tracker
+
+    def name() -> str:
+        return load_params().register.model_name
+
+    if settings.is_app:
+        served = open_app(find_tracker(), name, waste_engine, stop)
+    else:
+        served = open_model(find_tracker(), settings.model, name, stop)
+    app = make_app(
+        served,
+        read_regions(served.engine.model.classes),
+        host=settings.host,
+        token=settings.token,
+        log=None if settings.log is None else AnswerLog(settings.log),
+        feedback=Quarantine(FEEDBACK) if settings.feedback else None,
+        traffic=TrafficWatch(file=None if settings.watch is None else JsonLines(settings.watch, "--watch")),
+        counts=settings.counts,
+    )
+    return app, served.engine
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise TrackingError(
+            f"The server cannot listen on {host}:{port}: {error.strerror}. Choose another port: --port {port + 1}"
+        ) from None
+    with listening:
+        yield listening
+
+
+def _config(app: object, *, factory: bool = False, workers: int = 1) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        factory=factory,
+        workers=workers,
+        log_level="warning",
+        timeout_graceful_shutdown=_DRAIN_S,
+        server_header=False,
+    )
+
+
+def _described(engine: "Engine") -> str:
+    facts = engine.facts()
+    which = f"version {facts['version']} of {facts['name']}" if facts["version"] else facts["name"]
+    return f"Model: {which}, weights {facts['weights_hash'][:8]}"
+
+
+def _announce(settings: Settings, *, browser: bool) -> None:
+    host, port = settings.host, settings.port
+    if host not in _LOCAL and settings.token is None:
+        print("Everybody who can reach this machine can use this server. Ask for a token: --token-file FILE")
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"Page: {address}   API: {address}/docs   (Ctrl-C ends it)", flush=True)
+    if browser and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
+        import webbrowser
+
+        webbrowser.open(address)  # which waits: connections are accepted, and answered in a moment
