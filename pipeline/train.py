@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twinrun.core.errors import RecordError, duration, run_main, running_s
+from twinrun.core.errors import PausedTraining, RecordError, duration, run_main, running_s
 from twinrun.core.files import canonical_json, ensure_writable, write_json, write_table, write_text
-from twinrun.core.params import Params, load_params
+from twinrun.core.params import PARAMS, Params, load_params
 from twinrun.core.printing import print
 from twinrun.dataset.prediction_table import beside_table, prediction_table
 from twinrun.models.bundle import save_bundle
@@ -27,6 +27,7 @@ from twinrun.record.card import (
 from twinrun.record.energy import EnergyMeter, GpuEnergyMeter
 from twinrun.record.home import TWIN_OF, TWIN_VARIABLE, home
 from twinrun.record.journal import Journal
+from twinrun.record.trial import Trial, current_trial
 from twinrun.record.trust import remember
 from twinrun.tracking.publisher import publishing
 from twinrun.training.fit import Trained, announce
@@ -53,14 +54,16 @@ STATE = Path(".twinrun")
 
 def main() -> None:
     started = datetime.now(UTC) - timedelta(seconds=running_s())
-    stop = StopRequest()
+    trial, folder = current_trial() or (None, None)
+    out, state, file = (OUT, STATE, PARAMS) if folder is None else (folder, folder, folder / PARAMS)
+    stop = StopRequest(trial.pause_after if trial else None)
     stop.install()
     stop.watch_parent()
     notice = launch().check()
-    params = load_params()
+    params = load_params(file)
     if rank() > 0:
         with stop.quietly():
-            _prepare(params).run(stop, on_epoch=lambda *_: None)
+            _prepare(params, state).run(stop, on_epoch=lambda *_: None)
         return
     if notice is not None:
         print(f"Warning: {notice}", file=sys.stderr, flush=True)
@@ -68,18 +71,18 @@ def main() -> None:
     remember(PROJECT, code.commit, code.diff)
     for line in code.lines():
         print(line, flush=True)
-    with training_lock(STATE):
+    with training_lock(state):
         stop.check()
-        job = _prepare(params)
+        job = _prepare(params, state)
         job.checkpoints.forget_recorded(PROJECT / "dvc.lock")
-        ensure_writable(OUT, needed_bytes=job.bundle_bytes())
-        ensure_writable(STATE, needed_bytes=job.checkpoint_bytes())
-        journal = _open_journal(job, params, code, started)
+        ensure_writable(out, needed_bytes=job.bundle_bytes())
+        ensure_writable(state, needed_bytes=job.checkpoint_bytes())
+        journal = _open_journal(job, params, code, started, trial)
         processes = local_process_count(params.train)
-        with publishing(journal) as publication:
+        with publishing(journal, live=trial is None) as publication:
             energy, gpu_energy = EnergyMeter(), GpuEnergyMeter(gpu_uuids(params.train, processes))
-            trained = job.run(stop, on_epoch=lambda scores, speed: _tell(scores, speed, journal, params))
-            digest = _write_model(job, trained)
+            trained = _run(job, stop, journal, out)
+            digest = _write_model(job, trained, out)
             card = build_card(
                 code=code,
                 params=asdict(params),
@@ -103,21 +106,38 @@ def main() -> None:
             card["kept_epoch"] = trained.kept_epoch
             if trained.probe is not None:
                 card["probe"] = trained.probe.describe()
-            write_json(card, OUT / "card.json")
-            _finish(journal, card)
-            job.checkpoints.finish(OUT / "journal.jsonl")
+            write_json(card, out / "card.json")
+            _finish(journal, card, out)
+            job.checkpoints.finish(out / "journal.jsonl")
     print(_ending(trained, card["wall_time_s"]))
     print(f"Weights hash: {digest}\n{publication.notice() or ''}".rstrip(), flush=True)
 
 
-def _prepare(params: Params) -> Job:
+def _prepare(params: Params, state: Path) -> Job:
     # A twin computes its features itself; otherwise experiments share those of the project.
     features = (PROJECT if TWIN_VARIABLE in os.environ else home()) / STATE / "features"
-    return prepare_job(params.ingest, params.train, PACK, MANIFEST, STATE / "resume", features)
+    return prepare_job(params.ingest, params.train, PACK, MANIFEST, state / "resume", features)
 
 
-def _open_journal(job: Job, params: Params, code: Code, started: datetime) -> Journal:
+def _run(job: Job, stop: StopRequest, journal: Journal, out: Path) -> Trained:
+    """Train to the end. Where a trial of a sweep pauses, its scores so far are written first."""
+    history: list[EpochScores] = []
+
+    def on_epoch(scores: EpochScores, images_per_second: float | None) -> None:
+        history.append(scores)
+        _tell(scores, images_per_second, journal, job.params.epochs)
+
+    try:
+        return job.run(stop, on_epoch)
+    except PausedTraining:
+        write_text(history_csv(history), out / "history.csv")
+        raise
+
+
+def _open_journal(job: Job, params: Params, code: Code, started: datetime, trial: Trial | None) -> Journal:
     name = f"{params.train.model} on {params.ingest.data_name}"
+    if trial is not None:
+        name = f"{trial.name} of {trial.sweep}"
     journal = Journal.resume(
         PROJECT,
         job.checkpoints.owner(),
@@ -133,6 +153,8 @@ def _open_journal(job: Job, params: Params, code: Code, started: datetime) -> Jo
         journal.tags({"twinrun.pretrained": f"{params.train.pretrained}, sha256 {job.parts['pretrained']['sha256']}"})
     if TWIN_VARIABLE in os.environ:
         journal.tags({TWIN_OF: os.environ[TWIN_VARIABLE]})
+    if trial is not None:
+        journal.tags(trial.tags)
     journal.dataset(
         name=params.ingest.data_name,
         digest=sha256(canonical_json(job.parts["data"])).hexdigest(),
@@ -146,13 +168,13 @@ def _open_journal(job: Job, params: Params, code: Code, started: datetime) -> Jo
     return journal
 
 
-def _tell(scores: EpochScores, images_per_second: float | None, journal: Journal, params: Params) -> None:
+def _tell(scores: EpochScores, images_per_second: float | None, journal: Journal, epochs: int) -> None:
     values: dict[str, float] = {name: value for name, value in asdict(scores).items() if name != "epoch"}
     if images_per_second is None:
         journal.metrics(scores.epoch, values)
         return
     journal.metrics(scores.epoch, {**values, "images_per_second": images_per_second})
-    announce(scores, images_per_second, params.train.epochs)
+    announce(scores, images_per_second, epochs)
 
 
 def _ending(trained: Trained, wall_time_s: float) -> str:
@@ -164,12 +186,12 @@ def _ending(trained: Trained, wall_time_s: float) -> str:
     return f"{which} epoch {kept.epoch}, validation {kept.val_accuracy:.1%}, {duration(wall_time_s)}"
 
 
-def _write_model(job: Job, trained: Trained) -> str:
-    write_text(history_csv(trained.history), OUT / "history.csv")
-    write_table(_out_of_fold(trained.out_of_fold, job.manifest.classes), OUT / "out_of_fold.parquet")
-    write_table(beside_table(job.manifest, trained.beside), OUT / "beside.parquet")
+def _write_model(job: Job, trained: Trained, out: Path) -> str:
+    write_text(history_csv(trained.history), out / "history.csv")
+    write_table(_out_of_fold(trained.out_of_fold, job.manifest.classes), out / "out_of_fold.parquet")
+    write_table(beside_table(job.manifest, trained.beside), out / "beside.parquet")
     return save_bundle(
-        OUT / "bundle",
+        out / "bundle",
         trained.tensors,
         architecture=job.params.model,
         classes=job.manifest.classes,
@@ -184,12 +206,12 @@ def _out_of_fold(scored: OutOfFold | None, classes: tuple[str, ...]) -> "pa.Tabl
     return prediction_table(scored.ids, scored.targets, scored.probabilities, classes, scored.fold)
 
 
-def _finish(journal: Journal, card: dict[str, Any]) -> None:
+def _finish(journal: Journal, card: dict[str, Any], out: Path) -> None:
     journal.tags({"twinrun.weights_hash": card["weights_hash"]})
     for name in ("card.json", "history.csv", "out_of_fold.parquet", "beside.parquet", "bundle"):
-        journal.artifact(OUT / name)
+        journal.artifact(out / name)
     journal.end("FINISHED")
-    journal.copy_to(OUT / "journal.jsonl")
+    journal.copy_to(out / "journal.jsonl")
 
 
 if __name__ == "__main__":

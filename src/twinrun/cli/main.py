@@ -16,6 +16,7 @@ from twinrun.cli import lr as lr_command
 from twinrun.cli import predict as predict_command
 from twinrun.cli import project as project_commands
 from twinrun.cli import serve as serve_command
+from twinrun.cli import sweep as sweep_command
 from twinrun.cli import weights as weights_commands
 from twinrun.core.errors import TrackingError, TwinrunError, duration, os_problem, run_main
 from twinrun.core.printing import add_row, draw, one_line, print
@@ -64,6 +65,8 @@ Start:
 [bold]twinrun weights fetch resnet18[/bold] download pretrained weights, for train.pretrained: imagenet
 
 [bold]twinrun lr[/bold]                     suggest a learning rate for the training of params.yaml
+
+[bold]twinrun sweep[/bold]                  search settings of training; the same result for any number of workers
 
 Every day:
 
@@ -137,6 +140,7 @@ app.command()(serve_command.app)
 app.command()(serve_command.serve)
 app.command()(serve_command.verify)
 app.command()(serve_command.drift)
+app.command()(sweep_command.sweep)
 
 
 class DataChoice(StrEnum):

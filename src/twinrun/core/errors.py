@@ -12,9 +12,11 @@
     │   ├── DivergedError    the loss became NaN or infinite
     │   ├── LockHeldError    another training writes to the same place
     │   └── InterruptedTraining  SIGTERM or SIGINT; the last finished epoch is kept
+    │       └── PausedTraining   a trial of a sweep has reached the epoch at which it is judged
     ├── PublishError         a file could not be written: read-only, full, gone
     ├── RecordError          a journal, a card or another record has invalid content
     ├── RepositoryError      git is missing, or this folder is not a repository
+    ├── SweepError           a sweep cannot start, go on or be resumed
     ├── TwinError            a run cannot be rebuilt or compared
     └── TrackingError        MLflow refuses a request or cannot be reached
         └── RegistryError    no such model version, or it may not be promoted
@@ -89,6 +91,14 @@ class InterruptedTraining(TrainingError):
         self.exit_code = 128 + signal_number
 
 
+class PausedTraining(InterruptedTraining):
+    """A trial of a sweep has reached the epoch at which it is judged; its checkpoint is kept."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"Paused after epoch {epoch}.", 0)
+        self.exit_code = 0
+
+
 class PublishError(TwinrunError):
     """A file could not be written: read-only, full, gone."""
 
@@ -99,6 +109,10 @@ class RecordError(TwinrunError):
 
 class RepositoryError(TwinrunError):
     """Git is missing, or this folder is not a repository."""
+
+
+class SweepError(TwinrunError):
+    """A sweep cannot start, go on or be resumed."""
 
 
 class TwinError(TwinrunError):
@@ -194,6 +208,12 @@ def _open_files() -> str:
     except ImportError:
         return "unknown"
     return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def restart_clock() -> None:
+    """Begin the time of `running_s` anew: this process was forked from one that had imported everything."""
+    global _IMPORTED
+    _IMPORTED = time.monotonic()
 
 
 def running_s() -> float:

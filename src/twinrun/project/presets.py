@@ -41,7 +41,7 @@ def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
     overlay = (_FOLDER / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
     header = "".join(line for line in overlay.splitlines(keepends=True) if line.startswith("#"))
     values = {setting: text for setting, (text, _, _) in _values(overlay).items()} | dict(map(_change, changes))
-    text = f"{header}\n{_with_values(default_settings(), values)}"
+    text = f"{header}\n{with_values(default_settings(), values)}"
     parse_params(_load(text), f"preset {preset} with these changes" if changes else f"preset {preset}")
     return text
 
@@ -104,8 +104,8 @@ def _change(text: str) -> tuple[Setting, str]:
     return tuple(name.split(".")), value
 
 
-def _with_values(text: str, values: Mapping[Setting, str]) -> str:
-    """The defaults with other values in place of theirs; comments stay, where they fit in the same column."""
+def with_values(text: str, values: Mapping[Setting, str]) -> str:
+    """The text of params.yaml with other values, in YAML; comments stay, where they fit in the same column."""
     places, lines = _values(text), text.splitlines()
     unknown: dict[str, Any] = {}
     for setting, value in values.items():

@@ -34,7 +34,9 @@ def may_be_resumed(journal_id: str, folder: Path | None = None) -> bool:
 
     It may have said that it finished and been killed before dvc could record that.
     """
-    owners = (home(folder) / STATE / "resume").glob(f"*/owner-{journal_id}")
+    project = home(folder)
+    trials = project.glob(f"data/sweeps/*/*/*/resume/*/owner-{journal_id}")
+    owners = [*(project / STATE / "resume").glob(f"*/owner-{journal_id}"), *trials]
     return any(not (owner.parent / "journal.jsonl").exists() for owner in owners)
 
 

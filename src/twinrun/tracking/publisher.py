@@ -56,15 +56,16 @@ class Publication:
 
 
 @contextmanager
-def publishing(journal: Journal, *, grace_s: float = GRACE_S) -> Iterator[Publication]:
+def publishing(journal: Journal, *, grace_s: float = GRACE_S, live: bool = True) -> Iterator[Publication]:
     """Publish `journal` from another process while the body runs, then wait for it, at most `grace_s` seconds.
 
     For a server it waits shorter, and not at all for a tracker that was found away or slow: the publisher goes on by
     itself, for `grace_s` seconds where it fails. A body that is left by an error has the journal's end recorded, KILLED
     for an interruption and FAILED otherwise, and waits 2 s at most. No error of the tracker reaches the body.
+    Where it is not `live`, there is no such process, and the journal waits for `twinrun sync`.
     """
     publication = Publication(journal.folder)
-    process = _start(journal.folder, grace_s)
+    process = _start(journal.folder, grace_s) if live else None
     began = time.monotonic()
     try:
         yield publication

@@ -21,12 +21,14 @@ from twinrun.core.printing import print
 from twinrun.record.home import Process
 from twinrun.record.journal import ARTIFACTS, FILE, Event, events_from, given_name, summarize
 from twinrun.record.records import MetricsRecord, PublishedRecord, parse_json, parse_record, process_from, read_record
+from twinrun.record.trial import PARENT_TAG
 from twinrun.tracking.metric_names import metric_name
 from twinrun.tracking.presentation import describe, describe_run, is_given_name, log_table, run_name
 from twinrun.tracking.store import Tracker, experiment_id, open_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunTag
 
 LOCK = "publisher.lock"
 JOURNAL_TAG = "twinrun.journal_id"
@@ -248,6 +250,7 @@ class Replay:
                     params += [Param(name, str(value)[:6000]) for name, value in event["values"].items()]
                 case "tags":
                     tags += [RunTag(name, str(value)[:5000]) for name, value in event["values"].items()]
+                    tags += self._parent(event["values"].get(PARENT_TAG))
         if self.part_of is not None:  # an evaluation that was done again and gave the same numbers
             known = self.client.get_run(run_id).data.metrics
             metrics = [metric for metric in metrics if known.get(metric.key) != metric.value]
@@ -255,6 +258,13 @@ class Replay:
         while metrics or params or tags:
             self.client.log_batch(run_id, metrics[:_MOST_METRICS], params[:_MOST_PARAMS], tags[:_MOST_TAGS])
             metrics, params, tags = metrics[_MOST_METRICS:], params[_MOST_PARAMS:], tags[_MOST_TAGS:]
+
+    def _parent(self, journal_id: str | None) -> "list[RunTag]":
+        """The tag by which MLflow shows a trial's run below that of its sweep, whose journal came first."""
+        from mlflow.entities import RunTag
+
+        parent = None if journal_id is None else Published.load(self.tracker, journal_id).run_id
+        return [] if parent is None else [RunTag("mlflow.parentRunId", parent)]
 
     def _upload(self, run_id: str, path: Path, to: str) -> None:
         if path.is_dir():

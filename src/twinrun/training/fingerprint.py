@@ -50,17 +50,27 @@ def fingerprint_parts(
     """
     settings = {name: value for name, value in asdict(params).items() if name not in _NOT_DECIDING}
     return {
-        "code": {
-            **{path: file_sha256(_PACKAGE / path) for path in _deciding_files()},
-            _STAGE.as_posix(): file_sha256(_STAGE) if _STAGE.exists() else None,
-        },
+        "code": code_hashes(),
         "params": {**settings, "preparation": preparation},
         "data": {"pack": file_sha256(pack), "manifest": _manifest_hash(manifest)},
-        "environment": {
-            "lock": file_sha256(LOCK) if LOCK.exists() else None,
-            "packages": {name: version(name) for name in _DECIDING_PACKAGES},
-        },
+        "environment": installed_environment(),
         "numerics": numerics,
+    }
+
+
+def code_hashes() -> dict[str, str | None]:
+    """Sha256 of each file of code that decides weights; None for a stage's file that is not here."""
+    return {
+        **{path: file_sha256(_PACKAGE / path) for path in _deciding_files()},
+        _STAGE.as_posix(): file_sha256(_STAGE) if _STAGE.exists() else None,
+    }
+
+
+def installed_environment() -> dict[str, Any]:
+    """The hash of requirements.lock, and the versions of the packages that decide weights."""
+    return {
+        "lock": file_sha256(LOCK) if LOCK.exists() else None,
+        "packages": {name: version(name) for name in _DECIDING_PACKAGES},
     }
 
 

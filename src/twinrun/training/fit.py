@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from twinrun.core.arrays import FloatArray, Pixels
-from twinrun.core.errors import DataError, DivergedError, ModelError, TrainingError
+from twinrun.core.errors import DataError, DivergedError, ModelError, PausedTraining, TrainingError
 from twinrun.core.params import TrainParams
 from twinrun.core.printing import print
 from twinrun.dataset.manifest import Manifest
@@ -76,7 +76,8 @@ def fit(
 
     Goes on after the newest checkpoint, and ends with the same weights as a training that was never stopped; on several
     machines the first process's checkpoint counts. Raises DataError where a batch is larger than the training set,
-    DivergedError where the loss is not finite, and InterruptedTraining where `stop` asks for it.
+    DivergedError where the loss is not finite, InterruptedTraining where `stop` asks for it, and PausedTraining after
+    the epoch that `stop` names.
     """
     classes = len(manifest.classes)
     train, val = (SplitImages(images, manifest.split(name), classes) for name in ("train", "val"))
@@ -87,6 +88,7 @@ def fit(
         progress = _Progress(module, checkpoints, stop, on_epoch, params)
         join_others()
         progress.restore()
+        progress.pause()
         if not progress.is_over:
             _run(module, progress, params, numerics, stop)
     if not progress.is_over:
@@ -323,6 +325,13 @@ class _Progress(pl.Callback):
                 print(f"Training ends: no lower validation loss for {self._params.patience} epochs (train.patience)")
         trainer.should_stop = self.is_over
         self._stop_together()
+        self.pause()
+
+    def pause(self) -> None:
+        """Raise PausedTraining where a trial has reached the epoch at which it is judged, unless it is over."""
+        pause_after = self._stop.pause_after
+        if pause_after is not None and self.epochs_done >= pause_after and not self.is_over:
+            raise PausedTraining(self.epochs_done)
 
     def _stop_together(self) -> None:
         """Stop all processes after the same step, whichever of them was asked to."""

@@ -27,7 +27,9 @@ _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 class StopRequest:
     """Whether this process was asked to stop: by SIGTERM, by SIGINT, or by the end of the process it works for."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause_after: int | None = None) -> None:
+        """`pause_after`: how many finished epochs a trial of a sweep pauses after."""
+        self.pause_after = pause_after
         self._signal: int | None = None
         self._reason = ""
 
@@ -155,7 +157,7 @@ def _employers() -> list[psutil.Process]:
     Between dvc and a trainer there may be a torchrun, which outlives dvc.
     """
     processes = []
-    if launch().launcher != "none" or "TWINRUN_TWIN_OF" in os.environ:
+    if launch().launcher != "none" or "TWINRUN_TWIN_OF" in os.environ or "TWINRUN_TRIAL" in os.environ:
         processes += [parent for parent in [psutil.Process().parent()] if parent is not None]
     if "DVC_ROOT" in os.environ:
         processes += [ancestor for ancestor in psutil.Process().parents() if _is_dvc(ancestor)][:1]

@@ -1,0 +1,103 @@
+"""The command `twinrun sweep`: search settings of training, reproducibly."""
+
+import re
+import signal
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twinrun.core.cores import available_cores
+from twinrun.core.errors import InterruptedTraining, SweepError
+from twinrun.core.files import write_text
+from twinrun.core.printing import print
+
+if TYPE_CHECKING:
+    from twinrun.sweep.launcher import Launcher
+
+_PAGE = "sweep.html"
+
+
+class Engine(StrEnum):
+    """Where trials run."""
+
+    local = "local"
+    slurm = "slurm"
+    ray = "ray"
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="The space and how it is searched; its name is the sweep's.")] = Path(
+        "sweep.yaml"
+    ),
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=1000, help="Trials at a time; by default one for each core.")
+    ] = None,
+    on: Annotated[
+        Engine, typer.Option("--on", help="Where they run: processes here, jobs of Slurm, tasks of Ray.")
+    ] = Engine.local,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep of that name.")] = False,
+) -> None:
+    """Search settings of training: Optuna proposes trials, and the validation images judge them.
+
+    The result is the same for any number of workers and after any kill. Each trial is a run in MLflow, below that of
+    the sweep, and `twinrun reproduce` works on it. Ctrl-C stops; --resume goes on. The test images are never read.
+
+    Examples: twinrun sweep, twinrun sweep rates.yaml --workers 2, twinrun sweep --resume --on slurm --workers 20
+    """
+    from twinrun.core.params import load_params
+    from twinrun.sweep.launcher import open_launcher
+    from twinrun.sweep.page import page, summary
+    from twinrun.sweep.plan import load_plan
+    from twinrun.sweep.sweep import BEST, TABLE, open_sweep
+
+    if not re.fullmatch(r"[\w-][\w.-]*", file.stem):
+        raise SweepError(f"A sweep has the name of its file, and {file.stem!r} is no name for a folder and a run.")
+    params = load_params()
+    plan = load_plan(file, params)
+    slots = min(workers or available_cores(), max(plan.trials, plan.seeds))
+    _validate()
+    signal.signal(signal.SIGTERM, _stop)
+
+    def launch(jobs: Path) -> "Launcher":
+        return open_launcher(on.value, slots, jobs, forks=params.train.devices == 1)
+
+    try:
+        with open_sweep(file.stem, plan, resume=resume, launch=launch, say=_say) as running:
+            outcome = running.run()
+            target = outcome.folder / _PAGE
+            write_text(page(outcome), target)
+            running.keep(target, outcome.folder / TABLE, outcome.folder / BEST)
+    except KeyboardInterrupt:
+        raise InterruptedTraining(f"{_STOPPED} {file}", signal.SIGINT) from None
+    except InterruptedTraining as interruption:
+        raise InterruptedTraining(f"{_STOPPED} {file}", interruption.exit_code - 128) from None
+    for line in summary(outcome):
+        print(line)
+    print(f"Page: {target}, table: {outcome.folder / TABLE}")
+    if outcome.best is not None:
+        print(f"To take the best settings over: cp {outcome.folder / BEST} params.yaml && dvc repro")
+
+
+_STOPPED = "The sweep was stopped; what its trials have finished is kept. To go on: twinrun sweep --resume"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise InterruptedTraining("", number)
+
+
+def _validate() -> None:
+    """Bring the data up to date, once for all trials; raises SweepError where they do not pass."""
+    if not Path("dvc.yaml").is_file():
+        return
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro", "validate"])
+    if done.returncode:
+        raise SweepError("The data are not ready for a sweep; see above. It starts with: dvc repro validate")

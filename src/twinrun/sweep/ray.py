@@ -1,0 +1,60 @@
+"""Trials as tasks of Ray, on the cluster that RAY_ADDRESS names or else on this machine.
+
+The project's folder has to be on a file system that the machines share.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from twinrun.sweep.launcher import command, run_command
+from twinrun.sweep.worker import LOG
+
+
+class Ray:
+    """A task of one CPU for each worker, up to `slots` at a time."""
+
+    def __init__(self, slots: int) -> None:
+        """Join a cluster, or start one on this machine without dashboard and usage statistics."""
+        self.slots = slots
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        self._folder: str | None = None
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+        else:
+            self._folder = tempfile.mkdtemp(prefix="tr-", dir="/tmp")  # its sockets need a short path
+            ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, _temp_dir=self._folder)
+        self._task = ray.remote(num_cpus=1, max_retries=0)(run_command)
+        self._running: dict[Any, Path] = {}
+
+    def submit(self, folder: Path) -> None:
+        """Hand the worker of `folder` to Ray."""
+        project = Path.cwd()
+        task = self._task.remote(command(folder), str(project), str(project / folder / LOG))
+        self._running[task] = folder
+
+    def ended(self) -> list[tuple[Path, str]]:
+        """Wait for one or more of the tasks."""
+        if not self._running:
+            return []
+        done, _ = ray.wait(list(self._running), num_returns=1)
+        return [(self._running.pop(task), _how(task)) for task in done]
+
+    def close(self) -> None:
+        """Cancel what still runs, and leave the cluster."""
+        for task in self._running:
+            ray.cancel(task)
+        ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _how(task: Any) -> str:
+    try:
+        return f"it ended with exit code {ray.get(task)}"
+    except ray.exceptions.RayError as error:
+        return f"Ray ended it: {str(error).splitlines()[0]}"

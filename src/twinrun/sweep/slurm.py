@@ -1,0 +1,64 @@
+"""Trials as jobs of Slurm, through submitit; without Slurm, submitit's local executor runs them on this machine.
+
+The project's folder has to be on a file system that the nodes share. What a job asks for (partition, time, memory) are
+submitit's parameters, such as slurm_partition, in the file that TWINRUN_SLURM names, as YAML.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import submitit
+from ruamel.yaml import YAML
+
+from twinrun.core.printing import print
+from twinrun.sweep.launcher import command, run_command
+from twinrun.sweep.worker import LOG
+
+SETTINGS_VARIABLE = "TWINRUN_SLURM"
+_POLL_S = 1.0
+
+
+class Slurm:
+    """A job for each worker, up to `slots` at a time."""
+
+    def __init__(self, slots: int, jobs: Path) -> None:
+        """Ask nothing of Slurm yet; its files go to `jobs`."""
+        self.slots = slots
+        has_slurm = shutil.which("sbatch") is not None
+        if not has_slurm:
+            print("There is no sbatch here: submitit's local executor runs the jobs on this machine.", flush=True)
+        self._executor = submitit.AutoExecutor(folder=jobs, cluster="slurm" if has_slurm else "local")
+        self._executor.update_parameters(name="twinrun", timeout_min=24 * 60, **_settings())
+        self._running: dict[Path, Any] = {}
+
+    def submit(self, folder: Path) -> None:
+        """Submit the worker of `folder`."""
+        project = Path.cwd()
+        arguments = command(folder)
+        self._running[folder] = self._executor.submit(run_command, arguments, str(project), str(project / folder / LOG))
+
+    def ended(self) -> list[tuple[Path, str]]:
+        """Wait for one or more of the jobs."""
+        while True:
+            over = [folder for folder, job in self._running.items() if job.done()]
+            if over or not self._running:
+                return [(folder, self._how(self._running.pop(folder))) for folder in over]
+            time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        """Cancel what still runs."""
+        for job in self._running.values():
+            job.cancel()
+        for job in self._running.values():
+            job.wait()
+
+    def _how(self, job: Any) -> str:
+        return f"job {job.job_id} ended as {job.state}" + (f", see {job.paths.stderr}" if job.exception() else "")
+
+
+def _settings() -> dict[str, Any]:
+    file = os.environ.get(SETTINGS_VARIABLE)
+    return dict(YAML(typ="safe", pure=True).load(Path(file).read_text(encoding="utf-8"))) if file else {}

@@ -1,0 +1,120 @@
+"""One trial in a process of its own: `python -m twinrun.sweep.worker FOLDER`, in the project's folder.
+
+It first compares this machine with the driver's. Its results are files in the trial's folder; result.json, written
+last, says how it ended.
+"""
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from twinrun.core.errors import (
+    DataError,
+    DivergedError,
+    InterruptedTraining,
+    ModelError,
+    ParamsError,
+    PausedTraining,
+    TwinrunError,
+    os_problem,
+)
+from twinrun.core.files import read_json, write_json
+from twinrun.core.params import load_params
+from twinrun.core.printing import print
+from twinrun.record.trial import VARIABLE
+
+RESULT, DRIVER, LOG = "result.json", "driver.json", "log.txt"
+# What the trial's own settings bring about, on every machine; any other error stops the sweep, which can be resumed.
+_OF_THE_TRIAL = (DataError, DivergedError, ModelError, ParamsError)
+
+State = Literal["paused", "finished", "failed", "refused", "stopped"]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a worker's process ended: `failed` for reasons of the trial, `refused` and `stopped` for others."""
+
+    state: State
+    reason: str = ""
+
+
+def read_ending(folder: Path) -> Ending | None:
+    """How the last process of a trial ended; None where it was killed, or none has run."""
+    record = read_json(folder / RESULT)
+    state, reason = record.get("state"), record.get("reason")
+    if state not in ("paused", "finished", "failed", "refused", "stopped"):
+        return None
+    return Ending(state, str(reason or ""))
+
+
+def preload() -> None:
+    """Import what a training needs, for processes that are forked from this one."""
+    _stage()
+    importlib.import_module("twinrun.sweep.checks")
+    importlib.import_module("sklearn.datasets")
+
+
+def work(folder: Path) -> int:
+    """Train the trial of `folder`, or go on training it; returns the exit code of the process."""
+    try:
+        ending = _checked(folder) or _train(folder)
+    except InterruptedTraining as interruption:
+        print(interruption, file=sys.stderr, flush=True)
+        return interruption.exit_code
+    if ending.reason:
+        print(ending.reason, file=sys.stderr, flush=True)
+    write_json({"state": ending.state, "reason": ending.reason}, folder / RESULT)
+    return 0 if ending.state in ("paused", "finished") else 1
+
+
+def _checked(folder: Path) -> Ending | None:
+    """Why this worker may not train, if there is a reason."""
+    from twinrun.sweep.checks import describe_worker, differences
+
+    sweep = folder.parents[1]
+    wanted = json.loads((sweep / DRIVER).read_bytes())
+    if lines := differences(wanted, describe_worker(load_params(sweep / "params.yaml").train)):
+        listed = "\n".join(f"  {line}" for line in lines)
+        return Ending(
+            "refused", f"This worker would not compute what the sweep's driver does, so it trains nothing:\n{listed}"
+        )
+    return None
+
+
+def _train(folder: Path) -> Ending:
+    os.environ[VARIABLE] = str(folder)
+    from torch import OutOfMemoryError
+
+    try:
+        _stage().main()
+    except PausedTraining as pause:
+        return Ending("paused", str(pause))
+    except InterruptedTraining:
+        raise
+    except _OF_THE_TRIAL as error:
+        return Ending("failed", str(error))
+    except OutOfMemoryError as error:
+        return Ending("failed", f"The GPU's memory is too small for this trial: {str(error).splitlines()[0]}")
+    except TwinrunError as error:
+        return Ending("stopped", str(error))
+    except OSError as error:
+        if error.errno is None:
+            raise
+        return Ending("stopped", os_problem(error))
+    return Ending("finished")
+
+
+def _stage() -> Any:
+    """The project's own `pipeline.train`; a console script does not look for modules in the working folder."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module("pipeline.train")
+
+
+if __name__ == "__main__":
+    raise SystemExit(work(Path(sys.argv[1])))
