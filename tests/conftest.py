@@ -14,7 +14,9 @@ _LONG = (
     *("test_train.py", "test_validate.py", "test_chaos.py", "test_data.py", "test_doctor.py", "test_publisher.py"),
 )
 
-pytest_plugins = ["preloaded", "stage_support", "tracking_support", "training_support", "twin_support"]
+pytest_plugins = [
+    *("preloaded", "stage_support", "sweep_support", "tracking_support", "training_support", "twin_support"),
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

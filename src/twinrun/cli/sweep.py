@@ -50,7 +50,7 @@ def sweep(
     Examples: twinrun sweep, twinrun sweep rates.yaml --workers 2, twinrun sweep --resume --on slurm --workers 20
     """
     from twinrun.core.params import load_params
-    from twinrun.sweep.launcher import open_launcher
+    from twinrun.sweep.engines import open_launcher
     from twinrun.sweep.page import page, summary
     from twinrun.sweep.plan import load_plan
     from twinrun.sweep.sweep import BEST, TABLE, open_sweep

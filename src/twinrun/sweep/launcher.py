@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from twinrun.core.errors import SweepError, restart_clock
+from twinrun.core.errors import restart_clock
 from twinrun.sweep import worker
 from twinrun.sweep.worker import LOG
 
@@ -154,28 +154,3 @@ def _how(status: int) -> str:
         name = signal.Signals(-status).name
         return f"it was killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
     return f"it ended with exit code {status}"
-
-
-def open_launcher(engine: str, slots: int, jobs: Path, *, forks: bool) -> Launcher:
-    """The launcher of an engine: local, slurm or ray. `jobs` is a folder for the engine's own files.
-
-    Raises SweepError, with what to install, where the engine's package is missing.
-    """
-    if engine == "local":
-        return Local(slots, forks=forks)
-    package = {"slurm": "submitit", "ray": "ray"}[engine]
-    try:
-        if engine == "slurm":
-            from twinrun.sweep.slurm import Slurm
-
-            return Slurm(slots, jobs)
-        from twinrun.sweep.ray import Ray
-
-        return Ray(slots)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise SweepError(
-            f"--on {engine} needs the package {package}, which is not installed. Install it: "
-            f"pip install 'twinrun[{engine}]' (or pip install {package})"
-        ) from None

@@ -104,6 +104,22 @@ seeds: 3              # new seeds that the best trial and params.yaml are traine
 """
 
 
+def here(plan: Plan, params: Params) -> dict[str, Scalar] | None:
+    """The settings of params.yaml as a point of the space; None where it lies outside."""
+    settings = dict(_flat(asdict(params)))
+    point: dict[str, Scalar] = {}
+    for name, dimension in plan.dimensions().items():
+        value = settings[name]
+        if isinstance(dimension, Range):
+            inside = isinstance(value, int | float) and dimension.low <= value <= dimension.high
+        else:
+            inside = json.dumps(value) in map(json.dumps, dimension)
+        if not inside:
+            return None
+        point[name] = value
+    return point
+
+
 def trial_params(text: str, values: Mapping[str, Scalar]) -> str:
     """The text of params.yaml with the values of a trial, which is one training."""
     return set_values(text, {"train.seeds": 1, "train.folds": 0, **values})

@@ -27,7 +27,7 @@ from twinrun.record.home import journals_folder
 from twinrun.record.journal import Journal
 from twinrun.record.trial import SWEEP_TAG, SWEEPS, Trial
 from twinrun.sweep.launcher import Launcher
-from twinrun.sweep.plan import Plan, Scalar, set_values, trial_params
+from twinrun.sweep.plan import Plan, Scalar, here, set_values, trial_params
 from twinrun.sweep.proposals import Result, propose, write_study
 from twinrun.sweep.table import Row, Standing, best_row, promoted, table_csv
 from twinrun.sweep.worker import DRIVER, LOG, RESULT, read_ending
@@ -142,6 +142,8 @@ class Sweep:
             past = [_of_past(trial) for each in earlier for trial in each]
             past += [_of_first_rung(trial, self._stops[0]) for each in last for trial in each]
             proposed = propose(self.plan, past, number, count)
+            if number == 0 and (point := here(self.plan, self._params)) is not None:
+                proposed[0] = point  # so that what is known to work takes part
             generation = [
                 _Trial(begun + i, number, values, self.folder / "trials" / f"{begun + i:04d}")
                 for i, values in enumerate(proposed)
@@ -448,7 +450,7 @@ def _of_first_rung(trial: _Trial, stop: int | None) -> Result:
 
 
 def _name(folder: Path) -> str:
-    return f"trial {int(folder.name)}" if folder.name.isdigit() else f"seed {folder.name}"
+    return f"trial {int(folder.name)}" if folder.name.isdigit() else folder.name.replace("-", " with seed ")
 
 
 def _parsed(text: str) -> Params:

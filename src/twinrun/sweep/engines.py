@@ -1,0 +1,31 @@
+"""The launcher that `--on` names. Its package is imported here alone, and only where it is asked for."""
+
+from pathlib import Path
+
+from twinrun.core.errors import SweepError
+from twinrun.sweep.launcher import Launcher, Local
+
+
+def open_launcher(engine: str, slots: int, jobs: Path, *, forks: bool) -> Launcher:
+    """The launcher of an engine: local, slurm or ray. `jobs` is a folder for the engine's own files.
+
+    Raises SweepError, with what to install, where the engine's package is missing.
+    """
+    if engine == "local":
+        return Local(slots, forks=forks)
+    package = {"slurm": "submitit", "ray": "ray"}[engine]
+    try:
+        if engine == "slurm":
+            from twinrun.sweep.slurm import Slurm
+
+            return Slurm(slots, jobs)
+        from twinrun.sweep.ray import Ray
+
+        return Ray(slots)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise SweepError(
+            f"--on {engine} needs the package {package}, which is not installed. Install it: "
+            f"pip install 'twinrun[{engine}]' (or pip install {package})"
+        ) from None

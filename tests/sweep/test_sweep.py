@@ -1,0 +1,167 @@
+"""A sweep is a function of space, seed, data and code: the same for any number of workers and after a kill."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sweep_support import SweepProject
+from tracking_support import runs
+from training_support import git
+
+from twinrun.core.files import read_json, write_json
+from twinrun.sweep.table import promoted
+
+ONE, TRIAL = Path("data/sweeps/one"), Path("data/sweeps/one/trials/0001")
+
+
+def test_two_workers_of_which_one_sweep_was_killed_and_resumed_give_the_table_of_one_worker(
+    swept: SweepProject,
+) -> None:
+    shutil.copy("one.yaml", "two.yaml")
+    killed = swept.start("sweep", "two.yaml", "--workers", "2")
+    wait_for(Path("data/sweeps/two/trials/0000/history.csv"))
+
+    killed.kill()
+    killed.communicate()
+    code, output = swept.run("sweep", "two.yaml", "--workers", "2", "--resume")
+
+    assert code == 0, output
+    assert swept.table("two") == swept.table("one")
+    trials = [run for run in runs(swept.folder) if run.tags.get("twinrun.sweep") == "two"]
+    names = sorted(run.tags.get("twinrun.trial", "the sweep") for run in trials)
+    assert names == ["best with seed 1", "params with seed 1", "the sweep", *(f"trial {n}" for n in range(4))]
+    assert {run.status for run in trials} == {"FINISHED"}
+
+
+def test_trials_are_judged_at_rungs_and_each_is_one_run_below_that_of_the_sweep(swept: SweepProject) -> None:
+    rows = swept.rows()
+    found = [run for run in runs(swept.folder) if "twinrun.sweep" in run.tags]
+    (parent,) = [run for run in found if "twinrun.trial" not in run.tags]
+    trials = {run.tags["twinrun.trial"]: run for run in found if run is not parent}
+
+    assert [row["state"] for row in rows].count("finished") == 2
+    assert [(row["epochs"], row["rung"]) for row in rows if row["state"] == "stopped"] == [("1", "1")] * 2
+    assert {run.tags["mlflow.parentRunId"] for run in trials.values()} == {parent.id}
+    assert {"sweep/sweep.html", "sweep/trials.csv", "sweep/best.yaml"} <= set(parent.artifacts)
+    for row in rows:
+        losses = dict(trials[f"trial {row['trial']}"].history["val/loss"])
+        assert losses[max(losses)] == float(row["val_loss"]) or row["state"] == "finished"
+        assert max(losses) == int(row["epochs"])
+    assert trials["trial 0"].info.data.params["train.learning_rate"] == rows[0]["train.learning_rate"]
+
+
+@pytest.mark.usefixtures("swept")
+def test_the_page_needs_no_network_and_says_that_the_best_of_many_is_optimistic() -> None:
+    page = (ONE / "sweep.html").read_text(encoding="utf-8")
+    output = Path("output.txt").read_text(encoding="utf-8")
+
+    assert "http" not in page
+    assert page.count("<polyline") == 4
+    for said in (page, output):
+        assert "The best of 4 is optimistic" in said
+        assert "Trained again with 1 new seeds" in said
+    assert "cp data/sweeps/one/best.yaml params.yaml" in output
+
+
+def test_a_trial_is_reproduced_to_the_bit_from_its_run(swept: SweepProject) -> None:
+    row = next(row for row in swept.rows() if row["state"] == "finished" and row["trial"] != "0")
+    tag = f"trial {row['trial']}"
+    run_id = next(run.id for run in runs(swept.folder) if run.tags.get("twinrun.trial") == tag)
+
+    code, output = swept.run("reproduce", run_id)
+
+    assert code == 0, output
+    assert "IDENTICAL" in output
+    assert row["weights_hash"] in output
+
+
+def test_a_sweep_is_not_resumed_with_another_space_seed_or_code_and_says_which(swept: SweepProject) -> None:
+    plan = Path("one.yaml").read_text()
+    Path("one.yaml").write_text(plan.replace("seed: 0", "seed: 1").replace("1e-1", "1e-2"))
+    with Path("src/twinrun/training/schedule.py").open("a") as code:
+        code.write("# another line\n")
+
+    exit_code, output = swept.run("sweep", "one.yaml", "--resume")
+
+    assert exit_code == 1
+    assert "began with another space and seed and code, so what it has computed does not belong to this one" in output
+
+
+def test_a_sweep_that_exists_is_neither_started_again_nor_lost(swept: SweepProject) -> None:
+    before = swept.table("one")
+
+    code, output = swept.run("sweep", "one.yaml")
+
+    assert (code, swept.table("one")) == (1, before)
+    assert "twinrun sweep --resume" in output
+
+
+def another_lock() -> None:
+    with Path("requirements.lock").open("a") as lock:
+        lock.write("# another line\n")
+
+
+def another_commit() -> None:
+    git(Path(), "commit", "--quiet", "--allow-empty", "--message", "Another")
+
+
+def another_processor() -> None:
+    write_json({**json.loads((ONE / "driver.json").read_text()), "numeric self-test": "0" * 64}, ONE / "driver.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(another_lock, "requirements.lock"), (another_commit, "commit"), (another_processor, "numeric self-test")],
+    ids=["lock", "commit", "processor"],
+)
+def test_a_worker_with_another_lock_commit_or_arithmetic_does_no_work_and_says_why(
+    swept: SweepProject, change: Callable[[], None], named: str
+) -> None:
+    shutil.rmtree(TRIAL / "resume", ignore_errors=True)
+    (TRIAL / "history.csv").unlink()
+    change()
+
+    code, output = swept.run(os.fspath(TRIAL), module="twinrun.sweep.worker")
+
+    assert code == 1
+    assert f"  {named}: the sweep has" in output
+    assert read_json(TRIAL / "result.json")["state"] == "refused"
+    assert not (TRIAL / "history.csv").exists()
+
+
+def test_jobs_of_submitit_give_the_weights_of_processes_here(swept: SweepProject) -> None:
+    plan = Path("one.yaml").read_text().replace("trials: 4", "trials: 2").replace("seeds: 1", "seeds: 0")
+    Path("jobs.yaml").write_text(plan)
+
+    code, output = swept.run("sweep", "jobs.yaml", "--on", "slurm", "--workers", "2")
+
+    assert code == 0, output
+    assert swept.rows("jobs") == swept.rows()[:2]
+
+
+def test_an_engine_whose_package_is_missing_says_what_to_install(swept: SweepProject) -> None:
+    shutil.copy("one.yaml", "other.yaml")
+
+    code, output = swept.run("sweep", "other.yaml", "--on", "ray")
+
+    assert code == 1
+    assert "pip install 'twinrun[ray]'" in output
+
+
+def test_the_best_go_on_by_metric_and_number_and_failed_ones_never() -> None:
+    scores = {0: 0.5, 1: None, 2: 0.9, 3: 0.5, 4: 0.1}
+
+    assert promoted(scores, 0.4, maximise=True) == {2, 0}
+    assert promoted(scores, 0.4, maximise=False) == {4, 0}
+    assert promoted({7: None}, 0.4, maximise=True) == set()
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file} did not appear"
+        time.sleep(0.02)
