@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twinrun.cli import data as data_commands
+from twinrun.cli import explain as explain_command
 from twinrun.cli import lr as lr_command
 from twinrun.cli import predict as predict_command
 from twinrun.cli import project as project_commands
@@ -133,6 +134,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(weights_commands.app, name="weights")
 app.command()(lr_command.lr)
 app.command()(predict_command.predict)
+app.command()(explain_command.explain)
 app.command()(project_commands.init)
 app.command()(project_commands.preset)
 app.command()(project_commands.upgrade)

@@ -68,7 +68,7 @@ def predict(
     except TwinrunError as error:
         error.exit_code = _NOT_PREDICTED
         raise
-    if show and sheet is None and _is_desktop():
+    if show and sheet is None and is_desktop():
         typer.launch(SHEET.resolve().as_uri())
     failed = sum(row.error is not None for row in rows)
     raise SystemExit(0 if not failed else 1 if failed < len(rows) else _NOT_PREDICTED)
@@ -83,7 +83,7 @@ def _predict(
 
     chosen = choose_images(images)
     for file in filter(None, (out, sheet)):
-        _require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), images)
+        require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), images)
     for note in chosen.notes:
         print(note, file=sys.stderr)
     with loaded(reference, trust) as model:
@@ -151,7 +151,8 @@ def _answered(
     return rows, pictures
 
 
-def _require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str]) -> None:
+def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str]) -> None:
+    """Raise DataError or PublishError where `file` has another suffix, is one of the images or cannot be written."""
     from twinrun.core.files import ensure_writable
 
     if file.suffix.lower() not in suffixes:
@@ -233,7 +234,7 @@ def _print(rows: Sequence["Row"], classes: Sequence[str]) -> None:
             print(f"  and {len(failed) - _REASONS_PRINTED:,} more; --out writes them all")
 
 
-def _is_desktop() -> bool:
+def is_desktop() -> bool:
     """Whether there is a desktop on which a page can be opened."""
     if not sys.stdout.isatty() or "SSH_CONNECTION" in os.environ:
         return False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-_KINDS = {
+KINDS = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose2d"), "convolution"),
     **dict.fromkeys(
         (
@@ -59,7 +59,7 @@ def feature_maps(network: nn.Module, image: Tensor) -> list[FeatureMaps]:
     Outputs come in the order of computation. Computed by one thread, so that the numbers do not depend on the cores.
     """
     recorder = _Recorder(image.shape[2] / image.shape[3])
-    hooks = list(_naming_hooks(network, recorder.path))
+    hooks = list(naming_hooks(network, recorder.path))
     threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -101,15 +101,15 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         output = function(*args, **(kwargs or {}))
         operation = getattr(function, "__name__", "").strip("_")
-        kind = _KINDS.get(operation)
+        kind = KINDS.get(operation)
         if kind is not None and isinstance(output, Tensor):
             # A copy: the next operation may work in place.
-            maps = _as_maps(output, self.aspect).float().cpu().numpy().copy()
+            maps = as_maps(output, self.aspect).float().cpu().numpy().copy()
             self.seen.append(FeatureMaps(self.path[-1], kind, operation, maps))
         return output
 
 
-def _naming_hooks(network: nn.Module, path: list[str]) -> Iterator[RemovableHandle]:
+def naming_hooks(network: nn.Module, path: list[str]) -> Iterator[RemovableHandle]:
     def leave(*_: object) -> None:
         path.pop()
 
@@ -118,7 +118,7 @@ def _naming_hooks(network: nn.Module, path: list[str]) -> Iterator[RemovableHand
         yield module.register_forward_hook(leave, always_call=True)
 
 
-def _as_maps(output: Tensor, aspect: float) -> Tensor:
+def as_maps(output: Tensor, aspect: float) -> Tensor:
     """Shape a batch of one as (maps, height, width), on whichever side of height and width the channels are.
 
     Height and width are the neighbouring sides whose ratio is nearest to the `aspect` of the image.

@@ -1,0 +1,50 @@
+"""The page that shows what a network does with one image: one offline HTML file. Computes no number."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twinrun.evaluation.anatomy import Anatomy
+
+_TEMPLATE = Path(__file__).with_name("anatomy.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """A training image that the network finds similar: its path, label, picture as a data URL, and the similarity."""
+
+    name: str
+    label: str
+    picture: str
+    similarity: float
+
+
+def anatomy_html(
+    anatomy: Anatomy,
+    *,
+    name: str,
+    model: str,
+    covered: dict[str, Any] | None = None,
+    agreement: float | None = None,
+    neighbours: Sequence[Neighbour] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """The page for the image called `name` and the model described by `model`.
+
+    `covered` is what `occlusion` found and `agreement` how far the class map agrees with it; `notes` say what is not on
+    the page, and why.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    data = anatomy.data | {
+        "probabilities": anatomy.probabilities.tolist(),
+        "covered": covered,
+        "agreement": agreement,
+        "neighbours": [vars(neighbour) for neighbour in neighbours],
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        name=name, model=model, notes=notes, data=json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    )
