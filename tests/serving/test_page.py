@@ -8,13 +8,14 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import uvicorn
+from firefox_support import FIREFOX, Firefox
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
@@ -28,6 +29,9 @@ from twinrun.serving.waste import waste_engine
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DATA = Path(os.environ.get("TWINRUN_TEST_DATA", ""))
+PHOTOS = int(os.environ.get("TWINRUN_TEST_PHOTOS", "12"))  # of TrashNet
+Evaluate = Callable[[str, Any], Any]
+"""Gives what a JavaScript function returns for one argument, in an opened page."""
 CLASSIFY = """async ([version, photos]) => {
   const worker = new Worker("worker.js", { type: "module" });
   const ask = message => new Promise(done => {
@@ -84,6 +88,24 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def firefox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Firefox]:
+    if FIREFOX is None:
+        pytest.skip("There is no Firefox here; Debian has it: apt-get install firefox-esr")
+    firefox = Firefox(tmp_path_factory.mktemp("firefox") / "profile")
+    yield firefox
+    firefox.close()
+
+
+@pytest.fixture(params=["chromium", "firefox"])
+def evaluate(request: pytest.FixtureRequest, server: uvicorn.Server) -> Evaluate:
+    if request.param == "chromium":
+        return _open(request.getfixturevalue("context"), server).evaluate
+    firefox: Firefox = request.getfixturevalue("firefox")
+    _open_in_firefox(firefox, server)
+    return firefox.evaluate
+
+
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     with browser.new_context() as context:
@@ -91,13 +113,11 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
         yield context
 
 
-def test_the_worker_gives_the_pixels_logits_and_labels_of_the_server(
-    context: BrowserContext, server: uvicorn.Server, engine: Engine
-) -> None:
-    page, photos = _open(context, server), [*_made_photos(), *_real_photos(12)]
+def test_the_worker_gives_the_pixels_logits_and_labels_of_the_server(evaluate: Evaluate, engine: Engine) -> None:
+    photos = [*_made_photos(), *_real_photos(PHOTOS)]
     version = engine.facts() | engine.how_it_answers()
 
-    answers = page.evaluate(CLASSIFY, [version, [base64.b64encode(photo).decode() for photo in photos]])
+    answers = evaluate(CLASSIFY, [version, [base64.b64encode(photo).decode() for photo in photos]])
 
     for photo, answer in zip(photos, answers, strict=True):
         pixels = engine.read(photo)
@@ -112,12 +132,10 @@ def test_the_worker_gives_the_pixels_logits_and_labels_of_the_server(
         assert answer["confidence"] == pytest.approx(expected.confidence, abs=1e-5)
 
 
-def test_files_that_browsers_decode_otherwise_are_left_to_the_server(
-    context: BrowserContext, server: uvicorn.Server, engine: Engine
-) -> None:
-    page, photos = _open(context, server), _other_files()
+def test_files_that_browsers_decode_otherwise_are_left_to_the_server(evaluate: Evaluate, engine: Engine) -> None:
+    photos = _other_files()
 
-    answers = page.evaluate(
+    answers = evaluate(
         CLASSIFY,
         [engine.facts() | engine.how_it_answers(), [base64.b64encode(photo).decode() for photo in photos.values()]],
     )
@@ -129,10 +147,8 @@ def test_files_that_browsers_decode_otherwise_are_left_to_the_server(
         engine.read(photos["cut off"])
 
 
-def test_the_resize_of_the_page_is_that_of_ingest_for_every_fit_filter_and_size(
-    context: BrowserContext, server: uvicorn.Server
-) -> None:
-    page, rng = _open(context, server), np.random.default_rng(0)
+def test_the_resize_of_the_page_is_that_of_ingest_for_every_fit_filter_and_size(evaluate: Evaluate) -> None:
+    rng = np.random.default_rng(0)
     cases: list[Any] = []
     for at in range(24):
         height, width = int(rng.integers(1, 90)), int(rng.integers(1, 90))
@@ -140,7 +156,7 @@ def test_the_resize_of_the_page_is_that_of_ingest_for_every_fit_filter_and_size(
         size, how = (int(rng.integers(8, 50)), int(rng.integers(8, 50))), ("pad", "crop")[at % 2]
         cases.append((pixels, size, how, ("bilinear", "bicubic")[at // 2 % 2], at % 3 == 0))
 
-    found = page.evaluate(FIT, [[p.ravel().tolist(), *p.shape[:2], list(size), *rest] for p, size, *rest in cases])
+    found = evaluate(FIT, [[p.ravel().tolist(), *p.shape[:2], list(size), *rest] for p, size, *rest in cases])
 
     for (pixels, size, how, resample, gray), values in zip(cases, found, strict=True):
         image = Image.fromarray(pixels[:, :, :3]).convert("L" if gray else "RGB")
@@ -192,6 +208,24 @@ def test_where_pixels_are_read_back_altered_the_page_asks_and_answers_nothing_it
         assert "only after you agree" in str(page.text_content("#privacy"))
 
 
+@pytest.mark.skipif(FIREFOX is None, reason="There is no Firefox here; Debian has it: apt-get install firefox-esr")
+def test_firefox_that_resists_fingerprinting_answers_nothing_itself(tmp_path: Path, server: uvicorn.Server) -> None:
+    firefox = Firefox(tmp_path / "profile", **{"privacy.resistFingerprinting": True})
+    try:
+        _open_in_firefox(firefox, server)
+        firefox.wait_for("body[data-device]")
+        device = firefox.evaluate("document.body.dataset.device")
+
+        firefox.evaluate("document.querySelector('#examples button').click()")
+        firefox.wait_for("#choices button.main")
+        heading = firefox.evaluate("document.querySelector('#answer-heading').textContent")
+    finally:
+        firefox.close()
+
+    assert device == "no"
+    assert heading == "Send the photo to the server?"
+
+
 def test_the_example_photos_and_the_self_test_are_what_the_page_says(engine: Engine) -> None:
     worker = (PAGE / "worker.js").read_text()
 
@@ -231,6 +265,13 @@ def _open(context: BrowserContext, server: Any) -> Page:
     page.goto(server.address)
     page.wait_for_selector("body[data-ready]")
     return page
+
+
+def _open_in_firefox(firefox: Firefox, server: Any) -> None:
+    while not server.started:
+        time.sleep(0.05)
+    firefox.open(server.address)
+    firefox.wait_for("body[data-ready]")
 
 
 def _wait_for_device(page: Page, answer: str) -> None:
