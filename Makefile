@@ -28,7 +28,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=true MLF
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test check format ui app phone wheel serve docs chaos bench bench-data lock setup help
+.PHONY: repro test check format ui app phone axe wheel serve docs chaos bench bench-data lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
@@ -54,6 +54,14 @@ phone:  ## fetch what lets the page look at photos in the browser: three files o
 	  tar -xzf "$$folder"/*.tgz -C "$$folder" $$(sed 's|.*  |package/dist/|' ../ort.sha256); \
 	  (cd "$$folder/package/dist" && sha256sum --quiet -c "$(CURDIR)/src/twinrun/serving/page/ort.sha256"); \
 	  cp "$$folder"/package/dist/ort* .; }; }
+
+axe:  ## fetch axe-core, which tests the page for accessibility, by npm, checked by its sha256
+	@cd tests/serving && { sha256sum --status -c axe.sha256 2> /dev/null || { \
+	  folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT; \
+	  npm pack --silent --pack-destination "$$folder" axe-core@4.14.1 > /dev/null; \
+	  tar -xzf "$$folder"/*.tgz -C "$$folder" package/axe.min.js; \
+	  (cd "$$folder/package" && sha256sum --quiet -c "$(CURDIR)/tests/serving/axe.sha256"); \
+	  cp "$$folder/package/axe.min.js" .; }; }
 
 wheel: setup phone  ## build the wheel into dist/, with these files in it
 	@.venv/bin/uv build --wheel --no-build-isolation --python .venv/bin/python

@@ -1,5 +1,7 @@
 // The page of `twinrun serve`: a photo in, an answer out. Every text from a server or a file is set as text, never as HTML.
 
+import { drawn, pngOf, styleOf } from "./draw.js";
+
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
@@ -15,14 +17,14 @@ async function openDevice(version) {
   const { name, version: number, weights_hash, onnx_sha256 } = version;
   const model = { ...version, facts: { name, version: number, weights_hash, onnx_sha256 } };
   await ask({ kind: "start", model, headers: token ? { Authorization: `Bearer ${token}` } : {} });
-  return photo => ask({ kind: "classify", photo });
+  return { classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
 }
 
 // On this device where it can be done exactly; by the server where not, and only after the person agreed.
 async function classify(photo) {
   const here = await device;
   if (here) {
-    try { return await here(photo); } catch (error) { reason = error.message; }
+    try { return { ...await here.classify(photo), here }; } catch (error) { reason = error.message; }
   }
   if (!agreed) return { ask: photo };
   return classifyThere(photo);
@@ -48,12 +50,13 @@ const inLanguage = texts => texts[words.language] || texts.en || Object.values(t
 const name = label => words.texts[`class ${label}`] || label;
 const certainty = share => share >= 0.99 ? "very sure" : share >= 0.95 ? "sure" : "fairly sure";
 
-async function ask(photo) {
+async function ask(photo, what = "your photo") {
   const number = ++asked;
   const picture = at("picture");
   if (picture.src) URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(photo);
-  picture.alt = put("your photo");
+  picture.alt = put(what);
+  picture.classList.toggle("small", what !== "your photo");
   picture.hidden = false;
   current = null;
   show(put("looking"));
@@ -84,7 +87,7 @@ function show(heading, detail = "") {
   at("answer-heading").textContent = heading;
   at("confidence").textContent = detail;
   at("choices").replaceChildren();
-  for (const id of ["rule", "tips", "details", "why", "wrong"]) at(id).hidden = true;
+  for (const id of ["rule", "tips", "details", "why", "why-note", "wrong"]) at(id).hidden = true;
   at("map").hidden = true;
   at("why").setAttribute("aria-pressed", "false");
 }
@@ -110,7 +113,7 @@ function render() {
     at("choices").append(button);
   }
   showRule(label);
-  at("why").hidden = !answer.maps;
+  at("why").hidden = !answer.here; // which the server does not say
   const rows = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]).slice(0, 20);
   at("table").replaceChildren(...rows.map(([label, share]) => {
     const row = document.createElement("tr"), head = document.createElement("th"), cell = document.createElement("td");
@@ -147,14 +150,21 @@ async function teach(photo, label) {
   } catch { at("taught").textContent = put("no server"); }
 }
 
-// What the label's class map says of each place of the photo: red where it speaks for the label, as exact as the network.
-function drawWhy() {
-  const pressed = at("why").getAttribute("aria-pressed") !== "true", { answer, label } = current, canvas = at("map");
+// Which places speak for the label, in red: by its class map, as exact as the network; without such maps by covering parts.
+async function drawWhy() {
+  const pressed = at("why").getAttribute("aria-pressed") !== "true", { answer, label } = current, canvas = at("map"), number = asked;
   at("why").setAttribute("aria-pressed", String(pressed));
-  canvas.hidden = !pressed;
+  canvas.hidden = at("why-note").hidden = !pressed;
   if (!pressed) return;
-  const { data, height, width } = answer.maps, place = Object.keys(answer.probabilities).indexOf(label || answer.label);
-  const values = data.subarray(place * height * width, (place + 1) * height * width), top = Math.max(...values, 1e-9);
+  let map, place = 0;
+  if (answer.maps) [map, place] = [answer.maps, Object.keys(answer.probabilities).indexOf(label || answer.label)];
+  else {
+    at("why-note").textContent = put("looking");
+    try { map = await answer.here.cover(label || answer.label); } catch (error) { at("why-note").textContent = `${put("failed")}: ${error.message}`; return; }
+    if (number !== asked || canvas.hidden) return;
+  }
+  at("why-note").textContent = put(answer.maps ? "why map" : "why covered");
+  const { data, height, width } = map, values = data.subarray(place * height * width, (place + 1) * height * width), top = Math.max(...values, 1e-9);
   const small = new ImageData(width, height);
   values.forEach((value, spot) => small.data.set([214, 40, 24, 190 * Math.max(0, value) / top], spot * 4));
   const [across, down] = answer.size, scale = Math.min(height / down, width / across);
@@ -164,6 +174,47 @@ function drawWhy() {
   canvas.width = at("picture").clientWidth;
   canvas.height = at("picture").clientHeight;
   canvas.getContext("2d").drawImage(sheet, ...inner, 0, 0, canvas.width, canvas.height);
+}
+
+// A pad to draw on, where the model tells the digits 0 to 9 apart in gray images.
+function openPad({ classes, preprocessing }) {
+  const digits = [...classes].sort().join() === "0,1,2,3,4,5,6,7,8,9" && preprocessing.channels === "gray";
+  at("draw").hidden = !digits;
+  if (!digits) return;
+  const pad = at("pad"), context = pad.getContext("2d"), style = styleOf(preprocessing.mean[0]), size = preprocessing.size_px;
+  let strokes = [], pen = null, timer = 0;
+  const clear = () => {
+    clearTimeout(timer);
+    strokes = [];
+    context.fillStyle = style.bright ? "#000" : "#fff";
+    context.fillRect(0, 0, pad.width, pad.height);
+  };
+  const move = event => {
+    if (event.pointerId !== pen) return;
+    const box = pad.getBoundingClientRect(), stroke = strokes.at(-1), point = [(event.clientX - box.left) / box.width * pad.width, (event.clientY - box.top) / box.height * pad.height];
+    stroke.push(point);
+    Object.assign(context, { lineWidth: style.stroke * pad.width * .6, lineCap: "round", lineJoin: "round", strokeStyle: style.bright ? "#fff" : "#000" });
+    context.beginPath();
+    context.moveTo(...stroke.at(-2) || point);
+    context.lineTo(...point);
+    context.stroke();
+  };
+  const look = async () => ask(await pngOf(drawn(strokes, size, style), size), "your drawing");
+  pad.addEventListener("pointerdown", event => {
+    if (pen !== null) return;
+    clearTimeout(timer);
+    pad.setPointerCapture(pen = event.pointerId);
+    strokes.push([]);
+    move(event);
+  });
+  pad.addEventListener("pointermove", move);
+  for (const kind of ["pointerup", "pointercancel"]) pad.addEventListener(kind, event => {
+    if (event.pointerId !== pen) return;
+    pen = null;
+    timer = setTimeout(look, 700); // after the last stroke of a 4 or a 5
+  });
+  at("clear").addEventListener("click", clear);
+  clear();
 }
 
 // Things that people look for, and where they go: the region's items, then the model's own classes.
@@ -236,6 +287,7 @@ async function start() {
   at("find").addEventListener("input", search);
   const version = await (await fetch("version")).json();
   showModel(version);
+  openPad(version);
   teaches = version.feedback === true;
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
   device = openDevice(version).then(here => (document.body.dataset.device = "yes", here), error => {

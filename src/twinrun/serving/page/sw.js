@@ -1,6 +1,6 @@
 // After the first visit the page works without a network: its files and the model are kept, and newer ones replace them.
 const KEPT = "twinrun-1";
-const FILES = ["./", "style.css", "app.js", "worker.js", "pixels.js", "lang/en.json", "lang/de.json", "lang/ko.json", "version", "regions",
+const FILES = ["./", "style.css", "app.js", "worker.js", "pixels.js", "draw.js", "lang/en.json", "lang/de.json", "lang/ko.json", "version", "regions",
   "selftest/photo.jpg", "selftest/pixels.png", "selftest/photo.webp"];
 
 self.addEventListener("install", event => {

@@ -8,7 +8,8 @@ const SELF_TEST = {
   "photo.jpg": "9d95d29bd7a78d01086c0b5d71d89bf6f266666ed0d09eeec062d08d00faaec5",
   "photo.webp": "7f666ea6f42987839ccdee3da741e1bd195d927a608a7e346fc0cb0df0af00e7",
 };
-let ort, session, model;
+const CELLS = 12; // along the longer side, of the grid in which parts are covered; a part is two cells wide
+let ort, session, model, last;
 
 // Pixels of a file, upright, (height, width, 4).
 async function decoded(blob) {
@@ -80,17 +81,38 @@ async function classify(photo) {
   if (image.width * image.height > settings.max_pixels) throw new Error("the photo has too many pixels");
   const pixels = fit(channelsOf(image, settings.channels === "gray"), settings.size_px, settings.fit, settings.resample);
   const data = new Uint8Array(pixels.data.buffer);
+  last = pixels;
   const results = await session.run({ images: new ort.Tensor("uint8", data, [1, pixels.height, pixels.width, pixels.channels]) });
   const maps = results.maps && { data: results.maps.data, height: results.maps.dims[2], width: results.maps.dims[3] };
   const facts = { image_sha256: await hex(bytes), pixels_sha256: await hex(data), logits: [...results.logits.data] };
   return { ...answered(facts.logits, results.similarity?.data), ...facts, maps, size: [image.width, image.height], model: model.facts };
 }
 
+// For networks without class maps: by how much the log odds of a label fall when a part of the last photo has the mean
+// colour instead, for each cell of a grid, the mean over the parts with the cell.
+async function cover(label) {
+  const { height, width, channels, data } = last, cell = Math.max(1, Math.round(Math.max(height, width) / CELLS)), at = model.classes.indexOf(label);
+  const rows = Math.ceil(height / cell), columns = Math.ceil(width / cell), sums = new Float32Array(rows * columns), counts = new Uint8Array(rows * columns);
+  const odds = async pixels => {
+    const logits = [...(await session.run({ images: new ort.Tensor("uint8", new Uint8Array(pixels), [1, height, width, channels]) }, ["logits"])).logits.data];
+    const others = logits.filter((_, place) => place !== at), largest = Math.max(...others);
+    return logits[at] - largest - Math.log(others.reduce((sum, logit) => sum + Math.exp(logit - largest), 0));
+  };
+  const before = await odds(data), colour = model.preprocessing.mean.map(share => Math.round(share * 255));
+  for (let top = 0; top < Math.max(1, rows - 1); top++) for (let left = 0; left < Math.max(1, columns - 1); left++) {
+    const part = Uint8Array.from(data);
+    for (let y = top * cell; y < Math.min(height, (top + 2) * cell); y++) for (let x = left * cell; x < Math.min(width, (left + 2) * cell); x++) part.set(colour, (y * width + x) * channels);
+    const drop = before - await odds(part);
+    for (let y = top; y < Math.min(rows, top + 2); y++) for (let x = left; x < Math.min(columns, left + 2); x++) { sums[y * columns + x] += drop; counts[y * columns + x]++; }
+  }
+  return { data: sums.map((sum, place) => sum / counts[place]), height: rows, width: columns };
+}
+
 let turn = Promise.resolve(); // one after the other
-self.onmessage = ({ data: { id, kind, photo, model: wanted, headers } }) => {
+self.onmessage = ({ data: { id, kind, photo, label, model: wanted, headers } }) => {
   turn = turn.then(async () => {
     try {
-      self.postMessage({ id, result: await (kind === "start" ? start(wanted, headers) : classify(photo)) });
+      self.postMessage({ id, result: await (kind === "start" ? start(wanted, headers) : kind === "cover" ? cover(label) : classify(photo)) });
     } catch (error) {
       self.postMessage({ id, error: String(error.message || error) });
     }
