@@ -192,15 +192,14 @@ def test_the_page_shows_in_a_browser_how_a_chosen_number_comes_about(project: Pa
         shown.goto((project / "page.html").as_uri())
         shown.wait_for_selector("body[data-ready]")
         width = shown.evaluate("document.documentElement.scrollWidth")
-        first, chosen = "section[data-kind=convolution]", []
-        for section in shown.query_selector_all(first):
-            section.query_selector_all("button.map")[2].click()
-            section.query_selector("canvas[tabindex]").focus()
+        chosen = []
+        for section in shown.locator("section[data-kind=convolution]").all():
+            section.locator("button.map").nth(2).click()
+            section.locator("canvas[tabindex]").focus()
             for key in ("ArrowUp", "ArrowLeft", "ArrowLeft"):
                 shown.keyboard.press(key)
-            place = section.query_selector("[data-place]").get_attribute("data-place")
-            values = [float(each.get_attribute("data-value")) for each in section.query_selector_all(".equation b")]
-            chosen.append((place, values))
+            values = [float(str(each.get_attribute("data-value"))) for each in section.locator(".equation b").all()]
+            chosen.append((section.locator("[data-place]").get_attribute("data-place"), values))
         sums = float(shown.get_attribute("#softmax table", "data-sum") or 0)
         browser.close()
 
@@ -235,7 +234,7 @@ def _preprocessing(size: int, channels: Any) -> Preprocessing:
 def _bundle(name: str, size: int) -> Bundle:
     network = build_network(name, channels=3, size_px=(size, size), classes=6, seed=0).eval()
     return Bundle(
-        network=network.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        network=network.to(memory_format=torch.channels_last),
         architecture=name,
         classes=tuple("abcdef"),
         preprocessing=_preprocessing(size, "rgb"),
@@ -305,12 +304,9 @@ def _expected(step: dict[str, Any], given: Any, shown: Any, array: Any) -> Itera
         case "addition":
             yield given + array("other"), shown
         case "pooling" if "kernel" in step and step["largest"]:
-            sizes = step["kernel"], step["stride"], step["padding"]
-            pooled = functions.max_pool2d(given, *sizes)
-            yield (
-                (pooled if pooled.shape == shown.shape else functions.max_pool2d(given, *sizes, ceil_mode=True)),
-                shown,
-            )
+            kernel, stride, padding = step["kernel"], step["stride"], step["padding"]
+            pooled = [functions.max_pool2d(given, kernel, stride, padding, ceil_mode=ceil) for ceil in (False, True)]
+            yield next(each for each in pooled if each.shape == shown.shape), shown
         case "pooling":
             whole = given.amax((1, 2)) if step["largest"] else given.mean((1, 2))
             if shown.numel() == len(given):

@@ -78,7 +78,7 @@ def _explain(photo: Path, model: Model, out: Path) -> None:
     page = anatomy_html(
         found,
         name=escaped(photo.name),
-        model=f"Model: {model.name}; network {bundle.architecture}, weights {bundle.weights_hash[:12]}",
+        model=f"{bundle.architecture}, weights {bundle.weights_hash[:12]}: {model.name}",
         covered=covered,
         agreement=agrees,
         neighbours=neighbours,

@@ -31,7 +31,7 @@ from twinrun.models.views import plain_network
 _MOST_STEPS = 16  # of a network that is shown whole
 _FIRST, _LAST = 5, 10  # steps of the first and the last block of a deeper one
 _MAP_VALUES = 60_000  # of all maps shown in one step
-_MOST_MAPS, _FEWEST_MAPS = 16, 3
+_MOST_MAPS, _FEWEST_MAPS = 16, 6
 _MOST_UNITS, _FEWEST_UNITS, _UNIT_WEIGHTS = 24, 3, 100_000
 _CLASSES_SHOWN = 10
 _CLASS_MAPS = 3
