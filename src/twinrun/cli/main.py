@@ -69,6 +69,8 @@ Start:
 
 [bold]twinrun sweep[/bold]                  search settings of training; the same result for any number of workers
 
+[bold]twinrun seeds[/bold]                  train the seeds and folds of params.yaml side by side
+
 Every day:
 
 [bold]twinrun ui[/bold]                     browse the runs in MLflow
@@ -143,6 +145,7 @@ app.command()(serve_command.serve)
 app.command()(serve_command.verify)
 app.command()(serve_command.drift)
 app.command()(sweep_command.sweep)
+app.command()(sweep_command.seeds)
 
 
 class DataChoice(StrEnum):

@@ -1,9 +1,11 @@
-"""The command `twinrun sweep`: search settings of training, reproducibly."""
+"""The commands `twinrun sweep`, which searches settings of training, and `twinrun seeds`."""
 
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -17,6 +19,7 @@ from twinrun.core.files import write_text
 from twinrun.core.printing import print
 
 if TYPE_CHECKING:
+    from twinrun.core.params import Params
     from twinrun.sweep.launcher import Launcher
 
 _PAGE = "sweep.html"
@@ -30,16 +33,18 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, max=1000, help="Trainings at a time; by default one for each core.")
+]
+On = Annotated[Engine, typer.Option("--on", help="Where they run: processes here, jobs of Slurm, tasks of Ray.")]
+
+
 def sweep(
     file: Annotated[Path, typer.Argument(help="The space and how it is searched; its name is the sweep's.")] = Path(
         "sweep.yaml"
     ),
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, max=1000, help="Trials at a time; by default one for each core.")
-    ] = None,
-    on: Annotated[
-        Engine, typer.Option("--on", help="Where they run: processes here, jobs of Slurm, tasks of Ray.")
-    ] = Engine.local,
+    workers: Workers = None,
+    on: On = Engine.local,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep of that name.")] = False,
 ) -> None:
     """Search settings of training: Optuna proposes trials, and the validation images judge them.
@@ -50,7 +55,6 @@ def sweep(
     Examples: twinrun sweep, twinrun sweep rates.yaml --workers 2, twinrun sweep --resume --on slurm --workers 20
     """
     from twinrun.core.params import load_params
-    from twinrun.sweep.engines import open_launcher
     from twinrun.sweep.page import page, summary
     from twinrun.sweep.plan import load_plan
     from twinrun.sweep.sweep import BEST, TABLE, open_sweep
@@ -59,28 +63,46 @@ def sweep(
         raise SweepError(f"A sweep has the name of its file, and {file.stem!r} is no name for a folder and a run.")
     params = load_params()
     plan = load_plan(file, params)
-    slots = min(workers or available_cores(), max(plan.trials, plan.seeds))
+    launch = _launch(on, workers, max(plan.trials, plan.seeds), params)
     _validate()
-    signal.signal(signal.SIGTERM, _stop)
-
-    def launch(jobs: Path) -> "Launcher":
-        return open_launcher(on.value, slots, jobs, forks=params.train.devices == 1)
-
-    try:
-        with open_sweep(file.stem, plan, resume=resume, launch=launch, say=_say) as running:
-            outcome = running.run()
-            target = outcome.folder / _PAGE
-            write_text(page(outcome), target)
-            running.keep(target, outcome.folder / TABLE, outcome.folder / BEST)
-    except KeyboardInterrupt:
-        raise InterruptedTraining(f"{_STOPPED} {file}", signal.SIGINT) from None
-    except InterruptedTraining as interruption:
-        raise InterruptedTraining(f"{_STOPPED} {file}", interruption.exit_code - 128) from None
+    with (
+        _stopped_by_signal(f"{_STOPPED} {file}"),
+        open_sweep(file.stem, plan, resume=resume, launch=launch, say=_say) as running,
+    ):
+        outcome = running.run()
+        target = outcome.folder / _PAGE
+        write_text(page(outcome), target)
+        running.keep(target, outcome.folder / TABLE, outcome.folder / BEST)
     for line in summary(outcome):
         print(line)
     print(f"Page: {target}, table: {outcome.folder / TABLE}")
     if outcome.best is not None:
         print(f"To take the best settings over: cp {outcome.folder / BEST} params.yaml && dvc repro")
+
+
+def seeds(workers: Workers = None, on: On = Engine.local) -> None:
+    """Train the seeds and folds of params.yaml side by side (train.seeds, train.folds); `dvc repro` puts them together.
+
+    They are the trainings that `dvc repro` would run one after the other, with the same weights. Ctrl-C keeps what is
+    done.
+
+    Example: twinrun seeds --workers 2 && dvc repro
+    """
+    from twinrun.core.params import load_params
+    from twinrun.sweep.parts import part_names, train_parts
+
+    params = load_params()
+    names = part_names(params)
+    if not names or params.train.freeze == "backbone":
+        raise SweepError(
+            "There is nothing to train side by side: params.yaml asks for one training. Set train.seeds to 2 or more, "
+            "or train.folds, for a network that is trained (train.freeze: none or batch_norm)."
+        )
+    launch = _launch(on, workers, len(names), params)
+    _validate()
+    with _stopped_by_signal("Stopped; finished epochs are kept. To go on: twinrun seeds"):
+        train_parts(params, launch, _say)
+    print(f"{len(names)} trainings are done. To put them together: dvc repro")
 
 
 _STOPPED = "The sweep was stopped; what its trials have finished is kept. To go on: twinrun sweep --resume"
@@ -90,8 +112,28 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    raise InterruptedTraining("", number)
+def _launch(on: Engine, workers: int | None, most: int, params: "Params") -> "Callable[[Path], Launcher]":
+    """What opens the launcher, given a folder for its files."""
+    from twinrun.sweep.engines import open_launcher
+
+    slots = min(workers or available_cores(), most)
+    return lambda jobs: open_launcher(on.value, slots, jobs, forks=params.train.devices == 1)
+
+
+@contextmanager
+def _stopped_by_signal(message: str) -> Iterator[None]:
+    """End with `message` after Ctrl-C and SIGTERM."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise InterruptedTraining("", number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedTraining(message, signal.SIGINT) from None
+    except InterruptedTraining as interruption:
+        raise InterruptedTraining(message, interruption.exit_code - 128) from None
 
 
 def _validate() -> None:

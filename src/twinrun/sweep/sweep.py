@@ -364,7 +364,7 @@ def open_sweep(name: str, plan: Plan, *, resume: bool, launch: Callable[[Path], 
         launcher = launch(folder / "jobs")
         try:
             write_text(text, folder / "params.yaml")
-            worker = _describe(params)
+            worker = describe_driver(params)
             identity = _identity(plan, params, worker)
             if changed := [part for part in identity if known and known.get("parts", {}).get(part) != identity[part]]:
                 raise SweepError(
@@ -397,7 +397,7 @@ def _open_journal(journal_id: str, name: str, plan: Plan, params: Params) -> Jou
     return journal
 
 
-def _describe(params: Params) -> dict[str, str]:
+def describe_driver(params: Params) -> dict[str, str]:
     """What decides bits here, found out in another process: this one is forked from, and must have computed nothing."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -1,4 +1,4 @@
-"""One trial in a process of its own: `python -m twinrun.sweep.worker FOLDER`, in the project's folder.
+"""One trial, seed or fold in a process of its own: `python -m twinrun.sweep.worker FOLDER`, in the project's folder.
 
 It first compares this machine with the driver's. Its results are files in the trial's folder; result.json, written
 last, says how it ended.
@@ -25,9 +25,10 @@ from twinrun.core.errors import (
 from twinrun.core.files import read_json, write_json
 from twinrun.core.params import load_params
 from twinrun.core.printing import print
+from twinrun.record.home import STATE
 from twinrun.record.trial import VARIABLE
 
-RESULT, DRIVER, LOG = "result.json", "driver.json", "log.txt"
+RESULT, DRIVER, LOG, PART = "result.json", "driver.json", "log.txt", "part.json"
 # What the trial's own settings bring about, on every machine; any other error stops the sweep, which can be resumed.
 _OF_THE_TRIAL = (DataError, DivergedError, ModelError, ParamsError)
 
@@ -59,7 +60,7 @@ def preload() -> None:
 
 
 def work(folder: Path) -> int:
-    """Train the trial of `folder`, or go on training it; returns the exit code of the process."""
+    """Train what `folder` describes, or go on training it; returns the exit code of the process."""
     try:
         ending = _checked(folder) or _train(folder)
     except InterruptedTraining as interruption:
@@ -90,7 +91,10 @@ def _train(folder: Path) -> Ending:
     from torch import OutOfMemoryError
 
     try:
-        _stage().main()
+        if part := read_json(folder / PART).get("name"):
+            _train_part(str(part), folder)
+        else:
+            _stage().main()
     except PausedTraining as pause:
         return Ending("paused", str(pause))
     except InterruptedTraining:
@@ -106,6 +110,23 @@ def _train(folder: Path) -> Ending:
             raise
         return Ending("stopped", os_problem(error))
     return Ending("finished")
+
+
+def _train_part(name: str, folder: Path) -> None:
+    """Train a seed or fold of the project's own training, whose checkpoints `pipeline.train` then finds."""
+    from twinrun.sweep.checks import MANIFEST, PACK
+    from twinrun.training.interruption import StopRequest, training_lock
+    from twinrun.training.job import prepare_job
+    from twinrun.training.launch import launch
+
+    launch().check()
+    stop = StopRequest()
+    stop.install()
+    stop.watch_parent()
+    params, state = load_params(), Path(STATE)
+    with training_lock(folder):
+        job = prepare_job(params.ingest, params.train, PACK, MANIFEST, state / "resume", state / "features")
+        job.run_part(name, stop)
 
 
 def _stage() -> Any:

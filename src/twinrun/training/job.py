@@ -83,6 +83,18 @@ class Job:
             trained = self._run_seeds(stop, on_epoch) if self.params.seeds > 1 else self._fit(stop, on_epoch)
             return replace(trained, out_of_fold=self._run_folds(folds, stop)) if folds else trained
 
+    def run_part(self, name: str, stop: StopRequest) -> None:
+        """Train one of the seeds or folds to its last checkpoint, from which `run` then goes on.
+
+        `name` is seed-SEED or fold-NUMBER, counted from 0.
+        """
+        kind, _, number = name.partition("-")
+        if kind == "seed":
+            part = self._part(name, int(number), self.manifest)
+        else:
+            part = self._part(name, self.params.seed, self._folds()[int(number)])
+        part._fit(stop, self._quietly)
+
     def _fit(self, stop: StopRequest, on_epoch: OnEpoch) -> Trained:
         return fit(
             self.network,

@@ -1,0 +1,52 @@
+"""The seeds and folds of a training by a launcher, side by side; `dvc repro` then puts them together.
+
+Each is trained to its last checkpoint, in the folder in which the stage `train` looks for it.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from twinrun.core.errors import SweepError
+from twinrun.core.files import write_json
+from twinrun.core.params import Params
+from twinrun.record.home import STATE
+from twinrun.sweep.launcher import Launcher
+from twinrun.sweep.sweep import Say, describe_driver
+from twinrun.sweep.worker import DRIVER, LOG, PART, read_ending
+
+FOLDER = Path(STATE, "parts")
+
+
+def part_names(params: Params) -> list[str]:
+    """The seeds and folds of a training; none where it is a single one."""
+    train = params.train
+    seeds = [f"seed-{(train.seed + number) % 2**63}" for number in range(train.seeds)] if train.seeds > 1 else []
+    return [*seeds, *(f"fold-{number}" for number in range(train.folds))]
+
+
+def train_parts(params: Params, launch: Callable[[Path], Launcher], say: Say) -> None:
+    """Train all seeds and folds. Raises SweepError where one fails; what the others have done is kept."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    launcher = launch(FOLDER / "jobs")
+    try:
+        shutil.copyfile("params.yaml", FOLDER / "params.yaml")
+        write_json(describe_driver(params), FOLDER / DRIVER)
+        waiting = [FOLDER / "runs" / name for name in part_names(params)]
+        for folder in waiting:
+            write_json({"name": folder.name}, folder / PART)
+        running = 0
+        while waiting or running:
+            while waiting and running < launcher.slots:
+                launcher.submit(waiting.pop(0))
+                running += 1
+            for folder, how in launcher.ended():
+                running -= 1
+                ending = read_ending(folder)
+                if ending is None or ending.state != "finished":
+                    reason = ending.reason if ending else f"{how}; see {folder / LOG}"
+                    raise SweepError(f"{folder.name} was not trained: {reason}")
+                say(f"  {folder.name} is trained")
+    finally:
+        launcher.close()
