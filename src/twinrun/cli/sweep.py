@@ -34,7 +34,8 @@ class Engine(StrEnum):
 
 
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, max=1000, help="Trainings at a time; by default one for each core.")
+    int | None,
+    typer.Option("--workers", min=1, max=1000, help="Trainings at a time; by default one a core, or one on a GPU."),
 ]
 On = Annotated[Engine, typer.Option("--on", help="Where they run: processes here, jobs of Slurm, tasks of Ray.")]
 
@@ -114,9 +115,11 @@ def _say(text: str) -> None:
 
 def _launch(on: Engine, workers: int | None, most: int, params: "Params") -> "Callable[[Path], Launcher]":
     """What opens the launcher, given a folder for its files."""
+    from twinrun.record.card import installed_gpus
     from twinrun.sweep.engines import open_launcher
 
-    slots = min(workers or available_cores(), most)
+    shared = params.train.accelerator != "cpu" and installed_gpus()  # the trainings would share its memory
+    slots = min(workers or (1 if shared else available_cores()), most)
     return lambda jobs: open_launcher(on.value, slots, jobs, forks=params.train.devices == 1)
 
 

@@ -11,25 +11,37 @@ from typing import Any
 
 import ray
 
+from twinrun.core.errors import SweepError
+from twinrun.core.printing import one_line
 from twinrun.sweep.launcher import command, run_command
 from twinrun.sweep.worker import LOG
+
+_START_S = "180"  # a machine at work takes longer than Ray's own limit of half a minute
 
 
 class Ray:
     """A task of one CPU for each worker, up to `slots` at a time."""
 
     def __init__(self, slots: int) -> None:
-        """Join a cluster, or start one on this machine without dashboard and usage statistics."""
+        """Join a cluster, or start one on this machine without dashboard and usage statistics.
+
+        Raises SweepError where Ray does not start.
+        """
         self.slots = slots
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
         self._folder: str | None = None
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-        else:
-            self._folder = tempfile.mkdtemp(prefix="tr-", dir="/tmp")  # its sockets need a short path
-            ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, _temp_dir=self._folder)
-        self._task = ray.remote(num_cpus=1, max_retries=0)(run_command)
         self._running: dict[Any, Path] = {}
+        try:
+            if "RAY_ADDRESS" in os.environ:
+                ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+            else:
+                self._folder = tempfile.mkdtemp(prefix="tr-", dir="/tmp")  # its sockets need a short path
+                ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, _temp_dir=self._folder)
+        except Exception as error:  # a plain one where a process of Ray's does not come up in time
+            self.close()
+            raise SweepError(f"Ray did not start: {one_line(str(error))} Run again, or without --on ray.") from None
+        self._task = ray.remote(num_cpus=1, max_retries=0)(run_command)
 
     def submit(self, folder: Path) -> None:
         """Hand the worker of `folder` to Ray."""

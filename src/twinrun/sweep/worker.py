@@ -19,6 +19,7 @@ from twinrun.core.errors import (
     ModelError,
     ParamsError,
     PausedTraining,
+    SweepError,
     TwinrunError,
     os_problem,
 )
@@ -134,7 +135,10 @@ def _stage() -> Any:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
-    return importlib.import_module("pipeline.train")
+    stage = importlib.import_module("pipeline.train")
+    if not hasattr(stage, "current_trial"):  # it would train the project itself, and replace its model
+        raise SweepError("pipeline/train.py is of an earlier version of Twinrun. Replace it: twinrun upgrade")
+    return stage
 
 
 if __name__ == "__main__":
