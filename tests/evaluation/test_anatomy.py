@@ -23,6 +23,7 @@ from twinrun.models.bundle import Bundle, Preprocessing, load_bundle, save_bundl
 from twinrun.models.predict import probabilities
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+AXE = Path(__file__).parents[1] / "serving/axe.min.js"
 BUNDLE = "data/out/train/bundle"
 Floats = NDArray[np.floating[Any]]
 
@@ -201,6 +202,12 @@ def test_the_page_shows_in_a_browser_how_a_chosen_number_comes_about(project: Pa
             values = [float(str(each.get_attribute("data-value"))) for each in section.locator(".equation b").all()]
             chosen.append((section.locator("[data-place]").get_attribute("data-place"), values))
         sums = float(shown.get_attribute("#softmax table", "data-sum") or 0)
+        if AXE.is_file():  # from `make axe`
+            shown.evaluate(AXE.read_text(encoding="utf-8"))
+            for scheme in ("light", "dark"):
+                shown.emulate_media(color_scheme=scheme)
+                found = shown.evaluate("async () => (await axe.run()).violations")
+                problems += [f"{scheme}: {each['id']}" for each in found if each["impact"] in ("serious", "critical")]
         browser.close()
 
     assert problems == []

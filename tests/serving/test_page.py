@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import uvicorn
 from firefox_support import FIREFOX, Firefox
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, sync_playwright
 
 from twinrun.core.errors import DecodeError
 from twinrun.decoding.decode import decode_image, fit_image
@@ -30,6 +31,14 @@ from twinrun.serving.waste import waste_engine
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DATA = Path(os.environ.get("TWINRUN_TEST_DATA", ""))
 PHOTOS = int(os.environ.get("TWINRUN_TEST_PHOTOS", "12"))  # of TrashNet
+AXE = Path(__file__).with_name("axe.min.js")
+SERIOUS = """async () => (await axe.run()).violations.filter(({ impact }) => ["serious", "critical"].includes(impact))
+  .map(({ id, nodes }) => `${id}: ${nodes.map(node => node.target.join(" ")).join(", ")}`)"""
+DRAW = """async ([strokes, size, mean]) => {
+  const { drawn, pngOf, styleOf } = await import("./draw.js"), pixels = drawn(strokes, size, styleOf(mean));
+  const file = new Uint8Array(await (await pngOf(pixels, size)).arrayBuffer());
+  return { pixels: [...pixels], file: [...file] };
+}"""
 Evaluate = Callable[[str, Any], Any]
 """Gives what a JavaScript function returns for one argument, in an opened page."""
 CLASSIFY = """async ([version, photos]) => {
@@ -208,6 +217,94 @@ def test_where_pixels_are_read_back_altered_the_page_asks_and_answers_nothing_it
         assert "only after you agree" in str(page.text_content("#privacy"))
 
 
+def test_a_drawing_is_framed_and_toned_as_the_training_images_are(evaluate: Evaluate) -> None:
+    stroke = [[100, 40], [130, 10], [130, 200]]  # a 1, right of the middle
+
+    found = {mean: evaluate(DRAW, [[stroke], [32, 48], mean]) for mean in (0.13, 0.87, 0.3)}
+
+    images = {mean: np.array(each["pixels"], float).reshape(32, 48) for mean, each in found.items()}
+    for mean, each in found.items():
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(bytes(each["file"])))), images[mean])
+    mnist, inverted, whole = images.values()
+    assert np.array_equal(inverted, 255 - mnist)
+    down, across = np.mgrid[:32, :48] + 0.5
+    assert (mnist * down).sum() / mnist.sum() == pytest.approx(16, abs=0.1)
+    assert (mnist * across).sum() / mnist.sum() == pytest.approx(24, abs=0.1)
+    assert np.ptp(np.flatnonzero((mnist > 127).any(axis=1))) + 1 == pytest.approx(32 * 20 / 28, abs=1)
+    assert np.ptp(np.flatnonzero((whole > 127).any(axis=1))) + 1 == pytest.approx(32, abs=1)
+
+
+def test_what_is_drawn_with_a_pen_is_classified_after_the_last_stroke(
+    browser: Browser, server: uvicorn.Server, engine: Engine
+) -> None:
+    digits = engine.facts() | engine.how_it_answers()
+    digits |= {"classes": list("0123456789"), "onnx_sha256": "0" * 64}  # so that the drawing goes to the server
+    digits["preprocessing"] = {**digits["preprocessing"], "channels": "gray", "mean": [0.13], "size_px": [28, 28]}
+    with browser.new_context(service_workers="block") as context:
+        context.set_default_timeout(120_000)
+        context.route("**/version", partial(_fulfill, digits))
+        page = _open(context, server)
+        box = page.locator("#pad").bounding_box()
+        assert box is not None
+
+        for stroke in ([(0.4, 0.1), (0.3, 0.6), (0.7, 0.6)], [(0.6, 0.3), (0.6, 0.9)]):  # a 4
+            for at, (x, y) in enumerate(stroke):
+                page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+                if at == 0:
+                    page.mouse.down()
+            page.mouse.up()
+        with page.expect_request("**/classify") as sent:
+            page.click("#choices button.main")
+
+        image = Image.open(io.BytesIO(sent.value.post_data_buffer or b""))
+        assert (image.mode, image.size) == ("L", (28, 28))
+        assert np.asarray(image)[:2].max() == 0
+        assert 0.05 < np.asarray(image).mean() / 255 < 0.25
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not here: make axe")
+def test_axe_finds_nothing_serious_in_any_state(
+    browser: Browser, server: uvicorn.Server, engine: Engine, tmp_path: Path
+) -> None:
+    (tmp_path / "cmyk.jpg").write_bytes(_other_files()["CMYK"])
+    version = engine.facts() | engine.how_it_answers()
+    calibration = version["calibration"]
+    states = {
+        "answer": calibration,
+        "choice": calibration | {"least": [0.0 if name in ("metal", "glass") else 1.0 for name in version["classes"]]},
+        "unknown": calibration | {"similarity": 1.0},
+    }
+    found = {}
+    for state, changed in states.items():
+        shown = version | {"calibration": changed, "feedback": True}
+        with browser.new_context(service_workers="block", viewport={"width": 320, "height": 800}) as context:
+            context.set_default_timeout(120_000)
+            context.route("**/version", partial(_fulfill, shown))
+            page = _open(context, server)
+            _wait_for_device(page, "yes")
+            page.evaluate(AXE.read_text(encoding="utf-8"))
+            if state == "answer":
+                page.evaluate("document.getElementById('draw').hidden = false")
+                found["start"] = _serious(page)
+            page.click("#examples button")
+            page.wait_for_selector("#details:not([hidden])")
+            page.click("#why")
+            page.click("#details summary")
+            page.evaluate("document.getElementById('wrong').open = true")
+            page.fill("#find", "b")
+            page.select_option("#region", index=1)
+            found[state] = _serious(page)
+            assert bool(page.query_selector("#choices button")) == (state == "choice")
+            assert page.is_visible("#tips") == (state == "unknown")
+            assert page.evaluate("document.documentElement.scrollWidth") == 320
+            if state == "answer":
+                page.set_input_files("#file", tmp_path / "cmyk.jpg")
+                page.wait_for_selector("#choices button.main")
+                found["question"] = _serious(page)
+
+    assert found == {state: [] for state in found}
+
+
 @pytest.mark.skipif(FIREFOX is None, reason="There is no Firefox here; Debian has it: apt-get install firefox-esr")
 def test_firefox_that_resists_fingerprinting_answers_nothing_itself(tmp_path: Path, server: uvicorn.Server) -> None:
     firefox = Firefox(tmp_path / "profile", **{"privacy.resistFingerprinting": True})
@@ -265,6 +362,19 @@ def _open(context: BrowserContext, server: Any) -> Page:
     page.goto(server.address)
     page.wait_for_selector("body[data-ready]")
     return page
+
+
+def _serious(page: Page) -> list[str]:
+    """What axe finds, in light and in dark colours."""
+    problems: list[str] = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        problems += page.evaluate(SERIOUS)
+    return problems
+
+
+def _fulfill(answer: dict[str, Any], route: Route) -> None:
+    route.fulfill(json=answer)
 
 
 def _open_in_firefox(firefox: Firefox, server: Any) -> None:
