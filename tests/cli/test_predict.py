@@ -2,6 +2,7 @@
 
 import csv
 import html
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from twinrun.models.bundle import load_bundle
 from twinrun.models.predict import probabilities
 from twinrun.prediction import classifier, parts
 from twinrun.prediction.classifier import ImageClassifier
+from twinrun.sweep import engines
 
 BUNDLE = "data/out/train/bundle"
 
@@ -422,3 +424,76 @@ def test_photos_of_a_published_set_get_the_labels_that_the_library_gives(
 
     table = pq.read_table(project / "o.parquet").to_pylist()
     assert [each["probability"] for each in table] == probabilities(bundle, pixels).max(axis=1).tolist()
+
+
+class OneByOne:
+    """A launcher that runs a process at once, here: `kill` of them end before they have done anything."""
+
+    def __init__(self, slots: int, kill: int = 0) -> None:
+        self.slots, self.kill, self.done = slots, kill, []  # type: ignore[var-annotated]
+
+    def submit(self, folder: Path) -> None:
+        if self.kill:
+            self.kill -= 1
+        else:
+            parts.work(folder)
+        self.done.append((folder, "it was killed"))
+
+    def ended(self) -> list[tuple[Path, str]]:
+        done, self.done = self.done, []
+        return done
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("count", "slots"), [(1, 3), (7, 1), (64, 2)])
+def test_parts_on_other_machines_give_the_same_file_though_one_is_killed(
+    project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, count: int, slots: int
+) -> None:
+    names = [f"bins/{number}.png" for number in range(9)]
+    _photos(project, *names)
+    (project / "bins/4.png").write_bytes(b"<html>")
+    twinrun("predict", *names, "--out", "here.csv", "--model", BUNDLE)
+    monkeypatch.setattr(engines, "open_launcher", lambda *_, **__: OneByOne(slots, kill=1))
+
+    there = twinrun("predict", *names, "--out", "there.csv", "--model", BUNDLE, "--on", "ray", "--parts", count)
+
+    assert there.code == 1  # one is not an image
+    assert Path("there.csv").read_bytes() == Path("here.csv").read_bytes()
+    assert not list(Path().glob(".*.unfinished"))
+
+
+def test_a_machine_that_computes_something_else_does_no_work_and_its_reason_is_given(
+    project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _photos(project, "a.png")
+    monkeypatch.setattr(engines, "open_launcher", lambda *_, **__: OneByOne(1, kill=9))
+    killed = twinrun("predict", "a.png", "--out", "a.csv", "--model", BUNDLE, "--on", "spark")
+    (process,) = Path(".a.csv.unfinished").glob("process-*")
+    job = Path(".a.csv.unfinished/job.json")
+    job.write_text(json.dumps(json.loads(job.read_text()) | {"test": "of another processor"}))
+
+    code = parts.work(process)
+
+    assert killed.code == 2
+    assert "A part of the images was not classified: it was killed." in killed.err
+    assert code == 1
+    assert not list(Path(".a.csv.unfinished").glob("0*/rows.parquet"))
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("spark", "pyspark")])
+def test_an_engine_that_is_not_installed_is_named_with_what_to_install(
+    project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, engine: str, package: str
+) -> None:
+    _photos(project, "a.png")
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"twinrun.sweep.{engine}", raising=False)
+
+    without = twinrun("predict", "a.png", "--model", BUNDLE, "--on", engine)
+    ended = twinrun("predict", "a.png", "--out", "a.csv", "--model", BUNDLE, "--on", engine)
+
+    assert "needs a file for the answers: --out" in without.err
+    assert ended.code == 2
+    assert f"needs the package {package}" in ended.err
+    assert f"pip install 'twinrun[{engine}]'" in ended.err.replace("\n", " ")

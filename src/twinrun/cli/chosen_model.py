@@ -27,10 +27,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model by a name to print, with a sentence on why it was taken where none was named."""
+    """A loaded model by a name to print, with a sentence on why it was taken where none was named.
+
+    `folder` is where its bundle was read; that of the registry's models is removed once they are loaded.
+    """
 
     bundle: "Bundle"
     name: str
+    folder: Path
     note: str = ""
 
     def predict(self, images: Any) -> Any:
@@ -91,14 +95,15 @@ def loaded(reference: str | None, trust: bool) -> Iterator[Model]:
         except BundleError as error:
             raise BundleError(f"Version {in_use.version.version} of {in_use.version.name}: {error}") from None
         aliases = f" ({', '.join(in_use.version.aliases)})" if in_use.version.aliases else ""
-        yield Model(bundle, f"version {in_use.version.version} of {in_use.version.name}{aliases}", in_use.note)
+        name = f"version {in_use.version.version} of {in_use.version.name}{aliases}"
+        yield Model(bundle, name, in_use.bundle, in_use.note)
 
 
 def _of_folder(folder: Path, note: str, trust: bool) -> Model:
     from twinrun.models.bundle import load_bundle
 
     bundle = load_bundle(folder, trust=trust)
-    return Model(bundle, f"{folder}, {bundle.architecture}, weights {bundle.weights_hash[:8]}", note)
+    return Model(bundle, f"{folder}, {bundle.architecture}, weights {bundle.weights_hash[:8]}", folder, note)
 
 
 def _default_name() -> str:

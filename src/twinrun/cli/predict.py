@@ -4,6 +4,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +16,7 @@ from twinrun.core.errors import DataError, PublishError, TwinrunError
 from twinrun.core.printing import add_row, draw, one_line, print, without_library_output
 
 if TYPE_CHECKING:
+    from twinrun.cli.chosen_model import Model
     from twinrun.core.arrays import Pixels
     from twinrun.models.bundle import Bundle
     from twinrun.prediction.parts import Parts
@@ -24,6 +27,24 @@ _ROWS_PRINTED = 20
 _REASONS_PRINTED = 5
 _TILES_SHOWN = 500
 SHEET = Path("predictions.html")
+
+
+class Engine(StrEnum):
+    """Where parts are classified."""
+
+    local = "local"
+    slurm = "slurm"
+    ray = "ray"
+    spark = "spark"
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How a list is classified: where, how many parts at a time, and how many parts."""
+
+    on: Engine
+    workers: int | None
+    parts: int | None
 
 
 def predict(
@@ -50,6 +71,20 @@ def predict(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Write that page to this file and do not open it.")
     ] = None,
+    on: Annotated[
+        Engine,
+        typer.Option(
+            "--on",
+            help="Where the parts of --out are classified: here, by jobs of Slurm, or by tasks of Ray or Spark.",
+        ),
+    ] = Engine.local,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, max=10_000, help="Parts at a time, for --on; by default one for each core."),
+    ] = None,
+    parts: Annotated[
+        int | None, typer.Option("--parts", min=1, help="Number of parts; by default one for every 500 images.")
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a model that contains the code of its network, and run that code.")
     ] = False,
@@ -61,10 +96,10 @@ def predict(
     are unreadable (see their rows), 2 none was classified.
 
     Examples: twinrun predict photo.jpg, twinrun predict photos --out labels.csv --show,
-    twinrun predict list.csv --model 3 --top 1
+    twinrun predict list.csv --model 3 --top 1, twinrun predict photos --out labels.parquet --on ray --workers 8
     """
     try:
-        rows = _predict(images, model, out, top, sheet or (SHEET if show else None), trust)
+        rows = _predict(images, model, out, top, sheet or (SHEET if show else None), trust, _Spread(on, workers, parts))
     except TwinrunError as error:
         error.exit_code = _NOT_PREDICTED
         raise
@@ -75,7 +110,13 @@ def predict(
 
 
 def _predict(
-    images: list[str], reference: str | None, out: Path | None, top: int, sheet: Path | None, trust: bool
+    images: list[str],
+    reference: str | None,
+    out: Path | None,
+    top: int,
+    sheet: Path | None,
+    trust: bool,
+    spread: _Spread,
 ) -> list["Row"]:
     from twinrun.cli.chosen import choose_images
     from twinrun.cli.chosen_model import loaded
@@ -84,13 +125,17 @@ def _predict(
     chosen = choose_images(images)
     for file in filter(None, (out, sheet)):
         require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), images)
+    if out is None and spread.on is not Engine.local:
+        raise DataError(f"--on {spread.on} needs a file for the answers: --out labels.parquet")
     for note in chosen.notes:
         print(note, file=sys.stderr)
     with loaded(reference, trust) as model:
         print(f"Model: {model.name}", file=sys.stderr)
         if model.note:
             print(model.note, file=sys.stderr)
-        parts = None if out is None else Parts(out, model.bundle, chosen.paths, top)
+        parts = None if out is None else Parts(out, model.bundle, chosen.paths, top, spread.parts)
+        if parts is not None and spread.on is not Engine.local:
+            _classify_elsewhere(parts, model, len(chosen.paths), trust, spread)
         rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0, parts)
     if out is not None:
         _write(rows, out, min(top, len(model.bundle.classes)))
@@ -101,6 +146,21 @@ def _predict(
     for file in filter(None, (out, sheet)):
         print(f"Written: {file}", file=sys.stderr)
     return rows
+
+
+def _classify_elsewhere(parts: "Parts", model: "Model", images: int, trust: bool, spread: _Spread) -> None:
+    from twinrun.core.cores import available_cores
+    from twinrun.core.progress import progress
+    from twinrun.sweep.engines import open_launcher
+
+    slots = min(spread.workers or available_cores(), max(1, len(parts.starts)))
+    launcher = open_launcher(spread.on.value, slots, parts.jobs, module="twinrun.prediction.parts")
+    try:
+        with progress(f"Classifying on {spread.on}", images) as advance:
+            for done in parts.run(launcher, model.folder, trust=trust):
+                advance(done)
+    finally:
+        launcher.close()
 
 
 def _answered(

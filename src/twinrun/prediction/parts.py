@@ -29,8 +29,9 @@ from twinrun.prediction.rows import Row, classified, rows_of, table_of
 
 PART_IMAGES = 500  # so many are classified again after a kill, at most
 LOG = "log.txt"
-_JOB, _BUNDLE, _ROWS = "job.json", "bundle", "rows.parquet"
+_JOB, _BUNDLE, _ROWS, _STARTS, _PROCESS = "job.json", "bundle", "rows.parquet", "starts.json", "process-"
 _ATTEMPTS = 2
+_SHARES = 4  # processes for each slot, one after another, so that a slow one holds up little
 
 
 class Launcher(Protocol):
@@ -62,6 +63,11 @@ class Parts:
             names = [str(path) for path in paths]
             write_json({"key": key, "paths": names, "top": top, "size": size, "test": _test(bundle)}, job)
 
+    @property
+    def jobs(self) -> Path:
+        """A folder for an engine's own files."""
+        return self._folder / "jobs"
+
     def paths(self, start: int) -> Sequence[Path]:
         """The paths of the part that begins at `start`."""
         return self._paths[start : start + self.starts.step]
@@ -78,45 +84,47 @@ class Parts:
         _write(rows, self._top, self._part(start))
 
     def run(self, launcher: Launcher, bundle: Path, *, trust: bool) -> Iterator[int]:
-        """Let a launcher classify what is not finished, with the bundle in that folder; yields the images of each part.
+        """Let a launcher classify what is not finished, with the bundle in that folder; yields numbers of images done.
 
-        Raises DataError with the reason of a part that failed twice.
+        A process gets several parts, since it takes seconds to start. Raises DataError with the reason where parts of a
+        process that ended are not finished at the second attempt either.
         """
         shutil.copytree(bundle, self._folder / _BUNDLE, dirs_exist_ok=True)
-        waiting = [start for start in self.starts if self.read(start) is None]
-        attempts = dict.fromkeys(waiting, 0)
         write_json({**_read_job(self._folder / _JOB), "trust": trust}, self._folder / _JOB)
-        yield from (len(self.paths(start)) for start in self.starts if start not in attempts)
-        running = 0
+        missing = [start for start in self.starts if self.read(start) is None]
+        yield sum(len(self.paths(start)) for start in set(self.starts) - set(missing))
+        each = max(1, -(-len(missing) // (launcher.slots * _SHARES)))
+        waiting = [(missing[first : first + each], 1) for first in range(0, len(missing), each)]
+        running: dict[Path, tuple[list[int], int]] = {}
         while waiting or running:
-            while waiting and running < launcher.slots:
-                part = self._part(waiting.pop(0))
-                part.mkdir(exist_ok=True)
-                launcher.submit(part)
-                running += 1
+            while waiting and len(running) < launcher.slots:
+                starts, attempt = waiting.pop(0)
+                folder = self._folder / f"{_PROCESS}{starts[0]:09d}"
+                folder.mkdir(exist_ok=True)
+                write_json({"starts": starts}, folder / _STARTS)
+                running[folder] = starts, attempt
+                launcher.submit(folder)
             for folder, how in launcher.ended():
-                running -= 1
-                start = int(folder.name)
-                attempts[start] += 1
-                if self.read(start) is not None:
-                    yield len(self.paths(start))
-                elif attempts[start] < _ATTEMPTS:
-                    waiting.append(start)
-                else:
+                starts, attempt = running.pop(folder)
+                left = [start for start in starts if self.read(start) is None]
+                yield sum(len(self.paths(start)) for start in set(starts) - set(left))
+                if left and attempt == _ATTEMPTS:
                     raise DataError(
                         f"A part of the images was not classified: {_reason(folder) or how}. {folder / LOG}"
                     )
+                if left:
+                    waiting.append((left, attempt + 1))
 
     def _part(self, start: int) -> Path:
-        return self._folder / f"{start:09d}"
+        return _part_folder(self._folder, start)
 
 
 def work(folder: Path) -> int:
-    """Classify the part whose folder this is; returns the exit code.
+    """Classify the parts that the folder of this process names; returns the exit code.
 
     Nothing is classified where a test picture gets other probabilities than where the list was made.
     """
-    job = _read_job(folder.parent / _JOB)
+    job, starts = _read_job(folder.parent / _JOB), _read_job(folder / _STARTS)["starts"]
     try:
         bundle = load_bundle(folder.parent / _BUNDLE, trust=job["trust"])
     except BundleError as error:
@@ -125,10 +133,11 @@ def work(folder: Path) -> int:
     if _test(bundle) != job["test"]:
         print("a test picture gets other probabilities here than where the command was given", file=sys.stderr)
         return 1
-    start = int(folder.name)
-    paths = [Path(name) for name in job["paths"][start : start + job["size"]]]
+    classifier = ImageClassifier(bundle)
     with without_library_output():
-        _write(list(classified(ImageClassifier(bundle), paths, job["top"])), job["top"], folder)
+        for start in starts:
+            paths = [Path(name) for name in job["paths"][start : start + job["size"]]]
+            _write(list(classified(classifier, paths, job["top"])), job["top"], _part_folder(folder.parent, start))
     return 0
 
 
@@ -139,6 +148,10 @@ def remove_parts(out: Path) -> None:
 
 def _folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.unfinished")
+
+
+def _part_folder(folder: Path, start: int) -> Path:
+    return folder / f"{start:09d}"
 
 
 def _write(rows: Sequence[Row], top: int, folder: Path) -> None:

@@ -3,25 +3,31 @@
 from pathlib import Path
 
 from twinrun.core.errors import SweepError
-from twinrun.sweep.launcher import Launcher, Local
+from twinrun.sweep.launcher import TRIAL, Launcher, Local
 
 
-def open_launcher(engine: str, slots: int, jobs: Path, *, forks: bool) -> Launcher:
-    """The launcher of an engine: local, slurm or ray. `jobs` is a folder for the engine's own files.
+def open_launcher(engine: str, slots: int, jobs: Path, *, forks: bool = False, module: str = TRIAL) -> Launcher:
+    """The launcher of an engine: local, slurm, ray or spark. `jobs` is a folder for the engine's own files.
+
+    The worker of a folder is `python -m MODULE FOLDER`; processes on this machine train trials alone.
 
     Raises SweepError, with what to install, where the engine's package is missing.
     """
     if engine == "local":
         return Local(slots, forks=forks)
-    package = {"slurm": "submitit", "ray": "ray"}[engine]
+    package = {"slurm": "submitit", "ray": "ray", "spark": "pyspark"}[engine]
     try:
         if engine == "slurm":
             from twinrun.sweep.slurm import Slurm
 
-            return Slurm(slots, jobs)
+            return Slurm(slots, jobs, module)
+        if engine == "spark":
+            from twinrun.sweep.spark import Spark
+
+            return Spark(slots, module)
         from twinrun.sweep.ray import Ray
 
-        return Ray(slots)
+        return Ray(slots, module)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise

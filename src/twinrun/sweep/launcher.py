@@ -38,9 +38,12 @@ class Launcher(Protocol):
         """Ask what still runs to stop, and wait for it."""
 
 
-def command(folder: Path) -> list[str]:
+TRIAL = "twinrun.sweep.worker"
+
+
+def command(folder: Path, module: str = TRIAL) -> list[str]:
     """The worker of a folder as a command line, for an engine; it runs in the project's folder."""
-    return [sys.executable, "-m", "twinrun.sweep.worker", os.fspath(folder)]
+    return [sys.executable, "-m", module, os.fspath(folder)]
 
 
 def run_command(arguments: Sequence[str], project: str, log: str) -> int:

@@ -20,14 +20,15 @@ _START_S = "180"  # a machine at work takes longer than Ray's own limit of half 
 
 
 class Ray:
-    """A task of one CPU for each worker, up to `slots` at a time."""
+    """A task of one CPU for each worker, up to `slots` at a time; `module` is what a worker runs."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, module: str) -> None:
         """Join a cluster, or start one on this machine without dashboard and usage statistics.
 
         Raises SweepError where Ray does not start.
         """
         self.slots = slots
+        self._module = module
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
         self._folder: str | None = None
@@ -46,7 +47,7 @@ class Ray:
     def submit(self, folder: Path) -> None:
         """Hand the worker of `folder` to Ray."""
         project = Path.cwd()
-        task = self._task.remote(command(folder), str(project), str(project / folder / LOG))
+        task = self._task.remote(command(folder, self._module), str(project), str(project / folder / LOG))
         self._running[task] = folder
 
     def ended(self) -> list[tuple[Path, str]]:

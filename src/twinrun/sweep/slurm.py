@@ -24,9 +24,10 @@ _POLL_S = 1.0
 class Slurm:
     """A job for each worker, up to `slots` at a time."""
 
-    def __init__(self, slots: int, jobs: Path) -> None:
+    def __init__(self, slots: int, jobs: Path, module: str) -> None:
         """Ask nothing of Slurm yet; its files go to `jobs`."""
         self.slots = slots
+        self._module = module
         has_slurm = shutil.which("sbatch") is not None
         if not has_slurm:
             print("There is no sbatch here: submitit's local executor runs the jobs on this machine.", flush=True)
@@ -37,7 +38,7 @@ class Slurm:
     def submit(self, folder: Path) -> None:
         """Submit the worker of `folder`."""
         project = Path.cwd()
-        arguments = command(folder)
+        arguments = command(folder, self._module)
         self._running[folder] = self._executor.submit(run_command, arguments, str(project), str(project / folder / LOG))
 
     def ended(self) -> list[tuple[Path, str]]:
