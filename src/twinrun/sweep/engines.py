@@ -29,7 +29,7 @@ def open_launcher(engine: str, slots: int, jobs: Path, *, forks: bool = False, m
 
         return Ray(slots, module)
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if (error.name or "").partition(".")[0] != package:
             raise
         raise SweepError(
             f"--on {engine} needs the package {package}, which is not installed. Install it: "
