@@ -1,17 +1,21 @@
 """What a number of images can show: the 95% interval of a share. Pure."""
 
 from math import sqrt
+from statistics import NormalDist
 
-_Z = 1.959964  # of the normal distribution, two-sided 95%
+_DOUBT = 0.05
 
 
-def wilson_interval(share: float, images: int) -> tuple[float, float]:
+def wilson_interval(share: float, images: float, together: int = 1) -> tuple[float, float]:
     """The 95% interval of a `share` in [0, 1] that was measured on `images` images, at least one.
+
+    Of so many intervals `together`, all are right in 95% of cases (Bonferroni's correction).
 
     Unlike resampling it has a width where no image, or every one, was classified correctly. Wilson, "Probable
     Inference, the Law of Succession, and Statistical Inference", JASA 1927.
     """
-    square = _Z * _Z / images
+    z = NormalDist().inv_cdf(1 - _DOUBT / 2 / together)
+    square = z * z / images
     middle = (share + square / 2) / (1 + square)
     half = sqrt(share * (1 - share) * square + square * square / 4) / (1 + square)
     return max(0.0, middle - half), min(1.0, middle + half)

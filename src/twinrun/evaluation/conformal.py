@@ -96,7 +96,11 @@ class Calibration(BaseModel):
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often the true label was among the labels of the answer, with its 95% interval."""
+    """How often the true label was among the labels of the answer, with its 95% interval.
+
+    The interval is that of all photos like the validation split's, for whichever validation images the calibration had,
+    and holds for all classes together.
+    """
 
     label: str
     images: int
@@ -189,9 +193,15 @@ def score_answers(
         choice=float((kinds == "choice").mean()),
         unknown=float((kinds == "unknown").mean()),
         coverage=[
-            _coverage("all", covered, of_its_own=True),
+            _coverage("all", covered, sum(calibration.images), 1, of_its_own=True),
             *(
-                _coverage(name, covered[targets == at], of_its_own=calibration.images[at] > 0)
+                _coverage(
+                    name,
+                    covered[targets == at],
+                    calibration.images[at],
+                    len(np.unique(targets)),
+                    of_its_own=calibration.images[at] > 0,
+                )
                 for at, name in enumerate(classes)
                 if (targets == at).any()
             ),
@@ -360,6 +370,7 @@ def _enough(images: int, alpha: float) -> bool:
     return floor(alpha * (images + 1) + 1e-9) >= 1
 
 
-def _coverage(label: str, covered: Flags, *, of_its_own: bool) -> Coverage:
-    share = float(covered.mean())
-    return Coverage(label, len(covered), share, wilson_interval(share, len(covered)), of_its_own)
+def _coverage(label: str, covered: Flags, calibrated_on: int, together: int, *, of_its_own: bool) -> Coverage:
+    """Both numbers of images are chance: those that were counted, and those that the threshold comes from."""
+    share, images = float(covered.mean()), 1 / (1 / len(covered) + (1 / calibrated_on if calibrated_on else 0))
+    return Coverage(label, len(covered), share, wilson_interval(share, images, together), of_its_own)

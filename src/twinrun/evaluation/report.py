@@ -266,11 +266,13 @@ def _answers(answers: AnswerScores) -> dict[str, Any]:
     """The section on served answers, as text."""
     right = "" if answers.single_accuracy is None else f", and {_percent(answers.single_accuracy)} of these are right"
     shared = [one.label for one in answers.coverage if not one.of_its_own]
+    below = [one.label for one in answers.coverage if one.interval[1] < 1 - answers.alpha]
     return {
         "promise": f"{1 - answers.alpha:.0%}",
         "sentence": f"{_percent(answers.single)} of the test images get one label{right}; {_percent(answers.choice)} "
         f"get two or three to choose from, and {_percent(answers.unknown)} are answered with “I don't know”.",
         "shared": ", ".join(f"“{name}”" for name in shared),
+        "below": ", ".join(f"“{name}”" for name in below),
         "coverage": [
             (
                 one.label,
