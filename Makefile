@@ -28,7 +28,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=true MLF
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test check format ui app phone axe wheel serve docs chaos bench bench-data lock setup help
+.PHONY: repro test check format ui app phone axe wheel serve docs chaos bench bench-data bench-serve fuzz lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
@@ -84,6 +84,12 @@ bench: setup  ## compare the speed of training with and without shards (about 10
 
 bench-data: setup  ## plant faults in real image sets, and count what the data checks and other tools find
 	@$(ACTIVATE) && python -m benchmarks.data --json bench-data.json $(BENCH)
+
+bench-serve: setup  ## compare the server with MLflow's, and overload it (about 5 minutes)
+	@$(ACTIVATE) && python -m benchmarks.serving --json bench-serve.json $(BENCH)
+
+fuzz: setup  ## send ten thousand broken requests to the server (TWINRUN_TEST_DATA=FOLDER adds images that break decoders)
+	@$(ACTIVATE) && python -m benchmarks.fuzz $(FUZZ)
 
 lock: setup  ## update requirements.lock: every package, version and hash
 	@.venv/bin/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --python-version 3.11 \

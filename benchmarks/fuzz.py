@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -78,13 +79,13 @@ def main() -> None:
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "failed": failed,
         "lived": lived,
-        "tracebacks": said.count("Traceback"),
+        "tracebacks": sorted(set(re.findall(r"^[\w.]+(?:Error|Exception|Disconnect)\b.*$", said, re.MULTILINE))),
         "memory_mb": [round(value) for value in memory],
     }
     print(json.dumps(found, indent=2))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    raise SystemExit(int(bool(failed) or not lived or late - early > _MOST_GROWTH_MB))
+    raise SystemExit(int(bool(failed or found["tracebacks"]) or not lived or late - early > _MOST_GROWTH_MB))
 
 
 def _fuzz(port: int, pid: int, requests: int) -> tuple[Counter[int], list[float]]:

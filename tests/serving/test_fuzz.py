@@ -1,13 +1,15 @@
 """Requests that Schemathesis makes from the OpenAPI description: the server may refuse them, and never fails."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from serving_support import digits_engine
+from serving_support import digit_png, digits_engine, serving
 
 from twinrun.serving.app import make_app
 from twinrun.serving.feedback import Quarantine
@@ -34,6 +36,21 @@ def test_no_request_of_the_description_makes_the_server_fail(tmp_path: Path) -> 
     assert {label.split()[1] for label in statuses} >= {"/classify", "/classify-batch", "/feedback", "/invocations"}
     assert all(status < 500 or status == 503 for seen in statuses.values() for status in seen), statuses
     assert 200 in statuses["GET /health"]
+
+
+def test_a_client_that_goes_away_in_the_middle_of_a_photo_is_no_error_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serving(make_app(ModelInService(digits_engine()), [], host="127.0.0.1", token=None)) as served:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", served.port)) as client:
+                client.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n\x89PNG")
+        answered = served.ask("POST", "/classify", digit_png(0))[0]
+        counts = served.ask("GET", "/metrics")[1].decode()
+
+    assert answered == 200
+    assert 'path="/classify",status="500"' not in counts
+    assert "Traceback" not in caplog.text
 
 
 def _sender(cases: Any, seen: set[int]) -> Callable[[], None]:

@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from tracking_support import free_port, wait_for
@@ -207,6 +209,58 @@ def test_a_promotion_takes_over_unless_its_files_were_changed(server: Server, mo
     assert f"Version {third}" in said
     assert "the registry says" in said
     assert server.ask("POST", "/classify", photo)[1]["model"]["version"] == second
+
+
+def test_a_killed_worker_three_promotions_and_a_rollback_under_load_cost_at_most_the_workers_own_requests(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, port, log = tmp_path / "project", free_port(), tmp_path / "serve.log"
+    shutil.copytree(registered, folder)
+    monkeypatch.chdir(folder)
+    registry = Registry(find_tracker(), "twinrun-digits")
+    versions = [_register(folder, seed) for seed in (0, 1, 2)]
+    registry.promote(versions[0], force=True, reason="a test")
+    photo, answers, lost = (folder / "0.png").read_bytes(), [], []
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "twinrun", "serve", "--workers", "2", "--port", str(port)]
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+    group = Server(folder, port, process, 0)
+
+    def ask(_: int) -> None:
+        try:
+            answers.append(group.ask("POST", "/classify", photo)[:2])
+        except OSError as error:
+            lost.append(error)
+
+    try:
+        wait_for(port, "/health", process, log)
+        assert _until(lambda: log.read_text().count("Worker") == 2, 60)
+        with ThreadPoolExecutor(4) as pool:
+            pool.map(ask, range(100))
+            psutil.Process(process.pid).children(recursive=True)[-1].kill()
+            pool.map(ask, range(200))
+            for version in (versions[1], versions[2], versions[1]):
+                registry.promote(version, force=True, reason="a test")
+                pool.map(ask, range(50))
+            registry.rollback(reason="a test")
+        assert _until(lambda: log.read_text().count("Worker") == 3, 60)
+        last = _until(
+            lambda: {group.ask("POST", "/classify", photo)[1]["model"]["version"] for _ in range(8)} == {3}, 20
+        )
+        for _ in range(50):
+            ask(0)
+        counted = group.ask("GET", "/metrics")[1].decode()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+    by_version = {(answer["model"]["version"], answer["logits_sha256"]) for _, answer in answers}
+    assert len(lost) <= 4  # as many as were under way
+    assert {status for status, _ in answers} == {200}
+    assert len(answers) + len(lost) == 500
+    assert len(by_version) == len({version for version, _ in by_version})
+    assert last
+    assert int(re.findall(r"twinrun_images_total (\d+)", counted)[0]) >= 250
 
 
 def test_the_app_begins_with_the_waste_model_and_the_first_champion_replaces_it(

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from twinrun.core.cores import available_cores
@@ -38,7 +39,7 @@ PAGE = Path(__file__).parent / "page"
 MOST_BYTES = 20_000_000  # of one request
 MOST_IMAGES = 64  # of one request
 READ_S = 30.0  # for the body of a request
-_WAITING = 8  # images for each core
+_WAITING = 4  # images for each core: with more, those that are accepted wait too long under overload
 _LABELS_NAMED = 30  # in a message
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; "
@@ -277,6 +278,8 @@ async def _body(request: Request) -> bytes:
                     raise too_large
     except TimeoutError:
         raise Refused(408, f"The body did not arrive within {READ_S:.0f} s. Send it again.") from None
+    except ClientDisconnect:
+        raise Refused(400, "The body was cut off. Send it again.") from None
     return bytes(body)
 
 
