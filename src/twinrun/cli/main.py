@@ -79,6 +79,8 @@ Every day:
 
 [bold]twinrun predict photos[/bold]         classify images with the champion (--out labels.csv, --show)
 
+[bold]twinrun explain photo.jpg[/bold]      write a page that shows what the network does with one image
+
 [bold]twinrun compare 2 3[/bold]            which model is better, and how sure is that?
 
 [bold]twinrun promote 3[/bold]              make version 3 the champion
