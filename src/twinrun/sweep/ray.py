@@ -16,7 +16,7 @@ from twinrun.core.printing import one_line
 from twinrun.sweep.launcher import command, run_command
 from twinrun.sweep.worker import LOG
 
-_START_S = "180"  # a machine at work takes longer than Ray's own limit of half a minute
+_ATTEMPTS = 3  # to start Ray, which gives up after half a minute: too early for a machine at work
 
 
 class Ray:
@@ -30,19 +30,25 @@ class Ray:
         self.slots = slots
         self._module = module
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", _START_S)
-        self._folder: str | None = None
+        self._folder = None if "RAY_ADDRESS" in os.environ else tempfile.mkdtemp(prefix="tr-", dir="/tmp")
         self._running: dict[Any, Path] = {}
-        try:
-            if "RAY_ADDRESS" in os.environ:
-                ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-            else:
-                self._folder = tempfile.mkdtemp(prefix="tr-", dir="/tmp")  # its sockets need a short path
-                ray.init(num_cpus=slots, include_dashboard=False, log_to_driver=False, _temp_dir=self._folder)
-        except Exception as error:  # a plain one where a process of Ray's does not come up in time
-            self.close()
-            raise SweepError(f"Ray did not start: {one_line(str(error))} Run again, or without --on ray.") from None
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._start()
+                break
+            except Exception as error:  # a plain one where a process of Ray's does not come up in time
+                ray.shutdown()
+                if attempt == _ATTEMPTS:
+                    self.close()
+                    problem = one_line(str(error))
+                    raise SweepError(f"Ray did not start: {problem} Run again, or without --on ray.") from None
         self._task = ray.remote(num_cpus=1, max_retries=0)(run_command)
+
+    def _start(self) -> None:
+        if self._folder is None:
+            ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+        else:  # in a folder with a short path, which its sockets need
+            ray.init(num_cpus=self.slots, include_dashboard=False, log_to_driver=False, _temp_dir=self._folder)
 
     def submit(self, folder: Path) -> None:
         """Hand the worker of `folder` to Ray."""
