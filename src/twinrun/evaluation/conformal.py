@@ -219,9 +219,18 @@ def kinds_of_answers(calibration: Calibration, logits: FloatArray, features: Flo
 
 
 def with_traffic(
-    calibration: Calibration, images: Pixels, sizes: IntArray, logits: FloatArray, features: FloatArray | None
+    calibration: Calibration,
+    images: Pixels,
+    sizes: IntArray | FloatArray,
+    logits: FloatArray,
+    features: FloatArray | None,
 ) -> Calibration:
-    """The calibration with how the test images (N, H, W, C) of `sizes` (N, 2), and their answers, are spread."""
+    """The calibration with how the test images (N, H, W, C) of `sizes` (N, 2), and their answers, are spread.
+
+    It stays as it is where a size is not known (NaN).
+    """
+    if not np.isfinite(sizes).all():
+        return calibration
     facts = image_facts(images, sizes)
     kinds = kinds_of_answers(calibration, logits, features).tolist()
     traffic = {name: spread_of(facts[:, place]) for place, name in enumerate(IMAGE_FACTS)} | {

@@ -54,7 +54,7 @@ def spread_of_places(places: IntArray | Sequence[int], categories: int) -> Sprea
     return Spread(edges=None, counts=np.bincount(np.array(places, np.int64), minlength=categories).tolist())
 
 
-def image_facts(images: Pixels, sizes: Sequence[tuple[int, int]] | IntArray) -> NDArray[np.float64]:
+def image_facts(images: Pixels, sizes: Sequence[tuple[int, int]] | IntArray | FloatArray) -> NDArray[np.float64]:
     """The IMAGE_FACTS (N, 4) of images (N, H, W, C), as the network takes them, that had `sizes` (N, 2) before.
 
     Brightness is the mean, in [0, 1]; sharpness the standard deviation of the Laplacian, in units of white; the longest
