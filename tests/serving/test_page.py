@@ -334,8 +334,13 @@ def test_the_example_photos_and_the_self_test_are_what_the_page_says(engine: Eng
 
 
 def test_after_the_first_visit_the_page_answers_without_a_server(
-    context: BrowserContext, server: uvicorn.Server
+    context: BrowserContext, server: uvicorn.Server, request: pytest.FixtureRequest
 ) -> None:
+    firefox: Firefox | None = request.getfixturevalue("firefox") if FIREFOX else None
+    if firefox is not None:
+        _open_in_firefox(firefox, server)
+        firefox.evaluate("async () => { await navigator.serviceWorker.ready; }")
+        _ask_in_firefox(firefox, 0)
     page = _open(context, server)
     _wait_for_device(page, "yes")
     page.wait_for_function("async () => (await navigator.serviceWorker.ready).active.state === 'activated'")
@@ -353,6 +358,9 @@ def test_after_the_first_visit_the_page_answers_without_a_server(
 
     assert not _is_answering(server)
     assert page.text_content("#answer-heading") == "Metal"
+    if firefox is not None:
+        firefox.open(server.address)  # type: ignore[attr-defined]
+        assert _ask_in_firefox(firefox, 1) == "Metal"
 
 
 def _open(context: BrowserContext, server: Any) -> Page:
@@ -362,6 +370,14 @@ def _open(context: BrowserContext, server: Any) -> Page:
     page.goto(server.address)
     page.wait_for_selector("body[data-ready]")
     return page
+
+
+def _ask_in_firefox(firefox: Firefox, example: int) -> str:
+    """What the page itself answers for one of its examples."""
+    firefox.wait_for("body[data-device=yes]")
+    firefox.evaluate(f"document.querySelectorAll('#examples button')[{example}].click()")
+    firefox.wait_for("#rule:not([hidden])")
+    return str(firefox.evaluate("document.querySelector('#answer-heading').textContent"))
 
 
 def _serious(page: Page) -> list[str]:
