@@ -15,6 +15,8 @@ from twinrun.core.printing import print
 from twinrun.dataset.manifest import Manifest, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.dataset.table import read_table
+from twinrun.evaluation.anatomy import anatomy
+from twinrun.evaluation.anatomy_page import anatomy_html
 from twinrun.evaluation.beside import read_beside
 from twinrun.evaluation.conformal import AnswerScores, calibrate, score_answers, with_traffic
 from twinrun.evaluation.headline import choose_headline, read_out_of_fold
@@ -71,6 +73,7 @@ def main() -> None:
     pixels = facts["pixels_sha256"].take(split.rows).to_pylist()
     write_table(predictions_table(replace(test, pixels=pixels, units=split.units)), OUT / "predictions.parquet")
     write_text(confusion_csv(headline.predictions), OUT / "confusion.csv")
+    example = follow_one(replace(bundle, network=plain), images, split.rows, test)
     write_report(
         OUT / "report",
         model=model,
@@ -78,10 +81,11 @@ def main() -> None:
         beside=beside,
         history=history,
         mistakes=Mistakes(mistakes=worst, images=images[worst_rows], paths=facts["path"].take(worst_rows).to_pylist()),
-        example=follow_one(replace(bundle, network=plain), images, split.rows, test),
+        example=example,
         bins=params.calibration_bins,
         samples=params.bootstrap_samples,
         answers=answers,
+        network=anatomy_html(anatomy(bundle, example.image), name="a test image", model=bundle.architecture),
     )
     (OUT / "metrics.json").unlink(missing_ok=True)  # until it is there again, nothing was evaluated
     write_json({"weights_hash": model.weights_hash}, OUT / "model.json")

@@ -191,7 +191,7 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process_with_other_threa
     )
 
     assert hashes(OUT) == first
-    assert {"report/index.html", "report/features.png", "confusion.csv"} < first.keys()
+    assert {"report/index.html", "report/features.png", "report/network.html", "confusion.csv"} < first.keys()
 
 
 @pytest.mark.usefixtures("workspace")

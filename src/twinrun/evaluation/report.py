@@ -74,10 +74,12 @@ def write_report(
     bins: int,
     samples: int,
     answers: AnswerScores | None = None,
+    network: str | None = None,
 ) -> None:
     """Publish `folder` with index.html, which holds its pictures, and each picture as a PNG of its own.
 
-    `bins` and `samples` are those that the scores were computed with; `answers` how a served model's answers do.
+    `network` is a page that follows the example through the network, put beside it as network.html. `bins` and
+    `samples` are those that the scores were computed with; `answers` how a served model's answers do.
     """
     predictions, scores = headline.predictions, headline.scores
     matrix = confusion_matrix(predictions.targets, predictions.predicted, len(predictions.classes))
@@ -118,6 +120,7 @@ def write_report(
             (path, one.actual, one.predicted, f"{one.probability:.3f}")
             for path, one in zip(mistakes.paths, mistakes.mistakes, strict=True)
         ],
+        "network": network is not None,
         "layers_shown": len(shown),
         "layers_seen": len(example.seen),
         "weights_hash": model.weights_hash,
@@ -127,6 +130,8 @@ def write_report(
         for name, picture in pictures.items():
             (temp / name).write_bytes(picture)
         (temp / "index.html").write_text(page, encoding="utf-8")
+        if network is not None:
+            (temp / "network.html").write_text(network, encoding="utf-8")
 
 
 def verdict(headline: Headline) -> str:
