@@ -84,6 +84,19 @@ def test_feedback_is_off_unless_wanted_and_limited_in_rate_and_number(
     assert int(full[2]["Retry-After"]) > 60
 
 
+def test_a_line_that_a_crash_cut_off_costs_no_other_photo(tmp_path: Path) -> None:
+    with serving(_app(tmp_path)) as served:
+        served.teach(digit_png(0), "3")
+    with (tmp_path / "items.jsonl").open("a") as lines:
+        lines.write('{"time": "2026-')
+
+    with serving(_app(tmp_path)) as served:
+        statuses = [served.teach(digit_png(row), "4")[0] for row in (1, 2)]
+
+    assert statuses == [201, 201]
+    assert [item.label for item in read_feedback(tmp_path)] == ["3", "4", "4"]
+
+
 def test_copies_of_test_images_and_wrong_labels_are_held_back_and_only_accepted_photos_become_data(
     project: Project,
     write_digits: Any,
