@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,17 @@ from twinrun.sweep.table import promoted
 ONE, TRIAL = Path("data/sweeps/one"), Path("data/sweeps/one/trials/0001")
 
 
-def test_two_workers_of_which_one_sweep_was_killed_and_resumed_give_the_table_of_one_worker(
-    swept: SweepProject,
-) -> None:
+def test_two_workers_that_were_interrupted_and_then_killed_give_the_table_of_one_worker(swept: SweepProject) -> None:
     shutil.copy("one.yaml", "two.yaml")
-    killed = swept.start("sweep", "two.yaml", "--workers", "2")
-    wait_for(Path("data/sweeps/two/trials/0000/history.csv"))
 
+    interrupted = swept.start("sweep", "two.yaml", "--workers", "2")
+    wait_for(Path("data/sweeps/two/trials/0000/history.csv"))
+    interrupted.send_signal(signal.SIGINT)
+    output, _ = interrupted.communicate(timeout=120)
+    assert interrupted.returncode == 130
+    assert "To go on: twinrun sweep --resume two.yaml" in output
+    killed = swept.start("sweep", "two.yaml", "--workers", "2", "--resume")
+    wait_for(Path("data/sweeps/two/trials/0003/history.csv"))
     killed.kill()
     killed.communicate()
     code, output = swept.run("sweep", "two.yaml", "--workers", "2", "--resume")
@@ -63,7 +68,7 @@ def test_the_page_needs_no_network_and_says_that_the_best_of_many_is_optimistic(
     assert page.count("<polyline") == 4
     for said in (page, output):
         assert "The best of 4 is optimistic" in said
-        assert "Trained again with 1 new seeds" in said
+        assert "Trained again with 1 new seed:" in said
     assert "cp data/sweeps/one/best.yaml params.yaml" in output
 
 

@@ -72,11 +72,12 @@ def _confirmed(confirmation: Confirmation | None, plan: Plan) -> list[str]:
     sign = 1 if plan.maximise else -1
     wins = sum(sign * (a - b) > 0 for a, b in zip(confirmation.best, confirmation.base, strict=True))
     gain = sign * (best - base)
+    count = len(confirmation.seeds)
     judgement = "beats" if gain > 0 else "does not beat"
     return [
-        f"Trained again with {len(confirmation.seeds)} new seeds: {_spread(confirmation.best, plan)}; params.yaml "
+        f"Trained again with {count} new seed{'' if count == 1 else 's'}: {_spread(confirmation.best, plan)}; params.yaml "
         f"with the same seeds: {_spread(confirmation.base, plan)}. The sweep {judgement} params.yaml on the "
-        f"validation images: better with {wins} of {len(confirmation.seeds)} seeds."
+        f"validation images: better with {wins} of {count} seeds."
     ]
 
 
