@@ -75,9 +75,9 @@ def _confirmed(confirmation: Confirmation | None, plan: Plan) -> list[str]:
     count = len(confirmation.seeds)
     judgement = "beats" if gain > 0 else "does not beat"
     return [
-        f"Trained again with {count} new seed{'' if count == 1 else 's'}: {_spread(confirmation.best, plan)}; params.yaml "
-        f"with the same seeds: {_spread(confirmation.base, plan)}. The sweep {judgement} params.yaml on the "
-        f"validation images: better with {wins} of {count} seeds."
+        f"Trained again with {count} new seed{'' if count == 1 else 's'}: {_spread(confirmation.best, plan)}; "
+        f"params.yaml with the same seeds: {_spread(confirmation.base, plan)}. The sweep {judgement} params.yaml on "
+        f"the validation images: better with {wins} of {count} seeds."
     ]
 
 
