@@ -42,6 +42,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
     Path("dvc.yaml").write_text("stages: {}\n")
+    Path(".gitignore").write_text("/mine/\n")
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--quiet", "--message", "old")
@@ -57,7 +58,9 @@ def test_missing_settings_come_back_with_defaults_and_the_rest_stays_as_it_was()
 
     said = "Added to params.yaml, with defaults: validate.label_errors, train.seeds, train.augment.erase, serve"
     assert said in result.stdout.replace("\n", " ")
-    assert "Replaced: dvc.yaml" in result.stdout
+    assert "Replaced: dvc.yaml, .gitignore" in result.stdout
+    assert Path(".gitignore").read_text().startswith("/mine/\n")
+    assert "/data/feedback/\n" in Path(".gitignore").read_text()
     assert Path("dvc.yaml").read_text() == stage_files()["dvc.yaml"]
     new = Path("params.yaml").read_text()
     assert [line for line in new.splitlines() if line in old.splitlines() and line] == [

@@ -16,6 +16,8 @@ from twinrun.project.environment import CODE, refresh
 from twinrun.project.presets import preset_params, quoted, write_preset
 from twinrun.record.card import run_git
 
+GITIGNORE = ".gitignore"
+
 _HERE = Path(__file__).parent
 _EMPTY = ("data/raw", "mlruns")  # and the folders that stages depend on
 _OF_TWINRUN = "# Development of Twinrun itself"  # what follows in .gitignore and .dvcignore is not copied
@@ -108,8 +110,8 @@ def _write_files(project: Path, preset: str, changes: tuple[str, ...]) -> None:
     write_preset(project, preset, changes)
     for name, text in stage_files().items():
         write_text(text, project / name)
-    for name in (".gitignore", ".dvcignore"):
-        write_text(_template(name).read_text(encoding="utf-8").partition(_OF_TWINRUN)[0], project / name)
+    for name in (GITIGNORE, ".dvcignore"):
+        write_text(ignored(name), project / name)
     write_text((_HERE / "project_readme.md").read_text(encoding="utf-8"), project / "README.md")
     for name in (*_EMPTY, *_watched(_stages())):
         (project / name).mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,11 @@ def stage_files() -> dict[str, str]:
     yaml.dump(_stages(), text)
     files = sorted(_template("pipeline").glob("*.py"))
     return {"dvc.yaml": text.getvalue()} | {f"pipeline/{file.name}": file.read_text(encoding="utf-8") for file in files}
+
+
+def ignored(name: str = GITIGNORE) -> str:
+    """A project's .gitignore or .dvcignore."""
+    return _template(name).read_text(encoding="utf-8").partition(_OF_TWINRUN)[0]
 
 
 def _stages() -> Any:

@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 from twinrun.core.errors import ParamsError, RepositoryError
 from twinrun.core.files import explained, write_text
 from twinrun.core.params import PARAMS
-from twinrun.project.creating import stage_files
+from twinrun.project.creating import GITIGNORE, ignored, stage_files
 from twinrun.project.presets import default_settings
 from twinrun.record.card import run_git
 
@@ -29,7 +29,7 @@ class Upgrade:
 def upgrade_project(root: Path) -> Upgrade:
     """Add missing settings to params.yaml, with defaults and comments, and replace dvc.yaml and pipeline/*.py.
 
-    The rest of params.yaml stays as it is, byte for byte. Raises RepositoryError, before anything is written, where a
+    What .gitignore lacks is added to it. The rest of params.yaml stays, byte for byte. Raises RepositoryError, before anything is written, where a
     file that would change is not committed as it is, so that git has what was there; ParamsError for a params.yaml that
     cannot be read.
     """
@@ -39,7 +39,7 @@ def upgrade_project(root: Path) -> Upgrade:
         new, added = with_missing(old, default_settings())
     except (OSError, UnicodeDecodeError, YAMLError, AttributeError, TypeError) as error:
         raise ParamsError(f"{PARAMS} cannot be read as settings: {error}") from None
-    texts = stage_files() if not (root / "src/twinrun").is_dir() else {}
+    texts = _files(root) if not (root / "src/twinrun").is_dir() else {}
     changed = {name: text for name, text in texts.items() if _text(root / name) != text}
     if added:
         changed[PARAMS.as_posix()] = new
@@ -49,6 +49,13 @@ def upgrade_project(root: Path) -> Upgrade:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             write_text(text, root / name)
     return Upgrade(tuple(added), tuple(name for name in changed if name != PARAMS.as_posix()))
+
+
+def _files(root: Path) -> dict[str, str]:
+    """The stages, and the project's .gitignore with the patterns that it lacks at its end."""
+    own = _text(root / GITIGNORE) or ""
+    missing = [line for line in ignored().splitlines() if line and line not in own.splitlines()]
+    return {**stage_files(), GITIGNORE: "".join([own, *(f"{line}\n" for line in missing)])}
 
 
 def with_missing(text: str, defaults: str) -> tuple[str, list[str]]:
