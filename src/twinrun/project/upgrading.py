@@ -29,9 +29,9 @@ class Upgrade:
 def upgrade_project(root: Path) -> Upgrade:
     """Add missing settings to params.yaml, with defaults and comments, and replace dvc.yaml and pipeline/*.py.
 
-    What .gitignore lacks is added to it. The rest of params.yaml stays, byte for byte. Raises RepositoryError, before anything is written, where a
-    file that would change is not committed as it is, so that git has what was there; ParamsError for a params.yaml that
-    cannot be read.
+    What .gitignore lacks is added to it. The rest of params.yaml stays, byte for byte. Raises RepositoryError, before
+    anything is written, where a file that would change is not committed as it is, so that git has what was there;
+    ParamsError for a params.yaml that cannot be read.
     """
     path = root / PARAMS
     try:
