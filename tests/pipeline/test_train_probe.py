@@ -34,7 +34,12 @@ def probing(trainable: TrainableProject) -> TrainableProject:
     network = timm.create_model(TINY.removeprefix("timm/"), num_classes=4)
     (trainable.folder / "data/pretrained").mkdir(parents=True)
     save_file(network.state_dict(), trainable.folder / "data/pretrained/tiny.safetensors")
-    return trainable.set(model=TINY, pretrained="data/pretrained/tiny.safetensors", freeze="backbone")
+    return trainable.set(
+        model=TINY,
+        pretrained="data/pretrained/tiny.safetensors",
+        freeze="backbone",
+        probe={"l2": 0.03, "folds": 2},  # a choice among all penalties takes minutes
+    )
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
@@ -47,9 +52,11 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_probe_is_trained_recorded_and_scored_out_of_fold(
-    probing: TrainableProject, capsys: pytest.CaptureFixture[str]
+    probing: TrainableProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probing.train_here()
+    monkeypatch.setattr("twinrun.training.probe.STRENGTHS", (0.3, 0.03))
+
+    probing.set(probe={"l2": "auto", "folds": 3}).train_here()
 
     out, said = probing.folder / "data/out/train", capsys.readouterr().out
     card, manifest = (
@@ -58,10 +65,11 @@ def test_a_probe_is_trained_recorded_and_scored_out_of_fold(
     )
     table = pq.read_table(out / "out_of_fold.parquet")
     assert "head with L2 penalty" in said
-    assert card["probe"]["l2"] in [tried["l2"] for tried in card["probe"]["tried"]]
+    assert card["probe"]["l2"] in (0.3, 0.03)
+    assert [tried["l2"] for tried in card["probe"]["tried"]] == [0.3, 0.03]
     assert len(card["fingerprint_parts"]["pretrained"]["sha256"]) == 64
     assert sorted(table["id"].to_pylist()) == sorted(i for split in manifest.splits.values() for i in split.ids)
-    assert sorted(set(table["fold"].to_pylist())) == [0, 1, 2, 3, 4]
+    assert sorted(set(table["fold"].to_pylist())) == [0, 1, 2]
     right = np.array(table["label"].to_pylist()) == np.array(table["predicted"].to_pylist())
     assert right.mean() > 0.6  # of ten digits, by features of a network that was never trained
     assert (out / "history.csv").read_text().count("\n") == 2
@@ -98,7 +106,6 @@ def test_two_networks_side_by_side_share_a_head_and_the_bundle_holds_both(
         files[name] = f"data/pretrained/{name}.safetensors"
         save_file(network.state_dict(), files[name])
     probing.set(model="+".join(f"timm/{name}" for name in files), pretrained="+".join(files.values()))
-    probing.set(probe={"l2": 0.03, "folds": 2})
     hashes = set()
     for threads in (1, 3):
         shutil.rmtree(".twinrun/features", ignore_errors=True)
@@ -126,7 +133,7 @@ def test_more_views_train_the_head_on_changed_images_too_and_are_computed_once(
     probing: TrainableProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    probing.set(probe={"l2": 0.03, "folds": 2}).train_here()
+    probing.train_here()
     hash_of_one, images = probing.weights_hash(), _images_kept()
     probing.set(probe_views=3, threads=1).train_here()
     hash_of_three = probing.weights_hash()
