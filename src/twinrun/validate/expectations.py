@@ -165,17 +165,24 @@ def _page(validation: Any) -> str:
     It puts values into the page as they are, so that they are escaped first.
     """
     from great_expectations.render.renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
 
     for result in validation.results:
         result.result = _drawable(result.result)
         result.exception_info = _drawable(result.exception_info)
         arguments = {**result.expectation_config.kwargs, "row_condition": None}  # which the page does not show
         result.expectation_config.kwargs = _drawable(arguments)
-    page = str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(validation)))
+    page = str(_view().render(ValidationResultsPageRenderer().render(validation)))
     ids: dict[str, str] = {}
     page = re.sub(_DRAWN_ID, lambda match: ids.setdefault(match[0], f"id-{len(ids)}"), page)
     return re.sub(_TIMES, "", page)
+
+
+@functools.cache
+def _view() -> Any:
+    """The same for all pages of the process: each view compiles every template anew."""
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    return DefaultJinjaPageView()
 
 
 def _drawable(value: Any) -> Any:
