@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
@@ -30,6 +32,13 @@ class TrainableProject:
     def set(self, **settings: Any) -> "TrainableProject":
         """Change settings of training, such as epochs=5."""
         change_params(self.folder / "params.yaml", "train", settings)
+        return self
+
+    def keep_a_third(self) -> "TrainableProject":
+        """Leave a third of the images in the manifest, where they show the same."""
+        manifest = self.folder / "data/out/validate/manifest.parquet"
+        table = pq.read_table(manifest)
+        pq.write_table(table.filter(np.array(table["row"]) % 3 == 0), manifest)
         return self
 
     def start(self, *launcher: str, **environment: str) -> "subprocess.Popen[str]":
@@ -121,6 +130,7 @@ def _take_in_digits(folder: Path) -> None:
     for name in ("params.yaml", "requirements.lock", ".gitignore"):
         shutil.copy(REPOSITORY / name, folder)
     change_params(folder / "params.yaml", "train", SMALL)
+    change_params(folder / "params.yaml", "validate", {"label_errors": {"folds": 0, "budget_s": 600}})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in ("ingest", "validate"):
@@ -132,7 +142,11 @@ def _take_in_digits(folder: Path) -> None:
 
 @pytest.fixture
 def trainable(
-    validated_digits: Path, new_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    validated_digits: Path,
+    new_store: Path,
+    tmp_path: Path,
+    preloaded: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
 ) -> TrainableProject:
     """A project of one's own with validated digits and an empty MLflow store; the working folder."""
     folder = tmp_path / "project"

