@@ -6,12 +6,12 @@ import importlib
 import io
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preloaded
 import psutil
 import pyarrow.parquet as pq
 from ruamel.yaml import YAML
@@ -66,7 +66,7 @@ class Project:
         """Start `python -m pipeline.<stage>` here, bound by permissions even as root."""
         path = os.pathsep.join([str(self.folder), str(REPOSITORY / "src"), str(REPOSITORY)])
         return subprocess.Popen(
-            [sys.executable, "-m", f"pipeline.{stage}"],
+            [preloaded.REAL, "-m", f"pipeline.{stage}"],  # permissions are of a process, and not of its fork
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": path, **environment},
             stdout=subprocess.PIPE,

@@ -1,15 +1,17 @@
 """Python processes that begin with their libraries imported: `python -m pipeline.STAGE`, `twinrun`, `dvc`.
 
 Most of the time of a test that runs the pipeline is the import of PyTorch, MLflow and Great Expectations, in every
-process anew. Here one process of the session imports them and forks for each process that is asked for. The code of
-the project is not among what it imports, so a fork runs the code of the folder that it is started in. A program that
-stands in a folder on PATH passes its arguments, environment and files on, forwards signals, and ends as the fork does.
-What this hides: a fork is no child of its caller, and all have the hash seed of one process. Tests about processes,
-kills and launchers start real ones.
+process anew. Here one process of the session imports them, begun by the first that needs it, and forks for each later
+one. The code of the project is not among what it imports, so a fork runs the code of the folder that it is started in.
+A program that stands in for Python passes its arguments, environment and files on, forwards signals, and ends as the
+fork does. What this hides: a fork is no child of its caller, has not its limits and permissions, and all have the hash
+seed of one process. Projects with a store and those to train in have it (`preloaded`); a test about processes, kills
+or launchers takes the fixture `real_processes`.
 """
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -19,14 +21,12 @@ import selectors
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import pytest
 from filelock import FileLock
@@ -48,13 +48,31 @@ name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
 if name in ("twinrun", "dvc"):
     arguments = ["-m", name, *arguments]
 module = arguments[1] if arguments[:1] == ["-m"] and len(arguments) > 1 else ""
-ours = module == "dvc" or module.split(".")[0] in ("pipeline", "twinrun")
-server = socket.socket(socket.AF_UNIX)
-try:
-    if not ours:
-        raise OSError
-    server.connect({address!r})
-except OSError:
+
+def connected():
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect({address!r})
+        return server
+    except OSError:
+        server.close()
+
+def start():
+    import fcntl, subprocess
+    with open({address!r} + ".lock", "w") as lock, open({address!r} + ".log", "ab") as log:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another one has begun to
+            return
+        subprocess.Popen({server!r}, env={environment!r}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True)
+
+server = None
+if module.split(".")[0] in ("dvc", "pipeline", "twinrun"):
+    server = connected()
+    if server is None:  # until it is ready, real ones
+        start()
+if server is None:
     os.execv({python!r}, [{python!r}, *arguments])
 program = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "python")
 asked = json.dumps([program, arguments, os.getcwd(), dict(os.environ)]).encode()
@@ -71,27 +89,32 @@ if code < 0:
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
+_OURS = ("python", "python3", "twinrun", "dvc")
+REAL = sys.executable
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with `python`, `twinrun` and `dvc` whose processes begin with their libraries imported."""
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like that of the environment whose `python`, `twinrun` and `dvc` begin with their libraries imported."""
     if not hasattr(os, "pidfd_open"):  # not on Linux: real ones
-        yield Path(sys.executable).parent
-        return
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bin"
+        return Path(REAL).parent
+    base, session = tmp_path_factory.getbasetemp(), os.getpid()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base, session = base.parent, os.getppid()
+    folder = base / "bin"
     with FileLock(f"{folder}.lock"):
-        address = str(folder / "socket")
-        user = _connected(address)
-        if user is None:
-            folder.mkdir(exist_ok=True)
-            for name in ("python", "twinrun", "dvc"):
-                (folder / name).write_text(_PROGRAM.format(python=sys.executable, address=address), encoding="utf-8")
+        if not folder.is_dir():
+            folder.mkdir()
+            for program in Path(REAL).parent.iterdir():
+                if not program.name.startswith(_OURS):
+                    (folder / program.name).symlink_to(program)
+            address = str(folder.with_name("preloaded"))
+            server = [REAL, str(Path(__file__).resolve()), address, str(session)]
+            text = _PROGRAM.format(python=REAL, address=address, server=server, environment=_environment())
+            for name in _OURS:
+                (folder / name).write_text(text, encoding="utf-8")
                 (folder / name).chmod(stat.S_IRWXU)
-            user = _started(folder, address)
-    yield folder
-    user.close()
+    return folder
 
 
 @contextlib.contextmanager
@@ -102,63 +125,51 @@ def in_use(programs: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
 def preloaded(programs: Path) -> Iterator[None]:
-    """A fixture once it is given a scope: meanwhile this process starts those programs."""
+    """Meanwhile this process starts those programs."""
     with in_use(programs):
         yield
 
 
-def _connected(address: str) -> socket.socket | None:
-    """A connection that keeps the server running, or None where there is none."""
-    user = socket.socket(socket.AF_UNIX)
-    try:
-        user.connect(address)
-    except OSError:
-        user.close()
-        return None
-    user.sendall(bytes(8))
-    return user
+@pytest.fixture(scope="module")
+def preloaded_module(programs: Path) -> Iterator[None]:
+    """The same for a whole file of tests, and for its fixtures."""
+    with in_use(programs):
+        yield
 
 
-def _started(folder: Path, address: str) -> socket.socket:
-    Path(address).unlink(missing_ok=True)
-    environment = {name: text for name, text in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "COV"))}
-    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GX_ANALYTICS_ENABLED": "false"}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), address],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and server.poll() is None:
-        if user := _connected(address):
-            return user
-        time.sleep(0.1)
-    pytest.fail(f"The process with the libraries did not start:\n{(folder / 'log').read_text()}")
+@pytest.fixture
+def real_processes(preloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - it comes first
+    """For a test about processes: what it starts is Python itself, its child."""
+    monkeypatch.setattr(sys, "executable", REAL)
 
 
-def _serve(address: str) -> list[str]:
-    """Fork for each request, and return in the forks only: the arguments of their module. Ends with the last user."""
+def _environment() -> dict[str, str]:
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "COV"))}
+    return kept | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GX_ANALYTICS_ENABLED": "false"}
+
+
+def _serve(address: str, session: int) -> list[str]:
+    """Fork for each request, and return in the forks only: the arguments of their module. Ends with the session."""
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
     waiting = selectors.DefaultSelector()
     waiting.register(listening, selectors.EVENT_READ)
-    users: set[socket.socket] = set()
+    over = os.pidfd_open(session)
+    waiting.register(over, selectors.EVENT_READ)
+    ending = False
     forks: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that reports the end: process, caller
-    while True:
+    while not ending or forks:
         (key, _), *_ = waiting.select()
         if key.fileobj is listening:
             caller, _ = listening.accept()
             size, files, _, _ = socket.recv_fds(caller, 8, 3, socket.MSG_WAITALL)
-            waiting.register(caller, selectors.EVENT_READ)
-            if not int.from_bytes(size, "big"):
-                users.add(caller)
+            if not size:  # it only looked whether there is a server, or is gone
+                caller.close()
                 continue
+            waiting.register(caller, selectors.EVENT_READ)
             request = json.loads(_received(caller, int.from_bytes(size, "big")))
             if (pid := os.fork()) == 0:
                 for kept in list(waiting.get_map().values()):
@@ -170,7 +181,8 @@ def _serve(address: str) -> list[str]:
             end = os.pidfd_open(pid)
             forks[end] = pid, caller
             waiting.register(end, selectors.EVENT_READ)
-            caller.sendall(pid.to_bytes(8, "big"))
+            with contextlib.suppress(OSError):
+                caller.sendall(pid.to_bytes(8, "big"))
         elif key.fd in forks:
             pid, caller = forks.pop(key.fd)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -181,16 +193,17 @@ def _serve(address: str) -> list[str]:
                 with contextlib.suppress(OSError):
                     caller.sendall(status.to_bytes(8, "big", signed=True))
                 caller.close()
-        else:  # a user or a caller is gone
+        elif key.fd == over:
+            waiting.unregister(over)
+            ending = True
+        else:  # a caller is gone
             assert isinstance(key.fileobj, socket.socket)
             waiting.unregister(key.fileobj)
             key.fileobj.close()
-            users.discard(key.fileobj)
             for pid, caller in forks.values():
                 if caller is key.fileobj:
                     os.kill(pid, signal.SIGKILL)
-        if not users and not forks:
-            os._exit(0)
+    os._exit(0)
 
 
 def _received(caller: socket.socket, size: int) -> bytes:
@@ -227,6 +240,8 @@ def _forget_the_project() -> None:
 
 def _run(arguments: list[str]) -> NoReturn:
     """Run the module, and end as Python does, but for taking apart what was imported: that takes seconds."""
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        importlib.import_module("coverage").process_startup(force=True)  # as a1_coverage.pth does
     importlib.import_module("twinrun.before_dvc").watch()  # as _twinrun.pth does
     sys.argv[:] = arguments
     code: Any = 0
@@ -247,7 +262,19 @@ def _run(arguments: list[str]) -> NoReturn:
     os._exit(code or 0)
 
 
+def _the_only_one(address: str) -> IO[bytes]:
+    """Hold this for as long as the process serves."""
+    lock = Path(f"{address}.lock").open("wb")  # noqa: SIM115 - until the process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit()
+    Path(address).unlink(missing_ok=True)
+    return lock
+
+
 if __name__ == "__main__":
+    _lock = _the_only_one(sys.argv[1])
     _PATH = sys.path[1:]  # without the folder of this file
     sys.path[0] = os.fspath(Path(__file__).parents[1])
     for _library in _LIBRARIES:
@@ -255,4 +282,4 @@ if __name__ == "__main__":
     _forget_the_project()
     gc.collect()
     gc.freeze()  # or the first search for garbage in each fork would copy all of it
-    _run(_serve(sys.argv[1]))
+    _run(_serve(sys.argv[1], int(sys.argv[2])))

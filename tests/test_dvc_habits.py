@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preloaded import preloaded
 from tracking_support import runs
 from training_support import change_params, git, made_once
 from twin_support import copy_repository, draw_images
@@ -22,7 +21,7 @@ from twin_support import copy_repository, draw_images
 PHOTOS = "data/raw/bins"
 
 
-_preloaded = pytest.fixture(scope="module", autouse=True)(preloaded)
+pytestmark = pytest.mark.usefixtures("preloaded_module")
 
 
 def dvc(folder: Path, *arguments: str, fails: bool = False) -> str:

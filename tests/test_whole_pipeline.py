@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from preloaded import preloaded
 from tracking_support import StoredRun, runs
 from training_support import change_params, git
 from twin_support import copy_repository
 
 from twinrun.tracking.store import find_tracker, open_client
 
-_preloaded = pytest.fixture(scope="module", autouse=True)(preloaded)
+pytestmark = pytest.mark.usefixtures("preloaded_module")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from training_support import made_once
 
 from twinrun.core.files import read_json, replacing_folder, write_json, write_table, write_text
 from twinrun.core.params import load_params
@@ -56,17 +57,19 @@ AB, CD = HASHES["ab"], HASHES["cd"]
 
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store, as MLflow makes it."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.chdir(folder)
-        open_client(find_tracker(folder))
-    return folder / "mlruns"
+    """An empty store, as MLflow makes it in seconds; to be copied."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            patch.chdir(folder)
+            open_client(find_tracker(folder))
+
+    return made_once(tmp_path_factory, "store", make) / "mlruns"
 
 
 @pytest.fixture
-def tracked_project(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tracked_project(tmp_path: Path, new_store: Path, preloaded: None, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001
     """The working folder: a project with an empty store."""
     folder = tmp_path / "my project"
     shutil.copytree(new_store, folder / "mlruns")

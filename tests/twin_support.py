@@ -59,7 +59,7 @@ def _train_once(folder: Path, new_store: Path) -> None:
 
 
 @pytest.fixture
-def trained(once_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(once_trained: Path, tmp_path: Path, preloaded: None, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001
     """A copy of it, as working folder."""
     # MLflow remembers for the whole process where the artifacts of a run are, and the copies have the same runs.
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", OrderedDict())

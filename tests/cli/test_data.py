@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from data_support import Project, Ran
 from PIL import Image, ImageOps
-from preloaded import preloaded
 
 from twinrun.project.presets import write_preset
 from twinrun.validate.results import findings_schema
 
-_preloaded = pytest.fixture(scope="module", autouse=True)(preloaded)
+pytestmark = pytest.mark.usefixtures("preloaded_module")
 
 
 @pytest.fixture

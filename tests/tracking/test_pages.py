@@ -22,6 +22,9 @@ from twinrun.tracking.sync import sync
 _MODEL = "twinrun-digits"
 
 
+pytestmark = pytest.mark.usefixtures("real_processes")
+
+
 def test_the_command_prints_the_address_of_the_run_list_and_serves_it(project: Path) -> None:
     train(project)
     evaluate(project)
