@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PORT ?= 5000
+TESTS ?=
 MODEL ?=
 ACTIVATE := source .venv/bin/activate
 # What the environment is made from, and where: a change of any of them makes it out of date.
@@ -28,7 +29,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=true MLF
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test check format ui app phone axe wheel serve docs chaos bench bench-data bench-serve fuzz lock setup help
+.PHONY: repro test coverage check format ui app phone axe wheel serve docs chaos bench bench-data bench-serve fuzz lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
@@ -36,6 +37,10 @@ repro: setup  ## run the stages that are out of date: ingest, validate, train, e
 
 test: setup  ## run the tests (TWINRUN_TEST_DATA=FOLDER adds those on real image sets)
 	@$(ACTIVATE) && pytest
+
+coverage: setup  ## measure which lines and branches the tests run (TESTS=tests/core for some of them)
+	@$(ACTIVATE) && coverage erase && { coverage run -m pytest $(TESTS) || code=$$?; } && \
+	  coverage combine --quiet && coverage report $(if $(TESTS),--fail-under=0) && exit $${code:-0}
 
 check: setup  ## check format, lint, types and the direction of imports
 	@$(ACTIVATE) && ruff format --check . && ruff check . && mypy && lint-imports
