@@ -15,7 +15,7 @@ _LONG = (
 )
 
 pytest_plugins = [
-    *("preloaded", "stage_support", "sweep_support", "tracking_support", "training_support", "twin_support"),
+    *("preloaded", "stage_support", "training_support", "tracking_support", "sweep_support", "twin_support"),
 ]
 
 

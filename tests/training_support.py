@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preloaded
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
@@ -42,9 +43,9 @@ class TrainableProject:
         return self
 
     def start(self, *launcher: str, **environment: str) -> "subprocess.Popen[str]":
-        """Start the stage in a process group of its own, with a launcher's arguments before it if need be."""
+        """Start the stage as real Python in a process group of its own, after a launcher's arguments if need be."""
         return subprocess.Popen(
-            [sys.executable, *launcher, "-m", "pipeline.train"],
+            [preloaded.REAL, *launcher, "-m", "pipeline.train"],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}", **environment},
             stdout=subprocess.PIPE,

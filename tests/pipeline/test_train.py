@@ -150,7 +150,6 @@ def test_two_machines_with_disks_of_their_own_go_on_after_a_stop_with_the_undist
     assert trainable.weights_hash() == undisturbed
 
 
-@pytest.mark.usefixtures("real_processes")
 def test_ctrl_c_while_the_processes_still_start_is_a_clean_stop(trainable: TrainableProject) -> None:
     process = trainable.set(**LONG, devices=2).start(MLFLOW_TRACKING_URI=AWAY)
     while not psutil.Process(process.pid).children() or not _trainers_below(process):
@@ -168,7 +167,6 @@ def test_ctrl_c_while_the_processes_still_start_is_a_clean_stop(trainable: Train
     assert '"status":"KILLED"' in journal.read_text().replace(" ", "")
 
 
-@pytest.mark.usefixtures("real_processes")
 def test_a_stop_reaches_every_process_and_one_process_continues_with_the_same_weights(
     trainable: TrainableProject, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,7 +188,6 @@ def test_a_stop_reaches_every_process_and_one_process_continues_with_the_same_we
     assert [(run.status, len(run.history["val/loss"])) for run in runs(trainable.folder)] == [("FINISHED", 24)]
 
 
-@pytest.mark.usefixtures("real_processes")
 def test_ctrl_c_says_what_is_kept_and_a_second_trainer_is_refused_until_then(
     trainable: TrainableProject, undisturbed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
