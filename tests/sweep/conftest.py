@@ -1,6 +1,8 @@
-"""In these tests processes begin with their libraries imported."""
+"""Processes of these tests begin with their libraries imported."""
 
 import pytest
-from preloaded import preloaded
 
-_preloaded = pytest.fixture(autouse=True)(preloaded)
+
+@pytest.fixture(autouse=True)
+def _preloaded(preloaded: None) -> None:
+    """Every test has them."""
