@@ -1,12 +1,16 @@
 """Fixtures that several folders of tests share stand in modules beside this one."""
 
 import os
+import signal
 
 import pytest
 
 # An activated environment names the store of the project that it belongs to; a test has a store of its own.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "_TWINRUN_DEFAULT_URI"):
     os.environ.pop(name, None)
+
+# A shell that begins a program with & lets it ignore Ctrl-C, and so what it starts; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # By processor time. Begun last, one of them would be all that runs at the end.
 _LONG = (
@@ -22,3 +26,8 @@ pytest_plugins = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first."""
     items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many more as cores: a third of the time, a test waits for a process."""
+    return max(2, len(os.sched_getaffinity(0)) * 3 // 2) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from twinrun.core.errors import RepositoryError
+from twinrun.record import card
 from twinrun.record.card import (
     build_card,
     collect_code,
@@ -96,10 +97,11 @@ def test_images_secrets_and_what_is_too_large_are_named_and_not_copied(repositor
     assert code.diff == ""
 
 
-def test_untracked_source_is_taken_in_up_to_a_sum(repository: Path) -> None:
+def test_untracked_source_is_taken_in_up_to_a_sum(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "ALL_UNTRACKED_BYTES", 50_000)
     (repository / "pipeline").mkdir()
     for number in range(7):
-        (repository / f"pipeline/{number}.py").write_text("# 3456789\n" * 90_000)
+        (repository / f"pipeline/{number}.py").write_text("# 3456789\n" * 900)
 
     code = collect_code(repository)
 

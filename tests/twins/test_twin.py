@@ -252,7 +252,6 @@ def _reproduce(run_id: str, said: int) -> None:
     """The command, in a separate process."""
     from twinrun.cli import main as cli
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell began with & ignore it
     os.dup2(said, 1)
     sys.stdout = os.fdopen(1, "w")
     sys.argv = ["twinrun", "reproduce", run_id]
