@@ -16,7 +16,8 @@ def test_energy_is_counted_over_packages_and_counters_that_wrap_more_than_once(t
     meter, often = EnergyMeter(tmp_path, every_s=60), EnergyMeter(tmp_path, every_s=0.01)
 
     for energy in (100, 700, 200):
-        (tmp_path / "intel-rapl:0/energy_uj").write_text(str(energy))
+        (tmp_path / "next").write_text(str(energy))
+        (tmp_path / "next").replace(tmp_path / "intel-rapl:0/energy_uj")  # a counter is never empty
         time.sleep(0.5)
     (tmp_path / "intel-rapl:1/energy_uj").write_text("300")
 
