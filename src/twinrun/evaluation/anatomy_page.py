@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.evaluation.anatomy import Anatomy
+from twinrun.tables.page import fill_page
 
 _TEMPLATE = Path(__file__).with_name("anatomy.html")
 
@@ -36,15 +37,12 @@ def anatomy_html(
     `covered` is what `occlusion` found and `agreement` how far the class map agrees with it; `notes` say what is not on
     the page, and why.
     """
-    from jinja2 import Environment, StrictUndefined
-
     data = anatomy.data | {
         "probabilities": anatomy.probabilities.tolist(),
         "covered": covered,
         "agreement": agreement,
         "neighbours": [vars(neighbour) for neighbour in neighbours],
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        name=name, model=model, notes=notes, data=json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    return fill_page(
+        _TEMPLATE, name=name, model=model, notes=notes, data=json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     )

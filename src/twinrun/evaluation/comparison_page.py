@@ -25,6 +25,7 @@ from twinrun.evaluation.comparison import (
 )
 from twinrun.evaluation.metrics import calibration_error
 from twinrun.evaluation.sheet import Tile, picture_of
+from twinrun.tables.page import fill_page
 
 _TEMPLATE = Path(__file__).with_name("comparison.html")
 _FLIPS_SHOWN = 24  # pictures of each kind
@@ -132,13 +133,11 @@ def verdict(comparison: Comparison, at: int = 1) -> str:
 
 def page(comparison: Comparison, pictures: Sequence[npt.NDArray[np.uint8] | None] | None, paths: Sequence[str]) -> str:
     """The page as HTML. `pictures` are the images (H, W, C), where they are here, and `paths` their files' names."""
-    from jinja2 import Environment, StrictUndefined
-
     aligned = comparison.aligned
     last = len(aligned.names) - 1
     overall = comparison.overall(last)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return fill_page(
+        _TEMPLATE,
         title=f"{aligned.names[0]} and {aligned.names[last]}" if last == 1 else f"{last + 1} models",
         headline=_headline(comparison),
         sentences=_sentences(comparison),

@@ -27,6 +27,7 @@ from twinrun.evaluation.pictures import (
     risk_picture,
 )
 from twinrun.evaluation.predictions import Confusion, Mistake, confusions
+from twinrun.tables.page import fill_page
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _LAYERS_SHOWN = 20
@@ -220,9 +221,6 @@ def _of_the_test_split(headline: Headline) -> Iterator[str]:
 
 def _page(values: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """Fill the template; pictures go into the page, so that it can be mailed and shown by a viewer of single files."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     inline = {
         name: {
             "source": f"data:image/png;base64,{base64.b64encode(picture).decode()}",
@@ -230,7 +228,7 @@ def _page(values: dict[str, Any], pictures: dict[str, bytes]) -> str:
         }
         for name, picture in pictures.items()
     }
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(**values, pictures=inline)
+    return fill_page(_TEMPLATE, **values, pictures=inline)
 
 
 def _numbers(model: Model, scores: Scores) -> list[dict[str, str]]:

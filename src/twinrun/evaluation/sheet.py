@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.tables.page import fill_page
+
 _TEMPLATE = Path(__file__).with_name("sheet.html")
 _LARGEST_PX = 160
 _QUALITY = 80  # of WebP, in percent
@@ -37,8 +39,4 @@ def picture_of(pixels: npt.NDArray[np.uint8]) -> str:
 
 def sheet_html(tiles: Sequence[Tile], *, title: str, notes: Sequence[str]) -> str:
     """The page. Names come from files and may hold anything: the template escapes them."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(tiles=tiles, title=title, notes=notes)
+    return fill_page(_TEMPLATE, tiles=tiles, title=title, notes=notes)

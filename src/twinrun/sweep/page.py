@@ -11,6 +11,7 @@ from twinrun.sweep.plan import Plan, Range, Scalar
 from twinrun.sweep.proposals import Importance, importances
 from twinrun.sweep.sweep import Confirmation, Outcome
 from twinrun.sweep.table import Row
+from twinrun.tables.page import fill_page
 
 _TEMPLATE = Path(__file__).with_name("sweep.html")
 _HEIGHT, _APART, _MARGIN = 220.0, 150.0, 60.0
@@ -36,13 +37,11 @@ def summary(outcome: Outcome) -> list[str]:
 
 def page(outcome: Outcome) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, StrictUndefined
-
     plan, rows = outcome.plan, outcome.rows
     judged = [row for row in rows if row.first is not None]
     weights = importances(plan, [row.values for row in judged], [row.first or 0.0 for row in judged])
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return fill_page(
+        _TEMPLATE,
         title=f"Sweep {outcome.name}",
         kind=f"{len(rows)} trials in generations of {plan.width} · seed {plan.seed} · {_metric(plan)}",
         headline=_headline(outcome),

@@ -13,6 +13,7 @@ from PIL import Image
 from twinrun.core.arrays import Pixels
 from twinrun.core.params import ValidateParams
 from twinrun.dataset.manifest import SPLITS
+from twinrun.tables.page import fill_page
 from twinrun.validate.findings import UNSPLIT, Finding, Verdict
 from twinrun.validate.messages import headline
 from twinrun.validate.results import PLOTTED
@@ -75,15 +76,12 @@ def report_html(
 
     `places` are lines of params.yaml, by the name of the setting; `docs` is where Great Expectations' own pages lie.
     """
-    from jinja2 import Environment, StrictUndefined
-
     drawer = _Drawer(verdict, table, images)
     drift = verdict.evidence.drift
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     findings = [*verdict.stopping, *verdict.warnings, *verdict.not_judged]
     sizes = {name: sum(counts.get(name, 0) for counts in verdict.counts.values()) for name in (*SPLITS, UNSPLIT)}
-    return page.from_string(template).render(
+    return fill_page(
+        _TEMPLATE,
         verdict=verdict,
         evidence=verdict.evidence,
         headline=headline(verdict),
