@@ -2,11 +2,24 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from twinrun.serving.json_lines import JsonLines
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _FIELDS = ("label", "kind", "labels", "image_sha256", "logits_sha256", "error")
+
+
+class AnsweringModel(BaseModel):
+    """Which model gave an answer, as the answer says it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: str
+    version: int | None
+    weights_hash: Sha256
 
 
 class AnswerLog:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from twinrun.core.errors import DataError
 from twinrun.core.files import replacing
 from twinrun.models.stored import StoredPreprocessing
+from twinrun.serving.answer_log import AnsweringModel
 from twinrun.serving.json_lines import JsonLines
 from twinrun.serving.stripping import without_metadata
 
@@ -26,15 +27,6 @@ ITEMS = "items.jsonl"
 PER_MINUTE = 30
 MOST_ITEMS = 10_000
 MOST_BYTES = 2_000_000_000  # of all photos together
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    name: str
-    version: int | None
-    weights_hash: _Sha256
 
 
 class FeedbackItem(BaseModel):
@@ -46,7 +38,7 @@ class FeedbackItem(BaseModel):
     file: Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.(jpg|png)$")]
     label: str
     predicted: str
-    model: _Model
+    model: AnsweringModel
 
 
 class TooMuch(Exception):
@@ -107,7 +99,7 @@ class Quarantine:
                 with replacing(self._folder / name) as temp:
                     temp.write_bytes(photo)
                 self._taken.bytes += len(photo)
-            model = {field: answer["model"][field] for field in _Model.model_fields}
+            model = {field: answer["model"][field] for field in AnsweringModel.model_fields}
             line = {"file": name, "label": label, "predicted": answer["label"], "model": model}
             self._lines.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
             self._taken.items.add((name, label))

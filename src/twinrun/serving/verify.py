@@ -5,24 +5,19 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from twinrun.core.errors import DataError
+from twinrun.serving.answer_log import AnsweringModel, Sha256
 from twinrun.serving.engine import Engine
 
 _MOST_BYTES = 100_000_000
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    name: str
-    version: int | None
-    weights_hash: _Sha256
-    onnx_sha256: _Sha256
+class _Model(AnsweringModel):
+    onnx_sha256: Sha256
 
 
 class ServedAnswer(BaseModel):
@@ -31,8 +26,8 @@ class ServedAnswer(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     label: str
-    image_sha256: _Sha256
-    logits_sha256: _Sha256
+    image_sha256: Sha256
+    logits_sha256: Sha256
     model: _Model
 
 
