@@ -577,6 +577,8 @@ def _show(facts: Any) -> None:
 
 def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
     """A card as pairs of a name and a text, in reading order."""
+    from twinrun.core.params import flat_settings
+
     environment, hardware = card.get("environment", {}), card.get("hardware", {})
     state = "with uncommitted changes (--diff prints them)" if card.get("dirty") else "clean"
     lines = [
@@ -599,8 +601,8 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
     views = card.get("params", {}).get("train", {}).get("probe_views", 1)
     unused = (*_UNUSED_BY_A_PROBE, *(["train.augment."] if views == 1 else [])) if card.get("probe") else ()
     lines += [
-        (f"params.{name}", f"{value} (not used by a probe)" if name.startswith(unused) else value)
-        for name, value in _flat(card.get("params", {}))
+        (f"params.{name}", f"{value} (not used by a probe)" if name.startswith(unused) else str(value))
+        for name, value in flat_settings(card.get("params", {}))
     ]
     for stage, facts in card.get("dvc_lock", {}).items():
         lines += [(f"data of {stage}", f"{md5}  {path}") for path, md5 in facts.get("outs", {}).items()]
@@ -623,13 +625,6 @@ def _some(names: list[str]) -> str:
     """Names as far as they fit a line; the card has all of them."""
     shown = names[:_NAMES_SHOWN]
     return " ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
-
-
-def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    flat = []
-    for name, value in params.items():
-        flat += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", str(value))]
-    return flat
 
 
 def _differing(packages: dict[str, dict[str, str | None]]) -> str:

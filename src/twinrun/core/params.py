@@ -7,6 +7,7 @@ probably meant. Nothing heavy is imported, so that a wrong setting ends the firs
 import difflib
 import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -446,6 +447,15 @@ def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
 
 
 ALL_SETTINGS = "An update may have added settings. `twinrun upgrade` adds those that are missing, with their defaults."
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of nested sections with its full name, such as `train.augment.flip`, in order."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat_settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = False) -> Params:

@@ -26,6 +26,7 @@ from typing import Any, Literal, Self
 
 from twinrun.core.errors import RecordError, TrackingError
 from twinrun.core.files import canonical_json, explained, file_sha256, folder_hashes, replacing
+from twinrun.core.params import flat_settings
 from twinrun.record.card import DVC_LOCK, Code
 from twinrun.record.home import Process, journals_folder, this_process
 from twinrun.record.records import parse_event, require_plain
@@ -107,7 +108,8 @@ class Journal:
 
     def params(self, params: Mapping[str, Any]) -> None:
         """Record settings; nested ones under dotted names (`train.epochs`). The first value of a name stays."""
-        flat = {name: value for name, value in _flatten(params) if ("param", name) not in self._seen}
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat_settings(params)}
+        flat = {name: text for name, text in texts.items() if ("param", name) not in self._seen}
         if flat:
             self._append(event="params", values=flat)
 
@@ -432,14 +434,6 @@ def _drop_torn_line(file: Path) -> int:
     if whole != len(content):
         os.truncate(file, whole)
     return whole
-
-
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _number(value: float) -> float | str:

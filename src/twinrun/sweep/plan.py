@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from twinrun.core.errors import ParamsError
-from twinrun.core.params import Params, Seed, TrainParams, parse_params
+from twinrun.core.params import Params, Seed, TrainParams, flat_settings, parse_params
 from twinrun.project.presets import Setting, with_values
 
 Scalar = bool | int | float | str | None
@@ -106,7 +106,7 @@ seeds: 3              # new seeds that the best trial and params.yaml are traine
 
 def here(plan: Plan, params: Params) -> dict[str, Scalar] | None:
     """The settings of params.yaml as a point of the space; None where it lies outside."""
-    settings = dict(_flat(asdict(params)))
+    settings = dict(flat_settings(asdict(params)))
     point: dict[str, Scalar] = {}
     for name, dimension in plan.dimensions().items():
         value = settings[name]
@@ -151,7 +151,7 @@ def _problems(plan: Plan, params: Params) -> Iterator[str]:
 
 
 def _unfit(name: str, value: Any, settings: dict[str, Any]) -> str | None:
-    known = [setting for setting, _ in _flat(settings)]
+    known = [setting for setting, _ in flat_settings(settings)]
     if name not in known or not name.startswith("train."):
         near = difflib.get_close_matches(name, [each for each in known if each.startswith("train.")], n=1)
         return f"{name} is not a setting of training" + (f"; did you mean {near[0]}?" if near else "")
@@ -226,14 +226,6 @@ def _plain(kind: Any) -> Iterator[Any]:
             yield from _plain(branch)
     else:
         yield kind
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _problem(error: Any) -> str:
