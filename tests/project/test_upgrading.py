@@ -1,5 +1,6 @@
 """`twinrun upgrade`: an old project's files become those of the installed Twinrun, and no value is lost."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -112,3 +113,15 @@ def test_a_file_that_is_no_settings_is_named() -> None:
     result = CliRunner().invoke(app, ["upgrade"])
 
     assert isinstance(result.exception, ParamsError)
+
+
+@pytest.mark.usefixtures("_project")
+def test_a_folder_that_is_no_project_or_no_repository_is_named_with_what_to_do() -> None:
+    shutil.rmtree(".git")
+    without_git = CliRunner().invoke(app, ["upgrade"])
+    Path("params.yaml").unlink()
+    without_params = CliRunner().invoke(app, ["upgrade"])
+
+    assert "git init && git add . && git commit" in str(without_git.exception)
+    assert "There is no params.yaml here" in str(without_params.exception)
+    assert Path("dvc.yaml").read_text() == "stages: {}\n"

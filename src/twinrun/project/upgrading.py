@@ -37,6 +37,10 @@ def upgrade_project(root: Path) -> Upgrade:
     try:
         old = path.read_text(encoding="utf-8")
         new, added = with_missing(old, default_settings())
+    except FileNotFoundError:
+        raise ParamsError(
+            f"There is no {PARAMS} here. Run this in a project's folder, or create one: twinrun init"
+        ) from None
     except (OSError, UnicodeDecodeError, YAMLError, AttributeError, TypeError) as error:
         raise ParamsError(f"{PARAMS} cannot be read as settings: {error}") from None
     texts = _files(root) if not (root / "src/twinrun").is_dir() else {}
@@ -147,7 +151,10 @@ def _require_committed(root: Path, names: list[str]) -> None:
         return
     status = run_git(root, "status", "--porcelain", "--ignored", "--", *names)
     if status.returncode:
-        raise RepositoryError(f"git cannot tell what has changed: {status.stderr.strip()}")
+        raise RepositoryError(
+            f"git cannot tell what has changed: {status.stderr.strip()}. Nothing was written, since {', '.join(names)} "
+            "would be changed. Have git keep what is there: git init && git add . && git commit"
+        )
     if uncommitted := [line[3:] for line in status.stdout.splitlines()]:
         raise RepositoryError(
             f"{', '.join(uncommitted)} would be changed, and git does not have what is there now. Nothing was written. "
