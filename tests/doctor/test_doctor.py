@@ -232,6 +232,8 @@ def test_a_tracker_that_is_away_is_one_finding_and_the_rest_is_looked_at(
 
 
 def test_a_database_of_another_mlflow_is_one_finding_with_one_command(trained: Path) -> None:
+    registered = {"name": "twinrun-digits", "version": 1, "weights_hash": "0" * 64}
+    write_json(registered, trained / "data/out/register/registered.json")  # which another part looks for in the store
     with closing(sqlite3.connect(trained / "mlruns/mlflow.db")) as store, store:
         store.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
 
