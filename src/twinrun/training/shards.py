@@ -34,6 +34,7 @@ from twinrun.core.keyed import keyed_seed
 from twinrun.models.predict import channel_tensor, normalised
 from twinrun.training import collectives
 from twinrun.training.batches import shard_slices
+from twinrun.training.depthwise import FastDepthwise, has_depthwise
 
 _DROPOUT = 2  # the stream of draws that decides dropout
 
@@ -102,6 +103,8 @@ class ShardedNetwork:
         self._class_weights: Tensor | None = None
         if class_weights is not None:
             self._class_weights = torch.tensor(class_weights, dtype=torch.float32, device=numerics.device)
+        on_cpu_in_bfloat16 = numerics.device.type == "cpu" and numerics.autocast is torch.bfloat16
+        self._has_slow_depthwise = on_cpu_in_bfloat16 and has_depthwise(network)
         self._norms = _batch_norms(network)
         self._keep_batch_norm = keep_batch_norm
         if keep_batch_norm:
@@ -190,7 +193,7 @@ class ShardedNetwork:
         replica = self._replicas[k]
         replica.begin(self._statistics, keyed_seed(self._seed, _DROPOUT, step, k))
         pixels, targets = self._on_device(*load(part))
-        with self._autocast():
+        with self._autocast(), self._fast_depthwise():
             logits = replica.network(normalised(pixels, self._mean, self._std))
         loss = cross_entropy(
             logits.float(),
@@ -234,6 +237,9 @@ class ShardedNetwork:
             return nullcontext()
         # Its cache of cast weights is shared between threads and gives nothing here: each weight is used once.
         return torch.autocast(self._numerics.device.type, dtype=dtype, cache_enabled=False)
+
+    def _fast_depthwise(self) -> "FastDepthwise | nullcontext[None]":
+        return FastDepthwise() if self._has_slow_depthwise else nullcontext()
 
 
 class KeyedDropout(nn.Module):
