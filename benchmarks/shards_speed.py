@@ -72,7 +72,7 @@ def _images_per_second(way: str, steps: int, threads: int) -> float:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     images = _images((steps + 1) * _BATCH)
     network = build_network("resnet9", channels=3, size_px=(32, 32), classes=_CLASSES, seed=0)
-    params, clock = _params(), _Clock()
+    params, clock = _params(), Clock()
     data = _split_images(images)
     precision: Any = "32-true"
     if way == "shards":
@@ -109,7 +109,7 @@ def _images_per_second(way: str, steps: int, threads: int) -> float:
     return steps * _BATCH / (clock.ticks[-1] - clock.ticks[0])
 
 
-class _Clock:
+class Clock:
     """The time at the end of every step."""
 
     def __init__(self) -> None:

@@ -7,7 +7,16 @@ from twinrun.core.errors import ModelError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import weights_hash
 
-SMALL = ["mlp", "lenet5", "resnet9", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"]
+SMALL = [
+    "mlp",
+    "lenet5",
+    "resnet9",
+    "resnet9_w8",
+    "resnet18",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -23,6 +32,17 @@ def test_a_network_takes_oblong_images(name: str) -> None:
     network = build_network(name, channels=3, size_px=(48, 80), classes=7, seed=0).eval()
 
     assert network(torch.zeros(2, 3, 48, 80)).shape == (2, 7)
+
+
+def test_the_width_of_a_resnet9_is_that_of_its_name() -> None:
+    def parameters(name: str) -> int:
+        network = build_network(name, channels=1, size_px=(32, 32), classes=10, seed=0)
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    assert parameters("resnet9_w64") == parameters("resnet9")
+    assert parameters("resnet9_w7") == 79_621
+    with pytest.raises(ModelError, match=r'no network is called "resnet9_w0"; did you mean resnet9'):
+        parameters("resnet9_w0")
 
 
 def test_a_network_that_takes_squares_alone_says_so() -> None:

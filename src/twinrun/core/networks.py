@@ -21,6 +21,8 @@ PACKAGE_MODELS = {  # packages and what they hold
 BESIDE = "+"  # between the names of networks whose features are given to one head
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:(?!def )[^\n]*\n)*?def (\w+)\(", re.MULTILINE)
+_RESNET9 = re.compile(r"resnet9(?:_w([1-9]\d{0,2}))?", re.ASCII)
+RESNET9_WIDTH = 64  # filters of the first convolution of resnet9; resnet9_w32 has 32
 _OWN_FILE = re.compile(r"networks/(?:\w+/)*\w+\.py:[A-Za-z_]\w*", re.ASCII)
 _SHOWN = 3
 _EXAMPLES = ("resnet18", "efficientnet_b0", "timm/tf_efficientnet_lite0")
@@ -52,15 +54,16 @@ def timm_names() -> tuple[str, ...]:
 def unknown_network(name: str) -> str | None:
     """What is wrong with the name of a network, with the nearest names; None where there is such a network.
 
-    A network of timm is called `timm/NAME`, where NAME may have a tag of weights, as in `timm/resnet18.a1_in1k`; a
-    function in a file of the project `networks/FILE.py:FUNCTION`; networks side by side `A+B`.
+    `resnet9_w32` is a ResNet-9 of half the width. A network of timm is called `timm/NAME`, where NAME may have a tag of
+    weights, as in `timm/resnet18.a1_in1k`; a function in a file of the project `networks/FILE.py:FUNCTION`; networks
+    side by side `A+B`.
     """
     if BESIDE in name:
         parts = side_by_side(name)
         if own := next((part for part in parts if is_own_file(part)), None):
             return f'"{own}" is a file of the project, which cannot stand beside another network; combine them in it'
         return next((problem for part in parts if (problem := unknown_network(part))), None)
-    if name in OWN_MODELS or is_own_file(name):
+    if is_own_model(name) or is_own_file(name):
         return None
     if ":" in name:
         return f'"{name}" is not a function in a file; write it as networks/mine.py:build'
@@ -113,6 +116,17 @@ def weights_side_by_side(setting: str, model: str) -> list[str]:
     return [setting] * len(side_by_side(model)) if setting == IMAGENET else setting.split(BESIDE)
 
 
+def is_own_model(name: str) -> bool:
+    """Whether a network is one of Twinrun's own."""
+    return name in OWN_MODELS or resnet9_width(name) is not None
+
+
+def resnet9_width(name: str) -> int | None:
+    """Filters of the first convolution that the name of a ResNet-9 asks for, 1 to 999; None for other networks."""
+    found = _RESNET9.fullmatch(name)
+    return found and int(found[1] or RESNET9_WIDTH)
+
+
 def is_own_file(name: str) -> bool:
     """Whether the name of a network names a function in a file of the project, as networks/mine.py:build does."""
     return _OWN_FILE.fullmatch(name) is not None
@@ -120,9 +134,9 @@ def is_own_file(name: str) -> bool:
 
 def no_published_weights(model: str) -> str | None:
     """Why there are no published ImageNet weights of a network; None where torchvision or timm may."""
-    if model not in OWN_MODELS and not is_own_file(model):
+    if not is_own_model(model) and not is_own_file(model):
         return None
-    whose = "Twinrun's own" if model in OWN_MODELS else "your own"
+    whose = "Twinrun's own" if is_own_model(model) else "your own"
     return (
         f"there are no published ImageNet weights of {model}, which is {whose}; put a file of weights into "
         f"data/pretrained and name it here, or set train.model: {', '.join(_EXAMPLES)}, ..."

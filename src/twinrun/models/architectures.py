@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.core.errors import ModelError
-from twinrun.core.networks import BESIDE, TIMM, Size, is_own_file, side_by_side, unknown_network
+from twinrun.core.networks import (
+    BESIDE,
+    RESNET9_WIDTH,
+    TIMM,
+    Size,
+    is_own_file,
+    resnet9_width,
+    side_by_side,
+    unknown_network,
+)
 from twinrun.models.own import build_from_source, own_source
 
 
@@ -80,8 +89,8 @@ def _build(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
             return _mlp(channels, size_px, classes)
         case "lenet5":
             return _lenet5(channels, size_px, classes)
-        case "resnet9":
-            return ResNet9(channels, classes)
+    if (width := resnet9_width(name)) is not None:
+        return ResNet9(channels, classes, width)
     if BESIDE in name:
         return SideBySide([_build(part, channels, size_px, classes) for part in side_by_side(name)], channels, classes)
     if name.startswith(TIMM):
@@ -128,15 +137,16 @@ def _lenet5(channels: int, size_px: Size, classes: int) -> nn.Module:
 class ResNet9(nn.Module):
     """A residual network of nine layers, after David Page, "How to train your ResNet", 2018: small and fast."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, width: int = RESNET9_WIDTH) -> None:
+        """`width` filters in the first convolution, eight times as many in the last."""
         super().__init__()
-        self.stem = _conv_block(channels, 64)
-        self.layer1 = _conv_block(64, 128, pool=True)
-        self.residual1 = nn.Sequential(_conv_block(128, 128), _conv_block(128, 128))
-        self.layer2 = _conv_block(128, 256, pool=True)
-        self.layer3 = _conv_block(256, 512, pool=True)
-        self.residual3 = nn.Sequential(_conv_block(512, 512), _conv_block(512, 512))
-        self.classifier = nn.Linear(512, classes)
+        self.stem = _conv_block(channels, width)
+        self.layer1 = _conv_block(width, 2 * width, pool=True)
+        self.residual1 = nn.Sequential(_conv_block(2 * width, 2 * width), _conv_block(2 * width, 2 * width))
+        self.layer2 = _conv_block(2 * width, 4 * width, pool=True)
+        self.layer3 = _conv_block(4 * width, 8 * width, pool=True)
+        self.residual3 = nn.Sequential(_conv_block(8 * width, 8 * width), _conv_block(8 * width, 8 * width))
+        self.classifier = nn.Linear(8 * width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.layer1(self.stem(images))

@@ -125,10 +125,11 @@ def _uses_bfloat16(params: TrainParams, device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Without these instructions autocast to bfloat16 is slower than float32.
-    return any(_matrix_instructions().values())
+    return any(matrix_instructions().values())
 
 
-def _matrix_instructions() -> dict[str, bool]:
+def matrix_instructions() -> dict[str, bool]:
+    """Whether the processor has each kind of instructions that multiply matrices of bfloat16."""
     known = torch.cpu.get_capabilities()
     return {name: bool(known.get(name, False)) for name in ("amx_bf16", "avx512_bf16")}
 
