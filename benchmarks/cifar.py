@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.shards_speed import Clock
+from benchmarks.shards_speed import Clock, bare_trainer
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def _airbench(options: argparse.Namespace) -> tuple[list[float], int, float]:
 
     torch.set_num_threads(options.threads)
     _on_the_cpu(torch.bfloat16 if any(matrix_instructions().values()) else torch.float32)
-    from airbench import lib_airbench94, utils
+    from airbench import lib_airbench94, utils  # type: ignore[import-untyped]
 
     ticks: list[float] = []
 
@@ -231,8 +231,6 @@ def _steps(
     network: "torch.nn.Module", images: "Pixels", manifest: "Manifest", params: "TrainParams", numerics: Any, steps: int
 ) -> list[float]:
     """Train for so many steps as `fit` does: the time of each but the first."""
-    import pytorch_lightning as pl
-
     from twinrun.models.architectures import find_head
     from twinrun.training.fit import in_shards
     from twinrun.training.module import Classifier, SplitImages
@@ -242,18 +240,7 @@ def _steps(
     with in_shards(network, train, params, numerics) as sharded:
         head = find_head(network, classes)
         module = Classifier(sharded, train, val, params, list(head[1].parameters()) if head else ())
-        pl.Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            limit_train_batches=steps,
-            limit_val_batches=0,
-            logger=False,
-            callbacks=[clock.callback()],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            num_sanity_val_steps=0,
-        ).fit(module)
+        bare_trainer(clock, steps=steps).fit(module)
     return clock.ticks[1:]
 
 

@@ -93,19 +93,7 @@ def _images_per_second(way: str, steps: int, threads: int) -> float:
         if way == "bf16":
             precision = "bf16-mixed"
         module = _whole_batches(network, data, params, contiguous=way == "fp32")
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        precision=precision,
-        max_epochs=1,
-        logger=False,
-        callbacks=[clock.callback()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module)
+    bare_trainer(clock, precision).fit(module)
     return steps * _BATCH / (clock.ticks[-1] - clock.ticks[0])
 
 
@@ -119,6 +107,25 @@ class Clock:
         from pytorch_lightning.callbacks import LambdaCallback
 
         return LambdaCallback(on_train_batch_end=lambda *_: self.ticks.append(time.perf_counter()))
+
+
+def bare_trainer(clock: Clock, precision: Any = "32-true", steps: int | None = None) -> "pl.Trainer":
+    """A trainer of Lightning that does nothing beside one epoch, or so many `steps`, and tells the clock of each."""
+    import pytorch_lightning as pl
+
+    return pl.Trainer(
+        accelerator="cpu",
+        precision=precision,
+        max_epochs=1,
+        limit_train_batches=steps,
+        logger=False,
+        callbacks=[clock.callback()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+    )
 
 
 def _whole_batches(

@@ -38,8 +38,14 @@ def check(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the report.")] = Path("twinrun-check"),
     size_px: Annotated[
-        int, typer.Option("--size", min=16, max=1024, help="Side to which images are resized for the checks, pixels.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            "--size",
+            min=16,
+            max=1024,
+            help="Side to which images are resized for the checks, pixels; by default 64, or theirs if that is less.",
+        ),
+    ] = None,
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Search for wrong labels, which takes longest.")
     ] = True,

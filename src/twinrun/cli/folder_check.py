@@ -1,10 +1,13 @@
 """All checks on any folder of images, without a pipeline: no split is drawn, and no params.yaml read."""
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from PIL import Image
 
 from twinrun.core.cores import available_cores
 from twinrun.core.errors import PublishError
@@ -13,10 +16,12 @@ from twinrun.core.params import LabelErrorParams, SplitFractions, ValidateParams
 from twinrun.core.progress import fraction
 from twinrun.dataset.pack import creating_pack, open_pack
 from twinrun.decoding.decode import AS_STORED
+from twinrun.decoding.regular_files import open_regular
 from twinrun.decoding.samples import SampleRules
 from twinrun.ingest.copies.nearest import near_duplicates
 from twinrun.ingest.facts import Facts
 from twinrun.ingest.folders import REPORT_FILES, Levels, list_images
+from twinrun.ingest.listing import Arrays, Listing
 from twinrun.ingest.packing import Shape, facts_table, fill_pack, sample_notes
 from twinrun.validate.evidence import Reference
 from twinrun.validate.findings import Finding, Verdict
@@ -26,6 +31,9 @@ from twinrun.validate.results import findings_table, result_json
 
 REPORT, _RESULT, FINDINGS = REPORT_FILES
 _MAX_PIXELS = 100_000_000
+_SIDE_PX, _SMALLEST_SIDE_PX = 64, 16
+_HEADERS_READ = 100
+_PLAIN_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # whose headers are small
 # As in the preset `folder`, but that a class may be small: there may be more images elsewhere.
 _SETTINGS = ValidateParams(
     seed=0,
@@ -61,7 +69,7 @@ def check_folder(
     folder: Path,
     out: Path,
     *,
-    size_px: int = 64,
+    size_px: int | None = None,
     labels: bool = True,
     reference: Reference | None = None,
     levels: Levels = "auto",
@@ -78,6 +86,7 @@ def check_folder(
     """
     listing = list_images(folder, out, levels, leave_out, follow_links=follow_links)
     _make_writable(out)
+    size_px = size_px or _usual_size(listing)
     shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS, rules)
     settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))
     with tempfile.TemporaryDirectory(prefix="twinrun-check-") as temp:
@@ -96,6 +105,19 @@ def check_folder(
         write_table(findings_table(verdict, table), out / FINDINGS)
         write_json(result_json(verdict, table), out / _RESULT)
     return verdict, [*listing.notes, *(_as_options(note) for note in sample_notes(listing, facts, rules))]
+
+
+def _usual_size(listing: Listing) -> int:
+    """64 pixels, or the longest side of the images where it is smaller: of some of them, by their headers."""
+    if isinstance(listing.content, Arrays):
+        height, width = listing.content.pixels.shape[1:3]
+        return min(_SIDE_PX, max(_SMALLEST_SIDE_PX, int(height), int(width)))
+    paths = listing.content.paths
+    longest = 0
+    for path in paths[:: max(1, len(paths) // _HEADERS_READ)]:
+        with contextlib.suppress(Exception), open_regular(path) as file:
+            longest = max(longest, *Image.open(file, formats=_PLAIN_FORMATS).size)
+    return min(_SIDE_PX, max(_SMALLEST_SIDE_PX, longest)) if longest else _SIDE_PX
 
 
 def _as_options(note: str) -> str:

@@ -1,0 +1,452 @@
+"""What happens around the arithmetic: `python -m benchmarks.everyday`; ten minutes on 2 cores, part of `make bench`.
+
+Each row is one thing that a training or its user waits for, done by Twinrun and by what its field does instead, on the
+same data, in turns, each turn in a process of its own:
+
+    step      what a step of the training loop costs beside its arithmetic; Lightning with its automatic optimization
+    photos    images a second from the second epoch on, augmented; torchvision's ImageFolder and a DataLoader of PyTorch
+              with a worker for each core
+    metrics   recording the four figures of an epoch; MLflow's client with SQLite
+    start     from the command to the end of the first step; Lightning with MLflow and Great Expectations imported
+    nothing   `dvc repro` with 20,000 photos where nothing has changed; DVC with the photos and resized copies of them
+              as loose files
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    import torch
+
+    from twinrun.core.params import TrainParams
+    from twinrun.training.module import SplitImages
+
+_BIN = Path(sys.executable).parent
+_STEPS, _BATCH = 400, 32
+_PHOTOS, _PHOTO_SIZE = 768, (384, 512)
+_SIZE = (240, 320)
+_EPOCHS_LOGGED = 300
+_FILES = 20_000
+
+
+def main() -> None:
+    started = time.time()
+    options = _options()
+    if options.way:
+        print(json.dumps(_ROWS[options.row][1][options.way](options.folder, started)))
+        return
+    results: dict[str, dict[str, list[float]]] = {}
+    for row in options.rows:
+        ways = _ROWS[row][1]
+        results[row] = {way: [] for way in ways}
+        with tempfile.TemporaryDirectory() as folder:
+            for prepare in _PREPARATIONS.get(row, ()):
+                prepare(Path(folder))
+            for turn in range(options.repeats):
+                for way in ways:
+                    results[row][way].append(_in_own_process(row, way, folder))
+                    print(
+                        f"{row}, turn {turn + 1}/{options.repeats}: {way} {results[row][way][-1]:.4g}", file=sys.stderr
+                    )
+    _report(results, options)
+
+
+def _in_own_process(row: str, way: str, folder: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.everyday", "--row", row, "--way", way, "--folder", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{row}, {way}:\n{done.stdout}{done.stderr}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+# A step of the loop, in microseconds beside the arithmetic
+
+
+def _step_by_twinrun(_: Path, __: float) -> float:
+    import torch
+
+    from twinrun.models.architectures import build_network
+    from twinrun.training.fit import in_shards
+    from twinrun.training.module import Classifier, build_optimizer
+    from twinrun.training.shards import Numerics
+
+    params, data = _tiny()
+    numerics = Numerics(torch.device("cpu"), None, (0.5,), (0.25,))
+
+    def network() -> "torch.nn.Module":
+        return build_network("mlp", channels=1, size_px=(8, 8), classes=10, seed=0)
+
+    with in_shards(network(), data, params, numerics) as sharded:
+        module = Classifier(sharded, data, data, params)
+        whole = _seconds_a_step(module)
+    with in_shards(network(), data, params, numerics) as sharded:
+        module = Classifier(sharded, data, data, params)
+        optimizer = build_optimizer(sharded.network, params)
+        started = time.perf_counter()
+        for step, batch in enumerate(module.train_dataloader()):
+            sharded.backward(lambda part, batch=batch: module.load(batch[part]), len(batch), step)  # type: ignore[misc]
+            optimizer.step()
+        return 1e6 * (whole - (time.perf_counter() - started) / _STEPS)
+
+
+def _step_by_lightning(_: Path, __: float) -> float:
+    import numpy as np
+    import pytorch_lightning as pl
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from twinrun.models.architectures import build_network
+
+    params, data = _tiny()
+    images = torch.from_numpy(data.take(np.arange(len(data)))[0]).permute(0, 3, 1, 2).float() / 255
+    loader = DataLoader(TensorDataset(images, torch.from_numpy(np.arange(len(data)) % 10)), _BATCH, shuffle=True)
+
+    class Plain(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = build_network("mlp", channels=1, size_px=(8, 8), classes=10, seed=0)
+
+        def train_dataloader(self) -> Any:
+            return loader
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+            return cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), params.learning_rate, params.momentum)
+
+    torch.set_num_threads(1)
+    whole = _seconds_a_step(Plain())
+    module = Plain()
+    optimizer = module.configure_optimizers()
+    started = time.perf_counter()
+    for batch in loader:
+        optimizer.zero_grad()
+        module.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return 1e6 * (whole - (time.perf_counter() - started) / _STEPS)
+
+
+def _seconds_a_step(module: "pl.LightningModule") -> float:
+    from benchmarks.shards_speed import Clock, bare_trainer
+
+    clock = Clock()
+    bare_trainer(clock).fit(module)
+    return (clock.ticks[-1] - clock.ticks[0]) / (len(clock.ticks) - 1)
+
+
+def _tiny() -> "tuple[TrainParams, SplitImages]":
+    import numpy as np
+
+    from twinrun.dataset.manifest import Split
+    from twinrun.project.presets import preset_params
+    from twinrun.training.module import SplitImages
+
+    count = _STEPS * _BATCH
+    ids = [f"{number:016x}" for number in range(count)]
+    images = np.zeros((count, 8, 8, 1), np.uint8)
+    split = Split(np.arange(count), ids, np.arange(count) % 10)
+    params = preset_params("digits").train
+    return (
+        replace(params, batch_size=_BATCH, epochs=1, shards=1, threads=1, optimizer="sgd", ema_decay=None),
+        SplitImages(images, split, 10),
+    )
+
+
+# Photos that reach the network, a second
+
+
+def _write_photos(folder: Path) -> None:
+    """JPEG files of two classes, cut at random out of the two photos that come with scikit-learn."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(0)
+    height, width = _PHOTO_SIZE
+    for label, photo in zip(("china", "flower"), load_sample_images().images, strict=True):
+        (folder / "photos" / label).mkdir(parents=True)
+        for number in range(_PHOTOS // 2):
+            top, left = (int(random.integers(0, n - m)) for n, m in zip(photo.shape[:2], _PHOTO_SIZE, strict=True))
+            cut = Image.fromarray(photo[top : top + height, left : left + width])
+            cut.save(folder / "photos" / label / f"{number}.jpg", quality=90)
+
+
+def _pack_photos(folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    files = sorted((folder / "photos").glob("*/*.jpg"))
+    small = [np.asarray(Image.open(file).resize((_SIZE[1], _SIZE[0]), Image.Resampling.BICUBIC)) for file in files]
+    np.save(folder / "pack.npy", np.stack(small))
+
+
+def _photos_by_twinrun(folder: Path, _: float) -> float:
+    import numpy as np
+    import torch
+
+    from twinrun.dataset.manifest import Split
+    from twinrun.models.architectures import build_network
+    from twinrun.models.predict import channel_tensor, normalised
+    from twinrun.project.presets import preset_params
+    from twinrun.training.batches import shard_slices
+    from twinrun.training.fit import in_shards
+    from twinrun.training.module import Classifier, SplitImages
+    from twinrun.training.shards import Numerics
+
+    images = np.load(folder / "pack.npy", mmap_mode="r")
+    params = replace(preset_params("photos-tuned").train, pretrained=None, freeze="none", head_first_epochs=0)
+    rows = np.arange(len(images))
+    data = SplitImages(images, Split(rows, [f"{row:016x}" for row in rows], rows % 2), 2)
+    network = build_network("mlp", channels=3, size_px=(8, 8), classes=2, seed=0)
+    mean, std = channel_tensor((0.5,) * 3), channel_tensor((0.25,) * 3)
+    with in_shards(network, data, params, Numerics(torch.device("cpu"), None, (0.5,) * 3, (0.25,) * 3)) as sharded:
+        module = Classifier(sharded, data, data, params)
+
+        def epoch() -> None:
+            for batch in module.train_dataloader():
+                parts = [batch[part] for part in shard_slices(len(batch), params.shards)]
+                for _ in pool.map(lambda part: normalised(module.load(part)[0], mean, std), parts):
+                    pass
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            epoch()
+            started = time.perf_counter()
+            epoch()
+            return len(images) / (time.perf_counter() - started)
+
+
+def _photos_by_torchvision(folder: Path, _: float) -> float:
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    change = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(_SIZE, scale=(0.5, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(0.2, 0.2, 0.2),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,) * 3, (0.25,) * 3),
+        ]
+    )
+    cores = len(os.sched_getaffinity(0))
+    images = ImageFolder(str(folder / "photos"), change)
+    loader = DataLoader(images, 32, shuffle=True, num_workers=cores, persistent_workers=True)
+    for _batch in loader:
+        pass
+    started = time.perf_counter()
+    for _batch in loader:
+        pass
+    return len(images) / (time.perf_counter() - started)
+
+
+# Recording the figures of an epoch, in microseconds
+
+
+def _metrics_by_twinrun(folder: Path, _: float) -> float:
+    from twinrun.record.journal import Journal
+
+    journal = Journal.create(folder, name="benchmark", experiment="benchmark")
+    return _microseconds(lambda epoch: journal.metrics(epoch, _FIGURES))
+
+
+def _metrics_by_mlflow(folder: Path, _: float) -> float:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient(f"sqlite:///{folder / f'{os.getpid()}.db'}")
+    run = client.create_run(client.create_experiment("benchmark")).info.run_id
+
+    def log(epoch: int) -> None:
+        metrics = [Metric(name, value, time.time_ns() // 1_000_000, epoch) for name, value in _FIGURES.items()]
+        client.log_batch(run, metrics=metrics)
+
+    log(-1)
+    return _microseconds(log)
+
+
+_FIGURES = {"train_loss": 0.1, "val_loss": 0.2, "val_accuracy": 0.9, "learning_rate": 0.01}
+
+
+def _microseconds(log: Callable[[int], None]) -> float:
+    started = time.perf_counter()
+    for epoch in range(_EPOCHS_LOGGED):
+        log(epoch)
+    return 1e6 * (time.perf_counter() - started) / _EPOCHS_LOGGED
+
+
+# From the command to the end of the first step, in seconds
+
+
+def _prepare_digits(folder: Path) -> None:
+    _quietly([_BIN / "twinrun", "init", "digits"], folder)
+    _quietly([_BIN / "dvc", "repro", "validate"], folder / "digits")
+
+
+def _start_of_twinrun(folder: Path, started: float) -> float:
+    os.chdir(folder / "digits")
+    sys.path.insert(0, ".")
+    from twinrun.training.module import Classifier
+
+    step = Classifier.training_step
+
+    def first(module: Classifier, batch: Any, batch_idx: int) -> None:
+        step(module, batch, batch_idx)
+        print(json.dumps(time.time() - started), flush=True)
+        os._exit(0)
+
+    Classifier.training_step = first  # type: ignore[method-assign, assignment]
+    import pipeline.train
+
+    pipeline.train.main()
+    raise AssertionError("no step")
+
+
+def _start_of_lightning(folder: Path, started: float) -> float:
+    import great_expectations  # noqa: F401
+    import mlflow
+    import numpy as np
+    import pytorch_lightning as pl
+    import torch
+    from sklearn.datasets import load_digits
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from twinrun.models.architectures import build_network
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder / f'{os.getpid()}.db'}")
+    pixels = load_digits().images.astype(np.float32).repeat(4, axis=1).repeat(4, axis=2)[:, None]
+    data = TensorDataset(torch.from_numpy(pixels), torch.from_numpy(load_digits().target))
+
+    class Plain(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
+
+        def train_dataloader(self) -> Any:
+            return DataLoader(data, 64, shuffle=True)
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+            return cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+            print(json.dumps(time.time() - started), flush=True)
+            os._exit(0)
+
+    with mlflow.start_run():
+        mlflow.log_param("model", "lenet5")
+        pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False).fit(Plain())
+    raise AssertionError("no step")
+
+
+# Nothing to do, in seconds
+
+
+def _prepare_many(folder: Path) -> None:
+    """A project of Twinrun, and one of DVC alone, that have run on so many small photos."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for number in range(_FILES):
+        file = folder / "many" / str(number % 10) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+    _quietly([_BIN / "twinrun", "init", "ours", "--data", "many"], folder)
+    _quietly([_BIN / "dvc", "repro", "validate"], folder / "ours")
+    peer = folder / "peer"
+    peer.mkdir()
+    (peer / "resize.py").write_text("import sys, shutil\nshutil.copytree('photos', 'resized')\n", encoding="utf-8")
+    stage = {"cmd": f"{sys.executable} resize.py", "deps": ["resize.py", "photos"], "outs": ["resized"]}
+    (peer / "dvc.yaml").write_text(json.dumps({"stages": {"resize": stage}}), encoding="utf-8")
+    (folder / "many").rename(peer / "photos")
+    (folder / "many").symlink_to(peer / "photos")
+    _quietly(["git", "init", "-q"], peer)
+    _quietly([_BIN / "dvc", "init", "-q"], peer)
+    _quietly([_BIN / "dvc", "repro"], peer)
+
+
+def _nothing(project: str, stage: str) -> Callable[[Path, float], float]:
+    def run(folder: Path, _: float) -> float:
+        started = time.perf_counter()
+        _quietly([_BIN / "dvc", "repro", stage], folder / project)
+        return time.perf_counter() - started
+
+    return run
+
+
+def _quietly(command: list[Any], folder: Path) -> None:
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": f"{_BIN}{os.pathsep}{os.environ['PATH']}"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command}:\n{done.stdout}{done.stderr}")
+
+
+# What is measured
+
+_Way = Callable[[Path, float], float]
+_ROWS: dict[str, tuple[str, dict[str, _Way]]] = {
+    "step": ("a step's loop, µs", {"twinrun": _step_by_twinrun, "lightning": _step_by_lightning}),
+    "photos": ("photos/s, 2nd epoch", {"twinrun": _photos_by_twinrun, "torchvision": _photos_by_torchvision}),
+    "metrics": ("figures of an epoch, µs", {"twinrun": _metrics_by_twinrun, "mlflow": _metrics_by_mlflow}),
+    "start": ("to the first step, s", {"twinrun": _start_of_twinrun, "lightning": _start_of_lightning}),
+    "nothing": ("nothing to do, s", {"twinrun": _nothing("ours", "validate"), "dvc": _nothing("peer", "resize")}),
+}
+_PREPARATIONS: dict[str, tuple[Callable[[Path], None], ...]] = {
+    "photos": (_write_photos, _pack_photos),
+    "start": (_prepare_digits,),
+    "nothing": (_prepare_many,),
+}
+_MORE_IS_BETTER = {"photos"}
+
+
+def _report(results: dict[str, dict[str, list[float]]], options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "Twinrun, median", "the other, median", "the other is", "times better")
+    for row, ways in results.items():
+        (_, ours), (other, theirs) = ((way, median(values)) for way, values in ways.items())
+        ratio = ours / theirs if row in _MORE_IS_BETTER else theirs / ours
+        table.add_row(_ROWS[row][0], f"{ours:.4g}", f"{theirs:.4g}", other, f"{ratio:.2f}")
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.everyday", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each way")
+    parser.add_argument("--rows", nargs="+", choices=_ROWS, default=list(_ROWS), help="what to measure")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
+    parser.add_argument("--row", choices=_ROWS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
