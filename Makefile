@@ -29,7 +29,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=true MLF
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test coverage check format ui app phone axe wheel serve docs chaos bench bench-data bench-serve fuzz lock setup help
+.PHONY: repro test coverage check format ui app phone axe wheel serve docs chaos bench bench-cifar bench-data bench-serve fuzz lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
@@ -84,8 +84,13 @@ docs: setup  ## build the documentation into site/; a dead link is an error
 chaos: setup  ## inject faults into trainings, here and in a plain stack, and print the results (more than an hour)
 	@$(ACTIVATE) && python -m benchmarks.chaos --json chaos.json $(CHAOS)
 
-bench: setup  ## compare the speed of training with and without shards (about 10 minutes)
+bench: setup  ## compare training, and what happens around it, with what others do (about 20 minutes)
 	@$(ACTIVATE) && python -m benchmarks.shards_speed --json bench.json $(BENCH)
+	@$(ACTIVATE) && python -m benchmarks.everyday --json bench-everyday.json
+
+bench-cifar: setup  ## compare the preset cifar10 with airbench94, both to the end: BENCH="--data FOLDER" (about an hour)
+	@$(ACTIVATE) && pip install --quiet --no-deps --target .cache/airbench airbench==0.1.8
+	@$(ACTIVATE) && PYTHONPATH=.cache/airbench python -m benchmarks.cifar --whole --json bench-cifar.json $(BENCH)
 
 bench-data: setup  ## plant faults in real image sets, and count what the data checks and other tools find
 	@$(ACTIVATE) && python -m benchmarks.data --json bench-data.json $(BENCH)

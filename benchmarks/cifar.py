@@ -1,8 +1,9 @@
 """ResNet-9's recipe for CIFAR-10 against airbench94's: `python -m benchmarks.cifar --data FOLDER`; an hour on 2 cores.
 
 airbench94 (Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024) is the package `airbench` as it is,
-network, recipe and loader. It asks for a GPU and its half precision; here it is given the CPU, all cores, and bfloat16
-where the processor has it, else float32. FOLDER holds train/<class>/ and test/<class>/.
+network, recipe and loader; `make bench-cifar` installs it. It asks for a GPU and its half precision; here it is given
+the CPU, all cores, and bfloat16 where the processor has it, else float32. FOLDER holds train/<class>/ and
+test/<class>/.
 
 First both train for a few steps, in turns, each turn in a process of its own: images per second. With `--whole` each
 then trains to its end, once, in a process of its own: seconds from the start of the process to the accuracy on test.
@@ -96,7 +97,7 @@ def _airbench(options: argparse.Namespace) -> tuple[list[float], int, float]:
 
     torch.set_num_threads(options.threads)
     _on_the_cpu(torch.bfloat16 if any(matrix_instructions().values()) else torch.float32)
-    from airbench import lib_airbench94, utils  # type: ignore[import-untyped]
+    from airbench import lib_airbench94, utils  # type: ignore[import-not-found]
 
     ticks: list[float] = []
 

@@ -8,8 +8,8 @@ same data, in turns, each turn in a process of its own:
               with a worker for each core
     metrics   recording the four figures of an epoch; MLflow's client with SQLite
     start     from the command to the end of the first step; Lightning with MLflow and Great Expectations imported
-    nothing   `dvc repro` with 20,000 photos where nothing has changed; DVC with the photos and resized copies of them
-              as loose files
+    nothing   `dvc repro ingest` with 20,000 photos where nothing has changed; DVC with the photos and resized copies of
+              them as loose files
 """
 
 import argparse
@@ -370,7 +370,7 @@ def _prepare_many(folder: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
     _quietly([_BIN / "twinrun", "init", "ours", "--data", "many"], folder)
-    _quietly([_BIN / "dvc", "repro", "validate"], folder / "ours")
+    _quietly([_BIN / "dvc", "repro", "ingest"], folder / "ours")
     peer = folder / "peer"
     peer.mkdir()
     (peer / "resize.py").write_text("import sys, shutil\nshutil.copytree('photos', 'resized')\n", encoding="utf-8")
@@ -413,7 +413,7 @@ _ROWS: dict[str, tuple[str, dict[str, _Way]]] = {
     "photos": ("photos/s, 2nd epoch", {"twinrun": _photos_by_twinrun, "torchvision": _photos_by_torchvision}),
     "metrics": ("figures of an epoch, µs", {"twinrun": _metrics_by_twinrun, "mlflow": _metrics_by_mlflow}),
     "start": ("to the first step, s", {"twinrun": _start_of_twinrun, "lightning": _start_of_lightning}),
-    "nothing": ("nothing to do, s", {"twinrun": _nothing("ours", "validate"), "dvc": _nothing("peer", "resize")}),
+    "nothing": ("nothing to do, s", {"twinrun": _nothing("ours", "ingest"), "dvc": _nothing("peer", "resize")}),
 }
 _PREPARATIONS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "photos": (_write_photos, _pack_photos),
