@@ -30,6 +30,7 @@ from twinrun.models.published import ORIGIN, WEIGHTS, download, find_weights, pu
 
 FOLDER = Path("data/pretrained")
 _SETTING = "params.yaml: train.pretrained"
+_HEAD_DEVIATION = 0.01  # of a head's initial weights
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -126,11 +127,15 @@ def fetch_weights(model: str) -> tuple[Path, bool]:
 
 
 def start_from(network: nn.Module, pretrained: Sequence[Pretrained], *, classes: int) -> None:
-    """Put pretrained tensors into `network`, all but its head, which keeps its own initial weights.
+    """Put pretrained tensors into `network`, all but its head, whose own initial weights are made small.
 
-    Networks side by side take one of `pretrained` each. A network for gray images gets the sum of the RGB filters of
+    So the network first thinks all classes about equally probable: where a library draws large weights for a head (timm
+    for EfficientNet), the pretrained tensors would be changed by their error at first. Networks side by side take one of `pretrained` each. A network for gray images gets the sum of the RGB filters of
     its first layer. Raises ModelError where the tensors do not fit.
     """
+    head = find_head(network, classes)
+    if head is not None:
+        _make_small(head[1])
     if isinstance(network, SideBySide):
         for backbone, each in zip(network.backbones, pretrained, strict=True):
             _start(backbone, each, prefix=None)
@@ -140,8 +145,15 @@ def start_from(network: nn.Module, pretrained: Sequence[Pretrained], *, classes:
                 [(for_channels(p.mean or (), channels), for_channels(p.std or (), channels)) for p in pretrained]
             )
         return
-    head = find_head(network, classes)
     _start(network, pretrained[0], prefix=f"{head[0]}." if head is not None else None)
+
+
+def _make_small(head: nn.Linear) -> None:
+    with torch.no_grad():
+        deviation = float(head.weight.double().numpy().std())  # by one thread, unlike PyTorch's
+        head.weight.mul_(_HEAD_DEVIATION / max(deviation, 1e-12))
+        if head.bias is not None:
+            head.bias.zero_()
 
 
 def _start(network: nn.Module, pretrained: Pretrained, prefix: str | None) -> None:
