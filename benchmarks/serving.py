@@ -1,4 +1,4 @@
-"""Requests per core of `twinrun serve` and of MLflow's server: `python -m benchmarks.serving`; two minutes on 2 cores.
+"""Requests per core of `twinrun serve` and of MLflow's server: `python -m benchmarks.serving`; five minutes on 2 cores.
 
 Both serve one version of one registry, and get the same photos: digits for a LeNet-5 (32 pixels, gray), and photos of
 waste for a MobileNetV3 (224 pixels). Twinrun's server gets their files. MLflow's gets base64 text, which the models
@@ -299,7 +299,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=400, help="to each server in a turn; to MLflow's a quarter")
     parser.add_argument("--only", choices=["digits", "photos"])
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--load-s", type=float, default=8.0, help="length of each load, seconds")
+    parser.add_argument("--load-s", type=float, default=30.0, help="length of each load, seconds")
     options = parser.parse_args()
     options.json = options.json.resolve() if options.json else None
     return options

@@ -1,7 +1,9 @@
 """What the server makes of requests: MLflow's forms, an overload, hostile files, nonsense, and its log of answers."""
 
+import asyncio
 import base64
 import http.client
+import io
 import json
 import os
 import random
@@ -18,9 +20,13 @@ from typing import Any
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+from serving_support import digit_png, digits_engine
 from tracking_support import free_port, wait_for
 
 from twinrun.cli.main import app as commands
+from twinrun.core.cores import available_cores
 from twinrun.serving import app as serving
 from twinrun.serving.answer_log import AnswerLog
 from twinrun.serving.app import make_app
@@ -117,6 +123,28 @@ def test_a_full_server_answers_503_at_once_with_when_to_come_again(
     assert served.ask("POST", "/classify", PHOTO)[0] == 200
 
 
+def test_of_small_images_that_arrive_together_a_small_model_answers_some_and_refuses_the_rest_before() -> None:
+    app = make_app(ModelInService(digits_engine()), [], host="127.0.0.1", token=None)
+    most = 4 * available_cores()
+
+    ended = asyncio.run(_at_once(app, [("POST", "/classify", digit_png(row)) for row in range(most + 20)]))
+
+    assert [status for _, status, _ in ended] == [503] * 20 + [200] * most
+    for row, _, answer in ended[20:]:
+        assert answer["logits_sha256"] == digits_engine().classify(digit_png(row)).logits_sha256
+
+
+def test_while_a_large_image_is_decoded_for_a_small_model_others_are_answered() -> None:
+    app = make_app(ModelInService(digits_engine()), [], host="127.0.0.1", token=None)
+    large = io.BytesIO()
+    Image.new("L", (999, 999)).save(large, "PNG")  # in few bytes
+
+    ended = asyncio.run(_at_once(app, [("POST", "/classify", large.getvalue()), ("GET", "/health", b"")]))
+
+    assert len(large.getvalue()) < 50_000
+    assert [(place, status) for place, status, _ in ended] == [(1, 200), (0, 200)]
+
+
 def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +230,33 @@ def test_sigterm_lets_requests_that_have_begun_end_with_their_answer(tmp_path: P
     assert process.wait(30) in (0, -signal.SIGTERM)
     with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the system has it
         http.client.HTTPConnection("127.0.0.1", port, timeout=5).request("GET", "/health")
+
+
+async def _at_once(app: FastAPI, requests: list[tuple[str, str, bytes]]) -> list[tuple[int, int, Any]]:
+    """Place, status and content of the answers to requests that are sent at the same time, in the order they came."""
+    ended = []
+
+    async def send(place: int, method: str, path: str, body: bytes) -> None:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        async def keep(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "query_string": b"",
+            "headers": [(b"host", b"localhost")],
+        }
+        await app(scope, receive, keep)
+        ended.append((place, sent[0]["status"], json.loads(sent[1]["body"])))
+
+    await asyncio.gather(*(send(place, *request) for place, request in enumerate(requests)))
+    return ended
 
 
 def _verify(capsys: pytest.CaptureFixture[str], answer: Path, photo: Path) -> tuple[int, str]:

@@ -24,6 +24,7 @@ from twinrun.evaluation.traffic import image_facts
 from twinrun.models.stored import StoredModel, read_stored
 from twinrun.prediction.inputs import Given, read_image
 
+_SMALL_PIXELS, _SMALL_BYTES = 64 * 64, 1_000_000
 _ENOUGH = 0.95  # without a calibration: the likeliest labels that together reach this probability are named
 
 
@@ -32,7 +33,7 @@ class Answer:
     """What is answered for one image: probabilities (C,) of the classes, and the labels that are named.
 
     `label` is the likeliest, `confidence` its calibrated probability, in [0, 1]. `logits` (C,) are the network's own.
-    `observed` are IMAGE_FACTS of the image; empty for pixels alone.
+    `observed` are IMAGE_FACTS of the image; empty for pixels alone, and where the model has none to compare with.
     """
 
     probabilities: FloatArray
@@ -65,10 +66,21 @@ class Engine:
         """The pixels of one image as the network takes them, (H, W, C). Raises DecodeError with the reason."""
         return self._fitted(self._decoded(image))
 
-    def classify(self, image: Given) -> Answer:
-        """Classify one image; the same bits whatever else is asked. Raises DecodeError with the reason."""
-        pixels = self._decoded(image)
+    @property
+    def is_small(self) -> bool:
+        """Whether the network answers in less time than it takes to hand an image to another thread."""
+        height, width = self.model.preprocessing.size_px
+        return height * width <= _SMALL_PIXELS and len(self.file) <= _SMALL_BYTES
+
+    def classify(self, image: Given, max_pixels: int | None = None) -> Answer:
+        """Classify one image; the same bits whatever else is asked. Raises DecodeError with the reason.
+
+        `max_pixels` may lower the model's limit.
+        """
+        pixels = self._decoded(image, max_pixels)
         fitted = self._fitted(pixels)
+        if self.calibration is None or self.calibration.traffic is None:
+            return self.answer(fitted)
         observed = image_facts(fitted[None], [(pixels.shape[0], pixels.shape[1])])[0]
         return replace(self.answer(fitted), observed=tuple(observed.tolist()))
 
@@ -91,9 +103,10 @@ class Engine:
         labels = tuple(self.model.classes[at] for at in named)
         return Answer(probabilities, labels[0], labels, kind_of_answer(len(labels), unusual), confidence, found[0])
 
-    def _decoded(self, image: Given) -> Pixels:
+    def _decoded(self, image: Given, max_pixels: int | None = None) -> Pixels:
         settings = self.model.preprocessing
-        return read_image(image, settings.channels, settings.max_pixels, sample_rules(settings))
+        most = settings.max_pixels if max_pixels is None else min(max_pixels, settings.max_pixels)
+        return read_image(image, settings.channels, most, sample_rules(settings))
 
     def _fitted(self, pixels: Pixels) -> Pixels:
         settings = self.model.preprocessing

@@ -58,6 +58,11 @@ class TrafficWatch:
     _counts: dict[str, list[int]] = field(default_factory=dict)
     _images: int = 0
 
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether the next answer ends a window, which takes a second to judge."""
+        return self._images + 1 >= self.size
+
     def add(self, engine: Engine, answer: Answer) -> None:
         """Count one answer of a model that has a reference. Raises OSError where the disk does not take a window."""
         reference = None if engine.calibration is None else engine.calibration.traffic
