@@ -121,14 +121,28 @@ def test_features_far_from_all_of_the_validation_split_are_answered_with_i_dont_
     assert (together[-20:, 0] < kept.similarity).all()
 
 
-def test_a_class_with_too_few_images_shares_the_others_threshold_and_a_tiny_split_gives_none() -> None:
-    rng = np.random.default_rng(0)
-    targets = np.array([0] * 30 + [1] * 18 + [2] * 19)
-    logits = rng.normal(size=(67, 3)) + 3 * np.eye(3)[targets]
+def test_a_class_with_too_few_images_is_named_for_all_but_one_in_so_many_and_one_more() -> None:
+    rng, known = np.random.default_rng(0), np.array([0] * 60 + [1] * 17 + [2] * 19)
+    new = np.array([0] * 60 + [1] * 29 + [2] * 60)
 
-    own = _calibrated(logits, targets)
+    calibrations, covered, contains = [], [], []
+    for _ in range(300):
+        logits, others = (rng.normal(size=(len(of), 3)) + np.diag([2, 1, 2])[of] for of in (known, new))
+        calibrations.append(_calibrated(logits, known))
+        scores = score_answers(calibrations[-1], others, None, new, ("a", "b", "c")).coverage[2]
+        covered.append(scores.share)
+        contains.append(scores.interval[0] <= 17 / 18 <= scores.interval[1])
 
-    assert own.images == [30, 0, 19]
+    assert {(*own.images,) for own in calibrations} == {(60, 17, 19)}
+    assert scores.label == "b"
+    assert not scores.of_its_own
+    assert np.mean(covered) == pytest.approx(17 / 18, abs=0.015)
+    assert np.mean(contains) >= 0.95  # intervals of 95% for three classes together, for 17 and 29 images
+
+
+def test_a_split_that_is_too_small_gives_no_calibration(digits: tuple[FloatArray, IntArray]) -> None:
+    logits, targets = digits
+
     assert calibrate(logits[:18], None, targets[:18], ALPHA, "f" * 64) is None
 
 
