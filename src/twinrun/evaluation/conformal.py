@@ -131,8 +131,8 @@ def calibrate(
 ) -> Calibration | None:
     """Calibrate on logits (N, C) and features (N, D) of the validation split; None where it is too small.
 
-    A class with n < 1 / alpha - 1 images has no such quantile: a guarantee for it would name it in every answer. It gets
-    that of all classes, or the smallest probability of its own images where that is less, which names it for
+    A class with n < 1 / alpha - 1 images has no such quantile: a guarantee for it would name it in every answer. It
+    gets that of all classes, or the smallest probability of its own images where that is less, which names it for
     n / (n + 1) of its images on average: 94.4% for 17.
     """
     if not _enough(len(targets), alpha):
