@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import math
 import os
 import shutil
 import socket
@@ -318,7 +319,8 @@ class FaultyTracker(ThreadingHTTPServer):
 
     `fault`: None passes everything on; "error" answers 500; "plain http" answers 400 and "no entry" 403, both with a
     page, as what stands before a server does; "hang" never answers; "slow" answers after 2 s; "lost" lets
-    the request through and loses the answer. `after` requests are passed on before the fault begins.
+    the request through and loses the answer; "deadlock" answers requests to log_batch as MLflow does where PostgreSQL
+    ended the transaction. `after` requests are passed on before the fault begins, and it ends after `times` of them.
     """
 
     daemon_threads = True
@@ -327,7 +329,7 @@ class FaultyTracker(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Relay)
         self.behind = behind
         self.fault: str | None = None
-        self.after = 0
+        self.after, self.times = 0, math.inf
         self.released = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -335,14 +337,18 @@ class FaultyTracker(ThreadingHTTPServer):
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def break_down(self, fault: str | None, after: int = 0) -> None:
-        self.fault, self.after = fault, after
+    def break_down(self, fault: str | None, after: int = 0, times: float = math.inf) -> None:
+        self.fault, self.after, self.times = fault, after, times
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that gave up is what these tests are about."""
 
 
 _PAGES = {"plain http": 400, "no entry": 403}
+_DEADLOCK = (
+    "(psycopg2.errors.DeadlockDetected) deadlock detected\nDETAIL:  Process 71 waits for ShareLock on transaction 901; "
+    "blocked by process 70.\n[SQL: INSERT INTO metrics ...]"
+)
 
 
 class _Relay(BaseHTTPRequestHandler):
@@ -365,6 +371,10 @@ class _Relay(BaseHTTPRequestHandler):
         if fault in _PAGES:
             self.send_error(_PAGES[fault])
             return
+        if fault == "deadlock" and "log-batch" in self.path and self.server.times > 0:
+            self.server.times -= 1
+            self._answer(503, json.dumps({"error_code": "TEMPORARILY_UNAVAILABLE", "message": _DEADLOCK}).encode())
+            return
         if fault == "hang":
             self.server.released.wait(20)
             return
@@ -378,8 +388,11 @@ class _Relay(BaseHTTPRequestHandler):
         if fault == "lost":
             self.close_connection = True
             return
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+        self._answer(answer.status, content, answer.headers.get("Content-Type", "application/json"))
+
+    def _answer(self, status: int, content: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -430,9 +443,9 @@ def _server_environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}, **quiet}
 
 
-def wait_for(port: int, path: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+def wait_for(port: int, path: str, server: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 90) -> None:
     """Until the server answers; fails with its log where it does not."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and server.poll() is None:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)

@@ -186,6 +186,29 @@ def test_nothing_is_lost_or_doubled_by_a_tracker_that_breaks(
     assert len(run.artifacts) == 4
 
 
+@pytest.mark.parametrize("times", [2, 6], ids=["a few times", "for long"])
+def test_what_a_deadlock_of_the_database_ended_is_sent_again_a_few_times_and_waits_after_that(
+    times: int, tracker: FaultyTracker, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    journal = train(project)
+    tracker.break_down("deadlock", times=times)
+
+    report = sync()
+    left = tracker.times
+    again = sync()
+
+    (run,) = [run for run in runs(project) if run.tags["twinrun.journal_id"] == journal.id]
+    if times == 2:
+        assert (left, report.problem, again.lines()) == (0, None, [])
+    else:
+        assert left == 2
+        assert "503" in str(report.problem)
+    assert (again.problem, again.pending) == (None, 0)
+    assert run.status == "FINISHED"
+    assert run.history["train/loss"] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+
+
 def test_a_stage_says_what_is_still_to_be_published(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     journal = Journal.create(project, name="mlp on digits", experiment="digits")

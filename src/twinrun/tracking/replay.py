@@ -8,6 +8,7 @@ journal's id before it is made, and MLflow's SQL store keeps an equal metric onc
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ PROCESS_TAG = "twinrun.process"
 # MLflow takes 1,000 entities in one request, of them 100 params and 100 tags.
 _MOST_METRICS, _MOST_PARAMS, _MOST_TAGS = 800, 90, 90
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
+_DEADLOCK_PAUSES_S = (0.1, 0.4, 1.6)  # before a step that a deadlock ended is sent again
 
 
 @dataclass
@@ -109,6 +111,17 @@ def is_refusal(error: Exception, tracker: Tracker) -> bool:
     if not isinstance(error, MlflowException) or error.error_code not in _REFUSALS:
         return False
     return isinstance(error, RestException) or not tracker.uri.startswith(("http", "databricks"))
+
+
+def is_momentary(error: Exception) -> bool:
+    """Whether a database ended the transaction, as it does with one of two that wait for each other (a deadlock).
+
+    A server then answers 503, and MLflow's client keeps nothing else of the answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    text = str(error).lower()
+    return isinstance(error, MlflowException) and ("deadlock" in text or "too many 503 error responses" in text)
 
 
 def source_tags(stage: str) -> dict[str, str]:
@@ -193,7 +206,7 @@ class Replay:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._deliver(batch)
+            self._deliver_despite_deadlocks(batch)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" and self.state.run_id is not None and self._run_is_gone():
                 self.state.forget()
@@ -212,6 +225,18 @@ class Replay:
                 return
             self.state.refused += 1
             print(f"MLflow refused {batch[0]}: {error}", file=sys.stderr, flush=True)
+
+    def _deliver_despite_deadlocks(self, batch: list[Event]) -> None:
+        """Deliver, and again where a deadlock ended it, a few times: sending a batch twice is harmless (see above)."""
+        share = 0.5 + int(self.journal_id[:2], 16) / 255  # so that those who collided do not meet again
+        for pause_s in _DEADLOCK_PAUSES_S:
+            try:
+                return self._deliver(batch)
+            except Exception as error:
+                if not is_momentary(error):
+                    raise
+                time.sleep(pause_s * share)
+        return self._deliver(batch)
 
     def _deliver(self, batch: list[Event]) -> None:
         event = batch[0]
