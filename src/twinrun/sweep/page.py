@@ -24,6 +24,7 @@ def summary(outcome: Outcome) -> list[str]:
     lines = [
         f"{len(rows)} trials: {counts['finished']} trained to the end, {counts['stopped']} stopped at a rung, "
         f"{counts['failed']} failed."
+        + ("" if outcome.idle is None else f" Workers were idle {outcome.idle:.0%} of the time.")
     ]
     if best is None:
         return [*lines, "No trial was trained to its end, so there is no best one."]

@@ -3,7 +3,7 @@
 Every step is a function of the plan and of the results before it, which are files in the trials' folders. So going on
 after a kill is starting again: what is done is read, and the rest is computed. A generation is proposed as soon as the
 first rung of the one before it is judged and all before that are over; so workers have work while few trials of a
-generation are left.
+generation are left. While the last ones are trained, params.yaml is trained with the new seeds.
 """
 
 import json
@@ -11,6 +11,7 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -64,7 +65,10 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep ended with."""
+    """What a sweep ended with.
+
+    `idle` is the share of the workers' time that had no work in it, since this process began; None: all was done.
+    """
 
     name: str
     folder: Path
@@ -72,7 +76,7 @@ class Outcome:
     rows: tuple[Row, ...]
     best: Row | None
     confirmation: Confirmation | None
-    computed: int
+    idle: float | None
 
 
 class Sweep:
@@ -88,27 +92,28 @@ class Sweep:
         self._generations: list[list[_Trial]] = []
         self._stops: list[int | None] = [*plan.rungs, None]
         self._attempts: dict[Path, int] = {}
-        self._submitted: set[Path] = set()
+        self._submitted: dict[Path, float] = {}  # when each began, in seconds
+        self._busy_s = 0.0
+        self._began: float | None = None
         self._publisher: subprocess.Popen[bytes] | None = None
-        self._computed = 0
 
     def run(self) -> Outcome:
         """Run all trials and the seeds at the end."""
+        base = self._with_new_seeds("params", {})
         while True:
             self._judge()
             self._open()
             waiting = self._waiting()
-            if not waiting and not self._submitted:
+            if not waiting and self._submitted.keys() <= set(base):
                 break
-            self._work([(trial.folder, self._stops[trial.rung]) for trial in waiting])
+            self._work([(trial.folder, self._stops[trial.rung]) for trial in waiting] + self._ahead(base))
         rows = self._rows()
         best = best_row(rows, maximise=self.plan.maximise)
         write_study(self.plan, [_of_past(trial) for trial in self._all()], self.folder / STUDY)
         if best is not None:
             write_text(set_values(self._text, best.values), self.folder / BEST)
-        return Outcome(
-            self.folder.name, self.folder, self.plan, rows, best, self._confirm(best) if best else None, self._computed
-        )
+        confirmation = self._confirm(best, base) if best is not None else None
+        return Outcome(self.folder.name, self.folder, self.plan, rows, best, confirmation, self._idle())
 
     def keep(self, *files: Path) -> None:
         """Give files of the result to the sweep's run."""
@@ -245,17 +250,28 @@ class Sweep:
             return [] if self._submitted else waiting[:1]
         return waiting
 
+    def _ahead(self, base: Sequence[Path]) -> list[tuple[Path, int | None]]:
+        """Trainings of params.yaml with new seeds, for slots that the last trials leave free."""
+        if sum(map(len, self._generations)) < self.plan.trials:
+            return []
+        return [(each, None) for each in base if each not in self._submitted and not Standing.read(each).reached(None)]
+
     def _work(self, tasks: Sequence[tuple[Path, int | None]]) -> None:
         """Fill the free slots, then wait until a worker ends, and read its result."""
+        self._began = self._began or time.monotonic()
         for folder, stop in tasks[: self._launcher.slots - len(self._submitted)]:
             Trial(sweep=self.folder.name, name=_name(folder), parent=self._journal.id, pause_after=stop).write(folder)
             (folder / RESULT).unlink(missing_ok=True)
-            self._submitted.add(folder)
+            self._submitted[folder] = time.monotonic()
             self._launcher.submit(folder)
         for folder, how in self._launcher.ended():
-            self._submitted.discard(folder)
-            self._computed += 1
+            self._busy_s += time.monotonic() - self._submitted.pop(folder)
             self._read(folder, how)
+
+    def _idle(self) -> float | None:
+        if self._began is None:
+            return None
+        return max(0.0, 1 - self._busy_s / (self._launcher.slots * (time.monotonic() - self._began)))
 
     def _read(self, folder: Path, how: str) -> None:
         ending = read_ending(folder)
@@ -286,26 +302,33 @@ class Sweep:
         score = trial.standing.score(stop, self.plan.metric, self._params.train.keep)
         return f"{self._number(score)} after {len(trial.standing.epochs)} epochs ({values})"
 
-    def _confirm(self, best: Row) -> Confirmation | None:
-        """Train the best settings and those of params.yaml with new seeds, the same for both."""
-        seeds = tuple((self._params.train.seed + 1 + i) % 2**63 for i in range(self.plan.seeds))
-        kinds: dict[str, Mapping[str, Scalar]] = {"best": best.values, "params": {}}
-        folders = {(kind, seed): self.folder / "seeds" / f"{kind}-{seed}" for seed in seeds for kind in kinds}
-        for (kind, seed), folder in folders.items():
-            write_text(trial_params(self._text, {**kinds[kind], "train.seed": seed}), folder / "params.yaml")
-        if seeds:
-            self._say(f"trial {best.number} is the best; training it and params.yaml with {len(seeds)} new seeds")
-        while left := [each for each in folders.values() if not Standing.read(each).reached(None)]:
+    def _with_new_seeds(self, kind: str, values: Mapping[str, Scalar]) -> list[Path]:
+        """The folders of trainings with new seeds, prepared: of the `best` settings, or those of params.yaml."""
+        folders = []
+        for seed in self._seeds():
+            folders.append(self.folder / "seeds" / f"{kind}-{seed}")
+            write_text(trial_params(self._text, {**values, "train.seed": seed}), folders[-1] / "params.yaml")
+        return folders
+
+    def _seeds(self) -> tuple[int, ...]:
+        return tuple((self._params.train.seed + 1 + i) % 2**63 for i in range(self.plan.seeds))
+
+    def _confirm(self, best: Row, base: Sequence[Path]) -> Confirmation | None:
+        """Train the best settings with new seeds, and finish those of params.yaml in `base`, which have the same."""
+        if not base:
+            return None
+        self._say(f"trial {best.number} is the best; training it and params.yaml with {len(base)} new seeds")
+        folders = [*self._with_new_seeds("best", best.values), *base]
+        while left := [each for each in folders if not Standing.read(each).reached(None)]:
             self._work([(each, None) for each in left if each not in self._submitted])
-        standings = {key: Standing.read(folder) for key, folder in folders.items()}
-        for (kind, seed), standing in standings.items():
-            if standing.failed is not None:
-                raise SweepError(f"{kind} with seed {seed} failed: {standing.failed}")
-        score = {
-            key: each.score(None, self.plan.metric, self._params.train.keep) or 0.0 for key, each in standings.items()
-        }
-        of = {kind: tuple(score[kind, seed] for seed in seeds) for kind in kinds}
-        return Confirmation(seeds, of["best"], of["params"]) if seeds else None
+        scores = [self._final_score(folder) for folder in folders]
+        return Confirmation(self._seeds(), tuple(scores[: len(base)]), tuple(scores[len(base) :]))
+
+    def _final_score(self, folder: Path) -> float:
+        standing = Standing.read(folder)
+        if standing.failed is not None:
+            raise SweepError(f"{_name(folder)} failed: {standing.failed}")
+        return standing.score(None, self.plan.metric, self._params.train.keep) or 0.0
 
     def _rows(self) -> tuple[Row, ...]:
         return tuple(self._row(trial) for trial in self._all())
