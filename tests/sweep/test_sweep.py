@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -69,6 +70,7 @@ def test_the_page_needs_no_network_and_says_that_the_best_of_many_is_optimistic(
     for said in (page, output):
         assert "The best of 4 is optimistic" in said
         assert "Trained again with 1 new seed:" in said
+        assert re.search(r"Workers were idle \d+% of the time", said)
     assert "cp data/sweeps/one/best.yaml params.yaml" in output
 
 
@@ -134,6 +136,46 @@ def test_a_worker_with_another_lock_commit_or_arithmetic_does_no_work_and_says_w
 
     assert code == 1
     assert f"  {named}: the sweep has" in output
+    assert read_json(TRIAL / "result.json")["state"] == "refused"
+    assert not (TRIAL / "history.csv").exists()
+
+
+@pytest.fixture
+def elsewhere(swept: SweepProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepProject:
+    """Another clone without data, with the sweep's folder and the same DVC remote; the working folder."""
+    clone, remote = tmp_path / "elsewhere", str(tmp_path / "remote")
+    git(Path(), "clone", "--quiet", ".", str(clone))
+    for folder in (swept.folder, clone):
+        monkeypatch.chdir(folder)
+        code, output = swept.run("remote", "add", "--local", "--default", "store", remote, module="dvc")
+        assert code == 0, output
+    shutil.copytree(swept.folder / ONE, ONE)
+    (TRIAL / "history.csv").unlink()
+    shutil.rmtree(TRIAL / "resume", ignore_errors=True)
+    return SweepProject(clone)
+
+
+def test_a_worker_in_another_clone_fetches_the_data_from_the_remote_and_trains_to_the_same_bits(
+    swept: SweepProject, elsewhere: SweepProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(swept.folder)
+    code, output = swept.run("push", "--quiet", "ingest", "validate", module="dvc")
+    assert code == 0, output
+
+    monkeypatch.chdir(elsewhere.folder)
+    code, output = elsewhere.run(os.fspath(TRIAL), module="twinrun.sweep.worker")
+
+    assert code == 0, output
+    assert (TRIAL / "history.csv").read_bytes() == (swept.folder / TRIAL / "history.csv").read_bytes()
+
+
+def test_a_worker_that_cannot_fetch_the_data_trains_nothing_and_says_why(elsewhere: SweepProject) -> None:
+    code, output = elsewhere.run(os.fspath(TRIAL), module="twinrun.sweep.worker")
+
+    assert code == 1
+    assert "  images: the sweep has" in output
+    assert "dvc pull did not fetch data/out/ingest/images.npy, data/out/validate/manifest.parquet: ERROR" in output
+    assert "git commit dvc.lock, and dvc push" in output
     assert read_json(TRIAL / "result.json")["state"] == "refused"
     assert not (TRIAL / "history.csv").exists()
 

@@ -5,24 +5,31 @@ one thread. Its bits differ where another processor or library would give other 
 """
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from twinrun.core.files import canonical_json, file_sha256
 from twinrun.core.keyed import keyed_uniform
+from twinrun.core.networks import IMAGENET, PACKAGE, weights_side_by_side
 from twinrun.core.params import TrainParams
+from twinrun.core.printing import one_line
 from twinrun.dataset.manifest import Split
 from twinrun.record.card import run_git
+from twinrun.record.home import STATE
 from twinrun.training.fingerprint import code_hashes, installed_environment
 from twinrun.training.numerics import describe_numerics, resolve_numerics
 from twinrun.training.shards import Numerics
 
 PACK, MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
+DATA = ("images:", "manifest:", "pretrained weights:")  # what `differences` begins with where data differ
 _IMAGES, _SIDE_PX, _CHANNELS, _CLASSES = 16, 32, 16, 10
 
 
@@ -30,7 +37,7 @@ def describe_worker(params: TrainParams) -> dict[str, str]:
     """What decides a training's bits here, by name; run in the project's folder."""
     environment = installed_environment()
     numerics = resolve_numerics(params, np.zeros((1, 8, 8, 1), np.uint8), _one_image())
-    pretrained = Path(params.pretrained) if params.pretrained else None
+    pretrained = _data(params)[2:]
     return {
         "commit": run_git(Path(), "rev-parse", "HEAD").stdout.strip() or "none",
         "code": _hash(
@@ -40,7 +47,7 @@ def describe_worker(params: TrainParams) -> dict[str, str]:
         "packages": ", ".join(f"{name} {version}" for name, version in environment["packages"].items()),
         "images": _file(PACK),
         "manifest": _file(MANIFEST),
-        "pretrained weights": _file(pretrained) if pretrained and pretrained.exists() else str(params.pretrained),
+        "pretrained weights": ", ".join(map(_file, pretrained)) or str(params.pretrained),
         "numerics": _hash(describe_numerics(numerics)),
         "numeric self-test": self_test(numerics),
     }
@@ -52,6 +59,28 @@ def differences(wanted: dict[str, str], here: dict[str, str]) -> list[str]:
         f"{name}: the sweep has {_short(wanted.get(name))}, this worker {_short(here.get(name))}"
         for name in sorted(wanted.keys() | here.keys())
         if wanted.get(name) != here.get(name)
+    ]
+
+
+def fetch_data(params: TrainParams) -> list[str]:
+    """Fetch what a training reads and is missing here from the DVC remote; why that failed, in lines.
+
+    Workers of one folder wait for one another, and the first fetches for all.
+    """
+    lock = Path(STATE, "pull.lock")
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock):
+        missing = [str(file) for file in _data(params) if not file.exists()]
+        if not missing or not Path("dvc.yaml").is_file():
+            return []
+        pull = [sys.executable, "-m", "dvc", "pull", *missing]
+        done = subprocess.run(pull, capture_output=True, text=True, errors="replace")
+    if not done.returncode:
+        return []
+    reasons = [one_line(line) for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    return [
+        f"dvc pull did not fetch {', '.join(missing)}: {' '.join(reasons) or f'exit code {done.returncode}'}",
+        "Where the sweep was started: git commit dvc.lock, and dvc push. Or copy the files here.",
     ]
 
 
@@ -81,6 +110,13 @@ def self_test(numerics: Numerics) -> str:
         return digest.hexdigest()
     finally:
         torch.set_num_threads(threads)
+
+
+def _data(params: TrainParams) -> list[Path]:
+    """The files that a training reads: images, manifest, pretrained weights that are a file."""
+    named = weights_side_by_side(params.pretrained, params.model) if params.pretrained else []
+    files = [Path(each).expanduser() for each in named if each != IMAGENET and not each.startswith(PACKAGE)]
+    return [PACK, MANIFEST, *files]
 
 
 def _drawn(number: int, shape: tuple[int, ...]) -> Tensor:

@@ -74,17 +74,22 @@ def work(folder: Path) -> int:
 
 
 def _checked(folder: Path) -> Ending | None:
-    """Why this worker may not train, if there is a reason."""
-    from twinrun.sweep.checks import describe_worker, differences
+    """Why this worker may not train, if there is a reason; data that are missing here are fetched first."""
+    from twinrun.sweep.checks import DATA, describe_worker, differences, fetch_data
 
     sweep = folder.parents[1]
     wanted = json.loads((sweep / DRIVER).read_bytes())
-    if lines := differences(wanted, describe_worker(load_params(sweep / "params.yaml").train)):
-        listed = "\n".join(f"  {line}" for line in lines)
-        return Ending(
-            "refused", f"This worker would not compute what the sweep's driver does, so it trains nothing:\n{listed}"
-        )
-    return None
+    params = load_params(sweep / "params.yaml").train
+    lines = differences(wanted, describe_worker(params))
+    if lines and all(line.startswith(DATA) for line in lines):
+        problem = fetch_data(params)
+        lines = [*differences(wanted, describe_worker(params)), *problem]
+    if not lines:
+        return None
+    listed = "\n".join(f"  {line}" for line in lines)
+    return Ending(
+        "refused", f"This worker would not compute what the sweep's driver does, so it trains nothing:\n{listed}"
+    )
 
 
 def _train(folder: Path) -> Ending:
