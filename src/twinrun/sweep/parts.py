@@ -13,9 +13,10 @@ from twinrun.core.params import Params
 from twinrun.record.home import STATE
 from twinrun.sweep.launcher import Launcher
 from twinrun.sweep.sweep import Say, describe_driver
-from twinrun.sweep.worker import DRIVER, LOG, PART, read_ending
+from twinrun.sweep.worker import DRIVER, LOG, PART, RESULT, read_ending
 
 FOLDER = Path(STATE, "parts")
+_ATTEMPTS = 3  # of a worker that was killed or refused: another one may be luckier
 
 
 def part_names(params: Params) -> list[str]:
@@ -34,19 +35,27 @@ def train_parts(params: Params, launch: Callable[[Path], Launcher], say: Say) ->
         shutil.copyfile("params.yaml", FOLDER / "params.yaml")
         write_json(describe_driver(params), FOLDER / DRIVER)
         waiting = [FOLDER / "runs" / name for name in part_names(params)]
+        attempts = dict.fromkeys(waiting, 0)
         for folder in waiting:
             write_json({"name": folder.name}, folder / PART)
         running = 0
         while waiting or running:
             while waiting and running < launcher.slots:
-                launcher.submit(waiting.pop(0))
+                folder = waiting.pop(0)
+                (folder / RESULT).unlink(missing_ok=True)
+                attempts[folder] += 1
+                launcher.submit(folder)
                 running += 1
             for folder, how in launcher.ended():
                 running -= 1
                 ending = read_ending(folder)
-                if ending is None or ending.state != "finished":
+                if (ending is None or ending.state == "refused") and attempts[folder] < _ATTEMPTS:
+                    say(f"  {folder.name} ended early, and is started again")
+                    waiting.append(folder)
+                elif ending is None or ending.state != "finished":
                     reason = ending.reason if ending else f"{how}; see {folder / LOG}"
                     raise SweepError(f"{folder.name} was not trained: {reason}")
-                say(f"  {folder.name} is trained")
+                else:
+                    say(f"  {folder.name} is trained")
     finally:
         launcher.close()
