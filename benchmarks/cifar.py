@@ -241,8 +241,9 @@ def _steps(
     with in_shards(network, train, params, numerics) as sharded:
         head = find_head(network, classes)
         module = Classifier(sharded, train, val, params, list(head[1].parameters()) if head else ())
-        bare_trainer(clock, steps=steps).fit(module)
-    return clock.ticks[1:]
+        module.after_step = clock.tick
+        bare_trainer(None, steps=steps).fit(module)  # or a few more, as it takes several at a time
+    return clock.ticks[1:steps]
 
 
 def _report(speeds: dict[str, list[float]], whole: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:

@@ -129,10 +129,10 @@ def fetch_weights(model: str) -> tuple[Path, bool]:
 def start_from(network: nn.Module, pretrained: Sequence[Pretrained], *, classes: int) -> None:
     """Put pretrained tensors into `network`, all but its head, whose own initial weights are made small.
 
-    So the network first thinks all classes about equally probable: where a library draws large weights for a head (timm
-    for EfficientNet), the pretrained tensors would be changed by their error at first. Networks side by side take one
-    of `pretrained` each. A network for gray images gets the sum of the RGB filters of its first layer. Raises
-    ModelError where the tensors do not fit.
+    So the network first finds all classes about equally probable. Where a library draws large weights for a head (timm
+    for EfficientNet), their errors would change the pretrained tensors at first. Networks side by side take one of
+    `pretrained` each. A network for gray images gets the sum of the RGB filters of its first layer. Raises ModelError
+    where the tensors do not fit.
     """
     head = find_head(network, classes)
     if head is not None:

@@ -216,6 +216,8 @@ class _Progress(pl.Callback):
         self._elapsed_s = 0.0
         self._resumed: Checkpoint | None = None
         self._epoch_started = self._line_written = time.monotonic()
+        self._writes_lines = rank() == 0
+        module.after_step = self.after_step
 
     @property
     def epochs_done(self) -> int:
@@ -275,6 +277,7 @@ class _Progress(pl.Callback):
             ) from None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        self._writes_lines = rank() == 0 and trainer.progress_bar_callback is None
         self._stop.install()  # again, since Lightning has installed its own, which would end the process with 0
         standings = collectives.gather_objects((self._checkpoints.folder.name, self.epochs_done))
         if len(set(standings)) > 1:
@@ -293,13 +296,15 @@ class _Progress(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._epoch_started = self._line_written = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def after_step(self) -> None:
+        """Stop where that was asked for; without a progress bar, tell now and again how far the epoch is."""
         self._stop_together()
         now = time.monotonic()
-        if trainer.progress_bar_callback is None and rank() == 0 and now - self._line_written > _LINE_EVERY_S:
+        if self._writes_lines and now - self._line_written > _LINE_EVERY_S:
             self._line_written = now
-            done, total = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
-            print(f"epoch {trainer.current_epoch + 1}/{self._params.epochs}  step {done}/{total}", flush=True)
+            total = self._module.steps_per_epoch
+            done = self._module.steps_done - self.epochs_done * total
+            print(f"epoch {self.epochs_done + 1}/{self._params.epochs}  step {done}/{total}", flush=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self._epoch_s = time.monotonic() - self._epoch_started

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from twinrun.training.lightning import pl
 from twinrun.training.muon import FilterMuon
 from twinrun.training.schedule import image_size, learning_rate
 from twinrun.training.shards import ShardedNetwork
+
+_GROUPS = 32  # of the steps of an epoch, at most twice as many; a progress bar moves with each
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Classifier(pl.LightningModule):
         self.network = sharded.network.eval()
         self.average = _moving_average(self.network, params.ema_decay)
         self.steps_done = 0
+        self.after_step: Callable[[], None] = lambda: None
         self.scores: EpochScores | None = None
         self._sharded, self._train_images, self._val_images, self._params = sharded, train, val, params
         self._head = head
@@ -93,8 +97,9 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.network, self._params, self._head)
 
-    def train_dataloader(self) -> "EpochBatches":
-        return EpochBatches(self, self._train_images, self._params)
+    def train_dataloader(self) -> "Grouped":
+        batches = EpochBatches(self, self._train_images, self._params)
+        return Grouped(batches, max(1, len(batches) // _GROUPS))
 
     def val_dataloader(self) -> "WholeSplit":
         return WholeSplit(chunk_slices(len(self._val_images), self._val_images.size))
@@ -102,10 +107,15 @@ class Classifier(pl.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         return batch  # indices; the images go to the device shard by shard
 
-    def training_step(self, batch: NDArray[np.int64], batch_idx: int) -> None:  # noqa: ARG002
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
-        rate = learning_rate(self.steps_done, self._steps_per_epoch, self._params)
+    def training_step(self, batch: list[NDArray[np.int64]], batch_idx: int) -> None:  # noqa: ARG002
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        for places in batch:
+            self._step(places, optimizer)
+            self.after_step()
+
+    def _step(self, batch: NDArray[np.int64], optimizer: torch.optim.Optimizer) -> None:
+        rate = learning_rate(self.steps_done, self.steps_per_epoch, self._params)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         result = self._sharded.backward(lambda part: self.load(batch[part]), len(batch), self.steps_done)
@@ -172,7 +182,7 @@ class Classifier(pl.LightningModule):
             train_loss=sum(loss * count for loss, count in self._losses) / trained,
             val_loss=val_loss / images,
             val_accuracy=correct / images,
-            learning_rate=learning_rate(self.steps_done - 1, self._steps_per_epoch, self._params),
+            learning_rate=learning_rate(self.steps_done - 1, self.steps_per_epoch, self._params),
         )
 
     def _global_random_state(self) -> Tensor:
@@ -180,7 +190,7 @@ class Classifier(pl.LightningModule):
         return torch.cat([state, torch.cuda.get_rng_state(self.device)]) if self.device.type == "cuda" else state
 
     @property
-    def _steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         return len(batch_sizes(len(self._train_images), self._params.batch_size))
 
 
@@ -197,6 +207,23 @@ class EpochBatches:
         params, epoch = self._params, self._module.current_epoch
         balanced = self._images.targets if params.balance == "sampling" else None
         return iter(epoch_batches(self._images.keys, params.seed, epoch, params.batch_size, balanced))
+
+
+class Grouped:
+    """Batches as lists of `size` of them, the last of which may be shorter.
+
+    Lightning's loop costs as much time as a step of a small network: it runs once for each list.
+    """
+
+    def __init__(self, batches: EpochBatches, size: int) -> None:
+        self._batches, self._size = batches, size
+
+    def __len__(self) -> int:
+        return -(-len(self._batches) // self._size)
+
+    def __iter__(self) -> Iterator[list[NDArray[np.int64]]]:
+        batches = iter(self._batches)
+        return iter(lambda: list(islice(batches, self._size)), [])
 
 
 class WholeSplit:
