@@ -199,6 +199,32 @@ def test_nothing_is_sent_before_the_person_agrees(
     assert [request.url.rpartition("/")[2] for request in sent] == ["classify"]
 
 
+def test_every_step_of_the_network_is_shown_on_a_page_that_the_server_makes_once_asked(
+    context: BrowserContext, server: uvicorn.Server
+) -> None:
+    sent: list[Request] = []
+    context.on("request", lambda request: sent.append(request) if request.method != "GET" else None)
+    context.route("**/explain", lambda route: route.fulfill(body="<h1>Convolution</h1>", content_type="text/html"))
+    page = _open(context, server)
+    _wait_for_device(page, "yes")
+    page.click("#examples button")
+    page.wait_for_selector("#rule:not([hidden]), #choices button")
+    offered = page.is_visible("#explain")
+
+    page.click("#why")
+    before = len(sent)
+    with context.expect_page() as opened:
+        page.click("#explain button")
+    heading = opened.value.text_content("h1")
+
+    assert not offered
+    assert before == 0
+    assert heading == "Convolution"
+    assert [request.url.rpartition("/")[2] for request in sent] == ["explain"]
+    assert (PAGE / "examples/glass.jpg").read_bytes() in (sent[0].post_data_buffer or b"")
+    assert sent[0].headers["origin"] == server.address  # type: ignore[attr-defined]
+
+
 def test_where_pixels_are_read_back_altered_the_page_asks_and_answers_nothing_itself(
     browser: Browser, server: uvicorn.Server
 ) -> None:

@@ -22,14 +22,18 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
-from serving_support import digit_png, digits_engine
+from serving_support import digit_png, digits_engine, serving
 from tracking_support import free_port, wait_for
 
 from twinrun.cli.main import app as commands
 from twinrun.core.cores import available_cores
-from twinrun.serving import app as serving
+from twinrun.models.architectures import build_network
+from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle
+from twinrun.models.onnx_file import onnx_file
+from twinrun.serving import app as serving_app
 from twinrun.serving.answer_log import AnswerLog
 from twinrun.serving.app import make_app
+from twinrun.serving.engine import Engine, load_engine
 from twinrun.serving.follow import ModelInService
 from twinrun.serving.waste import NAME, waste_engine
 
@@ -112,7 +116,7 @@ def test_an_invocation_that_is_wrong_is_refused_with_the_reason(served: Served, 
 def test_a_full_server_answers_503_at_once_with_when_to_come_again(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_WAITING", 1)
+    monkeypatch.setattr(serving_app, "_WAITING", 1)
 
     with ThreadPoolExecutor(24) as pool:
         answers = list(pool.map(lambda _: served.ask("POST", "/classify", PHOTO), range(48)))
@@ -143,6 +147,19 @@ def test_while_a_large_image_is_decoded_for_a_small_model_others_are_answered() 
 
     assert len(large.getvalue()) < 50_000
     assert [(place, status) for place, status, _ in ended] == [(1, 200), (0, 200)]
+
+
+def test_the_server_makes_the_page_of_explain_for_a_photo(tmp_path: Path) -> None:
+    engine = _lenet(tmp_path / "bundle")
+    with serving(make_app(ModelInService(engine), [], host="127.0.0.1", token=None)) as server:
+        status, page, headers = server.ask("POST", "/explain", digit_png(3))
+        refused = server.ask("POST", "/explain", b"no image")
+
+    assert status == 200
+    assert f"weights {engine.model.weights_hash[:12]}".encode() in page
+    assert "sandbox allow-scripts" in headers["Content-Security-Policy"]
+    assert refused[0] == 415
+    assert refused[1]["error"].startswith("This file ")
 
 
 def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(
@@ -230,6 +247,21 @@ def test_sigterm_lets_requests_that_have_begun_end_with_their_answer(tmp_path: P
     assert process.wait(30) in (0, -signal.SIGTERM)
     with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the system has it
         http.client.HTTPConnection("127.0.0.1", port, timeout=5).request("GET", "/health")
+
+
+def _lenet(folder: Path) -> Engine:
+    """A model in service whose bundle is in `folder`."""
+    network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
+    preprocessing = Preprocessing(
+        **{"size_px": (32, 32), "channels": "gray", "fit": "pad", "resample": "bilinear"},
+        **{"max_pixels": 10**6, "mean": (0.5,), "std": (0.5,)},
+    )
+    save_bundle(
+        folder, network.state_dict(), architecture="lenet5", classes=tuple("0123456789"), preprocessing=preprocessing
+    )
+    onnx = folder.with_name("model.onnx")
+    onnx.write_bytes(onnx_file(load_bundle(folder)))
+    return load_engine(folder, onnx, name=str(folder), version=None, sha256=None)
 
 
 async def _at_once(app: FastAPI, requests: list[tuple[str, str, bytes]]) -> list[tuple[int, int, Any]]:

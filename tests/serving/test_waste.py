@@ -11,6 +11,7 @@ import torch
 from onnx.numpy_helper import to_array
 from sklearn.datasets import load_digits, load_sample_images
 
+from twinrun.cli.chosen_model import loaded
 from twinrun.core.errors import BundleError
 from twinrun.core.files import read_json
 from twinrun.models.architectures import build_network, find_head
@@ -19,7 +20,7 @@ from twinrun.models.pretrained import load_pretrained, start_from
 from twinrun.serving import waste
 from twinrun.serving.engine import Engine
 from twinrun.serving.rules import read_regions
-from twinrun.serving.waste import FOLDER, waste_engine, waste_onnx
+from twinrun.serving.waste import FOLDER, NAME, waste_engine, waste_onnx
 
 PHOTOS = Path(os.environ.get("TWINRUN_TEST_DATA", "")) / "trashnet"
 
@@ -46,6 +47,14 @@ def test_the_head_on_the_backbone_of_the_environment_has_the_weights_hash_of_the
     assert weights_hash(network.state_dict()) == card["weights_hash"] == engine.model.weights_hash
     assert engine.calibration is not None
     assert "/" not in str(card["untracked_taken"])
+
+
+def test_explain_gets_the_model_with_the_weights_of_the_card(engine: Engine) -> None:
+    with loaded(NAME, trust=False) as model:
+        network = model.bundle.network
+
+    assert weights_hash(network.state_dict()) == engine.model.weights_hash
+    assert model.name == engine.reference
 
 
 def test_it_sorts_every_class_in_each_of_the_example_regions(

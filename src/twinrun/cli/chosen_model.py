@@ -77,8 +77,13 @@ def loaded(reference: str | None, trust: bool) -> Iterator[Model]:
     if folder is not None and folder.is_dir():
         yield _of_folder(folder, "", trust)
         return
+    from twinrun.serving.waste import FOLDER, NAME, waste_bundle
     from twinrun.tracking.in_use import model_in_use
     from twinrun.tracking.store import find_tracker
+
+    if reference == NAME:
+        yield Model(waste_bundle(), NAME, FOLDER)
+        return
 
     with ExitStack() as stack:
         try:

@@ -28,6 +28,9 @@ def explain(
         str | None, typer.Option("--model", help="A model, as for `twinrun predict`; by default the champion.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The page, one file.")] = Path("explanation.html"),
+    similar: Annotated[
+        bool, typer.Option("--similar/--no-similar", help="Show the most similar training images of this folder.")
+    ] = True,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a model that contains the code of its network, and run that code.")
     ] = False,
@@ -43,13 +46,13 @@ def explain(
         print(f"Model: {used.name}", file=sys.stderr)
         if used.note:
             print(used.note, file=sys.stderr)
-        _explain(photo, used, out)
+        _explain(photo, used, out, similar=similar)
     print(f"Written: {out}", file=sys.stderr)
     if is_desktop():
         typer.launch(out.resolve().as_uri())
 
 
-def _explain(photo: Path, model: Model, out: Path) -> None:
+def _explain(photo: Path, model: Model, out: Path, *, similar: bool) -> None:
     import numpy as np
 
     from twinrun.core.files import write_text
@@ -67,7 +70,7 @@ def _explain(photo: Path, model: Model, out: Path) -> None:
         raise DataError(f"{name} {error}") from None
     found = anatomy(bundle, pixels)
     covered = occlusion(bundle, pixels)
-    neighbours, notes = _neighbours(bundle, pixels)
+    neighbours, notes = _neighbours(bundle, pixels) if similar else ([], [])
     if plain_network(bundle.network) is not bundle.network:
         notes.append(
             "`twinrun predict` answers with the mean over views of an image, mirrored or moved (train.test_flip, "

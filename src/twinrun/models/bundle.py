@@ -19,7 +19,7 @@ from twinrun.core.networks import is_own_file
 from twinrun.core.printing import one_line
 from twinrun.models.architectures import build_network
 from twinrun.models.own import own_source
-from twinrun.models.stored import FORMAT, MODEL, SOURCE, WEIGHTS, StoredPreprocessing, read_stored
+from twinrun.models.stored import FORMAT, MODEL, SOURCE, WEIGHTS, StoredModel, StoredPreprocessing, read_stored
 from twinrun.models.views import with_views
 
 TRUSTED = "TWINRUN_TRUST_NETWORK"
@@ -118,19 +118,28 @@ def load_bundle(folder: Path, *, trust: bool = False) -> Bundle:
     if source is not None and not trust:
         _require_consent(folder, model.architecture, source)
     try:
-        network = build_network(
-            model.architecture,
-            channels=len(model.preprocessing.mean),
-            size_px=(model.preprocessing.size_px[0], model.preprocessing.size_px[1]),
-            classes=len(model.classes),
-            seed=0,
-            source=source,
-        )
-        network.load_state_dict(load(stored.files[WEIGHTS]))
+        return bundle_of(model, load(stored.files[WEIGHTS]), source)
     except Exception as error:  # the file says what is built, so that anything may go wrong inside the libraries
         raise BundleError(
             f"The model in {folder} cannot be used by this version of Twinrun: {_first_lines(error)}"
         ) from error
+
+
+def bundle_of(model: StoredModel, tensors: Mapping[str, Tensor], source: bytes | None = None) -> Bundle:
+    """A bundle of a description, its tensors and, for a network of a file, that file.
+
+    Counts of batches may be missing: no answer depends on them. Any error of the libraries is raised as it is.
+    """
+    network = build_network(
+        model.architecture,
+        channels=len(model.preprocessing.mean),
+        size_px=(model.preprocessing.size_px[0], model.preprocessing.size_px[1]),
+        classes=len(model.classes),
+        seed=0,
+        source=source,
+    )
+    counts = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    network.load_state_dict(counts | dict(tensors))
     preprocessing = _preprocessing(model.preprocessing)
     return Bundle(
         network=with_views(

@@ -26,12 +26,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import DataError, DecodeError, PublishError
+from twinrun.core.errors import DataError, DecodeError, PublishError, TwinrunError
 from twinrun.decoding.decode import BrokenImage
 from twinrun.prediction.inputs import Given
 from twinrun.serving.answer_log import AnswerLog
 from twinrun.serving.counts import Counts
 from twinrun.serving.engine import Answer, Engine
+from twinrun.serving.explaining import explained
 from twinrun.serving.feedback import Quarantine, TooMuch
 from twinrun.serving.follow import ModelInService
 from twinrun.serving.invocations import read_request
@@ -51,8 +52,12 @@ _HEADERS = [
         b"default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:; frame-ancestors 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),
 ]
+# A page of `twinrun explain`, which holds its script and pictures, and gets at nothing of this server.
+_EXPLANATION = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts"
+)
 _ONE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 _FILES = {"multipart/form-data": {"schema": {"type": "object", "properties": {"file": {"type": "string"}}}}}
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _ONE | _FILES}}
@@ -102,7 +107,7 @@ def make_app(
     traffic = traffic or TrafficWatch()
     app = FastAPI(title="Twinrun", docs_url=None, redoc_url=None, description="Classifies images with one model.")
     plain = APIRouter(route_class=_PlainRoute)
-    state, cores = Counts(counts), available_cores()
+    state, cores, explaining = Counts(counts), available_cores(), asyncio.Lock()
     pool = ThreadPoolExecutor(cores, "classify")
     app.add_middleware(_Guard, host=host, token=token, state=state)
 
@@ -150,6 +155,24 @@ def make_app(
         rows = await classify(await _images(request))
         return JSONResponse({"rows": [{k: v for k, v in row.items() if k != "status"} for row in rows]})
 
+    @plain.post("/explain", openapi_extra=_BODY, summary="A page that shows what the network does with one image")
+    async def explain(request: Request) -> Response:
+        images = await _images(request)
+        if len(images) != 1:
+            raise Refused(400, f"/explain takes one image, found {len(images)}.")
+        (row,) = await classify(images, counted=False)
+        if "error" in row:
+            raise Refused(int(row["status"]), row["error"])
+        if explaining.locked():
+            raise Refused(503, "Another page is being made. Try again in a minute.", {"Retry-After": "60"})
+        async with explaining:
+            make = partial(explained, images[0], model.engine.reference, similar=_is_this_machine(host))
+            try:
+                page = await asyncio.to_thread(make)
+            except (OSError, TwinrunError) as error:
+                raise Refused(503, str(error), {"Retry-After": "60"}) from None
+        return HTMLResponse(page, headers={"Content-Security-Policy": _EXPLANATION})
+
     @plain.post("/invocations", openapi_extra=_JSON_BODY, summary="The same in the forms of MLflow's server")
     async def invocations(request: Request) -> JSONResponse:
         body = await _body(request)
@@ -193,7 +216,11 @@ def make_app(
 
     @app.get("/version", summary="The model that answers now, its classes and hashes")
     async def version() -> dict[str, Any]:
-        return model.engine.facts() | model.engine.how_it_answers() | {"feedback": feedback is not None}
+        return (
+            model.engine.facts()
+            | model.engine.how_it_answers()
+            | {"feedback": feedback is not None, "explains": token is None}
+        )
 
     @app.get("/metrics", summary="Counts for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
@@ -243,7 +270,9 @@ class _Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                own = list(message.get("headers", ()))
+                names = {name for name, _ in own}
+                message["headers"] = own + [header for header in _HEADERS if header[0] not in names]
                 path = getattr(scope.get("route"), "path", "other")
                 self._state.add(f'twinrun_requests_total{{path="{path}",status="{message["status"]}"}}', 1)
             await send(message)
@@ -378,6 +407,14 @@ def _problem(request: Request, host: str, token: str | None) -> Refused | None:
         return None
     message = "A token is needed: the header Authorization: Bearer TOKEN, with that of --token-file."
     return Refused(401, message, {"WWW-Authenticate": "Bearer"})
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _is_ours(name: str, host: str) -> bool:

@@ -67,6 +67,11 @@ class Engine:
         return self._fitted(self._decoded(image))
 
     @property
+    def reference(self) -> str:
+        """What names the model for `--model`."""
+        return self.name if self.version is None else f"{self.name}/{self.version}"
+
+    @property
     def is_small(self) -> bool:
         """Whether the network answers in less time than it takes to hand an image to another thread."""
         height, width = self.model.preprocessing.size_px

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from twinrun.core.errors import BundleError
 from twinrun.models.stored import MODEL, parse_model
 from twinrun.serving.engine import Engine, start_engine
 from twinrun.tracking.registry import ONNX
+
+if TYPE_CHECKING:
+    from twinrun.models.bundle import Bundle
 
 FOLDER = Path(__file__).parent / "waste"
 NAME = "waste (comes with Twinrun)"
@@ -26,6 +30,22 @@ BACKBONE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf7
 def waste_engine() -> Engine:
     """The model, ready to answer. Raises BundleError where the package of the backbone is missing or was changed."""
     return start_engine(NAME, None, parse_model((FOLDER / MODEL).read_bytes()), waste_onnx(), FOLDER / ONNX)
+
+
+def waste_bundle() -> "Bundle":
+    """The model as PyTorch has it, of the weights in its card. Raises BundleError as above."""
+    import torch
+    from onnx import load_model_from_string
+    from onnx.numpy_helper import to_array
+
+    from twinrun.models.bundle import bundle_of
+
+    tensors = {
+        tensor.name.removeprefix("network."): torch.from_numpy(to_array(tensor).copy())
+        for tensor in load_model_from_string(waste_onnx()).graph.initializer
+        if tensor.name.startswith("network.")
+    }
+    return bundle_of(parse_model((FOLDER / MODEL).read_bytes()), tensors)
 
 
 def waste_onnx() -> bytes:

@@ -5,7 +5,7 @@ import { drawn, pngOf, styleOf } from "./draw.js";
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, teaches = false, asked = 0, token = "", agreed = false, device = null, reason = "";
+let regions = [], current = null, teaches = false, explains = false, asked = 0, token = "", agreed = false, device = null, reason = "";
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
 async function openDevice(version) {
@@ -87,7 +87,7 @@ function show(heading, detail = "") {
   at("answer-heading").textContent = heading;
   at("confidence").textContent = detail;
   at("choices").replaceChildren();
-  for (const id of ["rule", "tips", "details", "why", "why-note", "wrong"]) at(id).hidden = true;
+  for (const id of ["rule", "tips", "details", "why", "why-note", "explain", "wrong"]) at(id).hidden = true;
   at("map").hidden = true;
   at("why").setAttribute("aria-pressed", "false");
 }
@@ -114,6 +114,7 @@ function render() {
   }
   showRule(label);
   at("why").hidden = !answer.here; // which the server does not say
+  at("explain").hidden = !explains || Boolean(answer.here); // else with "Why?"
   const rows = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]).slice(0, 20);
   at("table").replaceChildren(...rows.map(([label, share]) => {
     const row = document.createElement("tr"), head = document.createElement("th"), cell = document.createElement("td");
@@ -155,6 +156,7 @@ async function drawWhy() {
   const pressed = at("why").getAttribute("aria-pressed") !== "true", { answer, label } = current, canvas = at("map"), number = asked;
   at("why").setAttribute("aria-pressed", String(pressed));
   canvas.hidden = at("why-note").hidden = !pressed;
+  at("explain").hidden = !explains || !pressed;
   if (!pressed) return;
   let map, place = 0;
   if (answer.maps) [map, place] = [answer.maps, Object.keys(answer.probabilities).indexOf(label || answer.label)];
@@ -284,11 +286,17 @@ async function start() {
   });
   at("examples").hidden = regions.length === 0;
   at("why").addEventListener("click", drawWhy);
+  at("explain").addEventListener("submit", () => {
+    const files = new DataTransfer();
+    files.items.add(new File([current.photo], "photo"));
+    at("explain").elements.file.files = files.files;
+  });
   at("find").addEventListener("input", search);
   const version = await (await fetch("version")).json();
   showModel(version);
   openPad(version);
   teaches = version.feedback === true;
+  explains = version.explains === true;
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
   device = openDevice(version).then(here => (document.body.dataset.device = "yes", here), error => {
     reason = error.message;
