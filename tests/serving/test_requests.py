@@ -253,8 +253,13 @@ def _lenet(folder: Path) -> Engine:
     """A model in service whose bundle is in `folder`."""
     network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
     preprocessing = Preprocessing(
-        **{"size_px": (32, 32), "channels": "gray", "fit": "pad", "resample": "bilinear"},
-        **{"max_pixels": 10**6, "mean": (0.5,), "std": (0.5,)},
+        size_px=(32, 32),
+        channels="gray",
+        fit="pad",
+        resample="bilinear",
+        max_pixels=10**6,
+        mean=(0.5,),
+        std=(0.5,),
     )
     save_bundle(
         folder, network.state_dict(), architecture="lenet5", classes=tuple("0123456789"), preprocessing=preprocessing
