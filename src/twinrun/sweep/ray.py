@@ -6,9 +6,11 @@ The project's folder has to be on a file system that the machines share.
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from twinrun.core.errors import SweepError
@@ -33,11 +35,13 @@ class Ray:
         self._folder = None if "RAY_ADDRESS" in os.environ else tempfile.mkdtemp(prefix="tr-", dir="/tmp")
         self._running: dict[Any, Path] = {}
         for attempt in range(1, _ATTEMPTS + 1):
+            others = psutil.Process().children(recursive=True)
             try:
                 self._start()
                 break
             except Exception as error:  # a plain one where a process of Ray's does not come up in time
                 ray.shutdown()
+                _end([each for each in psutil.Process().children(recursive=True) if each not in others])
                 if attempt == _ATTEMPTS:
                     self.close()
                     problem = one_line(str(error))
@@ -70,6 +74,13 @@ class Ray:
         ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End what Ray leaves behind where it does not start; it would slow the next attempt down."""
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _how(task: Any) -> str:
