@@ -190,10 +190,11 @@ def test_jobs_of_submitit_give_the_weights_of_processes_here(swept: SweepProject
     assert swept.rows("jobs") == swept.rows()[:2]
 
 
-def test_an_engine_whose_package_is_missing_says_what_to_install(swept: SweepProject) -> None:
+@pytest.mark.parametrize("command", ["sweep other.yaml", "train"])
+def test_an_engine_whose_package_is_missing_says_what_to_install(swept: SweepProject, command: str) -> None:
     shutil.copy("one.yaml", "other.yaml")
 
-    code, output = swept.run("sweep", "other.yaml", "--on", "ray")
+    code, output = swept.run(*command.split(), "--on", "ray")
 
     assert code == 1
     assert "pip install 'twinrun[ray]'" in output

@@ -71,6 +71,8 @@ Start:
 
 [bold]twinrun seeds[/bold]                  train the seeds and folds of params.yaml side by side
 
+[bold]twinrun train --on ray[/bold]         train in several processes on the machines of a Ray cluster
+
 Every day:
 
 [bold]twinrun ui[/bold]                     browse the runs in MLflow
@@ -148,6 +150,7 @@ app.command()(serve_command.verify)
 app.command()(serve_command.drift)
 app.command()(sweep_command.sweep)
 app.command()(sweep_command.seeds)
+app.command()(sweep_command.train)
 
 
 class DataChoice(StrEnum):

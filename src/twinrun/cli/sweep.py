@@ -1,4 +1,4 @@
-"""The commands `twinrun sweep`, which searches settings of training, and `twinrun seeds`."""
+"""The commands `twinrun sweep`, which searches settings of training, `twinrun seeds` and `twinrun train`."""
 
 import re
 import signal
@@ -30,6 +30,12 @@ class Engine(StrEnum):
 
     local = "local"
     slurm = "slurm"
+    ray = "ray"
+
+
+class Cluster(StrEnum):
+    """Where the processes of one training run."""
+
     ray = "ray"
 
 
@@ -104,6 +110,34 @@ def seeds(workers: Workers = None, on: On = Engine.local) -> None:
     with _stopped_by_signal("Stopped; finished epochs are kept. To go on: twinrun seeds"):
         train_parts(params, launch, _say)
     print(f"{len(names)} trainings are done. To put them together: dvc repro")
+
+
+def train(
+    on: Annotated[Cluster, typer.Option("--on", help="The cluster: Ray's, which RAY_ADDRESS names.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, max=1000, help="Training processes.")] = 2,
+) -> None:
+    """Train in several processes on the machines of a cluster; `dvc repro` then takes the training over.
+
+    The weights are those of one process. Several processes on one machine need no cluster: set train.devices.
+
+    Example: twinrun train --on ray --workers 4 && dvc repro
+    """
+    from twinrun.core.params import load_params
+    from twinrun.record.card import installed_gpus
+    from twinrun.record.home import STATE
+    from twinrun.sweep.engines import open_launcher
+
+    params, folder = load_params(), Path(STATE, on.value)
+    launcher = open_launcher(on.value, workers, folder)
+    try:
+        from twinrun.sweep.ray_training import train
+
+        _validate()
+        with _stopped_by_signal("Stopped; finished epochs are kept. To go on: the same command"):
+            train(params, workers, folder, gpus=params.train.accelerator != "cpu" and bool(installed_gpus()))
+    finally:
+        launcher.close()
+    print("The training is done. To record it, and to evaluate the model: dvc repro")
 
 
 _STOPPED = "The sweep was stopped; what its trials have finished is kept. To go on: twinrun sweep --resume"

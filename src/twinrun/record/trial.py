@@ -13,6 +13,7 @@ from twinrun.core.files import write_json
 
 VARIABLE = "TWINRUN_TRIAL"  # the trial's folder, for the process that trains it
 SWEEPS = Path("data/sweeps")
+DRIVER = "driver.json"  # in the folder of a sweep: what decides bits on the machine that runs it
 SWEEP_TAG, TRIAL_TAG, PARENT_TAG = "twinrun.sweep", "twinrun.trial", "twinrun.sweep_journal"
 _FILE = "trial.json"
 

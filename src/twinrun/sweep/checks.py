@@ -5,6 +5,7 @@ one thread. Its bits differ where another processor or library would give other 
 """
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,17 +20,18 @@ from torch.nn.functional import cross_entropy
 from twinrun.core.files import canonical_json, file_sha256
 from twinrun.core.keyed import keyed_uniform
 from twinrun.core.networks import IMAGENET, PACKAGE, weights_side_by_side
-from twinrun.core.params import TrainParams
+from twinrun.core.params import TrainParams, load_params
 from twinrun.core.printing import one_line
 from twinrun.dataset.manifest import Split
 from twinrun.record.card import run_git
 from twinrun.record.home import STATE
+from twinrun.record.trial import DRIVER
 from twinrun.training.fingerprint import code_hashes, installed_environment
 from twinrun.training.numerics import describe_numerics, resolve_numerics
 from twinrun.training.shards import Numerics
 
 PACK, MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
-DATA = ("images:", "manifest:", "pretrained weights:")  # what `differences` begins with where data differ
+_DATA = ("images:", "manifest:", "pretrained weights:")  # what `_differences` begins with where data differ
 _IMAGES, _SIDE_PX, _CHANNELS, _CLASSES = 16, 32, 16, 10
 
 
@@ -53,7 +55,24 @@ def describe_worker(params: TrainParams) -> dict[str, str]:
     }
 
 
-def differences(wanted: dict[str, str], here: dict[str, str]) -> list[str]:
+def refusal(sweep: Path) -> str | None:
+    """Why a worker here would not compute what the driver does that left driver.json and params.yaml in that folder.
+
+    Data that are missing here are fetched first. None where it would.
+    """
+    wanted = json.loads((sweep / DRIVER).read_bytes())
+    params = load_params(sweep / "params.yaml").train
+    lines = _differences(wanted, describe_worker(params))
+    if lines and all(line.startswith(_DATA) for line in lines):
+        problem = _fetch_data(params)
+        lines = [*_differences(wanted, describe_worker(params)), *problem]
+    if not lines:
+        return None
+    listed = "\n".join(f"  {line}" for line in lines)
+    return f"This worker would not compute what the sweep's driver does, so it trains nothing:\n{listed}"
+
+
+def _differences(wanted: dict[str, str], here: dict[str, str]) -> list[str]:
     """What differs between the driver and a worker, a line each; empty where nothing does."""
     return [
         f"{name}: the sweep has {_short(wanted.get(name))}, this worker {_short(here.get(name))}"
@@ -62,7 +81,7 @@ def differences(wanted: dict[str, str], here: dict[str, str]) -> list[str]:
     ]
 
 
-def fetch_data(params: TrainParams) -> list[str]:
+def _fetch_data(params: TrainParams) -> list[str]:
     """Fetch what a training reads and is missing here from the DVC remote; why that failed, in lines.
 
     Workers of one folder wait for one another, and the first fetches for all.
@@ -142,3 +161,7 @@ def _hash(value: Any) -> str:
 def _short(value: str | None) -> str:
     is_hash = value is not None and len(value) in (40, 64) and value.isalnum()
     return f"{value[:12]}..." if is_hash and value else str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(refusal(Path(sys.argv[1])))

@@ -11,9 +11,10 @@ from twinrun.core.errors import SweepError
 from twinrun.core.files import write_json
 from twinrun.core.params import Params
 from twinrun.record.home import STATE
+from twinrun.record.trial import DRIVER
 from twinrun.sweep.launcher import Launcher
 from twinrun.sweep.sweep import Say, describe_driver
-from twinrun.sweep.worker import DRIVER, LOG, PART, RESULT, read_ending
+from twinrun.sweep.worker import LOG, PART, RESULT, read_ending
 
 FOLDER = Path(STATE, "parts")
 _ATTEMPTS = 3  # of a worker that was killed or refused: another one may be luckier

@@ -26,12 +26,12 @@ from twinrun.core.files import canonical_json, read_json, write_json, write_text
 from twinrun.core.params import Params, load_params, parse_params
 from twinrun.record.home import journals_folder
 from twinrun.record.journal import Journal
-from twinrun.record.trial import SWEEP_TAG, SWEEPS, Trial
+from twinrun.record.trial import DRIVER, SWEEP_TAG, SWEEPS, Trial
 from twinrun.sweep.launcher import Launcher
 from twinrun.sweep.plan import Plan, Scalar, here, set_values, trial_params
 from twinrun.sweep.proposals import Result, propose, write_study
 from twinrun.sweep.table import Row, Standing, best_row, promoted, table_csv
-from twinrun.sweep.worker import DRIVER, LOG, RESULT, read_ending
+from twinrun.sweep.worker import LOG, RESULT, read_ending
 
 IDENTITY, TABLE, BEST, STUDY = "sweep.json", "trials.csv", "best.yaml", "study.log"
 _LOCK_S = 20.0

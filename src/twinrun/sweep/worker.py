@@ -5,7 +5,6 @@ last, says how it ended.
 """
 
 import importlib
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from twinrun.core.printing import print
 from twinrun.record.home import STATE
 from twinrun.record.trial import VARIABLE
 
-RESULT, DRIVER, LOG, PART = "result.json", "driver.json", "log.txt", "part.json"
+RESULT, LOG, PART = "result.json", "log.txt", "part.json"
 # What the trial's own settings bring about, on every machine; any other error stops the sweep, which can be resumed.
 _OF_THE_TRIAL = (DataError, DivergedError, ModelError, ParamsError)
 
@@ -74,22 +73,11 @@ def work(folder: Path) -> int:
 
 
 def _checked(folder: Path) -> Ending | None:
-    """Why this worker may not train, if there is a reason; data that are missing here are fetched first."""
-    from twinrun.sweep.checks import DATA, describe_worker, differences, fetch_data
+    """Why this worker may not train, if there is a reason."""
+    from twinrun.sweep.checks import refusal
 
-    sweep = folder.parents[1]
-    wanted = json.loads((sweep / DRIVER).read_bytes())
-    params = load_params(sweep / "params.yaml").train
-    lines = differences(wanted, describe_worker(params))
-    if lines and all(line.startswith(DATA) for line in lines):
-        problem = fetch_data(params)
-        lines = [*differences(wanted, describe_worker(params)), *problem]
-    if not lines:
-        return None
-    listed = "\n".join(f"  {line}" for line in lines)
-    return Ending(
-        "refused", f"This worker would not compute what the sweep's driver does, so it trains nothing:\n{listed}"
-    )
+    reason = refusal(folder.parents[1])
+    return None if reason is None else Ending("refused", reason)
 
 
 def _train(folder: Path) -> Ending:
