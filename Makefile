@@ -29,7 +29,7 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true DVC_NO_ANALYTICS=true MLF
 endef
 export ACTIVATE_HOOK
 
-.PHONY: repro test coverage check format ui app phone axe wheel serve docs chaos bench bench-cifar bench-data bench-serve fuzz lock setup help
+.PHONY: repro test test-engines coverage check format ui app phone axe wheel serve docs chaos bench bench-cifar bench-data bench-serve fuzz lock setup help
 
 repro: setup  ## run the stages that are out of date: ingest, validate, train, evaluate, register
 	@$(ACTIVATE) && code=0 && { dvc repro || code=$$?; } && \
@@ -37,6 +37,16 @@ repro: setup  ## run the stages that are out of date: ingest, validate, train, e
 
 test: setup  ## run the tests (TWINRUN_TEST_DATA=FOLDER adds those on real image sets)
 	@$(ACTIVATE) && pytest
+
+ENGINES := .cache/engines
+test-engines: setup  ## run the tests with real Ray, Spark, PostgreSQL and S3, fetched beside .venv (Debian has openjdk-17-jre-headless, postgresql)
+	@wanted=$$(cat requirements.lock tests/engines/requirements.txt | sha256sum); [[ "$$(cat $(ENGINES)/.made-from 2> /dev/null)" == "$$wanted" ]] || { \
+	  .venv/bin/python -m venv --clear --without-pip $(ENGINES); \
+	  packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  echo "import site; site.addsitedir('$$packages')" > "$$($(ENGINES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"; \
+	  $(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/engines/requirements.txt; \
+	  echo "$$wanted" > $(ENGINES)/.made-from; }
+	@$(ACTIVATE) && $(ENGINES)/bin/python -m pytest --numprocesses=0 --durations=5 --timeout=1800 tests/engines
 
 coverage: setup  ## measure which lines and branches the tests run (TESTS=tests/core for some of them)
 	@$(ACTIVATE) && coverage erase && { coverage run -m pytest $(TESTS) || code=$$?; } && \

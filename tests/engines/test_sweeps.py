@@ -1,0 +1,132 @@
+"""Sweeps and seeds on Ray and as jobs give what one process here gives, also where something is killed."""
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from preloaded import in_use
+from sweep_support import SweepProject
+from tracking_support import runs
+from training_support import change_params
+
+from twinrun.core.files import file_sha256
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SEEDS, CARD = Path(".twinrun/parts/runs"), Path("data/out/train/card.json")
+
+
+@pytest.fixture(scope="session")
+def one_after_the_other(once_swept: Path, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The checkpoints of ten seeds of one worker."""
+    folder = tmp_path_factory.mktemp("seeds") / "project"
+    shutil.copytree(once_swept, folder, symlinks=True)
+    with in_use(programs), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        change_params(folder / "params.yaml", "train", {"seeds": 10})
+        code, output = SweepProject(folder).run("seeds", "--workers", "1")
+        assert code == 0, output
+    return checkpoints(folder)
+
+
+def test_a_sweep_on_ray_whose_driver_was_killed_gives_the_table_of_one_worker_here(swept: SweepProject) -> None:
+    shutil.copy("one.yaml", "ray.yaml")
+    killed = swept.start("sweep", "ray.yaml", "--on", "ray", "--workers", "2")
+    wait_for_file(Path("data/sweeps/ray/trials/0000/history.csv"))
+    killed.kill()
+    killed.communicate()
+
+    code, output = swept.run("sweep", "ray.yaml", "--on", "ray", "--workers", "2", "--resume")
+
+    assert code == 0, output
+    assert swept.table("ray") == swept.table("one")
+    found = [run for run in runs(swept.folder) if run.tags.get("twinrun.sweep") == "ray"]
+    names = sorted(run.tags.get("twinrun.trial", "the sweep") for run in found)
+    assert names == ["best with seed 1", "params with seed 1", "the sweep", *(f"trial {n}" for n in range(4))]
+
+
+@pytest.mark.parametrize("engine", ["local", "slurm", "ray"])
+def test_ten_seeds_side_by_side_have_the_weights_of_one_after_the_other(
+    swept: SweepProject, one_after_the_other: dict[str, str], engine: str
+) -> None:
+    change_params(Path("params.yaml"), "train", {"seeds": 10})
+
+    code, output = swept.run("seeds", "--on", engine, "--workers", "2")
+
+    assert code == 0, output
+    assert len(one_after_the_other) == 10
+    assert checkpoints(swept.folder) == one_after_the_other
+
+
+@pytest.mark.parametrize("engine", ["slurm", "ray"])
+def test_a_killed_worker_costs_at_most_one_epoch_and_doubles_nothing_in_mlflow(
+    swept: SweepProject, engine: str
+) -> None:
+    epochs = 40
+    change_params(Path("params.yaml"), "train", {"seeds": 2, "epochs": epochs})
+    (SEEDS / "seed-0").mkdir(parents=True)
+    running = swept.start("seeds", "--on", engine, "--workers", "2")
+    worker = wait_for_worker("seed-0", f"epoch +10/{epochs}")
+
+    worker.kill()
+    output, _ = running.communicate(timeout=300)
+
+    assert running.returncode == 0, output
+    done = re.findall(rf"^epoch +(\d+)/{epochs}", (SEEDS / "seed-0/log.txt").read_text(), re.MULTILINE)
+    assert epochs <= len(done) <= epochs + 1
+    code, output = swept.run(module="pipeline.train")
+    assert code == 0, output
+    (run,) = [run for run in runs(swept.folder) if run.info.data.params.get("train.seeds") == "2"]
+    assert [step for step, _ in run.history["val/loss"]] == list(range(1, epochs + 1))
+
+
+def test_one_training_in_two_processes_of_ray_train_has_the_weights_of_one_process(
+    swept: SweepProject,
+) -> None:
+    change_params(Path("params.yaml"), "train", {"epochs": 3})
+    code, output = swept.run(module="pipeline.train")
+    assert code == 0, output
+    wanted = CARD.read_bytes()
+    shutil.rmtree("data/out/train")
+    shutil.rmtree(".twinrun/resume")
+
+    code, output = swept.run("train", "--on", "ray", "--workers", "2")
+
+    assert code == 0, output
+    assert json.loads(CARD.read_bytes())["weights_hash"] == json.loads(wanted)["weights_hash"]
+    assert json.loads(CARD.read_bytes())["processes"] == 2
+
+
+def checkpoints(project: Path) -> dict[str, str]:
+    """The sha256 of the newest checkpoint's tensors, for each seed of a project's training."""
+    files = sorted((project / ".twinrun/resume").glob("*/*/epoch-*/state.safetensors"))
+    return {file.parents[1].name: file_sha256(file) for file in files}
+
+
+def wait_for_worker(name: str, pattern: str) -> psutil.Process:
+    """The process that trains a part, once its log has the pattern."""
+    log = SEEDS / name / "log.txt"
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        if log.exists() and re.search(pattern, log.read_text()):
+            return next(
+                each
+                for each in psutil.process_iter(["cmdline", "cwd"])
+                if (each.info["cmdline"] or [""])[-1].endswith(f"/{name}")
+                and "twinrun.sweep.worker" in each.info["cmdline"]
+                and each.info["cwd"] == os.fspath(Path.cwd())
+            )
+        time.sleep(0.005)
+    pytest.fail(f"{log} has no {pattern}")
+
+
+def wait_for_file(file: Path) -> None:
+    deadline = time.monotonic() + 600
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file} did not appear"
+        time.sleep(0.02)
