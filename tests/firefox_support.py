@@ -33,11 +33,13 @@ class Firefox:
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self._loop, self._last = asyncio.new_event_loop(), 0
         self._session: aiohttp.ClientSession | None = None
+        self.sent: list[str] = []  # methods and addresses of requests that may have a body, seen by the last command
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         try:
             self._socket = self._wait(self._connect(self._address()))
             self.command("session.new", capabilities={})
+            self.command("session.subscribe", events=["network.beforeRequestSent"])
             self._page = self.command("browsingContext.getTree")["contexts"][0]["context"]
         except BaseException:
             self.close()
@@ -112,6 +114,9 @@ class Firefox:
         await self._socket.send_json({"id": self._last, "method": method, "params": params})
         while True:
             answer = await self._socket.receive_json()
+            request = answer.get("params", {}).get("request", {"method": "GET"})
+            if request["method"] not in ("GET", "HEAD"):
+                self.sent.append(f"{request['method']} {request['url']}")
             if answer.get("id") == self._last:
                 if answer["type"] == "error":
                     raise AssertionError(f"{method}: {answer['error']}: {answer['message']}")

@@ -58,6 +58,12 @@ CLASSIFY = """async ([version, photos]) => {
   worker.terminate();
   return answers;
 }"""
+CHOOSE = """photo => {
+  const files = new DataTransfer(), input = document.querySelector("#file");
+  files.items.add(new File([Uint8Array.from(atob(photo), letter => letter.charCodeAt(0))], "photo.jpg"));
+  input.files = files.files;
+  input.dispatchEvent(new Event("change"));
+}"""
 FIT = """async cases => {
   const { channelsOf, fit } = await import("./pixels.js");
   return cases.map(([data, height, width, size, how, resample, gray]) =>
@@ -197,6 +203,24 @@ def test_nothing_is_sent_before_the_person_agrees(
     assert shown
     assert before == 0
     assert [request.url.rpartition("/")[2] for request in sent] == ["classify"]
+
+
+def test_firefox_sends_nothing_before_the_person_agrees_either(firefox: Firefox, server: uvicorn.Server) -> None:
+    _open_in_firefox(firefox, server)
+    before = len(firefox.sent)
+
+    heading = _ask_in_firefox(firefox, 0)
+    firefox.evaluate("document.querySelector('#why').click()")
+    firefox.wait_for("#map:not([hidden])")
+    firefox.evaluate(CHOOSE, base64.b64encode(_other_files()["CMYK"]).decode())
+    firefox.wait_for("#choices button.main")
+    unasked = firefox.sent[before:]
+    firefox.evaluate("document.querySelector('#choices button.main').click()")
+    firefox.wait_for("#details:not([hidden])")
+
+    assert heading == "Glass"
+    assert unasked == []
+    assert firefox.sent[before:] == [f"POST {server.address}/classify"]  # type: ignore[attr-defined]
 
 
 def test_every_step_of_the_network_is_shown_on_a_page_that_the_server_makes_once_asked(
@@ -385,8 +409,10 @@ def test_after_the_first_visit_the_page_answers_without_a_server(
     assert not _is_answering(server)
     assert page.text_content("#answer-heading") == "Metal"
     if firefox is not None:
+        before = len(firefox.sent)
         firefox.open(server.address)  # type: ignore[attr-defined]
         assert _ask_in_firefox(firefox, 1) == "Metal"
+        assert firefox.sent[before:] == []
 
 
 def _open(context: BrowserContext, server: Any) -> Page:
