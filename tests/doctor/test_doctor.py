@@ -326,7 +326,7 @@ def test_the_command_exits_with_1_where_something_was_found(trained: Path) -> No
     )
 
     assert done.returncode == 1
-    assert "fix: unset MLFLOW_TRACKING_URI" in done.stdout
+    assert "fix: Start it, correct MLFLOW_TRACKING_URI, or unset it" in done.stdout
     assert "Traceback" not in done.stderr
 
 

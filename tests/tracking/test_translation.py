@@ -4,6 +4,7 @@ import socket
 import sqlite3
 
 import pytest
+from requests import HTTPError
 
 from twinrun.core.errors import TrackingError
 from twinrun.tracking.translation import database_trouble, describe, unreachable
@@ -19,6 +20,8 @@ SERVER, STORE = "https://me:secret@mlflow.example:5000", "sqlite:////p/mlruns/ml
         (sqlite3.DatabaseError("file is not a database"), STORE, "twinrun sync` creates a new one"),
         (ModuleNotFoundError("no", name="psycopg2"), SERVER, "pip install 'psycopg2-binary'"),
         (Exception("error code 401"), SERVER, "MLFLOW_TRACKING_USERNAME"),
+        (HTTPError("403 Client Error: Forbidden for url: https://me:secret@h/a"), SERVER, "the right to write"),
+        (HTTPError("502 Server Error: Bad Gateway for url: https://h/a"), SERVER, "answers with an error (502)"),
         (Exception("error code 404"), SERVER, "older than MLflow 3"),
         (Exception("<html><title>Sign in</title>"), SERVER, "answers with a page (Sign in)"),
         (Exception("detected out-of-date database schema"), STORE, "mlflow db upgrade"),

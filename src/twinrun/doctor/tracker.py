@@ -13,7 +13,8 @@ def check(tracker: Tracker) -> Result:
     try:
         require_reachable(tracker)
     except TwinrunError as error:
-        return tracker.shown, [Finding(str(error).splitlines()[0], f"unset {URI_VARIABLE}, or start the server")]
+        problem, _, remedy = str(error).partition("\n" if "\n" in str(error) else ". ")
+        return tracker.shown, [Finding(problem, remedy or f"unset {URI_VARIABLE}, or start the server")]
     if tracker.database is not None and tracker.database.is_file():
         with closing(sqlite3.connect(sqlite_to_read(tracker.database), uri=True, timeout=10)) as connection:
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -117,8 +117,8 @@ def _is_known_revision(name: str) -> bool:
 
 def _of_answer(text: str, store: str) -> str | None:
     """The message for refused credentials, the 404 of an old server, or the page of a proxy."""
-    status = re.search(r"error code (\d{3})", text)
-    code = int(status[1]) if status else None
+    status = re.search(r"error code (\d{3})|^(\d{3}) (?:Client|Server) Error: ", text)  # as MLflow or requests put it
+    code = int(status[1] or status[2]) if status else None
     if code in (401, 403) or "PERMISSION_DENIED" in text or "UNAUTHENTICATED" in text:
         return (
             f"MLflow at {store} refuses this user ({code or 'permission denied'}). Set MLFLOW_TRACKING_USERNAME and "
