@@ -367,13 +367,16 @@ def locked_versions(lock: str) -> dict[str, str]:
 
 def installed_versions() -> dict[str, str]:
     """Package -> version as installed here, but for twinrun itself."""
+    from email.parser import HeaderParser
     from importlib.metadata import distributions
 
     from packaging.utils import canonicalize_name
 
     installed: dict[str, str] = {}
-    for distribution in distributions():
-        installed.setdefault(canonicalize_name(distribution.name), distribution.version)
+    for distribution in distributions():  # whose `name` and `version` each parse the whole description
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        header = HeaderParser().parsestr(text.partition("\n\n")[0])
+        installed.setdefault(canonicalize_name(str(header["Name"])), str(header["Version"]))
     installed.pop("twinrun", None)
     return installed
 
