@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import preloaded
 import psutil
 import pyarrow.parquet as pq
+import pytest
 from ruamel.yaml import YAML
 
 from twinrun.core.errors import run_main
@@ -94,6 +96,24 @@ class Project:
     def report(self) -> str:
         """The page that validate wrote."""
         return (self.folder / "data/out/validate/report/index.html").read_text(encoding="utf-8")
+
+
+def run_twinrun(folder: Path, *arguments: str) -> Ran:
+    """Run the command line in `folder` to its end, inside this process."""
+    from twinrun.cli import main as cli
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in {"argv": ["twinrun", *arguments], "stdout": out, "stderr": err}.items():
+            patch.setattr(sys, name, value)
+        for name in ("_LINE_EVERY_S", "_PHASE_EVERY_S"):  # of progress, which a busy machine would print
+            patch.setattr(f"twinrun.core.progress.{name}", 600.0)
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Ran(code, out.getvalue() + err.getvalue())
 
 
 def cpu_seconds() -> float:

@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,13 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_support import Project, Ran
+from data_support import Project, run_twinrun
 from PIL import Image, ImageOps
 
 from twinrun.project.presets import write_preset
 from twinrun.validate.results import findings_schema
-
-pytestmark = pytest.mark.usefixtures("preloaded_module")
 
 
 @pytest.fixture
@@ -33,25 +29,18 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def _twinrun(folder: Path, *arguments: str) -> Ran:
-    done = subprocess.run(
-        [sys.executable, "-m", "twinrun", *arguments], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    return Ran(done.returncode, done.stdout + done.stderr)
-
-
 def _decisions(file: Path) -> list[dict[str, str]]:
     with file.open(encoding="utf-8", newline="") as text:
         return list(csv.DictReader(text))
 
 
 def test_a_clean_folder_passes_in_one_line_and_one_with_faults_is_shown_on_a_page(photos: Path) -> None:
-    clean = _twinrun(photos.parent, "data", "check", "photos", "--out", "clean")
+    clean = run_twinrun(photos.parent, "data", "check", "photos", "--out", "clean")
     ImageOps.mirror(Image.open(photos / "cat/3.png")).save(photos / "dog/copy.jpg", quality=70)
     (photos / "cat/page.jpg").write_text("<!doctype html><p>Not found</p>")
     before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
-    found = _twinrun(photos.parent, "data", "check", "photos")
-    again = _twinrun(photos.parent, "data", "check", "photos")
+    found = run_twinrun(photos.parent, "data", "check", "photos")
+    again = run_twinrun(photos.parent, "data", "check", "photos")
 
     assert clean.code == 0, clean.said
     names = {each["name"] for each in json.loads((photos.parent / "clean/result.json").read_bytes())["expectations"]}
@@ -83,7 +72,7 @@ def test_a_folder_without_labels_is_checked_too(photos: Path) -> None:
         (photos / label).rmdir()
     Image.open(photos / "cat3.png").save(photos / "other.jpg", quality=70)
 
-    found = _twinrun(photos, "data", "check", ".")
+    found = run_twinrun(photos, "data", "check", ".")
 
     assert found.code == 1, found.said
     assert "1 image duplicates another one: cat3.png (no label) ~ other.jpg (no label) (re-encoded, " in found.said
@@ -110,7 +99,7 @@ def test_what_cannot_be_checked_is_said_in_words_and_with_another_code_than_find
     (photos.parent / "file").write_text("text")
     (photos.parent / "empty").mkdir()
 
-    ran = _twinrun(photos.parent, "data", "check", *arguments)
+    ran = run_twinrun(photos.parent, "data", "check", *arguments)
 
     assert ran.code == 2, ran.said
     assert words in ran.said
@@ -119,7 +108,7 @@ def test_what_cannot_be_checked_is_said_in_words_and_with_another_code_than_find
 
 
 def test_the_codes_are_in_the_help(tmp_path: Path) -> None:
-    ran = _twinrun(tmp_path, "data", "check", "--help")
+    ran = run_twinrun(tmp_path, "data", "check", "--help")
 
     assert "0 clean, 1 findings, 2 not checked" in " ".join(ran.said.replace("│", " ").split())
 
@@ -131,8 +120,8 @@ def test_labels_that_no_model_can_tell_are_not_judged_and_no_findings(photos: Pa
         other.rename(one)
         (photos / "swapped").rename(other)
 
-    judged = _twinrun(photos.parent, "data", "check", "photos")
-    unasked = _twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--out", "unasked")
+    judged = run_twinrun(photos.parent, "data", "check", "photos")
+    unasked = run_twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--out", "unasked")
 
     assert judged.code == 0, judged.said
     _, first, second = judged.said.splitlines()
@@ -149,11 +138,11 @@ def test_drift_is_measured_against_a_table_of_an_earlier_data_set(photos: Path) 
     write_preset(photos.parent, "folder")
     ingested = Project(photos.parent).set(ingest__path="photos").run("ingest")
     table = "data/out/ingest/table.parquet"
-    same = _twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--reference", table)
+    same = run_twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--reference", table)
     for path in photos.rglob("*.png"):
         Image.open(path).point(lambda value: value // 4).save(path)
 
-    darker = _twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--reference", table)
+    darker = run_twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--reference", table)
 
     assert ingested.code == 0, ingested.said
     assert same.code == 0, same.said
@@ -173,9 +162,9 @@ def test_what_lies_about_in_a_folder_is_passed_over_with_a_note(photos: Path) ->
     (photos / "docs/how.txt").write_text("text")
     (photos / "train/cat/.directory.swp").write_text("text")
     (photos / "train/cat/.7.png").write_bytes((photos / "train/cat/7.png").read_bytes())
-    old = _twinrun(photos, "data", "check", ".", "--out", "train/cat/old", "--no-labels")
-    inside = _twinrun(photos, "data", "check", ".", "--out", ".", "--no-labels")
-    again = _twinrun(photos, "data", "check", ".", "--out", ".", "--no-labels")
+    old = run_twinrun(photos, "data", "check", ".", "--out", "train/cat/old", "--no-labels")
+    inside = run_twinrun(photos, "data", "check", ".", "--out", ".", "--no-labels")
+    again = run_twinrun(photos, "data", "check", ".", "--out", ".", "--no-labels")
 
     result = json.loads((photos / "result.json").read_bytes())
     unmet = {each["name"]: each["first_violations"] for each in result["expectations"] if not each["passed"]}
@@ -203,7 +192,7 @@ def test_many_faults_and_notes_are_told_in_ten_lines(photos: Path) -> None:
         Image.open(photos / f"cat/{number}.png").save(photos / f"dog/copy{number}.png")
         ImageOps.mirror(Image.open(photos / f"cat/1{number}.png")).save(photos / f"dog/mirrored{number}.png")
 
-    ran = _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
+    ran = run_twinrun(photos.parent, "data", "check", "photos", "--no-labels")
 
     assert ran.code == 1
     assert "Left out" in ran.said
@@ -220,12 +209,12 @@ def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos:
     assert project.run("ingest").code == 0
     stopped = project.run("validate")
 
-    first = _twinrun(folder, "data", "fix")
+    first = run_twinrun(folder, "data", "fix")
     proposed = _decisions(folder / "data/decisions/decisions.csv")
     (folder / "data/decisions/decisions.csv").write_text(
         "path,action,label,reason\ncat/page.jpg,drop,,no picture\ndog/copy.png,relabel,cat,it is a cat\n"
     )
-    second = _twinrun(folder, "data", "mend")
+    second = run_twinrun(folder, "data", "mend")
     passed = project.set(validate__decisions="data/decisions/decisions.csv").run("validate")
 
     assert stopped.code == 1, stopped.said
@@ -246,7 +235,7 @@ def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos:
 
 
 def test_mend_without_a_validation_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    ran = _twinrun(tmp_path, "data", "fix")
+    ran = run_twinrun(tmp_path, "data", "fix")
 
     assert ran.code == 1
     assert "data/out/validate/findings.parquet is missing. Create it: dvc repro validate" in ran.said
@@ -254,13 +243,13 @@ def test_mend_without_a_validation_names_the_command_that_makes_one(tmp_path: Pa
 
 def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None:
     (photos / "cat/page.jpg").write_text("<!doctype html>")
-    _twinrun(photos.parent, "data", "check", "photos", "--no-labels")
+    run_twinrun(photos.parent, "data", "check", "photos", "--no-labels")
 
-    inside = _twinrun(photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet")
-    outside = _twinrun(
+    inside = run_twinrun(photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet")
+    outside = run_twinrun(
         photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet", "--out", "other/mine.csv"
     )
-    refused = _twinrun(
+    refused = run_twinrun(
         photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet", "--out", "photos/cat/page.jpg/a"
     )
 
@@ -290,7 +279,7 @@ def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path)
     }
     pq.write_table(pa.Table.from_pylist([row], findings_schema()), photos.parent / "findings.parquet")
 
-    ran = _twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet")
+    ran = run_twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet")
 
     assert ran.code == 0, ran.said
     assert mine.read_bytes() == before + b"\r\n,drop,cat/page.jpg,\r\n"
@@ -311,7 +300,7 @@ def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
     }
     pq.write_table(pa.Table.from_pylist([row], findings_schema()), photos.parent / "findings.parquet")
 
-    ran = _twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
+    ran = run_twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
 
     assert ran.code == 1
     assert "no column label, which relabels need" in ran.said
@@ -349,14 +338,14 @@ def _picture(seed: int) -> Image.Image:
 
 def test_thirty_images_added_after_the_split_was_written_move_none_and_fill_the_quotas(drawn: Project) -> None:
     before = _splits(drawn)
-    first = _twinrun(drawn.folder, "data", "split")
+    first = run_twinrun(drawn.folder, "data", "split")
     for number in range(30):
         _picture(100 + number).save(drawn.folder / f"photos/cat/new{number}.png")
     drawn.set(validate__splits=SPLITS, validate__seed=5)
 
     _draw(drawn)
-    second = _twinrun(drawn.folder, "data", "split")
-    third = _twinrun(drawn.folder, "data", "split")
+    second = run_twinrun(drawn.folder, "data", "split")
+    third = run_twinrun(drawn.folder, "data", "split")
 
     assert first.code == 0, first.said
     assert f"{SPLITS}: 60 images (train 42, val 9, test 9), of which 60 were added." in first.said
@@ -377,7 +366,7 @@ def test_thirty_images_added_after_the_split_was_written_move_none_and_fill_the_
 
 def test_a_picture_keeps_its_split_when_it_is_renamed_relabelled_swapped_copied_or_replaced(drawn: Project) -> None:
     before = _splits(drawn)
-    assert _twinrun(drawn.folder, "data", "split").code == 0
+    assert run_twinrun(drawn.folder, "data", "split").code == 0
     of = {
         name: [path for path in before if before[path] == name and path.startswith("cat/")]
         for name in ("train", "val", "test")
@@ -394,7 +383,7 @@ def test_a_picture_keeps_its_split_when_it_is_renamed_relabelled_swapped_copied_
     drawn.set(validate__splits=SPLITS, validate__seed=5)
 
     _draw(drawn)
-    again = _twinrun(drawn.folder, "data", "split")
+    again = run_twinrun(drawn.folder, "data", "split")
 
     after = _splits(drawn)
     assert after['cat/renamed #1, "quoted".png'] == "test"
@@ -411,12 +400,12 @@ def test_a_picture_keeps_its_split_when_it_is_renamed_relabelled_swapped_copied_
 
 
 def test_a_split_file_that_was_not_used_is_not_changed_to_what_was_drawn_without_it(drawn: Project) -> None:
-    assert _twinrun(drawn.folder, "data", "split").code == 0
+    assert run_twinrun(drawn.folder, "data", "split").code == 0
     written = (drawn.folder / SPLITS).read_bytes()
     drawn.set(validate__seed=5)
     _draw(drawn)
 
-    ran = _twinrun(drawn.folder, "data", "split")
+    ran = run_twinrun(drawn.folder, "data", "split")
 
     assert ran.code == 1
     assert f"images are in another split than in {SPLITS}, for example" in ran.said
@@ -430,9 +419,9 @@ def test_a_split_cannot_be_written_before_there_is_one(photos: Path) -> None:
     write_preset(folder, "folder")
     project = Project(folder).set(ingest__path="photos")
 
-    nothing = _twinrun(folder, "data", "split")
+    nothing = run_twinrun(folder, "data", "split")
     ingested = project.run("ingest")
-    unjudged = _twinrun(folder, "data", "split")
+    unjudged = run_twinrun(folder, "data", "split")
 
     assert ingested.code == 0, ingested.said
     assert nothing.code == unjudged.code == 1
@@ -478,7 +467,7 @@ def test_a_published_split_that_contradicts_the_file_is_refused_and_val_carved_o
     drawn.set(ingest__splits_file="published.csv")
     _draw(drawn)
     carved = _splits(drawn)
-    assert _twinrun(drawn.folder, "data", "split").code == 0
+    assert run_twinrun(drawn.folder, "data", "split").code == 0
     drawn.set(validate__splits=SPLITS)
     _draw(drawn)
     kept = _splits(drawn)

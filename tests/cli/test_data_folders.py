@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from data_support import Project, Ran, heed_permissions
+from data_support import Project, Ran, heed_permissions, run_twinrun
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -25,7 +25,7 @@ def _photos(folder: Path, count: int, seed: int) -> None:
         coarse.resize((96, 96), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
 
 
-def _twinrun(folder: Path, *arguments: str) -> Ran:
+def _bound_by_permissions(folder: Path, *arguments: str) -> Ran:
     done = subprocess.run(
         [sys.executable, "-m", "twinrun", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=300, preexec_fn=heed_permissions,
@@ -37,9 +37,9 @@ def test_a_check_shows_both_readings_with_counts_and_takes_the_one_that_is_asked
     for seed, name in enumerate(("day/bus", "day/car", "night/bus", "night/car")):
         _photos(tmp_path / "photos" / name, 8, seed)
 
-    both = _twinrun(tmp_path, "data", "check", "photos", "--no-labels")
-    one = _twinrun(tmp_path, "data", "check", "photos", "--no-labels", "--levels", "skip,label")
-    wrong = _twinrun(tmp_path, "data", "check", "photos", "--levels", "class")
+    both = run_twinrun(tmp_path, "data", "check", "photos", "--no-labels")
+    one = run_twinrun(tmp_path, "data", "check", "photos", "--no-labels", "--levels", "skip,label")
+    wrong = run_twinrun(tmp_path, "data", "check", "photos", "--levels", "class")
 
     first = both.said.splitlines()[0]
     assert "can be read in 2 ways, of which the first is taken here" in first
@@ -60,7 +60,7 @@ def test_a_check_names_what_it_leaves_out_and_goes_on_where_a_folder_cannot_be_r
     (photos / "train/loop").symlink_to("..")
     (photos / "closed").chmod(0)
 
-    ran = _twinrun(tmp_path, "data", "check", "photos", "--no-labels", "--leave-out", "*/masks/*")
+    ran = _bound_by_permissions(tmp_path, "data", "check", "photos", "--no-labels", "--leave-out", "*/masks/*")
     (photos / "closed").chmod(0o755)
 
     assert ran.code == 0, ran.said
@@ -82,7 +82,7 @@ def test_an_image_without_a_label_is_not_called_unreadable_and_images_in_no_spli
     _photos(photos / "train", 1, 7)
     (photos / "train/dog/bad.png").write_bytes(b"bad")
 
-    ran = _twinrun(tmp_path, "data", "check", "photos", "--no-labels")
+    ran = run_twinrun(tmp_path, "data", "check", "photos", "--no-labels")
 
     assert ran.code == 1, ran.said
     assert "  1 image is unreadable, and 1 image lies in no class folder\n" in ran.said
@@ -94,7 +94,7 @@ def test_an_image_without_a_label_is_not_called_unreadable_and_images_in_no_spli
 def test_the_folder_of_one_class_is_a_finding(tmp_path: Path) -> None:
     _photos(tmp_path / "photos/cat", 6, 0)
 
-    ran = _twinrun(tmp_path, "data", "check", "photos/cat", "--no-labels")
+    ran = run_twinrun(tmp_path, "data", "check", "photos/cat", "--no-labels")
 
     assert ran.code == 1, ran.said
     assert "  Warning: The folder has no class folders, so labels were not checked; a training would stop" in ran.said
@@ -115,10 +115,10 @@ def test_odd_names_stay_on_one_line_and_what_mend_proposes_for_them_is_found_by_
     project.run("ingest")
 
     stopped = project.run("validate")
-    proposed = _twinrun(tmp_path, "data", "fix")
+    proposed = run_twinrun(tmp_path, "data", "fix")
     text = (tmp_path / "data/decisions/decisions.csv").read_text(encoding="utf-8")
     passed = project.set(validate__decisions="data/decisions/decisions.csv").run("validate")
-    again = _twinrun(tmp_path, "data", "fix", "--findings", "data/out/validate/findings.parquet")
+    again = run_twinrun(tmp_path, "data", "fix", "--findings", "data/out/validate/findings.parquet")
 
     assert stopped.code == 1
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u2028]", stopped.said)

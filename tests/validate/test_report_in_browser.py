@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_support import run_twinrun
 from PIL import Image
 
 from twinrun.core.params import setting_lines
@@ -149,16 +149,11 @@ def hostile(hostile_images: list[Path], tmp_path_factory: pytest.TempPathFactory
     """The page of `twinrun data check` on files that break decoders, what it said, and its exit code."""
     folder = tmp_path_factory.mktemp("hostile")
     root = next(path for path in hostile_images[0].parents if path.name == "hostile-images")
-    done = subprocess.run(
-        [sys.executable, "-m", "twinrun", "data", "check", root, "--out", folder / "check", "--no-labels"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_twinrun(folder, "data", "check", str(root), "--out", "check", "--no-labels")
     page = folder / "check/index.html"
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{_MEASURE}</body>"), encoding="utf-8")
-    assert "Traceback" not in done.stderr
-    return page, done.stdout, done.returncode
+    assert "Traceback" not in done.said
+    return page, done.said, done.code
 
 
 def test_files_that_break_decoders_are_checked_in_words(hostile: tuple[Path, str, int]) -> None:
