@@ -32,7 +32,7 @@ def undisturbed(validated_digits: Path, tmp_path_factory: pytest.TempPathFactory
     """Weights hash of the long training, when nothing stops it."""
     folder = tmp_path_factory.mktemp("undisturbed") / "project"
     shutil.copytree(validated_digits, folder)
-    project = TrainableProject(folder).set(**LONG)
+    project = TrainableProject(folder).keep_a_third().set(**LONG)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", AWAY)
@@ -131,7 +131,7 @@ def test_two_machines_with_disks_of_their_own_go_on_after_a_stop_with_the_undist
     trainable: TrainableProject, undisturbed: str
 ) -> None:
     other = TrainableProject(trainable.folder.with_name("other"))
-    trainable.set(**LONG)
+    trainable.keep_a_third().set(**LONG)
     shutil.copytree(trainable.folder, other.folder)
     first, second = _start_on_two_machines(trainable, other)
     _wait_for_epoch(first, 3)
@@ -151,7 +151,7 @@ def test_two_machines_with_disks_of_their_own_go_on_after_a_stop_with_the_undist
 
 
 def test_ctrl_c_while_the_processes_still_start_is_a_clean_stop(trainable: TrainableProject) -> None:
-    process = trainable.set(**LONG, devices=2).start(MLFLOW_TRACKING_URI=AWAY)
+    process = trainable.keep_a_third().set(**LONG, devices=2).start(MLFLOW_TRACKING_URI=AWAY)
     while not psutil.Process(process.pid).children() or not _trainers_below(process):
         assert process.poll() is None
         time.sleep(0.02)
@@ -170,7 +170,7 @@ def test_ctrl_c_while_the_processes_still_start_is_a_clean_stop(trainable: Train
 def test_a_stop_reaches_every_process_and_one_process_continues_with_the_same_weights(
     trainable: TrainableProject, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = trainable.set(**LONG, devices=2).start()
+    process = trainable.keep_a_third().set(**LONG, devices=2).start()
     _wait_for_epoch(process, 3)
     workers = psutil.Process(process.pid).children(recursive=True)
 
@@ -192,7 +192,7 @@ def test_ctrl_c_says_what_is_kept_and_a_second_trainer_is_refused_until_then(
     trainable: TrainableProject, undisturbed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("twinrun.training.interruption.LOCK_WAIT_S", 0.2)
-    process = trainable.set(**LONG).start(MLFLOW_TRACKING_URI=AWAY)
+    process = trainable.keep_a_third().set(**LONG).start(MLFLOW_TRACKING_URI=AWAY)
     _wait_for_epoch(process, 3)
 
     second = refused(capsys)
