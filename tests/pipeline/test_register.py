@@ -1,6 +1,7 @@
 """The stage `register`: from files to a version, by its real entry point."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -322,8 +323,9 @@ def test_a_bundle_changed_by_one_byte_ends_the_stage_and_makes_no_version(projec
 
 def _run(project: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / "pipeline/register.py")],
+        [sys.executable, "-m", "pipeline.register"],
         cwd=project,
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"},
         capture_output=True,
         text=True,
         check=False,
