@@ -28,6 +28,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Path:
     copy_repository(folder)
     shutil.copytree(new_store, folder / "mlruns", dirs_exist_ok=True)
     change_params(folder / "params.yaml", "train", {"epochs": 3})
+    change_params(folder / "params.yaml", "validate", {"label_errors": {"folds": 0, "budget_s": 600}})
     change_params(folder / "params.yaml", "register", {"min_accuracy": 0.5})
     git(folder, "init", "--quiet")
     git(folder, "config", "user.name", "Somebody")

@@ -29,7 +29,7 @@ _SOURCES = (
     *(f"data/{folder}/.gitkeep" for folder in ("raw/digits", "decisions", "reference", "pretrained")),
     "networks/.gitkeep",
 )
-_SETTINGS = {"train.epochs": EPOCHS, "register.min_accuracy": 0.1}
+_SETTINGS = {"train.epochs": EPOCHS, "register.min_accuracy": 0.1, "validate.label_errors.folds": 0}
 # What both stacks record for every epoch, under the plain stack's names and under Twinrun's.
 _METRICS = ("train_loss", "val_loss", "val_accuracy", "train/loss", "val/loss", "val/accuracy")
 
