@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_support import run_twinrun
 from tracking_support import runs
 from training_support import change_params, git, made_once
 from twin_support import copy_repository, draw_images
@@ -454,9 +455,44 @@ def test_a_colleague_gets_images_model_and_experiments_and_has_nothing_to_run(sh
     dvc(theirs, "exp", "apply", "faster")
     assert _ran(dvc(theirs, "repro")) == []
     assert _weights(theirs) != _weights(shared)
+    synced = run_twinrun(theirs, "sync")
+    (run,) = (each for each in runs(theirs) if each.tags.get("twinrun.weights_hash") == _weights(theirs))
+    shown, asked = (run_twinrun(theirs, name, run.id) for name in ("show", "reproduce"))
+    trusted = run_twinrun(theirs, "reproduce", run.id, "--trust")
+    assert (synced.code, shown.code, trusted.code) == (0, 0, 0), synced.said + shown.said + trusted.said
+    assert _weights(theirs) in shown.said
+    assert asked.code == 1
+    assert re.search(r"not in the history of the current branch[\s\S]*params\.yaml[\s\S]*Nothing was run", asked.said)
+    assert "\nIDENTICAL. " in trusted.said
     git(theirs, "checkout", "--quiet", "--force", "short")
     dvc(theirs, "pull")
     assert _ran(dvc(theirs, "repro")) == []
+
+
+def test_a_pulled_experiment_whose_journal_leads_out_of_the_project_publishes_nothing(
+    shared: Path, new_store: Path
+) -> None:
+    theirs = _clone(shared, "attacked", new_store)
+    theirs.with_name("id_rsa").write_text("private")
+    dvc(shared, "exp", "apply", "shorter")
+    journal = shared / "data/out/train/journal.jsonl"
+    text = journal.read_text()
+    journal.unlink()  # a link to the cache, perhaps
+    journal.write_text(re.sub(r'"source":"[^"]+"', '"source":"../id_rsa"', text, count=1))
+    dvc(shared, "commit", "--force", "train")
+    dvc(shared, "exp", "save", "--name", "better")
+    dvc(shared, "exp", "push", "origin", "better")
+    back_to_the_commit(shared)
+
+    dvc(theirs, "exp", "pull", "origin", "better")
+    dvc(theirs, "exp", "apply", "better")
+    synced = run_twinrun(theirs, "sync")
+
+    assert synced.code == 1
+    assert "data/out/train/journal.jsonl, the event at byte " in synced.said
+    assert "artifact.source: must be a relative path that stays inside its folder, got '../id_rsa'" in synced.said
+    assert "Traceback" not in synced.said
+    assert runs(theirs) == []
 
 
 def test_a_clone_without_the_images_has_nothing_to_run_where_they_may_be_missing(shared: Path, new_store: Path) -> None:
