@@ -205,6 +205,27 @@ def test_nothing_is_sent_before_the_person_agrees(
     assert [request.url.rpartition("/")[2] for request in sent] == ["classify"]
 
 
+def test_no_bin_is_named_before_the_person_chose_a_region_which_is_remembered(
+    context: BrowserContext, server: uvicorn.Server
+) -> None:
+    page = _open(context, server)
+    page.click("#examples button")
+    page.wait_for_selector("#rule:not([hidden])")
+    asked = page.text_content("#rule")
+    page.fill("#find", "b")
+    found = page.text_content("#found")
+
+    page.select_option("#region", index=2)
+    named = page.text_content("#stream")
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+
+    assert "Choose where you live" in str(asked)
+    assert "Choose where you live" in str(found)
+    assert str(named).startswith("Goes to: ")
+    assert page.input_value("#region") == "1"
+
+
 def test_firefox_sends_nothing_before_the_person_agrees_either(firefox: Firefox, server: uvicorn.Server) -> None:
     _open_in_firefox(firefox, server)
     before = len(firefox.sent)

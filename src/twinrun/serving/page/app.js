@@ -222,7 +222,8 @@ function openPad({ classes, preprocessing }) {
 // Things that people look for, and where they go: the region's items, then the model's own classes.
 function search() {
   const region = regions[at("region").value], wanted = at("find").value.trim().toLowerCase();
-  const things = !region || !wanted ? [] : [...region.items.map(each => [inLanguage(each.name), each.stream, Object.values(each.name)]),
+  if (wanted && !region) return at("found").replaceChildren(Object.assign(document.createElement("li"), { textContent: put("region needed") }));
+  const things = !wanted ? [] : [...region.items.map(each => [inLanguage(each.name), each.stream, Object.values(each.name)]),
     ...Object.entries(region.classes).map(([label, rule]) => [name(label), rule.stream, [label, name(label)]])];
   const found = things.filter(([, , names]) => names.some(each => each.toLowerCase().includes(wanted))).slice(0, 8);
   at("found").replaceChildren(...found.map(([thing, stream]) => {
@@ -235,6 +236,12 @@ function search() {
 
 function showRule(label) {
   const region = regions[at("region").value];
+  if (label && regions.length && !region) {
+    at("stream").textContent = put("region");
+    at("prepare").textContent = put("region needed");
+    at("when").textContent = at("rule").style.borderLeftColor = "";
+    at("rule").hidden = false;
+  }
   const rule = region && label ? region.classes[label] : null;
   if (!rule) return; // also where a promoted model has classes that these rules lack
   const stream = region.streams[rule.stream];
@@ -247,6 +254,7 @@ function showRule(label) {
 
 function showRegion() {
   const region = regions[at("region").value];
+  at("source").textContent = "";
   if (!region) return;
   const old = Date.now() - Date.parse(region.checked) > 366 * 864e5;
   at("source").textContent = put("source", { source: region.source, date: region.checked }) + (old ? ` ${put("old rules")}` : "");
@@ -263,7 +271,7 @@ async function speak(language) {
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = put(node.dataset.text);
   if (regions.length) for (const node of document.querySelectorAll("[data-waste]")) node.textContent = put(node.dataset.waste);
   document.title = at("title").textContent;
-  [...at("region").options].forEach((option, place) => { option.textContent = inLanguage(regions[place].name); });
+  [...at("region").options].slice(1).forEach((option, place) => { option.textContent = inLanguage(regions[place].name); });
   showRegion();
   search();
   render();
@@ -277,8 +285,8 @@ async function start() {
   regions = await (await fetch("regions")).json();
   at("region").append(...regions.map((_, place) => new Option("", place)));
   const known = regions.findIndex(region => inLanguage(region.name) && region.name.en === chosen("region"));
-  if (known >= 0) at("region").value = known;
-  at("region").addEventListener("change", () => { chosen("region", regions[at("region").value].name.en); showRegion(); search(); render(); });
+  at("region").value = known >= 0 ? known : regions.length === 1 ? 0 : ""; // no bin of somewhere else
+  at("region").addEventListener("change", () => { chosen("region", regions[at("region").value]?.name.en || ""); showRegion(); search(); render(); });
   at("waste").hidden = regions.length === 0;
   await speak(at("language").value);
   for (const example of document.querySelectorAll("#examples button")) example.addEventListener("click", async () => {
