@@ -21,23 +21,18 @@ def test_a_colleague_sees_runs_models_and_report_and_reproduces_the_run_to_the_b
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_on_postgres)
     change_params(Path("params.yaml"), "register", {"min_accuracy": 0.5})
-    for arguments in (
-        ("remote", "add", "--default", "store", "s3://dvc/store"),
-        ("remote", "modify", "store", "endpointurl", s3),
-        ("repro",),
-        ("push", "--quiet"),
-    ):
-        code, output = swept.run(*arguments, module="dvc")
-        assert code == 0, output
-    git(Path(), "add", "--all")
-    git(Path(), "commit", "--quiet", "--message", "A model")
+    dvc(swept, "remote", "add", "--default", "store", "s3://dvc/store")
+    dvc(swept, "remote", "modify", "store", "endpointurl", s3)
+    commit("A remote")  # so that no change is uncommitted when the model is trained
+    dvc(swept, "repro")
+    commit("A model")
+    dvc(swept, "push", "--quiet")
 
     colleague = tmp_path / "colleague"
     git(Path(), "clone", "--quiet", ".", str(colleague))
     monkeypatch.chdir(colleague)
     theirs = SweepProject(colleague)
-    code, output = theirs.run("pull", "--quiet", module="dvc")
-    assert code == 0, output
+    dvc(theirs, "pull", "--quiet")
     _, models = theirs.run("models")
     _, shown = theirs.run("show", "1")
     code, verdict = theirs.run("reproduce", "1")
@@ -89,3 +84,13 @@ def test_eight_writers_at_once_lose_no_metric_and_double_none(
         losses = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")]
         assert sorted(losses) == [(epoch, number + epoch / EPOCHS) for epoch in range(EPOCHS)]
         assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == EPOCHS
+
+
+def dvc(project: SweepProject, *arguments: str) -> None:
+    code, output = project.run(*arguments, module="dvc")
+    assert code == 0, output
+
+
+def commit(message: str) -> None:
+    git(Path(), "add", "--all")
+    git(Path(), "commit", "--quiet", "--message", message)
