@@ -78,7 +78,7 @@ def test_a_killed_worker_costs_at_most_one_epoch_and_doubles_nothing_in_mlflow(
 
     assert running.returncode == 0, output
     done = re.findall(rf"^epoch +(\d+)/{epochs}", (SEEDS / "seed-0/log.txt").read_text(), re.MULTILINE)
-    assert epochs <= len(done) <= epochs + 1
+    assert epochs - 1 <= len(done) <= epochs + 1  # an epoch may be saved and not yet printed when the kill comes
     code, output = swept.run(module="pipeline.train")
     assert code == 0, output
     (run,) = [run for run in runs(swept.folder) if run.info.data.params.get("train.seeds") == "2"]
