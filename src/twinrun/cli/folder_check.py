@@ -3,6 +3,7 @@
 import contextlib
 import re
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,9 +115,11 @@ def _usual_size(listing: Listing) -> int:
         return min(_SIDE_PX, max(_SMALLEST_SIDE_PX, int(height), int(width)))
     paths = listing.content.paths
     longest = 0
-    for path in paths[:: max(1, len(paths) // _HEADERS_READ)]:
-        with contextlib.suppress(Exception), open_regular(path) as file:
-            longest = max(longest, *Image.open(file, formats=_PLAIN_FORMATS).size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is odd about an image is said when it is decoded
+        for path in paths[:: max(1, len(paths) // _HEADERS_READ)]:
+            with contextlib.suppress(Exception), open_regular(path) as file:
+                longest = max(longest, *Image.open(file, formats=_PLAIN_FORMATS).size)
     return min(_SIDE_PX, max(_SMALLEST_SIDE_PX, longest)) if longest else _SIDE_PX
 
 
