@@ -372,6 +372,8 @@ def _prepare_many(folder: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
     _quietly([_BIN / "twinrun", "init", "ours", "--data", "many"], folder)
+    small = ["--set", "ingest.size_px=16", "--set", "ingest.path=data/raw/many"]
+    _quietly([_BIN / "twinrun", "preset", "photos", *small], folder / "ours")
     _quietly([_BIN / "dvc", "repro", "ingest"], folder / "ours")
     peer = folder / "peer"
     peer.mkdir()
