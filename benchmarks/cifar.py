@@ -135,9 +135,8 @@ def _on_the_cpu(precision: "torch.dtype") -> None:
         def elapsed_time(self, _: "Event") -> float:
             return 0.0
 
-    packed = {
-        name: torch.load(Path("cifar10", name)) for name in ("train.pt", "test.pt")
-    }  # before `half` is another type
+    # Loaded now: a file cannot be, once `half` is another type.
+    packed = {name: torch.load(Path("cifar10", name)) for name in ("train.pt", "test.pt")}
     changes: dict[Any, dict[str, Any]] = {
         torch: {"half": precision, "load": lambda file, **_: packed[Path(file).name]},
         torch.Tensor: {"half": lambda tensor: tensor.to(precision)},

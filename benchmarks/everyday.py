@@ -377,7 +377,7 @@ def _prepare_many(folder: Path) -> None:
     _quietly([_BIN / "dvc", "repro", "ingest"], folder / "ours")
     peer = folder / "peer"
     peer.mkdir()
-    (peer / "resize.py").write_text("import sys, shutil\nshutil.copytree('photos', 'resized')\n", encoding="utf-8")
+    (peer / "resize.py").write_text("import shutil\nshutil.copytree('photos', 'resized')\n", encoding="utf-8")
     stage = {"cmd": f"{sys.executable} resize.py", "deps": ["resize.py", "photos"], "outs": ["resized"]}
     (peer / "dvc.yaml").write_text(json.dumps({"stages": {"resize": stage}}), encoding="utf-8")
     (folder / "many").rename(peer / "photos")

@@ -124,8 +124,8 @@ def train(project: Path, *, epochs: int = 3, weights_hash: str = AB, end: bool =
     return journal
 
 
-def train_really(project: Path) -> None:
-    """The outputs of the train stage with a network that can be loaded, its weights as they begin."""
+def save_lenet5(folder: Path) -> str:
+    """A bundle of a LeNet-5 for digits with its first weights; returns their hash."""
     from twinrun.models.architectures import build_network
     from twinrun.models.bundle import Preprocessing, save_bundle
 
@@ -139,15 +139,16 @@ def train_really(project: Path) -> None:
         std=(0.3,),
     )
     network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
+    return save_bundle(
+        folder, network.state_dict(), architecture="lenet5", classes=tuple("0123456789"), preprocessing=preprocessing
+    )
+
+
+def train_really(project: Path) -> None:
+    """The outputs of the train stage with a network that can be loaded, its weights as they begin."""
 
     def save() -> str:
-        return save_bundle(
-            project / "data/out/train/bundle",
-            network.state_dict(),
-            architecture="lenet5",
-            classes=tuple("0123456789"),
-            preprocessing=preprocessing,
-        )
+        return save_lenet5(project / "data/out/train/bundle")
 
     train(project, weights_hash=save())  # which puts another network there
     digest = save()

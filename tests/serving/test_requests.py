@@ -23,12 +23,11 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from serving_support import digit_png, digits_engine, serving
-from tracking_support import free_port, wait_for
+from tracking_support import free_port, save_lenet5, wait_for
 
 from twinrun.cli.main import app as commands
 from twinrun.core.cores import available_cores
-from twinrun.models.architectures import build_network
-from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle
+from twinrun.models.bundle import load_bundle
 from twinrun.models.onnx_file import onnx_file
 from twinrun.serving import app as serving_app
 from twinrun.serving.answer_log import AnswerLog
@@ -251,19 +250,7 @@ def test_sigterm_lets_requests_that_have_begun_end_with_their_answer(tmp_path: P
 
 def _lenet(folder: Path) -> Engine:
     """A model in service whose bundle is in `folder`."""
-    network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
-    preprocessing = Preprocessing(
-        size_px=(32, 32),
-        channels="gray",
-        fit="pad",
-        resample="bilinear",
-        max_pixels=10**6,
-        mean=(0.5,),
-        std=(0.5,),
-    )
-    save_bundle(
-        folder, network.state_dict(), architecture="lenet5", classes=tuple("0123456789"), preprocessing=preprocessing
-    )
+    save_lenet5(folder)
     onnx = folder.with_name("model.onnx")
     onnx.write_bytes(onnx_file(load_bundle(folder)))
     return load_engine(folder, onnx, name=str(folder), version=None, sha256=None)
