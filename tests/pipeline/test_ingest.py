@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -191,8 +192,9 @@ def first_worker(process: int) -> psutil.Process:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         for child in psutil.Process(process).children(recursive=True):
-            if child.ppid() != process and child.cpu_times().user > 0.05:
-                return child
+            with suppress(psutil.NoSuchProcess):  # it ended, or waits to be collected
+                if child.ppid() != process and child.cpu_times().user > 0.05:
+                    return child
         time.sleep(0.005)
     raise AssertionError("no worker was seen")
 
