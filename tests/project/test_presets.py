@@ -30,6 +30,11 @@ def test_every_preset_describes_a_run_and_explains_every_setting(name: str) -> N
     ]
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
+def test_a_set_with_published_test_images_goes_on_without_training_images_that_nearly_equal_them(name: str) -> None:
+    assert preset_params(name).validate.on_near_leak == "drop"  # each of these sets has some
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_repeats_no_default(name: str) -> None:
     preset, defaults = params_text(name).splitlines(), params_text("digits").splitlines()
