@@ -139,6 +139,7 @@ def _whole_batches(
     network: Any, data: "SplitImages", params: "TrainParams", *, contiguous: bool
 ) -> "pl.LightningModule":
     """The peer: Twinrun's images, augmentation, optimizer and learning rates, in Lightning's automatic optimization."""
+    import numpy as np
     import pytorch_lightning as pl
     import torch
     from torch.nn.functional import cross_entropy
@@ -161,7 +162,7 @@ def _whole_batches(
             for group in self.optimizers().param_groups:  # type: ignore[union-attr]
                 group["lr"] = learning_rate(batch_idx, self.trainer.num_training_batches, params)  # type: ignore[arg-type]
             pixels, targets = data.take(batch)
-            changed = augment(pixels, data.keys[batch], params.seed, self.current_epoch, params.augment)
+            changed = augment(np.asarray(pixels), data.keys[batch], params.seed, self.current_epoch, params.augment)
             inputs = normalised(torch.from_numpy(changed), self.mean, self.std)
             logits = self.network(inputs.contiguous() if contiguous else inputs)
             return cross_entropy(logits.float(), targets, label_smoothing=params.label_smoothing)

@@ -80,7 +80,7 @@ def fit(
     the epoch that `stop` names.
     """
     classes = len(manifest.classes)
-    train, val = (SplitImages(images, manifest.split(name), classes) for name in ("train", "val"))
+    train, val = (SplitImages(images, manifest.split(name), classes, numerics.device) for name in ("train", "val"))
     check_batch_size(len(train), params.batch_size)
     with in_shards(network, train, params, numerics) as sharded:
         head = find_head(network, classes)

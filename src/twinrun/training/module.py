@@ -1,9 +1,11 @@
 """The LightningModule: steps, epochs and scores of one training."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,15 @@ from twinrun.core.keyed import UInt64Array, id_keys
 from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import Split
 from twinrun.models.predict import chunk_slices
-from twinrun.training.augment import augment, mix, partners, resized
+from twinrun.training import augment, on_device
+from twinrun.training.augment import partners
 from twinrun.training.batches import batch_sizes, epoch_batches, place_keys
 from twinrun.training.lightning import pl
 from twinrun.training.muon import FilterMuon
 from twinrun.training.schedule import image_size, learning_rate
 from twinrun.training.shards import ShardedNetwork
 
+_CPU = torch.device("cpu")
 _GROUPS = 32  # of the steps of an epoch, at most twice as many; a progress bar moves with each
 
 
@@ -41,22 +45,32 @@ class EpochScores:
 
 
 class SplitImages:
-    """The images of one split with their targets and keys, read from the pack as they are asked for."""
+    """The images of one split with their targets and keys: on a GPU in its memory, else read as they are asked for."""
 
-    def __init__(self, images: Pixels, split: Split, classes: int) -> None:
-        self._images = images
+    def __init__(self, images: Pixels, split: Split, classes: int, device: torch.device = _CPU) -> None:
+        """On a `device` without enough free memory too, images are read from the pack, batch by batch."""
+        self._images: Pixels | Tensor = images
         self._rows = split.rows
-        self._targets = torch.from_numpy(split.targets)
         self.size: tuple[int, int] = (images.shape[1], images.shape[2])
         self.keys: UInt64Array = id_keys(split.ids)
         self.targets, self.classes = split.targets, classes
+        self.is_on_device = on_device.fits(device, len(split.rows) * math.prod(images.shape[1:]))
+        if self.is_on_device:
+            self._images = on_device.copied(images, split.rows, device)
+        self._targets = torch.from_numpy(split.targets).to(device if self.is_on_device else _CPU)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def take(self, indices: NDArray[np.int64]) -> tuple[Pixels, Tensor]:
-        """Images as uint8 of shape (n, H, W, C), a copy, and their targets as int64 of shape (n,)."""
-        return np.ascontiguousarray(self._images[self._rows[indices]]), self._targets[torch.from_numpy(indices)]
+    def take(self, indices: NDArray[np.int64]) -> tuple[Pixels | Tensor, Tensor]:
+        """Images as uint8 of shape (n, H, W, C), a copy, and their targets as int64 of shape (n,).
+
+        The images are a tensor on the device, or an array.
+        """
+        chosen = torch.from_numpy(indices).to(self._targets.device)
+        if isinstance(self._images, Tensor):
+            return self._images[chosen], self._targets[chosen]
+        return np.ascontiguousarray(self._images[self._rows[indices]]), self._targets[chosen]
 
 
 class Classifier(pl.LightningModule):
@@ -83,6 +97,7 @@ class Classifier(pl.LightningModule):
         self.after_step: Callable[[], None] = lambda: None
         self.scores: EpochScores | None = None
         self._sharded, self._train_images, self._val_images, self._params = sharded, train, val, params
+        self._changes: ModuleType = on_device if train.is_on_device else augment
         self._head = head
         self._losses: list[tuple[float, int]] = []
 
@@ -141,14 +156,16 @@ class Classifier(pl.LightningModule):
         if params.augment.mixup or params.augment.cutmix:
             others = partners(keys, len(images), params.seed, epoch)
             theirs, their_targets = self._augmented(others, images.keys[others])
-            pixels, shares = mix(pixels, theirs, keys, params.seed, epoch, params.augment)
-            own, rest = (torch.from_numpy(share.astype(np.float32))[:, None] for share in (shares, 1 - shares))
+            pixels, shares = self._changes.mix(pixels, theirs, keys, params.seed, epoch, params.augment)
+            own, rest = (
+                torch.from_numpy(share.astype(np.float32)).to(targets.device)[:, None] for share in (shares, 1 - shares)
+            )
             targets = own * one_hot(targets, images.classes) + rest * one_hot(their_targets, images.classes)
-        return torch.from_numpy(resized(pixels, image_size(epoch, images.size, params))), targets
+        return torch.as_tensor(self._changes.resized(pixels, image_size(epoch, images.size, params))), targets
 
-    def _augmented(self, indices: NDArray[np.int64], keys: UInt64Array) -> tuple[Pixels, Tensor]:
+    def _augmented(self, indices: NDArray[np.int64], keys: UInt64Array) -> tuple[Pixels | Tensor, Tensor]:
         pixels, targets = self._train_images.take(indices)
-        return augment(pixels, keys, self._params.seed, self.current_epoch, self._params.augment), targets
+        return self._changes.augment(pixels, keys, self._params.seed, self.current_epoch, self._params.augment), targets
 
     def on_train_start(self) -> None:
         # Where Lightning starts processes, it gives each its share of the cores as threads, which would change weights.
@@ -171,7 +188,7 @@ class Classifier(pl.LightningModule):
 
         def load(part: slice) -> tuple[Tensor, Tensor]:
             pixels, targets = self._val_images.take(everything[part])
-            return torch.from_numpy(pixels), targets
+            return torch.as_tensor(pixels), targets
 
         network = self.result_network.eval()
         val_loss, correct = self._sharded.scores(network, load, batch).sum(dim=0).tolist()

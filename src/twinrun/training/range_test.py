@@ -56,7 +56,7 @@ def range_test(job: Job, *, lowest: float, highest: float, steps: int, stop: Sto
     Ends where the loss is not finite or far above its lowest. Raises InterruptedTraining where `stop` asks for it.
     """
     params = replace(job.params, ema_decay=None)
-    train = SplitImages(job.images, job.manifest.split("train"), len(job.manifest.classes))
+    train = SplitImages(job.images, job.manifest.split("train"), len(job.manifest.classes), job.numerics.device)
     head = find_head(job.network, train.classes)
     rates = np.geomspace(lowest, highest, steps)
     losses: list[float] = []
