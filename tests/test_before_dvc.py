@@ -1,5 +1,6 @@
 """Settings that are wrong end a command of DVC before it writes or deletes anything."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -143,3 +144,18 @@ def test_a_folder_outside_the_project_is_said_not_to_be_shared_and_to_need_its_f
         assert "lies outside the project, so DVC watches its images and no clone gets them" in said
     assert relative.endswith(f"write its path in full, which experiments in a temporary folder need: {outside}")
     assert "in full" not in full
+
+
+def test_what_a_stage_writes_is_hashed_anew_in_the_same_dvc_repro(tmp_path: Path) -> None:
+    first = {"cmd": "cp given.txt middle.txt", "deps": ["given.txt"], "outs": [{"middle.txt": {"cache": False}}]}
+    second = {"cmd": "cp middle.txt result.txt", "deps": ["middle.txt"], "outs": ["result.txt"]}
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"first": first, "second": second}}))
+    (tmp_path / "given.txt").write_text("as given")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+
+    (tmp_path / "middle.txt").write_text("changed by hand")
+    again = subprocess.run(["dvc", "repro"], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    assert (tmp_path / "middle.txt").read_text() == "as given"
+    assert "Stage 'second' didn't change, skipping" in again.stdout

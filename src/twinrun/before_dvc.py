@@ -58,21 +58,24 @@ class _Watch:
         from twinrun.core.errors import run_main
 
         run_main(lambda: check(sys.argv[1:], Path.cwd()))
-        if _command(_moved(Path.cwd(), sys.argv[1:])[1])[:1] == ("status",):
+        command = _command(_moved(Path.cwd(), sys.argv[1:])[1])[:1]
+        if command == ("status",):
+            gc.disable()  # it ends soon enough to need no search for garbage
+        if command in (("status",), ("repro",)) and not any(word.startswith("--pu") for word in sys.argv):
             _hash_once()
 
 
 def _hash_once() -> None:
     """Let this process hash a path once: the images are both an output of their .dvc file and a dependency of ingest.
 
-    For `dvc status`, which writes nothing: nothing that it has hashed can change by what it does afterwards. It also
-    ends soon enough to need no search for garbage. Measured on 100,000 images: 27% less processor time.
+    Until a stage runs: before that, `dvc status` and `dvc repro` write nothing, so that nothing that was hashed changes
+    by what they do. Measured on 100,000 images: 27% less processor time of `dvc status`.
     """
-    gc.disable()
     from dvc.output import Output
+    from dvc.stage import Stage
 
-    hash_of = getattr(Output, "_get_hash_meta", None)
-    if hash_of is None:  # another version of DVC: it keeps its default
+    hash_of, run = getattr(Output, "_get_hash_meta", None), getattr(Stage, "run", None)
+    if hash_of is None or run is None:  # another version of DVC: it keeps its default
         return
     known: dict[tuple[object, ...], Any] = {}
 
@@ -84,7 +87,11 @@ def _hash_once() -> None:
             known[key] = hash_of(output)
         return known[key]
 
-    Output._get_hash_meta = remembered
+    def run_and_hash_anew(*arguments: Any, **options: Any) -> Any:
+        Output._get_hash_meta, Stage.run = hash_of, run
+        return run(*arguments, **options)
+
+    Output._get_hash_meta, Stage.run = remembered, run_and_hash_anew
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
