@@ -30,13 +30,13 @@ def _environment(monkeypatch: pytest.MonkeyPatch, preloaded: None, programs: Pat
 
 
 @pytest.fixture(scope="session")
-def _cluster() -> Iterator[str]:
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Ray cluster of two slots."""
     import ray
 
     from twinrun.sweep.ray import Ray
 
-    cluster = Ray(2, TRIAL)
+    cluster = Ray(2, tmp_path_factory.mktemp("ray"), TRIAL)
     yield str(ray.get_runtime_context().gcs_address)
     cluster.close()
 

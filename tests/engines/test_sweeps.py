@@ -12,13 +12,14 @@ import pytest
 from preloaded import in_use
 from sweep_support import SweepProject
 from tracking_support import runs
-from training_support import change_params
+from training_support import change_params, git
 
 from twinrun.core.files import file_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 SEEDS, CARD = Path(".twinrun/parts/runs"), Path("data/out/train/card.json")
+NAMES = ["best with seed 1", "params with seed 1", "the sweep", *(f"trial {number}" for number in range(4))]
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +46,34 @@ def test_a_sweep_on_ray_whose_driver_was_killed_gives_the_table_of_one_worker_he
 
     assert code == 0, output
     assert swept.table("ray") == swept.table("one")
-    found = [run for run in runs(swept.folder) if run.tags.get("twinrun.sweep") == "ray"]
-    names = sorted(run.tags.get("twinrun.trial", "the sweep") for run in found)
-    assert names == ["best with seed 1", "params with seed 1", "the sweep", *(f"trial {n}" for n in range(4))]
+    assert names_of_trials(swept) == NAMES
+
+
+def test_machines_of_ray_with_clones_of_their_own_give_the_table_and_the_runs_of_one_worker_here(
+    swept: SweepProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone"
+    git(Path(), "clone", "--quiet", ".", str(clone))
+    for data in ("ingest", "validate"):
+        shutil.copytree(f"data/out/{data}", clone / "data/out" / data)
+    shutil.copy("one.yaml", "ray.yaml")
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("TWINRUN_PROJECT", os.fspath(clone))
+
+    code, output = swept.run("sweep", "ray.yaml", "--on", "ray", "--workers", "2")
+
+    assert code == 0, output
+    assert swept.table("ray") == swept.table("one")
+    assert names_of_trials(swept) == NAMES
+    assert (clone / "data/sweeps/ray/trials/0001/bundle").is_dir()
+
+    change_params(Path("params.yaml"), "train", {"seeds": 2})
+    code, output = swept.run("seeds", "--on", "ray", "--workers", "2")
+
+    assert code == 0, output
+    code, output = swept.run(module="pipeline.train")
+    assert code == 0, output
+    assert output.count("Resuming after epoch 2 of 2") == 2
 
 
 @pytest.mark.parametrize("engine", ["local", "slurm", "ray"])
@@ -100,6 +126,12 @@ def test_one_training_in_two_processes_of_ray_train_has_the_weights_of_one_proce
     assert code == 0, output
     assert json.loads(CARD.read_bytes())["weights_hash"] == json.loads(wanted)["weights_hash"]
     assert json.loads(CARD.read_bytes())["processes"] == 2
+
+
+def names_of_trials(project: SweepProject) -> list[str]:
+    """Those of the runs of the sweep `ray`."""
+    found = [run for run in runs(project.folder) if run.tags.get("twinrun.sweep") == "ray"]
+    return sorted(run.tags.get("twinrun.trial", "the sweep") for run in found)
 
 
 def checkpoints(project: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tracking_support import runs
 from training_support import git
 
 from twinrun.core.files import read_json, write_json
+from twinrun.record.trial import Trial
+from twinrun.sweep.carrying import pack, unpack_result, unpack_task
 from twinrun.sweep.table import promoted
 
 ONE, TRIAL = Path("data/sweeps/one"), Path("data/sweeps/one/trials/0001")
@@ -142,31 +145,46 @@ def test_a_worker_with_another_lock_commit_or_arithmetic_does_no_work_and_says_w
 
 @pytest.fixture
 def elsewhere(swept: SweepProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepProject:
-    """Another clone without data, with the sweep's folder and the same DVC remote; the working folder."""
+    """Another clone without data, with the same DVC remote; it is sent a trial up to its rung; the working folder."""
     clone, remote = tmp_path / "elsewhere", str(tmp_path / "remote")
     git(Path(), "clone", "--quiet", ".", str(clone))
     for folder in (swept.folder, clone):
         monkeypatch.chdir(folder)
         code, output = swept.run("remote", "add", "--local", "--default", "store", remote, module="dvc")
         assert code == 0, output
-    shutil.copytree(swept.folder / ONE, ONE)
-    (TRIAL / "history.csv").unlink()
-    shutil.rmtree(TRIAL / "resume", ignore_errors=True)
+    shutil.copytree(swept.folder / TRIAL, tmp_path / "trained")
+    shutil.rmtree(swept.folder / TRIAL)
+    (swept.folder / TRIAL).mkdir()
+    shutil.copy(tmp_path / "trained/params.yaml", swept.folder / TRIAL)
+    trial = Trial(**read_json(tmp_path / "trained/trial.json"))
+    replace(trial, name="another trial", pause_after=1).write(swept.folder / TRIAL)
+    unpack_task(pack(swept.folder, TRIAL), clone, TRIAL)
     return SweepProject(clone)
 
 
-def test_a_worker_in_another_clone_fetches_the_data_from_the_remote_and_trains_to_the_same_bits(
-    swept: SweepProject, elsewhere: SweepProject, monkeypatch: pytest.MonkeyPatch
+def test_a_trial_that_begins_in_another_clone_with_data_from_the_remote_goes_on_here_to_the_same_bits_and_in_one_run(
+    swept: SweepProject, elsewhere: SweepProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(swept.folder)
     code, output = swept.run("push", "--quiet", "ingest", "validate", module="dvc")
     assert code == 0, output
+    trial = Trial(**read_json(TRIAL / "trial.json"))
 
     monkeypatch.chdir(elsewhere.folder)
-    code, output = elsewhere.run(os.fspath(TRIAL), module="twinrun.sweep.worker")
+    paused, output = elsewhere.run(os.fspath(TRIAL), module="twinrun.sweep.worker")
+    unpack_result(pack(elsewhere.folder, TRIAL), swept.folder, TRIAL)
+    monkeypatch.chdir(swept.folder)
+    replace(trial, pause_after=None).write(TRIAL)
+    finished, rest = swept.run(os.fspath(TRIAL), module="twinrun.sweep.worker")
+    synced, told = swept.run("sync")
 
-    assert code == 0, output
-    assert (TRIAL / "history.csv").read_bytes() == (swept.folder / TRIAL / "history.csv").read_bytes()
+    assert (paused, finished, synced) == (0, 0, 0), output + rest + told
+    weights = read_json(tmp_path / "trained/card.json")["weights_hash"]
+    assert read_json(TRIAL / "card.json")["weights_hash"] == weights
+    assert "Resuming after epoch 1 of 2" in rest
+    (run,) = [run for run in runs(swept.folder) if run.tags.get("twinrun.trial") == "another trial"]
+    assert [step for step, _ in run.history["val/loss"]] == [1, 2]
+    assert run.tags["twinrun.weights_hash"] == weights
 
 
 def test_a_worker_that_cannot_fetch_the_data_trains_nothing_and_says_why(elsewhere: SweepProject) -> None:

@@ -27,7 +27,7 @@ def open_launcher(engine: str, slots: int, jobs: Path, *, forks: bool = False, m
             return Spark(slots, module)
         from twinrun.sweep.ray import Ray
 
-        return Ray(slots, module)
+        return Ray(slots, jobs, module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise

@@ -23,7 +23,7 @@ from twinrun.core.errors import (
     os_problem,
 )
 from twinrun.core.files import read_json, write_json
-from twinrun.core.params import load_params
+from twinrun.core.params import PARAMS, load_params
 from twinrun.core.printing import print
 from twinrun.record.home import STATE
 from twinrun.record.trial import VARIABLE
@@ -117,7 +117,7 @@ def _train_part(name: str, folder: Path) -> None:
     stop = StopRequest()
     stop.install()
     stop.watch_parent()
-    params, state = load_params(), Path(STATE)
+    params, state = load_params(folder.parents[1] / PARAMS), Path(STATE)  # this clone's own may differ
     with training_lock(folder):
         job = prepare_job(params.ingest, params.train, PACK, MANIFEST, state / "resume", state / "features")
         job.run_part(name, stop)
