@@ -1,24 +1,32 @@
 """A sweep is a function of space, seed, data and code: the same for any number of workers and after a kill."""
 
 import json
+import math
 import os
+import random
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from sweep_support import SweepProject
 from tracking_support import runs
 from training_support import git
 
-from twinrun.core.files import read_json, write_json
+from twinrun.core.files import read_json, write_json, write_text
+from twinrun.project.presets import params_text
+from twinrun.record.journal import Journal
 from twinrun.record.trial import Trial
 from twinrun.sweep.carrying import pack, unpack_result, unpack_task
-from twinrun.sweep.table import promoted
+from twinrun.sweep.plan import Plan
+from twinrun.sweep.sweep import Sweep
+from twinrun.sweep.table import promoted, table_csv
 
 ONE, TRIAL = Path("data/sweeps/one"), Path("data/sweeps/one/trials/0001")
 
@@ -99,6 +107,55 @@ def test_a_sweep_is_not_resumed_with_another_space_seed_or_code_and_says_which(s
 
     assert exit_code == 1
     assert "began with another space and seed and code, so what it has computed does not belong to this one" in output
+
+
+class InAnyOrder:
+    """Trains no network: a trial's accuracy is a coarse function of its settings. Workers end in any order."""
+
+    def __init__(self, slots: int, order: int) -> None:
+        self.slots, self.draws, self.running = slots, random.Random(order), list[Path]()
+
+    def submit(self, folder: Path) -> None:
+        self.running.append(folder)
+
+    def ended(self) -> list[tuple[Path, str]]:
+        folder = self.running.pop(self.draws.randrange(len(self.running)))
+        settings = YAML(typ="safe").load(folder / "params.yaml")["train"]
+        epochs = read_json(folder / "trial.json")["pause_after"] or settings["epochs"]
+        accuracy = round(1 / (1 + abs(math.log10(settings["learning_rate"] / 0.01))), 1)  # so that many are equal
+        lines = [f"{epoch},{1 - accuracy},{accuracy * epoch / (epoch + 1)}" for epoch in range(1, epochs + 1)]
+        write_text("\n".join(["epoch,val_loss,val_accuracy", *lines]), folder / "history.csv")
+        if epochs == settings["epochs"]:
+            write_json({"weights_hash": str(accuracy)}, folder / "card.json")
+            write_text("", folder / "journal.jsonl")
+        write_json({"state": "finished", "reason": ""}, folder / "result.json")
+        return [(folder, "it ended")]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_study_depends_neither_on_the_number_of_workers_nor_on_the_order_in_which_they_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))  # instead of publishing
+    space = {"train.learning_rate": {"from": 1e-4, "to": 1, "scale": "log"}, "train.optimizer": ["sgd", "adamw"]}
+    plan = Plan(
+        space=space, trials=36, width=6, seed=0, metric="val_accuracy", rungs=[1, 3], keep=0.5, seeds=1
+    )  # fmt: skip
+
+    tables = set()
+    for number, slots in enumerate((1, 4, 7)):
+        folder = tmp_path / str(number)
+        journal = Journal.create(tmp_path, name=str(number), experiment="sweeps")
+        sweep = Sweep(folder, plan, params_text("digits", []), InAnyOrder(slots, number), journal, lambda _: None)
+        rows = sweep.run().rows
+        journal.close()
+        tables.add(table_csv(rows, plan.metric))
+
+    assert len(tables) == 1
+    assert {row.generation for row in rows} == set(range(6))
 
 
 def test_a_sweep_that_exists_is_neither_started_again_nor_lost(swept: SweepProject) -> None:
