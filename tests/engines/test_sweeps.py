@@ -1,9 +1,9 @@
 """Sweeps and seeds on Ray and as jobs give what one process here gives, also where something is killed."""
 
-import json
 import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from sweep_support import SweepProject
 from tracking_support import runs
 from training_support import change_params, git
 
-from twinrun.core.files import file_sha256
+from twinrun.core.files import file_sha256, read_json
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 SEEDS, CARD = Path(".twinrun/parts/runs"), Path("data/out/train/card.json")
 NAMES = ["best with seed 1", "params with seed 1", "the sweep", *(f"trial {number}" for number in range(4))]
+EPOCHS = 20  # of a training in several processes
 
 
 @pytest.fixture(scope="session")
@@ -111,21 +112,62 @@ def test_a_killed_worker_costs_at_most_one_epoch_and_doubles_nothing_in_mlflow(
     assert [step for step, _ in run.history["val/loss"]] == list(range(1, epochs + 1))
 
 
-def test_one_training_in_two_processes_of_ray_train_has_the_weights_of_one_process(
-    swept: SweepProject,
+@pytest.fixture(scope="session")
+def one_process(once_swept: Path, programs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights hash of a training of one process."""
+    folder = tmp_path_factory.mktemp("one") / "project"
+    shutil.copytree(once_swept, folder, symlinks=True)
+    with in_use(programs), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        change_params(folder / "params.yaml", "train", {"epochs": EPOCHS})
+        code, output = SweepProject(folder).run(module="pipeline.train")
+        assert code == 0, output
+    return str(read_json(folder / CARD)["weights_hash"])
+
+
+@pytest.mark.parametrize("victim", ["nobody", "training process", "worker of Ray"])
+@pytest.mark.usefixtures("real_processes")
+def test_one_training_in_two_processes_of_ray_train_has_the_weights_of_one_process_also_where_one_is_killed(
+    swept: SweepProject, one_process: str, victim: str
 ) -> None:
-    change_params(Path("params.yaml"), "train", {"epochs": 3})
-    code, output = swept.run(module="pipeline.train")
-    assert code == 0, output
-    wanted = CARD.read_bytes()
+    change_params(Path("params.yaml"), "train", {"epochs": EPOCHS})
     shutil.rmtree("data/out/train")
-    shutil.rmtree(".twinrun/resume")
+    shutil.rmtree(".twinrun/resume", ignore_errors=True)
+    running = swept.start("train", "--on", "ray", "--workers", "2")
+    if victim != "nobody":
+        wait_for_text(Path(".twinrun/ray/0.txt"), rf"epoch +8/{EPOCHS}")
+        (process,) = [each for each in of_the_project("pipeline.train") if each.environ().get("RANK") == "1"]
+        agent = process.parent()
+        assert agent is not None
+        killed = process if victim == "training process" else agent.parent()
+        assert killed is not None
+        killed.kill()
 
-    code, output = swept.run("train", "--on", "ray", "--workers", "2")
+    output, _ = running.communicate(timeout=300)
 
-    assert code == 0, output
-    assert json.loads(CARD.read_bytes())["weights_hash"] == json.loads(wanted)["weights_hash"]
-    assert json.loads(CARD.read_bytes())["processes"] == 2
+    assert running.returncode == 0, output
+    card = read_json(CARD)
+    assert (card["weights_hash"], card["processes"]) == (one_process, 2)
+    done = re.findall(rf"^epoch +(\d+)/{EPOCHS}", Path(".twinrun/ray/0.txt").read_text(), re.MULTILINE)
+    assert EPOCHS - 1 <= len(done) <= EPOCHS + 1
+    assert not of_the_project("pipeline.train")
+
+
+@pytest.mark.usefixtures("real_processes")
+def test_a_training_on_ray_train_that_is_stopped_says_how_to_go_on_and_leaves_no_process(swept: SweepProject) -> None:
+    change_params(Path("params.yaml"), "train", {"epochs": 500})
+    running = swept.start("train", "--on", "ray", "--workers", "2")
+    wait_for_text(Path(".twinrun/ray/0.txt"), "epoch +2/500")
+
+    running.send_signal(signal.SIGTERM)
+    output, _ = running.communicate(timeout=120)
+
+    assert running.returncode == 128 + signal.SIGTERM, output
+    assert "finished epochs are kept. To go on: the same command" in output
+    deadline = time.monotonic() + 60
+    while of_the_project("pipeline.train"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def names_of_trials(project: SweepProject) -> list[str]:
@@ -155,6 +197,20 @@ def wait_for_worker(name: str, pattern: str) -> psutil.Process:
             )
         time.sleep(0.005)
     pytest.fail(f"{log} has no {pattern}")
+
+
+def of_the_project(module: str) -> list[psutil.Process]:
+    """The processes in the working folder that run a module, and those that start them."""
+    here = os.fspath(Path.cwd())
+    running = psutil.process_iter(["cmdline", "cwd"])
+    return [each for each in running if module in (each.info["cmdline"] or []) and each.info["cwd"] == here]
+
+
+def wait_for_text(file: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 600
+    while not file.exists() or not re.search(pattern, file.read_text()):
+        assert time.monotonic() < deadline, f"{file} has no {pattern}"
+        time.sleep(0.05)
 
 
 def wait_for_file(file: Path) -> None:

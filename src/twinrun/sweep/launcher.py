@@ -3,6 +3,7 @@
 It holds no state that a sweep could lose: what a killed launcher had started is started again.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from twinrun.sweep.worker import LOG
 
 _POLL_S = 0.05
 _STOP_S = 30.0
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # Thread pools of libraries, which a batch system or an engine may have set; training counts its own threads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -51,14 +53,22 @@ def run_command(arguments: Sequence[str], project: str, log: str) -> int:
     environment = {name: value for name, value in os.environ.items() if name not in _THREADS}
     path = [os.path.join(project, "src"), project, environment.get("PYTHONPATH", "")]  # noqa: PTH118
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    with open(log, "ab") as output:  # noqa: PTH123 - this function is all that an engine sends to another machine
-        process = subprocess.Popen(arguments, cwd=project, env=environment, stdout=output, stderr=output)
+    with Path(log).open("ab") as output:
+        first = _end_with_parent if sys.platform == "linux" else None
+        process = subprocess.Popen(
+            arguments, cwd=project, env=environment, stdout=output, stderr=output, preexec_fn=first
+        )
         try:
             return process.wait()
         finally:
             if process.poll() is None:
                 process.terminate()
                 process.wait()
+
+
+def _end_with_parent() -> None:
+    """In a new process: get SIGTERM when the one that started it ends, also where that is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Local:
