@@ -36,6 +36,7 @@ def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     from twinrun.sweep.ray import Ray
 
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - or they wait for all else that runs here
     cluster = Ray(2, tmp_path_factory.mktemp("ray"), TRIAL)
     yield str(ray.get_runtime_context().gcs_address)
     cluster.close()
