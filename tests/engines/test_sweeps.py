@@ -153,16 +153,19 @@ def test_one_training_in_two_processes_of_ray_train_has_the_weights_of_one_proce
     assert not of_the_project("pipeline.train")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.usefixtures("real_processes")
-def test_a_training_on_ray_train_that_is_stopped_says_how_to_go_on_and_leaves_no_process(swept: SweepProject) -> None:
+def test_a_training_on_ray_train_that_is_stopped_says_how_to_go_on_and_leaves_no_process(
+    swept: SweepProject, number: signal.Signals
+) -> None:
     change_params(Path("params.yaml"), "train", {"epochs": 500})
     running = swept.start("train", "--on", "ray", "--workers", "2")
     wait_for_text(Path(".twinrun/ray/0.txt"), "epoch +2/500")
 
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(number)
     output, _ = running.communicate(timeout=120)
 
-    assert running.returncode == 128 + signal.SIGTERM, output
+    assert running.returncode == 128 + number, output
     assert "finished epochs are kept. To go on: the same command" in output
     deadline = time.monotonic() + 60
     while of_the_project("pipeline.train"):

@@ -160,17 +160,18 @@ def _launch(on: Engine, workers: int | None, most: int, params: "Params") -> "Ca
 @contextmanager
 def _stopped_by_signal(message: str) -> Iterator[None]:
     """End with `message` after Ctrl-C and SIGTERM."""
+    number: int = signal.SIGINT
 
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise InterruptedTraining("", number)
+    def stop(received: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        nonlocal number
+        number = received
+        raise KeyboardInterrupt  # Ray passes no other exception of a handler on
 
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt:
-        raise InterruptedTraining(message, signal.SIGINT) from None
-    except InterruptedTraining as interruption:
-        raise InterruptedTraining(message, interruption.exit_code - 128) from None
+        raise InterruptedTraining(message, number) from None
 
 
 def _validate() -> None:

@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from twinrun.core.errors import InterruptedTraining, SweepError
+from twinrun.core.errors import SweepError
 from twinrun.core.files import write_json
 from twinrun.core.params import PARAMS, Params
 from twinrun.core.printing import one_line
@@ -46,8 +46,8 @@ def train(params: Params, workers: int, folder: Path, *, gpus: bool) -> None:
     )
     try:
         trainer.fit()
-    except InterruptedTraining:
-        raise
+    except SystemExit:  # with 0, which is what Ray Train makes of Ctrl-C
+        raise KeyboardInterrupt from None
     except Exception as error:  # Ray Train's own, whose classes differ between versions
         raise SweepError(f"The training ended without a model: {one_line(str(error))}") from None
 
