@@ -450,6 +450,25 @@ def test_an_empty_test_split_is_refused_with_the_setting_that_fills_it(
     assert not list(OUT.glob("*"))
 
 
+def test_a_class_without_validation_images_is_evaluated_with_the_threshold_of_all_classes(workspace: Path) -> None:
+    from twinrun.dataset.manifest import write_manifest
+
+    path = workspace / "data/out/validate/manifest.parquet"
+    table = pq.read_table(path).to_pydict()
+    splits = [
+        "train" if (label, split) == ("9", "val") else split
+        for label, split in zip(table["label"], table["split"], strict=True)
+    ]
+    write_manifest(path, ids=table["id"], labels=table["label"], splits=splits, dropped=table["dropped"])
+
+    evaluate()
+
+    calibration = json.loads((OUT / "calibration.json").read_text())
+    assert calibration["images"][9] == 0
+    assert 0 < min(calibration["least"]) <= calibration["least"][9] < 1
+    assert "Too few validation images for a promise of their own: “" in (OUT / "report/index.html").read_text()
+
+
 def test_a_model_of_other_classes_is_refused_and_both_differences_are_named(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,7 +133,7 @@ def calibrate(
 
     A class with n < 1 / alpha - 1 images has no such quantile: a guarantee for it would name it in every answer. It
     gets that of all classes, or the smallest probability of its own images where that is less, which names it for
-    n / (n + 1) of its images on average: 94.4% for 17.
+    n / (n + 1) of its images on average: 94.4% for 17. A class without images gets that of all classes.
     """
     if not _enough(len(targets), alpha):
         return None
@@ -148,7 +148,7 @@ def calibrate(
         least=[
             least_probability(of_truth[targets == label], alpha)
             if _enough(counts[label], alpha)
-            else float(min(together, *of_truth[targets == label]))
+            else float(min([together, *of_truth[targets == label]]))
             for label in range(len(counts))
         ],
         images=counts,
