@@ -58,21 +58,37 @@ def test_help_answers_at_once_and_shows_every_command() -> None:
         used = os.times().children_user
         printed = subprocess.run(
             [sys.executable, "-m", "twinrun", "--help"], capture_output=True, text=True, check=True
-        )
+        ).stdout
         cpu_seconds.append(os.times().children_user - used)
 
     assert min(cpu_seconds) < 0.5
-    for word in (
+    for name in (
+        "init",
+        "preset",
+        "data",
+        "sweep",
         "models",
         "promote",
         "rollback",
-        "predict photos",
+        "predict",
         "sync",
         "show",
-        "twinrun serve",
-        "/classify",
+        "serve",
     ):
-        assert word in printed.stdout
+        assert len(re.findall(rf"^│ {name} ", printed, re.MULTILINE)) == 1
+    assert re.findall("^╭─ (.*?) ─", printed, re.MULTILINE) == ["Options", "Start", "Train", "Models and runs", "Serve"]
+
+
+def test_help_is_wrapped_by_the_terminal_and_not_where_the_source_breaks_its_lines(
+    twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    printed = twinrun("predict", "--help").out
+
+    assert "files that are not images are left out. With --out, the same command" in " ".join(printed.split())
+    paragraph = printed.partition("The order is kept.")[2].partition("Examples:")[0].strip().splitlines()
+    assert min(len(line.strip()) for line in paragraph[:-1]) > 50
 
 
 def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(

@@ -3,6 +3,8 @@
 Whatever is slow to import is imported by the command that needs it, so that `twinrun --help` answers at once.
 """
 
+import inspect
+import re
 import sys
 from contextlib import suppress
 from enum import StrEnum
@@ -51,69 +53,9 @@ app = typer.Typer(
 
 [bold]dvc repro[/bold] trains, evaluates and registers a model; these commands are for what comes before and after.
 
-Start:
+To begin: [bold]twinrun app[/bold] sorts photos of waste; [bold]twinrun init demo[/bold] creates a project.
 
-[bold]twinrun app[/bold]                    a page that says what a photo of waste shows and how to sort it
-
-[bold]twinrun init demo[/bold]              create a project
-
-[bold]twinrun preset photos[/bold]          write settings for a known data set or for your own photos
-
-[bold]twinrun data check photos[/bold]      look for leaks, wrong labels and unreadable images in any folder
-
-[bold]twinrun data fix[/bold]               propose drops and relabels for the findings of validate
-
-[bold]twinrun weights fetch resnet18[/bold] download pretrained weights, for train.pretrained: imagenet
-
-[bold]twinrun lr[/bold]                     suggest a learning rate for the training of params.yaml
-
-[bold]twinrun sweep[/bold]                  search settings of training; the same result for any number of workers
-
-[bold]twinrun seeds[/bold]                  train the seeds and folds of params.yaml side by side
-
-[bold]twinrun train --on ray[/bold]         train in several processes on the machines of a Ray cluster
-
-Every day:
-
-[bold]twinrun ui[/bold]                     browse the runs in MLflow
-
-[bold]twinrun models[/bold]                 list the versions: accuracy, candidate, champion (the version in use)
-
-[bold]twinrun predict photos[/bold]         classify images with the champion (--out labels.csv, --show)
-
-[bold]twinrun explain photo.jpg[/bold]      write a page that shows what the network does with one image
-
-[bold]twinrun compare 2 3[/bold]            which model is better, and how sure is that?
-
-[bold]twinrun promote 3[/bold]              make version 3 the champion
-
-[bold]twinrun rollback[/bold]               make the previous champion the champion again
-
-[bold]twinrun history[/bold]                who promoted what, when and why
-
-[bold]twinrun show 3[/bold]                 what made version 3: commit, params, data, machine
-
-[bold]twinrun diff 2 3[/bold]               what differs between two runs, and their results
-
-[bold]twinrun reproduce 3[/bold]            train version 3 again: are the weights the same?
-
-[bold]twinrun doctor[/bold]                 find what is wrong with the project, and how to fix it
-
-[bold]twinrun upgrade[/bold]                bring the project's files up to a new version of Twinrun
-
-[bold]twinrun sync[/bold]                   publish to MLflow what it missed while it could not be reached
-
-Serve the champion and send it an image (or open the address in a browser):
-
-[bold]twinrun serve[/bold]
-
-[bold]twinrun drift[/bold]                  are served images like those of the test split? (twinrun serve --watch FILE)
-
-[bold]twinrun data feedback[/bold]          check what users sent (twinrun serve --feedback), and add it to the data
-
-[bold]twinrun verify answer.json photo.jpg[/bold]  is that the answer that its model gives?
-
-[bold]curl -F file=@digit.png http://127.0.0.1:5001/classify[/bold]
+The help of each command has examples: [bold]twinrun predict --help[/bold].
 
 MLflow's own commands need the address of the store: export MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db""",
 )
@@ -136,21 +78,23 @@ def options(
     """Options of the command itself, whose help is in `app`."""
 
 
-app.add_typer(data_commands.app, name="data")
-app.add_typer(weights_commands.app, name="weights")
-app.command()(lr_command.lr)
-app.command()(predict_command.predict)
-app.command()(explain_command.explain)
-app.command()(project_commands.init)
-app.command()(project_commands.preset)
-app.command()(project_commands.upgrade)
-app.command()(serve_command.app)
-app.command()(serve_command.serve)
-app.command()(serve_command.verify)
-app.command()(serve_command.drift)
-app.command()(sweep_command.sweep)
-app.command()(sweep_command.seeds)
-app.command()(sweep_command.train)
+_START, _TRAIN, _MODELS, _SERVE = "Start", "Train", "Models and runs", "Serve"
+
+app.command(rich_help_panel=_START)(project_commands.init)
+app.command(rich_help_panel=_START)(project_commands.preset)
+app.command(rich_help_panel=_START)(project_commands.upgrade)
+app.add_typer(data_commands.app, name="data", rich_help_panel=_START)
+app.add_typer(weights_commands.app, name="weights", rich_help_panel=_START)
+app.command(rich_help_panel=_TRAIN)(lr_command.lr)
+app.command(rich_help_panel=_TRAIN)(sweep_command.sweep)
+app.command(rich_help_panel=_TRAIN)(sweep_command.seeds)
+app.command(rich_help_panel=_TRAIN)(sweep_command.train)
+app.command(rich_help_panel=_MODELS)(predict_command.predict)
+app.command(rich_help_panel=_MODELS)(explain_command.explain)
+app.command(rich_help_panel=_SERVE)(serve_command.app)
+app.command(rich_help_panel=_SERVE)(serve_command.serve)
+app.command(rich_help_panel=_SERVE)(serve_command.verify)
+app.command(rich_help_panel=_SERVE)(serve_command.drift)
 
 
 class DataChoice(StrEnum):
@@ -167,7 +111,7 @@ Model = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def models(model: Model = None) -> None:
     """List the versions of a model: accuracy, aliases, hashes.
 
@@ -201,7 +145,7 @@ def models(model: Model = None) -> None:
     draw(table)
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def promote(
     version: Annotated[int, typer.Argument(help="Number of the version, as `twinrun models` shows it.")],
     force: Annotated[
@@ -243,7 +187,7 @@ def promote(
                 print(one_line(line))
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def rollback(
     reason: Annotated[str | None, typer.Option("--reason", help="Why; it is recorded.")] = None,
     model: Model = None,
@@ -259,7 +203,7 @@ def rollback(
     print(f"Version {promotion.after} of {promotion.name} is the champion again (it was version {promotion.before}).")
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def history(model: Model = None) -> None:
     """List who made which version the champion, when and why, with refused promotions; the newest last.
 
@@ -291,7 +235,7 @@ def history(model: Model = None) -> None:
         print(f"Promotions decided by test set {test_set[:8]}: {registry.uses(test_set)}")
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def sync() -> None:
     """Bring MLflow up to date with the files.
 
@@ -308,7 +252,7 @@ def sync() -> None:
     print("\n".join(report.lines()) or f"MLflow at {report.tracker.shown} is up to date.")
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def ui(
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="Port of MLflow's pages on this machine.")
@@ -335,7 +279,7 @@ def ui(
     serve(tracker, port)
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def show(
     run: Annotated[str, typer.Argument(help="A run's id or its first characters, or the number of a version.")],
     model: Model = None,
@@ -355,7 +299,7 @@ def show(
         print(facts.card.get("diff", ""), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def reproduce(
     run: Annotated[str, typer.Argument(help="A run's id or its first characters, a version's number, or @champion.")],
     data: Annotated[
@@ -399,7 +343,7 @@ def reproduce(
     raise SystemExit(report.verdict.exit_code)
 
 
-@app.command()
+@app.command(rich_help_panel=_MODELS)
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Two or more runs or versions, as for `twinrun show`.")],
     margin: Annotated[
@@ -437,7 +381,7 @@ def compare(
         print(f"In MLflow: comparison/{PAGE} of {run.title}")
 
 
-@app.command("diff")
+@app.command("diff", rich_help_panel=_MODELS)
 def diff_(
     before: Annotated[str, typer.Argument(help="A run or version, as for `twinrun show`.")],
     after: Annotated[str, typer.Argument(help="The run or version to compare it with.")],
@@ -456,7 +400,7 @@ def diff_(
         draw(part)
 
 
-@app.command()
+@app.command(rich_help_panel=_START)
 def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also hash the DVC cache and data/out again, which takes longer.")
@@ -490,6 +434,7 @@ def main() -> None:
 def _main() -> None:
     if (notice := foreign_code()) is not None:
         print(notice, file=sys.stderr)
+    _join_lines_of_help(app)
     try:
         app()
     except ModuleNotFoundError as error:
@@ -499,6 +444,15 @@ def _main() -> None:
             f"This command needs the package {error.name}, which is not installed. Install all of Twinrun: "
             "pip install twinrun"
         ) from error
+
+
+def _join_lines_of_help(commands: typer.Typer) -> None:
+    """Let the terminal wrap paragraphs of help: Typer keeps the line ends of a docstring."""
+    for command in commands.registered_commands:
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.callback) or "")
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _join_lines_of_help(group.typer_instance)
 
 
 def foreign_code() -> str | None:
