@@ -47,6 +47,7 @@ def test_a_preset_repeats_no_default(name: str) -> None:
 
 
 def test_the_command_writes_the_preset_with_what_a_person_sets(folder: Path) -> None:
+    (folder / "dvc.yaml").touch()
     changes = ["--set", "train.epochs=5", "--set", "train.probe.l2=1e-3", "--set", 'ingest.leave_out=["*/masks/*"]']
 
     result = CliRunner().invoke(app, ["preset", "mnist", *changes], catch_exceptions=False)
@@ -83,6 +84,7 @@ def test_what_is_no_preset_or_no_setting_is_refused_and_params_yaml_stays(
 
 
 def test_settings_of_a_persons_own_are_kept_when_a_preset_replaces_them(folder: Path) -> None:
+    (folder / "dvc.yaml").touch()
     write_preset(folder, "digits", ["train.epochs=7"])
     edited = (folder / "params.yaml").read_text()
 
@@ -91,3 +93,12 @@ def test_settings_of_a_persons_own_are_kept_when_a_preset_replaces_them(folder: 
     (kept,) = (folder / ".twinrun/params").iterdir()
     assert kept.read_text() == edited
     assert str(kept.relative_to(folder)) in result.stdout
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("command", "missing"), [(["preset", "mnist"], "dvc.yaml"), (["models"], "params.yaml")])
+def test_outside_a_project_a_command_says_so_and_writes_nothing(command: list[str], missing: str) -> None:
+    with pytest.raises(ParamsError, match=f"not a project: {missing} is missing.*twinrun init demo"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+    assert not Path("params.yaml").exists()

@@ -62,8 +62,14 @@ def preset(
 
     Examples: twinrun preset photos --set ingest.path=data/raw/bins, twinrun preset mnist --set train.epochs=5
     """
+    from twinrun.core.errors import ParamsError
     from twinrun.project.presets import write_preset
 
+    if not Path("dvc.yaml").is_file():
+        raise ParamsError(
+            f"This folder is not a project: dvc.yaml is missing. Go to a project's folder, or create a project: "
+            f"twinrun init demo --preset {shlex.quote(name)}"
+        )
     kept = write_preset(Path.cwd(), name, changes or ())
     if kept is not None:
         print(f"The params.yaml that was here is now {kept}.")

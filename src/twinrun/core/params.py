@@ -608,7 +608,10 @@ def _read_yaml(path: Path) -> Any:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(
-            f"{path} is missing. Write one: twinrun preset digits (or run from the project's folder)."
+            f"{path} is missing. Write one: twinrun preset digits"
+            if path.with_name("dvc.yaml").is_file()
+            else f"This folder is not a project: {path} is missing. Go to a project's folder, or create a project: "
+            "twinrun init demo"
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} is not YAML: {error}") from None
