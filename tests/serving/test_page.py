@@ -215,14 +215,17 @@ def test_no_bin_is_named_before_the_person_chose_a_region_which_is_remembered(
     page.fill("#find", "b")
     found = page.text_content("#found")
 
+    page.click("#why")
     page.select_option("#region", index=2)
     named = page.text_content("#stream")
+    explained = page.is_visible("#map"), page.get_attribute("#why", "aria-pressed")
     page.reload()
     page.wait_for_selector("body[data-ready]")
 
     assert "Choose where you live" in str(asked)
     assert "Choose where you live" in str(found)
     assert str(named).startswith("Goes to: ")
+    assert explained == (True, "true")
     assert page.input_value("#region") == "1"
 
 
@@ -245,28 +248,33 @@ def test_firefox_sends_nothing_before_the_person_agrees_either(firefox: Firefox,
 
 
 def test_every_step_of_the_network_is_shown_on_a_page_that_the_server_makes_once_asked(
-    context: BrowserContext, server: uvicorn.Server
+    context: BrowserContext, server: uvicorn.Server, engine: Engine
 ) -> None:
     sent: list[Request] = []
     context.on("request", lambda request: sent.append(request) if request.method != "GET" else None)
-    context.route("**/explain", lambda route: route.fulfill(body="<h1>Convolution</h1>", content_type="text/html"))
+    problems: list[str] = []
     page = _open(context, server)
     _wait_for_device(page, "yes")
     page.click("#examples button")
-    page.wait_for_selector("#rule:not([hidden]), #choices button")
+    page.wait_for_selector("#rule:not([hidden])")
     offered = page.is_visible("#explain")
 
     page.click("#why")
     before = len(sent)
-    with context.expect_page() as opened:
+    with context.expect_page(timeout=300_000) as opened:
         page.click("#explain button")
-    heading = opened.value.text_content("h1")
+    explanation = opened.value
+    explanation.on("pageerror", lambda error: problems.append(str(error)))
+    explanation.click("text=1. Convolution")
 
     assert not offered
     assert before == 0
-    assert heading == "Convolution"
+    assert explanation.text_content("h1") == "What the network does with your photo"
+    assert engine.model.weights_hash[:12] in str(explanation.text_content("body"))
+    assert explanation.is_visible("text=The answer: glass")
+    assert explanation.is_visible("text=Softmax")
+    assert problems == []
     assert [request.url.rpartition("/")[2] for request in sent] == ["explain"]
-    assert (PAGE / "examples/glass.jpg").read_bytes() in (sent[0].post_data_buffer or b"")
     assert sent[0].headers["origin"] == server.address  # type: ignore[attr-defined]
 
 

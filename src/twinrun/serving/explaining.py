@@ -18,7 +18,7 @@ def explained(image: bytes, reference: str, *, similar: bool) -> bytes:
     too long.
     """
     with tempfile.TemporaryDirectory(prefix="twinrun-explain-") as folder:
-        photo, page = Path(folder, "photo"), Path(folder, "page.html")
+        photo, page = Path(folder, "your photo"), Path(folder, "page.html")
         photo.write_bytes(image)
         command = [sys.executable, "-m", "twinrun", "explain", str(photo), "--model", reference, "--out", str(page)]
         command.append("--similar" if similar else "--no-similar")

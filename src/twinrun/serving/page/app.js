@@ -236,6 +236,7 @@ function search() {
 
 function showRule(label) {
   const region = regions[at("region").value];
+  at("rule").hidden = true;
   if (label && regions.length && !region) {
     at("stream").textContent = put("region");
     at("prepare").textContent = put("region needed");
@@ -286,7 +287,7 @@ async function start() {
   at("region").append(...regions.map((_, place) => new Option("", place)));
   const known = regions.findIndex(region => inLanguage(region.name) && region.name.en === chosen("region"));
   at("region").value = known >= 0 ? known : regions.length === 1 ? 0 : ""; // no bin of somewhere else
-  at("region").addEventListener("change", () => { chosen("region", regions[at("region").value]?.name.en || ""); showRegion(); search(); render(); });
+  at("region").addEventListener("change", () => { chosen("region", regions[at("region").value]?.name.en || ""); showRegion(); search(); if (current) showRule(current.label); });
   at("waste").hidden = regions.length === 0;
   await speak(at("language").value);
   for (const example of document.querySelectorAll("#examples button")) example.addEventListener("click", async () => {
