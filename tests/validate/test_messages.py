@@ -74,7 +74,8 @@ def test_never_more_lines_than_there_is_room_for(failed: int, warnings: int, unj
     lines = summary(verdict(*findings), "report.html", {}, most_lines).splitlines()
 
     assert len(lines) <= most_lines
-    assert lines[-1] == "The report with pictures: report.html"
+    fix = "; twinrun data fix proposes what to drop or relabel" if failed else ""
+    assert lines[-1] == f"The report with pictures: report.html{fix}"
     assert not unjudged or "Not judged: dim0 images" in lines[-2]
     shown = sum(line.startswith("  bad") for line in lines)
     assert shown == failed or f"  and {failed - shown} more" in lines
@@ -101,6 +102,7 @@ def test_without_params_yaml_no_setting_is_named() -> None:
 
     assert "params.yaml" not in said
     assert "validate." not in said
+    assert "twinrun data fix" not in said
 
 
 def test_a_warning_about_one_image_names_it() -> None:

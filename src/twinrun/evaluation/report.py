@@ -155,8 +155,8 @@ def why_out_of_fold(headline: Headline) -> str:
     if headline.source == "test":
         return ""
     return (
-        f"The test split has only {_images(headline.fewest)} of “{headline.scarcest}”, fewer than "
-        f"evaluate.cross_validate_below = {headline.wanted}."
+        f"The test split has {f'only {_images(headline.fewest)}' if headline.fewest else 'no images'} of "
+        f"“{headline.scarcest}”, fewer than evaluate.cross_validate_below = {headline.wanted}."
     )
 
 

@@ -23,7 +23,9 @@ def summary(verdict: Verdict, report: str, places: Places | None, most_lines: in
     lines = _passed(verdict, room) if verdict.passed else _stopped(verdict, places, room)
     lines += notes
     if verdict.stopping or verdict.warnings:
-        lines.append(f"The report with pictures: {report}")
+        of_images = any(violation.rows for finding in verdict.stopping for violation in finding.violations)
+        fix = "; twinrun data fix proposes what to drop or relabel" if of_images and places is not None else ""
+        lines.append(f"The report with pictures: {report}{fix}")
     return "\n".join(lines)
 
 

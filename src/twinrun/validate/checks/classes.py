@@ -3,15 +3,11 @@
 import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from twinrun.validate.checks.check import TWINS_NAMED, Check, counting, severity_of
 from twinrun.validate.expectations import Rule
 from twinrun.validate.findings import Violation
 from twinrun.validate.subject import Subject
-
-if TYPE_CHECKING:
-    pass
 
 
 def of_classes(subject: Subject) -> list[Check]:
@@ -32,7 +28,9 @@ def of_classes(subject: Subject) -> list[Check]:
             settings=("validate.max_imbalance",),
             advice="Add images of the small classes, or raise that number",
             violations=lambda judgement: (
-                Violation((), f'Class "{shown[i]}" has {totals[i][1]:,} images and the largest has {largest:,}')
+                Violation(
+                    (), f'Class "{shown[i]}" has {totals[i][1]:,} {_images(totals[i][1])}, the largest {largest:,}'
+                )
                 for i in judgement.rows
             ),
             says=counting(
