@@ -76,9 +76,9 @@ class Headline:
 def choose_headline(
     test: Predictions, out_of_fold: OutOfFold | None, cross_validate_below: int, score: Callable[[Predictions], Scores]
 ) -> Headline:
-    """The headline: out of fold where some class has fewer test images than `cross_validate_below`, if there is such.
+    """The headline: out of fold, where there are such predictions and a class has too few test images.
 
-    A class without any test image counts as one with 0.
+    Too few are fewer than `cross_validate_below`, and none counts as 0.
     """
     images = np.bincount(test.targets, minlength=len(test.classes))
     scarcest, fewest = test.classes[int(images.argmin())], int(images.min())

@@ -1,4 +1,4 @@
-"""Making a new project: `twinrun init`. It is made in a folder beside and gets its name when it is whole."""
+"""Creating a project: `twinrun init`. It is built in a temporary folder, which is renamed once it is complete."""
 
 import io
 import os
@@ -30,7 +30,7 @@ The five stages. Each runs again when its data, its settings, its file in pipeli
 
 @dataclass(frozen=True)
 class Created:
-    """A new project: its folder, and whether git has a first commit of it, None where git was there before."""
+    """A new project: its folder, and whether git has its first commit; None in an older repository."""
 
     folder: Path
     committed: bool | None
@@ -39,9 +39,9 @@ class Created:
 def create_project(folder: Path, preset: str, data: Path | None = None, changes: tuple[str, ...] = ()) -> Created:
     """Make a project at `folder`, which does not exist or is empty, with a copy of the images in `data`.
 
-    Sets up git and DVC where they are not. After an error, nothing of it is left. Raises PublishError for a folder that
-    is not empty or cannot be written, SourceError for data that cannot be copied, ParamsError for an unknown preset or
-    setting, RepositoryError where git or DVC fails.
+    Sets up git and DVC where they are missing. After an error, nothing is left behind. Raises PublishError for a folder
+    that is not empty or cannot be written, SourceError for data that cannot be copied, ParamsError for an unknown
+    preset or setting, RepositoryError where git or DVC fails.
     """
     folder = folder.expanduser().absolute()
     _require_empty(folder)
@@ -80,7 +80,7 @@ def _require_empty(folder: Path) -> None:
 
 
 def _require_copyable(data: Path, folder: Path, preset: str) -> None:
-    """Refuse what would make a copy endless, or data for a preset that has its own."""
+    """Refuse data that cannot be copied, or for a preset that has its own."""
     if preset_params(preset).ingest.source == "digits":
         raise SourceError(f"The preset {preset} brings its own images. For --data, use --preset photos or folder.")
     if not data.is_dir():
@@ -182,7 +182,7 @@ def _run_git(folder: Path, *arguments: str) -> None:
 
 
 def _commit(folder: Path) -> bool:
-    """Whether git took a first commit; it takes none of a person whose name it was not given."""
+    """Whether git made the first commit; it makes none without the author's name."""
     _run_git(folder, "add", "--all")
     return run_git(folder, "commit", "--quiet", "--message", "Start the project").returncode == 0
 

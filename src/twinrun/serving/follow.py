@@ -123,7 +123,7 @@ def _load(name: str, stored: _Found, folder: Path) -> Engine:
 
 
 class _LocalStore:
-    """Reads MLflow's database and folders as they lie on this machine."""
+    """Reads MLflow's database and folders on this machine, without MLflow."""
 
     def __init__(self, tracker: Tracker, database: Path) -> None:
         self._tracker, self._database, self._relocated = tracker, database, False

@@ -1,10 +1,9 @@
 """Bringing MLflow up to date with the files: what `twinrun sync` does, and the stages at their end.
 
-It publishes the journals that wait, and those among the results of the stages, which a stage wrote or DVC restored: a
-training and data that were refused have a run, an evaluation and dvc.lock are added to the run of their training. It
-marks runs KILLED whose process is dead. What was published is remembered, so doing it again does nothing; and where
-there is nothing to do, MLflow is not even imported. A journal that Twinrun cannot have written is left where it is
-and named.
+It publishes waiting journals, and those among the results of the stages, which a stage wrote or DVC restored. A
+training gets a run, and so do refused data; an evaluation and dvc.lock are added to the run of their training. Runs
+whose process is dead are marked KILLED. What was published is remembered, so a second sync does nothing, and does not
+even import MLflow. A journal that Twinrun cannot have written is named and left where it is.
 """
 
 import hashlib
@@ -112,8 +111,8 @@ def sync(
 ) -> SyncReport:
     """Bring the store of `workspace` (the working folder) up to date.
 
-    A tracker that is away never raises; the report names the problem. What another process publishes just now is left
-    to it, after `wait_s` seconds. `verify` asks a server, too, whether it still has what was published to it; a local
+    An unreachable tracker never raises; the report names the problem. What another process is publishing is left to it
+    after `wait_s` seconds. `verify` asks a server, too, whether it still has what was published to it; a local
     store is always asked. `thorough` does the same, and looks in MLflow for running runs whose process is dead.
     """
     workspace = (workspace or Path.cwd()).resolve()
@@ -150,7 +149,7 @@ def sync(
 
 
 def _states(tracker: Tracker, waiting: list[Path], results: list["_Result"]) -> list[Published]:
-    """What is remembered of the publishing of all that is in the workspace."""
+    """What has been published so far, of everything in the workspace."""
     keys = [folder.name for folder in waiting if not _held(folder)]
     states = [*(Published.load(tracker, key) for key in keys), *(_state(result, tracker) for result in results)]
     return list({state.file: state for state in states}.values())

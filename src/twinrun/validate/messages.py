@@ -91,7 +91,7 @@ def _decided(verdict: Verdict) -> str:
 
 
 def _said(finding: Finding, alone: bool) -> str:
-    """What was found; where that is one thing, and its line stands `alone`, with its name."""
+    """What was found; a single violation whose line stands `alone` is named too."""
     if not alone or len(finding.violations) != 1:
         return finding.found
     violation = finding.violations[0]
