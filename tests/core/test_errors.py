@@ -1,11 +1,18 @@
 """What a person's shell sees of a stage or command that ends."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import preloaded
 import pytest
 
-from twinrun.core.errors import duration
+from twinrun.core.errors import deaf_children, duration
+
+STOPPED = "\nStopped by Ctrl-C; nothing half-written was left behind.\n"
 
 
 def test_a_reader_that_went_away_ends_a_command_without_a_traceback() -> None:
@@ -30,3 +37,49 @@ def test_a_reader_that_went_away_ends_a_command_without_a_traceback() -> None:
 )
 def test_a_time_is_written_as_a_person_says_it(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("stage", ["ingest", "validate", "train", "evaluate", "register"])
+def test_ctrl_c_while_a_stage_imports_its_libraries_is_a_sentence(tmp_path: Path, stage: str) -> None:
+    repository = Path.cwd()
+    process = subprocess.Popen(
+        [preloaded.REAL, "-m", f"pipeline.{stage}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{repository / 'src'}{os.pathsep}{repository}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while "_multiarray_umath" not in Path(f"/proc/{process.pid}/maps").read_text():  # NumPy, the first of them
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+
+    assert (process.returncode, said) == (130, STOPPED)
+
+
+def test_children_do_not_hear_ctrl_c_and_the_process_that_starts_them_hears_it_later() -> None:
+    heard_before = signal.getsignal(signal.SIGINT)
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start_and_be_interrupted() -> None:
+        with deaf_children():
+            os.kill(os.getpid(), signal.SIGINT)
+            children.append(subprocess.Popen(["sleep", "60"]))
+
+    with pytest.raises(KeyboardInterrupt):
+        start_and_be_interrupted()
+    (child,) = children
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    still_works = child.poll() is None
+    child.kill()
+    child.wait()
+
+    assert still_works
+    assert signal.getsignal(signal.SIGINT) is heard_before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())

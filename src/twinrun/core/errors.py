@@ -30,7 +30,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 
 from twinrun.core.printing import print
 
@@ -131,6 +134,46 @@ class MissingModelError(RegistryError):
     """The registry has no model of that name, or none with that alias."""
 
 
+_STOPPED = "\nStopped by Ctrl-C; nothing half-written was left behind."
+
+
+def end_quietly_while_importing(*programs: str) -> None:
+    """Have Ctrl-C end this process with a sentence also before `run_main`, if it is one of these programs.
+
+    A program is the beginning of a module's name after `python -m`, or the name of a script. PyTorch and others take
+    seconds to import, in which a traceback of theirs would be printed.
+    """
+    words = sys.orig_argv[1:4]
+    if not any(word.startswith(program) or Path(word).name == program for word in words for program in programs):
+        return
+    explain = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):  # a library may have wrapped it
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            explain(kind, error, traceback)
+            return
+        print(_STOPPED, file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+
+    sys.excepthook = hook
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all of them; this one does, later.
+
+    For workers that end with the process that started them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run_main(main: Callable[[], None], stage: str | None = None) -> None:
     """Run the entry point of a stage or command: a TwinrunError becomes its message on stderr and its exit code.
 
@@ -145,8 +188,8 @@ def run_main(main: Callable[[], None], stage: str | None = None) -> None:
         print(f"\n{error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("\nStopped by Ctrl-C; nothing half-written was left behind.", file=sys.stderr, flush=True)
-        raise SystemExit(130) from None
+        print(_STOPPED, file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
         # The remaining output goes nowhere, or Python would complain when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

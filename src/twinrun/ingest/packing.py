@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from twinrun.core.arrays import Pixels, Size
-from twinrun.core.errors import DataError
+from twinrun.core.errors import DataError, deaf_children
 from twinrun.core.progress import progress
 from twinrun.dataset.pack import PackWriter
 from twinrun.dataset.table import table_schema
@@ -203,6 +204,8 @@ def _pool(shape: Shape, pack: Path, workers: int) -> Iterator[ProcessPoolExecuto
     # Neither a fork, which copies the locks of threads that it does not copy, nor imports again in each worker.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    with deaf_children():
+        forkserver.ensure_running()
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(shape, pack, _Budget(context))
     )

@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import InterruptedTraining, LockHeldError, SweepError
+from twinrun.core.errors import InterruptedTraining, LockHeldError, SweepError, deaf_children
 from twinrun.core.files import canonical_json, read_json, write_json, write_text
 from twinrun.core.params import Params, load_params, parse_params
 from twinrun.record.home import journals_folder
@@ -424,7 +424,9 @@ def describe_driver(params: Params) -> dict[str, str]:
     """What decides bits here, found out in another process: this one is forked from, and must have computed nothing."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_describe_here, params).result()
+        with deaf_children():
+            described = pool.submit(_describe_here, params)
+        return described.result()
 
 
 def _describe_here(params: Params) -> dict[str, str]:
