@@ -153,12 +153,15 @@ def test_the_server_makes_the_page_of_explain_for_a_photo(tmp_path: Path) -> Non
     with serving(make_app(ModelInService(engine), [], host="127.0.0.1", token=None)) as server:
         status, page, headers = server.ask("POST", "/explain", digit_png(3))
         refused = server.ask("POST", "/explain", b"no image")
+        _, seen, kinds = server.ask("POST", "/explain", b"no image", Accept="text/html,*/*")
 
     assert status == 200
     assert f"weights {engine.model.weights_hash[:12]}".encode() in page
     assert "sandbox allow-scripts" in headers["Content-Security-Policy"]
     assert refused[0] == 415
     assert refused[1]["error"].startswith("This file ")
+    assert b"<p>This file " in seen  # what a browser shows
+    assert kinds["Content-Type"].startswith("text/html")
 
 
 def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(

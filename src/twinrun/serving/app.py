@@ -243,9 +243,10 @@ def make_app(
         return HTMLResponse(_docs(app.openapi()))
 
     @app.exception_handler(Refused)
-    async def refuse(_: Request, refused: Exception) -> JSONResponse:
+    async def refuse(request: Request, refused: Exception) -> Response:
         assert isinstance(refused, Refused)
-        return _refusal(refused)
+        is_page = request.url.path == "/explain" and "text/html" in request.headers.get("accept", "")
+        return _refusal_for_people(refused) if is_page else _refusal(refused)
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
@@ -431,6 +432,11 @@ def _refusal(refused: Refused) -> JSONResponse:
     return JSONResponse(
         {"error": refused.message, "message": refused.message}, status_code=refused.status, headers=refused.headers
     )
+
+
+def _refusal_for_people(refused: Refused) -> HTMLResponse:
+    page = f"<!doctype html><title>Twinrun</title><p>{html.escape(refused.message)}</p>"
+    return HTMLResponse(page, status_code=refused.status, headers=refused.headers)
 
 
 def _metrics(state: Counts, model: ModelInService, traffic: TrafficWatch) -> str:
