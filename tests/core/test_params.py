@@ -134,7 +134,12 @@ def test_a_file_that_is_no_params_file_is_refused_in_words(tmp_path: Path, conte
 
 
 def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match=r"twinrun preset digits"):
+    with pytest.raises(ParamsError, match=r"not a project: .* create a project: twinrun init demo$"):
+        load_params(tmp_path / "params.yaml")
+
+    (tmp_path / "dvc.yaml").touch()
+
+    with pytest.raises(ParamsError, match=r"Write one: twinrun preset digits$"):
         load_params(tmp_path / "params.yaml")
 
 

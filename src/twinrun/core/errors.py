@@ -163,7 +163,7 @@ def end_quietly_while_importing(*programs: str) -> None:
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all of them; this one does, later.
+    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all of them; this one does.
 
     For workers that end with the process that started them.
     """
