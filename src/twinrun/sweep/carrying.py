@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from twinrun.core.errors import SweepError
 from twinrun.core.files import read_json
 from twinrun.record.home import STATE
+from twinrun.record.records import is_journal_id
 from twinrun.record.trial import DRIVER
 
 _OWNERS, _PREFIX = "resume/*/owner-*", "owner-"  # files whose names say whose journal a training goes on with
@@ -33,7 +35,7 @@ def unpack_task(content: bytes, project: Path, folder: Path) -> None:
     for path in (project / folder).glob("*"):
         if path.name != "resume":
             _remove(path)
-    with _unpacked(content, project) as unpacked:
+    with _unpacked(content, project, folder) as unpacked:
         if any((unpacked / folder).glob(_OWNERS)):  # else that attempt may have begun a journal, to be gone on with
             for owner in (project / folder).glob(_OWNERS):
                 owner.unlink()
@@ -41,8 +43,11 @@ def unpack_task(content: bytes, project: Path, folder: Path) -> None:
 
 
 def unpack_result(content: bytes, project: Path, folder: Path) -> None:
-    """Take over what the worker of `folder` left; checkpoints that it no longer has are removed."""
-    with _unpacked(content, project) as unpacked:
+    """Take over what the worker of `folder` left; checkpoints that it no longer has are removed.
+
+    Raises SweepError, and takes over nothing, where there is anything but files of that training.
+    """
+    with _unpacked(content, project, folder) as unpacked:
         left = {path.relative_to(unpacked) for path in (unpacked / folder).glob("resume/*/*")}
         _merge(unpacked, project)
         for checkpoint in (project / folder).glob("resume/*/*"):
@@ -54,18 +59,37 @@ def _elsewhere(project: Path, folder: Path) -> Iterator[Path]:
     """Journals of a trial, by its checkpoints or its card, and the checkpoints of a seed or fold."""
     owners = {file.name.removeprefix(_PREFIX) for file in (project / folder).glob(_OWNERS)}
     owners.add(str(read_json(project / folder / "card.json").get("journal_id")))
-    kept = [Path(STATE, "journals", owner, name) for owner in sorted(owners) for name in ("journal.jsonl", "artifacts")]
+    journals = [Path(STATE, "journals", owner) for owner in sorted(filter(is_journal_id, owners))]
+    kept = [journal / name for journal in journals for name in ("journal.jsonl", "artifacts")]
     yield from (path for path in kept if (project / path).exists())
     yield from (path.relative_to(project) for path in (project / STATE).glob(f"resume/*/{folder.name}"))
 
 
 @contextmanager
-def _unpacked(content: bytes, project: Path) -> Iterator[Path]:
-    state = project / STATE
+def _unpacked(content: bytes, project: Path, folder: Path) -> Iterator[Path]:
+    sweep, state = folder.parents[1], project / STATE
+    places = (sweep / DRIVER, sweep / "params.yaml", folder, Path(STATE, "journals"), Path(STATE, "resume"))
+
+    def expected(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo:
+        member = tarfile.data_filter(member, target)
+        is_plain = member.isreg() or member.isdir()
+        if not is_plain or ".." in Path(member.name).parts or not any(map(Path(member.name).is_relative_to, places)):
+            raise SweepError(
+                f"{folder}: a machine sent {member.name!r}, which is no file of this training. Nothing of it was taken "
+                "over. Look at what runs there, and run again with --resume."
+            )
+        return member
+
     state.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=state) as folder, tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        archive.extractall(folder, filter="data")
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(dir=state) as unpacked:
+        try:
+            with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+                archive.extractall(unpacked, filter=expected)
+        except tarfile.TarError as error:
+            raise SweepError(
+                f"{folder}: what a machine sent cannot be used: {error}. Run again with --resume."
+            ) from None
+        yield Path(unpacked)
 
 
 def _merge(source: Path, target: Path) -> None:
