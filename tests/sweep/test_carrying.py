@@ -32,6 +32,7 @@ def sent(name: str, *, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
         sent(".twinrun/trusted.json"),
         sent(f"{FOLDER}/model", kind=tarfile.SYMTYPE, link="/etc"),
         sent(f"{FOLDER}/model", kind=tarfile.SYMTYPE, link="history.csv"),
+        sent(f"{FOLDER}/model", kind=tarfile.LNKTYPE, link="src/model"),
         b"no tar file",
     ],
 )
@@ -57,3 +58,19 @@ def test_a_card_that_names_no_journal_sends_no_other_file(tmp_path: Path) -> Non
         names = archive.getnames()
 
     assert not [name for name in names if "private" in name]
+
+
+def test_files_that_are_links_to_one_another_arrive(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for project in (here, there):
+        (project / FOLDER).mkdir(parents=True)
+    artifacts = here / ".twinrun/journals" / ("a" * 32) / "artifacts"
+    artifacts.mkdir(parents=True)
+    for file in (FOLDER.parents[1] / "driver.json", FOLDER.parents[1] / "params.yaml"):
+        (here / file).write_text("{}")
+    (here / FOLDER / "card.json").write_text(f'{{"journal_id": "{"a" * 32}"}}')
+    (artifacts / "card.json").hardlink_to(here / FOLDER / "card.json")
+
+    unpack_result(pack(here, FOLDER), there, FOLDER)
+
+    assert (there / artifacts.relative_to(here) / "card.json").read_text() == (here / FOLDER / "card.json").read_text()
