@@ -42,7 +42,7 @@ def test_a_check_shows_both_readings_with_counts_and_takes_the_one_that_is_asked
     wrong = run_twinrun(tmp_path, "data", "check", "photos", "--levels", "class")
 
     first = both.said.splitlines()[0]
-    assert "can be read in 2 ways, of which the first is taken here" in first
+    assert "can be read in 2 ways; the first is used here" in first
     assert "[label], as in day: 2 classes (day 16, night 16) (--levels label)" in first
     assert "[skip, label], as in day/bus: 2 classes (bus 16, car 16) (--levels skip,label)" in first
     assert "ingest.levels: [label]" in first
@@ -148,7 +148,7 @@ def test_a_check_takes_depth_ground_and_links_as_options_and_names_them_where_th
 
     assert "Not followed, since they lead out of the folder: b/out.png (to " in plain
     assert "--depth 12" in plain
-    assert "1 image has transparent parts, which are shown white (--ground). All white so: a/icon.png. Try --" in plain
+    assert "1 image has transparent parts, which become white (--ground). White all over: a/icon.png. Try --" in plain
     assert "(a 7, b 7)" in plain
     assert "(a 7, b 8)" in asked
     assert "Not followed" not in asked

@@ -235,7 +235,7 @@ def test_a_flat_test_folder_and_a_class_in_one_split_are_named(tree: Tree) -> No
     assert "Left out, since they have no class folders: test (2 images)." in flat.said
     assert "Left out: 1 file that is not an image (.csv)." in flat.said
     assert without_test == {("train", "cat"): 2, ("train", "dog"): 2}
-    assert "Classes that are in one split alone: fox (test)." in alone.said
+    assert "Classes that are in only one split: fox (test)." in alone.said
 
 
 def test_a_folder_beside_splits_stops_ingest_and_may_be_left_out(tree: Tree) -> None:

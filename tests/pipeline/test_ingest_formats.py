@@ -73,7 +73,7 @@ def test_the_same_bytes_give_ingest_and_a_model_the_same_pixels_in_every_format(
     ran = project.run("ingest")
 
     assert ran.code == 0, ran.said
-    assert "1 image has transparent parts, which are shown white (ingest.ground). All white so: " in ran.said
+    assert "1 image has transparent parts, which become white (ingest.ground). White all over: " in ran.said
     assert "icons/icon.png. Try ingest.ground: gray or black." in ran.said
     rows, pack, model = project.table(), project.pack(), classifier(PREPROCESSING)
     assert {row["path"]: row["error"] for row in rows if row["error"]} == {

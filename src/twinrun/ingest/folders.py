@@ -1,7 +1,7 @@
 """Sources that are trees of image files: `<class>/...`, `<split>/<class>/...` and others. Opens no image.
 
-`walking.py` says which files count, `levels.py` what each level of folders is; this module makes a listing of both, and
-notes on all that a person may not expect. What lies deeper than the reading needs belongs to the same class.
+`walking.py` says which files count, and `levels.py` what each level of folders is (a reading). This module makes the
+listing, with notes on anything a person may not expect. Folders below the levels of a reading do not change the class.
 """
 
 from collections import Counter, defaultdict
@@ -55,7 +55,7 @@ _TRASHNET_LISTS: dict[SplitName, str] = {
 
 @dataclass(frozen=True)
 class _Content:
-    """The images of a folder under one reading: their items, their files, and where each folder puts its images."""
+    """The images of a folder under one reading: their items, their files, and notes for the person."""
 
     items: list[Item]
     files: list[Path]
@@ -78,11 +78,11 @@ def list_folder(
     *,
     follow_links: bool = False,
 ) -> Listing:
-    """List a tree of images; `splits_file` names their splits and groups, and stands above folders named as splits.
+    """List a tree of images; `splits_file` names their splits and groups, and overrides folders named as splits.
 
-    Raises SourceError where the folder is missing, empty, has one class, can be read in two ways or not be read as a
-    whole, or the splits file does not fit. A folder that cannot be read stops it, unless `leave_out` has it: its images
-    would be missing from the training without anybody having decided so.
+    Raises SourceError where the folder is missing, is empty, has only one class or can be read in two ways, where a
+    sub-folder cannot be read, or where the splits file does not fit. Unreadable sub-folders are left out only if
+    `leave_out` says so: otherwise images would be missing from the training without anybody having decided it.
     """
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
@@ -99,21 +99,21 @@ def list_folder(
         )
     if walk.outside:
         raise SourceError(
-            f"The source folder {root} has {_links(walk)} out of it: {some_names(walk.outside)}. Copy what is meant "
-            "into the folder, leave it out (params.yaml: ingest.leave_out), or read it: ingest.follow_links: true."
+            f"The source folder {root} has {_links(walk)} out of it: {some_names(walk.outside)}. Copy the images into "
+            "the folder, leave them out (params.yaml: ingest.leave_out), or set ingest.follow_links: true."
         )
     if not walk.files:
         raise SourceError(f"The source folder {root} has no images (params.yaml: ingest.path). {_LAYOUT}.{_said(walk)}")
     readings = _readings(walk, levels)
     if len(readings) > 1:
         raise SourceError(
-            f"The folders in {root} can be read in {len(readings)} ways. Write the one that is meant into params.yaml, "
-            "such as:\n" + "\n".join(f"  ingest.levels: {_counts(reading, walk)}" for reading in readings)
+            f"The folders in {root} can be read in {len(readings)} ways. Write the right one into params.yaml:\n"
+            + "\n".join(f"  ingest.levels: {_counts(reading, walk)}" for reading in readings)
         )
     if levels == "auto" and (doubt := _splits_among_classes(walk, readings[0], leave_out)):
         raise SourceError(
-            f"The folders in {root} can be read in 2 ways, since {doubt[0]}. Write the one that is meant into "
-            "params.yaml, such as:\n" + "\n".join(f"  {way}" for way in doubt[1:])
+            f"The folders in {root} can be read in 2 ways, since {doubt[0]}. Write the right one into params.yaml:\n"
+            + "\n".join(f"  {way}" for way in doubt[1:])
         )
     content = _content(root, walk, readings[0], strict=True)
     _expect_classes(root, content, readings[0])
@@ -127,11 +127,11 @@ def list_folder(
 def list_images(
     root: Path, out: Path, levels: Levels = "auto", leave_out: Sequence[str] = (), *, follow_links: bool = False
 ) -> Listing:
-    """List any folder of images but what lies in `out`; folders are labels where there are two or more of them.
+    """List any folder of images, except those in `out`; folders are labels where there are two or more of them.
 
-    What cannot be read, has no place in the reading or is the report of an earlier check is passed over with a note; of
-    two readings the likelier is taken, and both are noted. Raises SourceError where the folder is missing or has no
-    images.
+    Unreadable folders, files without a place in the reading and reports of earlier checks are left out with a note. If
+    there are two readings, the likelier is used, and a note names both. Raises SourceError where the folder is missing
+    or has no images.
     """
     if not root.is_dir():
         raise SourceError(
@@ -148,13 +148,13 @@ def list_images(
         items = [replace(item, label=None, problem=None) for item in items]
     if len(readings) > 1:
         ways = [f"{_counts(reading, walk)} (--levels {','.join(reading.levels)})" for reading in readings]
-        both = f"These folders can be read in {len(ways)} ways, of which the first is taken here: {'; or '.join(ways)}."
+        both = f"These folders can be read in {len(ways)} ways; the first is used here: {'; or '.join(ways)}."
         notes = [
-            f"{both} In a pipeline ingest.levels decides, such as ingest.levels: [{', '.join(readings[0].levels)}].",
+            f"{both} In a pipeline, set ingest.levels, such as ingest.levels: [{', '.join(readings[0].levels)}].",
             *notes,
         ]
     elif levels == "auto" and (doubt := _splits_among_classes(walk, readings[0], leave_out)):
-        notes = [f"Taken here for classes, although {doubt[0]}. In a pipeline: {'; or '.join(doubt[1:])}.", *notes]
+        notes = [f"Read as classes here, although {doubt[0]}. In a pipeline: {'; or '.join(doubt[1:])}.", *notes]
     return sorted_listing(items, Files(content.files), notes)
 
 
@@ -180,8 +180,8 @@ def list_trashnet(
     if missing := [path.name for path in lists if not path.is_file()]:
         raise SourceError(
             f"{root} lacks TrashNet's published split lists {', '.join(missing)}. Fetch them from "
-            "https://github.com/garythung/trashnet (folder data), or let us split: ingest.source: folder, "
-            f"ingest.path: {images}."
+            "https://github.com/garythung/trashnet (folder data), or let Twinrun split the images: "
+            f"ingest.source: folder, ingest.path: {images}."
         )
     listing = list_folder(images, None, levels, leave_out, follow_links=follow_links)
     items, notes = _with_splits(listing.items, dict(lists), images)
@@ -209,7 +209,7 @@ def _readings(walk: Walk, levels: Levels) -> list[Reading]:
 
 
 def _splits_among_classes(walk: Walk, reading: Reading, leave_out: Sequence[str]) -> list[str]:
-    """What is odd about classes that are named as splits beside others, and two ways to read them; [] if none are."""
+    """Why folders named as splits among the classes are in doubt, and two ways to read them; [] if there are none."""
     images = _images_by_folder(walk)
     odd = split_names_among_labels(reading, images)
     if not odd:
@@ -262,7 +262,7 @@ def _counts(reading: Reading, walk: Walk) -> str:
 
 
 def _content(root: Path, walk: Walk, reading: Reading, *, strict: bool) -> _Content:
-    """Items of the files of `walk`, and notes; where it is `strict`, images without a place in the reading end it."""
+    """Items of the files of `walk`, and notes; if `strict`, an image without a place in the reading is an error."""
     images = _images_by_folder(walk)
     places = {folders: reading.place(folders) for folders in images}
     unlabelled = _unlabelled(places, reading)
@@ -305,7 +305,7 @@ def _note_on_reading(reading: Reading, walk: Walk) -> str:
 
 
 def _notes_on_splits(reading: Reading) -> list[str]:
-    """Which folders became which split, where their names are others."""
+    """Which split each folder is, where its name is not the split's own."""
     parts = []
     for split in SPLITS:
         names = _shown(name for name, meant in reading.splits.items() if meant == split)
@@ -319,7 +319,7 @@ def _shown(names: Iterable[str]) -> list[str]:
 
 
 def _unlabelled(places: Mapping[Parts, Place], reading: Reading) -> dict[Parts, str]:
-    """The folders of images without labels, beside such with labels: of each, the folder of the split level."""
+    """Folders of unlabelled images in a set that also has labelled ones, each with its folder of the split level."""
     levels = list(reading.levels)
     if "split" not in levels or "label" not in levels[levels.index("split") :]:
         return {}
@@ -389,7 +389,7 @@ def _notes_on_labels(
         shown = told_apart(sorted(splits))
         alone = [f"{shown[label]} ({min(where)})" for label, where in sorted(splits.items()) if len(where) == 1]
         if alone:
-            notes.append(f"Classes that are in one split alone: {some_names(alone)}.")
+            notes.append(f"Classes that are in only one split: {some_names(alone)}.")
     return notes
 
 
@@ -447,7 +447,7 @@ def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left
 
 
 def _mask_at(folders: Parts, place: int, reading: Reading, beside: Mapping[Parts, set[str]]) -> str | None:
-    """The name of a folder on the way to an image, where it is one of masks; a class is so by another's name alone."""
+    """The folder's name, if it is one of masks. A class folder counts only if named after another, as cat_mask is."""
     name = folders[place]
     is_free = place >= len(reading.levels) or reading.levels[place] == "skip"
     if not is_free and is_mask_folder(name):
@@ -457,14 +457,14 @@ def _mask_at(folders: Parts, place: int, reading: Reading, beside: Mapping[Parts
 
 
 def _are_many(deeper: Counter[Parts]) -> bool:
-    # class/images/ alone is no evidence: a folder that every class has once is a habit, not a group.
+    # class/images/ is no evidence of groups if every class has that folder.
     return len({folders[-1] for folders in deeper}) > 1 or (0 < len(deeper) < 2)
 
 
 def _note_on_deeper(deeper: Counter[Parts], reading: Reading) -> str:
     note = (
-        f"{_images(deeper.total())} {'lies' if deeper.total() == 1 else 'lie'} in {_deeper_folders(deeper)}, and "
-        f"{'counts' if deeper.total() == 1 else 'count'} for {'its' if deeper.total() == 1 else 'their'} class."
+        f"{_images(deeper.total())} {'is' if deeper.total() == 1 else 'are'} in {_deeper_folders(deeper)}, and "
+        f"{'has' if deeper.total() == 1 else 'have'} the class of the folder above."
     )
     if len(deeper) > 1 and "group" not in reading.levels:
         note += (
@@ -505,7 +505,8 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: P
             name = escaped(written) if name is None else name
             if named.setdefault(name, place) != place:
                 raise SourceError(
-                    f"{path} puts {name} into {_described(place)}, and it was put into {_described(named[name])}."
+                    f"{path} puts {name} into {_described(place)}, but another line puts it into "
+                    f"{_described(named[name])}. Remove one of them."
                 )
     where = ", ".join(map(str, lists))
     result, used = [], set()
@@ -514,7 +515,7 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: P
         key = item.path if item.path in named else short if short in named else None
         if key == short != item.path and by_name[short] > 1:
             raise SourceError(
-                f"{where} names {short}, and {by_name[short]} images are called so: write its path, <class>/{short}."
+                f"{where} names {short}, but {by_name[short]} images have that name: write its path, <class>/{short}."
             )
         if key is not None:
             used.add(key)
@@ -523,10 +524,10 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: P
     if absent := sorted(named.keys() - used):
         raise SourceError(f"{where} names {_images(len(absent))} that are not there: {some_names(absent)}.")
     unnamed = [item.path for item in result if item.split is None]
-    notes = [f"Without a split in {where}, and so for validate to decide: {some_names(unnamed)}."] if unnamed else []
+    notes = [f"Without a split in {where}; validate decides: {some_names(unnamed)}."] if unnamed else []
     if comments:
         lines = "1 line" if comments == 1 else f"{comments:,} lines"
-        notes.append(f"Taken for comments, since they begin with # and name no image here: {lines} of {where}.")
+        notes.append(f"Read as comments, since they begin with # and name no image: {lines} of {where}.")
     return result, [*known.note(where), *notes]
 
 
@@ -541,9 +542,9 @@ def _described(place: _Named) -> str:
 def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[tuple[str, _Named]]:
     """Names of images with their splits and groups: the columns of a CSV, or the two of a text.
 
-    A CSV with a header may have either column or both (`path`, `split`, `group`); without one its columns are path and
-    split. Where `split` is given, the file is a list of images of that split, whatever stands in further columns. A
-    line that begins with # and names no image of those that are `known` is a comment.
+    A CSV with a header has the column `path` and `split`, `group` or both; without a header its columns are path and
+    split. Where `split` is given, the file is a list of images of that split, and further columns are ignored. A line
+    that begins with # and names no image of those that are `known` is a comment.
     """
     columns: dict[str, int] | None = None
     is_sheet = path.suffix.lower() in _SHEETS
@@ -566,7 +567,7 @@ def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[
             if is_comment:
                 continue
             raise SourceError(
-                f"{path}, line {line.number}: wanted an image and its split (train, val or test), found "
+                f"{path}, line {line.number}: expected an image and its split (train, val or test), found "
                 f"{', '.join(map(repr, cells))}. A header may name the columns path, split and group."
             )
         yield written, _Named(its_split, group)
@@ -596,7 +597,7 @@ def _is_header(cells: Sequence[str]) -> bool:
 
 
 def _columns_of(cells: Sequence[str]) -> dict[str, int]:
-    """Which column holds what, by a CSV's first line."""
+    """The index of each column, from a CSV's first line."""
     header = [cell.strip().lower() for cell in cells]
     named = {"split": _SPLIT_COLUMNS, "group": _GROUP_COLUMNS}
     columns = {

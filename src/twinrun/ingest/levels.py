@@ -1,9 +1,9 @@
 """Which level of folders is the split, which the label, which the group: decided by evidence. Pure.
 
-The evidence is which levels hold images, which sets of folder names repeat below which level, and words that people use
-for splits (train, dev, seg_train, training_set, ...), for parts of a data set (images, masks) and for what belongs
-together (patient_01, clip_3). Words alone decide only where all folders of a level have them. Where two readings are
-left, both are returned.
+The evidence is which levels hold images, which folder names repeat below other folders, and words that people use for
+splits (train, dev, seg_train, training_set, ...), for parts of a data set (images, masks) and for images that belong
+together (patient_01, clip_3). Words alone decide only where all folders of a level have them. A reading says what each
+level is. Where two readings remain possible, both are returned.
 """
 
 import re
@@ -18,7 +18,7 @@ from twinrun.ingest.listing import words_of
 Parts = tuple[str, ...]  # names of folders, from the top
 Levels = tuple[Level, ...]
 
-_TEST_OR_VAL = words_of("eval evals evaluate evaluating evaluation evalset evaluationset")  # val beside a test set
+_TEST_OR_VAL = words_of("eval evals evaluate evaluating evaluation evalset evaluationset")  # val if there is a test set
 _SPLIT_WORDS: dict[str, SplitName] = {
     **dict.fromkeys(words_of("train training trainset trainingset traindata trainingdata trainval trn"), "train"),
     **dict.fromkeys(words_of("val vali valid validate validating validation valset validset validationset"), "val"),
@@ -64,7 +64,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Place:
-    """What its folders say about an image; `stray` names a folder that stands beside splits and is none."""
+    """What an image's folders say about it; `stray` is the name of a folder beside the splits that is not a split."""
 
     split: SplitName | None
     label: str | None
@@ -76,7 +76,7 @@ class Place:
 class Reading:
     """What each level of folders is, from the top, and the split that each folder of the split level names.
 
-    The `unlabelled` folders of the split level have one folder, which is no class of another split.
+    The `unlabelled` folders of the split level contain a single folder, which is not a class in any other split.
     """
 
     levels: Levels
@@ -84,7 +84,7 @@ class Reading:
     unlabelled: frozenset[str] = frozenset()
 
     def place(self, folders: Parts) -> Place:
-        """What the reading says about an image in `folders`; what lies deeper than the reading adds nothing."""
+        """What the reading says about an image in `folders`; folders below its levels do not matter."""
         named = dict(zip(self.levels, folders, strict=False))
         split = named.get("split")
         if split is not None and split not in self.splits:
@@ -113,7 +113,7 @@ def possible_readings(folders: Mapping[Parts, int]) -> list[Reading]:
 
 
 def reading_as(levels: Sequence[Level], folders: Iterable[Parts]) -> Reading:
-    """The reading that takes `levels` for what they are."""
+    """The reading with the given `levels`."""
     if "split" not in levels:
         return Reading(tuple(levels), {})
     depth = list(levels).index("split")
@@ -134,9 +134,9 @@ def split_names(names: Iterable[str]) -> dict[str, SplitName]:
 
 
 def split_names_among_labels(reading: Reading, folders: Iterable[Parts]) -> set[Parts]:
-    """Folders of the label level that are named as a split beside others that are not, such as cat, dog and test.
+    """Folders of the label level that are named as a split beside others that are not, such as test beside cat and dog.
 
-    A class may be called train, and valid where another is invalid.
+    Not train, which may be a class, nor valid beside invalid.
     """
     if "label" not in reading.levels:
         return set()
@@ -153,9 +153,9 @@ def split_names_among_labels(reading: Reading, folders: Iterable[Parts]) -> set[
 
 
 def is_mask_folder(name: str, beside: Iterable[str] = ()) -> bool:
-    """Whether a folder is named as one of masks, annotations, depth or small copies beside photos.
+    """Whether a folder's name says that it holds masks, annotations, depth maps or thumbnails of photos.
 
-    It may also have the name of one `beside` it, as cat_mask has that of cat.
+    The name may also contain that of a folder `beside` it, as cat_mask contains cat.
     """
     if _is_made_of(name, _MASK_WORDS):
         return True
@@ -165,7 +165,7 @@ def is_mask_folder(name: str, beside: Iterable[str] = ()) -> bool:
 
 
 def mask_files(names: Iterable[str]) -> list[str]:
-    """Those of the files of one folder that are named as masks of others there, as 7_mask.png is of 7.png."""
+    """The files of one folder that are named as masks of others in it, such as 7_mask.png beside 7.png."""
     files = list(names)
     masks = [name for name in files if _MAY_BE_MASK.search(name)]
     if not masks:
@@ -177,7 +177,7 @@ def mask_files(names: Iterable[str]) -> list[str]:
 
 
 def mask_pattern(name: str) -> str:
-    """A pattern of `ingest.leave_out` on files that are named as the mask `name` is, such as "*_mask.png"."""
+    """A pattern for `ingest.leave_out` that matches files named like the mask `name`, such as "*_mask.png"."""
     stem, dot, suffix = name.rpartition(".")
     word = next(word for word in reversed(_WORDS.findall(_HUMPS.sub(" ", stem))) if word.casefold() in _MASK_WORDS)
     before, _, after = stem.rpartition(word)
@@ -241,7 +241,7 @@ def _below_splits(splits: dict[str, Tree]) -> list[Levels]:
 
 
 def _above_splits(folders: dict[str, Tree], parents: dict[str, Tree]) -> list[Levels]:
-    """Readings of folders that have splits in them: classes, or what stands above splits with classes in them."""
+    """Readings of folders with splits in them: they are classes, or a level above splits that have classes in them."""
     inner = [levels for levels in _readings(_merged(parents.values()), True) if "label" in levels]
     below = [{name for split in parent.below.values() for name in split.below} for parent in parents.values()]
     names = Counter(name for labels in below for name in labels)
@@ -298,7 +298,7 @@ def _level_of_splits(folders: dict[str, Tree]) -> dict[str, SplitName]:
 
 
 def _train_beside_flat(folders: dict[str, Tree]) -> dict[str, Tree]:
-    """A folder named as the training set with classes in it, where the others are flat and named as nothing."""
+    """A folder named as a training set with classes in it, if the others have no sub-folders and no such name."""
     train = {name: tree for name, tree in folders.items() if len(tree.below) > 1 and split_names([name])}
     others = [tree for name, tree in folders.items() if name not in train]
     return train if len(train) == 1 and others and not any(tree.below for tree in others) else {}
@@ -312,7 +312,7 @@ def _are_splits(names: Iterable[str]) -> bool:
 
 
 def _may_be_labels(tree: Tree, parents: dict[str, Tree], names: Counter[str]) -> bool:
-    """Whether the level below the first may be the label as well: its names repeat, or are words of their own."""
+    """Whether the second level may be the label as well: its names repeat, or are several in a folder and no ids."""
     direct = sum(child.images for child in tree.below.values())
     if len(parents) < 2 or len(names) < 2 or direct > _DIRECT * tree.total:
         return False
@@ -323,7 +323,7 @@ def _may_be_labels(tree: Tree, parents: dict[str, Tree], names: Counter[str]) ->
 
 
 def _are_ids(names: Iterable[str]) -> bool:
-    """Whether most names have digits, as those of patients, clips and days."""
+    """Whether at least half of the names have digits, as those of patients, clips and days do."""
     with_digits = [any(character.isdigit() for character in name) for name in names]
     return sum(with_digits) * 2 >= len(with_digits)
 
@@ -345,7 +345,7 @@ def _split_name(name: str) -> list[str]:
 
 
 def _split_word(name: str) -> str | None:
-    """The word for a split in a name; None where there is none, or words for two, but for train_val."""
+    """The word for a split in a name; None where there is none or words for two, except train_val, which is train."""
     splits = {_SPLIT_WORDS[word]: word for word in _split_name(name) if word in _SPLIT_WORDS}
     if splits.keys() == {"train", "val"}:
         return splits["train"]
@@ -353,7 +353,7 @@ def _split_word(name: str) -> str | None:
 
 
 def _is_pure_split(name: str, beside: Iterable[str]) -> bool:
-    """Whether a name is the word for a split and nothing that means more, such as train2017 or images_train."""
+    """Whether a name says nothing more than a split, such as train2017 or images_train."""
     siblings = [set(_split_name(sibling)) for sibling in beside]
     shared = set.intersection(*siblings) if len(siblings) > 1 else set()
     return (

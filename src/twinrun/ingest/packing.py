@@ -1,10 +1,9 @@
-"""From a listing to the pack and its facts, over processes. The result does not depend on how many there are.
+"""Decode a listing into the pack and its facts, in several processes. The result does not depend on their number.
 
-Workers write pixels straight into the pack's file and hand back facts alone, in chunks of which few are under way at
-once, so that memory is bounded by the images being decoded and not by the data set. Large images are decoded under a
-common budget of pixels. A worker that dies (a decoder crashed, or the kernel out of memory) costs one image its place:
-the images that it may have been decoding are tried again one by one, and the one that kills a worker again gets a
-row that says so.
+Workers write pixels straight into the pack's file and return only facts. Few chunks are in progress at a time, so
+memory is bounded by the images being decoded, not by the data set. Large images share a budget of pixels. If a worker
+dies (a decoder crashed, or the kernel ended it to free memory), the images that it may have been decoding are tried
+again one by one; one that kills a worker again gets a row with that error.
 """
 
 import hashlib
@@ -45,14 +44,14 @@ _BUDGET_UNITS = 4
 _PIXELS_PER_UNIT = 1 << 24
 _FREE_PIXELS = 1 << 22
 _MOST_POOLS = 100
-_SPARE_BITS = 4  # that no value of an image uses, from which it is nearly black
-_SPARE_BITS_OF_ALL = 2  # that no image uses, from which that is no chance
+_SPARE_BITS = 4  # an image whose values leave so many high bits unused is nearly black
+_SPARE_BITS_OF_ALL = 2  # the same where every image leaves them unused, which is no coincidence
 _PRELOADED = ["twinrun.ingest.packing", "twinrun.ingest.sources", "scipy.fftpack"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What every image is made into; `size` is (height, width) in pixels."""
+    """The form that every image is converted to; `size` is (height, width) in pixels."""
 
     size: Size
     channels: Channels
@@ -134,7 +133,7 @@ def _chunks(listing: Listing) -> Iterator[Chunk]:
 def _run(
     chunks: Iterator[Chunk], shape: Shape, pack: Path, workers: int, take: Callable[[Chunk, list[Facts]], None]
 ) -> list[Chunk]:
-    """Work through `chunks`; returns those that were lost with a dead worker, after which the rest went on."""
+    """Work through all `chunks`; returns those that were lost with a dead worker."""
     lost: list[Chunk] = []
     exhausted = False
     pools = 0
@@ -178,14 +177,14 @@ def _taken(future: Future[list[Facts]], chunk: Chunk, take: Callable[[Chunk, lis
 def _run_alone(
     suspects: list[Chunk], shape: Shape, pack: Path, take: Callable[[Chunk, list[Facts]], None]
 ) -> list[Chunk]:
-    """Decode the images of `suspects` one by one; returns what is left after the first that kills its worker."""
+    """Decode the images of `suspects` one by one; returns those that follow the first that kills its worker."""
     singles = [single for chunk in suspects for single in _singles(chunk)]
     with _pool(shape, pack, 1) as pool:
         for position, single in enumerate(singles):
             try:
                 take(single, pool.submit(_work, single).result())
             except BrokenProcessPool:
-                reason = "cannot be decoded: the decoder crashed or ran out of memory, and took its process with it"
+                reason = "cannot be decoded: the decoder crashed or ran out of memory, and ended its process"
                 take(single, [broken(_file_facts(single), reason)])
                 return singles[position + 1 :]
     return []
@@ -201,7 +200,7 @@ def _singles(chunk: Chunk) -> Iterator[Chunk]:
 
 @contextmanager
 def _pool(shape: Shape, pack: Path, workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Neither a fork, which copies the locks of threads that it does not copy, nor imports again in each worker.
+    # A fork of this process would copy locks but not the threads that hold them; a new process would import all again.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with deaf_children():
@@ -229,12 +228,12 @@ class _Budget:
         self._units = context.Semaphore(_BUDGET_UNITS)
 
     def take(self, header: Header) -> int:
-        """Wait for the units that an image of this size needs; returns how many to give back."""
+        """Wait for the units of the budget that an image of this size needs; returns their number, to give back."""
         pixels = header.width * header.height
         if pixels <= _FREE_PIXELS:
             return 0
         units = min(_BUDGET_UNITS, -(-pixels // _PIXELS_PER_UNIT))
-        with self._turn:  # one at a time, or two that hold half each would wait for ever
+        with self._turn:  # one at a time: two workers with half of the units each would wait for ever
             for _ in range(units):
                 self._units.acquire()
         return units
@@ -256,7 +255,7 @@ _worker: _Worker | None = None
 
 def _start_worker(shape: Shape, pack: Path, budget: _Budget) -> None:
     global _worker
-    # libtiff and others write to the terminal by themselves what the rows say in words.
+    # libtiff and others print their own messages; the rows of the table have the errors.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _worker = _Worker(shape, PackWriter(pack), budget)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -324,7 +323,7 @@ def _open(path: Path) -> tuple[Facts, BinaryIO]:
 
 
 def _file_facts(chunk: Chunk) -> Facts:
-    """What is known of the one image of `chunk` without decoding it."""
+    """The facts of the one image of `chunk` that need no decoding."""
     if chunk.pixels is not None:
         return _array_facts(chunk.pixels[0], chunk.format)
     try:
@@ -361,19 +360,19 @@ def _to_channels(images: Pixels, channels: Channels) -> Pixels:
 
 
 def sample_notes(listing: Listing, facts: list[Facts], rules: SampleRules) -> list[str]:
-    """What a person may want to change for 16-bit and transparent images, by the settings of ingest."""
+    """Settings of ingest that may suit 16-bit and transparent images better, as sentences."""
     notes = _notes_on_depth(listing, facts) if rules.depth == "file" else []
     clear = [place for place, fact in enumerate(facts) if fact.is_transparent]
     if clear:
-        notes.append(f"{_images(len(clear))} transparent parts, which are shown {rules.ground} (ingest.ground).")
+        notes.append(f"{_images(len(clear))} transparent parts, which become {rules.ground} (ingest.ground).")
         if plain := [listing.items[place].path for place in clear if facts[place].contrast == 0]:
             others = " or ".join(ground for ground in ("white", "gray", "black") if ground != rules.ground)
-            notes[-1] += f" All {rules.ground} so: {some_names(plain)}. Try ingest.ground: {others}."
+            notes[-1] += f" {rules.ground.capitalize()} all over: {some_names(plain)}. Try ingest.ground: {others}."
     return notes
 
 
 def _notes_on_depth(listing: Listing, facts: list[Facts]) -> list[str]:
-    """Which images of more than 8 bits end so far below their range that they are nearly black."""
+    """A note on images of more than 8 bits that use so little of their range that they are nearly black."""
     deep = {place: fact.used_bits for place, fact in enumerate(facts) if fact.used_bits is not None}
     spare = {place: bits - used for place, (used, bits) in deep.items()}
     fewest = _SPARE_BITS_OF_ALL if min(spare.values(), default=0) >= _SPARE_BITS_OF_ALL else _SPARE_BITS
@@ -392,11 +391,11 @@ def _images(count: int) -> str:
 
 
 def summary(listing: Listing, facts: list[Facts]) -> str:
-    """What was taken in, for the person at the terminal."""
+    """The notes and what was read, for the person at the terminal."""
     labels = {item.label for item in listing.items if item.label is not None}
     errors = [
         problem for item, fact in zip(listing.items, facts, strict=True) if (problem := item.problem or fact.error)
     ]
-    lines = [*listing.notes, f"Took in {len(facts):,} images of {len(labels)} classes"]
+    lines = [*listing.notes, f"Read {len(facts):,} images of {len(labels)} classes"]
     lines[-1] += f"; {len(errors):,} of them cannot be used, which validate will report." if errors else "."
     return "\n".join(lines)
