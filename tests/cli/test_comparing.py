@@ -92,7 +92,7 @@ def test_two_runs_are_compared_on_the_same_images_with_the_one_setting_that_diff
     said = compared(trained, capsys, monkeypatch, good, bad)
 
     assert "accuracy  100.0% -> 66.7%  (-33.3 points; 95% interval" in said
-    assert "It is worse: p < 0.001, McNemar's mid-p." in said
+    assert "It is significantly worse: p < 0.001, McNemar's mid-p." in said
     assert "20 answers changed: 20 correct to wrong, 0 wrong to correct, 0 wrong to another wrong one." in said
     assert "only train.epochs" in said
     assert "it is the cause" in said
@@ -119,7 +119,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_a_spread(
     of_seeds = compared(trained, capsys, monkeypatch, *seeds)
 
     assert "seed1, seeds 0, 1, 2  ->  " in said
-    assert "Seeds alone change" in said
+    assert "Another seed alone changes" in said
     assert "only train.epochs (2, now 7) differs" in said  # beside the run with its seed
     assert "3 models on" in of_seeds
 

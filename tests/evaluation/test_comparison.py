@@ -301,4 +301,4 @@ def test_the_page_lays_curves_and_calibration_of_all_models_over_one_another_and
     assert text.count('points="0.0,0.0 0.0,0.0"') == 1
     assert text.count("1.5 ms") == text.count("2.0 MB") == 20
     assert 'class="text best"' not in text
-    assert "No model is shown to be better than every other" in text
+    assert "No model is significantly better than all others" in text

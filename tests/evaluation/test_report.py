@@ -66,7 +66,7 @@ def test_the_page_opens_with_accuracy_interval_weakest_class_and_commonest_confu
     opening = " ".join(page[: page.index("<dl")].split())
     assert "90.0% of 100 test images are classified correctly (95% interval 8" in opening
     assert "The weakest class is “dog”: 80.0% of its 50 images" in opening
-    assert "10 of 50 images of “dog” are taken for “cat”" in opening
+    assert "10 of 50 images of “dog” are classified as “cat”" in opening
     assert re.search(r"100 test images: the 95% interval is 1[0-3] points wide", opening)
 
 

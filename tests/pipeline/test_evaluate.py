@@ -238,7 +238,7 @@ def test_answers_are_calibrated_on_the_validation_split_and_the_report_says_how_
     assert 0 < min(calibration.images) < 19
     assert re.search(r"of the test images get one label, and \d+\.\d% of these are right; ", page)
     assert re.search(r'<td class="text">all</td><td class="text">150</td><td class="text">9\d\.\d%</td>', page)
-    assert "Too few validation images for a promise of their own: “" in page
+    assert "Too few validation images for a guarantee of their own: “" in page
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -466,7 +466,7 @@ def test_a_class_without_validation_images_is_evaluated_with_the_threshold_of_al
     calibration = json.loads((OUT / "calibration.json").read_text())
     assert calibration["images"][9] == 0
     assert 0 < min(calibration["least"]) <= calibration["least"][9] < 1
-    assert "Too few validation images for a promise of their own: “" in (OUT / "report/index.html").read_text()
+    assert "Too few validation images for a guarantee of their own: “" in (OUT / "report/index.html").read_text()
 
 
 def test_a_model_of_other_classes_is_refused_and_both_differences_are_named(

@@ -248,7 +248,7 @@ def test_a_promotion_judges_what_was_measured_at_registration_by_the_limits_of_t
     assert "when it was registered; at most 0.0001 ms is allowed" in refused
     said = capsys.readouterr().out
     assert "same answers when loaded passed: loaded in a separate process" in said
-    assert "keep their label, when it was registered; at least 1.0% is asked for" in said
+    assert "keep their label, when it was registered; at least 1.0% is required" in said
     assert "not judged" not in said
 
 

@@ -354,7 +354,7 @@ def compare(
     ] = None,
     model: Model = None,
 ) -> None:
-    """Compare models on the same images: which is better, and how sure that is.
+    """Compare models on the same images: which is better, and whether the difference is significant.
 
     Prints about ten lines, and adds a page with pictures of the images whose answer changed to the newest run in
     MLflow. Runs that differ only in the seed count as one. The others are compared with the first.

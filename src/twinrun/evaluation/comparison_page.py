@@ -1,4 +1,4 @@
-"""What a comparison says to a person: about ten lines for a terminal, and one offline page. Computes no test."""
+"""A comparison for a person: about ten lines for a terminal, and one offline page. comparison.py computes the tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,12 +31,12 @@ _TEMPLATE = Path(__file__).with_name("comparison.html")
 _FLIPS_SHOWN = 24  # pictures of each kind
 _LOST_NAMED = 3  # classes in the headline
 _BINS = 15  # of the calibration error
-_FEWEST = 10  # images of a bin that is worth a point
+_FEWEST = 10  # images of a bin that is drawn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """What stands beside a contender's scores: what DVC's metrics and its run's card know. None: not known.
+    """Further numbers of a contender, from DVC's metrics and its run's card; None where unknown.
 
     `curve` is the validation accuracy after each epoch, of its first seed.
     """
@@ -50,7 +50,7 @@ class Beside:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Contenders on the same images, the first of which is the one that the others are compared with.
+    """Contenders on the same images; the others are compared with the first.
 
     `kind` says which images: "test images" or "images out of fold". `differing` are lines on what differs between the
     first and the last, and `cause` a sentence where exactly one thing does.
@@ -77,7 +77,7 @@ class Comparison:
 
     @cached_property
     def leader(self) -> int | None:
-        """The contender that is shown to be better than every other one, if there is one."""
+        """The contender that is significantly better than all others, if there is one."""
         return best(self.aligned)
 
     def classes(self, at: int) -> list[ClassDifference]:
@@ -90,7 +90,7 @@ class Comparison:
 
 
 def lines(comparison: Comparison) -> list[str]:
-    """The comparison in about ten lines; of two contenders in words, of more as a table."""
+    """The comparison in about ten lines: of two contenders in sentences, of more as a table."""
     aligned = comparison.aligned
     images = f"{len(aligned.ids):,} {comparison.kind}"
     if comparison.same_weights:
@@ -108,7 +108,7 @@ def lines(comparison: Comparison) -> list[str]:
         f"accuracy  {percent(overall.before)} -> {percent(overall.after)}  ({_points(overall.value)}; 95% interval "
         f"{_interval(overall)})",
         verdict(comparison),
-        f"These {len(aligned.ids):,} images show differences from about {100 * overall.shows_from:.1f} points on.",
+        f"{len(aligned.ids):,} images can show a difference of about {100 * overall.shows_from:.1f} points or more.",
         _flip_line(comparison),
         "log loss  {} -> {}".format(*(f"{aligned.log_loss(at):.3f}" for at in (0, 1)))
         + "; calibration error  {} -> {}".format(*(f"{_calibration(aligned, at):.3f}" for at in (0, 1))),
@@ -125,10 +125,10 @@ def verdict(comparison: Comparison, at: int = 1) -> str:
     change = comparison.aligned.correct[at] - comparison.aligned.correct[0]
     p_value = f"p {_p(overall.mid_p)}, McNemar's mid-p"
     if overall.mid_p <= ALPHA:
-        return f"It is {'better' if overall.value > 0 else 'worse'}: {p_value}."
+        return f"It is significantly {'better' if overall.value > 0 else 'worse'}: {p_value}."
     if equivalence(change, comparison.margin, comparison.aligned.groups) <= ALPHA:
         return f"They are equally good to within {100 * comparison.margin:g} points ({p_value})."
-    return f"Not shown to differ, and not shown to be equal to within {100 * comparison.margin:g} points ({p_value})."
+    return f"Inconclusive: neither different nor equal to within {100 * comparison.margin:g} points ({p_value})."
 
 
 def page(comparison: Comparison, pictures: Sequence[npt.NDArray[np.uint8] | None] | None, paths: Sequence[str]) -> str:
@@ -164,7 +164,7 @@ def page(comparison: Comparison, pictures: Sequence[npt.NDArray[np.uint8] | None
 def _lines_of(curves: Sequence[Sequence[tuple[float, float]]]) -> dict[str, Any] | None:
     """Curves as points of a drawing of 100 x 100, with the ends of both axes; None where no curve has two points.
 
-    A curve of one point has it twice, which draws a dot.
+    The only point of a curve is repeated, which draws a dot.
     """
     if all(len(curve) < 2 for curve in curves):
         return None
@@ -195,7 +195,7 @@ def _calibration_lines(aligned: Aligned) -> list[str]:
 
 
 def _sentences(comparison: Comparison) -> list[str]:
-    """What the page says first; what differs has a section of its own there."""
+    """The sentences at the top of the page; the differences have their own section."""
     if len(comparison.aligned.names) > 2 and not comparison.same_weights:
         return list(comparison.notes)
     apart = {verdict(comparison), *comparison.differing, comparison.cause}
@@ -218,11 +218,11 @@ def _headline(comparison: Comparison) -> str:
         but = f" Worse on: {named}." if lost else ""
         return f"{percent(overall.before)} -> {percent(overall.after)}. {verdict(comparison)}{but}"
     leader = comparison.leader
-    return "No model is shown to be better than every other" if leader is None else f"{names[leader]} is the best"
+    return "No model is significantly better than all others" if leader is None else f"{names[leader]} is the best"
 
 
 def _rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each contender; the best is marked only where it is shown to be better than every other one."""
+    """A row for each contender; the best is marked only where it is significantly better than all others."""
     aligned, leader = comparison.aligned, comparison.leader
     rows = []
     for at, (name, beside) in enumerate(zip(aligned.names, comparison.beside, strict=True)):
@@ -254,7 +254,7 @@ def _table_lines(comparison: Comparison) -> list[str]:
         f"  {'*' if row['best'] else ' '} {row['name']:<{width}}  {row['accuracy']:>12}  log loss {row['log_loss']}"
         + (f"  {row['change']}, p {row['p']}" if row["change"] else "")
         for row in rows
-    ] + ["* better than every other one (Holm)" if any(row["best"] for row in rows) else _headline(comparison) + "."]
+    ] + ["* better than all others (Holm)" if any(row["best"] for row in rows) else _headline(comparison) + "."]
 
 
 def _flip_line(comparison: Comparison) -> str:
@@ -264,7 +264,7 @@ def _flip_line(comparison: Comparison) -> str:
         f"{len(flips.otherwise)} wrong to another wrong one"
     )
     known = [churn for at in (0, 1) if (churn := seed_churn(aligned, at)) is not None]
-    return f"{text}. Seeds alone change {percent(max(known))} of the answers." if known else f"{text}."
+    return f"{text}. Another seed alone changes {percent(max(known))} of the answers." if known else f"{text}."
 
 
 def _class_lines(comparison: Comparison) -> list[str]:
@@ -278,7 +278,7 @@ def _class_lines(comparison: Comparison) -> list[str]:
     ]
     return [
         *shown,
-        f"{'No' if not worse else 'No other'} class is shown to be worse; a loss of {100 * comparison.margin:g} "
+        f"{'No' if not worse else 'No other'} class is significantly worse; a loss of {100 * comparison.margin:g} "
         f"points is excluded for {f'all {kept}' if kept == len(classes) else f'{kept} of {len(classes)}'}.",
     ]
 
@@ -317,7 +317,7 @@ def _flip_groups(
     for title, positions in (
         ("Correct before, wrong now", flips.broken),
         ("Wrong before, correct now", flips.fixed),
-        ("Wrong before, wrong in another way now", flips.otherwise),
+        ("Wrong before, another wrong answer now", flips.otherwise),
     ):
         tiles = []
         for at in positions[:_FLIPS_SHOWN]:

@@ -1,4 +1,4 @@
-"""The gates: what a version must pass to be a candidate, alone and beside the champion. Pure."""
+"""The gates: tests that a version must pass to be a candidate, alone and compared with the champion. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,10 +30,10 @@ _LEAST_PROBABILITY = 1e-300
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """The answer of one gate: its name, whether the model passed, and a sentence with the numbers.
+    """The result of one gate: its name, whether the model passed, and a sentence with the numbers.
 
     `passed` is None where the gate could not be judged, and the sentence then says why. `value` is what was measured
-    and `limit` what it was compared with, where the gate has one number of each.
+    and `limit` what it was compared with, if the gate has such numbers.
     """
 
     name: str
@@ -57,18 +57,18 @@ class Gate:
 
 
 def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GateParams) -> list[Gate]:
-    """The gates that ask a model's metrics.json alone.
+    """The gates that need only a model's metrics.json.
 
-    It must reach `min_accuracy`, and be better than always guessing the commonest class: the lower end of its
-    accuracy's 95% interval (Wilson's, which has a width even at 100%) must lie above the share
-    of that class among the same images. So a few lucky images never make a candidate, whatever `min_accuracy` is.
+    The model must reach `min_accuracy`, and be better than always guessing the commonest class: the lower end of its
+    accuracy's 95% interval (Wilson's, which has a width even at 100%) must be above the share of that class among the
+    same images. So a few lucky images never make a candidate, whatever `min_accuracy` is.
     """
     accuracy, images = float(metrics["accuracy"]), int(metrics["images"])
     judged = [
         Gate(
             name="accuracy",
             passed=accuracy >= min_accuracy,
-            sentence=f"its accuracy is {_percent(accuracy)}; at least {_percent(min_accuracy)} is asked for "
+            sentence=f"its accuracy is {_percent(accuracy)}; at least {_percent(min_accuracy)} is required "
             "(register.min_accuracy)"
             + ("" if accuracy >= min_accuracy else f", {100 * (min_accuracy - accuracy):.1f} points more"),
             value=accuracy,
@@ -108,8 +108,8 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
 def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gate]:
     """The gates that compare a model, the second of `aligned`, with the champion, the first, on the same images.
 
-    Overall, a loss of the margin must be excluded (one-sided, 5%) and no loss be shown. A class is refused where a loss
-    is shown, and not excluded from reaching `class_margin` (Holm, 5% for all classes together).
+    Overall, a loss of the margin must be excluded (one-sided, 5%), and there must be no significant loss. A class fails
+    if its loss is significant and a loss of `class_margin` is not excluded (Holm, 5% for all classes together).
     """
     before, after = aligned.correct[0], aligned.correct[1]
     overall = difference(before, after, aligned.groups)
@@ -126,7 +126,7 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
             passed=kept <= ALPHA and not worse,
             sentence=seen
             + (
-                ": a loss is shown"
+                ": the loss is significant"
                 if worse
                 else f"; a loss of {100 * gates.margin:g} points (register.gates.margin) is "
                 + ("excluded" if kept <= ALPHA else "not excluded; that takes more test images")
@@ -141,11 +141,11 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
             name="no class worse than the champion's",
             passed=not lost,
             sentence="; ".join(
-                f'it finds {_percent(loss.difference.after)} of "{loss.label}" where {champion} finds '
+                f'its recall of "{loss.label}" is {_percent(loss.difference.after)}, that of {champion} '
                 f"{_percent(loss.difference.before)} ({loss.difference.images:,} images, register.gates.class_margin)"
                 for loss in lost
             )
-            or f"no class is shown to have lost against {champion}",
+            or f"no class is significantly worse than with {champion}",
         )
     )
     if gates.require_improvement:
@@ -154,7 +154,7 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
             Gate(
                 name="better than the champion",
                 passed=better,
-                sentence=f"{seen}; that is {'' if better else 'not '}shown to be better (McNemar's mid-p "
+                sentence=f"{seen}; that is {'' if better else 'not '}significantly better (McNemar's mid-p "
                 f"{overall.mid_p:.3f}, register.gates.require_improvement)",
             )
         )
@@ -165,23 +165,23 @@ def judge_loaded(trial: Trial, expected: Predictions) -> Gate:
     """The gate on a model as it was loaded in a separate process; `expected` is what evaluate wrote.
 
     Both are of the same images, in the same order. On one class of processor the probabilities are the same to the
-    bit; another one may round otherwise, so a difference of less than 0.0001 is let pass.
+    bit. Another one may round differently, so a difference of less than 0.0001 passes.
     """
     apart = float(np.abs(trial.probabilities - expected.probabilities).max())
     return Gate(
         name=LOADED,
         passed=apart < _ROUNDING,
         sentence=f"loaded in a separate process, its probabilities of {len(expected.ids):,} test images differ from "
-        f"those that evaluate wrote by at most {apart:.1g}; less than {_ROUNDING:g} is asked for",
+        f"those that evaluate wrote by at most {apart:.1g}; less than {_ROUNDING:g} is required",
         value=apart,
         limit=_ROUNDING,
     )
 
 
 def judge_onnx(logits: FloatArray, expected: Predictions) -> Gate:
-    """The gate on the network in ONNX: its `logits` (n, classes) beside what evaluate wrote for the same images.
+    """The gate on the network in ONNX: its `logits` (n, classes) against what evaluate wrote for the same images.
 
-    Probabilities tell logits up to one number for each image, so each row is compared about its mean.
+    Probabilities determine logits up to a constant for each image, so the mean is subtracted from each row.
     """
     certain = np.log(np.maximum(expected.probabilities, _LEAST_PROBABILITY))
     scale = float(np.abs(certain - certain.mean(axis=1, keepdims=True)).max())
@@ -215,7 +215,7 @@ def judge_agreement(
             sentence=unknown
             if share is None
             else f"after {CHANGES[change]} {_percent(share)} of {images:,} test images keep their label{when}; at "
-            f"least {_percent(least)} is asked for, or must lie in the 95% interval (register.gates.min_agreement)",
+            f"least {_percent(least)} is required, or must be in the 95% interval (register.gates.min_agreement)",
             value=share,
             limit=least,
         )
@@ -253,7 +253,7 @@ def agreement(trial: Trial, expected: Predictions) -> dict[str, float]:
 def judge_expectations(row: Mapping[str, float | None], expectations: Sequence[UserExpectation]) -> list[Gate]:
     """The user's own gates, on a table of metrics with the one row `row`.
 
-    A metric that is not known is no reason to pass. An expectation with the severity "warning" never refuses.
+    An expectation on an unknown metric is not met. One with the severity "warning" never refuses.
     """
     if not expectations:
         return []
@@ -273,7 +273,7 @@ def judge_expectations(row: Mapping[str, float | None], expectations: Sequence[U
                 name=f"{asked.name} of {', '.join(metrics) or 'the metrics'}",
                 passed=met or asked.severity == "warning",
                 sentence=f"{reason}; expected: {shown} (register.gates.expectations)"
-                + ("" if met or asked.severity == "critical" else "; a warning, which refuses nothing"),
+                + ("" if met or asked.severity == "critical" else "; only a warning"),
                 value=row.get(metrics[0]) if metrics else None,
             )
         )
@@ -331,7 +331,7 @@ def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: i
 
 
 def _values(row: Mapping[str, float | None], names: Sequence[str]) -> str:
-    return ", ".join(f"{name} is {row[name]:.4g}" for name in names) or "of the table of metrics"
+    return ", ".join(f"{name} is {row[name]:.4g}" for name in names) or "the table of metrics"
 
 
 def _percent(share: float) -> str:

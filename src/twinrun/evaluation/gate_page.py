@@ -1,4 +1,4 @@
-"""The page on a version's gates: what each asked, what it measured, and whether the version passed."""
+"""The page on a version's gates: what each requires, what it measured, and whether the version passed."""
 
 from collections.abc import Sequence
 from pathlib import Path

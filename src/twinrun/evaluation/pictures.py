@@ -60,7 +60,7 @@ def confusion_picture(matrix: IntArray, classes: tuple[str, ...]) -> bytes:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(colours, interpolation="nearest", aspect="equal")
         axes.spines[:].set_visible(False)
-        axes.set(ylabel="what it is", xlabel="what the model says")
+        axes.set(ylabel="label", xlabel="prediction")
         if n_classes <= _MOST_LABELS:
             names = [_short(name, 22) for name in classes]
             size = min(9.0, cell_in * 72 * 0.72)
@@ -87,13 +87,13 @@ def confusion_picture(matrix: IntArray, classes: tuple[str, ...]) -> bytes:
 
 
 def reliability_picture(bins: CalibrationBins, error: float) -> bytes:
-    """Draw how often the model is right against how sure it is, above how many images are that sure."""
+    """Draw accuracy against confidence, and below it the number of images in each bin of confidence."""
     filled = bins.images > 0
     left, width = bins.edges[:-1][filled], np.diff(bins.edges)[filled]
     accuracy, confidence = bins.accuracy[filled], bins.confidence[filled]
     with _figure(4.6, 4.6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-        upper.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1, label="as sure as right")
+        upper.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", linewidth=1, label="calibrated")
         low, high = np.minimum(accuracy, confidence), np.maximum(accuracy, confidence)
         upper.vlines(confidence, low, high, color=_RED, linewidth=2, label="gap", zorder=2)
         area = 12 + 130 * np.sqrt(bins.images[filled] / bins.images.max())
@@ -114,7 +114,7 @@ def reliability_picture(bins: CalibrationBins, error: float) -> bytes:
 
 
 def risk_picture(risk: FloatArray) -> bytes:
-    """Draw the share of wrong answers (N,) among the surest images, by how many of the N are answered."""
+    """Draw the share of wrong answers (N,) among the most confident ones, by how many of the N are given."""
     with _figure(4.6, 2.6) as figure:
         axes = figure.subplots()
         axes.plot(100 * np.arange(1, len(risk) + 1) / len(risk), 100 * risk, color=_BLUE, linewidth=1.5)
@@ -160,7 +160,7 @@ def curves_picture(history: History) -> bytes:
 
 
 def mistakes_picture(images: Pixels, mistakes: Sequence[Mistake]) -> bytes:
-    """Draw a sheet of wrongly classified images (N, H, W, C), with what was said, how surely, and what it is."""
+    """Draw a sheet of wrongly classified images (N, H, W, C) with prediction, probability and label."""
     columns, tile_in, text_in, gap_in = 6, 1.28, 0.44, 0.16
     rows = -(-len(mistakes) // columns)
     used = min(columns, len(mistakes))

@@ -32,12 +32,12 @@ from twinrun.tables.page import fill_page
 _TEMPLATE = Path(__file__).with_name("report.html")
 _LAYERS_SHOWN = 20
 _PAIRS_SHOWN = 10
-_WIDE_POINTS = 10  # from which the width of an interval is worth a sentence
+_WIDE_POINTS = 10  # an interval of this width or more gets a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What the page says of the model itself; `bytes` is the size of its bundle on disk."""
+    """What the page says about the model itself; `bytes` is the size of its bundle on disk."""
 
     architecture: str
     weights_hash: str
@@ -47,7 +47,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image (H, W, C), what the network made of it on the way, and its probabilities (C,)."""
+    """One image (H, W, C), the feature maps that the network computed of it, and its probabilities (C,)."""
 
     image: npt.NDArray[np.uint8]
     seen: list[FeatureMaps]
@@ -79,8 +79,8 @@ def write_report(
 ) -> None:
     """Publish `folder` with index.html, which holds its pictures, and each picture as a PNG of its own.
 
-    `network` is a page that follows the example through the network, put beside it as network.html. `bins` and
-    `samples` are those that the scores were computed with; `answers` how a served model's answers do.
+    `network` is a page that follows the example through the network; it becomes network.html. `bins` and `samples` are
+    those that the scores were computed with; `answers` scores the answers that a server would give.
     """
     predictions, scores = headline.predictions, headline.scores
     matrix = confusion_matrix(predictions.targets, predictions.predicted, len(predictions.classes))
@@ -161,7 +161,7 @@ def why_out_of_fold(headline: Headline) -> str:
 
 
 def findings(headline: Headline, pairs: Sequence[Confusion]) -> list[str]:
-    """What a person should know next: the test split, guessing, the weakest class, a confusion, the confidence."""
+    """Sentences on the test split, guessing, the weakest class, the commonest confusion and the confidence."""
     predictions, scores = headline.predictions, headline.scores
     counts = np.bincount(predictions.targets)
     common = predictions.classes[int(counts.argmax())]
@@ -175,7 +175,7 @@ def findings(headline: Headline, pairs: Sequence[Confusion]) -> list[str]:
     if _recall(scores, weakest) < 1:
         sentences.append(
             f"The weakest class is “{weakest}”: {_percent(_recall(scores, weakest))} of its "
-            f"{_images(scores.per_class[weakest].images)} are found."
+            f"{_images(scores.per_class[weakest].images)} are classified correctly."
         )
     else:
         sentences.append(
@@ -185,24 +185,24 @@ def findings(headline: Headline, pairs: Sequence[Confusion]) -> list[str]:
     if pairs:
         first = pairs[0]
         part = f"{first.images} of {_images(first.of)} of “{first.actual}”"
-        sentences.append(f"The commonest confusion: {part} are taken for “{first.predicted}”.")
+        sentences.append(f"The commonest confusion: {part} are classified as “{first.predicted}”.")
     excess = float(predictions.probabilities.max(axis=1).mean()) - scores.accuracy
     if abs(excess) < 0.005:
-        sentences.append("On average the model is as confident as it is right.")
+        sentences.append("The model's mean confidence equals its accuracy.")
     else:
         sentences.append(
-            f"On average the model is {'more' if excess > 0 else 'less'} confident than it is right, "
-            f"by {100 * abs(excess):.1f} percentage points."
+            f"The model is {'overconfident' if excess > 0 else 'underconfident'}: its mean confidence is "
+            f"{100 * abs(excess):.1f} percentage points {'above' if excess > 0 else 'below'} its accuracy."
         )
     return sentences
 
 
 def _of_the_test_split(headline: Headline) -> Iterator[str]:
-    """What the test split says beside a headline from cross-validation, and how little a small one can show."""
+    """The accuracy on the test split where the headline is from cross-validation, and the width of a wide interval."""
     low, high = headline.test.intervals["accuracy"]
     if headline.source == "cross-validation":
         yield (
-            f"{why_out_of_fold(headline)} So each image was scored by a model that was trained without it; the model "
+            f"{why_out_of_fold(headline)} So each image was scored by a model that was trained without it. The model "
             f"of this page was trained on the train split. Of {_images(headline.test.images, 'test ')} it classifies "
             f"{_percent(headline.test.accuracy)} correctly (95% interval {_percent(low, '')} to {_percent(high)})."
         )
@@ -210,9 +210,9 @@ def _of_the_test_split(headline: Headline) -> Iterator[str]:
         scores = headline.out_of_fold
         below, above = scores.intervals["accuracy"]
         yield (
-            f"Out of fold, each by a model that was trained without it, {_percent(scores.accuracy)} of "
-            f"{_images(scores.images)} are classified correctly (95% interval {_percent(below, '')} to "
-            f"{_percent(above)}; {headline.folds} folds)."
+            f"In cross-validation, {_percent(scores.accuracy)} of {_images(scores.images)} are classified correctly by "
+            f"models that were trained without them (95% interval {_percent(below, '')} to {_percent(above)}; "
+            f"{headline.folds} folds)."
         )
     points = round(100 * (high - low))
     if points >= _WIDE_POINTS:
@@ -220,7 +220,7 @@ def _of_the_test_split(headline: Headline) -> Iterator[str]:
 
 
 def _page(values: dict[str, Any], pictures: dict[str, bytes]) -> str:
-    """Fill the template; pictures go into the page, so that it can be mailed and shown by a viewer of single files."""
+    """Fill the template; pictures go into the page, so that it can be mailed as one file."""
     inline = {
         name: {
             "source": f"data:image/png;base64,{base64.b64encode(picture).decode()}",
