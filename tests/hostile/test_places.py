@@ -117,7 +117,7 @@ def test_checkpoints_of_a_training_that_runs_are_never_to_be_removed_whatever_th
     (over,) = (check for check in examine(tracked_project) if check.name == "resume")
 
     assert running.findings == ()
-    assert "was left 30 d ago" in over.findings[0].problem
+    assert "from a training that stopped 30 d ago" in over.findings[0].problem
 
 
 def test_a_repository_of_another_user_has_gits_own_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

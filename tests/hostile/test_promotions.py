@@ -31,7 +31,7 @@ def test_doctor_names_a_promotion_that_was_cut_off_and_history_ends_it(
 
     assert "the promote of twinrun-digits to version 1" in found
     assert "fix: twinrun history --model twinrun-digits" in found
-    assert "was cut off" not in after
+    assert "was interrupted" not in after
     assert [each.outcome for each in journal.read()[0]] == ["failed"]
 
 

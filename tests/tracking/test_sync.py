@@ -105,7 +105,7 @@ def test_an_evaluation_of_an_earlier_version_which_has_no_journal_is_named_with_
 
     report = sync()
 
-    assert "To make one: dvc repro evaluate" in report.lines()[-1]
+    assert "To write one: dvc repro evaluate" in report.lines()[-1]
     assert not report.failed
     assert [run.status for run in runs(project)] == ["FINISHED"]
 

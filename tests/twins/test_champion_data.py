@@ -96,7 +96,7 @@ def test_promote_says_which_class_has_another_name_and_how_many_images_are_gone(
     said = capsys.readouterr().out
     assert 'Class "cat" is renamed to "kitten" (1 identical image).' in said
     assert 'Class "dog" is gone (1 image).' in said
-    assert "1 image of before is gone." in said
+    assert "1 earlier image is gone." in said
 
 
 def test_the_data_of_the_champion_are_compared_with_those_of_now_and_promoting_writes_no_file(

@@ -141,7 +141,7 @@ def test_a_renamed_image_is_one_change_and_a_renamed_class_one_sentence() -> Non
         'Class "glass" is gone (1 image).',
         'Class "metal" is renamed to "metall" (2 identical images).',
         'Class "wood" is new (1 image).',
-        "2 images of before are gone.",
+        "2 earlier images are gone.",
     ]
 
 

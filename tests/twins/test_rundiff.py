@@ -69,5 +69,5 @@ def test_params_images_metrics_and_predictions_that_differ_are_listed(trained: P
     assert "train.epochs" in text
     assert "test/0/080.bmp (test): relabelled from '0' to '1'" in text
     assert "0.5000" in text
-    assert "images classified otherwise: 1 of 60" in text
+    assert "images with another prediction: 1 of 60" in text
     assert "test/0/080.bmp  0" in text

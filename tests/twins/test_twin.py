@@ -213,7 +213,7 @@ def test_another_torch_in_a_lock_is_said_before_training(trained: Path) -> None:
 
     said = said_before_training(trained)
 
-    assert f"asks for torch 2.14.1, and {version} is installed" in said
+    assert f"names torch 2.14.1, but {version} is installed" in said
     assert left_behind(trained) == []
 
 

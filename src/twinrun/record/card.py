@@ -1,6 +1,6 @@
-"""The run card: what made a model, complete enough to make it again elsewhere. No MLflow, no torch.
+"""The run card: all that is needed to train a model again elsewhere. No MLflow, no torch.
 
-What only training knows (GPU, precision, fingerprint) is handed in.
+Training passes in what only it knows: GPU, precision, fingerprint.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from twinrun.record.secret_scan import find_secret, is_secret
 LOCK = "requirements.lock"
 DVC_LOCK = "dvc.lock"
 _UNREADABLE = object()
-# `make setup` alone believes the mark that it left.
+# Without the file .made-from, `make setup` installs again.
 REINSTALL = "rm -f .venv/.made-from && make setup"
 LARGEST_UNTRACKED_BYTES = 1_000_000
 ALL_UNTRACKED_BYTES = 5_000_000
 
-# Untracked files that a patch takes in: of these kinds, below these folders or named in dvc.yaml. No stage uses others.
+# Untracked files that a patch includes: of these kinds, below these folders or named in dvc.yaml.
 _SOURCES = {".py", ".pyi", ".ipynb", ".yaml", ".yml", ".toml", ".lock", ".cfg", ".ini", ".json"}
 _SOURCES |= {".sh", ".jinja", ".html", ".css", ".js", ".md", ".txt"}
 _SOURCE_FOLDERS = ("pipeline", "src", "networks")
@@ -45,11 +45,11 @@ _NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8
 
 @dataclass(frozen=True)
 class Code:
-    """The source as it was: a commit and what differed from it.
+    """The source of a run: a commit and what differed from it.
 
-    `diff` is a patch for `git apply`, of changed files and of the untracked source files that `taken` names; dvc.lock
-    is not a source. `left_out` names the other untracked files, and all that `secrets` names: files that look like
-    secrets, each with the reason. Of tracked ones the patch lacks the changes.
+    `diff` is a patch for `git apply`, of changed files and of the untracked source files in `taken`, without dvc.lock.
+    `secrets` maps files that look like secrets to the reason; their changes are not in the patch. `left_out` names
+    these and the other untracked files.
     """
 
     commit: str
@@ -66,33 +66,33 @@ class Code:
             lines.append(f"Untracked code that goes into the run's card: {_some(self.taken)}.")
         for name, reason in self.secrets.items():
             lines.append(
-                f"Not in the run's card: {name}, since {reason}. A twin will lack it. Move the secret out of the file; "
-                "where it is none, commit the file."
+                f"Not in the run's card: {name}, since {reason}. A twin will lack it. Move the secret out of the file, "
+                "or commit the file if it has none."
             )
         return lines
 
 
 def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Code:
-    """Read the state of the git repository at `root`; `untracked` says whether the patch takes in untracked code.
+    """Read the state of the git repository at `root`; `untracked` says whether the patch includes untracked code.
 
     Raises RepositoryError, with what to do, where git is missing, `root` is not a repository or has no commit.
     """
     place = run_git(root, "rev-parse", "--git-dir")
     if place.returncode and "not a git repository" not in place.stderr:
         raise RepositoryError(
-            f"git cannot read the repository at {root.resolve()}, so what made a model could not be found again.\n"
+            f"git cannot read the repository at {root.resolve()}, so the code of a model could not be recorded.\n"
             f"It says: {place.stderr.strip()}"
         )
     if place.returncode:
         git_error = place.stderr.strip()
         raise RepositoryError(
-            f"{root.resolve()} is not a git repository, so what made a model could not be found again ({git_error}).\n"
+            f"{root.resolve()} is not a git repository, so the code of a model could not be recorded ({git_error}).\n"
             'Make it one: git init && git add -A && git commit -m "Begin"'
         )
     head = run_git(root, "rev-parse", "--verify", "HEAD")
     if head.returncode:
         raise RepositoryError(
-            f"The git repository at {root.resolve()} has no commit yet, so what made a model could not be found.\n"
+            f"The git repository at {root.resolve()} has no commit yet, so the code of a model could not be recorded.\n"
             'Make one: git add -A && git commit -m "Begin"'
         )
     top = Path(run_git(root, "rev-parse", "--show-toplevel").stdout.strip())
@@ -108,7 +108,7 @@ def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Cod
 def _choose(
     top: Path, prefix: str, untracked: list[str], policy: Literal["none", "code"]
 ) -> tuple[list[str], list[str], dict[str, str]]:
-    """Which untracked files a patch takes in, which it leaves out, and which of these look like secrets, and why."""
+    """The untracked files that a patch includes, those that it leaves out, and why some of these look like secrets."""
     taken, left_out, secrets, total = [], [], {}, 0
     named = _named_in_dvc_yaml(top / prefix)
     for name in untracked:
@@ -139,7 +139,7 @@ def _is_source(name: str, named: frozenset[str]) -> bool:
 
 
 def _named_in_dvc_yaml(root: Path) -> frozenset[str]:
-    """The files and folders that stages depend on by dvc.yaml, but for those of data, which DVC hashes itself."""
+    """The files and folders that stages depend on in dvc.yaml, except data, which DVC stores itself."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -164,7 +164,7 @@ def _changed_secrets(top: Path) -> dict[str, str]:
             run_git(top, "--literal-pathspecs", "diff", "--no-color", "--no-ext-diff", "HEAD", "--", name)
         )
         with tempfile.TemporaryDirectory() as folder:
-            # What was removed and what stands beside it is part of the patch too.
+            # Removed lines and context lines are part of the patch too.
             changes = Path(folder, file.name)
             changes.write_text("\n".join(line[1:] for line in patch.splitlines()), "utf-8", "surrogateescape")
             if (reason := find_secret(changes)) is not None:
@@ -185,7 +185,7 @@ def _patch(top: Path, untracked: list[str], without: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, "index")
         with suppress(FileNotFoundError):
-            # With its time, by which git sees that a file was changed in the second in which the index was written.
+            # With its time: git uses it to notice files that changed in the second in which the index was written.
             shutil.copy2(top / run_git(top, "rev-parse", "--git-path", "index").stdout.rstrip("\n"), index)
         names = "\0".join(untracked).encode("utf-8", "surrogateescape")
         marking = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
@@ -204,22 +204,22 @@ def _compared(done: subprocess.CompletedProcess[str]) -> str:
 def collect_dvc_lock(root: Path) -> dict[str, Any]:
     """The hashes in dvc.lock, `{stage: {deps: {path: md5}, outs: {path: md5}}}`; empty where there is none yet.
 
-    Entries that no DVC writes, such as an output outside the project, are left out; `lock_faults` names them.
+    Invalid entries, such as an output outside the project, are left out; `lock_faults` names them.
     """
     return read_lock(_lock_content(root))[0]
 
 
 def lock_faults(root: Path) -> list[str]:
-    """What is wrong with dvc.lock: that it cannot be read at all, or the entries that no DVC writes."""
+    """What is wrong with dvc.lock: that it cannot be read at all, or its invalid entries."""
     content = _lock_content(root)
     if content is _UNREADABLE:
         conflict = any(line.startswith("<<<<<<< ") for line in _lines(root / DVC_LOCK))
         return ["git left a merge conflict in it" if conflict else "it is not YAML"]
-    return [f"an entry that no DVC writes: {entry}" for entry in read_lock(content)[1]]
+    return [f"an entry that DVC does not write: {entry}" for entry in read_lock(content)[1]]
 
 
 def recorded_size(root: Path, stage: str, path: str) -> tuple[int, int] | None:
-    """Bytes and files that a dep had when `stage` read it last, as dvc.lock has them; None where it does not say."""
+    """Size in bytes and number of files of a dep when `stage` last read it, from dvc.lock; None if not recorded."""
     content = _lock_content(root)
     try:
         entry = next(dependency for dependency in content["stages"][stage]["deps"] if dependency["path"] == path)
@@ -314,10 +314,10 @@ def build_card(
     gpu_energy_j: float | None,
     journal_id: str,
 ) -> dict[str, Any]:
-    """Put the card together, in the order in which a person reads it.
+    """Build the card, in the order in which a person reads it.
 
-    `params` are nested as in params.yaml; `wall_time_s` is of all processes that worked on the training in turn;
-    `energy_j` is that of the processors, `gpu_energy_j` that of the GPUs.
+    `params` are nested as in params.yaml. `wall_time_s` includes the time before interruptions. `energy_j` is that of
+    the processors, `gpu_energy_j` that of the GPUs.
     """
     return {
         "weights_hash": weights_hash,
@@ -329,7 +329,7 @@ def build_card(
         "diff": code.diff,
         "untracked_taken": _shortened(code.taken),
         "untracked_left_out": _shortened(code.left_out),
-        # While a run is made, dvc.lock holds the later stages as the run before left them.
+        # During a run, dvc.lock still has the later stages of the run before.
         "dvc_lock": {stage: dvc_lock[stage] for stage in ("ingest", "validate") if stage in dvc_lock},
         "environment": dict(environment),
         "hardware": dict(hardware),
@@ -366,7 +366,7 @@ def locked_versions(lock: str) -> dict[str, str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Package -> version as installed here, but for twinrun itself."""
+    """Package -> version as installed here, except twinrun itself."""
     from email.parser import HeaderParser
     from importlib.metadata import distributions
 
@@ -386,7 +386,7 @@ def run_git(
 ) -> subprocess.CompletedProcess[str]:
     """Run git in `folder`, with names as they are and messages in English; the caller looks at the exit code.
 
-    `index` takes the place of the repository's index.
+    `index` replaces the repository's index.
     """
     own_index = {} if index is None else {"GIT_INDEX_FILE": os.fspath(index)}
     try:
@@ -399,12 +399,12 @@ def run_git(
         )
     except FileNotFoundError:
         raise RepositoryError(
-            "git is not installed (or not on PATH), so what made a model could not be found again.\n"
+            "git is not installed (or not on PATH), so the code of a model could not be recorded.\n"
             "Install it (Debian: apt install git; macOS: xcode-select --install) and run again."
         ) from None
     except OSError as error:
         raise RepositoryError(f"git could not be run in {folder}: {os_problem(error)}") from error
-    # Not decoded by subprocess, which would change the line ends of a patch.
+    # Decoded here, since subprocess would change the line ends of a patch.
     stdout, stderr = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
     if done.returncode:
         require_trust(folder, stderr)

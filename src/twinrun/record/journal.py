@@ -1,13 +1,13 @@
-"""Journals: append-only JSONL files, the truth that is replayed to MLflow. Each stage but `ingest` writes one.
+"""Journals: append-only JSONL files that are replayed to MLflow. `validate`, `train` and `evaluate` write them.
 
-That of a training lives at .twinrun/journals/<journal_id>/journal.jsonl with copies (hard links) of its artifacts
-beside it, so that nothing is lost when DVC removes data/out/train while the tracker is away. Each line is one event,
-written by one write call and synced before the call returns: after a crash at most the last line is torn, which a
-reader recognises by the missing newline. Every event carries its own time, so replaying it twice gives MLflow the same
-values twice, which it stores once. A journal may come from somebody else: readers get events that `records` has parsed.
+A training's journal is .twinrun/journals/<journal_id>/journal.jsonl, with copies (hard links) of its artifacts beside
+it, so that nothing is lost when DVC removes data/out/train before the tracker has it. Each line is one event, written
+by one write call and synced before the call returns: a crash damages at most the last line, and a reader recognises
+that by the missing newline. Every event has its own time, so replaying it twice gives MLflow the same values twice,
+which it stores once. A journal may come from somebody else: readers get events that `records` has parsed.
 
-`validate` and `evaluate` write theirs in one go, among their results (`write_result`). A training includes that of the
-data it is given; an evaluation is added to the run of the training with the same weights, by `twinrun sync`.
+`validate` and `evaluate` write theirs at once, among their results (`write_result`). A training's journal includes that
+of its data; `twinrun sync` adds an evaluation to the run of the training with the same weights.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ class Journal:
     def create(cls, root: Path, *, name: str, experiment: str) -> Self:
         """Begin the journal of a new training in the project at `root`.
 
-        `name` is what a person calls the run ("lenet5 on digits"); in MLflow the first digits of the run's id follow.
+        `name` is the run's name for people ("lenet5 on digits"); in MLflow the first digits of the run's id follow.
         """
         journal_id = uuid.uuid4().hex
         return cls._begin(root, journal_id, name, experiment)
@@ -86,10 +86,9 @@ class Journal:
     ) -> Self:
         """Go on with the journal of a training that was stopped.
 
-        What was recorded before is never recorded again: a metric of an epoch that had to be repeated is dropped.
-        Where the journal is gone, it is taken from `kept`, a copy; without one, a new journal with the same id takes
-        the name and the experiment that are given here. `began_ms` is when the process began, in Unix time; by default
-        now.
+        Nothing is recorded twice: the metrics of a repeated epoch are dropped. If the journal is missing, it is
+        restored from `kept`, a copy, or else a new one with the same id begins, with `name` and `experiment`.
+        `began_ms` is when the process began, in Unix time; by default now.
         """
         file = journals_folder(root) / journal_id / FILE
         if kept is not None and kept.exists() and not file.exists():
@@ -107,7 +106,7 @@ class Journal:
         return journal
 
     def params(self, params: Mapping[str, Any]) -> None:
-        """Record settings; nested ones under dotted names (`train.epochs`). The first value of a name stays."""
+        """Record settings; nested ones under dotted names (`train.epochs`). The first value of a name is kept."""
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat_settings(params)}
         flat = {name: text for name, text in texts.items() if ("param", name) not in self._seen}
         if flat:
@@ -137,7 +136,7 @@ class Journal:
         """Keep a copy of a file or folder for MLflow, which gets it as `to`/<name of path>."""
         place = (self.folder / ARTIFACTS / to / path.name).resolve()
         if not place.is_relative_to((self.folder / ARTIFACTS).resolve()):
-            raise TrackingError(f"An artifact cannot be kept outside the journal's folder: {to}/{path.name}")
+            raise TrackingError(f"An artifact must be inside the journal's folder: {to}/{path.name}")
         sha256 = content_hash(path)
         if self._artifacts.get((to, path.name)) == sha256:
             return
@@ -152,9 +151,9 @@ class Journal:
             self.artifact(file, to)
 
     def include(self, file: Path) -> None:
-        """Record what the journal of a stage before says; nothing where there is none, or its data did not pass.
+        """Record the events of an earlier stage's journal, if there is one and its data passed.
 
-        Raises RecordError where it is not one that may be used.
+        Raises RecordError where it is not valid.
         """
         if file.exists():
             require_plain(file.absolute(), self.workspace)
@@ -169,7 +168,7 @@ class Journal:
                     self._append(**event)
 
     def code(self, code: Code) -> None:
-        """Record the commit and what differed from it; at the start, so that a killed run has it too."""
+        """Record the commit and uncommitted changes; called at the start, so that a killed run has them too."""
         self.tags({"mlflow.source.git.commit": code.commit, "twinrun.dirty": str(code.dirty).lower()})
         if code.diff:
             self.text(DIFF, code.diff, "code")
@@ -201,7 +200,7 @@ class Journal:
                     raise OSError(28, "No space left on device")
                 os.fsync(self._descriptor)
             except OSError:
-                # Half a line would swallow the next one; where the disk refuses this too, the next event tries again.
+                # The next event would be appended to half a line. If truncating fails too, the next event retries it.
                 self._torn = True
                 with suppress(OSError):
                     os.ftruncate(self._descriptor, self._size)
@@ -242,7 +241,7 @@ def write_result(
     """Write the journal of a stage whose results lie in `out`, data/out/<stage>.
 
     `artifacts` are names of files and folders in `out`, `tables` rows by name; MLflow gets both in the folder `to`.
-    The journal's id is a hash of what it says, so results that are the same have the same one.
+    The journal's id is a hash of its content, so that equal results have the same id.
     """
     events: list[Event] = [{"event": "tags", "values": dict(tags)}]
     if metrics:
@@ -260,7 +259,7 @@ def write_result(
 
 
 def result_path(workspace: Path, event: Event, journal: Path) -> Path | None:
-    """The result of a stage that an artifact was a copy of; None for a text that was no file of it.
+    """The file among a stage's results that an artifact is a copy of; None for a text, which is not a file there.
 
     Raises RecordError where it is another file of the project, or a link.
     """
@@ -269,14 +268,14 @@ def result_path(workspace: Path, event: Event, journal: Path) -> Path | None:
         if "/" not in event["source"]:
             return None
         if not any(source.is_relative_to(workspace / RESULTS / stage) for stage in _STAGES):
-            raise RecordError(f"{journal} names {event['source']} as the result of a stage, which it is not.")
+            raise RecordError(f"{journal} names {event['source']}, which is not a result of a stage.")
     require_plain(source, workspace)
     return source
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a journal says of its training as a whole."""
+    """What a journal says about its training as a whole."""
 
     journal_id: str
     name: str
@@ -288,20 +287,20 @@ class Summary:
     part_of: str | None = None  # the journal of the training to whose run this one adds
 
     def dead(self) -> bool:
-        """Whether the training stopped without saying so."""
+        """Whether the training's process died without recording an end."""
         return self.ended is None and self.process.dead()
 
 
 def summarize(file: Path) -> Summary | None:
     """Read a journal's identity and state; None where the file does not hold a journal.
 
-    Raises RecordError where it holds something that does not belong there.
+    Raises RecordError where a line is not a valid event.
     """
     return summary_of(read_events(file))
 
 
 def summary_of(events: Iterable[Event]) -> Summary | None:
-    """The identity and state of the journal that holds these events; None where none of them begins one."""
+    """The identity and state of the journal with these events; None where none of them begins a journal."""
     run: Event | None = None
     ended: str | None = None
     tags: dict[str, str] = {}
@@ -329,17 +328,17 @@ def summary_of(events: Iterable[Event]) -> Summary | None:
 
 
 def given_name(run: Event) -> str:
-    """The name in the event that begins a journal; earlier versions added the first digits of the journal's id."""
+    """The name in a journal's first event, without the digits of the journal's id that earlier versions added."""
     return str(run["name"]).removesuffix(f", {run['journal_id'][:6]}")
 
 
 def read_events(file: Path) -> list[Event]:
-    """All whole events of a journal, in order. Raises RecordError as `events_from` does."""
+    """All complete events of a journal, in order. Raises RecordError as `events_from` does."""
     return [event for _, event in events_from(file, 0)]
 
 
 def events_from(file: Path, offset: int) -> Iterator[tuple[int, Event]]:
-    """Whole events from a byte offset on, each with the offset just behind it; a torn last line is left out.
+    """Complete events from a byte offset on, each with the offset of its end; an incomplete last line is left out.
 
     Raises RecordError, naming file and place, at a line that is not an event.
     """
@@ -348,7 +347,7 @@ def events_from(file: Path, offset: int) -> Iterator[tuple[int, Event]]:
 
 
 def _sound_events(file: Path) -> Iterator[tuple[int, Event]]:
-    """The events of a journal that can be read: a damaged line must not keep a training from going on."""
+    """The events of a journal that can be read: a damaged line must not prevent a training from resuming."""
     for end, line in _lines(file, 0):
         with suppress(RecordError):
             yield end, parse_event(line, str(file))
@@ -378,7 +377,7 @@ def content_hash(path: Path) -> str:
 def keep_copy(source: Path, place: Path) -> None:
     """Put a hard link, or else a copy, of a file or folder at `place`, replacing what is there.
 
-    A link is safe since our files are replaced by rename and never changed in place.
+    A link is safe, since these files are replaced by rename and never changed in place.
     """
     with explained(place):
         if place.is_dir():
@@ -393,7 +392,7 @@ def keep_copy(source: Path, place: Path) -> None:
 
 def _begin_event(journal_id: str, name: str, experiment: str, time_ms: int) -> Event:
     process = asdict(this_process())
-    machine = process.pop("machine")  # apart, since earlier versions, which a twin may run, know no such field
+    machine = process.pop("machine")  # not in `process`: earlier versions, which a twin may run, reject the field there
     return {
         "event": "run",
         "journal_id": journal_id,
@@ -426,7 +425,7 @@ def _link(source: str, place: str) -> str:
 
 
 def _drop_torn_line(file: Path) -> int:
-    """Cut off what follows the last newline, and return the size."""
+    """Cut off an incomplete last line, and return the size."""
     if not file.exists():
         return 0
     content = file.read_bytes()

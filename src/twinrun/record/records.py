@@ -1,8 +1,8 @@
-"""The strict types of what somebody else may have written: journals, cards, results, states, in files or a tracker.
+"""Strict types for what somebody else may have written: journals, cards, results, states, in files or a tracker.
 
-A journal or a card arrives by `git pull`, `dvc pull` or from a shared server. Nothing of it is used before it was
-parsed here: identifiers by pattern, paths relative and inside their folder, numbers and texts of the right type.
-Unknown fields of a card are set aside by their names. `RecordError` says where a record is not what it should be.
+A journal or a card arrives by `git pull`, `dvc pull` or from a shared server. It is parsed here before it is used:
+identifiers match a pattern, paths are relative and inside their folder, numbers and texts have the right type. Unknown
+fields of a card are left out, and `set_aside` has their names. `RecordError` names the place in an invalid record.
 """
 
 import hashlib
@@ -341,7 +341,7 @@ def is_journal_id(name: str) -> bool:
 
 
 def read_record(kind: type[BaseModel], file: Path, root: Path, origin: str | None = None) -> Record | None:
-    """What the JSON `file` below `root` holds, as far as it was written; None where there is none.
+    """The content of the JSON `file` below `root`, without fields that are missing in it; None where there is no file.
 
     Raises RecordError, which names `origin` or the file, where it is not of that `kind`, or reached through a link.
     """
@@ -352,7 +352,7 @@ def read_record(kind: type[BaseModel], file: Path, root: Path, origin: str | Non
 
 
 def parse_record(kind: type[BaseModel], content: bytes | str, origin: str) -> Record:
-    """The object in a JSON text, only the fields that stand in it. Raises RecordError, which names `origin`."""
+    """The object in a JSON text, with only the fields that are in it. Raises RecordError, which names `origin`."""
     record: Record = _checked(TypeAdapter(kind), parse_json(content, origin), origin)
     return record
 
@@ -364,7 +364,7 @@ def parse_event(line: bytes, origin: str) -> Record:
 
 
 def parse_json(content: bytes | str, origin: str) -> Any:
-    """A JSON text as plain Python. Raises RecordError where it is none, or nested without end."""
+    """A JSON text as plain Python. Raises RecordError where it is not JSON, or nested too deeply."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -373,13 +373,13 @@ def parse_json(content: bytes | str, origin: str) -> Any:
 
 
 def relative_path(value: Any, origin: str) -> str:
-    """A path that stays inside its folder. Raises RecordError, which names `origin`, where it is none."""
+    """A path that stays inside its folder. Raises RecordError, which names `origin`, for any other path."""
     path: str = _checked(_INSIDE, value, origin)
     return path
 
 
 def version_numbers(text: str, origin: str) -> list[int]:
-    """The numbers of versions in a tag. Raises RecordError, which names `origin`, where it holds something else."""
+    """The numbers of versions in a tag. Raises RecordError, which names `origin`, for anything else."""
     numbers: list[int] = _checked(_VERSIONS, parse_json(text, origin), origin)
     return numbers
 
@@ -406,7 +406,7 @@ def process_from(content: Any) -> Process | None:
 
 
 def read_lock(content: Any) -> tuple[dict[str, Record], list[str]]:
-    """The hashes in a parsed dvc.lock by stage and side, and the names of entries that no DVC writes."""
+    """The hashes in a parsed dvc.lock by stage and side, and its invalid entries."""
     stages = content.get("stages") if isinstance(content, dict) else None
     hashes: dict[str, Record] = {}
     faults: list[str] = []

@@ -1,8 +1,8 @@
 """The MLflow registry: versions of a model made from bundles, and which of them is candidate and which champion.
 
 A version is a pyfunc whose loader is twinrun.tracking.pyfunc and whose data is the bundle, so no pickle is written or
-read. The same bundle never makes a second version: MLflow would give a repeated request a new number, so we look first,
-behind a lock.
+read. The same bundle never gets a second version: MLflow would give a repeated request a new number, so existing
+versions are looked up first, while a lock is held.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from twinrun.tracking.store import (
 )
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-# DVC believes the stage up to date where a registry was removed or another one is named.
+# Forced: DVC does not notice that a registry was removed or that another one is used.
 REGISTER = "dvc repro -f -s register"
 # The files that the command reads, in the working folder.
 _TO_REGISTER = (
@@ -56,7 +56,7 @@ _FORMER_TAG = "twinrun.former_champions"
 _MOST_NAMED = 10  # models, of a store that lacks the requested one
 _GATE_TAG = "twinrun.gate."
 _LONGEST_ANSWER = 500
-# What loading a bundle takes; given, since MLflow would otherwise load the model and ask the package index.
+# What loading a bundle needs; named here, since MLflow would otherwise load the model and ask the package index.
 _REQUIRED = ("twinrun", "mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 
 
@@ -102,7 +102,7 @@ class Registry:
     """One registered model in one store."""
 
     def __init__(self, tracker: Tracker, name: str, *, only_looking: bool = False) -> None:
-        """Raises TrackingError, naming the store, where it cannot be reached. `only_looking` changes no store."""
+        """Raises TrackingError, naming the store, where it cannot be reached. `only_looking`: nothing is changed."""
         require_reachable(tracker)
         self.tracker = tracker
         self.name = name
@@ -122,12 +122,12 @@ class Registry:
         refusal: str | None = None,
         onnx: bytes | None = None,
     ) -> Version:
-        """Make a version from `bundle`, or find the one that was made from it, and keep `candidate` up to date.
+        """Create a version from `bundle`, or find the one that was created from it, and keep `candidate` up to date.
 
-        `metrics` are those of data/out/evaluate/metrics.json, `data` says for a person what the model was trained on,
-        `gates` by name what each answered, `refusal` why it has not passed, and `onnx` the network for ONNX Runtime,
-        which is kept beside the bundle, whose three files decide its key. Raises BundleError where the bundle was
-        changed or does not describe its weights.
+        `metrics` are those of data/out/evaluate/metrics.json. `data` describes the training data for a person, `gates`
+        has the result of each gate by its name, and `refusal` says why the version did not pass. `onnx` is the network
+        for ONNX Runtime, which is kept beside the bundle. Raises BundleError where the bundle was changed or does not
+        describe its weights.
         """
         stored = check_bundle(bundle)
         description, key = stored.description(), stored.key
@@ -140,7 +140,7 @@ class Registry:
             **{_gate_tag(name): answer[:_LONGEST_ANSWER] for name, answer in (gates or {}).items()},
         }
         text = describe_version(metrics, description, data=data, run_id=run_id, refusal=refusal)
-        with self._alone(), explaining(self.tracker):
+        with self._locked(), explaining(self.tracker):
             self._ensure_model()
             entry = self._of_bundle(key)
             if entry is None:
@@ -151,7 +151,7 @@ class Registry:
                     if entry.tags.get(tag) != value:
                         self._client.set_model_version_tag(self.name, entry.version, tag, value)
                 for tag in entry.tags:
-                    if tag.startswith(_GATE_TAG) and tag not in tags:  # the gate does not run any more
+                    if tag.startswith(_GATE_TAG) and tag not in tags:  # the gate no longer runs
                         self._client.delete_model_version_tag(self.name, entry.version, tag)
             if onnx is not None:
                 self._add_onnx(entry, onnx)
@@ -167,7 +167,7 @@ class Registry:
         return sorted((_version(entry, aliases) for entry in entries), key=lambda entry: -entry.version)
 
     def version(self, number: int) -> Version:
-        """One version. Raises RegistryError, naming those there are, where there is no such version."""
+        """One version. Raises RegistryError, naming the existing ones, where there is no such version."""
         versions = self.versions()
         for version in versions:
             if version.version == number:
@@ -187,14 +187,14 @@ class Registry:
     ) -> Promotion:
         """Make a version the champion.
 
-        `judge` is given the version and the champion of today, None where there is none, and says whether the one may
-        take the other's place. Raises RegistryError where it may not, or where the version has not passed, unless
-        forced with a reason. The results of the gates are recorded, also when the version is refused.
+        `judge` gets the version and the present champion (None where there is none), and says whether the version may
+        replace it. Raises RegistryError where it may not, or where the version has not passed its gates, unless forced
+        with a reason. The results of the gates are recorded, also when the version is refused.
         """
         version = self.version(number)
         if force and not (reason or "").strip():
             raise RegistryError('A forced promotion needs a reason that others can read: --force --reason "..."')
-        with self._alone(), explaining(self.tracker):
+        with self._locked(), explaining(self.tracker):
             before = self._reconciled()
             if before == number:
                 raise RegistryError(f"Version {number} of {self.name!r} is the champion already; nothing was changed.")
@@ -215,7 +215,7 @@ class Registry:
         existing = {version.version for version in self.versions()}
         if not existing:
             raise self.missing()
-        with self._alone(), explaining(self.tracker):
+        with self._locked(), explaining(self.tracker):
             before = self._reconciled()
             former = [number for number in self._former() if number in existing and number != before]
             if not former:
@@ -225,20 +225,20 @@ class Registry:
             return self._move(promotion, former[:-1])
 
     def missing(self) -> MissingModelError:
-        """The error where there is no version, with the models that there are."""
+        """The error where there is no version; it names the existing models."""
         with explaining(self.tracker):
             models = self._client.search_registered_models(max_results=_MOST_NAMED)
         return missing_model(self.tracker, self.name, [model.name for model in models if model.name != self.name])
 
     def history(self) -> list[Entry]:
-        """Every change of the champion that this project knows, the oldest first."""
-        with self._alone(), explaining(self.tracker):
+        """Every change of the champion that this project has recorded, the oldest first."""
+        with self._locked(), explaining(self.tracker):
             if self._aliases():
                 self._reconciled()
         return [entry for entry in self._journal.read()[0] if entry.model == self.name]
 
     def uses(self, test_set: str) -> int:
-        """How many promotions of this model the test set with this hash has decided, as far as this project knows."""
+        """How many promotions of this model were decided on the test set with this hash, by this project's record."""
         return self._journal.uses(self.name, self._store)[test_set]
 
     @property
@@ -251,7 +251,7 @@ class Registry:
         return "local" if self.tracker.database else self.tracker.shown
 
     def _judgement(self, version: Version, before: int | None, judge: Judge | None) -> Judgement:
-        """The results of the present gates for a version; it must have passed those of its registration as well."""
+        """The results of the present gates for a version; it must also have passed those of its registration."""
         champion = next((candidate for candidate in self.versions() if candidate.version == before), None)
         judgement = Judgement(refusal=None) if judge is None else judge(version, champion)
         if version.passed or judgement.refusal:
@@ -273,10 +273,10 @@ class Registry:
         )
 
     def _move(self, promotion: Promotion, former: list[int], judgement: Judgement | None = None) -> Promotion:
-        """Record it, do it, and record that it was done: no champion changes without a line that says so."""
+        """Record the change before and after making it, so that no champion changes without a record."""
         entry = self._begin(promotion, judgement)
         try:
-            # A version that is in `former` and champion at once, where only one of the two was set, is passed over.
+            # After a crash between the two, the champion may also be in `former`; a rollback skips it there.
             if promotion.action == "promote":
                 self._set_former(former)
             self._client.set_registered_model_alias(self.name, CHAMPION, str(promotion.after))
@@ -289,11 +289,11 @@ class Registry:
         return promotion
 
     def _reconciled(self) -> int | None:
-        """The champion, after the journal was brought up to what the registry says."""
+        """The champion, after the record of promotions was brought up to date with the registry."""
         champion = self._aliases().get(CHAMPION)
         for entry in self._journal.unfinished(self.name, self._store):
             made = entry.after == champion
-            self._journal.end(str(entry.id), "done" if made else "failed", None if made else "it was cut off before")
+            self._journal.end(str(entry.id), "done" if made else "failed", None if made else "it was interrupted")
         last = self._journal.last(self.name, self._store)
         if champion is not None and (None if last is None else last.after) != champion:
             promotion = Promotion(
@@ -303,7 +303,7 @@ class Registry:
         return champion
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
         folder = self.tracker.home / MLRUNS
@@ -328,7 +328,7 @@ class Registry:
                 self._client.update_registered_model(self.name, text)
 
     def _add_onnx(self, version: Any, onnx: bytes) -> None:
-        """Put the file beside the bundle, also of a version that was made without one, and then its hash into a tag."""
+        """Put the file beside the bundle, for older versions too, and then its hash into a tag."""
         digest = hashlib.sha256(onnx).hexdigest()
         if version.tags.get(ONNX_TAG) == digest:
             return
@@ -362,14 +362,14 @@ class Registry:
                     model_id=model_id,
                 )
         except MlflowException:
-            # Where the answer was lost, the version may have been created all the same.
+            # The version may have been created although the answer was lost.
             entry = self._of_bundle(key)
             if entry is None:
                 raise
             return entry
 
     def _model_of(self, stored: StoredBundle, run_id: str | None, tags: Mapping[str, str]) -> str:
-        """The id of a finished MLflow model with this bundle: one that a killed register left, or a new one."""
+        """The id of a finished MLflow model with this bundle: one left by a killed `register`, or a new one."""
         if run_id is not None:
             experiment = self._client.get_run(run_id).info.experiment_id
         else:
@@ -412,7 +412,7 @@ class Registry:
         return str(model.model_id)
 
     def _point_candidate(self) -> None:
-        """Candidate is the newest version that has passed."""
+        """Give the alias `candidate` to the newest version that has passed."""
         now = self._aliases().get(CANDIDATE)
         entries = self._client.search_model_versions(f"name = '{self.name}'")
         newest = max(
@@ -439,16 +439,16 @@ class Registry:
         return version_numbers(text, f"tag {_FORMER_TAG} of {self.name}")
 
     def _set_former(self, former: list[int]) -> None:
-        # A tag of the registry and not the local file, so that a rollback works from every machine.
+        # In a tag of the registry, not in the local file, so that a rollback works from every machine.
         once = list(reversed(dict.fromkeys(reversed(former))))
         self._client.set_registered_model_tag(self.name, _FORMER_TAG, json.dumps(once[-100:]))
 
 
 def how_to_register(project: Path) -> str:
-    """The command that makes a version of the model of `project`, by what DVC has there.
+    """The command that registers the model of `project`, given what DVC has there.
 
-    With a trained and evaluated model that is the stage alone, by force, since DVC may believe it up to date. Without
-    one it is all stages; and where dvc.lock says that it was registered, that stage again afterwards.
+    With a trained and evaluated model it is the stage `register`, forced, since DVC may consider it up to date.
+    Otherwise it is all stages and, where dvc.lock says that `register` has run, that stage again, forced.
     """
     if all((project / path).exists() for path in _TO_REGISTER):
         return REGISTER
@@ -458,7 +458,7 @@ def how_to_register(project: Path) -> str:
 
 
 def missing_model(tracker: Tracker, name: str, others: Sequence[str] = ()) -> MissingModelError:
-    """The error for a model `name` that the store lacks, with the `others` in it and the command that registers it."""
+    """The error for a model `name` that the store lacks; it names the `others` and the command that registers it."""
     there = f" The models there: {', '.join(map(repr, others))} (--model NAME)." if others else ""
     return MissingModelError(
         f"There is no model {name!r} in {tracker.shown}.{there}\n"
@@ -485,7 +485,7 @@ def _version(entry: Any, aliases: Mapping[str, int]) -> Version:
 
 
 def check_bundle(bundle: Path) -> StoredBundle:
-    """The bundle's files, after a check that they are unchanged and of one model."""
+    """The bundle's files, checked to be unchanged and to belong to one model."""
     return read_stored(bundle, "registered")
 
 
@@ -511,7 +511,7 @@ def _gate_tag(name: str) -> str:
 
 
 def _example(description: Mapping[str, Any]) -> Any:
-    """A request as the model takes it: one PNG, a bright stroke on black, of the size and channels of the bundle."""
+    """An example request: one PNG, a bright stroke on black, with the size and channels of the bundle."""
     import base64
     import io
 

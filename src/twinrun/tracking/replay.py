@@ -1,8 +1,8 @@
 """Replaying one journal to MLflow, each event exactly once.
 
-The progress is in mlruns/published/<store>/<journal_id>.json, written after each accepted request. A crash
-between the two sends one batch again, which is harmless: events carry fixed times, a run is looked up by its
-journal's id before it is made, and MLflow's SQL store keeps an equal metric once.
+The progress is in mlruns/published/<store>/<journal_id>.json, written after each accepted request. After a crash
+between the two, one batch is sent again, which is harmless: events carry fixed times, a run is looked up by its
+journal's id before it is created, and MLflow's SQL store keeps equal metrics once.
 """
 
 import hashlib
@@ -42,9 +42,9 @@ _DEADLOCK_PAUSES_S = (0.1, 0.4, 1.6)  # before a step that a deadlock ended is s
 
 @dataclass
 class Published:
-    """How far a journal was published to one store; `refused` counts the events that MLflow would not take.
+    """How far a journal was published to one store; `refused` counts the events that MLflow did not accept.
 
-    Of journals that add the same thing to the same run, `latest` is the one whose results the run shows.
+    Several journals may add the same thing to a run, such as its evaluation; `latest` is the one that the run shows.
     """
 
     file: Path
@@ -63,7 +63,7 @@ class Published:
         try:
             record = parse_record(PublishedRecord, file.read_bytes(), str(file))
         except (OSError, RecordError):
-            return cls(file)  # events that MLflow has are recognised there
+            return cls(file)  # publishing again is harmless, see above
         record.pop("attached", None)
         state = cls(file, **record)
         if state.run_id is None:  # nothing can have been published without a run
@@ -75,7 +75,7 @@ class Published:
         write_json({name: value for name, value in vars(self).items() if name != "file"}, self.file)
 
     def forget(self) -> None:
-        """Start again: the store does not know the run."""
+        """Start again: the store does not have the run."""
         self.offset, self.run_id, self.killed_at, self.refused, self.latest = 0, None, None, 0, None
         self.deleted = self.complete = False
 
@@ -84,13 +84,13 @@ class Published:
         return name if self.run_id is None else run_name(name, self.run_id)
 
     def finish(self) -> None:
-        """Remember that all is published and the journal gone; should its training be resumed, a new one begins."""
+        """Remember that all is published and the journal deleted; a resumed training begins a new one."""
         self.offset, self.complete = 0, True
         self.save()
 
 
 def addition_state(tracker: Tracker, training: str, stage: str) -> Published:
-    """What is remembered of what `stage` added to the run of the journal `training`."""
+    """How far the results of `stage` were added to the run of the journal `training`."""
     return Published.load(tracker, hashlib.sha256(f"{training} {stage}".encode()).hexdigest()[:32])
 
 
@@ -103,8 +103,7 @@ def unpublished(folder: Path, tracker: Tracker) -> int:
 def is_refusal(error: Exception, tracker: Tracker) -> bool:
     """Whether MLflow itself says that a request is wrong, so that sending it again is of no use.
 
-    What stands before a server, such as a proxy that wants https or a password, answers with its own pages, which
-    say nothing about the request.
+    A proxy before a server, which may want https or a password, answers with pages of its own; they do not count.
     """
     from mlflow.exceptions import MlflowException, RestException
 
@@ -114,9 +113,9 @@ def is_refusal(error: Exception, tracker: Tracker) -> bool:
 
 
 def is_momentary(error: Exception) -> bool:
-    """Whether a database ended the transaction, as it does with one of two that wait for each other (a deadlock).
+    """Whether a database ended the transaction because of a deadlock (two transactions that wait for each other).
 
-    A server then answers 503, and MLflow's client keeps nothing else of the answer.
+    A server then answers 503, and MLflow's client does not keep the reason.
     """
     from mlflow.exceptions import MlflowException
 
@@ -125,7 +124,7 @@ def is_momentary(error: Exception) -> bool:
 
 
 def source_tags(stage: str) -> dict[str, str]:
-    """What MLflow shows as a run's source and user."""
+    """The tags that MLflow shows as a run's source and user."""
     import getpass
 
     tags = {"mlflow.source.name": f"pipeline/{stage}.py", "mlflow.source.type": "LOCAL"}
@@ -138,7 +137,7 @@ class Replay:
     """Publishes one journal; hold the journal's publisher lock while using it."""
 
     def __init__(self, folder: Path, tracker: Tracker, client: "MlflowClient | None" = None) -> None:
-        """Prepare; nothing is imported or asked before `step`."""
+        """Prepare; before `step`, nothing is imported and no store is contacted."""
         self.file = folder / FILE
         self.artifacts = folder / ARTIFACTS
         self.journal_id = folder.name
@@ -164,7 +163,7 @@ class Replay:
         return self._client
 
     def pending(self) -> bool:
-        """Whether the journal holds events that are not yet published."""
+        """Whether the journal has events that are not yet published."""
         return not self.state.deleted and next(events_from(self.file, self.state.offset), None) is not None
 
     def step(self) -> bool:
@@ -189,10 +188,10 @@ class Replay:
         return True
 
     def mark_killed(self) -> bool:
-        """Mark the run in MLflow, once, as KILLED; False where its process lives or it is marked already."""
+        """Mark the run in MLflow as KILLED, once; False where its process is alive or the run is already marked."""
         if self.state.run_id is None or self.state.killed_at == self.state.offset or self.state.deleted:
             return False
-        # Asked now: while we published, the training may have been taken up again, and ended.
+        # Read again now: while this published, the training may have been resumed, and have ended.
         summary = summarize(self.file)
         if summary is None or not summary.dead() or self.pending():
             return False
@@ -227,8 +226,8 @@ class Replay:
             print(f"MLflow refused {batch[0]}: {error}", file=sys.stderr, flush=True)
 
     def _deliver_despite_deadlocks(self, batch: list[Event]) -> None:
-        """Deliver, and again where a deadlock ended it, a few times: sending a batch twice is harmless (see above)."""
-        share = 0.5 + int(self.journal_id[:2], 16) / 255  # so that those who collided do not meet again
+        """Deliver, and retry a few times after a deadlock: sending a batch twice is harmless (see above)."""
+        share = 0.5 + int(self.journal_id[:2], 16) / 255  # differs by journal, so that two do not collide again
         for pause_s in _DEADLOCK_PAUSES_S:
             try:
                 return self._deliver(batch)
@@ -276,10 +275,10 @@ class Replay:
                 case "tags":
                     tags += [RunTag(name, str(value)[:5000]) for name, value in event["values"].items()]
                     tags += self._parent(event["values"].get(PARENT_TAG))
-        if self.part_of is not None:  # an evaluation that was done again and gave the same numbers
+        if self.part_of is not None:  # a repeated evaluation with the same numbers adds nothing
             known = self.client.get_run(run_id).data.metrics
             metrics = [metric for metric in metrics if known.get(metric.key) != metric.value]
-        # More than fit into one request only where a single event holds more.
+        # Several requests are needed only where a single event has more than fit into one.
         while metrics or params or tags:
             self.client.log_batch(run_id, metrics[:_MOST_METRICS], params[:_MOST_PARAMS], tags[:_MOST_TAGS])
             metrics, params, tags = metrics[_MOST_METRICS:], params[_MOST_PARAMS:], tags[_MOST_TAGS:]
@@ -300,7 +299,7 @@ class Replay:
             print(f"{path} no longer exists, so MLflow does not get it", file=sys.stderr, flush=True)
 
     def _enter_run(self, event: Event) -> None:
-        """Find the journal's run, or make it; a resumed training's run is running again."""
+        """Find the journal's run, or create it; the run of a resumed training is RUNNING again."""
         if event["event"] != "run":
             # The state was lost or the store replaced: the journal's first event says what the run is called.
             event = self._first
@@ -325,7 +324,7 @@ class Replay:
             tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **source_tags(event.get("stage", "train"))}
             run = self.client.create_run(experiment, start_time=event["time_ms"], tags=tags, run_name=name)
             self.state.run_id = run.info.run_id
-        if run.info.run_name == name:  # only now MLflow has given it an id
+        if run.info.run_name == name:  # the name contains the id, which MLflow has given only now
             self.client.update_run(run.info.run_id, name=run_name(name, run.info.run_id))
         self.state.save()
 
@@ -353,7 +352,7 @@ class Replay:
         )
 
     def _drop_doubles(self, run_id: str) -> None:
-        """A request to make the run that timed out here may yet have succeeded there, after we had looked."""
+        """Delete empty runs of this journal: a request to create it may have succeeded after it timed out here."""
         experiment = self.client.get_run(run_id).info.experiment_id
         for run in self._runs(experiment):
             if run.info.run_id != run_id and run.info.lifecycle_stage != "deleted" and not run.data.metrics:
@@ -378,7 +377,7 @@ class Replay:
 
 
 _BATCHED = frozenset({"metrics", "params", "tags"})
-# Without them there is no run, or one that is running forever.
+# Without them there is no run, or one that stays RUNNING forever.
 _NEVER_DROPPED = frozenset({"run", "end"})
 
 

@@ -1,9 +1,9 @@
-"""Bringing MLflow up to date with the files: what `twinrun sync` does, and the stages at their end.
+"""Bringing MLflow up to date with the files: what `twinrun sync` does, and each stage at its end.
 
 It publishes waiting journals, and those among the results of the stages, which a stage wrote or DVC restored. A
 training gets a run, and so do refused data; an evaluation and dvc.lock are added to the run of their training. Runs
 whose process is dead are marked KILLED. What was published is remembered, so a second sync does nothing, and does not
-even import MLflow. A journal that Twinrun cannot have written is named and left where it is.
+even import MLflow. An invalid journal is reported and left where it is.
 """
 
 import hashlib
@@ -72,16 +72,16 @@ class SyncReport:
 
     @property
     def failed(self) -> bool:
-        """Whether something could not be published: MLflow is away, or a record was set aside."""
+        """Whether something could not be published: MLflow cannot be reached, or a record was set aside."""
         return self.problem is not None or bool(self.set_aside)
 
     def lines(self) -> list[str]:
-        """For a person: one line for each thing that was done or remains."""
+        """For a person: one line for each thing that was done or remains to be done."""
         lines = []
         if self.lost:
             lines.append(
-                f"{_count(self.lost, 'run')} that {_were(self.lost)} published to {self.tracker.shown} before "
-                f"{_are(self.lost)} no longer there; what is still here is published again."
+                f"{_count(self.lost, 'run')} published to {self.tracker.shown} earlier {_are(self.lost)} no longer "
+                "there; what this project still has of them is published again."
             )
         if self.events:
             lines.append(
@@ -111,9 +111,10 @@ def sync(
 ) -> SyncReport:
     """Bring the store of `workspace` (the working folder) up to date.
 
-    An unreachable tracker never raises; the report names the problem. What another process is publishing is left to it
-    after `wait_s` seconds. `verify` asks a server, too, whether it still has what was published to it; a local
-    store is always asked. `thorough` does the same, and looks in MLflow for running runs whose process is dead.
+    An unreachable tracker never raises; the report names the problem. A journal that another process is still
+    publishing after `wait_s` seconds is left to it. `verify` also asks a server whether it still has what was published
+    to it; a local store is always asked. `thorough` does the same, and looks in MLflow for running runs whose process
+    is dead.
     """
     workspace = (workspace or Path.cwd()).resolve()
     tracker = find_tracker(workspace)
@@ -130,7 +131,7 @@ def sync(
     tracker.state.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(tracker.state / "sync.lock", timeout=2 * wait_s):
-            _adopt_all(results, tracker, report)  # before the tracker is asked, so that the next results may come
+            _adopt_all(results, tracker, report)  # first, so that nothing is lost when the next results replace these
             require_reachable(tracker)
             if verify:
                 _forget(lost_from_server(open_client(tracker), states), report)
@@ -164,7 +165,7 @@ def _forget(lost: list[Published], report: SyncReport) -> None:
 
 
 def run_of(workspace: Path, weights_hash: str) -> str | None:
-    """The id of the published run that made the model in `workspace`, if its weights are those."""
+    """The id of the published run that trained the model in `workspace`, if it has these weights."""
     result = _Result.read(workspace)
     if result is None or result.weights_hash != weights_hash:
         return None
@@ -197,7 +198,7 @@ class _Result:
 
     @classmethod
     def read(cls, workspace: Path, stage: str = "train") -> "_Result | None":
-        """None where there is none. Raises RecordError where the journal is not one that may be used."""
+        """The journal of `stage`; None where there is none. Raises RecordError where it is not valid."""
         journal = workspace / RESULTS / stage / FILE
         if journal.is_symlink() or journal.exists():
             require_plain(journal, workspace)
@@ -224,7 +225,7 @@ class _Result:
         if evaluation is not None and evaluation.weights_hash == self.weights_hash is not None:
             yield self._addition("evaluate", evaluation.summary.journal_id, evaluation.events[1:], evaluation.journal)
         lock = self.workspace / DVC_LOCK
-        # While a stage runs, dvc.lock speaks of the run before.
+        # While a stage runs, dvc.lock still describes the run before.
         recorded = collect_dvc_lock(self.workspace).get("train", {}).get("outs", {})
         if hashlib.md5(self.journal.read_bytes()).hexdigest() in recorded.values():
             sha256 = file_sha256(lock)
@@ -246,9 +247,9 @@ class _Result:
 
 
 def _results(workspace: Path, report: SyncReport) -> list[_Result]:
-    """The journals among the results in a workspace that belong in MLflow; `report` gets what is wrong with others.
+    """The journals among the results in a workspace that belong in MLflow; `report` gets the faults of the others.
 
-    Of data that passed, the run that trains on them has the journal.
+    The journal of data that passed is part of the run that trains on them.
     """
     results: list[_Result] = []
     with _setting_aside(report):
@@ -264,7 +265,7 @@ def _results(workspace: Path, report: SyncReport) -> list[_Result]:
     if (evaluation / "metrics.json").exists() and not os.path.lexists(evaluation / FILE):
         report.notes.append(
             f"{RESULTS / 'evaluate'} was written by an earlier Twinrun and has no journal, so MLflow does not get it. "
-            "To make one: dvc repro evaluate"
+            "To write one: dvc repro evaluate"
         )
     return results
 
@@ -298,9 +299,9 @@ def _state(result: _Result, tracker: Tracker) -> Published:
 
 
 def _sound_journals(tracker: Tracker, report: SyncReport | None = None) -> list[Path]:
-    """Folders of the journals that wait, in the order of their start, those that add to a run last.
+    """Folders of the waiting journals, in the order of their start, those that add to a run last.
 
-    `report` gets what is wrong with others.
+    `report` gets the faults of the others.
     """
     folders = journals_folder(tracker.home)
     if not folders.is_dir():
@@ -321,7 +322,7 @@ def _checked_begin(folder: Path, journals: Path) -> tuple[bool, int]:
     events = read_events(folder / FILE)
     ids = {event["journal_id"] for event in events if event["event"] == "run"}
     if not is_journal_id(folder.name) or ids - {folder.name}:
-        raise RecordError(f"{folder / FILE} is not the journal that its folder's name says.")
+        raise RecordError(f"{folder / FILE} has another journal's id than its folder.")
     return any("part_of" in event for event in events), _begun(events)
 
 
@@ -331,7 +332,7 @@ def _begun(events: list[Event]) -> int:
 
 @contextmanager
 def _setting_aside(report: SyncReport | None) -> Iterator[None]:
-    """Name a record that may not be used in the report, and go on without it."""
+    """Report a record that is not valid, and go on without it."""
     try:
         yield
     except RecordError as error:
@@ -347,7 +348,7 @@ def _adopt_all(results: list[_Result], tracker: Tracker, report: SyncReport) -> 
 
 
 def _drop_superseded(latest: Summary, tracker: Tracker) -> None:
-    """Drop what waits to be added to a run and was superseded."""
+    """Delete waiting journals whose place in a run the `latest` one takes."""
     for folder in _sound_journals(tracker) if latest.part_of is not None else ():
         summary = summarize(folder / FILE)
         if summary is None or summary.journal_id == latest.journal_id:
@@ -357,7 +358,7 @@ def _drop_superseded(latest: Summary, tracker: Tracker) -> None:
 
 
 def _adopt(result: _Result, tracker: Tracker) -> None:
-    """Take a journal among the results, which a stage wrote or DVC restored, as one that waits."""
+    """Copy a journal among the results, which a stage wrote or DVC restored, to those that wait."""
     if not _is_new(result, tracker):
         return
     folder = journals_folder(tracker.home) / result.summary.journal_id
@@ -380,7 +381,7 @@ def _adopt(result: _Result, tracker: Tracker) -> None:
 
 
 def _rebuild(result: _Result, folder: Path) -> None:
-    """The patch of uncommitted changes is no file of the training's outputs; the card holds it."""
+    """Restore the patch of uncommitted changes from the card, since it is not among the training's outputs."""
     card: Record = read_record(CardRecord, result.workspace / RESULTS / "train/card.json", result.workspace) or {}
     for event in result.events:
         place = folder / ARTIFACTS / event.get("path", "")
@@ -397,7 +398,7 @@ def _mark_left(tracker: Tracker, report: SyncReport) -> None:
 
 
 def _publish_all(folders: list[Path], tracker: Tracker, report: SyncReport, wait_s: float) -> None:
-    """Publish what waits; a run that MLflow refuses does not stop the others, any other error does."""
+    """Publish what waits. If MLflow refuses a run, the others are still published; any other error stops."""
     refusal: Exception | None = None
     for folder in folders:
         try:
@@ -438,7 +439,7 @@ def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) 
         published = replay.state.run_id is not None and not replay.pending()
         over = summary is not None and (summary.ended == "FINISHED" or summary.stage == "validate")
         if summary is not None and published and over and not may_be_resumed(folder.name, tracker.home):
-            # MLflow and the journal among the stage's results hold all of it.
+            # All of it is in MLflow, and in the journal among the stage's results.
             _finish(summary, replay)
             _say_published(summary, replay, report)
             shutil.rmtree(folder, ignore_errors=True)

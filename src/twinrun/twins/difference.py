@@ -14,7 +14,6 @@ KINDS: tuple[Kind, ...] = ("code", "params", "data", "environment", "hardware")
 Card = Mapping[str, Any]
 Packages = Mapping[str, str]
 
-# Larger is better, or smaller; the order is the reader's.
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 _DECIDING = re.compile(
     r"python|implementation|torch(vision)?|pytorch-lightning|numpy|safetensors|triton|"
@@ -25,7 +24,7 @@ _COMES_WITH_PYTHON = frozenset({"pip", "setuptools", "wheel"})
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is not the same: its name, and what it is on either side (None: it is not there)."""
+    """One difference: its name, and its value on either side (None: missing there)."""
 
     name: str
     before: str | None
@@ -33,7 +32,7 @@ class Change:
 
     def __str__(self) -> str:
         if self.before is None:
-            return f"{self.name}: {self.after}, was not there"
+            return f"{self.name}: {self.after}, was missing"
         return f"{self.name}: {self.before}, now {'gone' if self.after is None else self.after}"
 
 
@@ -83,7 +82,7 @@ class PredictionChange:
 
 @dataclass
 class Differences:
-    """All that differs, by kind, in the order in which a cause is looked for; `deciding` of it can change weights."""
+    """All differences by kind, in the order in which a cause is sought; those in `deciding` can change weights."""
 
     changes: dict[Kind, list[Change]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     deciding: dict[Kind, list[Change]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
@@ -128,12 +127,12 @@ def compare_cards(
 
 
 def is_deciding(package: str) -> bool:
-    """Whether another version of a package, or of Python, can change the weights; ingest's are seen in the data."""
+    """Whether another version of a package, or of Python, can change the weights other than through the data."""
     return _DECIDING.fullmatch(package) is not None
 
 
 def source_of(name: str) -> str:
-    """Where a file lies whose hash is part of a fingerprint."""
+    """The path in the repository of a file whose hash is part of a fingerprint."""
     return name if name.startswith("pipeline/") else f"src/twinrun/{name}"
 
 
@@ -147,7 +146,7 @@ def compare_packages(before: Packages, after: Packages) -> list[Change]:
 
 
 def flat_changes(before: Any, after: Any, prefix: str = "") -> list[Change]:
-    """What differs between two nested mappings, under dotted names; numbers that are equal are the same."""
+    """The differences of two nested mappings, under dotted names; 1 and 1.0 are equal."""
     old, new = dict(_flatten(before, prefix)), dict(_flatten(after, prefix))
     return [
         Change(name, _text(old[name]) if name in old else None, _text(new[name]) if name in new else None)
@@ -162,9 +161,9 @@ def compare_images(
     before_manifest: "pa.Table | None" = None,
     after_manifest: "pa.Table | None" = None,
 ) -> list[ImageChange]:
-    """Images added, removed, renamed, relabelled, changed, or used otherwise, by the tables of two packs and manifests.
+    """Images added, removed, renamed, relabelled, changed or moved to another split, by two tables and manifests.
 
-    An image that is gone and one with the same pixels that is new are one image, which was renamed.
+    A removed image and an added one with the same pixels are one image, which was renamed.
     """
     old, new = _by_id(before), _by_id(after)
     renamed = _renamed(old, new)
@@ -219,7 +218,7 @@ def class_changes(before: Mapping[str, Sequence[Any]], after: Mapping[str, Seque
             lines.append(f'Class "{name}" is gone ({old[name].total():,} {_images(old[name].total())}).')
     lines += [f'Class "{name}" is new ({new[name].total():,} {_images(new[name].total())}).' for name in added]
     lost = (sum(old.values(), Counter()) - sum(new.values(), Counter())).total()
-    return lines + ([f"{lost:,} {_images(lost)} of before {'is' if lost == 1 else 'are'} gone."] if lost else [])
+    return lines + ([f"{lost:,} earlier {_images(lost)} {'is' if lost == 1 else 'are'} gone."] if lost else [])
 
 
 def compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[MetricPair]:
@@ -232,7 +231,7 @@ def compare_metrics(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
 
 
 def compare_predictions(before: "pa.Table", after: "pa.Table") -> tuple[list[PredictionChange], int]:
-    """Images of both predictions.parquet whose class changed, the surest first; and how many images are in both."""
+    """Images whose predicted class changed, the most confident first; and how many images both tables have."""
     old, new = _by_id(before), _by_id(after)
     both = [image for image in old if image in new]
     changed = [
@@ -251,7 +250,7 @@ def compare_predictions(before: "pa.Table", after: "pa.Table") -> tuple[list[Pre
 
 
 def _settings(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """What deciding params a person set; how pixels are normalised follows from the data."""
+    """The params in a fingerprint that a person sets, without the normalisation, which follows from the data."""
     params = dict(parts.get("params", {}))
     preparation = dict(params.pop("preparation", {}))
     preparation.pop("mean", None)

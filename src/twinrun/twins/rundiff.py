@@ -1,4 +1,4 @@
-"""Two runs side by side: fetches what is known of each, compares it, and draws the result. Changes nothing."""
+"""Two runs side by side: fetches their cards and results, compares them, and draws the differences. Read-only."""
 
 import tempfile
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class RunDiff:
 
     @property
     def nothing(self) -> bool:
-        """Whether neither what went in nor what came out differs."""
+        """Whether neither inputs nor results differ."""
         same_inputs = not any(self.differences.changes.values()) and not self.files and not self.images
         same_results = all(pair.before == pair.after for pair in self.metrics) and not self.predictions
         return same_inputs and same_results and self.same_weights
@@ -73,7 +73,7 @@ def diff_runs(root: Path, tracker: Tracker, before: str, after: str, model_name:
     )
     files = changed_files(root, cards[0]["commit"], cards[1]["commit"])
     if files is None:
-        diff.notes.append("A commit of the two is not in this repository, so changed files cannot be listed.")
+        diff.notes.append("One of the two commits is not in this repository, so changed files cannot be listed.")
     diff.files = files or []
     patches = [str(card.get("diff") or "") for card in cards]
     for when, patch in zip(("before", "after"), patches, strict=True):
@@ -217,7 +217,7 @@ def _metrics(pairs: list[MetricPair]) -> Any:
 
 
 def _predictions(diff: RunDiff) -> Any:
-    title = f"images classified otherwise: {len(diff.predictions)} of {diff.compared}"
+    title = f"images with another prediction: {len(diff.predictions)} of {diff.compared}"
     table = _table(title, "image", "label", "before", "", "after", "", "")
     for change in diff.predictions[:_SHOWN]:
         verdict = (

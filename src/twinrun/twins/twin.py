@@ -1,7 +1,7 @@
 """The twin of a run: its code in a worktree, its data by their hashes, trained again and compared with it.
 
-Whatever is wrong is reported before anything is computed. Training runs in separate processes, since this module
-imports no torch and since the code that runs is the run's, not ours.
+Whatever is missing is reported before anything is computed. The stages run in separate processes, since this module
+does not import torch and since they are the run's code, not this one.
 """
 
 import platform
@@ -78,9 +78,9 @@ def reproduce(
 ) -> TwinReport:
     """Make the twin of the run that `reference` names, in .twinrun/twins/, and compare it with the run.
 
-    The twin is a separate run in the same store, and the report an artifact of both. `ask` is asked before code runs
-    that is neither of this branch nor known here. Raises TwinError or RepositoryError, before anything is computed,
-    where the run cannot be rebuilt from what there is, or its code may not run.
+    The twin is a separate run in the same store, and the report is an artifact of both runs. `ask` must agree before
+    code runs that is neither in this branch's history nor trusted here. Raises TwinError or RepositoryError, before
+    anything is computed, where the run cannot be rebuilt or its code may not run.
     """
     root = root.resolve()
     tracker = find_tracker(root)
@@ -115,7 +115,7 @@ def reproduce(
     ):
         report.folder = str(project) if keep else None
         for name in (*NEEDED, "params.yaml", "dvc.lock", ".dvc/config.local"):
-            require_plain(project / name, project)  # what is written there must not leave the twin's folder
+            require_plain(project / name, project)  # a link there could make us write outside the twin's folder
         _share_cache(root, project)
         for text in [*_place_params(project, card), *_notes_on_environment(root, project, card)]:
             note(text)
@@ -141,9 +141,9 @@ def reproduce(
 
 
 def recorded_run(root: Path, tracker: Tracker, reference: str, model_name: str) -> RunFacts:
-    """The run as MLflow knows it, or, where MLflow does not, as its card in this folder records it.
+    """The run as MLflow has it or, where it is not in MLflow, as its card in this folder records it.
 
-    Raises TrackingError where it is neither here nor there.
+    Raises TrackingError where neither has it.
     """
     try:
         return find_run(tracker, reference, model_name)
@@ -152,7 +152,7 @@ def recorded_run(root: Path, tracker: Tracker, reference: str, model_name: str) 
         places = [(root / CARD, root / JOURNAL), *((card, card.parents[1] / FILE) for card in waiting)]
         for place, journal in places:
             card, summary = None, None
-            with suppress(RecordError):  # sync has named it
+            with suppress(RecordError):  # sync has reported it
                 card, summary = read_record(CardRecord, place, root), summarize(journal)
             if not card or summary is None or summary.journal_id != card.get("journal_id"):
                 continue
@@ -165,7 +165,7 @@ def recorded_run(root: Path, tracker: Tracker, reference: str, model_name: str) 
 
 
 def results_of(root: Path, tracker: Tracker, run: RunFacts, folder: Path) -> tuple[dict[str, Any], Path | None]:
-    """The metrics.json of a run, as far as it is known, and its predictions.parquet, copied to `folder`."""
+    """The metrics.json of a run, as far as it is available, and its predictions.parquet, copied to `folder`."""
     metrics: dict[str, Any] = {}
     predictions: Path | None = None
     with suppress(TwinrunError):
@@ -182,7 +182,7 @@ def results_of(root: Path, tracker: Tracker, run: RunFacts, folder: Path) -> tup
 
 
 def packages_of(card: Mapping[str, Any], lock: bytes | None) -> dict[str, str] | None:
-    """Package -> version as installed for a run, from its lock and what differed from it; None without that lock."""
+    """Package -> version installed for a run: its lock, with the recorded differences; None without that lock."""
     import hashlib
 
     environment = card.get("environment", {})
@@ -211,7 +211,7 @@ def _usable_card(run: RunFacts) -> dict[str, Any]:
 
 
 def _card(project: Path) -> dict[str, Any]:
-    """The card of the model that stands in a folder."""
+    """The card of the model in a folder."""
     card = read_record(CardRecord, project / CARD, project)
     if card is None:
         raise TwinError(f"{project / CARD} is missing: the training there wrote no card.")
@@ -229,7 +229,7 @@ def _require_all(root: Path, card: Mapping[str, Any], choice: Choice) -> Materia
     problems += material.problems
     if problems:
         listed = "\n".join(f"- {problem}" for problem in [*problems, *material.notes])
-        raise TwinError(f"This run cannot be rebuilt from what there is; nothing was computed.\n{listed}")
+        raise TwinError(f"This run cannot be rebuilt; nothing was computed.\n{listed}")
     return material
 
 
@@ -239,14 +239,14 @@ def _notes_on_data(card: Mapping[str, Any], material: Material) -> Iterator[str]
         where = "the source" if material.kind == "source" else "data/out"
         yield (
             f"Images that the run used have changed in {where} since: {'; '.join(shortened(material.edited, 5))}. "
-            "The twin is made from the images as they are now; `--data recorded` makes it from the run's own data."
+            "The twin is trained on the images as they are now; with `--data recorded` on the run's own data."
         )
     if left_out := card.get("untracked_left_out"):
-        yield f"Untracked when the run was trained and not in its card, so the twin lacks them: {_some(left_out)}."
+        yield f"The twin lacks these files, which were untracked and are not in the run's card: {_some(left_out)}."
 
 
 def _place_params(project: Path, card: Mapping[str, Any]) -> list[str]:
-    """Make params.yaml what the card says, which it is already unless it was changed and not committed."""
+    """Write the card's settings to params.yaml, if it has others; returns a note about them."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -263,7 +263,7 @@ def _place_params(project: Path, card: Mapping[str, Any]) -> list[str]:
 
 
 def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) -> Iterator[str]:
-    """What in the environment differs from the run's, or from a lock."""
+    """How the environment differs from the run's, or from a lock."""
     installed = installed_versions()
     environment = card.get("environment", {})
     lock = (project / LOCK).read_bytes() if (project / LOCK).is_file() else None
@@ -279,14 +279,14 @@ def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) ->
     for change in deciding:
         yield (
             f"The run was trained with {change.name} {change.before or '(none)'}; here {change.after or 'none'} is "
-            "installed. The bits may differ; to have the run's, install its requirements.lock."
+            "installed. The weights may differ; for the run's version, install its requirements.lock."
         )
     if others := [change for change in changes if change not in deciding]:
-        yield f"Other packages differ from the run's, which should not change weights: {_listed(others)}."
+        yield f"Other packages differ from the run's, but should not change the weights: {_listed(others)}."
     for name, versions in environment.get("differing", {}).items():
         if is_deciding(name):
             yield (
-                f"The run's requirements.lock asks for {name} {versions['locked'] or '(none)'}, and the run was "
+                f"The run's requirements.lock names {name} {versions['locked'] or '(none)'}, but the run was "
                 f"trained with {versions['installed'] or 'none'}."
             )
     here = root / LOCK
@@ -295,20 +295,20 @@ def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) ->
         for change in compare_packages(wanted, installed):
             if is_deciding(change.name):
                 yield (
-                    f"requirements.lock in this folder asks for {change.name} {change.before or '(none)'}, and "
+                    f"requirements.lock in this folder names {change.name} {change.before or '(none)'}, but "
                     f"{change.after or 'none'} is installed. To fix that: {REINSTALL}"
                 )
 
 
 def _notes_on_hardware(card: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the processor is another one, as far as that is known without torch."""
+    """Whether the processor or GPU is another one, as far as that is known without torch."""
     before, here = card.get("hardware", {}), collect_hardware()
-    only_equivalent = 'The same bits are not promised on another one; "equivalent" is the best to expect.'
+    only_equivalent = 'Another one may round differently, so the best result to expect is "equivalent".'
     if card["fingerprint_parts"].get("numerics", {}).get("device") == "cuda":
         had = [str(gpu.get("gpu") or gpu.get("name")) for gpu in before.get("gpus", [])]
         gpus = [name for name, _ in installed_gpus()]
         if had and not set(had) <= set(gpus):
-            yield f"The run was trained on {', '.join(had)}; here is {', '.join(gpus) or 'no GPU'}. {only_equivalent}"
+            yield f"The run was trained on {', '.join(had)}; this has {', '.join(gpus) or 'no GPU'}. {only_equivalent}"
         return
     old, new = set(before.get("cpu_flags", [])), set(here["cpu_flags"])
     if old != new:
@@ -323,11 +323,11 @@ def _notes_on_hardware(card: Mapping[str, Any]) -> Iterator[str]:
 def _place_data(
     root: Path, project: Path, card: Mapping[str, Any], material: Material, stages: "_Stages"
 ) -> str | None:
-    """Put pack, table and manifest into the twin's folder; a sentence where the data prevent it."""
+    """Put pack, table and manifest into the twin's folder; returns a sentence where a stage refuses the data."""
     if material.kind == "source":
-        failed = _make_again(root, project, card, stages)
+        failed = _ingest_again(root, project, card, stages)
         if failed:
-            return f"The stage {failed} does not accept the data as they are now; see its message above."
+            return f"The stage {failed} refuses the data as they are now; see its message above."
     else:
         for name, file in material.files.items():
             place_copy(file, project / name)
@@ -343,8 +343,8 @@ def _place_data(
     return None
 
 
-def _make_again(root: Path, project: Path, card: Mapping[str, Any], stages: "_Stages") -> str | None:
-    """Ingest and validate the source as it is now; the name of the stage that failed on it, if one did."""
+def _ingest_again(root: Path, project: Path, card: Mapping[str, Any], stages: "_Stages") -> str | None:
+    """Ingest and validate the source as it is now; returns the name of the stage that failed, if one did."""
     file = project / "params.yaml"
     kept = file.read_bytes()
     write_json({**card["params"], "ingest": absolute_source(root, card["params"]["ingest"])}, file)
@@ -365,7 +365,7 @@ class _Stages:
         self._environment = {
             **minimal_environment(),
             "PYTHONPATH": str(project / "src"),
-            # Without a password: what the twin cannot publish itself is published after it, by this process.
+            # Without the password: what the twin cannot publish itself, this process publishes afterwards.
             URI_VARIABLE: tracker.shown,
             TWIN_VARIABLE: run_id,
         }
@@ -379,7 +379,7 @@ class _Stages:
             raise TwinError(f"The twin's stage {stage} failed (exit code {code}); see its message above.")
 
     def exit_code(self, stage: str) -> int:
-        """Run it and wait; an interruption ends the stage too."""
+        """Run the stage and wait for it; an interruption ends the stage too."""
         self._say(f"\nTwin: {stage}")
         sys.stdout.flush()
         process = subprocess.Popen(
@@ -388,7 +388,7 @@ class _Stages:
         try:
             return process.wait()
         except BaseException as error:
-            # Ctrl-C at a terminal reached it too, and a second signal would end it before it has said so in MLflow.
+            # Ctrl-C at a terminal reached it too; a second signal would end it before it has told MLflow.
             if isinstance(error, KeyboardInterrupt):
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_STOP_S / 6)
@@ -403,7 +403,7 @@ class _Stages:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM becomes an exception, so that the worktree goes away before the process does."""
+    """SIGTERM becomes an exception, so that the worktree is removed before the process ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -419,7 +419,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def _share_cache(root: Path, project: Path) -> None:
-    """Let `dvc` in the twin's folder use the project's cache, for whoever keeps it."""
+    """Let `dvc` in the twin's folder use the project's cache, for a person who keeps the folder."""
     local = root / ".dvc" / "config.local"
     settings = local.read_text(encoding="utf-8") if local.is_file() else ""
     if (project / ".dvc").is_dir() and "[cache]" not in settings:
@@ -429,7 +429,7 @@ def _share_cache(root: Path, project: Path) -> None:
 def _compare(
     root: Path, project: Path, tracker: Tracker, run: RunFacts, card: Mapping[str, Any], report: TwinReport
 ) -> None:
-    """Fill in what run and twin have in common and what not, and the verdict."""
+    """Fill in the differences between run and twin, and the verdict."""
     from twinrun.dataset.prediction_table import read_predictions
 
     twin = _card(project)
@@ -452,12 +452,12 @@ def _compare(
         report.verdict = replace(report.verdict, reason=reason)
     elif report.verdict.word == "identical" and report.images:
         report.verdict = replace(
-            report.verdict, reason=f"{report.verdict.reason} Images changed too, but none that decides the weights."
+            report.verdict, reason=f"{report.verdict.reason} Images changed, but none that decides the weights."
         )
 
 
 def _record(tracker: Tracker, report: TwinReport, journal_id: str | None) -> None:
-    """Put the verdict on both runs; where MLflow is away it stays in the twin's journal, and the report says so."""
+    """Record the verdict on both runs, or, where MLflow cannot be reached, in the twin's journal and the report."""
     if report.problem is None:
         try:
             _record_in_mlflow(tracker, report)

@@ -1,4 +1,4 @@
-"""What a twin says about its run: identical, equivalent or different, and why. Pure: no files, no tracker."""
+"""The verdict on a run by its twin: identical, equivalent or different, and why. Pure: no files, no tracker."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The word, the first cause where the weights differ, and the sentence that gives the reason."""
+    """The verdict in one word, the first cause where the weights differ, and the reason in a sentence."""
 
     word: Word
     cause: str | None
@@ -27,13 +27,13 @@ class Verdict:
 
     @property
     def tag(self) -> str:
-        """As it stands in MLflow, such as `different: data`."""
+        """The value of the tag in MLflow, such as `different: data`."""
         return self.word if self.cause is None else f"{self.word}: {self.cause}"
 
 
 @dataclass(kw_only=True)
 class TwinReport:
-    """All that was found out about a run by making its twin; where there is no twin, why it was not trained."""
+    """The comparison of a run with its twin; where no twin was trained, the reason."""
 
     verdict: Verdict
     run_id: str
@@ -54,7 +54,7 @@ class TwinReport:
     problem: str | None = None
 
     def lines(self) -> list[str]:
-        """For a person at a terminal: the verdict, then what speaks for it."""
+        """For a person at a terminal: the verdict, then the evidence."""
         lines = [f"{self.verdict.tag.upper()}. {self.verdict.reason}"]
         lines += [f"  run   {self.weights_hash}  {self.run_name}"]
         if self.twin_weights_hash:
@@ -72,7 +72,7 @@ class TwinReport:
             for pair in self.metrics:
                 lines.append(f"  {pair.name}: {_pair(pair)}")
             if self.compared:
-                lines.append(f"  {len(self.predictions)} of {self.compared} test images are classified otherwise")
+                lines.append(f"  {len(self.predictions)} of {self.compared} test images have another prediction")
         if self.problem:
             lines.append(f"  Not recorded in MLflow: {self.problem}")
         if self.folder:
@@ -80,7 +80,7 @@ class TwinReport:
         return lines
 
     def markdown(self) -> str:
-        """The report that stands beside both runs in MLflow."""
+        """The report, an artifact of both runs in MLflow."""
         text = [
             f"# {self.verdict.tag}",
             "",
@@ -117,10 +117,10 @@ class TwinReport:
 
 
 def judge(run_hash: str, twin_hash: str, differences: Differences, metrics: list[MetricPair]) -> Verdict:
-    """Compare weights, and where they differ name the first cause in the order code, params, data and so on.
+    """Compare weights; where they differ, name the first cause in the order code, params, data, environment, hardware.
 
-    Another environment or processor is a known reason: if every metric that has an interval lies in it, the twin is
-    equivalent. Without intervals nothing can be said for it.
+    Another environment or processor is a known reason: the twin is equivalent if every metric that has an interval lies
+    in it. If no metric has one, the twin is different.
     """
     if run_hash == twin_hash:
         return Verdict(word="identical", cause=None, reason="The twin has the run's weights, to the bit.")
@@ -130,7 +130,7 @@ def judge(run_hash: str, twin_hash: str, differences: Differences, metrics: list
             word="different",
             cause="unknown",
             reason="The weights differ although code, params, data, environment and processor are the same. "
-            "Make another twin: if it differs again, something that is not recorded decides these weights.",
+            "Reproduce it again: if it differs again, something that is not recorded decides these weights.",
         )
     first = differences.deciding[cause][0]
     if cause in ("environment", "hardware"):
@@ -144,11 +144,11 @@ def judge(run_hash: str, twin_hash: str, differences: Differences, metrics: list
             )
         outcome = f"{', '.join(outside)} outside the run's interval" if outside else "no intervals to compare with"
         return Verdict(word="different", cause=cause, reason=f"Not the same bits ({first}), and {outcome}.")
-    reasons = {"code": "The code is not the run's", "params": "The params are not the run's"}
+    reasons = {"code": "The code differs from the run's", "params": "The params differ from the run's"}
     return Verdict(
         word="different",
         cause=cause,
-        reason=f"{reasons.get(cause, 'The data are not what the run was trained on')}.",
+        reason=f"{reasons.get(cause, 'The data differ from those that the run was trained on')}.",
     )
 
 
