@@ -134,7 +134,7 @@ def test_secrets_and_images_that_are_untracked_are_named_and_never_added(trained
     secret, image = findings(trained, "code")
     fix(secret)
 
-    assert "1 file (.env) is untracked, not ignored, and named as secrets are" in secret.problem
+    assert "1 file (.env) is untracked, not ignored, and named like secrets" in secret.problem
     assert "photo.png" in image.problem
     assert [".gitignore" in f.problem for f in findings(trained, "code")] == [True, False]
 
@@ -164,7 +164,7 @@ def test_a_training_given_up_a_week_ago_is_told_and_is_no_error(trained: Path) -
     fix(finding)
 
     assert finding.harmless
-    assert ".twinrun/resume/old (3.0 MB) is of a training that was left 9 d ago" in finding.problem
+    assert ".twinrun/resume/old (3.0 MB) is from a training that stopped 9 d ago" in finding.problem
     assert findings(trained, "resume") == []
     assert (trained / ".twinrun/resume/new").exists()
 
@@ -180,9 +180,9 @@ def test_a_finished_training_whose_journal_is_kept_is_none_to_go_on_with(trained
     subprocess.run(stopped.partition("to forget: ")[2], shell=True, cwd=trained, check=True)
     forgotten = next(check.seen for check in examine(trained) if check.name == "resume")
 
-    assert stopped.startswith("1 stopped training; with its settings dvc repro goes on; to forget: rm -r ")
+    assert stopped.startswith("1 stopped training; dvc repro with the same settings resumes; to discard: rm -r ")
     assert stopped.endswith("resume/stopped")
-    assert forgotten == "none to go on with"
+    assert forgotten == "none to resume"
 
 
 def test_outputs_that_a_failed_run_left_deleted_are_restored_by_what_the_finding_says(trained: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_training_that_died_and_one_that_waits_are_fixed_by_sync(trained: Path
 
     assert {finding.fix for finding in found} == {"twinrun sync"}
     assert any("not yet in MLflow" in finding.problem for finding in found)
-    assert any(f"was left by process {os.getpid()}, dead" in finding.problem for finding in found)
+    assert any(f"its process {os.getpid()} died" in finding.problem for finding in found)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def check(root: Path) -> Result:
         lines = " ".join(shlex.quote(f"/{name}") for name in secret)
         findings.append(
             Finding(
-                f"{counted(secret, 'file')} untracked, not ignored, and named as secrets are",
+                f"{counted(secret, 'file')} untracked, not ignored, and named like secrets",
                 f"printf '%s\\n' {lines} >> .gitignore",
             )
         )
@@ -41,8 +41,8 @@ def check(root: Path) -> Result:
     if others:
         findings.append(
             Finding(
-                f"{counted(others, 'file')} untracked and no source, or too large for a card, so a twin would lack "
-                "them",
+                f"{counted(others, 'file')} untracked and not source code, or too large for a card, so a twin would "
+                "lack them",
                 f"git add {' '.join(map(shlex.quote, others[:SHOWN]))}, or list in .gitignore what no run needs",
             )
         )

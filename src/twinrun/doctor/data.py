@@ -1,4 +1,4 @@
-"""Whether the outputs of the stages are whole, in the workspace and in DVC's cache."""
+"""Whether the outputs of the stages are complete and unchanged, in the workspace and in DVC's cache."""
 
 import os
 import shlex
@@ -48,7 +48,7 @@ def check(root: Path, deep: bool) -> Result:
 
 @dataclass(frozen=True)
 class _Out:
-    """What a stage wrote, as dvc.lock has it: a file or a folder."""
+    """An output of a stage in dvc.lock: a file or a folder."""
 
     stage: str
     path: str
@@ -65,7 +65,7 @@ class _Out:
 
 
 def _gone(root: Path, cache: Path, outs: list[_Out]) -> Iterator[Finding]:
-    """Outs that the cache has and the workspace lacks: DVC had deleted them for a run that failed."""
+    """Outputs that are in the cache and not in the workspace: DVC deleted them before a run that then failed."""
     gone = [out for out in outs if not os.path.lexists(root / out.path) and _cached(cache, out.md5).exists()]
     if gone:
         problem = f"{counted([out.path for out in gone], 'output')} in dvc.lock and not in the workspace"
@@ -73,7 +73,7 @@ def _gone(root: Path, cache: Path, outs: list[_Out]) -> Iterator[Finding]:
 
 
 def _changed_source(root: Path) -> Iterator[Finding]:
-    """Whether the images are still as many, and as many bytes, as when ingest read them."""
+    """Whether the number and the size of the images are still those that ingest read."""
     from twinrun.core.params import load_params
     from twinrun.ingest.sharing import OF_FILES
 
@@ -94,7 +94,7 @@ def _files(size: int, number: int) -> str:
 
 
 def _out_findings(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[Finding]:
-    """Whether an out is whole in the cache, and, if `deep`, whether it still is in the workspace what it was."""
+    """Whether an output is complete in the cache and, if `deep`, unchanged in the workspace."""
     members = out.members(cache)
     changed = _changed_files(root / out.path, out.md5, members) if deep and (root / out.path).exists() else []
     lost = [name for name, md5 in members.items() if not _cached(cache, md5).exists()]
@@ -102,7 +102,7 @@ def _out_findings(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[Fi
         affected = f"{counted([f'{out.path}/{name}' for name in lost], 'file')}" if lost else f"{out.path} is"
         here = (root / out.path).exists() and not changed
         yield Finding(
-            f"{affected} not in the DVC cache, as dvc.lock names it, so no twin can have it",
+            f"{affected} in dvc.lock and not in the DVC cache, so a twin would lack it",
             f"dvc commit {out.stage}" if here else _again(out.stage),
         )
     elif changed:
@@ -111,7 +111,7 @@ def _out_findings(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[Fi
 
 
 def _changed_files(place: Path, md5: str, members: dict[str, str]) -> list[str]:
-    """Names of files below an out that are not what dvc.lock says, or should not be there; "" is the out itself."""
+    """Names of changed, missing or additional files of an output by dvc.lock; "" is the output itself."""
     if not md5.endswith(".dir"):
         return [] if place.is_file() and file_md5(place) == md5 else [""]
     present = {file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()} if members else set()

@@ -1,4 +1,4 @@
-"""A check of the whole set-up. It looks and changes nothing; every finding names the command that fixes it."""
+"""A check of the whole set-up. It changes nothing; every finding names the command that fixes it."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -28,10 +28,10 @@ from twinrun.tracking.translation import describe
 
 
 def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
-    """Check the project at `root`, part by part. `deep` hashes the DVC cache and data/out again, which takes its time.
+    """Check the project at `root`, part by part. `deep` hashes the DVC cache and data/out again, which takes longer.
 
-    A part that cannot be looked at is a finding itself and does not keep the others from being looked at. A finding of
-    several parts comes once.
+    A part that cannot be checked is a finding itself, and the others are still checked. A finding of several parts is
+    reported once.
     """
     root = root.resolve()
     tracker = find_tracker(root)
@@ -62,11 +62,11 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
             seen, findings = "", [_unseen(name, error, tracker)]
         new = tuple(finding for finding in findings if finding not in known)
         known.update(new)
-        yield Check(name, seen if new or not findings else "not looked at: see above", new)
+        yield Check(name, seen if new or not findings else "not checked: see above", new)
 
 
 def _unseen(name: str, error: Exception, tracker: Tracker) -> Finding:
-    """A part that could not be looked at: the system and the store have remedies, the rest is our mistake."""
+    """A part that could not be checked: for errors of the system and the store there is a remedy, others are bugs."""
     if isinstance(error, OSError) and error.errno is not None:
         problem, _, remedy = os_problem(error).partition(". ")
         return Finding(problem, remedy or "check the disk (dmesg), then run again")
@@ -74,4 +74,4 @@ def _unseen(name: str, error: Exception, tracker: Tracker) -> Finding:
         problem, _, remedy = describe(error, tracker.uri).partition(". ")
         return Finding(problem, remedy or "twinrun sync")
     kind = f"{type(error).__name__}: {error}"
-    return Finding(f"{name} could not be looked at: {kind}", "report this line: it is a mistake of Twinrun, not yours")
+    return Finding(f"{name} could not be checked: {kind}", "report this line: it is a bug of Twinrun")

@@ -1,4 +1,4 @@
-"""Whether what is installed is what the lock names, and the Python that of the model."""
+"""Whether the installed packages are those of the lock, and Python is the version that trained the model."""
 
 import platform
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def check(root: Path) -> Result:
         return f"{CODE} and {LOCK}", [*findings, *_python(root)]
     lock = root / LOCK
     if not lock.is_file():
-        return "", [Finding(f"{LOCK} is missing, so no run can name its environment", "make lock")]
+        return "", [Finding(f"{LOCK} is missing, so runs cannot record their environment", "make lock")]
     locked = locked_versions(lock.read_text(encoding="utf-8"))
     changes = compare_packages(locked, installed_versions())
     findings = []

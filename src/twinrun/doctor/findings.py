@@ -14,20 +14,20 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, or, where it is `harmless`, only worth knowing; and the command that fixes it."""
+    """A problem, or only a hint if `harmless`, and the command that fixes it."""
 
     problem: str
     fix: str
     harmless: bool = False
 
 
-# What was looked at, for a person, and what is wrong there.
+# What was checked, for a person, and what is wrong there.
 Result = tuple[str, list[Finding]]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One part of the set-up: what was looked at, and what was found."""
+    """One part of the set-up: what was checked, and the findings."""
 
     name: str
     seen: str
@@ -35,7 +35,7 @@ class Check:
 
 
 def counted(names: list[str], noun: str) -> str:
-    """Say of how many things, and of which, something is true: "2 files (a, b) are"."""
+    """The subject and verb of a sentence on some things: "2 files (a, b) are"."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     verb = "is" if len(names) == 1 else "are"
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({', '.join(names[:SHOWN])}{more}) {verb}"
@@ -47,8 +47,8 @@ def shown(path: Path, root: Path) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in its largest unit of which it has two or more."""
-    seconds = max(0.0, seconds)  # a clock that was set back
+    """A time in the largest unit of which there are two or more."""
+    seconds = max(0.0, seconds)  # below 0 if the clock was set back
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

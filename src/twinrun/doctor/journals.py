@@ -20,14 +20,14 @@ def check(tracker: Tracker) -> Result:
         except RecordError as error:
             summary, fault = None, str(error).splitlines()[0]
         if summary is None:
-            problem = f"{shown(folder, tracker.home)} holds no journal that can be read: {fault}"
+            problem = f"{shown(folder, tracker.home)} has no readable journal: {fault}"
             findings.append(Finding(problem, f"rm -r {shlex.quote(shown(folder, tracker.home))}"))
             continue
         state = Published.load(tracker, folder.name)
         title = state.title(summary.name)
         if summary.dead() and state.killed_at is None:
             findings.append(
-                Finding(f"the training {title} was left by process {summary.process.pid}, dead", "twinrun sync")
+                Finding(f"the training {title} has no end: its process {summary.process.pid} died", "twinrun sync")
             )
         elif (waiting := unpublished(folder, tracker)) and summary.ended is not None:
             findings.append(Finding(f"{waiting} events of {title} are not yet in MLflow", "twinrun sync"))
@@ -35,7 +35,7 @@ def check(tracker: Tracker) -> Result:
 
 
 def _refused(tracker: Tracker) -> Iterator[Finding]:
-    """Events that MLflow would not take."""
+    """Events that MLflow did not accept."""
     for file in sorted(tracker.state.glob("*.json")):
         state = Published.load(tracker, file.stem)
         if state.refused and not state.deleted:

@@ -1,4 +1,4 @@
-"""Locks that a process holds just now."""
+"""Locks that a process holds."""
 
 import os
 import time
@@ -23,11 +23,11 @@ def check(root: Path, tracker: Tracker) -> Result:
     findings = [Finding(f"{shown(file, root)} is held {by[1]}", _ending(by[0])) for file, by in held if by is not None]
     for pid, command in _dvc_holders(root):
         findings.append(Finding(f"DVC's lock is held by process {pid} ({command}){_age(pid)}", _ending(pid)))
-    return f"{len(files)} looked at", findings
+    return f"{len(files)} checked", findings
 
 
 def holder(file: Path) -> tuple[int | None, str] | None:
-    """Who holds a lock file, and for how long, as far as that is known; None where nobody does."""
+    """The process that holds a lock file, and for how long, if known; None if it is not held."""
     from filelock import FileLock, Timeout
 
     try:

@@ -1,4 +1,4 @@
-"""Whether the journal of promotions can be read, and every change in it was ended."""
+"""Whether the record of promotions can be read, and every change in it was completed."""
 
 import shlex
 
@@ -13,7 +13,7 @@ def check(tracker: Tracker) -> Result:
     findings = [Finding(problem, f"remove that line from {MLRUNS}/{PROMOTIONS}") for problem in problems]
     for entry in entries:
         if entry.outcome is None:
-            problem = f"the {entry.action} of {entry.model} to version {entry.after} ({entry.time}) was cut off"
+            problem = f"the {entry.action} of {entry.model} to version {entry.after} ({entry.time}) was interrupted"
             fix = f"twinrun history --model {shlex.quote(entry.model)}"  # which asks the registry how it ended
             findings.append(Finding(problem, fix))
     return f"{len(entries)} recorded", findings

@@ -1,4 +1,4 @@
-"""Whether the version that DVC believes registered is in the registry."""
+"""Whether the version in the results of `register` is in the registry."""
 
 from pathlib import Path
 

@@ -17,19 +17,19 @@ def check(root: Path) -> Result:
     folders = sorted(entry for entry in places.iterdir() if entry.is_dir()) if places.is_dir() else []
     findings: list[Finding] = []
     lock = root / STATE / "train.lock"
-    if lock.is_file() and holder(lock) is not None:  # whatever the clock says, its checkpoints are in use
-        return f"{len(folders)} to go on with, a training is running", findings
+    if lock.is_file() and holder(lock) is not None:  # its checkpoints are in use, however old they look
+        return f"{len(folders)} to resume; a training is running", findings
     for folder in folders:
         stats = [path.stat() for path in (folder, *folder.rglob("*"))]
         age_s = time.time() - max(stat.st_mtime for stat in stats)
         if age_s > _GIVEN_UP_S:
             size = sum(stat.st_size for stat in stats) / 1e6
             place = shlex.quote(shown(folder, root))
-            problem = f"{place} ({size:.1f} MB) is of a training that was left {duration(age_s)} ago"
+            problem = f"{place} ({size:.1f} MB) is from a training that stopped {duration(age_s)} ago"
             findings.append(Finding(problem, f"rm -r {place}", harmless=True))
     unfinished = [folder for folder in folders if not (folder / FILE).exists()]
     if not unfinished:
-        return "none to go on with", findings
+        return "none to resume", findings
     place = shlex.quote(shown(unfinished[0] if len(unfinished) == 1 else places, root))
     trainings = f"{len(unfinished)} stopped training{'' if len(unfinished) == 1 else 's'}"
-    return f"{trainings}; with its settings dvc repro goes on; to forget: rm -r {place}", findings
+    return f"{trainings}; dvc repro with the same settings resumes; to discard: rm -r {place}", findings

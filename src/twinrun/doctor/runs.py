@@ -8,7 +8,7 @@ from twinrun.tracking.store import Tracker, explaining, look_client, require_rea
 
 
 def check(tracker: Tracker) -> Result:
-    """Runs that MLflow believes to be running and whose process is dead, without a journal that says so."""
+    """Runs that the store lost, and RUNNING ones whose process is dead and which have no journal."""
     findings = []
     if lost := lost_from_database(tracker, published_states(tracker)):
         number = len({state.run_id for state in lost})

@@ -1,4 +1,4 @@
-"""Whether the local store still lies where its database says."""
+"""Whether the local store is still where its database says."""
 
 from twinrun.doctor.findings import Finding, Result
 from twinrun.tracking.relocate import moved_from

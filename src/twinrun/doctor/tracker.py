@@ -1,4 +1,4 @@
-"""Whether the tracker answers, and a local database is whole."""
+"""Whether the tracker answers, and a local database is undamaged."""
 
 import sqlite3
 from contextlib import closing
