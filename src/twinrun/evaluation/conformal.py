@@ -40,13 +40,13 @@ KINDS: tuple[Kind, ...] = ("answer", "choice", "unknown")
 
 
 class Calibration(BaseModel):
-    """What makes sets of labels from a model's logits.
+    """The numbers that turn a model's logits into a set of labels.
 
-    `least` has for each class the smallest calibrated probability of a label that is named, in [0, 1]; `images` the
-    validation images of the class that it comes from. `energy` is the largest and
-    `similarity` the smallest of an image like those of the validation split; the latter is null for a network without a
-    linear layer at its end. `reference` is base64 of the features that images are compared with, int8 (n, D).
-    `traffic` says how the test images and their answers are spread; served images are compared with it.
+    `least` has for each class the smallest calibrated probability with which it is named, in [0, 1]; `images` the
+    number of its validation images. An image is unlike those of the validation split if its energy is above `energy`
+    or its similarity below `similarity`, which is null for a network without a linear layer at its end. `reference` is
+    base64 of the features that images are compared with, int8 (n, D). `traffic` has the distributions of the test
+    images and their answers; served images are compared with it.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -66,7 +66,7 @@ class Calibration(BaseModel):
         return softmax(logits / self.temperature)
 
     def named(self, logits: FloatArray) -> Flags:
-        """Which labels belong to the answer, (N, C): those that are likely enough, and always the likeliest."""
+        """The labels of each answer, (N, C): those that are likely enough, and always the likeliest."""
         shares = self.probabilities(logits)
         chosen = shares >= np.array(self.least)
         chosen[np.arange(len(shares)), logits.argmax(axis=1)] = True
@@ -74,7 +74,7 @@ class Calibration(BaseModel):
         return result
 
     def unusual(self, logits: FloatArray, similarity: FloatArray | None) -> Flags:
-        """Which images (N,) look like none of the validation split: by their similarity (N,), or else their energy."""
+        """Which images (N,) are unlike the validation split, by their similarity (N,) or, without one, their energy."""
         if self.similarity is None or similarity is None:
             result: Flags = energy(logits) > self.energy
         else:
@@ -98,8 +98,8 @@ class Calibration(BaseModel):
 class Coverage:
     """How often the true label was among the labels of the answer, with its 95% interval.
 
-    The interval is that of all photos like the validation split's, for whichever validation images the calibration had,
-    and holds for all classes together.
+    The interval is for all photos like those of the validation split, allows for the choice of validation images, and
+    is simultaneous for all classes.
     """
 
     label: str
@@ -114,7 +114,8 @@ class AnswerScores:
     """How answers do on a test split; shares of its images in [0, 1].
 
     `single` is the share of answers with one label and `single_accuracy` how many of these are right (None where there
-    is none), `unknown` the share without an answer. `risk` (N,) is the share of wrong labels among the k surest images.
+    is none), `unknown` the share without an answer. `risk` (N,) has at k the share of wrong labels among the k most
+    confident answers.
     """
 
     alpha: float
@@ -131,9 +132,9 @@ def calibrate(
 ) -> Calibration | None:
     """Calibrate on logits (N, C) and features (N, D) of the validation split; None where it is too small.
 
-    A class with n < 1 / alpha - 1 images has no such quantile: a guarantee for it would name it in every answer. It
-    gets that of all classes, or the smallest probability of its own images where that is less, which names it for
-    n / (n + 1) of its images on average: 94.4% for 17. A class without images gets that of all classes.
+    A class with n < 1 / alpha - 1 images has no such quantile: to guarantee its coverage, every answer would have to
+    name it. It gets the quantile of all classes or, if less, the smallest probability of its own images, which names it
+    for n / (n + 1) of its images on average: 94.4% for 17. A class without images gets the quantile of all classes.
     """
     if not _enough(len(targets), alpha):
         return None
@@ -158,7 +159,7 @@ def calibrate(
 
 
 def least_probability(of_truth: FloatArray, alpha: float) -> float:
-    """What the probabilities (N,) of the truth reach in all but a share `alpha` of cases, one more image counted."""
+    """The conformal quantile of the probabilities (N,) of the true labels: all but a share `alpha` reach it."""
     rank = len(of_truth) + 1 - floor(alpha * (len(of_truth) + 1) + 1e-9)
     return float(np.sort(of_truth)[::-1][rank - 1])
 
@@ -225,9 +226,9 @@ def with_traffic(
     logits: FloatArray,
     features: FloatArray | None,
 ) -> Calibration:
-    """The calibration with how the test images (N, H, W, C) of `sizes` (N, 2), and their answers, are spread.
+    """The calibration with the distributions of the test images (N, H, W, C), their `sizes` (N, 2) and their answers.
 
-    It stays as it is where a size is not known (NaN).
+    It is returned unchanged where a size is unknown (NaN).
     """
     if not np.isfinite(sizes).all():
         return calibration
@@ -248,7 +249,7 @@ def kind_of_answer(labels: int, unusual: bool) -> Kind:
 
 
 def read_calibration(content: str | bytes, weights_hash: str, classes: int) -> Calibration | None:
-    """What a file or a model's metadata say; None for null. Raises DataError for that of another model."""
+    """The calibration in a file or in a model's metadata; None for null. Raises DataError for that of another model."""
     if content.strip() in ("null", b"null"):
         return None
     try:
@@ -298,7 +299,7 @@ def energy(logits: FloatArray) -> FloatArray:
 
 
 def _likeness(features: FloatArray | None) -> dict[str, Any]:
-    """The fields of a calibration that say how alike the validation images are, each compared with the others."""
+    """The fields of a calibration for similarity: each validation image is compared with the others."""
     if features is None or len(features) <= NEIGHBOURS:
         return {}
     rows = np.linspace(0, len(features) - 1, min(len(features), MOST_REFERENCES)).round().astype(np.int64)
@@ -340,7 +341,7 @@ def _add_similarity(model: "ModelProto", calibration: Calibration) -> bool:
     reference = calibration.references(int(weight.dims[1 if transposed else 0]))
     if reference is None:
         return False
-    # Directions of features and references; both are made as above.
+    # The same computation as `_cosines` and `_nearest`.
     graph.initializer.extend(
         [
             numpy_helper.from_array(reference, "references"),
@@ -380,6 +381,6 @@ def _enough(images: int, alpha: float) -> bool:
 
 
 def _coverage(label: str, covered: Flags, calibrated_on: int, together: int, *, of_its_own: bool) -> Coverage:
-    """Both numbers of images are chance: those that were counted, and those that the threshold comes from."""
+    """The interval allows for the sampling of the test images and of the validation images behind the threshold."""
     share, images = float(covered.mean()), 1 / (1 / len(covered) + (1 / calibrated_on if calibrated_on else 0))
     return Coverage(label, len(covered), share, wilson_interval(share, images, together), of_its_own)

@@ -1,15 +1,15 @@
-"""What changed between two tables of facts: how the facts are spread, the labels, the images. Pure.
+"""What changed between two tables of facts: the distributions of the facts, the labels, the images. Pure.
 
 Each fact is compared by the population stability index (Siddiqi, "Credit Risk Scorecards", 2006): over bins with
-shares p before and q now, the sum of (q - p) ln(q / p). Numbers are put into the tenths of both tables together,
-categories are their own bins, nulls are one too; half an image is added to every bin. By custom less than 0.1 is no
-change to speak of and more than 0.25 a large one.
+shares p before and q now, the sum of (q - p) ln(q / p). Bins of numbers are the deciles of both tables together; each
+category is a bin, and so is null; half an image is added to every bin. By convention less than 0.1 is no relevant
+change and more than 0.25 a large one.
 
-Whether chance explains it is asked by permutation: with the images dealt anew to the two tables, how often is the index
-as large? Since the bins come from both tables together, dealing images is drawing counts from a multivariate
-hypergeometric distribution, which takes no time, whatever the number of images. P-values are corrected for the number
-of facts (Holm, "A simple sequentially rejective multiple test procedure", 1979). Where the tables share images, as two
-versions of one data set do, the test is cautious: it takes more than chance to be significant.
+A permutation test says whether chance explains it: if the images are assigned to the two tables at random, how often is
+the index as large? Since the bins come from both tables together, this means drawing counts from a multivariate
+hypergeometric distribution, which is fast for any number of images. P-values are corrected for the number of facts
+(Holm, "A simple sequentially rejective multiple test procedure", 1979). Where the tables share images, as two versions
+of one data set do, the test is conservative.
 """
 
 from collections import Counter, defaultdict
@@ -41,10 +41,10 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Shift:
-    """How far the spread of fact `name` moved: `value` of `measure`, 0 or more.
+    """How far the distribution of fact `name` moved: `value` of `measure`, 0 or more.
 
     `p_value` is corrected for the number of facts. `significant` where it is small enough and the shift 0.1 or more:
-    with many images the slightest shift is no chance, and yet no matter.
+    with many images even an irrelevant shift has a small p-value.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Drift:
 
 
 def find_drift(reference: Columns, current: Columns, *, seed: int) -> Drift:
-    """Compare two tables of facts, as columns with an entry for each image; those that one lacks are passed over.
+    """Compare two tables of facts, as columns with an entry for each image; columns that one lacks are skipped.
 
     `path`, `label` and `pixels_sha256` must be in both. The largest shift comes first. The same for the same seed.
     """
@@ -105,7 +105,7 @@ def compare_counts(
 
 
 def drift_lines(drift: Drift, most: int = 5) -> list[str]:
-    """A line for each thing that changed, in words; at most `most` names of each kind. Empty where nothing did."""
+    """A line for each change; at most `most` names of each kind. Empty where nothing changed."""
     lines = [
         f"{shift.name}: {shift.measure} {shift.value:.3f}, p {shift.p_value:.2g}"
         for shift in drift.shifts
@@ -138,7 +138,7 @@ def _shifts(reference: Columns, current: Columns, seed: int) -> list[Shift]:
 
 
 def _tested(before: IntArray, now: IntArray, generator: np.random.Generator) -> tuple[float, float]:
-    """The index of two histograms (bins,), and the probability of one as large if images were dealt by chance."""
+    """The index of two histograms (bins,), and the p-value of the permutation test."""
     value = float(_stability_index(before, now))
     both = before + now
     drawn = generator.multivariate_hypergeometric(both, int(now.sum()), size=_PERMUTATIONS, method="marginals")
@@ -166,7 +166,7 @@ def _corrected(shifts: Sequence[Shift], doubt: float) -> list[Shift]:
 
 
 def _numbers_binned(reference: Sequence[Any], current: Sequence[Any]) -> tuple[IntArray, IntArray]:
-    """Histograms over the tenths of both together, of which equal ones are one, and nulls last."""
+    """Histograms over the deciles of both together, equal ones merged, with nulls last."""
     before, now = np.array(reference, dtype=np.float64), np.array(current, dtype=np.float64)
     both = np.concatenate([before, now])
     if not (known := both[np.isfinite(both)]).size:
@@ -194,8 +194,8 @@ def _without_empty(before: IntArray, now: IntArray) -> tuple[IntArray, IntArray]
 def _changed_images(reference: Columns, current: Columns) -> tuple[list[str], list[str], list[tuple[str, str, str]]]:
     """Paths added, paths removed, and (path now, label before, label now) of images with another label.
 
-    An image is what its pixels are, and a broken one what its path is. Of those with the same pixels, the same path is
-    the same image, then the same label is, then one for one in the order of the tables.
+    Images are matched by their pixels, or by their path where they cannot be decoded. Among images with the same
+    pixels, those with the same path are matched first, then those with the same label, then in the order of the tables.
     """
     before, now = _images(reference), _images(current)
     relabelled = []

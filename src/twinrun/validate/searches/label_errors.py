@@ -1,19 +1,19 @@
 """Labels that are probably wrong, by confident learning. Pure.
 
-A quick model says, of every image, how probable each label is, after being trained on the other folds alone; cleanlab
-(Northcutt, Jiang & Chuang, "Confident Learning", JAIR 2021) finds from that which labels are probably wrong. The model
+In cross-validation, a quick model predicts the probability of each label of every image; from these cleanlab
+(Northcutt, Jiang & Chuang, "Confident Learning", JAIR 2021) finds the labels that are probably wrong. The model
 is a single layer of patch features (Coates, Lee & Ng, "An analysis of single-layer networks in unsupervised feature
 learning", AISTATS 2011): whitened patches against centroids of k-means, a soft threshold, sums over the cells of a
-grid, and a multinomial logistic regression on those. It needs no PyTorch, classifies Fashion-MNIST with 91% and, being
-linear, hardly learns single wrong labels by heart.
+grid, and a multinomial logistic regression on those. It needs no PyTorch, has an accuracy of 91% on Fashion-MNIST and,
+being linear, hardly memorises single wrong labels.
 
 Flagged labels are those that cleanlab prunes by noise rate; they are ranked by self-confidence, the probability of the
 given label. benchmarks/data/labels.py measures that ranking against cleanlab's others. Where the model agrees with too
-few labels to be believed, none is flagged.
+few labels to be trusted, none is flagged.
 
-Sums of floating-point numbers depend on how they are shared among threads. So BLAS is given one thread, the work is cut
-into pieces of fixed size, several pieces are worked on at a time, and what they give is added in their order: the
-result is the same, whatever the number of cores.
+Sums of floating-point numbers depend on how they are divided among threads. So BLAS gets one thread, the work is cut
+into pieces of fixed size, several pieces are computed at a time, and their results are added in a fixed order: the
+result is the same for any number of cores.
 """
 
 import time
@@ -45,9 +45,9 @@ _IMAGES_AT_ONCE = 32
 _ROWS_AT_ONCE = 2048
 _COLUMNS_AT_ONCE = 32
 _FEWEST_PER_LABEL = 2
-# Below it the model's own mistakes are most of what it flags: clean TrashNet, of which it gets 72% right, had 466
-# flags among 2,527 images, and with 5% of the labels made wrong, one flag in six was right; of Fashion-MNIST at 83%,
-# two in five. It is unknown whether such a set is hard or has very many wrong labels.
+# Below it, most flags are mistakes of the model: on clean TrashNet (accuracy 72%) it flagged 466 of 2,527 images, and
+# with 5% of the labels made wrong, one flag in six was right; on Fashion-MNIST (83%) two in five. Whether such a set is
+# hard or has very many wrong labels cannot be told.
 LEAST_AGREEMENT = 0.75
 _JUDGED_AFTER = 0.05
 _DIGITS = 6
@@ -58,9 +58,9 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """A label that is probably wrong: its image's `row`, the label `given`, the one `suggested` in its place.
+    """A label that is probably wrong: its image's `row`, the label `given`, and the one `suggested` instead.
 
-    `confidence` is the probability of the given label, in [0, 1], by a model that did not see this image.
+    `confidence` is the probability of the given label, in [0, 1], by a model that was not trained on this image.
     """
 
     row: int
@@ -73,9 +73,9 @@ class LabelIssue:
 class LabelSearch:
     """What was found, the least confident first.
 
-    `accuracy` is the share of images whose given label the model found most probable, in [0, 1]; below LEAST_AGREEMENT
-    there are no issues. Where the time ran out, `finished` is False, there are no issues and `accuracy` is 0.
-    `unjudged` is the reason why no label could be judged, as a sentence without its full stop; None where they were.
+    `accuracy` is the share of images whose given label is the most probable one, in [0, 1]; below LEAST_AGREEMENT there
+    are no issues. If the time ran out, `finished` is False, there are no issues and `accuracy` is 0. `unjudged` is the
+    reason why no label could be judged, as a sentence without its full stop; None where they were.
     """
 
     issues: list[LabelIssue]
@@ -96,9 +96,9 @@ def find_label_errors(
 ) -> LabelSearch:
     """Search the images (N, H, W, C) at `rows`, whose labels are `labels`, for labels that are probably wrong.
 
-    `folds` is 2 or more. Labels of a single image cannot be judged and are passed over. After `budget_s` seconds, or
-    as soon as it is plain that they will not do, the search ends unfinished. `progress` gets the share that is done.
-    The same for the same seed, whatever the number of threads.
+    `folds` is 2 or more. Labels that only one image has cannot be judged and are skipped. After `budget_s` seconds, or
+    as soon as they will clearly not suffice, the search ends unfinished. `progress` gets the share that is done. The
+    result is the same for the same seed and any number of threads.
     """
     names, codes = np.unique(np.array(labels, dtype=str), return_inverse=True)
     many = np.flatnonzero(np.bincount(codes, minlength=len(names))[codes] >= _FEWEST_PER_LABEL)
@@ -137,10 +137,10 @@ def out_of_fold(
     progress: Progress | None = None,
     apart: int = 0,
 ) -> FloatArray:
-    """Probabilities (n, labels) of the images at `rows`, each by a model trained on the folds that it is not in.
+    """Probabilities (n, labels) of the images at `rows`, each by a model trained on the other folds.
 
-    `codes` (n,) are label numbers from 0 on, each found at least twice. The last `apart` rows are a fold of their own,
-    so that they are judged by all others alone. Raises OutOfTime.
+    `codes` (n,) are label numbers from 0 on, each occurring at least twice. The last `apart` rows are a fold of their
+    own, so that they are judged by a model trained on all others. Raises OutOfTime.
     """
     from threadpoolctl import threadpool_limits
 
@@ -161,7 +161,7 @@ def out_of_fold(
 
 
 def _flagged(codes: IntArray, probabilities: FloatArray) -> list[int]:
-    """Places of labels that cleanlab prunes, by their self-confidence, the lowest first and ties in order."""
+    """Positions of labels that cleanlab prunes, by their self-confidence, the lowest first and ties in order."""
     from cleanlab.filter import find_label_issues
 
     pruned = find_label_issues(codes, probabilities, filter_by="prune_by_noise_rate", n_jobs=1)
@@ -172,7 +172,7 @@ def _flagged(codes: IntArray, probabilities: FloatArray) -> list[int]:
 
 
 class _Meter:
-    """Tells how much of the expected work is done, and when the time for it will not do."""
+    """Measures how much of the expected work is done, and stops it when the time will not suffice."""
 
     def __init__(self, budget_s: float, progress: Progress | None) -> None:
         self._budget_s = budget_s
@@ -182,11 +182,11 @@ class _Meter:
         self._done = 0.0
 
     def expect(self, *work: float) -> None:
-        """The parts of the work that are to come, in multiplications."""
+        """Set the parts of the work, in multiplications."""
         self._expected = list(work)
 
     def done(self, part: int, share: float) -> None:
-        """Of part number `part`, `share` in [0, 1] is done; raises OutOfTime."""
+        """Report that `share`, in [0, 1], of part number `part` is done; raises OutOfTime."""
         self._done = (sum(self._expected[:part]) + share * self._expected[part]) / sum(self._expected)
         spent = time.monotonic() - self._started
         if spent > self._budget_s or (self._done > _JUDGED_AFTER and spent / self._done > 1.5 * self._budget_s):
@@ -197,7 +197,7 @@ class _Meter:
 def _in_folds(codes: IntArray, folds: int, seed: int) -> tuple[IntArray, IntArray]:
     """An order (n,) in which the images of a fold are neighbours, and where folds start and end (folds + 1,).
 
-    Every label is spread over the folds as evenly as it goes, so that none is in one fold alone.
+    Every label is spread over the folds as evenly as possible, so that none is in only one fold.
     """
     drawn = keyed_order(np.arange(len(codes), dtype=np.uint64), seed)
     by_label = drawn[np.argsort(codes[drawn], kind="stable")]
@@ -208,7 +208,7 @@ def _in_folds(codes: IntArray, folds: int, seed: int) -> tuple[IntArray, IntArra
 
 @dataclass(frozen=True)
 class _Encoder:
-    """From patches (m, d) of even contrast to activations (m, k): `patches @ weights + bias`, cut off below zero."""
+    """From normalised patches (m, d) to activations (m, k): `patches @ weights + bias`, negative values set to zero."""
 
     patch_px: int
     grid: int
@@ -221,7 +221,7 @@ class _Encoder:
         return self.grid**2 * len(self.bias)
 
     def work_per_image(self, side: int) -> float:
-        """Multiplications, about."""
+        """The approximate number of multiplications."""
         return 2.0 * (side - self.patch_px + 1) ** 2 * self.weights.size
 
     def encode(self, images: Float32Array) -> Float32Array:
@@ -286,7 +286,7 @@ def _windows(images: Float32Array, patch_px: int) -> Float32Array:
 
 
 def _evened(patches: Float32Array) -> Float32Array:
-    """Patches (m, d) of mean 0 and deviation 1, but for those that are nearly flat."""
+    """Patches (m, d) normalised to mean 0 and deviation 1, or less for those that are nearly flat."""
     centred = patches - patches.mean(axis=-1, keepdims=True)
     evened: Float32Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(_CONTRAST_FLOOR))
     return evened
@@ -336,8 +336,8 @@ def _features(
 def _fit_folds(features: Float32Array, codes: IntArray, starts: IntArray, pool: Executor, meter: _Meter) -> FloatArray:
     """Logits (n, labels) of each image by a logistic regression on the other folds.
 
-    The regressions of all folds are fitted at once, as one problem that falls apart into them: features are read once
-    for all, and reading them is what takes the time.
+    The regressions of all folds are fitted at once, as one separable problem: most of the time goes into reading the
+    features, which are then read once for all folds.
     """
     from scipy.optimize import minimize
 
@@ -385,7 +385,7 @@ def _fit_folds(features: Float32Array, codes: IntArray, starts: IntArray, pool: 
 
 
 def _in_order(pool: Executor, make: Callable[[int], Made], given: Iterable[int]) -> Iterator[Made]:
-    """What `make` makes of each, in order, a few at a time: what is not yet asked for takes no memory."""
+    """The results of `make` for each of `given`, in order; only a few are computed ahead, to save memory."""
     ahead: deque[Future[Made]] = deque()
     for one in given:
         ahead.append(pool.submit(make, one))

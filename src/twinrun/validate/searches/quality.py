@@ -2,13 +2,13 @@
 
 The list is CleanVision's (https://github.com/cleanlab/cleanvision, Apache-2.0): dark, bright (its "light"), blurred,
 low in information, odd in size, odd in aspect, gray among colour. Its thresholds are absolute, and by them all of MNIST
-is low in information. Here an image must pass the threshold and stand apart from its set as well, outside the quartiles
-by so many interquartile ranges (Tukey, "Exploratory Data Analysis", 1977): what all images of a set are like is its
-nature and no flaw of one. The price is that a flaw that a quarter of the set shares is not seen.
+is low in information. Here an image must pass the threshold and also be an outlier of its set, outside the quartiles by
+some interquartile ranges (Tukey, "Exploratory Data Analysis", 1977): what is usual in a set is not a flaw. So a flaw
+that a quarter of the set has is not found.
 
-    name              passes the threshold where                                  stands apart by
-    dark              99th percentile of gray < 0.32 (CleanVision's); facts       1.5 IQR
-                      hold the 95th: the larger of it and mean + 2 deviations
+    name              passes the threshold where                                  outlier by
+    dark              99th percentile of gray < 0.32 (CleanVision's), estimated   1.5 IQR
+                      as the larger of the 95th and mean + 2 deviations
     bright            5th percentile of gray > 0.95 (CleanVision's)               1.5 IQR
     blurred           sharpness < 0.1 of the contrast (CleanVision measures a     1.5 IQR of the logarithm of that share
                       copy of 64 pixels, and facts the whole image)               and of the sharpness
@@ -43,7 +43,7 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class QualityIssue:
-    """One flaw of one image: `name` of the flaw, `row` of the image, and its measure in `text`."""
+    """One flaw of one image: the `name` of the flaw, the `row` of the image, and a `text` with its measure."""
 
     name: str
     row: int
@@ -53,9 +53,9 @@ class QualityIssue:
 def find_quality_issues(facts: Mapping[str, Sequence[Any]]) -> list[QualityIssue]:
     """Flaws of the images by kind, the worst of each kind first.
 
-    `facts` are columns of equal length, one entry for each row; an image of which a fact is null, and a check whose
-    facts are not there, are passed over. Sets of under 8 images have no quartiles to speak of: there every image that
-    passes a threshold is named, and none for its size.
+    `facts` are columns of equal length, one entry for each row. Images with a null fact and checks with missing facts
+    are skipped. Sets of under 8 images have no meaningful quartiles: there every image that passes a threshold is
+    reported, and none for its size.
     """
     checks = (_dark, _bright, _blurred, _low_information, _odd_size, _odd_aspect, _gray)
     return [issue for check in checks for issue in check(facts)]
@@ -86,7 +86,7 @@ def _blurred(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
     if (columns := _columns(facts, "sharpness", "contrast")) is None:
         return
     sharpness, contrast = columns
-    contrast = np.where(contrast < _BLANK_CONTRAST, np.nan, contrast)  # a blank image has nothing that could be sharp
+    contrast = np.where(contrast < _BLANK_CONTRAST, np.nan, contrast)  # a blank image cannot be sharp
     ratio = sharpness / contrast
     log_sharpness, log_ratio = np.log(np.maximum(sharpness, _TINY)), np.log(np.maximum(ratio, _TINY))
     flags = (ratio < _BLURRED_RATIO) & _below(log_sharpness, _APART) & _below(log_ratio, _APART)
@@ -142,7 +142,7 @@ def _gray(facts: Mapping[str, Sequence[Any]]) -> Iterator[QualityIssue]:
     flags = (red == green) & (green == blue)
     colour = int(np.isfinite(red).sum() - flags.sum())
     if flags.sum() < colour:
-        text = f"without colour, as {int(flags.sum()):,} of {int(flags.sum()) + colour:,} are"
+        text = f"without colour, like {int(flags.sum()):,} of {int(flags.sum()) + colour:,} images"
         yield from _issues("gray", flags, np.zeros(len(red)), lambda _: text)
 
 

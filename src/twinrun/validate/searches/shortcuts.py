@@ -2,12 +2,12 @@
 
 A network learns whatever separates the labels: the camera, the file's size, a hospital's mark in a corner (Geirhos
 et al., "Shortcut learning in deep neural networks", 2020; Lapuschkin et al., "Unmasking Clever Hans predictors", 2019).
-A decision tree that sees such facts alone, is trained on four fifths of the images and asked about the rest, says how
-much of the label they give away. Some is natural: cardboard is brown, and a one takes less ink than an eight.
+A decision tree on such facts, trained on four fifths of the images and tested on the rest, shows how well they predict
+the label. Some of that is natural: cardboard is brown, and a one takes less ink than an eight.
 
-Two questions are asked of each group of facts: how well are all labels predicted (balanced accuracy over the labels),
-and how well is the one label that is predicted best (balanced accuracy of "this label or another", chance 0.5)? A mark
-on the images of one label in ten moves the first from 0.1 to 0.2 only, and the second to 1.
+Each group of facts gets two scores: the balanced accuracy over all labels, and that of the one label that is predicted
+best ("this label or another", chance 0.5). A mark on the images of one label in ten moves the first only from 0.1 to
+0.2, but the second to 1.
 """
 
 from collections import Counter
@@ -47,9 +47,9 @@ _IMAGES_AT_ONCE = 4096
 class Shortcut:
     """How well a small tree predicts labels from the `facts` of a group, on images that it was not trained on.
 
-    Accuracies are balanced, in [0, 1], `low` to `high` is a 95% interval. `label` None: all labels predicted, and
-    `chance` is 1 / labels. Otherwise that label or another, with chance 0.5; it is the one that is predicted best,
-    and the interval allows for the choice.
+    Accuracies are balanced, in [0, 1]; `low` to `high` is a 95% interval. With `label` None all labels are predicted,
+    and `chance` is 1 / labels. Otherwise it is "this label or another", with chance 0.5, for the label that is
+    predicted best, and the interval allows for that choice.
     """
 
     name: str
@@ -64,11 +64,11 @@ class Shortcut:
 def find_shortcuts(facts: Mapping[str, Sequence[Any]], labels: Sequence[str], *, seed: int) -> list[Shortcut]:
     """For each group of facts, and for all of them together: how well they predict the labels.
 
-    `facts` are columns of equal length, one entry for each image, null where unknown (which a tree may use too); those
-    of table.py and of `corner_colours` are read, and `aspect` is made of width and height. A group that has one value
-    throughout is passed over. Labels of a single image are left out; with fewer than two labels there is nothing to
-    tell. Of a large set at most 10,000 images are looked at, as many of each label, of the 200 labels with the most
-    images. The same for the same seed.
+    `facts` are columns of equal length, one entry for each image, null where unknown (which a tree may use too). Those
+    of table.py and of `corner_colours` are used, and `aspect` is computed from width and height. A group with a single
+    value is skipped. Labels that only one image has are left out; with fewer than two labels the result is empty. Of a
+    large set at most 10,000 images are used, evenly from the 200 labels with the most images. The same for the same
+    seed.
     """
     rows, classes = _chosen(labels, seed)
     if len(set(classes.tolist())) < 2:
@@ -92,11 +92,11 @@ def find_shortcuts(facts: Mapping[str, Sequence[Any]], labels: Sequence[str], *,
 def corner_colours(
     images: Pixels, widths: Sequence[int | None], heights: Sequence[int | None]
 ) -> dict[str, list[float | None]]:
-    """Mean red, green and blue, in [0, 1], of the corners of each of (N, H, W, C): `corner_top_left_red` and 11 more.
+    """Mean red, green and blue, in [0, 1], of the corners of each of (N, H, W, C): `corner_top_left_red` and so on.
 
-    A corner is an eighth of each side, and its tip, as in `tip_top_left_red`, a sixteenth. Black bars, as `fit: pad`
-    puts them round an image whose sides, in pixels, are `widths` and `heights`, do not count as its corner; where these
-    are unknown the image has no corners.
+    A corner is an eighth of each side; its tip, as in `tip_top_left_red`, is a sixteenth. The black bars that
+    `fit: pad` adds to an image whose sides, in pixels, were `widths` and `heights` are not part of its corners; where
+    the sides are unknown, the colours are null.
     """
     count, channels = len(images), images.shape[3]
     places = [
@@ -151,7 +151,7 @@ def _wanted(facts: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, ...]]:
 
 
 def _chosen(labels: Sequence[str], seed: int) -> tuple[IntArray, IntArray]:
-    """Rows to look at, and the number of the label of each: as many of each label as there is room for."""
+    """The rows to use, and the number of the label of each: evenly from all labels, up to a total."""
     _, codes, counts = np.unique(np.array(labels, dtype=str), return_inverse=True, return_counts=True)
     largest = np.sort(np.argsort(-counts, kind="stable")[:_MOST_LABELS])
     most = max(_FEWEST_PER_LABEL, _MOST_IMAGES // max(1, len(largest)))
@@ -162,7 +162,7 @@ def _chosen(labels: Sequence[str], seed: int) -> tuple[IntArray, IntArray]:
 
 
 def _folds(classes: IntArray, seed: int) -> IntArray:
-    """A fold for each image, every label spread over them as evenly as it goes."""
+    """A fold for each image, every label spread over the folds as evenly as possible."""
     folds = np.empty(len(classes), np.int64)
     order = keyed_order(np.arange(len(classes), dtype=np.uint64), seed, 1)
     by_class = order[np.argsort(classes[order], kind="stable")]
@@ -171,7 +171,7 @@ def _folds(classes: IntArray, seed: int) -> IntArray:
 
 
 def _column(facts: Mapping[str, Sequence[Any]], fact: str, rows: IntArray) -> FloatArray | None:
-    """The fact of `rows` as numbers (n, k), nan for null, a category as k of 0 and 1; None if it never varies."""
+    """The fact of `rows` as numbers (n, k), nan for null, categories one-hot encoded; None if it never varies."""
     if fact == "aspect":
         width, height = _column(facts, "width", rows), _column(facts, "height", rows)
         return None if width is None or height is None else width / height
@@ -187,7 +187,7 @@ def _column(facts: Mapping[str, Sequence[Any]], fact: str, rows: IntArray) -> Fl
 
 
 def _predicted(values: FloatArray, classes: IntArray, folds: IntArray, seed: int) -> IntArray:
-    """What a tree says of each image of `values` (n, facts) that was trained on the other folds."""
+    """The prediction for each image of `values` (n, facts) by a tree that was trained on the other folds."""
     from sklearn.tree import DecisionTreeClassifier
 
     leaves = _LEAVES_PER_LABEL * len(np.unique(classes))
@@ -204,7 +204,7 @@ def _predicted(values: FloatArray, classes: IntArray, folds: IntArray, seed: int
 def _scored(
     group: str, facts: tuple[str, ...], classes: IntArray, predicted: IntArray, names: dict[int, str], seed: int
 ) -> list[Shortcut]:
-    """The balanced accuracy over all labels, and of the label that is predicted best where there are more than two."""
+    """The balanced accuracy over all labels and, if there are more than two, that of the label predicted best."""
     codes = np.array(sorted(names))
     right = np.array([((classes == code) & (predicted == code)).sum() for code in codes])
     wrong = np.array([((classes == code) & (predicted != code)).sum() for code in codes])
@@ -226,7 +226,7 @@ def _scored(
 
 
 def _drawn(generator: np.random.Generator, hits: IntArray, misses: IntArray) -> FloatArray:
-    """Draws (draws, labels) of rates with so many hits and misses, by Jeffreys' posterior of a proportion."""
+    """Samples (draws, labels) from Jeffreys' posterior of a rate, given hits and misses."""
     return generator.beta(hits + 0.5, misses + 0.5, size=(_DRAWS, len(hits)))
 
 
