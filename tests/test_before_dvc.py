@@ -141,7 +141,7 @@ def test_a_folder_outside_the_project_is_said_not_to_be_shared_and_to_need_its_f
     (relative,), (full,) = advice(project, "../photos"), advice(project, str(outside))
 
     for said in (relative, full):
-        assert "lies outside the project, so DVC watches its images and no clone gets them" in said
+        assert "is outside the project, so DVC notices changes in it, but no clone gets its images" in said
     assert relative.endswith(f"write its path in full, which experiments in a temporary folder need: {outside}")
     assert "in full" not in full
 

@@ -70,7 +70,7 @@ def test_a_check_names_what_it_leaves_out_and_goes_on_where_a_folder_cannot_be_r
         "Left out: 1 file that is not an image (.txt) and 1 file or folder of other programs (THUMBS.DB).",
         'Left out by the pattern "*/masks/*": 12 files.',
         "Not followed, since it leads back to a folder above: train/loop.",
-        "Folders that cannot be read, and so were not looked into: closed (Permission denied).",
+        "Folders that cannot be read and were left out: closed (Permission denied).",
     ]
     assert "2 classes; train 12" in ran.said.splitlines()[-1]
 

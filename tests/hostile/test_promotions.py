@@ -1,4 +1,4 @@
-"""A journal of promotions that was cut off: doctor names it, and the command that it names brings it in order."""
+"""A journal of promotions with an interrupted change: doctor reports it, and the command that it names fixes it."""
 
 import shutil
 from collections.abc import Callable
@@ -41,5 +41,5 @@ def test_doctor_names_a_line_that_is_no_promotion(line: bytes, project: Path, tw
 
     found = twinrun("doctor")
 
-    assert "promotions.jsonl, line 1: no promotion can be read from it" in found
+    assert "promotions.jsonl, line 1: not a record of a promotion" in found
     assert "fix: remove that line from mlruns/promotions.jsonl" in found

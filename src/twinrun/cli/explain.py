@@ -35,9 +35,10 @@ def explain(
         bool, typer.Option("--trust", help="Load a model that contains the code of its network, and run that code.")
     ] = False,
 ) -> None:
-    """Write a page that shows what the network does with one image, with the numbers that it computes with.
+    """Write a page that shows what the network does with one image, with the network's own numbers.
 
-    From convolution to softmax, which places of the image speak for the answer, and the most similar training images.
+    The page has each step from convolution to softmax, the places that support the answer, and the most similar
+    training images.
 
     Example: twinrun explain photo.jpg --model data/out/train/bundle
     """

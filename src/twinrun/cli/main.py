@@ -227,7 +227,7 @@ def history(model: Model = None) -> None:
     for entry in entries:
         first, *more = [*filter(None, [entry.reason, *entry.gates, None if entry.gates else entry.detail])] or [""]
         numbers = ("" if entry.before is None else str(entry.before), "" if entry.after is None else str(entry.after))
-        add_row(table, entry.time[:19], entry.user, entry.action, *numbers, entry.outcome or "cut off", first)
+        add_row(table, entry.time[:19], entry.user, entry.action, *numbers, entry.outcome or "interrupted", first)
         for line in more:  # a line of a cell is a row, since a line end in a text is shown as such
             add_row(table, *[""] * 6, line)
     draw(table)
@@ -285,7 +285,7 @@ def show(
     model: Model = None,
     diff: Annotated[bool, typer.Option("--diff", help="Print the uncommitted changes too, as a patch.")] = False,
 ) -> None:
-    """Print what made a run: commit, params, data, environment, machine, results.
+    """Print the card of a run: commit, params, data, environment, machine, results.
 
     Examples: twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
     """
@@ -318,7 +318,7 @@ def reproduce(
     ] = False,
     model: Model = None,
 ) -> None:
-    """Train a run again from its commit and its data, and say whether it gives the same weights.
+    """Train a run again from its commit and its data, and say whether the weights are the same.
 
     Everything that is missing is reported before anything is computed. The verdict is recorded on both runs. Exit code:
     0 identical, 3 equivalent (another processor or library, and metrics within the run's interval), 4 different, 1 the

@@ -1,10 +1,10 @@
-"""What a network does with one image, step by step, with the numbers that it computes with: the data of a page.
+"""What a network does with one image, step by step, with its own numbers: the data of the page of `twinrun explain`.
 
 Of a small network every step is kept, of a deep one the first block and the last. Every number is the network's own: a
-function mode sees each operation with its arguments. Which places of the image speak for an answer is exact where the
-network ends in pooling and one linear layer (Zhou et al., "Learning Deep Features for Discriminative Localization",
-2016), and else estimated (Selvaraju et al., "Grad-CAM", 2017). Covering one part of the image at a time (Zeiler and
-Fergus, "Visualizing and Understanding Convolutional Networks", 2014) checks both.
+function mode sees each operation with its arguments. A class map, which shows the places that support an answer, is
+exact where the network ends in pooling and one linear layer (Zhou et al., "Learning Deep Features for Discriminative
+Localization", 2016), and otherwise an estimate (Selvaraju et al., "Grad-CAM", 2017). Covering one part of the image at
+a time (Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", 2014) checks both.
 """
 
 import math
@@ -63,7 +63,7 @@ _KINDS = KINDS | {
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the page shows: `data`, plain values that go into it as JSON, and the answer (classes and probabilities)."""
+    """The content of the page: `data`, plain values that become its JSON, and the answer (classes, probabilities)."""
 
     data: dict[str, Any]
     classes: tuple[str, ...]
@@ -72,7 +72,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class _Call:
-    """One operation on a batch of one; the tensors are copies, or None where only its kind was wanted."""
+    """One operation on a batch of one; the tensors are copies, or missing where only its kind is needed."""
 
     kind: str
     operation: str
@@ -94,8 +94,8 @@ def anatomy(bundle: Bundle, pixels: Pixels) -> Anatomy:
 def occlusion(bundle: Bundle, pixels: Pixels) -> dict[str, Any]:
     """How the answer changes when a part of the image (H, W, C) is covered, for parts in a grid over it.
 
-    `probability` of the class that is the answer and `drop`, by how much its log odds fall, have the shape (rows,
-    columns) of the grid; `cell` is its step and `patch` the side of a part, in pixels.
+    `probability` of the predicted class and `drop`, the decrease of its log odds, have the shape (rows, columns) of the
+    grid; `cell` is its step and `patch` the side of a part, in pixels.
     """
     plain = replace(bundle, network=plain_network(bundle.network))
     cell = max(1, round(max(pixels.shape[:2]) / _CELLS))
@@ -124,7 +124,7 @@ def occlusion(bundle: Bundle, pixels: Pixels) -> dict[str, Any]:
 def nearest(bundle: Bundle, pixels: Pixels, images: Pixels, rows: IntArray) -> list[tuple[int, float]]:
     """The rows of the most similar of `images[rows]`, (N, H, W, C), the most similar first, with the similarity.
 
-    It is the cosine, in [-1, 1], between what the head is given. Empty without such a head.
+    It is the cosine, in [-1, 1], between the inputs of the head. Empty for a network without a linear head.
     """
     plain = replace(bundle, network=plain_network(bundle.network))
     _, wanted = outputs_of(plain, pixels[None], np.zeros(1, np.int64))
@@ -140,13 +140,13 @@ def nearest(bundle: Bundle, pixels: Pixels, images: Pixels, rows: IntArray) -> l
 
 
 def searched(rows: IntArray, size: tuple[int, int]) -> IntArray:
-    """Those of `rows` that a search looks at where images have `size` (H, W): all, or evenly spaced ones."""
+    """The `rows` to search when images have `size` (H, W): all of them, or evenly spaced ones."""
     most = max(1, _SEARCHED_PIXELS // math.prod(size))
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def agreement(class_map: NDArray[np.floating[Any]], covered: dict[str, Any], size: tuple[int, int]) -> float | None:
-    """Rank correlation, in [-1, 1], between a class map (h, w) and what covering showed; None where one is constant."""
+    """Rank correlation, in [-1, 1], of a class map (h, w) and the drops of `occlusion`; None where one is constant."""
     down, across = (np.arange(side) * cells // side for side, cells in zip(size, class_map.shape, strict=True))
     fine = class_map[down][:, across]
     drop, cell, patch = np.array(covered["drop"]), covered["cell"], covered["patch"]
@@ -191,7 +191,7 @@ def _anatomy(bundle: Bundle, pixels: Pixels) -> Anatomy:
 
 
 class _Arrays:
-    """Arrays of float32 that a page holds once each; -1 is the image as the network is given it."""
+    """Arrays of float32, each stored once in a page; -1 is the input of the network."""
 
     def __init__(self, image: Float32Array) -> None:
         self.packed: list[dict[str, Any]] = []
@@ -210,7 +210,7 @@ class _Arrays:
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees every call of a torch function, and keeps what those in `wanted`, by number, work with."""
+    """Records every call of a torch function, with arguments and output for those whose number is in `wanted`."""
 
     def __init__(self, wanted: set[int]) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ def _chosen(kinds: Sequence[str]) -> list[int]:
 
 
 def _speaking(head: nn.Linear, calls: Sequence[_Call], best: int) -> FloatArray | None:
-    """How much each input of the head speaks for the class `best`: weight times input, (features,)."""
+    """The contribution of each input of the head to the class `best`: weight times input, (features,)."""
     given = calls[-1].arguments.get("input") if calls and calls[-1].kind == "fully connected" else None
     if given is None or given.shape != (head.in_features,):
         return None
@@ -344,7 +344,7 @@ def _same_values(one: Float32Array | None, other: Any) -> bool:
 
 
 def _maps_to_show(output: Float32Array, preferred: FloatArray | None) -> IntArray:
-    """The maps that speak most for the answer, where these are the ones that the head weighs; else the liveliest."""
+    """The maps that contribute most to the answer, if the head uses these maps; otherwise those that vary most."""
     size = math.prod(output.shape[1:])
     count = min(len(output), max(_FEWEST_MAPS, min(_MOST_MAPS, _MAP_VALUES // size)))
     if preferred is not None and len(preferred) == len(output):
@@ -368,7 +368,7 @@ def _of_linear(arguments: dict[str, Any], units: IntArray, arrays: _Arrays) -> d
 
 
 def _of_convolution(arguments: dict[str, Any], shown: IntArray, arrays: _Arrays) -> dict[str, Any]:
-    """The kernels of the maps that are shown, and the input maps that they look at, by place in what is stored."""
+    """The kernels of the maps that are shown, and the numbers of the arrays with their input maps."""
     given, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
     of_group, outputs_of_group = weight.shape[1], weight.shape[0] // int(arguments.get("groups", 1))
     first = shown // outputs_of_group * of_group  # for each map, the first of the input maps of its group
@@ -391,7 +391,7 @@ def _of_convolution(arguments: dict[str, Any], shown: IntArray, arrays: _Arrays)
 
 
 def _of_maps(call: _Call, shown: IntArray, arrays: _Arrays) -> dict[str, Any]:
-    """What else is needed to compute the maps that are shown again: statistics, windows, the other summand."""
+    """What else the page needs to compute the shown maps itself: statistics, windows, the other summand."""
     values: dict[str, Any] = {"input": arrays.add(call.arguments["input"][shown])}
     if call.kind == "addition":
         values["other"] = arrays.add(call.arguments["other"][shown])
@@ -415,7 +415,7 @@ def _of_maps(call: _Call, shown: IntArray, arrays: _Arrays) -> dict[str, Any]:
 def _class_maps(
     bundle: Bundle, image: Tensor, logits: Tensor, calls: Sequence[_Call], classes: IntArray
 ) -> dict[str, Any] | None:
-    """For the likeliest classes, how much each place speaks for the class; None where the network has no maps."""
+    """For the likeliest classes, how much each place supports the class; None where the network has no maps."""
     exact = _exact_maps(bundle, logits, calls, classes)
     if exact is not None:
         return exact
@@ -424,7 +424,7 @@ def _class_maps(
 
 
 def _exact_maps(bundle: Bundle, logits: Tensor, calls: Sequence[_Call], classes: IntArray) -> dict[str, Any] | None:
-    """Maps whose values add up to the logit, but for the bias; None where the network does not end so."""
+    """Maps whose values and the bias add up to the logit; None unless the network ends in pooling and a linear head."""
     pooling = next((call for call in reversed(calls) if call.kind == "pooling"), None)
     if pooling is None or pooling.output is None or pooling.arguments["input"].ndim != 3:
         return None
@@ -510,7 +510,7 @@ def _is_spatial(output: Tensor) -> bool:
 
 
 def _levels(bundle: Bundle) -> Float32Array:
-    """What the network is given for each value of a pixel: (channels, 256)."""
+    """The input of the network for each value of a pixel: (channels, 256)."""
     settings = bundle.preprocessing
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 256, 1).repeat(1, 1, 1, len(settings.mean))
     levels: Float32Array = normalised(every, channel_tensor(settings.mean), channel_tensor(settings.std))[
@@ -525,7 +525,7 @@ def _packed(values: Float32Array) -> dict[str, Any]:
 
 
 def unpacked(packed: dict[str, Any]) -> Float32Array:
-    """The array that `_packed` made JSON of."""
+    """The array from the JSON of `_packed`."""
     return np.frombuffer(b64decode(packed["data"]), "<f4").reshape(packed["shape"])
 
 

@@ -34,8 +34,8 @@ def anatomy_html(
 ) -> str:
     """The page for the image called `name` and the model described by `model`.
 
-    `covered` is what `occlusion` found and `agreement` how far the class map agrees with it; `notes` say what is not on
-    the page, and why.
+    `covered` is the result of `occlusion`, and `agreement` its rank correlation with the class map; `notes` say what is
+    not on the page, and why.
     """
     data = anatomy.data | {
         "probabilities": anatomy.probabilities.tolist(),

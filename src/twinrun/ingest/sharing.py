@@ -17,7 +17,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Entries of a folder that DVC does not watch, or, where it is `fatal`, ends with an error on; and what to do."""
+    """Entries of a folder that DVC ignores or, if `fatal`, fails on; and what to do."""
 
     problem: str
     remedy: str
@@ -42,7 +42,7 @@ class _Kind:
 _FOLDER_LINK, _BROKEN, _NAME, _UNREADABLE, _SPECIAL = (
     _Kind(
         "link to a folder",
-        "DVC does not follow it: it sees no change there, and no clone gets those images",
+        "DVC does not follow it: it notices no change there, and no clone gets those images",
         "Replace it by a copy of what it points to, or name that folder in ingest.path (params.yaml).",
         fatal=False,
     ),
@@ -59,9 +59,9 @@ _FOLDER_LINK, _BROKEN, _NAME, _UNREADABLE, _SPECIAL = (
         fatal=True,
     ),
     _Kind(
-        "file or folder that may not be read",
+        "file or folder that cannot be read",
         "DVC ends with an error on it",
-        "Let yourself read it: chmod -R u+rX {folder}",
+        "Make it readable: chmod -R u+rX {folder}",
         fatal=True,
     ),
     _Kind(
@@ -74,7 +74,7 @@ _FOLDER_LINK, _BROKEN, _NAME, _UNREADABLE, _SPECIAL = (
 
 
 def obstacles(folder: Path) -> list[Obstacle]:
-    """What in `folder` DVC does not watch or ends with an error on, one entry for each kind; [] if it is missing.
+    """What in `folder` DVC ignores or fails on, one entry for each kind; [] if the folder is missing.
 
     The folder itself may be a link: DVC follows that one.
     """
@@ -90,9 +90,9 @@ Tracked = Literal["added", "not committed", "git", "outside", "link", "no"]
 def tracked(root: Path, path: str) -> Tracked:
     """How the folder `path`, as ingest.path names it, reaches another clone of the project at `root`.
 
-    "added": by DVC, with its .dvc file known to git; "not committed": the same, but git does not know that file; "git":
-    git tracks files in it; "outside": it lies outside the project, which DVC watches and does not share; "link": it is
-    a link, which DVC cannot add; "no": by nothing.
+    "added": by DVC, and git tracks its .dvc file; "not committed": the same, but git does not track that file; "git":
+    git tracks files in it; "outside": not at all, since DVC does not share folders outside the project; "link": not at
+    all, since DVC cannot add a link; "no": not at all.
     """
     folder = Path(os.path.normpath(root / path))
     if not folder.is_relative_to(root):
@@ -107,25 +107,25 @@ def tracked(root: Path, path: str) -> Tracked:
 
 
 def not_shared(root: Path, path: str) -> Obstacle | None:
-    """What to say of a folder that neither a clone nor an experiment apart from the workspace would have; or None."""
+    """Advice on a folder that clones and experiments outside the workspace would lack; None for any other folder."""
     path = os.path.normpath(path)
     add = f"git add {shlex.quote(path)}.dvc {shlex.quote((Path(path).parent / '.gitignore').as_posix())}"
     result = "so no clone, no `dvc exp run --temp` and no `--queue` has its images"
     match tracked(root, path):
         case "no":
             return Obstacle(
-                f"{path} is neither in DVC nor in git, {result}: add it to DVC, and not to git",
+                f"{path} is neither in DVC nor in git, {result}: add it to DVC, not to git",
                 f"dvc add {shlex.quote(path)} && {add}",
                 fatal=False,
             )
         case "not committed":
             return Obstacle(
-                f"{path} is in DVC, but git does not know {path}.dvc yet, {result}", f"{add} && git commit", fatal=False
+                f"{path} is in DVC, but git does not track {path}.dvc, {result}", f"{add} && git commit", fatal=False
             )
         case "link":
             target = os.path.realpath(root / path)
             return Obstacle(
-                f"{path} is a link, which `dvc add` does not take, {result}: name its target",
+                f"{path} is a link, which `dvc add` refuses, {result}: name its target",
                 f"ingest.path: {target}",
                 fatal=False,
             )
@@ -139,13 +139,13 @@ def in_full(root: Path, path: str) -> str | None:
 
 
 def outside_advice(root: Path, path: str) -> Obstacle | None:
-    """What to say of a folder outside the project, which works here and nowhere else; None for one inside it."""
+    """Advice on a folder outside the project, which only this machine has; None for one inside it."""
     if tracked(root, path) != "outside":
         return None
     full = in_full(root, path)
     written = f", and write its path in full, which experiments in a temporary folder need: {full}" if full else ""
     return Obstacle(
-        f"{path} lies outside the project, so DVC watches its images and no clone gets them",
+        f"{path} is outside the project, so DVC notices changes in it, but no clone gets its images",
         f"to share them, copy the folder to data/raw and add it (dvc add); or keep it there{written}",
         fatal=False,
     )
@@ -154,7 +154,7 @@ def outside_advice(root: Path, path: str) -> Obstacle | None:
 def nearby(root: Path, path: str) -> str:
     """A sentence, with a space before it, that names folders near `path`, which does not exist; "" if there are none.
 
-    Those whose names are alike come first; folders that hold nothing are left out.
+    Those with a similar name come first; empty folders are left out.
     """
     parents = dict.fromkeys([Path(os.path.normpath(root / path)).parent, root / "data/raw"])
     folders = [folder for parent in parents for folder in _filled_folders(parent)]
@@ -176,7 +176,7 @@ def _filled_folders(parent: Path) -> list[Path]:
 
 
 def advice(root: Path, path: str) -> list[str]:
-    """What to say of the source folder `path` once it is read; [] where the folder `root` is not a DVC project."""
+    """Advice on the source folder `path`, for the end of ingest; [] where the folder `root` is not a DVC project."""
     if not (root / ".dvc").is_dir():
         return []
     unshared = not_shared(root, path) or outside_advice(root, path)

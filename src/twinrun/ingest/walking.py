@@ -1,8 +1,8 @@
-"""Walking a folder: which of its files are images to be judged, and which are left out, counted.
+"""Walking a folder: which of its files are images to use, and how many others are left out, by reason.
 
-A file counts unless it is litter of an operating system or another program, matches a pattern of `ingest.leave_out`, or
-does not claim to be an image: neither its suffix nor its first bytes are an image's. What the folders mean is decided
-in `levels.py`.
+A file counts unless it belongs to an operating system or another program (litter), matches a pattern of
+`ingest.leave_out`, or has neither the suffix nor the first bytes of an image. The meaning of folders is decided in
+`levels.py`.
 """
 
 import fnmatch
@@ -28,7 +28,7 @@ _IMAGE_SUFFIXES = words_of(
     .j2k .jpx .jpf .jxl .jxr .ico .cur .tga .pcx .psd .svg .exr .hdr .qoi .sgi .xbm .xpm .dcm .dicom .dng .cr2 .cr3 .crw
     .nef .nrw .arw .orf .rw2 .raf .pef .srw .raw .npy .nii"""
 )
-# The start of a file that is still being written says nothing of the rest.
+# Files that are still being downloaded may begin like an image.
 _UNFINISHED = words_of(".crdownload .part .partial .download .opdownload .filepart .aria2 .!ut")
 _IMAGE_STARTS = (
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  "),
@@ -45,7 +45,7 @@ _SHOWN = 3
 
 @dataclass
 class Walk:
-    """What lies below a folder: the files that count, each with its folders, and all that was left out."""
+    """The content of a folder: the files that count, each with its folders, and what was left out."""
 
     files: list[tuple[Parts, str]] = field(default_factory=list)
     folders: list[Parts] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Walk:
     outside: list[str] = field(default_factory=list)  # links out of the folder, with their targets
 
     def notes(self) -> list[str]:
-        """One sentence for each kind of what was left out."""
+        """One sentence for each reason why something was left out."""
         notes, parts = [], []
         if self.no_images:
             parts.append(_counted(self.no_images, "file that is not an image", "files that are not images"))
@@ -78,13 +78,13 @@ class Walk:
         if self.outside:
             notes.append(f"Not followed, since they lead out of the folder: {some_names(self.outside)}.")
         if self.unreadable:
-            notes.append(f"Folders that cannot be read, and so were not looked into: {some_names(self.unreadable)}.")
+            notes.append(f"Folders that cannot be read and were left out: {some_names(self.unreadable)}.")
         return notes
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder on the way down; `above` are the device and inode numbers of it and of all above it."""
+    """A folder to be walked; `above` has the device and inode numbers of it and of all folders above it."""
 
     path: str
     parts: Parts
@@ -99,11 +99,11 @@ def walk_folder(
     *,
     follow_links: bool = False,
 ) -> Walk:
-    """Walk `root` in one pass, links followed; a folder that is reached twice is listed twice, only loops are cut.
+    """Walk `root` in one pass and follow links; a folder that is reached twice is listed twice, except in loops.
 
-    A link that leads out of `root` is followed where `follow_links` says so, or where DVC made it, into its cache.
-    `leave_out` are patterns on paths inside `root`; a pattern that matches a folder leaves out all in it. `skipped` are
-    files and folders that count for nothing. The files named in `report` are left out of a folder that has all of them.
+    A link that leads out of `root` is followed if `follow_links` is set, or if it leads into DVC's cache. `leave_out`
+    are patterns on paths inside `root`; a pattern that matches a folder leaves out all in it. `skipped` are files and
+    folders to ignore. The files named in `report` are left out of a folder that has all of them.
     """
     walk = Walk(patterns=Counter(dict.fromkeys(leave_out, 0)))
     passed_over = {(status.st_dev, status.st_ino) for status in map(_stat, map(str, skipped)) if status is not None}
@@ -201,7 +201,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_one_of(entry: "os.DirEntry[str]", is_folder: bool, passed_over: set[tuple[int, int]]) -> bool:
-    # The inode is in the entry; a link's own number is none of theirs.
+    # The entry has the inode, which saves a call of stat; of a link it is the link's own.
     if not entry.is_symlink() and entry.inode() not in {inode for _, inode in passed_over}:
         return False
     stat = _stat(entry.path)
@@ -216,7 +216,7 @@ def _stat(path: str) -> os.stat_result | None:
 
 
 def _matcher(pattern: str) -> "re.Pattern[str]":
-    """A pattern on a path inside the folder; "*/masks/*" is also masks/ at the top, and a folder is all in it."""
+    """A pattern on a path inside the folder; "*/masks/*" also matches masks/ at the top, and a folder itself."""
     bare = re.sub(r"\*{2,}", "*", pattern).removeprefix("./").rstrip("/")
     forms = [bare]
     if bare.startswith("*/") and bare != "*/*":
@@ -226,7 +226,7 @@ def _matcher(pattern: str) -> "re.Pattern[str]":
 
 
 def _counts(entry: "os.DirEntry[str]") -> bool:
-    """Whether a file claims to be an image, by its suffix or by its first bytes."""
+    """Whether a file seems to be an image, by its suffix or its first bytes."""
     suffix = _suffix(entry.name)
     if suffix in _UNFINISHED:
         return False
@@ -237,7 +237,7 @@ def _counts(entry: "os.DirEntry[str]") -> bool:
 
 
 def _suffix(name: str) -> str:
-    """The end of a name from its last dot on, in small letters; a dot at its start begins none."""
+    """The end of a name from its last dot on, in lower case; a dot at its start does not count."""
     stem, dot, suffix = name.rpartition(".")
     return f".{suffix.lower()}" if dot and stem.strip(".") else ""
 
@@ -252,7 +252,7 @@ def _start(entry: "os.DirEntry[str]") -> bytes | None:
 
 
 def starts_like_an_image(start: bytes) -> bool:
-    """Whether the first bytes of a file, 132 at least, are those of an image in a format that is read."""
+    """Whether the first bytes of a file, 132 at least, are those of an image in a supported format."""
     if start.startswith(_IMAGE_STARTS) or start[128:132] == b"DICM":
         return True
     if start.startswith(b"BM"):

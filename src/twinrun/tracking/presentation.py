@@ -48,28 +48,28 @@ _MOST_MISTAKES = 10
 
 
 def short(run_id: str) -> str:
-    """A run's id as it stands in its name and in all that is printed."""
+    """The first characters of a run's id, as in its name and in all output."""
     return run_id[:ID_LENGTH]
 
 
 def run_name(name: str, run_id: str, accuracy: float | None = None) -> str:
-    """What a run is called in MLflow: "32d74ae4 lenet5 on digits", and once evaluated "99.2% 32d74ae4 lenet5 ...".
+    """The name of a run in MLflow: "32d74ae4 lenet5 on digits", and once evaluated "99.2% 32d74ae4 lenet5 ...".
 
-    What differs comes first, since MLflow's run list cuts names after some 25 characters.
+    What differs between runs comes first, since MLflow's run list cuts names after some 25 characters.
     """
     first = "" if accuracy is None else f"{_percent(accuracy)} "
     return f"{first}{short(run_id)} {name}"
 
 
 def is_given_name(current: str | None, name: str, run_id: str) -> bool:
-    """Whether a run is still called what it was called here or by an earlier version, rather than by a person."""
+    """Whether a run has a name that this or an earlier version gave it, not one given by a person."""
     own, identity = re.escape(name), re.escape(short(run_id))
     pattern = rf"(\d+\.\d% )?({identity} {own}|{own}(, {identity})?)"
     return re.fullmatch(pattern, current or "") is not None
 
 
 def titled(name: str, run_id: str) -> str:
-    """A run for a person: its name, and its id where the name lacks it."""
+    """A run as shown to a person: its name, and its id where the name lacks it."""
     shown = one_line(name)
     return shown if short(run_id) in shown else f"{shown} ({short(run_id)})"
 
@@ -92,13 +92,13 @@ def run_list_address(server: str, experiment: str) -> str:
 
 
 def without_password(address: str) -> str:
-    """An address that may be printed."""
+    """An address without its password, to print it."""
     parts = urlsplit(address)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def describe_run(metrics: Mapping[str, Any], confusion: Path, data: str, page: str) -> str:
-    """A run in Markdown: accuracy with its interval, what was taken for what, the data, and where the report is.
+    """A run in Markdown: accuracy with its interval, the confusion matrix, the data, and where the report is.
 
     `metrics` are those of data/out/evaluate/metrics.json, `confusion` the confusion.csv beside it, `page` is the run's
     page relative to the server.
@@ -117,7 +117,7 @@ def describe_run(metrics: Mapping[str, Any], confusion: Path, data: str, page: s
 def describe_version(
     metrics: Mapping[str, Any], model: Mapping[str, Any], *, data: str, run_id: str | None, refusal: str | None = None
 ) -> str:
-    """A registered version in Markdown: its accuracy, why it was refused, what it is, and its run and data.
+    """A registered version in Markdown: its accuracy, why it was refused, its network, run and data.
 
     `model` is the bundle's model.json.
     """
@@ -153,7 +153,7 @@ def describe(client: "MlflowClient", run: Any, text: str) -> None:
 
 
 def may_describe(current: str | None, text: str, written: str | None) -> bool:
-    """Whether `text` should replace the `current` description: no person wrote that, and `text` says something new.
+    """Whether `text` should replace the `current` description: no person wrote that, and `text` differs.
 
     `written` is the hash of the description that was written here last.
     """
@@ -203,7 +203,7 @@ def _interval(metrics: Mapping[str, Any], name: str) -> str:
 
 
 def _confusion(pairs: Counter[tuple[str, str]]) -> str:
-    """A matrix of a few classes; of many, the mistakes that were made most often."""
+    """The confusion matrix of a few classes; for many, the most frequent mistakes."""
     classes = sorted({name for pair in pairs for name in pair})
     if len(classes) <= _MOST_CLASSES:
         header = ["label / predicted", *map(escaped, classes)]

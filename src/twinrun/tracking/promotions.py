@@ -1,7 +1,7 @@
 """The journal of promotions, mlruns/promotions.jsonl: who made which version the champion, when and why.
 
-A change is written down before it is made, and its outcome after it, each as a line that is on the disk before anything
-else happens. So a line without an outcome is a change that was cut off, and the registry shows how it ended.
+A change is recorded before it is made, and its outcome after it, each as a line that is on the disk before anything
+else happens. So a line without an outcome is a change that was interrupted, and the registry shows how it ended.
 """
 
 import getpass
@@ -59,8 +59,8 @@ _LINE: TypeAdapter[_Begun | _Ended] = TypeAdapter(_Begun | _Ended)
 class Entry:
     """A change of a champion: from version `before` to `after`, None where there was none.
 
-    `outcome` is None where the change was begun and not ended; `detail` says why it failed or was refused, `gates` what
-    the version was asked, with the numbers, and `test_set` is the hash of the images that it was asked on.
+    `outcome` is None where the change was interrupted; `detail` says why it failed or was refused. `gates` are the
+    results of the gates, with the numbers, and `test_set` is the hash of the images that they used.
     """
 
     id: str | None
@@ -80,7 +80,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What the gates say of a version: why it was refused, if it was; a line for each gate; the test set."""
+    """The result of the gates for a version: why it was refused, if it was; a line for each gate; the test set."""
 
     refusal: str | None
     gates: tuple[str, ...] = ()
@@ -107,18 +107,18 @@ class Promotions:
             try:
                 parsed = _LINE.validate_json(line)
             except ValidationError:
-                problems.append(f"{self.file.name}, line {number}: no promotion can be read from it")
+                problems.append(f"{self.file.name}, line {number}: not a record of a promotion")
                 continue
             if isinstance(parsed, _Begun):
                 entries[parsed.id or f"line {number}"] = _entry(parsed)
             elif parsed.id in entries:
                 entries[parsed.id] = replace(entries[parsed.id], outcome=parsed.outcome, detail=parsed.detail)
             else:
-                problems.append(f"{self.file.name}, line {number}: the outcome of a change that is not in it")
+                problems.append(f"{self.file.name}, line {number}: the outcome of a change that has no line")
         return list(entries.values()), problems
 
     def unfinished(self, model: str, tracker: str) -> list[Entry]:
-        """Changes of one model that were begun and not ended."""
+        """Changes of one model that were interrupted."""
         return [entry for entry in self._of(model, tracker) if entry.outcome is None]
 
     def last(self, model: str, tracker: str) -> Entry | None:
@@ -126,7 +126,7 @@ class Promotions:
         return next((entry for entry in reversed(self._of(model, tracker)) if entry.outcome == "done"), None)
 
     def uses(self, model: str, tracker: str) -> Counter[str]:
-        """For each test set the number of promotions of one model that it has decided."""
+        """For each test set, the number of promotions of one model that were decided on it."""
         made = (entry for entry in self._of(model, tracker) if entry.action == "promote" and entry.outcome == "done")
         return Counter(entry.test_set for entry in made if entry.test_set is not None)
 
@@ -142,7 +142,7 @@ class Promotions:
         gates: Sequence[str] = (),
         test_set: str | None = None,
     ) -> str:
-        """Write down a change that is to be made; returns its id. Raises RegistryError where that cannot be done."""
+        """Record a change before it is made; returns its id. Raises RegistryError where it cannot be recorded."""
         entry_id = uuid.uuid4().hex
         user = "unknown"
         with suppress(KeyError, OSError):
@@ -171,7 +171,7 @@ class Promotions:
         return entry_id
 
     def end(self, entry_id: str, outcome: Outcome, detail: str | None = None) -> None:
-        """Write down how a change ended. Where that cannot be done the next command finds out and does it."""
+        """Record how a change ended. If that fails, the next command does it."""
         with suppress(OSError):
             self._append({"id": entry_id, "time": _now(), "outcome": outcome, "detail": detail})
 
@@ -179,7 +179,7 @@ class Promotions:
         return [entry for entry in self.read()[0] if entry.model == model and entry.tracker == tracker]
 
     def _append(self, line: dict[str, Any]) -> None:
-        """Add a line, whole or not at all. What a killed process left of a line is cut off first."""
+        """Add a line, completely or not at all. An incomplete line of a killed process is removed first."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a+b") as file:
             end = _whole_lines(file)
@@ -214,7 +214,7 @@ def _entry(line: _Begun) -> Entry:
 
 
 def _whole_lines(file: Any) -> int:
-    """Where the last whole line of an open binary file ends, bytes."""
+    """The offset of the end of the last complete line of an open binary file, bytes."""
     size = int(file.seek(0, os.SEEK_END))
     at = size
     while at > 0:

@@ -1,8 +1,8 @@
 """Publishing a journal while its training goes on: `python -m twinrun.tracking.publisher JOURNAL_FOLDER`.
 
-A separate process, of low priority, so that the training neither waits for MLflow nor shares its interpreter with
-it. It outlives its trainer for a while: it sees a trainer die and marks the run KILLED, and it goes on trying for some
-seconds where the tracker is away. What it cannot publish stays in the journal for `twinrun sync`.
+A separate process of low priority, so that the training neither waits for MLflow nor shares its interpreter with it. It
+outlives the training for a while: if the training's process dies, it marks the run KILLED, and if the tracker cannot be
+reached, it retries for some seconds. What it cannot publish stays in the journal for `twinrun sync`.
 """
 
 import os
@@ -22,16 +22,16 @@ from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker
 
 GRACE_S = 15.0
 LOG = "publisher.log"
-TROUBLED = "publisher.troubled"  # there while the tracker is away or slow
+TROUBLED = "publisher.troubled"  # exists while the tracker cannot be reached or is slow
 _LOOK_S = 0.2
 _BATCH_S = 1.0
 _LONGEST_PAUSE_S = 8.0
-# Of a server; one that answers is done with a step, which is a few requests, in a tenth of that.
+# A server that takes longer counts as slow; usually a step, which is a few requests, takes a tenth of that.
 _SLOW_STEP_S = 1.5
 _STOP_GRACE_S = 2.0
-# A server may be slow for reasons of its own: a training waits for it this long, or this share of its own time.
+# At its end, a training waits for a server this long, or this share of its own time if that is longer.
 _SERVER_GRACE_S, _SERVER_GRACE_SHARE = 5.0, 0.02
-# What it takes from a training on busy cores: about a tenth of one.
+# With it, publishing takes about a tenth of a core from a training on busy cores.
 _NICENESS = 10
 
 
@@ -59,10 +59,10 @@ class Publication:
 def publishing(journal: Journal, *, grace_s: float = GRACE_S, live: bool = True) -> Iterator[Publication]:
     """Publish `journal` from another process while the body runs, then wait for it, at most `grace_s` seconds.
 
-    For a server it waits shorter, and not at all for a tracker that was found away or slow: the publisher goes on by
-    itself, for `grace_s` seconds where it fails. A body that is left by an error has the journal's end recorded, KILLED
-    for an interruption and FAILED otherwise, and waits 2 s at most. No error of the tracker reaches the body.
-    Where it is not `live`, there is no such process, and the journal waits for `twinrun sync`.
+    It waits less for a server, and not at all for a tracker that is slow or cannot be reached: the publisher continues
+    by itself and, if it fails, gives up after `grace_s` seconds. If the body raises, the journal's end is recorded as
+    KILLED for an interruption and FAILED otherwise, and the wait is 2 s at most. No error of the tracker reaches the
+    body. With `live` False there is no such process, and the journal waits for `twinrun sync`.
     """
     publication = Publication(journal.folder)
     process = _start(journal.folder, grace_s) if live else None
@@ -82,7 +82,7 @@ def publishing(journal: Journal, *, grace_s: float = GRACE_S, live: bool = True)
 def follow(folder: Path, grace_s: float = GRACE_S) -> None:
     """Publish the journal in `folder` until its training has ended and all is published, or `grace_s` after that.
 
-    Where another process publishes the journal already, wait for it and go on from where it stops.
+    If another process is already publishing the journal, wait for it and continue from where it stops.
     """
     from filelock import FileLock, Timeout
 
@@ -104,7 +104,7 @@ def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:
     while (summary := watch.look()) is not None:
         over = watch.over_for_s() > 0
         failed = False
-        # The end of a training is published at once, unless the tracker was just found away.
+        # The end of a training is published at once, unless the last attempt failed.
         if time.monotonic() >= next_try or (over and pause == _BATCH_S):
             try:
                 while _step(replay, folder):
@@ -124,7 +124,7 @@ def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:
 
 
 def _step(replay: Replay, folder: Path) -> bool:
-    """Publish the next events, and mark a server as troubled while it takes long; False where none were left."""
+    """Publish the next events, and mark a server as troubled while it is slow; False where none were left."""
     if not replay.pending():
         return False
     replay.client  # noqa: B018 - it imports MLflow, which is not the tracker's fault

@@ -36,7 +36,7 @@ _QUIET = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # A tracker that hangs must not delay anyone for MLflow's own two minutes and seven retries.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    # MLflow must not repeat a request that creates something by itself; we look first, and then try again.
+    # MLflow must not repeat by itself a request that creates something; we check whether it succeeded, then retry.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password, where the address holds one
@@ -58,11 +58,11 @@ class Tracker:
 
     @property
     def state(self) -> Path:
-        """The folder that remembers what was published to this store; it goes when a local store is removed."""
+        """The folder that records what was published to this store; it is removed together with a local store."""
         key = (
             "local"
             if self.database == self.home / MLRUNS / DATABASE
-            else hashlib.sha256(self.shown.encode()).hexdigest()[:12]  # another password is no other store
+            else hashlib.sha256(self.shown.encode()).hexdigest()[:12]  # without the password: it may change
         )
         return self.home / MLRUNS / "published" / key
 
@@ -81,7 +81,7 @@ def find_tracker(folder: Path | None = None) -> Tracker:
     """The store that `folder` (the working folder) uses. Creates and imports nothing."""
     project = home(folder)
     uri = os.environ.get(URI_VARIABLE, "").strip()
-    # An activated environment names the store of its own project, which was not chosen for another one.
+    # An activated environment names the store of its own project, which does not apply to another project.
     is_the_default = uri == os.environ.get(_DEFAULT_VARIABLE) and (project / "dvc.yaml").is_file()
     if not uri or is_the_default:
         database = project / MLRUNS / DATABASE
@@ -96,8 +96,8 @@ def find_tracker(folder: Path | None = None) -> Tracker:
 def require_reachable(tracker: Tracker, timeout_s: float = 5) -> None:
     """Raise TrackingError, with what to do, where a server or its database does not answer or is too old.
 
-    A server is asked with MLflow's own client, which knows credentials, certificates and proxies; that imports MLflow.
-    A local store is not asked.
+    A server is contacted by MLflow's own client, which handles credentials, certificates and proxies; that imports
+    MLflow. A local store is not contacted.
     """
     if tracker.database is not None:
         _require_a_file(tracker)
@@ -108,7 +108,7 @@ def require_reachable(tracker: Tracker, timeout_s: float = 5) -> None:
 
 
 def _require_a_file(tracker: Tracker) -> None:
-    """An unquoted `?` ends the name of the file: what would be created lies elsewhere."""
+    """Raise where an unquoted `?` ends the file's name, so that the store would be created elsewhere."""
     _, _, options = tracker.uri.partition("?")
     if "/" in options.partition("=")[0]:
         raise TrackingError(
@@ -143,7 +143,7 @@ def _require_server(tracker: Tracker, timeout_s: float) -> None:
 
 
 def _require_database(tracker: Tracker, timeout_s: float) -> None:
-    """Connect once, as MLflow would, which tries for two minutes."""
+    """Connect once; MLflow itself would try for two minutes."""
     import sqlalchemy
 
     waiting = {"connect_timeout": int(timeout_s)} if tracker.uri.startswith(("postgresql", "mysql")) else {}
@@ -166,9 +166,9 @@ def _away(tracker: Tracker, reason: str) -> TrackingError:
 
 
 def open_client(tracker: Tracker) -> "MlflowClient":
-    """A client of the store, which is created, or fixed where the project was moved. Imports MLflow (3 s).
+    """A client of the store, which is created, or adapted where the project was moved. Imports MLflow (3 s).
 
-    Raises TrackingError, naming the store, where it refuses; a server is not asked anything yet.
+    Raises TrackingError, naming the store, where it cannot be opened; a server is not contacted yet.
     """
     _be_quiet()
     if tracker.database is None:
@@ -178,12 +178,12 @@ def open_client(tracker: Tracker) -> "MlflowClient":
 
     with explained(tracker.database), explaining(tracker):
         tracker.database.parent.mkdir(parents=True, exist_ok=True)
-        # A database elsewhere may speak of folders that are not ours to move.
+        # A database elsewhere may name folders that are not this project's.
         ours = tracker.database.parent.name == MLRUNS
         with FileLock(tracker.database.with_suffix(".lock")):
             if ours:
                 relocate(tracker.database.parent)
-            # MLflow tries for two minutes to open what cannot be opened.
+            # Fails at once where MLflow would retry for two minutes.
             with closing(sqlite3.connect(tracker.database, timeout=10)) as connection:
                 connection.execute("PRAGMA schema_version")
             client = _client(tracker)

@@ -497,9 +497,5 @@ def _are(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
-def _were(number: int) -> str:
-    return "was" if number == 1 else "were"
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The data of a run, restored: from the DVC cache, or what the source holds now. Everything is hashed."""
+"""The data of a run, restored from the DVC cache, or the data of the source as it is now. Everything is hashed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ PACK, TABLE, MANIFEST = (
     "data/out/validate/manifest.parquet",
 )
 NEEDED = (PACK, TABLE, MANIFEST)
-# What settings that the cards of earlier versions lack would have been.
+# Values of settings that cards of earlier versions lack.
 _SINCE: dict[str, Any] = {"levels": "auto", "group_pattern": None, "leave_out": [], "resample": "bilinear"}
 _MANY = 20
 
@@ -32,8 +32,8 @@ class Material:
     """Where a twin's data come from.
 
     `kind`: "recorded" copies `files`, which are the run's own; "workspace" copies data/out as it is now; "source" runs
-    ingest and validate again. `recorded` are the run's own files as far as they were found. `problems` says why
-    nothing of this is possible.
+    ingest and validate again. `recorded` are those of the run's own files that were found. `problems` says why none of
+    this is possible.
     """
 
     kind: Literal["recorded", "workspace", "source"] = "recorded"
@@ -67,9 +67,9 @@ def recorded_files(root: Path, card: Mapping[str, Any], *, ask_remote: bool = Tr
 def choose(root: Path, card: Mapping[str, Any], choice: Choice) -> Material:
     """Decide where a twin's data come from.
 
-    "recorded" takes the run's own data by their hashes. "auto" does the same, unless an image that the run used is
-    still there under its name with another content: a twin must not pass over damage and silent edits, so it is made
-    from what is there now. "workspace" is made from what is there now in any case.
+    "recorded" takes the run's own data by their hashes. "auto" does the same, unless an image that the run used has
+    changed since under the same name: a twin must reveal damage and silent edits, so it then uses the present data.
+    "workspace" always uses the present data.
     """
     recorded = recorded_files(root, card)
     material = Material(
@@ -99,16 +99,16 @@ def choose(root: Path, card: Mapping[str, Any], choice: Choice) -> Material:
     lost = ", ".join(f"{name} ({hashes.get(name, 'no hash was recorded')})" for name in missing)
     material.problems.append(
         f"The run's data are missing: {lost} is neither in the DVC cache nor in a remote, and the source "
-        f"{_source_folder(root, card)} is not there to create it from.\n"
+        f"{_source_folder(root, card)}, from which it could be created, does not exist.\n"
         "Restore it from another clone (there: dvc push; here: dvc remote add -d NAME URL), or put the source back."
     )
     return material
 
 
 def compare_data(before: Mapping[str, Path], after: Mapping[str, Path]) -> list[ImageChange]:
-    """What happened to the images between two sets of data; empty where one of them lacks its tables.
+    """The changes of images between two sets of data; empty where one of them lacks its tables.
 
-    Where the tables say that nothing happened, the packs are compared row by row.
+    Where the tables are equal, the packs are compared row by row.
     """
     if TABLE not in before or TABLE not in after:
         return []
@@ -121,7 +121,7 @@ def compare_data(before: Mapping[str, Path], after: Mapping[str, Path]) -> list[
 
 
 def absolute_source(root: Path, ingest: Mapping[str, Any]) -> dict[str, Any]:
-    """The ingest section with the places of the source made absolute, for a run in another folder."""
+    """The ingest section with absolute paths, for a run in another folder."""
     here = _source_folder(root, {"params": {"ingest": ingest}})
     splits = ingest.get("splits_file")
     return {
@@ -132,7 +132,7 @@ def absolute_source(root: Path, ingest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shortened(changes: list[ImageChange], most: int = _MANY) -> list[str]:
-    """A line for each change, the rest counted."""
+    """A line for each of the first changes, and the number of the others."""
     lines = [str(change) for change in changes[:most]]
     return lines + ([f"and {len(changes) - most} more"] if len(changes) > most else [])
 
@@ -166,13 +166,13 @@ def _take_what_is_here(root: Path, material: Material, source: str | None) -> No
     elif all((root / name).is_file() for name in NEEDED):
         material.kind, material.files = "workspace", {name: root / name for name in NEEDED}
     else:
-        material.problems.append("Neither the source nor data/out is in this folder. Make data/out: dvc repro validate")
+        material.problems.append("This folder has neither the source nor data/out. Create it: dvc repro validate")
 
 
 def _edited(
     root: Path, card: Mapping[str, Any], material: Material, source: str | None
 ) -> tuple[list[ImageChange], Literal["workspace", "source"] | None]:
-    """Images of the run that are here under their names with another content, and which of the two places has them."""
+    """Images of the run that have changed since under the same name, and whether in data/out or in the source."""
     if TABLE not in material.recorded or MANIFEST not in material.recorded:
         return [], None
     hashes, here = _recorded_hashes(card), _recorded_hashes({"dvc_lock": collect_dvc_lock(root)})
@@ -189,7 +189,7 @@ def _edited(
 
 
 def _edited_files(root: Path, card: Mapping[str, Any], material: Material) -> list[ImageChange]:
-    """Images that the run used and whose file in the source has other bytes now."""
+    """Images that the run used and whose file in the source has changed since."""
     from twinrun.core.params import IngestParams
     from twinrun.ingest.folders import list_tree
     from twinrun.ingest.listing import Files
@@ -221,7 +221,7 @@ def _different_rows(before: Path, after: Path, table: "pa.Table", manifest: "pa.
     except DataError as error:
         return [ImageChange("", PACK, str(error))]
     if old.shape != new.shape:
-        return [ImageChange("", PACK, f"the pack had the shape {old.shape} and has {new.shape}")]
+        return [ImageChange("", PACK, f"the pack had the shape {old.shape} and now has {new.shape}")]
     splits = {row["row"]: row["split"] for row in manifest.to_pylist() if not row["dropped"]}
     return [
         ImageChange(table["id"][row].as_py(), table["path"][row].as_py(), "its pixels changed", splits.get(row))

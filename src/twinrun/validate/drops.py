@@ -1,4 +1,4 @@
-"""What policies and persons take out of the data before it is judged, each with its reason. Pure."""
+"""Images that policies and people drop from the data before it is judged, each with the reason. Pure."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ Drops = list[Drop | None]
 
 
 def drop_broken(facts: Columns, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
-    """Also take out what could not be decoded, but where it stops the pipeline: nothing else can be done with it."""
+    """Also drop images that could not be decoded, unless they stop the pipeline; they are unusable in any case."""
     if params.on_broken == "stop":
         return list(dropped)
     broken = {row: Drop(f"unreadable: {error}") for row, error in enumerate(facts["error"]) if error is not None}
@@ -23,7 +23,7 @@ def drop_broken(facts: Columns, dropped: Sequence[Drop | None], params: Validate
 
 
 def drop_unfit(facts: Columns, dropped: Sequence[Drop | None], params: ValidateParams) -> Drops:
-    """Also take out sizes and colour modes outside those set, where the policies say so."""
+    """Also drop images whose size or colour mode is not allowed, where the policies say so."""
     drops = list(dropped)
     if params.on_size == "drop":
         sizes = enumerate(zip(facts["width"], facts["height"], strict=True))
@@ -48,11 +48,11 @@ def drop_copies(
     approved: frozenset[int],
     params: ValidateParams,
 ) -> Drops:
-    """Also take out the copies that the policies drop: conflicting labels, then leaks, then those within a split.
+    """Also drop the copies that the policies drop: conflicting labels, then leaks, then those within a split.
 
-    Conflicting labels go first, since they leave fewer leaks. Where they stop the pipeline instead, no other policy
-    hides them: a leak under two labels is not dropped, since nothing shows which of the two is right. What a person
-    `approved` stays.
+    Conflicting labels come first, since dropping them leaves fewer leaks. Where they stop the pipeline instead, no
+    other policy hides them: a leak under two labels is not dropped, since nothing shows which label is right. Images
+    that a person `approved` are kept.
     """
     drops = _Copies(facts, pairs, list(dropped), approved)
     conflicts = drops.conflicting_labels()
@@ -71,12 +71,12 @@ def drop_copies(
 
 
 def drop_rows(dropped: Sequence[Drop | None], rows: Mapping[int, Drop]) -> Drops:
-    """Also take out `rows`, each for its reason."""
+    """Also drop `rows`, each for its reason."""
     return [drop or rows.get(row) for row, drop in enumerate(dropped)]
 
 
 class _Copies:
-    """The copies among the rows that are not dropped yet, each with the words for it and what it is a copy of."""
+    """The copies among the rows that are not dropped yet, each with a reason and the image that it copies."""
 
     def __init__(self, facts: Columns, pairs: "Sequence[NearPair]", dropped: Drops, approved: frozenset[int]) -> None:
         self.dropped = dropped
@@ -87,7 +87,7 @@ class _Copies:
         self._pairs = kept_pairs(pairs, facts["pixels_sha256"], facts["split"], facts["label"], dropped, approved)
 
     def without(self, rows: Mapping[int, Drop], spared: Collection[int] = ()) -> "_Copies":
-        """What is left once `rows` are dropped too, but for those `spared` and those that a person approved."""
+        """The copies after dropping `rows` too, except those `spared` and those that a person approved."""
         wanted = {row: drop for row, drop in rows.items() if row not in spared and row not in self._approved}
         return _Copies(self._facts, self._all_pairs, drop_rows(self.dropped, wanted), self._approved)
 

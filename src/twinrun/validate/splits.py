@@ -8,16 +8,16 @@ The result is a function of seed, pixels, labels, groups and fractions. It depen
   Where rounding adds up to more than one image over all classes, single classes are rounded the other way, except that
   this leaves no class with fewer than two images in val or test.
 - Images that belong together (one group, equal pixels, near duplicates) are one unit and stay in one split. Units of
-  several images are placed first, the largest first, where most images are missing; single images then fill the
-  quotas. So each split is within one unit of its quota. A unit that spans classes goes where the classes that it
-  counts for miss most, weighted by its images of each.
-- Few large units would leave a split without a class. A unit of one class then moves there where quotas allow it, and
-  one of several classes (a camera, a batch) as long as its old split keeps others of these classes.
-- Splits that the source published stand. Those that it did not publish are carved out of its `train`.
+  several images are placed first, the largest first, each in the split that lacks most images; single images then fill
+  the quotas. So each split is within one unit of its quota. A unit of several classes goes to the split that lacks most
+  images of these classes, weighted by its images of each.
+- A few large units may leave a split without a class. A unit of one class then moves there if quotas allow it, and one
+  of several classes (a camera, a batch) if its old split keeps others of these classes.
+- Splits that the source published are kept. Those that it did not publish are taken from its `train`.
 - Images whose split is fixed (a file of `twinrun data split`) never move. New ones fill the quotas around them, and
   follow the fixed ones of their unit.
 
-One more image may move a few others, since quotas and ranks move with it. To keep a split, fix it in a file.
+One more image may move a few others, since it changes quotas and ranks. To keep a split, fix it in a file.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from math import floor
 
 from twinrun.dataset.manifest import SPLITS, SplitName
 
-_SPARED = 2  # images of a class in val or test that balancing the whole leaves alone
+_SPARED = 2  # balancing does not take images of a class from val or test if that leaves fewer
 
 Splits = list[SplitName | None]
 Table = dict[str, dict[SplitName, int]]  # images by class and split
@@ -48,9 +48,9 @@ def assign_splits(
     """The split of each image, or None where nothing decides it.
 
     `keys` are those of `split_keys`. An image without a key keeps its published split. An image that is not `counted`,
-    since it will not be used, counts for no quota; it follows the others of its unit, or keeps its published split.
-    Where the source published some splits, an image without one follows its unit into val or test (the last of them),
-    and counts as `train` otherwise.
+    because it will not be used, does not affect the quotas; it follows the others of its unit, or keeps its published
+    split. Where the source published some splits, an image without one follows its unit into val or test (the last of
+    them), and counts as `train` otherwise.
     """
     fixed = fixed if fixed is not None else [None] * len(keys)
     counted = counted if counted is not None else [True] * len(keys)
@@ -86,7 +86,7 @@ def assign_splits(
 def split_keys(
     pixels_sha256: Sequence[str | None], groups: Sequence[str | None], copies: Iterable[tuple[int, int]]
 ) -> list[str | None]:
-    """One key for all images of a unit: those that `groups`, equal pixels or `copies` (pairs of rows) hold together.
+    """One key for all images of a unit: images linked by `groups`, equal pixels or `copies` (pairs of rows).
 
     It is the smallest hash of the unit's pixels; None for an image without pixels.
     """
@@ -133,7 +133,7 @@ def _rank(seed: int, key: str) -> bytes:
 def _homes(
     published: Sequence[SplitName | None], fixed: Sequence[SplitName | None], keys: Sequence[str | None]
 ) -> dict[str, SplitName]:
-    """Of each key the last split in which one of its images is fixed, or published in val or test."""
+    """For each key the last split in which one of its images is fixed, or published in val or test."""
     homes: dict[str, SplitName] = {}
     for name in SPLITS:
         for key, known, given in zip(keys, fixed, published, strict=True):
@@ -148,7 +148,7 @@ def _placed(
     fractions: Mapping[SplitName, float],
     standing: Counter[tuple[str, SplitName]],
 ) -> list[tuple[_Unit, SplitName]]:
-    """The split of each unit; `standing` are images by class and split that are placed already."""
+    """The split of each unit; `standing` counts the images that already have a split, by class and split."""
     images: Counter[str] = Counter()
     for unit in units:
         images.update(unit.images)
@@ -174,9 +174,9 @@ def _placed(
 def _shares(
     images: int, standing: Mapping[SplitName, int], fractions: Mapping[SplitName, float]
 ) -> dict[SplitName, Fraction]:
-    """How many of `images` each split gets, so that with those that stand it comes closest to its fraction.
+    """How many of `images` each split gets, so that together with `standing` it comes closest to its fraction.
 
-    A split that has more than its share already gets none, and the others share what is left.
+    A split that already has more than its share gets none, and the others share the rest.
     """
     open_to = dict(standing)
     while True:
@@ -192,7 +192,7 @@ def _shares(
 
 
 def _rounded(exact: Mapping[str, Mapping[SplitName, Fraction]], names: list[SplitName]) -> Table:
-    """Whole images by largest remainder; of equal remainders, the split that has had too few so far goes first."""
+    """Integers by largest remainder; of equal remainders, the split that has had too few so far comes first."""
     lacking = dict.fromkeys(names, Fraction(0))
     table: Table = {}
     for label in sorted(exact):
@@ -216,7 +216,7 @@ def _balanced(table: Table, exact: Mapping[str, Mapping[SplitName, Fraction]], n
     excess = {name: sum((table[label][name] - exact[label][name] for label in table), Fraction(0)) for name in names}
 
     def change(label: str, source: SplitName, target: SplitName) -> Fraction | None:
-        """How far the class would then be off in either split, or None where it must stay."""
+        """The larger rounding error of the class after the move, or None where it must not move."""
         over, under = table[label][source] - exact[label][source], exact[label][target] - table[label][target]
         if over <= 0 or under <= 0 or (source != "train" and table[label][source] <= _SPARED):
             return None
@@ -242,7 +242,7 @@ def _balanced(table: Table, exact: Mapping[str, Mapping[SplitName, Fraction]], n
 
 
 def _place_together(units: list[_Unit], missing: Table, names: list[SplitName]) -> list[tuple[_Unit, SplitName]]:
-    """Place units of several images, the largest first, and take them off what is `missing`."""
+    """Place units of several images, the largest first, and subtract them from `missing`."""
     lacking = {name: sum(row[name] for row in missing.values()) for name in names}
 
     def gain(unit: _Unit, name: SplitName) -> tuple[int, int]:
@@ -259,7 +259,7 @@ def _place_together(units: list[_Unit], missing: Table, names: list[SplitName]) 
 
 
 def _filling(images: int, missing: Mapping[SplitName, int], names: list[SplitName]) -> dict[SplitName, int]:
-    """How many of `images` single ones each split gets: one after the other where most are missing."""
+    """How many of `images` single ones each split gets: each goes to the split that lacks most."""
     left, counts = dict(missing), dict.fromkeys(names, 0)
     for _ in range(images):
         name = max(names, key=left.__getitem__)
@@ -273,7 +273,7 @@ def _without_empty(
 ) -> list[tuple[_Unit, SplitName]]:
     """Give a class's empty split a unit of a split that has several, where all stay within one unit of their quotas.
 
-    Four clips of equal length would otherwise be three in train and one in val, with none left for test.
+    Otherwise, of four clips of equal length, three would be in train, one in val and none in test.
     """
     of_class: dict[str, list[int]] = defaultdict(list)
     for at, (unit, name) in enumerate(placed):
@@ -302,7 +302,7 @@ def _without_empty_across_classes(
 ) -> list[tuple[_Unit, SplitName]]:
     """Give each split that lacks a class a unit of several classes, from a split that keeps each of them.
 
-    Of such units the one goes that leaves the quotas nearest. Three cameras would otherwise be in train and val alone.
+    The unit that keeps closest to the quotas moves. Otherwise three cameras would be in train and val only.
     """
     placed = list(placed)
     units = Counter((label, name) for unit, name in placed for label in unit.images)
