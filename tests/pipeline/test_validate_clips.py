@@ -63,7 +63,7 @@ def test_few_groups_of_several_classes_reach_each_split_and_fewer_groups_than_sp
     project.set(ingest__group_pattern=r"(clip\d+)").run("ingest")
     four = project.run("validate")
 
-    cause = "all images of a class are in 1 group, and a group is in one split, so that 3 are needed"
+    cause = "all images of a class are in 1 group; a group stays in one split, so 3 groups are needed"
     assert f"2 classes have fewer than 1 image in a split (cat, dog): {cause}" in one.said
     assert four.code == 0, four.said
     assert Counter(row["split"] for row in project.manifest()) == {"train": 32, "val": 16, "test": 16}

@@ -1,16 +1,12 @@
-"""What a check is: an expectation, its severity and settings, and the messages of its result."""
+"""The type of all checks: an expectation, its severity and settings, and the messages of its result."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from twinrun.core.params import Policy, Severity
 from twinrun.validate.expectations import Judgement, Rule
 from twinrun.validate.findings import Finding, Proposal, Status, Violation
 from twinrun.validate.subject import Subject
-
-if TYPE_CHECKING:
-    pass
 
 TWINS_NAMED = 4
 _CLASSES_NAMED = 10
@@ -20,8 +16,8 @@ _CLASSES_NAMED = 10
 class Check:
     """An expectation before it is judged.
 
-    `violations` turns the rows that Great Expectations refused into violations, and `says` the rows and these
-    into one sentence. Where `judges` is False, a refused row means that nothing could be judged.
+    `violations` turns the rows that Great Expectations refused into violations, and `says` turns the rows and the
+    violations into a sentence. Where `judges` is False, a refused row means that nothing could be judged.
     """
 
     name: str
@@ -36,7 +32,7 @@ class Check:
     recommended: str | None = None
 
     def finding(self, judgement: Judgement) -> Finding:
-        """The result; what Great Expectations could not judge is critical even if the check is not."""
+        """The result; an expectation that could not be judged is critical even if the check is not."""
         if judgement.problem is not None:
             violations = [Violation((), judgement.problem)]
             return self._finding("not judged", "critical", f"{self.name} could not be judged", violations)
@@ -67,9 +63,9 @@ Says = Callable[[Sequence[int], Sequence[Violation]], str]
 
 
 def counting(predicate: str, noun: str = "image", nouns: str = "", names: Sequence[str] | None = None) -> Says:
-    """A sentence on the number of rows: from "is dark", "1 image is dark" or "1,200 images are dark".
+    """A sentence with the number of rows: from "is dark", "1 image is dark" or "1,200 images are dark".
 
-    Where there are `names`, one of each row of the table, those of the refused rows follow.
+    If `names` has a name for each row of the table, the names of the refused rows follow.
     """
     verb, _, rest = predicate.partition(" ")
     verbs = {"is": "are", "has": "have", "does": "do"}.get(verb, verb.removesuffix("s"))
@@ -85,14 +81,14 @@ def counting(predicate: str, noun: str = "image", nouns: str = "", names: Sequen
 
 
 def severity_of(policy: Policy) -> Severity:
-    # What is to be dropped is not there any more; if it were, that would be critical.
+    # With the policy `drop`, the images concerned are already dropped; any that are left would be critical.
     return "warning" if policy == "warn" else "critical"
 
 
 def each_image(
     subject: Subject, text: Callable[[int], str], drop: bool = False, asked: Sequence[int] | None = None
 ) -> Callable[[Judgement], Iterator[Violation]]:
-    """A violation for each refused image, `text` being what is wrong with it; refused rows count in `asked` or all."""
+    """A violation for each refused image; `text` says what is wrong with it. Refused rows index `asked` or all rows."""
     judged = subject.kept if asked is None else asked
 
     def violations(judgement: Judgement) -> Iterator[Violation]:

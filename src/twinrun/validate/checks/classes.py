@@ -40,7 +40,7 @@ def of_classes(subject: Subject) -> list[Check]:
         ),
         Check(
             name="distinct_names",
-            meaning="No two labels read alike",
+            meaning="No two labels look alike",
             table="classes",
             rule=Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, severity_of(params.on_names)),
             settings=("ingest.path", "validate.on_names"),
@@ -48,9 +48,9 @@ def of_classes(subject: Subject) -> list[Check]:
             violations=lambda judgement: (
                 Violation((), f'"{shown[i]}" is written like {_others(subject, classes[i])}')
                 for i in judgement.rows
-                if classes[i] == min(subject.alike[classes[i]])  # once for all that read alike
+                if classes[i] == min(subject.alike[classes[i]])  # once for all that look alike
             ),
-            says=counting("reads like another one but for case, spaces or characters that look the same", "label"),
+            says=counting("differs from another one only in case, spaces or similar characters", "label"),
         ),
     ]
 
@@ -85,7 +85,7 @@ def _of_class_sizes(subject: Subject) -> Check:
 
 
 def _others(subject: Subject, label: str) -> str:
-    """The classes that read like `label`, or the first of them and how many more there are."""
+    """The classes that look like `label`, or the first of them and how many more there are."""
     others = (other for other in subject.alike[label] if other != label)
     named = [f'"{subject.shown[other]}"' for other in islice(others, TWINS_NAMED)]
     more = len(subject.alike[label]) - 1 - len(named)
@@ -93,7 +93,7 @@ def _others(subject: Subject, label: str) -> str:
 
 
 def _setting_for_classes(name: str, value: int) -> str:
-    """The setting that lets these classes pass: 0 images cannot be allowed, only warned of."""
+    """The setting that lets these classes pass: 0 images cannot be allowed, only give a warning."""
     return f"validate.{name}: {value}" if value else "validate.on_classes: warn"
 
 
@@ -105,13 +105,13 @@ def _short_of_images(subject: Subject, label: str) -> str:
 
 
 def _too_few_groups(subject: Subject, labels: Sequence[str]) -> str:
-    """The cause, after a colon, where all images of some of these classes are in fewer groups than there are splits."""
+    """The cause, after a colon, if all images of some of these classes are in fewer groups than there are splits."""
     splits = len(subject.splits)
     few = {len(groups) for label in labels if None not in (groups := subject.groups[label]) and len(groups) < splits}
     if not few:
         return ""
     inside = "1 group" if min(few) == 1 else f"{min(few):,} groups"
-    return f": all images of a class are in {inside}, and a group is in one split, so that {splits} are needed"
+    return f": all images of a class are in {inside}; a group stays in one split, so {splits} groups are needed"
 
 
 def _images(count: int) -> str:

@@ -114,7 +114,7 @@ def _of_clips(clips: "Clips") -> Check:
     result = (
         f"{clips.frames:,} images look like frames of {len(clips.series):,} clips, such as {name} ({len(frames):,})"
     )
-    advice = f"frames of one clip may get into different splits; {setting} keeps them together"
+    advice = f"frames of one clip may be in different splits; {setting} keeps them together"
     return Check(
         name="clips_are_groups",
         meaning="Frames of one clip are one group",
@@ -196,7 +196,7 @@ def _violation_of(
 
 
 def _one_of_each_split_first(subject: Subject, rows: Sequence[int]) -> list[int]:
-    """The rows, but one of each split and label first: where only some are named, both sides are among them."""
+    """The rows, beginning with one of each split and label, so that the first few show both sides."""
     sides = [(subject.facts["split"][row], subject.facts["label"][row]) for row in rows]
     first = set(dict(reversed(list(zip(sides, rows, strict=True)))).values())
     return [row for row in rows if row in first] + [row for row in rows if row not in first]

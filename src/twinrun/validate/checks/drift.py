@@ -1,14 +1,9 @@
 """The check of drift from a reference."""
 
-from typing import TYPE_CHECKING
-
 from twinrun.validate.checks.check import Check, counting, severity_of
 from twinrun.validate.expectations import Rule
 from twinrun.validate.findings import Violation
 from twinrun.validate.subject import Subject
-
-if TYPE_CHECKING:
-    pass
 
 
 def of_drift(subject: Subject) -> list[Check]:
@@ -50,7 +45,7 @@ def of_drift(subject: Subject) -> list[Check]:
             table="images_since_reference",
             rule=Rule("ExpectColumnValuesToBeNull", {"column": "relabelled"}, severity),
             settings=settings,
-            advice="Make sure that the new labels are meant",
+            advice="Make sure that the new labels are right",
             violations=lambda judgement: (
                 Violation((rows[path],), f"{path}: was {before}, is {now}", f"was {before}, is {now}")
                 for path, before, now in (drift.relabelled[i] for i in judgement.rows)

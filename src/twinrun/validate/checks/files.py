@@ -1,16 +1,12 @@
 """Checks of files: unreadable images, sizes, colour modes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from twinrun.dataset.table import NO_LABEL
 from twinrun.validate.checks.check import Check, counting, each_image, severity_of
 from twinrun.validate.expectations import Rule
 from twinrun.validate.findings import Violation
 from twinrun.validate.subject import Subject
-
-if TYPE_CHECKING:
-    pass
 
 
 def of_files(subject: Subject) -> list[Check]:
@@ -30,7 +26,7 @@ def of_files(subject: Subject) -> list[Check]:
             table="images",
             rule=Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),
             settings=("ingest.path",),
-            advice="Point it at a folder with images, or drop less",
+            advice="Set it to a folder with images, or drop fewer",
             violations=lambda judgement: iter([Violation((), f"{judgement.observed or 0} images are left")]),
             says=lambda *_: "No usable image is left",
         ),

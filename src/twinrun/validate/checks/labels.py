@@ -1,15 +1,11 @@
 """Checks of labels: which ones look wrong, and whether they could be judged."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from twinrun.validate.checks.check import Check, counting, severity_of
 from twinrun.validate.expectations import Judgement, Rule
 from twinrun.validate.findings import Proposal, Violation
 from twinrun.validate.subject import Subject
-
-if TYPE_CHECKING:
-    pass
 
 
 def of_labels(subject: Subject) -> list[Check]:
@@ -22,7 +18,7 @@ def of_labels(subject: Subject) -> list[Check]:
     def suspects(judgement: Judgement) -> Iterator[Violation]:
         for row in sorted((subject.kept[index] for index in judgement.rows), key=rank.__getitem__):
             issue = issues[row]
-            text = f"looks like {issue.suggested} and not {issue.given}, confidence {issue.confidence:.2f}"
+            text = f"looks like {issue.suggested}; the probability of {issue.given} is {issue.confidence:.2f}"
             named = f"{subject.facts['path'][row]}: {text}"
             yield Violation((row,), named, text, (Proposal(row, "relabel", issue.suggested),))
 
@@ -32,8 +28,8 @@ def of_labels(subject: Subject) -> list[Check]:
         table="images",
         rule=Rule("ExpectColumnValuesToBeNull", {"column": "likely_label"}, severity_of(subject.params.on_label_error)),
         settings=("validate.on_label_error",),
-        advice=f"A model that had not seen them agrees with {search.accuracy:.0%} of all labels; look at these, the "
-        "least likely first, and decide: twinrun data fix",
+        advice=f"A model that was not trained on them agrees with {search.accuracy:.0%} of all labels; look at these, "
+        "the least likely first, and decide: twinrun data fix",
         violations=suspects,
         says=counting("looks wrong", "label"),
     )
@@ -41,9 +37,9 @@ def of_labels(subject: Subject) -> list[Check]:
 
 
 def _label_search(subject: Subject, unjudged: str | None = None) -> Check:
-    """Whether labels could be judged. That there was no time for it is as critical as a wrong label is.
+    """Whether labels could be judged. If the time ran out, that is as critical as a wrong label.
 
-    Otherwise what is dropped, or stops the pipeline, would depend on how fast the machine is.
+    Otherwise the speed of the machine would decide what is dropped, or stops the pipeline.
     """
     finished = subject.evidence.labels is None or subject.evidence.labels.finished
     return Check(

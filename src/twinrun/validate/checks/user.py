@@ -2,15 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from twinrun.validate.checks.check import Check, Says, counting
 from twinrun.validate.expectations import Judgement, Rule
 from twinrun.validate.findings import Violation
 from twinrun.validate.subject import Subject
-
-if TYPE_CHECKING:
-    pass
 
 
 def of_the_user(subject: Subject) -> list[Check]:
