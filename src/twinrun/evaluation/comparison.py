@@ -1,7 +1,7 @@
-"""Two or more models on the same images: what differs, how sure that is, and what so few images can show. Pure.
+"""Two or more models on the same images: what differs, whether it is significant, and the power of the test. Pure.
 
-The unit of every test is the image. Where a model was trained with several seeds, an image counts with the share of
-the seeds that classify it correctly, so more seeds never look like more images.
+The unit of every test is the image. If a model was trained with several seeds, the correctness of an image is the share
+of the seeds that classify it correctly, so more seeds do not count as more images.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from twinrun.evaluation.metrics import surprise
 from twinrun.evaluation.predictions import Predictions
 
 ALPHA = 0.05
-# Quantiles of the normal distribution: two-sided test at 5%, and a true difference found in four comparisons of five.
+# Quantiles of the normal distribution: a two-sided test at 5%, and a power of 80%.
 _TEST, _FOUND = 1.959964, 0.841621
 _PSEUDO = 2  # images that the adjusted interval adds, one for each model
 
@@ -68,10 +68,10 @@ class Aligned:
 class Difference:
     """The second model less the first, on one set of images; shares in [-1, 1].
 
-    `exact_p` is that of McNemar's exact test (of the permutation test that it is a case of, where there are several
-    seeds), `mid_p` its mid-p; both two-sided. `low` and `high` are the 95% interval: of the paired bootstrap for all
-    images, adjusted Wald's for a class. `shows_from` is the difference that this set of images would show in four
-    comparisons of five.
+    `exact_p` is the p-value of McNemar's exact test (with several seeds, of the permutation test of which that is a
+    special case), `mid_p` its mid-p; both two-sided. `low` and `high` are the 95% interval: by the paired bootstrap for
+    all images, adjusted Wald's for a class. `shows_from` is the smallest difference that this number of images detects
+    with a power of 80%.
     """
 
     images: int
@@ -93,7 +93,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassDifference:
-    """The difference in the recall of one class, with an interval that holds for all classes at once."""
+    """The difference in the recall of one class, with an interval that is simultaneous for all classes."""
 
     label: str
     difference: Difference
@@ -123,7 +123,7 @@ class Slice:
 
 
 def align(contenders: Sequence[Contender]) -> Aligned:
-    """Bring all contenders onto the images that they share, in the order of the first.
+    """Restrict all contenders to the images that they share, in the order of the first.
 
     Raises DataError where they have no image in common, or not the same classes.
     """
@@ -166,7 +166,7 @@ def align(contenders: Sequence[Contender]) -> Aligned:
 
 
 def _keys(members: Sequence[Predictions]) -> list[list[tuple[str, int]]]:
-    """What makes an image the same one in all of `members`: its pixels, or its id where a table lacks those.
+    """Keys by which images are matched in all of `members`: the pixels, or the ids where a table lacks the pixels.
 
     Identical images in one table are numbered, so that each is counted.
     """
@@ -182,7 +182,7 @@ def _keys(members: Sequence[Predictions]) -> list[list[tuple[str, int]]]:
 
 
 def _groups(units: list[str] | None, rows: IntArray) -> IntArray | None:
-    """Numbers of the units that images belong to; None where they are not known, or where each image is one."""
+    """Numbers of the units that images belong to; None where they are unknown, or where each image is a unit."""
     if units is None:
         return None
     names, groups = np.unique(np.array(units, dtype=object)[rows].astype(str), return_inverse=True)
@@ -212,9 +212,9 @@ def class_differences(
 ) -> list[ClassDifference]:
     """The difference in recall of each class that has images, in the order of the classes.
 
-    A class is "not worse" where a loss of `margin` or more is excluded, "worse" where it is shown to have lost and a
-    loss below `margin` is not shown, and "open" otherwise. Both are one-sided tests, held at `alpha` for all classes
-    together by Holm's method. The intervals hold together by Bonferroni's.
+    A class is "not worse" if a loss of `margin` or more is excluded, otherwise "worse" if its loss is significant, and
+    otherwise "open". Both are one-sided tests at `alpha` for all classes together (Holm). The intervals are
+    simultaneous (Bonferroni).
     """
     from scipy.stats import norm
 
@@ -270,7 +270,7 @@ def bootstrap_interval(
         else (np.bincount(groups, weights=change), np.bincount(groups).astype(np.float64))
     )
     kept = sizes > 0
-    # Units that are alike are drawn together: 10,000 images then cost no more than the few kinds of change there are.
+    # Equal units are drawn together: the cost depends on the few kinds of change, not on the number of images.
     kinds, counts = np.unique(np.stack([sums[kept], sizes[kept]], axis=1), axis=0, return_counts=True)
     units = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(units, counts / units, size=samples)
@@ -292,7 +292,7 @@ def adjusted_interval(change: FloatArray, *, quantile: float) -> tuple[float, fl
 
 
 def non_inferiority(change: FloatArray, margin: float, groups: IntArray | None = None) -> float:
-    """One-sided p-value against a loss of `margin` or more: small where the second model is shown not to be worse."""
+    """One-sided p-value of "the loss is `margin` or more": small where the second model is not that much worse."""
     from scipy.stats import norm
 
     mean, error = _adjusted(change, groups)
@@ -300,12 +300,12 @@ def non_inferiority(change: FloatArray, margin: float, groups: IntArray | None =
 
 
 def equivalence(change: FloatArray, margin: float, groups: IntArray | None = None) -> float:
-    """p-value of the two one-sided tests that the means differ by less than `margin`, in either direction."""
+    """p-value of the two one-sided tests (TOST) that the means differ by less than `margin` in either direction."""
     return max(non_inferiority(change, margin, groups), non_inferiority(-change, margin, groups))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false rejection stays what it was for one. Holm, 1979."""
+    """p-values adjusted for the family-wise error rate (Holm, 1979)."""
     order = np.argsort(p_values, kind="stable")
     adjusted = [0.0] * len(p_values)
     running = 0.0
@@ -341,7 +341,7 @@ def slices(aligned: Aligned, first: int, second: int, parts: Mapping[str, IntArr
 
 
 def best(aligned: Aligned, alpha: float = ALPHA) -> int | None:
-    """The contender that is better than every other one by the mid-p test after Holm's correction, if there is one."""
+    """The contender that is better than all others by the mid-p test after Holm's correction, if there is one."""
     means = [float(correct.mean()) for correct in aligned.correct]
     leader = int(np.argmax(means))
     others = [at for at in range(len(means)) if at != leader]
@@ -369,10 +369,10 @@ def _difference(
 
 
 def _shown_from(change: FloatArray) -> float:
-    """The difference that images like these would show in four comparisons of five, for as many changed answers.
+    """The smallest difference that so many images detect with a power of 80%, given the share of changed answers.
 
-    Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 1987. A
-    difference takes at least as many changed answers as it is large, which sets the floor of about 8 images.
+    Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 1987. The
+    share of changed answers is at least the difference, so it cannot be less than about 8 images.
     """
     images = len(change) + _PSEUDO
     changed = float((change**2).sum() + _PSEUDO) / images
@@ -382,7 +382,7 @@ def _shown_from(change: FloatArray) -> float:
 
 
 def _adjusted(change: FloatArray, groups: IntArray | None = None) -> tuple[float, float]:
-    """Mean of `change` and its standard error, with one image more for each model; errors of a group may depend."""
+    """Mean of `change` and its standard error, with one image more for each model, and clustered by `groups`."""
     images = len(change) + _PSEUDO
     mean = float(change.sum()) / images
     rest = change - mean if groups is None else np.bincount(groups, weights=change - mean)
@@ -391,7 +391,7 @@ def _adjusted(change: FloatArray, groups: IntArray | None = None) -> tuple[float
 
 
 def _one_sided_loss(change: FloatArray) -> float:
-    """One-sided mid-p against "not worse": small where the second model is shown to be worse."""
+    """One-sided mid-p of "not worse": small where the second model is significantly worse."""
     steps, total = _as_integers(change)
     reach = int(steps.sum())
     if reach == 0:

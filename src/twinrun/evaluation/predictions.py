@@ -64,7 +64,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer: the image's position in the predictions, and the probability of what was said."""
+    """A wrong answer: the image's position in the predictions, and the probability of the predicted class."""
 
     position: int
     actual: str
@@ -74,7 +74,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many images of class `actual`, out of `of`, were taken for `predicted`."""
+    """How many images of class `actual`, out of `of`, were classified as `predicted`."""
 
     actual: str
     predicted: str
@@ -95,7 +95,7 @@ def require_same_classes(of_model: tuple[str, ...], of_data: tuple[str, ...]) ->
 
 
 def mistakes(predictions: Predictions, limit: int) -> list[Mistake]:
-    """The `limit` mistakes that the model was surest of, the surest first; equals in the order of the images."""
+    """The `limit` most confident mistakes, the most confident first; ties in the order of the images."""
     predicted = predictions.predicted
     wrong = np.flatnonzero(predicted != predictions.targets)
     said = predictions.probabilities[wrong, predicted[wrong]]

@@ -1,12 +1,11 @@
-"""Near duplicates: every pair of images of which one is an altered copy of the other. Labels and splits are not used.
+"""Near duplicates: pairs of images of which one is an altered copy of the other. Labels and splits are not used.
 
-Changed means several of these at once: re-encoded, resized, other colours and contrast, moved, scaled or cropped by up
-to about a tenth, framed, mirrored. Candidates come from a forest over short descriptors of the inner part of each
-image, in which every image looks for itself through 50 windows, mirrored too; it is then laid over each candidate,
-roughly at first, and where that promises a copy as well as it can be. What counts as alike is measured against the
-data: the two are far nearer to each other than to the next neighbours of either (after Lowe, "Distinctive image
-features from scale-invariant keypoints", IJCV 2004), so that in a data set whose images all look alike nothing stands
-out but copies.
+An altered copy may be several of these at once: re-encoded, resized, changed in colour and contrast, moved, scaled or
+cropped by up to about a tenth, framed, mirrored. Candidates come from a forest over short descriptors of the inner part
+of each image, which is searched with 50 windows of every image, mirrored too. Each image is then aligned with its
+candidates, roughly at first, and as well as possible where they may be copies. A pair is a near duplicate if the two
+are far nearer to each other than to the next neighbours of either (after Lowe, "Distinctive image features from
+scale-invariant keypoints", IJCV 2004), so that in a data set whose images all look alike only copies are found.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,25 +39,25 @@ _SAMPLE = 2000
 _TREES = 4
 _DESCRIBED_AT_ONCE = 2048
 _ALIGNED_AT_ONCE = 512
-_LEAST_CONTRAST = 1.0  # gray levels of 255: below it noise is all there is to compare
+_LEAST_CONTRAST = 1.0  # gray levels of 255: below it there is only noise to compare
 _LIKELY = 3
 _RIVALS = 5
 _ROUGH_STEPS = 1
 _FINE_STEPS = 4
-_PROMISING = 0.85  # of the rival's distance: what is no nearer at first hardly becomes a copy
-_RIVAL = 4  # the neighbour to be nearer than: an image may have three copies
+_PROMISING = 0.85  # of the rival's distance: a pair that is not nearer after the rough alignment is hardly ever a copy
+_RIVAL = 4  # rank of the neighbour that a copy must be nearer than: an image may have three copies
 _RIVAL_RATIO = 0.33
-_LIKELY_RATIO = 0.42  # the same, before the rivals were measured with care
+_LIKELY_RATIO = 0.42  # the same, before the rivals were aligned well
 _ALWAYS_A_COPY = 0.012
 _NEVER_A_COPY = 0.2
-_FAR = 0.35  # a distance at first from which none becomes a copy
+_FAR = 0.35  # from this distance after the rough alignment on, a pair is never a copy
 _NO_RIVAL = 0.3
 _STILL = 0.03  # windows further than this from the whole are crops
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Pairs to be judged: `match` is like `view` of `owner`."""
+    """Pairs to be judged: `match` resembles `view` of `owner`."""
 
     owner: Int32Array
     match: Int32Array
@@ -70,7 +69,7 @@ class _Candidates:
 
 @dataclass(frozen=True)
 class _Verdicts:
-    """For each candidate its distance once aligned, and whether that took a window that is not the whole."""
+    """For each candidate its distance after alignment, and whether the images show different windows."""
 
     distance: Float32Array
     moved: npt.NDArray[np.bool_]
@@ -91,16 +90,16 @@ def near_duplicates(
 ) -> list[NearPair]:
     """Pairs of rows of `images` (N, H, W, C) that show the same picture, sorted.
 
-    Of `facts`, one for each image, the error says what to leave out; of images with the same pixels the first stands
-    for all; width and height separate the bars of padding from the picture. Images of next to no contrast have no near
-    duplicates. `progress` gets the share done, in [0, 1]. The result depends on neither threads nor time. Memory: some
-    hundred bytes for each image, and no copy of the pixels.
+    `facts` has one entry for each image: images with an error are left out, only the first of images with the same
+    pixels is used, and width and height tell the picture from the bars of padding. Images with almost no contrast have
+    no near duplicates. `progress` gets the share done, in [0, 1]. The result does not depend on threads or time.
+    Memory: a few hundred bytes for each image, and no copy of the pixels.
     """
     from threadpoolctl import threadpool_limits
 
     rows = _first_of_each(facts)
     boxes = content_boxes(images, [(fact.width, fact.height) for fact in facts])
-    # One thread for each product of matrices: how BLAS cuts one up between threads would change its last bits.
+    # One thread for each matrix product: the last bits depend on how BLAS divides it among threads.
     with threadpool_limits(1), ThreadPoolExecutor(available_cores()) as pool:
         search = _Search(images, boxes, pool, progress or (lambda _: None))
         pairs = _judged(search, _candidates(search, rows)) if len(rows) > 1 else {}
@@ -119,7 +118,7 @@ def _first_of_each(facts: Sequence[Facts]) -> Int32Array:
 
 
 def _candidates(search: _Search, rows: Int32Array) -> _Candidates:
-    """For each of `rows` those among them that may be copies of it, and its rivals."""
+    """For each of `rows`, those that may be copies of it, and its rivals (the next neighbours)."""
     sample = rows[:: -(-len(rows) // _SAMPLE)]
     metric = learned_metric(gray_pictures(search.images, sample, search.boxes))
 
@@ -146,15 +145,15 @@ def _candidates(search: _Search, rows: Int32Array) -> _Candidates:
 
 
 def _neighbours(forest: Forest, asked: Float32Array, owners: Int32Array, spacing: Float32Array) -> _Candidates:
-    """Points near to some view of `asked` (n, views, D), each once, but for `owners` (n,) themselves.
+    """Points near any view of `asked` (n, views, D), each once, without `owners` (n,) themselves.
 
-    They are the `_RIVALS` nearest, and the `_LIKELY` nearest as measured by `spacing` (N,), the squared distance from
-    each point to its own neighbour: where points lie close together a small distance says little.
+    They are the `_RIVALS` nearest, and the `_LIKELY` nearest relative to `spacing` (N,), the squared distance from each
+    point to its own nearest neighbour: in a dense region a small distance says little.
     """
     count, views, dimensions = asked.shape
     match, squared = nearest(forest, asked.reshape(-1, dimensions), np.repeat(owners, views))
     match, distance = match.reshape(count, views), np.sqrt(squared).reshape(count, views)
-    # By match and then distance, as one number of which both are parts: the bits of a positive float order as it does.
+    # Sorted by match, then distance, as one integer: the bits of positive floats have the same order as the floats.
     keys = (match.astype(np.int64) << 32) + distance.view(np.int32)
     view = np.argsort(keys, axis=1, kind="stable").astype(np.int32)
     match, distance = np.take_along_axis(match, view, 1), np.take_along_axis(distance, view, 1)
@@ -178,7 +177,7 @@ def _judged(search: _Search, candidates: _Candidates) -> dict[tuple[int, int], t
     promising = (rough < _FAR) & (rough < _PROMISING * rivals)
     pairs, limits = candidates[promising], np.minimum(_LIKELY_RATIO * rivals[promising], _NEVER_A_COPY)
     likely = _aligned(search, pairs, 0.85, 0.95).distance < np.maximum(limits, _ALWAYS_A_COPY)
-    # These, and whatever they are measured against, with the same care.
+    # The same fine alignment for these and for their rivals.
     rows = np.unique(np.concatenate([pairs.owner[likely], pairs.match[likely]]))
     candidates = candidates[np.isin(candidates.owner, rows)]
     verdicts = _aligned(search, candidates, 0.95, 1.0)
@@ -187,9 +186,9 @@ def _judged(search: _Search, candidates: _Candidates) -> dict[tuple[int, int], t
 
 
 def _rival_distances(candidates: _Candidates, distances: Float32Array) -> Float32Array:
-    """For each candidate the aligned distance of the `_RIVAL`-th nearest: its owner's or its match's, which is less.
+    """For each candidate the distance of the `_RIVAL`-th nearest of its owner or of its match, whichever is less.
 
-    So that a picture unlike all others is not called a copy of one that many resemble. `_NO_RIVAL` where there are
+    Otherwise a picture unlike all others could count as a copy of one that many resemble. `_NO_RIVAL` where there are
     fewer.
     """
     by_distance = distances[np.lexsort((distances, candidates.owner))]
@@ -203,7 +202,7 @@ def _rival_distances(candidates: _Candidates, distances: Float32Array) -> Float3
 def _within_groups(
     search: _Search, pairs: dict[tuple[int, int], tuple[float, Change]]
 ) -> dict[tuple[int, int], tuple[float, Change]]:
-    """The pairs that two pairs with a row in common imply, where they too are alike: copies of the same image."""
+    """Pairs of copies of the same image: implied by two pairs with a row in common, if they are alike too."""
     partners: dict[int, set[int]] = {}
     for first, second in pairs:
         partners.setdefault(first, set()).add(second)
@@ -234,7 +233,7 @@ def _pairs(
 
 
 def _roughly(search: _Search, candidates: _Candidates) -> Float32Array:
-    """The distance of each candidate after little effort."""
+    """The distance of each candidate after a rough alignment."""
 
     def lay(chunk: Int32Array) -> Float32Array:
         owners, matches, views = _pictures(search, candidates[chunk])
@@ -245,9 +244,10 @@ def _roughly(search: _Search, candidates: _Candidates) -> Float32Array:
 
 
 def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float) -> _Verdicts:
-    """Lay the owner of each candidate over its match and, from there, the match over the owner: the better counts.
+    """Align the owner of each candidate with its match and then the match with the owner; the smaller distance counts.
 
-    Pictures that are alike are made to match by a stretch more often than copies are stretched, so that adds to it.
+    A change of the aspect ratio increases the distance: it makes similar pictures match more often than it occurs in
+    copies.
     """
 
     def lay(chunk: Int32Array) -> _Verdicts:
@@ -266,7 +266,7 @@ def _aligned(search: _Search, candidates: _Candidates, start: float, stop: float
 
 
 def _pictures(search: _Search, part: _Candidates) -> tuple[Float32Array, Float32Array, Float32Array]:
-    """Owners, mirrored where their view is, and matches as gray pictures (n, h, w); the windows of the views (n, 4)."""
+    """Owners (mirrored if their view is) and matches as gray pictures (n, h, w); the windows of the views (n, 4)."""
     owners = gray_pictures(search.images, part.owner, search.boxes)
     mirrored = part.view >= len(VIEWS)
     owners[mirrored] = owners[mirrored, :, ::-1]
