@@ -177,7 +177,7 @@ def test_a_finished_training_whose_journal_is_kept_is_none_to_go_on_with(trained
     (resume / "finished/journal.jsonl").touch()
 
     stopped = next(check.seen for check in examine(trained) if check.name == "resume")
-    subprocess.run(stopped.partition("to forget: ")[2], shell=True, cwd=trained, check=True)
+    subprocess.run(stopped.partition("to discard: ")[2], shell=True, cwd=trained, check=True)
     forgotten = next(check.seen for check in examine(trained) if check.name == "resume")
 
     assert stopped.startswith("1 stopped training; dvc repro with the same settings resumes; to discard: rm -r ")

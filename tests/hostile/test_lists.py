@@ -166,7 +166,7 @@ def test_classes_that_read_alike_are_named_and_told_apart(project: Project, writ
     ]
     assert f"{NFD} (cafe U+0301) 12" in ingested.said
     assert "\u200b" not in ingested.said
-    assert "5 labels read like another one but for case" in ran.said
+    assert "5 labels differ from another one only in case" in ran.said
 
 
 def test_three_thousand_classes_are_compared_at_once() -> None:
