@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "result format": (BETWEEN, {**COLUMN, "result_format": "BASIC"}, "result_format is not an argument"),
     "a name with a mistake": ("ExpectColumnMeanToBeBetwen", {}, "did you mean ExpectColumnMeanToBeBetween?"),
     "an argument with a mistake": ("ExpectColumnMeanToBeBetween", {"colum": "width"}, "did you mean column?"),
-    "no column": ("ExpectColumnMeanToBeBetween", {"max_value": 1}, "wants the argument column"),
+    "no column": ("ExpectColumnMeanToBeBetween", {"max_value": 1}, "needs the argument column"),
     "no name of an expectation": ("os.system", {"command": "true"}, "is not one of the expectations"),
 }
 

@@ -235,16 +235,16 @@ def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project:
     ("lines", "words"),
     [
         (None, "decisions.csv is missing"),
-        ("image,what\n", "line 1: wanted the columns path, action, label, reason; action and path is missing"),
+        ("image,what\n", "line 1: expected the columns path, action, label, reason; action and path is missing"),
         ("path,action\nnowhere.png,drop\n", "line 2: there is no image 'nowhere.png'"),
         ("path,action\n\ntrain/cat/003.png,remove\n", "line 3: the action must be drop, relabel or keep"),
-        ("path,action\ntrain/cat/003.png,relabel\n", "line 2: relabel wants the new label"),
+        ("path,action\ntrain/cat/003.png,relabel\n", "line 2: relabel needs the new label"),
         ("path,action,label\ntrain/cat/003.png,relabel,catt\n", "no image has the label 'catt'; there are cat, dog"),
         (
             "path,action\ntrain/cat/page.png,keep\n",
             "line 2: train/cat/page.png cannot be kept, since it cannot be decoded",
         ),
-        ("path,action\ntrain/cat/003.png,drop\ntrain/cat/003.png,keep\n", "line 3: train/cat/003.png was to drop"),
+        ("path,action\ntrain/cat/003.png,drop\ntrain/cat/003.png,keep\n", "line 3: train/cat/003.png has another decision already, drop"),
     ],
 )
 def test_decisions_that_cannot_be_applied_are_refused_with_their_line(

@@ -44,7 +44,7 @@ def test_decisions_are_read_as_they_were_written_and_those_there_are_not_propose
     [
         ("action\ndrop\n", "path is missing"),
         ("path,action\na.png,remove\n", "line 2: the action must be drop, relabel or keep"),
-        ("path,action,label\na.png,relabel,\n", "line 2: relabel wants the new label"),
+        ("path,action,label\na.png,relabel,\n", "line 2: relabel needs the new label"),
     ],
 )
 def test_a_line_that_decides_nothing_is_named(tmp_path: Path, content: str, problem: str) -> None:

@@ -66,10 +66,10 @@ def test_new_images_come_behind_the_lines_and_known_ones_are_brought_up_to_date(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("file,split\n", "line 1: wanted the columns path, split"),
+        ("file,split\n", "line 1: expected the columns path, split"),
         ("path,split\na.png,tset\n", "line 2: the split must be train, val or test, found 'tset'"),
         ("path,split\n,val\n", "line 2: the path is empty"),
-        ("path,split\na.png,val\na.png,test\n", "line 3: 'a.png' has a line already"),
+        ("path,split\na.png,val\na.png,test\n", "line 3: 'a.png' already has a line"),
         ("path,split\na,b.png,val\n", "line 2: 3 cells, but the header has 2"),
     ],
 )

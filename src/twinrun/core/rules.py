@@ -143,7 +143,7 @@ def unfit_expectation(
             return f"{name}: {key} is wrong: there is no column {unknown!r} in {table}{hint}"
     return next(
         (
-            f"{name} wants the argument {key}"
+            f"{name} needs the argument {key}"
             for key in (*_NAMED_COLUMNS, "column_list")
             if key in allowed and key not in arguments
         ),

@@ -1,15 +1,16 @@
-"""What a person decided about single images: drops and relabels, in a CSV that findings propose and validate applies.
+"""A person's decisions on single images, in a CSV that `twinrun data fix` proposes and `validate` applies.
 
-Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) and `reason`, which is free.
+Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) and `reason`, which is free text.
 
-`keep` says that a person looked at the image and wants it as it is:
+`keep` means that a person looked at the image and wants it as it is:
 
 - its label and its quality are not doubted again (nor are those of an image that was relabelled);
-- no policy drops it as a copy: not for conflicting labels, as a leak, a near leak, a member of a group in two splits, a
-  duplicate. A conflict or a leak is settled, and not found again, once all images of it are kept: all that share
-  the pixels or the group, or both sides of a pair of near duplicates. A duplicate is settled once the repeating one is.
+- no policy drops it as a copy: not for conflicting labels, nor as a leak, a near leak, a member of a group in two
+  splits or a duplicate. A conflict or a leak is no longer reported once all its images are kept: all that share the
+  pixels or the group, or both sides of a pair of near duplicates. A duplicate is no longer reported once the second
+  image is kept.
 
-It cannot make usable what cannot be decoded, and does not lift the ranges of sizes and modes, which are settings.
+An image that cannot be decoded cannot be kept, and `keep` does not change the allowed sizes and modes.
 
 A path is written as the table of facts has it, on one line (`printing.escaped`). How names may be written by hand is
 decided in `spelling.py`, and what a spreadsheet may make of the file in `sheet.py`.
@@ -37,7 +38,7 @@ _SETTING = "params.yaml: validate.decisions"
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to become of one image; `where` is the line that says so."""
+    """The decision on one image; `where` names the line."""
 
     path: str
     action: Action
@@ -57,7 +58,7 @@ def read_decisions(path: Path) -> list[Decision]:
     header = [cell.strip().lower() for cell in lines[0].cells] if lines else []
     if missing := {"path", "action"} - set(header):
         raise DataError(
-            f"{path}, line 1: wanted the columns {', '.join(_COLUMNS)}; {' and '.join(sorted(missing))} is missing "
+            f"{path}, line 1: expected the columns {', '.join(_COLUMNS)}; {' and '.join(sorted(missing))} is missing "
             f"({_SETTING})."
         )
     return [_decision(dict(zip(header, line.cells, strict=False)), f"{path}, line {line.number}") for line in lines[1:]]
@@ -69,15 +70,15 @@ def _decision(cells: dict[str, str], where: str) -> Decision:
         raise DataError(f"{where}: the action must be drop, relabel or keep, found {cells.get('action', '')!r}.")
     label = cells["label"] if cells.get("label", "").strip() else None
     if action == "relabel" and label is None:
-        raise DataError(f"{where}: relabel wants the new label in the column label.")
+        raise DataError(f"{where}: relabel needs the new label in the column label.")
     return Decision(cells.get("path", ""), action, label, cells.get("reason", "").strip(), where)
 
 
 @dataclass(frozen=True)
 class Decided:
-    """What becomes of each row: its label, its drop, and the decision in words, such as "relabel: it barks".
+    """The effect of the decisions on each row: its label, its drop, and a description, such as "relabel: it barks".
 
-    `looked_at` are the rows that a person left in, `approved` those left in as they are.
+    `looked_at` are the rows that a person kept or relabelled, `approved` those that were kept.
     """
 
     labels: list[str | None]
@@ -88,10 +89,10 @@ class Decided:
 
 
 def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
-    """What becomes of the rows.
+    """The effect of `decisions` on the rows.
 
-    Raises DataError for an image that is not there or cannot be kept, a label that no image has, and two decisions that
-    differ.
+    Raises DataError for an unknown image, one that cannot be kept, a label that no image has, and two different
+    decisions on one image.
     """
     labels: list[str | None] = list(facts["label"])
     dropped: list[Drop | None] = [None] * len(labels)
@@ -116,12 +117,15 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
             raise DataError(f"{decision.where}: no image has the label {decision.label!r}; there are {known}.")
         other = taken.setdefault(decision.path, decision)
         if (other.action, other.label) != (decision.action, decision.label):
-            raise DataError(f"{decision.where}: {decision.path} was to {other.action} before ({other.where}).")
+            raise DataError(
+                f"{decision.where}: {decision.path} has another decision already, {other.action} ({other.where}). "
+                "Remove one of them."
+            )
         row = rows[decision.path]
         if decision.action == "keep" and facts["error"][row] is not None:
             raise DataError(
                 f"{decision.where}: {decision.path} cannot be kept, since it cannot be decoded: {facts['error'][row]}. "
-                "Mend the file, or decide to drop it."
+                "Fix the file, or decide to drop it."
             )
         descriptions[row] = f"{decision.action}: {decision.reason}" if decision.reason else decision.action
         if decision.action == "drop":
@@ -133,7 +137,7 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
 
 
 def proposed(findings: "pa.Table") -> list[Decision]:
-    """What a table of findings proposes, one decision for each image: a drop stands above a relabel."""
+    """The proposals in a table of findings, one decision for each image: a drop overrides a relabel."""
     decisions: dict[str, Decision] = {}
     for row in findings.to_pylist():
         path, action = row["path"], row["action"]
@@ -143,10 +147,10 @@ def proposed(findings: "pa.Table") -> list[Decision]:
 
 
 def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:
-    """The CSV that `read_decisions` reads: lines for `decisions` behind the text of `before`, which stays as it is.
+    """The CSV that `read_decisions` reads: the text of `before`, unchanged, and then lines for `decisions`.
 
-    They have the columns of `before`, in its order, and are empty in those that are not ours. Raises DataError where a
-    relabel finds no column for its label.
+    They have the columns of `before`, in its order; additional columns are empty. Raises DataError where a relabel has
+    no column for its label.
     """
     decisions = list(decisions)
     header, delimiter = header_of(before) if before else (list(_COLUMNS), ",")
@@ -162,7 +166,7 @@ def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:
 
 
 def not_decided(new: Iterable[Decision], before: Iterable[Decision]) -> list[Decision]:
-    """Those of `new` whose image has no decision `before`, however that wrote its name."""
+    """Those of `new` whose image has no decision `before`, in any spelling of its name."""
     new = list(new)
     names = Names(decision.path for decision in new)
     known = {names.find(decision.path) for decision in before}

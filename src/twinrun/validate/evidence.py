@@ -28,7 +28,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the searches found; rows are those of the whole table. None: there was no such search."""
+    """The results of the searches; rows are those of the whole table. None: there was no such search."""
 
     pairs: "list[NearPair]"
     labels: "LabelSearch | None"
@@ -40,7 +40,7 @@ class Evidence:
 
 
 def search_labels(facts: Columns, images: Pixels, rows: Sequence[int], params: ValidateParams) -> "LabelSearch | None":
-    """Look for wrong labels among `rows` where that is wanted and there are two classes to confuse."""
+    """Look for wrong labels among `rows`, unless it is switched off or there are fewer than two classes."""
     labels = [facts["label"][row] for row in rows]
     if not params.label_errors.folds or len(set(labels)) < 2:
         return None
@@ -69,7 +69,7 @@ def search_quality(facts: Columns, rows: Sequence[int]) -> "list[QualityIssue]":
 
 
 def search_shortcuts(facts: Columns, images: Pixels, rows: Sequence[int], seed: int) -> "list[Shortcut]":
-    """Try to predict the labels of `rows` from facts that have nothing to do with what is shown."""
+    """Try to predict the labels of `rows` from facts that should not depend on the label."""
     labelled = [row for row in rows if facts["label"][row] is not None]
     if len({facts["label"][row] for row in labelled}) < 2:
         return []
@@ -92,10 +92,10 @@ def search_drift(facts: Columns, rows: Sequence[int], reference: Reference | Non
 
 
 def search_clips(facts: Columns, rows: Sequence[int], given: Sequence[str | None]) -> "Clips | None":
-    """Look for frames of clips among those of `rows` that have no group, where splits tear or may tear them apart.
+    """Look for frames of clips among those of `rows` that have no group, if splits divide a clip or may divide it.
 
-    `given` are the splits that the source gave: others are drawn again with other images, and may then tear a clip that
-    is whole today.
+    `given` are the splits that the source gave. Other splits change with the images, and may then divide a clip that is
+    in one split today.
     """
     from twinrun.validate.searches.clips import are_torn, find_clips
 

@@ -1,7 +1,7 @@
 """Great Expectations judges tables here, and nowhere else.
 
 It runs with an ephemeral context: nothing is kept on disk, no process-wide project, no telemetry, no progress bars.
-A new expectation is one more `Rule` where rules are made (validation/checks.py); this module only asks and hears.
+The rules come from validate/checks/; this module only runs them and reads the results.
 """
 
 import difflib
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """An expectation by its name in Great Expectations, and what it is given, such as column, min_value, value_set."""
+    """An expectation by its name in Great Expectations, and its arguments, such as column, min_value, value_set."""
 
     expectation: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -37,9 +37,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether a table meets a rule; the rows that do not, in order; what was observed of the table as a whole.
+    """Whether a table meets a rule; the rows that do not, in order; the value observed for the table as a whole.
 
-    `problem` says, in the words of Great Expectations, why a rule could not be judged; such a rule is not met.
+    `problem` is Great Expectations' reason why a rule could not be judged; such a rule is not met.
     """
 
     passed: bool
@@ -51,10 +51,10 @@ class Judgement:
 def judge(
     tables: Mapping[str, Columns], rules: Sequence[tuple[str, Rule]], docs: Path | None = None
 ) -> list[Judgement]:
-    """Ask Great Expectations, for each pair of a table's name and a rule, in order.
+    """The judgement of Great Expectations for each pair of a table's name and a rule, in order.
 
-    Its own pages on what it found, one for each table, go into the folder `docs`. A rule that it does not know, or that
-    does not fit its table, is not met and leaves the others as they are.
+    Its own pages with the results, one for each table, go into the folder `docs`. A rule that is unknown or does not
+    fit its table is not met, and does not affect the others.
     """
     # Read when it is imported. It reports use over the network otherwise.
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -91,7 +91,7 @@ def judge(
         validation = batch.get_batch({"dataframe": frame}).validate(suite, result_format=result_format)
         for result in validation.results:
             index = result.expectation_config.meta[_INDEX]  # results come in an order of their own
-            judgements[index] = _heard(rules[index][1], result)
+            judgements[index] = _to_judgement(rules[index][1], result)
         if docs is not None:
             write_text(_page(validation), docs / f"{name}.html")
     return [judgements[index] for index in range(len(rules))]
@@ -112,7 +112,7 @@ _TIMES = r"(?:\?d=)?\d{8}T\d{6}\.\d{6}Z"
 
 
 def _expectation(rule: Rule, index: int) -> "Expectation | str":
-    """The expectation, or why there is none."""
+    """The expectation, or the reason why the rule is not valid."""
     import great_expectations.expectations as gxe
     from pydantic.v1 import ValidationError
 
@@ -131,12 +131,12 @@ def _expectation(rule: Rule, index: int) -> "Expectation | str":
     except (ValidationError, ValueError, TypeError) as error:
         faults: list[Any] = getattr(error, "errors", list)()
         problems = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults) or str(error)
-        return f"{rule.expectation}({rule.settings}) is not as Great Expectations wants it: {problems}"
+        return f"{rule.expectation}({rule.settings}) is not valid for Great Expectations: {problems}"
     return expectation
 
 
 def _row_condition(condition: Condition) -> Any:
-    """The condition as Great Expectations takes it; it never sees the text, which it would evaluate."""
+    """The condition as an object of Great Expectations, which would evaluate the text as code."""
     from great_expectations.expectations.row_conditions import Column
 
     parts = [
@@ -160,9 +160,9 @@ def _compared(column: Any, sign: str, values: tuple[Any, ...]) -> Any:
 
 
 def _page(validation: Any) -> str:
-    """A page of Great Expectations' Data Docs, without the ids drawn by chance and the time that it puts there.
+    """A page of Great Expectations' Data Docs, without its random ids and its time.
 
-    It puts values into the page as they are, so that they are escaped first.
+    It does not escape the values that it puts into the page, so they are escaped first.
     """
     from great_expectations.render.renderer import ValidationResultsPageRenderer
 
@@ -179,14 +179,14 @@ def _page(validation: Any) -> str:
 
 @functools.cache
 def _view() -> Any:
-    """The same for all pages of the process: each view compiles every template anew."""
+    """One view for all pages of the process, since each view compiles every template again."""
     from great_expectations.render.view import DefaultJinjaPageView
 
     return DefaultJinjaPageView()
 
 
 def _drawable(value: Any) -> Any:
-    """The value with every text in it escaped for HTML, and numbers of numpy's, which it cannot write, as Python's."""
+    """The value with all text escaped for HTML, and numpy's numbers, which cannot be rendered, as Python's."""
     if isinstance(value, str):
         return html.escape(printable(value))
     if isinstance(value, Mapping):
@@ -196,7 +196,7 @@ def _drawable(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _heard(rule: Rule, result: Any) -> Judgement:
+def _to_judgement(rule: Rule, result: Any) -> Judgement:
     if problem := _problem(result.exception_info):
         message = f"Great Expectations cannot judge {rule.expectation}({rule.settings}): {problem}"
         return Judgement(False, [], None, message)
@@ -206,7 +206,7 @@ def _heard(rule: Rule, result: Any) -> Judgement:
 
 
 def _observed(details: Mapping[str, Any]) -> Any:
-    """The value that was observed, or else all that shows what is wrong: an expectation on a set may have no value."""
+    """The observed value or, since an expectation on a set may have none, the details of what is wrong."""
     if (value := details.get("observed_value")) is not None:
         return f"{value}, {details['details']}" if details.get("details") else value
     shares = {name: details[name] for name in _TELLING if details.get(name)}
@@ -216,7 +216,7 @@ def _observed(details: Mapping[str, Any]) -> Any:
 
 
 def _problem(info: Any) -> str | None:
-    """What was raised while an expectation was judged; one that asks for several measures has a record of each."""
+    """The error raised while an expectation was judged; an expectation with several metrics has a record of each."""
     records = [info, *(value for value in info.values() if isinstance(value, dict))]
     return next((str(record["exception_message"]) for record in records if record.get("raised_exception")), None)
 

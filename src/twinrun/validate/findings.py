@@ -1,4 +1,4 @@
-"""What a validation says: violations, findings, the verdict. Plain values; they are computed in judging.py."""
+"""The results of a validation: violations, findings, the verdict. Plain values; judging.py computes them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ UNSPLIT = "no split"
 
 @dataclass(frozen=True)
 class Drop:
-    """Why a row is taken out, kind first, as in "leak: of a.png", and for a copy the row that it copies."""
+    """Why a row is dropped, kind first, as in "leak: of a.png", and for a copy the row that it copies."""
 
     reason: str
     partner: int | None = None
@@ -23,7 +23,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a person might decide about an image."""
+    """A proposed decision on an image."""
 
     row: int
     action: Literal["drop", "relabel"]
@@ -34,7 +34,7 @@ class Proposal:
 class Violation:
     """One violation of a check: an image, some that are copies of one another, or a class, and what is wrong with it.
 
-    `text` names all of it; `measure` is what stands below its pictures, which have captions.
+    `text` names the images and what is wrong; `measure` is the text below their pictures, which have captions.
     """
 
     rows: tuple[int, ...]
@@ -51,8 +51,8 @@ class Finding:
     """One check and its result.
 
     `meaning` is the rule, such as "No image is blurred", and `found` what was found instead, such as "2 images are
-    blurred"; it is empty where the check passed.
-    `recommended` is the one setting, with its value, that lets these very data pass, where there is one.
+    blurred"; it is empty where the check passed. `recommended` is a setting, with its value, with which these data
+    pass, if there is one.
     """
 
     name: str

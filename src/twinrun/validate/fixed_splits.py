@@ -1,14 +1,14 @@
-"""Splits that stay as they are: the CSV that `twinrun data split` writes and `validate.splits` names.
+"""Fixed splits: the CSV that `twinrun data split` writes and `validate.splits` names.
 
 Its columns are `path`, `split` (train, val or test) and `pixels_sha256`, the hash of the image's pixels. Other columns
-are kept. A line speaks for a picture rather than for a name:
+are kept. A line applies to a picture rather than to a name:
 
 - an image with a line's path and pixels, or else with the pixels of any line (a renamed or relabelled file, a copy),
   has the split of that line;
-- otherwise an image with a line's path has its split: the content was replaced. Where the old content is still there
-  under another name, the line speaks for that one, and the image is new.
+- otherwise an image with a line's path has its split: the content was replaced. But if the old content still exists
+  under another name, the line applies to that one, and the image is new.
 
-A line whose picture is gone does no harm: the picture finds its split again when it is back.
+A line whose picture is missing does no harm: the picture gets its split again when it is back.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class FixedSplit:
-    """The split of one picture; `more` are cells of columns that are not ours, and `where` is the line that says so."""
+    """The split of one picture; `more` are cells of additional columns, and `where` names the line."""
 
     path: str
     split: SplitName
@@ -51,7 +51,7 @@ def read_fixed_splits(path: Path) -> list[FixedSplit]:
     for cells in sheet[1:]:
         line = _line(header, cells.cells, f"{path}, line {cells.number}")
         if other := by_path.get(line.path):
-            raise DataError(f"{line.where}: {line.path!r} has a line already ({other.where}). Remove one of them.")
+            raise DataError(f"{line.where}: {line.path!r} already has a line ({other.where}). Remove one of them.")
         by_path[line.path] = line
     return list(by_path.values())
 
@@ -82,7 +82,7 @@ def fixed_splits(facts: Columns, lines: Sequence[FixedSplit]) -> list[SplitName 
 
 
 def with_images(lines: Sequence[FixedSplit], images: Sequence[FixedSplit]) -> list[FixedSplit]:
-    """The lines with those of `images` brought up to date, in their order, and the new ones behind them."""
+    """The lines, with those of `images` updated, in their order, and then the new ones."""
     now = {image.path: image for image in images}
     lines = _as_named(lines, now)
     known = [
@@ -106,7 +106,7 @@ def fixed_splits_csv(lines: Sequence[FixedSplit]) -> str:
 
 
 def _as_named(lines: Sequence[FixedSplit], paths: Iterable[str]) -> list[FixedSplit]:
-    """The lines with the paths that they mean."""
+    """The lines with the paths as the table spells them."""
     names = Names(paths)
     return [replace(line, path=names.find(line.path) or line.path) for line in lines]
 
@@ -118,7 +118,7 @@ def _paths_and_pixels(facts: Columns) -> list[tuple[str, str | None]]:
 def _require_columns(header: Sequence[str], path: Path) -> None:
     if missing := [name for name in _COLUMNS[:2] if name not in header]:
         raise DataError(
-            f"{path}, line 1: wanted the columns {', '.join(_COLUMNS)}, separated by commas; {' and '.join(missing)} "
+            f"{path}, line 1: expected the columns {', '.join(_COLUMNS)}, separated by commas; {' and '.join(missing)} "
             f"missing, found {', '.join(header) or 'nothing'} ({_SETTING})."
         )
 
@@ -139,7 +139,7 @@ def _line(header: Sequence[str], cells: Sequence[str], where: str) -> FixedSplit
 
 
 def _require_agreement(facts: Columns, matches: Sequence[FixedSplit | None]) -> None:
-    """Raise DataError where a line and the source disagree. What is carved out of a published `train` agrees."""
+    """Raise DataError where a line contradicts the source; a val or test taken from a published `train` does not."""
     published = set(facts["split"])
     wrong = [
         f"{line.where}: {line.split}, but the source has {facts['path'][row]!r} in {facts['split'][row]}"
@@ -153,5 +153,5 @@ def _require_agreement(facts: Columns, matches: Sequence[FixedSplit | None]) -> 
         lines = "1 line contradicts" if len(wrong) == 1 else f"{len(wrong):,} lines contradict"
         raise DataError(
             "\n".join([f"{lines} the splits of the source:", *wrong[:_NAMED], *more])
-            + f"\nPut the images back, or change these lines if the move is meant ({_SETTING})."
+            + f"\nPut the images back, or change these lines if the move is intended ({_SETTING})."
         )

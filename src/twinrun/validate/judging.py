@@ -1,4 +1,4 @@
-"""The order in which data are judged: decisions, drops, splits, searches, expectations."""
+"""Judging data, in this order: decisions, drops, splits, searches, expectations."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def judge_table(
     draw_splits: bool = True,
     docs: Path | None = None,
 ) -> Verdict:
-    """Drop what persons and policies drop, assign splits, search the rest, and judge it.
+    """Drop what people and policies drop, assign splits, search the rest, and judge it.
 
     `images` (N, H, W, C) and `table` have a row for each image, `pairs` are near duplicates. Where splits are not
     drawn, only those that the source published count; `fixed` are splits that stay as they are. `docs` is a folder for
@@ -115,9 +115,9 @@ def _searched(
     reference: Reference | None,
     given: Sequence[str | None],
 ) -> tuple[Evidence, Drops]:
-    """What the searches find among the usable images, and what is dropped for it; drops come before later searches.
+    """The results of the searches among the usable images, and the drops after them; later searches skip the dropped.
 
-    What a person has looked at is not found again.
+    Quality and labels of images that a person has looked at are not reported again.
     """
     usable = _usable(facts, dropped)
     quality = [issue for issue in search_quality(facts, usable) if issue.row not in decision.looked_at]
@@ -145,7 +145,7 @@ def _searched(
 
 
 def _flawed(issues: "Sequence[QualityIssue]") -> dict[int, Drop]:
-    """A drop for each image with a flaw, for all of its flaws."""
+    """A drop for each image with flaws, which names all of them."""
     flaws: dict[int, list[str]] = defaultdict(list)
     for issue in issues:
         flaws[issue.row].append(f"{issue.name}, {issue.text}")
@@ -161,7 +161,7 @@ def _broken(facts: dict[str, list[Any]], dropped: Drops) -> list[int]:
 
 
 def _count(facts: dict[str, list[Any]], kept: Sequence[int], classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Usable images of each class in each split, and in none where there are such."""
+    """Numbers of usable images of each class in each split and, if there are any, in no split."""
     usable = [row for row in kept if facts["error"][row] is None]
     pairs = Counter((facts["label"][row], facts["split"][row]) for row in usable)
     unsplit = {label: {UNSPLIT: pairs[label, None]} if pairs[label, None] else {} for label in classes}
