@@ -244,7 +244,10 @@ def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project:
             "path,action\ntrain/cat/page.png,keep\n",
             "line 2: train/cat/page.png cannot be kept, since it cannot be decoded",
         ),
-        ("path,action\ntrain/cat/003.png,drop\ntrain/cat/003.png,keep\n", "line 3: train/cat/003.png has another decision already, drop"),
+        (
+            "path,action\ntrain/cat/003.png,drop\ntrain/cat/003.png,keep\n",
+            "line 3: train/cat/003.png has another decision already, drop",
+        ),
     ],
 )
 def test_decisions_that_cannot_be_applied_are_refused_with_their_line(
