@@ -435,7 +435,7 @@ def test_a_split_cannot_be_written_before_there_is_one(photos: Path) -> None:
     [
         ("path,split\na.png,val\n\"b/\n2.png\",tset\n", "line 3: the split must be train, val or test, found 'tset'"),
         ("path,split\n\"a\nb\",val\ncat/1.png,train\ncat/1.png,train\n", "line 5: 'cat/1.png' already has a line"),
-        ("path|split\ncat/1.png|train\n", "line 1: expected the columns path, split, pixels_sha256, separated by commas"),
+        ("path|split\ncat/1.png|train\n", "line 1: expected the columns path, split, pixels_sha256, separated"),
         ("", "line 1: expected the columns path, split, pixels_sha256"),
         ("path,split\n,train\n", "line 2: the path is empty"),
         ("path,split\ncat/a,b.png,train\n", "line 2: 3 cells, but the header has 2"),
