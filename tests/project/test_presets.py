@@ -96,9 +96,13 @@ def test_settings_of_a_persons_own_are_kept_when_a_preset_replaces_them(folder: 
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(("command", "missing"), [(["preset", "mnist"], "dvc.yaml"), (["models"], "params.yaml")])
-def test_outside_a_project_a_command_says_so_and_writes_nothing(command: list[str], missing: str) -> None:
-    with pytest.raises(ParamsError, match=f"not a project: {missing} is missing.*twinrun init demo"):
-        CliRunner().invoke(app, command, catch_exceptions=False)
+@pytest.mark.parametrize(
+    "command", ["preset mnist", "models", "sync", "ui", "doctor", "data feedback", "train --on ray"]
+)
+def test_outside_a_project_a_command_says_so_and_writes_nothing(command: str) -> None:
+    missing = "dvc.yaml" if command == "preset mnist" else "params.yaml"
 
-    assert not Path("params.yaml").exists()
+    with pytest.raises(ParamsError, match=f"not a project: {missing} is missing.*twinrun init demo"):
+        CliRunner().invoke(app, command.split(), catch_exceptions=False)
+
+    assert not list(Path.cwd().iterdir())

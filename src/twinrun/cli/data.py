@@ -315,7 +315,10 @@ def feedback(
 
     Examples: twinrun data feedback, twinrun data feedback --accept
     """
+    from twinrun.core.params import require_project
+
     try:
+        require_project()
         held = _accept_feedback(out, into) if accept else _check_feedback(out)
     except TwinrunError as error:
         error.exit_code = _NOT_CHECKED

@@ -244,8 +244,10 @@ def sync() -> None:
 
     Example: MLFLOW_TRACKING_URI=http://mlflow.example:5000 twinrun sync
     """
+    from twinrun.core.params import require_project
     from twinrun.tracking.sync import sync as bring_up_to_date
 
+    require_project()
     report = bring_up_to_date(thorough=True)
     if report.failed:
         raise TrackingError("\n".join(report.lines()))
@@ -265,6 +267,7 @@ def ui(
 
     Example: twinrun ui --port 5001
     """
+    from twinrun.core.params import require_project
     from twinrun.tracking.pages import is_server, require_free, run_list, serve
     from twinrun.tracking.store import find_tracker
 
@@ -273,6 +276,7 @@ def ui(
         _sync_quickly()
         print(f"MLflow: {run_list(tracker, model or _model_name(), port)}")
         return
+    require_project()
     require_free(port)
     _sync_quickly()
     print(f"MLflow: {run_list(tracker, model or _model_name(), port)} (Ctrl-C ends it)", flush=True)
@@ -413,8 +417,10 @@ def doctor(
 
     Example: twinrun doctor --deep
     """
+    from twinrun.core.params import require_project
     from twinrun.doctor.doctor import examine
 
+    require_project()
     findings = 0
     for check in examine(Path.cwd(), deep=deep):
         wrong = sum(not finding.harmless for finding in check.findings)

@@ -599,6 +599,19 @@ def _setting(settings: Any, path: str) -> Any:
     return settings
 
 
+def require_project() -> None:
+    """Raise ParamsError, with what to do, where the working folder has neither dvc.yaml nor params.yaml."""
+    if not Path("dvc.yaml").is_file() and not PARAMS.is_file():
+        raise ParamsError(_no_project(PARAMS))
+
+
+def _no_project(missing: Path) -> str:
+    return (
+        f"This folder is not a project: {missing} is missing. Go to a project's folder, or create a project: "
+        "twinrun init demo"
+    )
+
+
 def _read_yaml(path: Path) -> Any:
     # YAML 1.2, as DVC reads it: to PyYAML 1e-3 is a text.
     from ruamel.yaml import YAML
@@ -610,8 +623,7 @@ def _read_yaml(path: Path) -> Any:
         raise ParamsError(
             f"{path} is missing. Write one: twinrun preset digits"
             if path.with_name("dvc.yaml").is_file()
-            else f"This folder is not a project: {path} is missing. Go to a project's folder, or create a project: "
-            "twinrun init demo"
+            else _no_project(path)
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} is not YAML: {error}") from None
