@@ -235,7 +235,7 @@ def test_a_driver_that_is_missing_is_named_with_the_command_that_installs_it(
     ("revision", "expected", "remedy"),
     [
         ("0584bdc529eb", "was written by an older MLflow", "mlflow db upgrade 'sqlite:///"),
-        ("ffffffffffff", "was written by a newer MLflow", "git pull && make setup"),
+        ("ffffffffffff", "was written by a newer MLflow", "git pull && pip install -r requirements.lock"),
     ],
 )
 def test_a_database_of_another_mlflow_is_one_message_and_one_command(

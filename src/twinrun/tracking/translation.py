@@ -94,7 +94,8 @@ def _of_schema(text: str, uri: str) -> str | None:
     if "Can't locate revision" in text or (version is not None and not _is_known_revision(version[1])):
         return (
             f"{store} was written by a newer MLflow than the one installed here; nothing was changed.\n"
-            "Install the environment that wrote it (its requirements.lock): git pull && make setup"
+            "Install the environment that wrote it (its requirements.lock): git pull && make setup, or, in a project "
+            "from `twinrun init`, git pull && pip install -r requirements.lock"
         )
     if "out-of-date database schema" in text:
         named = sqlite_path(uri)
