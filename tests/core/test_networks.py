@@ -22,7 +22,10 @@ def test_a_network_of_each_library_is_known(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "smallest"),
-    [("lenet5", 16), ("alexnet", 63), ("squeezenet1_0", 21), ("squeezenet1_1", 17), ("googlenet", 15), ("vgg11", 32)],
+    [
+        *(("lenet5", 16), ("airbench94", 9), ("alexnet", 63), ("squeezenet1_0", 21), ("squeezenet1_1", 17)),
+        *(("googlenet", 15), ("vgg11", 32)),
+    ],
 )
 def test_the_smallest_size_that_is_accepted_is_the_smallest_that_the_network_takes(name: str, smallest: int) -> None:
     assert unfit_size(name, (smallest - 1, smallest)) is not None

@@ -12,6 +12,7 @@ SMALL = [
     "lenet5",
     "resnet9",
     "resnet9_w8",
+    "airbench94",
     "resnet18",
     "mobilenet_v3_small",
     "shufflenet_v2_x0_5",

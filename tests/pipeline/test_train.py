@@ -212,7 +212,7 @@ def test_ctrl_c_says_what_is_kept_and_a_second_trainer_is_refused_until_then(
     [
         ("lenet6", "did you mean lenet5"),
         ("inception-v3", "did you mean inception_v3"),
-        ("xyz", "some are mlp, lenet5, resnet9, resnet18"),
+        ("xyz", "some are mlp, lenet5, resnet9, airbench94, resnet18"),
     ],
 )
 def test_an_unknown_model_is_refused_with_those_that_are_meant(

@@ -38,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"model": "lenet5", "pretrained": None, "whiten": True, "identity": True, "optimizer": "muon"},
         "augment": {"flip": True, "flip_in_turn": True},
     },
+    "airbench94, with Muon": {"model": "airbench94", "pretrained": None, "whiten": True, "optimizer": "muon"},
     "sampling": {
         "balance": "sampling",
         "patience": 1,

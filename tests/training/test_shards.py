@@ -67,9 +67,11 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_whole_batch(shards: int)
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_running_statistics_are_the_mean_over_the_shards() -> None:
+@pytest.mark.parametrize("scale_is_trained", [True, False])
+def test_running_statistics_are_the_mean_over_the_shards(scale_is_trained: bool) -> None:
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32 * 32), nn.Linear(32 * 32, 10))
     norm = network[1]
+    norm.weight.requires_grad_(scale_is_trained)
     pixels = normalised(IMAGES, channel_tensor(FP32.mean), channel_tensor(FP32.std)).flatten(1)
     wanted = torch.stack([0.1 * pixels[k : k + 8].mean(dim=0) for k in range(0, 32, 8)]).mean(dim=0)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 Size = tuple[int, int]  # height, width
 
-OWN_MODELS = ("mlp", "lenet5", "resnet9")
+OWN_MODELS = ("mlp", "lenet5", "resnet9", "airbench94")
 TIMM = "timm/"
 IMAGENET, PACKAGE = "imagenet", "package:"  # forms of train.pretrained
 PACKAGE_MODELS = {  # packages and what they hold
@@ -28,6 +28,7 @@ _SHOWN = 3
 _EXAMPLES = ("resnet18", "efficientnet_b0", "timm/tf_efficientnet_lite0")
 # The smallest side that a network takes, pixels, by the start of its name; the others take any size from 8 on.
 _SMALLEST = {
+    "airbench94": 9,
     "alexnet": 63,
     "convnext": 32,
     "densenet": 29,

@@ -140,12 +140,12 @@ class ShardedNetwork:
             parameter.requires_grad_(id(parameter) in chosen)
             parameter.grad = None
         self._parameters = [p for p in self._trainable if p.requires_grad]
-        updated = [
-            all(p.requires_grad for p in norm.parameters(recurse=False))
-            and not self._keep_batch_norm
-            and (parameters is None or norm.affine)
-            for norm in self._norms
-        ]
+        can_be_trained = {id(p) for p in self._trainable}
+        updated = []
+        for norm in self._norms:
+            own = [p for p in norm.parameters(recurse=False) if id(p) in can_be_trained]
+            trains = all(p.requires_grad for p in own) and (parameters is None or bool(own))
+            updated.append(trains and not self._keep_batch_norm)
         norms = [norm for norm, is_updated in zip(self._norms, updated, strict=True) if is_updated]
         self._statistics, self._counters = _batch_statistics(norms), _batch_counters(norms)
         for replica in self._replicas:
