@@ -130,6 +130,7 @@ def test_covering_a_part_is_what_the_model_answers_for_the_covered_image(project
     [
         ("mlp", 16, None),
         ("resnet9", 32, "exact"),
+        ("airbench94", 32, "exact"),
         ("resnet18", 64, "exact"),
         ("alexnet", 64, "gradient"),
         ("squeezenet1_1", 64, "exact"),

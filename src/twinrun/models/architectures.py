@@ -173,12 +173,12 @@ class Airbench94(nn.Module):
         self.group1 = _pooled_group(whitened, 64)
         self.group2 = _pooled_group(64, 256)
         self.group3 = _pooled_group(256, 256)
-        self.head = nn.Linear(256, classes, bias=False)
+        self.head = nn.Linear(256, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         features = nn.functional.gelu(self.whitening(images))
-        features = self.group3(self.group2(self.group1(features)))
-        return cast(Tensor, self.head(features.amax(dim=(2, 3)) / 9))
+        features = self.group3(self.group2(self.group1(features))) / 9
+        return cast(Tensor, self.head(features.amax(dim=(2, 3))))
 
 
 class SideBySide(nn.Module):
