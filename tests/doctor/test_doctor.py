@@ -389,7 +389,7 @@ def test_a_file_of_a_folder_that_the_cache_lost_is_named_and_fixed_by_a_commit(t
     (finding,) = findings(trained, "data")
     fix(finding)
 
-    assert f"1 file ({REPORT}/index.html) is not in the DVC cache" in finding.problem
+    assert f"1 file ({REPORT}/index.html) is in dvc.lock and not in the DVC cache" in finding.problem
     assert findings(trained, "data", deep=True) == []
 
 

@@ -60,7 +60,7 @@ def test_after_the_database_was_removed_all_that_is_here_is_published_again(
 
     assert "lacks 1 run that was published to it" in found
     assert "fix: twinrun sync" in found
-    assert "1 run that was published to sqlite://" in first
+    assert "1 run published to sqlite://" in first
     assert "is up to date" in second
     (run,) = runs(published)
     assert run.metrics["test/accuracy"] == 0.99

@@ -347,7 +347,7 @@ def test_the_headline_comes_from_the_test_split_where_it_is_large_enough_or_ther
     of_sets = [one["from"] for one in metrics()["score_sets"]]
     assert of_sets == (["test"] if case == "no rows" else ["test", "cross-validation"])
     page = (OUT / "report/index.html").read_text()
-    assert ("95.0% of 600 images are classified correctly (95% interval 9" in page) == (case == "large enough")
+    assert ("In cross-validation, 95.0% of 600 images are classified correctly" in page) == (case == "large enough")
 
 
 @pytest.mark.usefixtures("evaluated")

@@ -311,7 +311,7 @@ def test_trashnet_stops_and_names_the_three_contradicting_pairs_and_dropping_the
     project.set(validate__on_leak="drop", validate__on_near_leak="drop", validate__on_contradiction="drop")
     dropped = validated(project, first_ingest=False)
 
-    assert ingest_cpu_s < 30
+    assert ingest_cpu_s < 45  # processor time, which grows where other programs share the caches
     rows = project.table()
     assert Counter(row["split"] for row in rows) == {"train": 1768, "val": 328, "test": 431}
     assert Counter(row["label"] for row in rows)["trash"] == 137
