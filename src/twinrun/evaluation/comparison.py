@@ -70,8 +70,8 @@ class Difference:
 
     `exact_p` is the p-value of McNemar's exact test (with several seeds, of the permutation test of which that is a
     special case), `mid_p` its mid-p; both two-sided. `low` and `high` are the 95% interval: by the paired bootstrap for
-    all images, adjusted Wald's for a class. `shows_from` is the smallest difference that this number of images detects
-    with a power of 80%.
+    all images, adjusted Wald's for a class and where both models are right on the same images. `shows_from` is the
+    smallest difference that this number of images detects with a power of 80%.
     """
 
     images: int
@@ -203,7 +203,10 @@ def difference(
     """
     change = after - before
     exact, mid = permutation_test(change)
-    low, high = bootstrap_interval(change, groups, samples=samples, seed=seed)
+    if change.any():
+        low, high = bootstrap_interval(change, groups, samples=samples, seed=seed)
+    else:  # resampled, no change stays no change, however few the images
+        low, high = adjusted_interval(change, quantile=_TEST, groups=groups)
     return _difference(before, after, (exact, mid), (low, high))
 
 
@@ -280,14 +283,14 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def adjusted_interval(change: FloatArray, *, quantile: float) -> tuple[float, float]:
-    """Interval of the mean of `change` (N,) that has a width even where no answer changed.
+def adjusted_interval(change: FloatArray, *, quantile: float, groups: IntArray | None = None) -> tuple[float, float]:
+    """Interval of the mean of `change` (N,) that has a width even where no answer changed; clustered by `groups` (N,).
 
     Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
     data", Journal of Educational and Behavioral Statistics 2012: one image more that only the first model classifies
     correctly, and one that only the second does.
     """
-    mean, error = _adjusted(change)
+    mean, error = _adjusted(change, groups)
     return max(-1.0, mean - quantile * error), min(1.0, mean + quantile * error)
 
 
