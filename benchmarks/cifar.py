@@ -1,4 +1,4 @@
-"""ResNet-9's recipe for CIFAR-10 against airbench94's: `python -m benchmarks.cifar --data FOLDER`; an hour on 2 cores.
+"""The preset cifar10 against airbench94: `python -m benchmarks.cifar --data FOLDER`; an hour on 2 cores.
 
 airbench94 (Keller Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024) is the package `airbench` as it is,
 network, recipe and loader; `make bench-cifar` installs it. It asks for a GPU and its half precision; here it is given

@@ -82,6 +82,17 @@ def test_running_statistics_are_the_mean_over_the_shards(scale_is_trained: bool)
     assert norm.num_batches_tracked == 1
 
 
+def test_batch_normalisation_that_a_network_froze_keeps_its_statistics() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32 * 32), nn.Linear(32 * 32, 10))
+    norm = network[1].requires_grad_(False)
+
+    with ShardedNetwork(network, FP32, shards=4, threads=2, label_smoothing=0.0, seed=0) as sharded:
+        sharded.backward(load, len(IMAGES), step=0)
+
+    assert torch.equal(norm.running_mean, torch.zeros(32 * 32))
+    assert norm.num_batches_tracked == 0
+
+
 @pytest.mark.parametrize(
     "layer",
     [lambda: nn.Dropout(0.5), lambda: nn.Dropout(0.5, inplace=True), lambda: nn.Dropout2d(0.5)],

@@ -144,7 +144,7 @@ class ShardedNetwork:
         updated = []
         for norm in self._norms:
             own = [p for p in norm.parameters(recurse=False) if id(p) in can_be_trained]
-            trains = all(p.requires_grad for p in own) and (parameters is None or bool(own))
+            trains = all(p.requires_grad for p in own) and bool(own) if norm.affine else parameters is None
             updated.append(trains and not self._keep_batch_norm)
         norms = [norm for norm, is_updated in zip(self._norms, updated, strict=True) if is_updated]
         self._statistics, self._counters = _batch_statistics(norms), _batch_counters(norms)
