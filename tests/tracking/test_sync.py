@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tracking_support import AB, CD, REPOSITORY, evaluate, runs, train, validate
 from twinrun.core.files import write_text
 from twinrun.record.home import journals_folder
 from twinrun.record.journal import Journal
-from twinrun.tracking.replay import LOCK
+from twinrun.tracking.replay import LOCK, publisher_lock
 from twinrun.tracking.store import find_tracker, open_client
 from twinrun.tracking.sync import run_of, sync
 
@@ -409,6 +410,38 @@ def test_sync_waits_for_the_publisher_of_a_training_that_is_over(project: Path) 
 
     assert (report.pending, report.problem) == (0, None)
     assert [run.status for run in runs(project)] == ["FINISHED"]
+
+
+def test_no_process_that_waits_for_a_journal_brings_it_back_when_it_is_deleted(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = train(project)
+    turns: list[Path | str] = []
+
+    def wait_between(place: Path | str, rmdir: Callable[..., None] = os.rmdir, **options: int) -> None:
+        if Path(place).name == journal.id and not turns:
+            turns.append(place)
+            with publisher_lock(journal.folder) as before:
+                assert not before
+            FileLock(journal.folder / LOCK).acquire(timeout=0).lock.release()  # it looked before, and locks now
+        rmdir(place, **options)
+
+    monkeypatch.setattr(os, "rmdir", wait_between)
+    report = sync()
+    with publisher_lock(journal.folder) as after:
+        assert not after
+
+    assert (report.problem, report.set_aside, len(turns)) == (None, [], 1)
+    assert not journal.folder.exists()
+
+
+def test_a_journal_that_another_sync_is_copying_is_not_looked_at(project: Path) -> None:
+    journal = train(project)
+    shutil.copytree(journal.folder, journal.folder.with_name(".adopted-abc"))
+
+    report = sync()
+
+    assert (report.runs, report.problem, report.set_aside) == (1, None, [])
 
 
 def test_a_dead_trainers_run_is_marked_killed_and_a_living_ones_is_not(project: Path) -> None:

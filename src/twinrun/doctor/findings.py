@@ -6,9 +6,6 @@ Each other module here has a function `check`, which looks at one part of the se
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.record.home import journals_folder
-from twinrun.tracking.store import Tracker
-
 SHOWN = 6
 
 
@@ -53,9 +50,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def journal_folders(tracker: Tracker) -> list[Path]:
-    """Folders of the journals that are not fully published."""
-    folder = journals_folder(tracker.home)
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []

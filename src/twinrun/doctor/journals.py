@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Iterator
 
 from twinrun.core.errors import RecordError
-from twinrun.doctor.findings import Finding, Result, journal_folders, shown
+from twinrun.doctor.findings import Finding, Result, shown
+from twinrun.record.home import journal_folders
 from twinrun.record.journal import FILE, summarize
 from twinrun.tracking.presentation import short
 from twinrun.tracking.replay import Published, unpublished
@@ -12,7 +13,7 @@ from twinrun.tracking.store import Tracker
 
 
 def check(tracker: Tracker) -> Result:
-    folders = journal_folders(tracker)
+    folders = journal_folders(tracker.home)
     findings = []
     for folder in folders:
         try:

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from twinrun.core.files import read_json
-from twinrun.doctor.findings import Finding, Result, duration, journal_folders, shown
-from twinrun.record.home import STATE
+from twinrun.doctor.findings import Finding, Result, duration, shown
+from twinrun.record.home import STATE, journal_folders
 from twinrun.tracking.replay import LOCK as PUBLISHER_LOCK
 from twinrun.tracking.store import MLRUNS, Tracker
 
@@ -17,7 +17,7 @@ def check(root: Path, tracker: Tracker) -> Result:
         root / STATE / "train.lock",
         tracker.home / MLRUNS / "registry.lock",
         tracker.state / "sync.lock",
-        *(folder / PUBLISHER_LOCK for folder in journal_folders(tracker)),
+        *(folder / PUBLISHER_LOCK for folder in journal_folders(tracker.home)),
     ]
     held = [(file, holder(file)) for file in files if file.is_file()]
     findings = [Finding(f"{shown(file, root)} is held {by[1]}", _ending(by[0])) for file, by in held if by is not None]

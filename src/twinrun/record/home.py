@@ -29,6 +29,13 @@ def journals_folder(folder: Path | None = None) -> Path:
     return home(folder) / STATE / "journals"
 
 
+def journal_folders(folder: Path | None = None) -> list[Path]:
+    """The folders of the journals that are not fully published; not one that is being written (its name is hidden)."""
+    journals = journals_folder(folder)
+    entries = journals.iterdir() if journals.is_dir() else ()
+    return sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
 def may_be_resumed(journal_id: str, folder: Path | None = None) -> bool:
     """Whether a journal's training has checkpoints without a copy of the journal, so that the journal must stay.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from twinrun.core.errors import InterruptedTraining
 from twinrun.core.printing import print
 from twinrun.record.journal import FILE, Journal, Summary, summarize
-from twinrun.tracking.replay import LOCK, Published, Replay, unpublished
+from twinrun.tracking.replay import Published, Replay, publisher_lock, unpublished
 from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker
 
 GRACE_S = 15.0
@@ -84,18 +84,13 @@ def follow(folder: Path, grace_s: float = GRACE_S) -> None:
 
     If another process is already publishing the journal, wait for it and continue from where it stops.
     """
-    from filelock import FileLock, Timeout
-
     watch = _Watch(folder)
-    lock = FileLock(folder / LOCK)
     while True:
-        try:
-            with lock.acquire(timeout=_LOOK_S, poll_interval=_LOOK_S / 2):
-                _follow(folder, watch, grace_s)
-                return
-        except Timeout:
-            if watch.look() is None or watch.over_for_s() > grace_s:
-                return
+        with publisher_lock(folder, _LOOK_S) as mine:
+            if mine:
+                return _follow(folder, watch, grace_s)
+        if watch.look() is None or watch.over_for_s() > grace_s:
+            return None
 
 
 def _follow(folder: Path, watch: "_Watch", grace_s: float) -> None:

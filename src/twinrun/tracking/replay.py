@@ -9,8 +9,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,8 +133,31 @@ def source_tags(stage: str) -> dict[str, str]:
     return tags
 
 
+@contextmanager
+def publisher_lock(folder: Path, wait_s: float = 0) -> Iterator[bool]:
+    """Whether this process is the one that may publish the journal in `folder`, after `wait_s` seconds at most.
+
+    Never where the journal is gone: whoever published the last of it deleted it, perhaps while this process waited.
+    """
+    from filelock import FileLock, Timeout
+
+    journal = folder / FILE
+    lock = FileLock(folder / LOCK)
+    with suppress(Timeout):
+        if journal.exists():
+            lock.acquire(timeout=wait_s)
+    try:
+        yield lock.is_locked and journal.exists()
+    finally:
+        if lock.is_locked and not journal.exists():
+            with suppress(OSError):  # acquiring made the folder again
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        lock.release()
+
+
 class Replay:
-    """Publishes one journal; hold the journal's publisher lock while using it."""
+    """Publishes one journal; hold its `publisher_lock` while using it."""
 
     def __init__(self, folder: Path, tracker: Tracker, client: "MlflowClient | None" = None) -> None:
         """Prepare; before `step`, nothing is imported and no store is contacted."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from twinrun.core.errors import RecordError
 from twinrun.core.files import canonical_json, explained, file_sha256
 from twinrun.record.card import DVC_LOCK, collect_dvc_lock
-from twinrun.record.home import journals_folder, may_be_resumed
+from twinrun.record.home import journal_folders, journals_folder, may_be_resumed
 from twinrun.record.journal import (
     ARTIFACTS,
     DIFF,
@@ -46,7 +46,7 @@ from twinrun.record.records import (
 from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
 from twinrun.tracking.lost import lost_from_database, lost_from_server, published_states
 from twinrun.tracking.presentation import run_name, short
-from twinrun.tracking.replay import LOCK, Published, Replay, addition_state, is_refusal, unpublished
+from twinrun.tracking.replay import Published, Replay, addition_state, is_refusal, publisher_lock, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
 from twinrun.tracking.translation import describe
 
@@ -303,13 +303,11 @@ def _sound_journals(tracker: Tracker, report: SyncReport | None = None) -> list[
 
     `report` gets the faults of the others.
     """
-    folders = journals_folder(tracker.home)
-    if not folders.is_dir():
-        return []
     begun = {}
-    for folder in sorted(entry for entry in folders.iterdir() if (entry / FILE).is_file()):
-        with _setting_aside(report):
-            begun[folder] = _checked_begin(folder, folders)
+    for folder in journal_folders(tracker.home):
+        if (folder / FILE).is_file():
+            with _setting_aside(report):
+                begun[folder] = _checked_begin(folder, folder.parent)
     return sorted(begun, key=lambda folder: (begun[folder], folder.name))
 
 
@@ -354,7 +352,8 @@ def _drop_superseded(latest: Summary, tracker: Tracker) -> None:
         if summary is None or summary.journal_id == latest.journal_id:
             continue
         if (summary.part_of, summary.stage) == (latest.part_of, latest.stage):
-            shutil.rmtree(folder)
+            with publisher_lock(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _adopt(result: _Result, tracker: Tracker) -> None:
@@ -414,7 +413,7 @@ def _publish_all(folders: list[Path], tracker: Tracker, report: SyncReport, wait
 
 def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) -> None:
     # The publisher of a training that is over may still be trying; it ends soon, and leaves the rest to us.
-    with _publisher_lock(folder, wait_s=wait_s if _over(folder) else 0) as mine:
+    with publisher_lock(folder, wait_s=wait_s if _over(folder) else 0) as mine:
         summary = summarize(folder / FILE)
         if not mine or summary is None:
             return
@@ -465,17 +464,6 @@ def _say_published(summary: Summary, replay: Replay, report: SyncReport) -> None
         report.failures.append(run_name(summary.name, str(replay.state.run_id)))
 
 
-@contextmanager
-def _publisher_lock(folder: Path, wait_s: float = 0) -> Iterator[bool]:
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / LOCK, timeout=wait_s):
-            yield True
-    except Timeout:
-        yield False
-
-
 def _over(folder: Path) -> bool:
     """Whether a journal's training has ended, one way or another."""
     summary = summarize(folder / FILE)
@@ -484,7 +472,7 @@ def _over(folder: Path) -> bool:
 
 def _held(folder: Path) -> bool:
     """Whether a publisher is working on this journal."""
-    with _publisher_lock(folder) as mine:
+    with publisher_lock(folder) as mine:
         return not mine
 
 
