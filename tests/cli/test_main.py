@@ -133,6 +133,7 @@ def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
         (["promote", "3"], "There is no model 'twinrun-digits'"),
         (["rollback"], "There is no model 'twinrun-digits'"),
         (["show", "beef"], "No run or version is called 'beef'"),
+        (["show"], "This folder has no model of its own .*Train one: dvc repro"),
     ],
 )
 def test_what_cannot_be_done_is_a_message_and_an_exit_code(
@@ -184,8 +185,9 @@ def test_a_model_of_this_folder_is_shown_though_the_tracker_is_away(
     write_json({**card, "untracked_left_out": ["notes.pdf"]}, project / "data/out/train/card.json")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
-    ended = twinrun("show", journal.id[:6])
+    ended, newest = twinrun("show", journal.id[:6]), twinrun("show")
 
+    assert newest.out == ended.out
     assert ended.code == 0
     assert re.search(r"^run +lenet5 on digits \(FINISHED\)\s+id +none yet: the run is not in MLflow", ended.out)
     assert journal.id[:6] not in ended.out

@@ -285,17 +285,26 @@ def ui(
 
 @app.command(rich_help_panel=_MODELS)
 def show(
-    run: Annotated[str, typer.Argument(help="A run's id or its first characters, or the number of a version.")],
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run's id or its first characters, or the number of a version; by default the run that trained the "
+            "model of this folder.",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = None,
     diff: Annotated[bool, typer.Option("--diff", help="Print the uncommitted changes too, as a patch.")] = False,
 ) -> None:
     """Print the card of a run: commit, params, data, environment, machine, results.
 
-    Examples: twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
+    Examples: twinrun show, twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
     """
     from twinrun.tracking.store import find_tracker
+    from twinrun.tracking.sync import training_here
     from twinrun.twins.twin import recorded_run
 
+    run = run or training_here(Path.cwd())
     _sync_quickly()
     facts = recorded_run(Path.cwd(), find_tracker(), run, model or _model_name())
     _show(facts)

@@ -172,6 +172,17 @@ def run_of(workspace: Path, weights_hash: str) -> str | None:
     return Published.load(find_tracker(workspace), result.summary.journal_id).run_id
 
 
+def training_here(workspace: Path) -> str:
+    """The id of the journal of the training whose model is in `workspace`; raises RecordError where there is none."""
+    result = _Result.read(workspace)
+    if result is None:
+        raise RecordError(
+            f"This folder has no model of its own ({RESULTS / 'train'}). Train one: dvc repro. Or name a run or a "
+            "version, as in `twinrun show 1`; list them: twinrun models"
+        )
+    return result.summary.journal_id
+
+
 def evaluated_weights(workspace: Path) -> str | None:
     """Weights hash of the model that was evaluated last in `workspace`; older evaluations name it in metrics.json."""
     evaluation = workspace / RESULTS / "evaluate"

@@ -296,7 +296,8 @@ def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) ->
             if is_deciding(change.name):
                 yield (
                     f"requirements.lock in this folder names {change.name} {change.before or '(none)'}, but "
-                    f"{change.after or 'none'} is installed. To fix that: {REINSTALL}"
+                    f"{change.after or 'none'} is installed. To fix that: "
+                    + (REINSTALL if (root / "Makefile").is_file() else f"pip install -r {LOCK}")
                 )
 
 
