@@ -282,6 +282,15 @@ def test_a_whitened_first_convolution_gives_maps_of_variance_one_and_is_not_trai
     assert all(first.weight is not p for g in build_optimizer(made.network, settings).param_groups for p in g["params"])
 
 
+def test_the_bias_of_a_whitened_convolution_is_zero_and_is_not_trained(params: TrainParams) -> None:
+    network: Any = job(replace(params, model="lenet5", pretrained=None, whiten=True)).network
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+
+    assert first.bias is not None
+    assert not first.bias.any()
+    assert not first.bias.requires_grad
+
+
 def test_convolutions_begin_by_handing_on_what_they_are_given(params: TrainParams) -> None:
     block: Any = job(replace(params, model="resnet9", pretrained=None, identity=True)).network.get_submodule("layer1")
     images = torch.rand(2, 64, 8, 8)

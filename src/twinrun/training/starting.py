@@ -34,7 +34,7 @@ def _whiten(network: nn.Module, images: Pixels, rows: IntArray, numerics: Numeri
     """Set filters of the first convolution to the directions of its patches, scaled to variance 1, and keep them so.
 
     The first 5,000 images count. Of each direction there are two filters, of both signs; filters that are left over
-    stay as they were drawn.
+    stay as they were drawn. A bias is 0 and stays so: then nothing is passed back through the layer after it.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.groups != 1:
@@ -48,7 +48,9 @@ def _whiten(network: nn.Module, images: Pixels, rows: IntArray, numerics: Numeri
     with torch.no_grad():
         filters = torch.from_numpy(both).reshape(len(both), height, width, -1).permute(0, 3, 1, 2)
         first.weight[: len(both)] = filters.to(first.weight)
-    first.weight.requires_grad_(False)
+        if first.bias is not None:
+            nn.init.zeros_(first.bias)
+    first.requires_grad_(False)
 
 
 def _set_identity(network: nn.Module) -> None:
