@@ -83,6 +83,17 @@ def test_what_is_no_preset_or_no_setting_is_refused_and_params_yaml_stays(
     assert (folder / "params.yaml").read_text() == params_text("digits")
 
 
+def test_without_a_name_every_preset_is_described_with_its_command_and_nothing_is_written(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["preset"], catch_exceptions=False)
+
+    lines = result.stdout.splitlines()
+    assert {line for line in lines if line and line[0] != " "} == {
+        f"twinrun preset {name} && dvc repro" for name in preset_names()
+    }
+    assert lines[0] == "twinrun preset photos && dvc repro"
+    assert not list(folder.iterdir())
+
+
 def test_settings_of_a_persons_own_are_kept_when_a_preset_replaces_them(folder: Path) -> None:
     (folder / "dvc.yaml").touch()
     write_preset(folder, "digits", ["train.epochs=7"])

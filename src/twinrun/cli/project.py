@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -49,22 +50,32 @@ def _is_active() -> bool:
 
 def preset(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="digits, mnist, fashion-mnist, cifar10, trashnet, photos, photos-tuned, photos-scratch or folder."
+            help="digits, mnist, fashion-mnist, cifar10, trashnet, photos, photos-tuned, photos-scratch or folder; "
+            "without one, all are described.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     changes: Changes = None,
 ) -> None:
     """Write params.yaml for a known data set or for your own photos: every setting, with its unit and reason.
 
     A params.yaml that you have changed is kept in .twinrun/params.
 
-    Examples: twinrun preset photos --set ingest.path=data/raw/bins, twinrun preset mnist --set train.epochs=5
+    Examples: twinrun preset, twinrun preset photos --set ingest.path=data/raw/bins, twinrun preset mnist --set
+    train.epochs=5
     """
     from twinrun.core.errors import ParamsError
-    from twinrun.project.presets import write_preset
+    from twinrun.project.presets import about_presets, write_preset
 
+    if name is None:
+        if changes:
+            raise ParamsError("--set changes a preset: name it, as in `twinrun preset photos --set train.epochs=5`")
+        width = shutil.get_terminal_size().columns
+        for command, about in about_presets().items():
+            print(f"{command}\n{textwrap.fill(about, width, initial_indent='  ', subsequent_indent='  ')}\n")
+        return
     if not Path("dvc.yaml").is_file():
         raise ParamsError(
             f"This folder is not a project: dvc.yaml is missing. Go to a project's folder, or create a project: "

@@ -28,6 +28,16 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in (_FOLDER / "presets").glob("*.yaml"))
 
 
+def about_presets() -> dict[str, str]:
+    """The command of each preset, and what it is for and how good it was when measured; those for photos first."""
+    about = {}
+    for name in preset_names():
+        first, *more = (line[1:].strip() for line in _header(_overlay(name)))
+        subject, _, command = first.rpartition(": ")
+        about[command] = " ".join((f"{subject}.", *more))
+    return dict(sorted(about.items(), key=lambda item: not item[1].startswith("Your own photos")))
+
+
 def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
     """The full text of params.yaml, comments included, of a preset with `changes` such as "train.epochs=20".
 
@@ -38,8 +48,8 @@ def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
         close = difflib.get_close_matches(preset, preset_names(), n=1)
         meant = f" Did you mean {close[0]}?" if close else ""
         raise ParamsError(f"There is no preset {preset!r}.{meant} The presets are {', '.join(preset_names())}.")
-    overlay = (_FOLDER / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-    header = "".join(line for line in overlay.splitlines(keepends=True) if line.startswith("#"))
+    overlay = _overlay(preset)
+    header = "".join(_header(overlay))
     values = {setting: text for setting, (text, _, _) in _values(overlay).items()} | dict(map(_change, changes))
     text = f"{header}\n{with_values(default_settings(), values)}"
     parse_params(_load(text), f"preset {preset} with these changes" if changes else f"preset {preset}")
@@ -77,6 +87,14 @@ def write_preset(folder: Path, preset: str, changes: Iterable[str] = ()) -> Path
 def quoted(value: str) -> str:
     """A text as a YAML value on one line."""
     return value if re.fullmatch(r"[\w./~-]*[a-zA-Z/][\w./~-]*", value, re.ASCII) else json.dumps(value)
+
+
+def _overlay(preset: str) -> str:
+    return (_FOLDER / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+
+
+def _header(overlay: str) -> list[str]:
+    return [line for line in overlay.splitlines(keepends=True) if line.startswith("#")]
 
 
 def _keep_old(folder: Path, text: str) -> Path | None:
