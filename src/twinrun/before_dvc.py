@@ -59,8 +59,6 @@ class _Watch:
 
         run_main(lambda: check(sys.argv[1:], Path.cwd()))
         command = _command(_moved(Path.cwd(), sys.argv[1:])[1])[:1]
-        if command == ("status",):
-            gc.disable()  # it ends soon enough to need no search for garbage
         if command in (("status",), ("repro",)) and not any(word.startswith("--pu") for word in sys.argv):
             _hash_once()
 
@@ -69,7 +67,8 @@ def _hash_once() -> None:
     """Let this process hash a path once: the images are both an output of their .dvc file and a dependency of ingest.
 
     Until a stage runs: before that, `dvc status` and `dvc repro` write nothing, so that nothing that was hashed changes
-    by what they do. Measured on 100,000 images: 27% less processor time of `dvc status`.
+    by what they do, and they end soon enough to need no search for garbage. Measured on 100,000 images: 27% less
+    processor time of `dvc status`.
     """
     from dvc.output import Output
     from dvc.stage import Stage
@@ -78,6 +77,7 @@ def _hash_once() -> None:
     if hash_of is None or run is None:  # another version of DVC: it keeps its default
         return
     known: dict[tuple[object, ...], Any] = {}
+    gc.disable()
 
     def remembered(output: Any) -> Any:
         if output.fs.protocol != "local":
@@ -89,6 +89,7 @@ def _hash_once() -> None:
 
     def run_and_hash_anew(*arguments: Any, **options: Any) -> Any:
         Output._get_hash_meta, Stage.run = hash_of, run
+        gc.enable()
         return run(*arguments, **options)
 
     Output._get_hash_meta, Stage.run = remembered, run_and_hash_anew
