@@ -88,6 +88,18 @@ def test_a_temperature_calibrates_and_changes_no_label(digits: tuple[FloatArray,
     np.testing.assert_array_equal(shares.argmax(axis=1), logits[700:].argmax(axis=1))
 
 
+def test_answers_are_not_certain_because_every_validation_image_is_right(
+    digits: tuple[FloatArray, IntArray],
+) -> None:
+    logits, targets = digits
+    right = np.flatnonzero(logits[:700].argmax(axis=1) == targets[:700])[:100]
+    own = _calibrated(logits[right], targets[right])
+
+    shares = own.probabilities(logits[700:])
+
+    assert abs(shares.max(axis=1).mean() - (shares.argmax(axis=1) == targets[700:]).mean()) < 0.03
+
+
 def test_an_image_that_no_class_claims_is_answered_with_i_dont_know(digits: tuple[FloatArray, IntArray]) -> None:
     logits, targets = digits
     own = _calibrated(logits[:700], targets[:700])

@@ -165,11 +165,16 @@ def least_probability(of_truth: FloatArray, alpha: float) -> float:
 
 
 def fit_temperature(logits: FloatArray, targets: IntArray) -> float:
-    """The temperature with the smallest log loss on logits (N, C), in [0.02, 55]."""
+    """The temperature with the smallest log loss on logits (N, C), in [0.02, 55].
+
+    Where every image is right, the loss only falls with the temperature, and every confidence would be 1. So one wrong
+    label in N + 1 is assumed there, as Platt does ("Probabilistic Outputs for Support Vector Machines", 1999).
+    """
     from scipy.optimize import minimize_scalar
 
+    wrong = 1 / (len(targets) + 1) if np.array_equal(logits.argmax(axis=1), targets) else 0.0
     found = minimize_scalar(
-        lambda power: _log_loss(logits / exp(power), targets), bounds=_LOG_TEMPERATURES, method="bounded"
+        lambda power: _log_loss(logits / exp(power), targets, wrong), bounds=_LOG_TEMPERATURES, method="bounded"
     )
     return exp(float(found.x))
 
@@ -372,8 +377,11 @@ def _add_similarity(model: "ModelProto", calibration: Calibration) -> bool:
     return True
 
 
-def _log_loss(logits: FloatArray, targets: IntArray) -> float:
-    return float((-energy(logits) - logits[np.arange(len(targets)), targets]).mean())
+def _log_loss(logits: FloatArray, targets: IntArray, wrong: float) -> float:
+    """The log loss, where each label is one of the others with the probability `wrong`."""
+    of_truth = logits[np.arange(len(targets)), targets]
+    of_others = (logits.sum(axis=1) - of_truth) / (logits.shape[1] - 1)
+    return float((-energy(logits) - (1 - wrong) * of_truth - wrong * of_others).mean())
 
 
 def _enough(images: int, alpha: float) -> bool:
