@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import uvicorn
 from firefox_support import FIREFOX, Firefox
+from image_files import HEIC
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, sync_playwright
 
@@ -63,6 +64,13 @@ CHOOSE = """photo => {
   files.items.add(new File([Uint8Array.from(atob(photo), letter => letter.charCodeAt(0))], "photo.jpg"));
   input.files = files.files;
   input.dispatchEvent(new Event("change"));
+}"""
+HAND_OVER = """([kind, photo]) => {
+  const files = new DataTransfer();
+  files.items.add(new File([Uint8Array.from(atob(photo), letter => letter.charCodeAt(0))], "photo.jpg"));
+  const given = { bubbles: true, cancelable: true, dataTransfer: files, clipboardData: files };
+  const event = kind === "drop" ? new DragEvent(kind, given) : new ClipboardEvent(kind, given);
+  document.querySelector("h1").dispatchEvent(event);
 }"""
 FIT = """async cases => {
   const { channelsOf, fit } = await import("./pixels.js");
@@ -203,6 +211,52 @@ def test_nothing_is_sent_before_the_person_agrees(
     assert shown
     assert before == 0
     assert [request.url.rpartition("/")[2] for request in sent] == ["classify"]
+
+
+def test_each_photo_that_is_to_leave_the_device_is_asked_about_and_the_page_says_when_it_left(
+    context: BrowserContext, server: uvicorn.Server, tmp_path: Path
+) -> None:
+    sent: list[Request] = []
+    context.on("request", lambda request: sent.append(request) if request.method != "GET" else None)
+    page = _open(context, server)
+    _wait_for_device(page, "yes")
+    cmyk, empty, heic = tmp_path / "cmyk.jpg", tmp_path / "empty.jpg", tmp_path / "photo.heic"
+    cmyk.write_bytes(_other_files()["CMYK"])
+    empty.write_bytes(b"")
+    heic.write_bytes(HEIC)
+
+    page.set_input_files("#file", cmyk)
+    page.click("#choices button.main")
+    page.wait_for_selector("#details:not([hidden])")
+    left = page.text_content("#privacy")
+    page.set_input_files("#file", heic)
+    page.wait_for_selector("#choices button.main")
+    page.wait_for_selector("#picture", state="hidden")  # and no icon of a broken image
+    kept = page.text_content("#privacy")
+    page.set_input_files("#file", empty)
+    page.wait_for_selector("text=This file is empty.")
+
+    assert left == "This photo was sent to the server."
+    assert kept == "Your photo stays on this device."
+    assert len(sent) == 1
+
+
+def test_a_photo_can_be_taken_chosen_pasted_or_dropped_anywhere(
+    context: BrowserContext, server: uvicorn.Server
+) -> None:
+    page = _open(context, server)
+    _wait_for_device(page, "yes")
+    photo = base64.b64encode((PAGE / "examples/glass.jpg").read_bytes()).decode()
+
+    for kind in ("paste", "drop"):
+        page.evaluate(HAND_OVER, [kind, photo])
+        page.wait_for_selector("#answer-heading:text-is('Glass')")
+        page.click("#examples button >> nth=1")
+        page.wait_for_selector("#answer-heading:text-is('Metal')")
+
+    assert page.get_attribute("#file", "capture") is None  # or a phone opens its camera, and offers no photo it has
+    assert page.get_attribute("#camera", "capture") == "environment"
+    assert not page.is_visible("#take")
 
 
 def test_no_bin_is_named_before_the_person_chose_a_region_which_is_remembered(

@@ -26,13 +26,21 @@ async function classify(photo) {
   if (here) {
     try { return { ...await here.classify(photo), here }; } catch (error) { reason = error.message; }
   }
-  if (!agreed) return { ask: photo };
+  if (!photo.size) return { error: put("empty") };
+  if (here || !agreed) return { ask: photo };
   return classifyThere(photo);
 }
 
+// What happens to photos, in the words of now: whether this one has left the device.
+function showPrivacy(hasLeft = false) {
+  at("privacy").dataset.text = hasLeft ? "privacy left" : document.body.dataset.device === "no" ? "privacy sent" : "privacy";
+  at("privacy").textContent = put(at("privacy").dataset.text);
+}
+
 async function classifyThere(photo) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const headers = token ? { Authorization: `Bearer ${token}` } : {}, number = asked;
   const response = await fetch("classify", { method: "POST", body: photo, headers });
+  if (number === asked) showPrivacy(true);
   if (response.status === 401) {
     token = prompt(words.texts.token) || "";
     if (token) return classifyThere(photo);
@@ -50,7 +58,7 @@ const inLanguage = texts => texts[words.language] || texts.en || Object.values(t
 const name = label => words.texts[`class ${label}`] || label;
 const certainty = share => share >= 0.99 ? "very sure" : share >= 0.95 ? "sure" : "fairly sure";
 
-async function ask(photo, what = "your photo") {
+async function ask(photo, what = "your photo", look = classify) {
   const number = ++asked;
   const picture = at("picture");
   if (picture.src) URL.revokeObjectURL(picture.src);
@@ -60,23 +68,24 @@ async function ask(photo, what = "your photo") {
   picture.hidden = false;
   current = null;
   show(put("looking"));
+  showPrivacy();
   let answer;
-  try { answer = await classify(photo); } catch { answer = { error: put("no server") }; }
+  try { answer = await look(photo); } catch { answer = { error: put("no server") }; }
   if (number !== asked) return; // another photo was chosen meanwhile
-  if (answer.ask) return askToSend(answer.ask);
+  if (answer.ask) return askToSend(answer.ask, what);
   current = { answer, photo, label: answer.kind === "answer" ? answer.label : null };
   render();
   at("answer").focus({ preventScroll: false });
 }
 
-function askToSend(photo) {
+function askToSend(photo, what) {
   show(put("send"), put("send why"));
   const button = document.createElement("button");
   button.type = "button";
   button.className = "main";
   button.textContent = put("send now");
   button.title = reason;
-  button.addEventListener("click", () => { agreed = true; ask(photo); });
+  button.addEventListener("click", () => { agreed = true; ask(photo, what, classifyThere); });
   at("choices").append(button);
   button.focus();
 }
@@ -147,6 +156,7 @@ async function teach(photo, label) {
   for (const [key, value] of [["file", photo], ["label", label], ["consent", "yes"]]) body.append(key, value);
   try {
     const response = await fetch("feedback", { method: "POST", body, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+    if (response.ok && photo === current?.photo) showPrivacy(true);
     at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : (await response.json()).error;
   } catch { at("taught").textContent = put("no server"); }
 }
@@ -226,6 +236,7 @@ function search() {
   const things = !wanted ? [] : [...region.items.map(each => [inLanguage(each.name), each.stream, Object.values(each.name)]),
     ...Object.entries(region.classes).map(([label, rule]) => [name(label), rule.stream, [label, name(label)]])];
   const found = things.filter(([, , names]) => names.some(each => each.toLowerCase().includes(wanted))).slice(0, 8);
+  if (wanted && !found.length) return at("found").replaceChildren(Object.assign(document.createElement("li"), { textContent: put("not found") }));
   at("found").replaceChildren(...found.map(([thing, stream]) => {
     const row = document.createElement("li");
     row.textContent = `${thing}: ${inLanguage(region.streams[stream].name)}`;
@@ -299,6 +310,7 @@ async function start() {
     const files = new DataTransfer();
     files.items.add(new File([current.photo], "photo"));
     at("explain").elements.file.files = files.files;
+    showPrivacy(true);
   });
   at("find").addEventListener("input", search);
   const version = await (await fetch("version")).json();
@@ -310,16 +322,16 @@ async function start() {
   device = openDevice(version).then(here => (document.body.dataset.device = "yes", here), error => {
     reason = error.message;
     document.body.dataset.device = "no";
-    at("privacy").dataset.text = "privacy sent";
-    at("privacy").textContent = put("privacy sent");
+    showPrivacy();
   });
-  at("file").addEventListener("change", event => { if (event.target.files.length) ask(event.target.files[0]); event.target.value = ""; });
-  const drop = at("drop");
-  for (const kind of ["dragover", "dragleave", "drop"]) drop.addEventListener(kind, event => {
+  for (const id of ["file", "camera"]) at(id).addEventListener("change", event => { if (event.target.files.length) ask(event.target.files[0]); event.target.value = ""; });
+  at("picture").addEventListener("error", () => { at("picture").hidden = true; }); // a kind of file that this browser does not show
+  for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, event => { // anywhere, or the browser would leave the page
     event.preventDefault();
-    drop.classList.toggle("over", kind === "dragover");
+    at("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop" && event.dataTransfer.files.length) ask(event.dataTransfer.files[0]);
   });
+  addEventListener("paste", event => { if (event.clipboardData.files.length) ask(event.clipboardData.files[0]); });
   document.body.dataset.ready = "yes";
 }
 
