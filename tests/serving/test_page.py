@@ -241,6 +241,28 @@ def test_each_photo_that_is_to_leave_the_device_is_asked_about_and_the_page_says
     assert len(sent) == 1
 
 
+def test_a_question_and_an_error_follow_the_language_that_is_chosen_while_they_stand(
+    context: BrowserContext, server: uvicorn.Server, tmp_path: Path
+) -> None:
+    page = _open(context, server)
+    _wait_for_device(page, "yes")
+    cmyk, empty = tmp_path / "cmyk.jpg", tmp_path / "empty.jpg"
+    cmyk.write_bytes(_other_files()["CMYK"])
+    empty.write_bytes(b"")
+
+    page.set_input_files("#file", cmyk)
+    page.wait_for_selector("#choices button.main")
+    page.select_option("#language", "de")
+    page.wait_for_selector("#answer-heading:text-is('Foto an den Server senden?')")
+    button = page.text_content("#choices button.main")
+    page.set_input_files("#file", empty)
+    page.wait_for_selector("#confidence:text-is('Diese Datei ist leer.')")
+    page.select_option("#language", "en")
+    page.wait_for_selector("#confidence:text-is('This file is empty.')")
+
+    assert button == "Senden"
+
+
 def test_a_photo_can_be_taken_chosen_pasted_or_dropped_anywhere(
     context: BrowserContext, server: uvicorn.Server
 ) -> None:

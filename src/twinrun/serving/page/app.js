@@ -26,7 +26,7 @@ async function classify(photo) {
   if (here) {
     try { return { ...await here.classify(photo), here }; } catch (error) { reason = error.message; }
   }
-  if (!photo.size) return { error: put("empty") };
+  if (!photo.size) return { error: "empty" };
   if (here || !agreed) return { ask: photo };
   return classifyThere(photo);
 }
@@ -70,12 +70,11 @@ async function ask(photo, what = "your photo", look = classify) {
   show(put("looking"));
   showPrivacy();
   let answer;
-  try { answer = await look(photo); } catch { answer = { error: put("no server") }; }
+  try { answer = await look(photo); } catch { answer = { error: "no server" }; }
   if (number !== asked) return; // another photo was chosen meanwhile
-  if (answer.ask) return askToSend(answer.ask, what);
-  current = { answer, photo, label: answer.kind === "answer" ? answer.label : null };
+  current = { answer, photo, what, label: answer.kind === "answer" ? answer.label : null };
   render();
-  at("answer").focus({ preventScroll: false });
+  (answer.ask ? at("choices").firstChild : at("answer")).focus({ preventScroll: false });
 }
 
 function askToSend(photo, what) {
@@ -87,7 +86,6 @@ function askToSend(photo, what) {
   button.title = reason;
   button.addEventListener("click", () => { agreed = true; ask(photo, what, classifyThere); });
   at("choices").append(button);
-  button.focus();
 }
 
 function show(heading, detail = "") {
@@ -103,8 +101,9 @@ function show(heading, detail = "") {
 
 function render() {
   if (!current) return;
-  const { answer, label } = current;
-  if (answer.error) return show(put("failed"), answer.error);
+  const { answer, label, what } = current;
+  if (answer.ask) return askToSend(answer.ask, what);
+  if (answer.error) return show(put("failed"), words.texts[answer.error] || answer.error);
   if (answer.kind === "answer") {
     show(name(answer.label), put(certainty(answer.confidence), { share: percent(answer.confidence) }));
   } else if (answer.kind === "choice") {
