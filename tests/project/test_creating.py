@@ -29,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "my photos #1"
+    folder = tmp_path / "my photos #1 für 😀"
     for label in ("cat", "dog"):
         (folder / label).mkdir(parents=True)
         Image.new("RGB", (20, 20), "white").save(folder / label / "1.png")
@@ -59,7 +59,9 @@ def test_photos_are_copied_and_given_to_dvc(place: Path, photos: Path) -> None:
 
     assert "preset photos" in result.stdout
     copy = place / "demo/data/raw" / photos.name
-    assert load_params(place / "demo/params.yaml").ingest.path == f"data/raw/{photos.name}"
+    params = (place / "demo/params.yaml").read_text(encoding="utf-8")
+    assert f'  path: "data/raw/{photos.name}" ' in params
+    assert YAML(typ="safe").load(params)["ingest"]["path"] == f"data/raw/{photos.name}"
     assert (copy / "cat/1.png").read_bytes() == (photos / "cat/1.png").read_bytes()
     assert copy.with_name(f"{photos.name}.dvc").is_file()
     tracked = subprocess.run(["git", "-C", "demo", "ls-files"], capture_output=True, text=True, check=True).stdout

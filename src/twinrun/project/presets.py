@@ -86,7 +86,9 @@ def write_preset(folder: Path, preset: str, changes: Iterable[str] = ()) -> Path
 
 def quoted(value: str) -> str:
     """A text as a YAML value on one line."""
-    return value if re.fullmatch(r"[\w./~-]*[a-zA-Z/][\w./~-]*", value, re.ASCII) else json.dumps(value)
+    if re.fullmatch(r"[\w./~-]*[a-zA-Z/][\w./~-]*", value, re.ASCII):
+        return value
+    return json.dumps(value, ensure_ascii=False)  # escaped, an emoji would be two halves of a character in YAML
 
 
 def _overlay(preset: str) -> str:

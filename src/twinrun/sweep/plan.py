@@ -16,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from twinrun.core.errors import ParamsError
 from twinrun.core.params import Params, Seed, TrainParams, flat_settings, parse_params
-from twinrun.project.presets import Setting, with_values
+from twinrun.project.presets import with_values
 
 Scalar = bool | int | float | str | None
 
@@ -127,8 +127,8 @@ def trial_params(text: str, values: Mapping[str, Scalar]) -> str:
 
 def set_values(text: str, values: Mapping[str, Scalar]) -> str:
     """The text of a params.yaml with other values; its comments stay."""
-    places: dict[Setting, str] = {tuple(name.split(".")): json.dumps(value) for name, value in values.items()}
-    return with_values(text, places)
+    places = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    return with_values(text, {tuple(name.split(".")): value for name, value in places.items()})
 
 
 def _problems(plan: Plan, params: Params) -> Iterator[str]:
