@@ -51,7 +51,7 @@ class Server:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
         content = answer.read()
-        is_json = "json" in answer.headers.get("Content-Type", "")
+        is_json = content and "json" in answer.headers.get("Content-Type", "")
         return answer.status, json.loads(content) if is_json else content, answer.headers
 
 
@@ -163,17 +163,40 @@ def test_what_cannot_be_classified_is_refused_with_a_reason_and_the_server_goes_
         "host": server.ask("GET", "/version", Host="bad.example"),
         "origin": server.ask("POST", "/classify", photo, Origin="http://bad.example"),
         "old model": server.ask("GET", f"/model/{'0' * 64}.onnx"),
+        "nothing": server.ask("GET", "/classify"),
+        "method": server.ask("DELETE", "/health"),
     }
 
     statuses = {name: answer[0] for name, answer in found.items()}
     assert statuses == {
         **{"empty": 400, "text": 415, "cut off": 422, "pixels": 413, "bytes": 413, "no form": 400},
-        **{"host": 421, "origin": 403, "old model": 404},
+        **{"host": 421, "origin": 403, "old model": 404, "nothing": 404, "method": 405},
     }
     assert all(isinstance(answer[1]["error"], str) for answer in found.values())
     assert "params.yaml" not in json.dumps([answer[1] for answer in found.values()])
     assert server.ask("POST", "/classify", photo, Origin=f"http://127.0.0.1:{port}")[0] == 200
     assert b'path="/classify",status="415"' in server.ask("GET", "/metrics")[1]
+
+
+def test_whoever_watches_the_server_may_ask_by_head(server: Server) -> None:
+    found = {path: server.ask("HEAD", path) for path in ("/health", "/version", "/", "/nothing")}
+
+    assert [status for status, *_ in found.values()] == [200, 200, 200, 404]
+    assert not any(body for _, body, _ in found.values())
+
+
+def test_a_client_made_from_the_description_sends_files(server: Server) -> None:
+    paths = server.ask("GET", "/openapi.json")[1]["paths"]
+
+    forms = {
+        path: entry["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]
+        for path, entry in paths.items()
+        if path in ("/classify", "/classify-batch", "/explain", "/feedback")
+    }
+
+    several = forms.pop("/classify-batch")
+    assert several["type"] == "array"
+    assert [*forms.values(), several["items"]] == [{"type": "string", "format": "binary"}] * 4
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium here; Debian has it: apt-get install chromium")

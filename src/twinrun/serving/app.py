@@ -20,6 +20,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
@@ -58,9 +59,12 @@ _HEADERS = [
 _EXPLANATION = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts"
 )
-_ONE = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
-_FILES = {"multipart/form-data": {"schema": {"type": "object", "properties": {"file": {"type": "string"}}}}}
-_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _ONE | _FILES}}
+_FILE = {"type": "string", "format": "binary"}
+_ONE = {
+    "image/*": {"schema": _FILE},
+    "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _FILE}, "required": ["file"]}},
+}
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _ONE}}
 _LABEL = {"label": {"type": "string"}, "consent": {"type": "string", "enum": ["yes"]}}
 _FEEDBACK_BODY = {
     "requestBody": {
@@ -69,14 +73,16 @@ _FEEDBACK_BODY = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"file": {"type": "string"}, **_LABEL},
+                    "properties": {"file": _FILE, **_LABEL},
                     "required": ["file", "label", "consent"],
                 }
             }
         },
     }
 }
-_BATCH_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _FILES}}
+_FILES = {"type": "array", "items": _FILE, "minItems": 1, "maxItems": MOST_IMAGES}
+_SEVERAL = {"multipart/form-data": {"schema": {"type": "object", "properties": {"file": _FILES}, "required": ["file"]}}}
+_BATCH_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _SEVERAL}}
 _JSON_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}
 
 
@@ -248,6 +254,12 @@ def make_app(
         is_page = request.url.path == "/explain" and "text/html" in request.headers.get("accept", "")
         return _refusal_for_people(refused) if is_page else _refusal(refused)
 
+    @app.exception_handler(HTTPException)
+    async def no_such_request(request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, HTTPException)
+        message = f"{request.method} {request.url.path} is no request of this server. GET /docs lists them."
+        return _refusal(Refused(problem.status_code, message, dict(problem.headers or {})))
+
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
@@ -278,6 +290,8 @@ class _Guard:
                 self._state.add(f'twinrun_requests_total{{path="{path}",status="{message["status"]}"}}', 1)
             await send(message)
 
+        if scope.get("method") == "HEAD":  # which the server answers without the body
+            scope = {**scope, "method": "GET"}
         refused = _problem(Request(scope), self._host, self._token) if scope["type"] == "http" else None
         await (_refusal(refused) if refused else self._app)(scope, receive, sent)
 
