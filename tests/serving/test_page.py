@@ -410,7 +410,12 @@ def test_what_is_drawn_with_a_pen_is_classified_after_the_last_stroke(
             page.mouse.up()
         with page.expect_request("**/classify") as sent:
             page.click("#choices button.main")
+        page.wait_for_selector("#picture")
+        page.click("#clear")
+        page.wait_for_timeout(1000)  # in which an answer that is still to come would be shown
+        shown = page.is_visible("#picture") or page.is_visible("#answer")
 
+        assert not shown
         image = Image.open(io.BytesIO(sent.value.post_data_buffer or b""))
         assert (image.mode, image.size) == ("L", (28, 28))
         assert np.asarray(image)[:2].max() == 0

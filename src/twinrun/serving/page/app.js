@@ -77,6 +77,15 @@ async function ask(photo, what = "your photo", look = classify) {
   (answer.ask ? at("choices").firstChild : at("answer")).focus({ preventScroll: false });
 }
 
+// Takes the answer away, also one that is still to come.
+function forget() {
+  asked++;
+  current = null;
+  at("answer").hidden = at("picture").hidden = at("map").hidden = true;
+  document.body.classList.remove("answered");
+  showPrivacy();
+}
+
 function askToSend(photo, what) {
   show(put("send"), put("send why"));
   const button = document.createElement("button");
@@ -224,7 +233,7 @@ function openPad({ classes, preprocessing }) {
     pen = null;
     timer = setTimeout(look, 700); // after the last stroke of a 4 or a 5
   });
-  at("clear").addEventListener("click", clear);
+  at("clear").addEventListener("click", () => { clear(); forget(); });
   clear();
 }
 
