@@ -127,6 +127,7 @@ def test_copies_of_test_images_and_wrong_labels_are_held_back_and_only_accepted_
     CSV.write_text("\n".join([lines[0], *(line for line in lines[1:] if ",keep," in line)][:11]) + "\n")
     accepted = _command(capsys, "data", "feedback", "--accept")
     again = _command(capsys, "data", "feedback", "--accept")
+    elsewhere = _command(capsys, "data", "feedback", "--accept", "--into", "others")
 
     held = [line for line in lines if ",drop," in line]
     assert taken == [201] * 45
@@ -142,6 +143,8 @@ def test_copies_of_test_images_and_wrong_labels_are_held_back_and_only_accepted_
     assert "35 photos without a decision stay out" in accepted[1]
     assert "0 photos added to images, 10 were there." in again[1]
     assert len(list(Path("images").rglob("feedback-*"))) == 10
+    assert "run: dvc repro" in accepted[1]
+    assert "The pipeline does not read others" in elsewhere[1]
     assert project.run("ingest").code == 0
     assert pq.read_table("data/out/ingest/table.parquet").num_rows == 410
 

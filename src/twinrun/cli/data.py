@@ -376,7 +376,10 @@ def _accept_feedback(out: Path, into: Path | None) -> int:
     waiting = {item.file for item in items} - {decision.path for decision in decisions}
     if waiting:
         print(f"{_count(len(waiting), 'photo')} without a decision stay out: twinrun data feedback")
-    if accepted.new:
+    if accepted.new and not accepted.is_read:
+        print(f"Commit {out} to git. The pipeline does not read {accepted.folder}: to train on these photos, put them")
+        print("into a folder of your own with the images of the source, and set ingest.source and ingest.path to it.")
+    elif accepted.new:
         watched = Path(f"{accepted.folder}.dvc")
         print(
             f"Commit {out} to git{f', run dvc add {accepted.folder},' if watched.exists() else ''} and run: dvc repro"

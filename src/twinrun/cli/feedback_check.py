@@ -243,11 +243,12 @@ def _doubted(photos: list[Photo], images: Pixels, data: _Data, params: Params) -
 
 @dataclass(frozen=True)
 class Accepted:
-    """How many photos became data, how many were so before, and the folder that they are in."""
+    """How many photos became data, how many were so before, the folder they are in, and whether `ingest` reads it."""
 
     new: int
     before: int
     folder: Path
+    is_read: bool
 
 
 def accept(
@@ -281,7 +282,8 @@ def accept(
     for file, target in new:
         with replacing(target) as temp:
             temp.write_bytes(file.read_bytes())
-    return Accepted(len(new), len(copies) - len(new), root)
+    is_read = params.ingest.source == "folder" and root.resolve().is_relative_to(source_folder(params.ingest).resolve())
+    return Accepted(len(new), len(copies) - len(new), root, is_read)
 
 
 def _source(params: IngestParams) -> Path:
