@@ -189,6 +189,9 @@ def test_without_a_registry_the_trained_model_answers_and_the_command_that_regis
     shutil.rmtree(project / BUNDLE)
     (project / "dvc.lock").write_text("stages:\n  register:\n    cmd: python -m pipeline.register\n")
     gone = twinrun("predict", "0.png")
+    (project / ".dvc").mkdir(exist_ok=True)
+    (project / ".dvc/config").write_text("[core]\n    remote = store\n")
+    cloned = twinrun("predict", "0.png")
 
     assert (answered.code, evaluated.code, named.code, gone.code) == (0, 0, 2, 2)
     assert answered.out == evaluated.out == before.out
@@ -196,6 +199,7 @@ def test_without_a_registry_the_trained_model_answers_and_the_command_that_regis
     assert f"Until then the model in {BUNDLE} is used." in answered.err
     assert "params.yaml: dvc repro -f -s register\n" in evaluated.err
     assert "params.yaml: dvc repro && dvc repro -f -s register\n" in gone.err
+    assert "params.yaml: dvc pull && dvc repro -f -s register\n" in cloned.err
 
 
 def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, twinrun: Callable[..., Ended]) -> None:

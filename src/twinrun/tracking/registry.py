@@ -448,13 +448,18 @@ def how_to_register(project: Path) -> str:
     """The command that registers the model of `project`, given what DVC has there.
 
     With a trained and evaluated model it is the stage `register`, forced, since DVC may consider it up to date.
-    Otherwise it is all stages and, where dvc.lock says that `register` has run, that stage again, forced.
+    Otherwise it is all stages or, where dvc.lock says that `register` has run, that stage again, forced, after the
+    results were fetched from the project's remote, or computed where it has none.
     """
     if all((project / path).exists() for path in _TO_REGISTER):
         return REGISTER
     lock = project / "dvc.lock"
     recorded = lock.is_file() and re.search(r"^  register:", lock.read_text(encoding="utf-8"), re.MULTILINE)
-    return f"dvc repro && {REGISTER}" if recorded else "dvc repro"
+    if not recorded:
+        return "dvc repro"
+    config = project / ".dvc/config"  # the one that git shares, and so a clone has
+    shared = config.is_file() and re.search(r"^\s*remote\s*=", config.read_text(encoding="utf-8"), re.MULTILINE)
+    return f"dvc {'pull' if shared else 'repro'} && {REGISTER}"
 
 
 def missing_model(tracker: Tracker, name: str, others: Sequence[str] = ()) -> MissingModelError:
