@@ -281,6 +281,17 @@ def test_a_photo_can_be_taken_chosen_pasted_or_dropped_anywhere(
     assert not page.is_visible("#take")
 
 
+def test_the_table_of_classes_has_the_confidence_of_the_answer(context: BrowserContext, server: uvicorn.Server) -> None:
+    page = _open(context, server)
+    _wait_for_device(page, "yes")
+
+    page.click("#examples button >> nth=2")
+    page.wait_for_selector("#answer-heading:text-is('Cardboard')")
+
+    share = page.text_content("#table td")
+    assert page.text_content("#confidence") == f"Very sure ({share})"
+
+
 def test_no_bin_is_named_before_the_person_chose_a_region_which_is_remembered(
     context: BrowserContext, server: uvicorn.Server
 ) -> None:

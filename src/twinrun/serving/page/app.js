@@ -5,7 +5,7 @@ import { drawn, pngOf, styleOf } from "./draw.js";
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, teaches = false, explains = false, asked = 0, token = "", agreed = false, device = null, reason = "";
+let regions = [], current = null, teaches = false, explains = false, asked = 0, token = "", agreed = false, device = null, reason = "", temperature = 1;
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
 async function openDevice(version) {
@@ -86,6 +86,13 @@ function forget() {
   showPrivacy();
 }
 
+// The probabilities after calibration, as the confidence is.
+function calibrated(probabilities) {
+  const powers = Object.entries(probabilities).map(([label, share]) => [label, share ** (1 / temperature)]);
+  const sum = powers.reduce((total, [, power]) => total + power, 0);
+  return Object.fromEntries(powers.map(([label, power]) => [label, power / sum]));
+}
+
 function askToSend(photo, what) {
   show(put("send"), put("send why"));
   const button = document.createElement("button");
@@ -113,6 +120,7 @@ function render() {
   const { answer, label, what } = current;
   if (answer.ask) return askToSend(answer.ask, what);
   if (answer.error) return show(put("failed"), words.texts[answer.error] || answer.error);
+  const shares = calibrated(answer.probabilities);
   if (answer.kind === "answer") {
     show(name(answer.label), put(certainty(answer.confidence), { share: percent(answer.confidence) }));
   } else if (answer.kind === "choice") {
@@ -124,7 +132,7 @@ function render() {
   if (answer.kind === "choice") for (const each of answer.labels) {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = `${name(each)} (${percent(answer.probabilities[each])})`;
+    button.textContent = `${name(each)} (${percent(shares[each])})`;
     button.setAttribute("aria-pressed", String(each === label));
     button.addEventListener("click", () => { current.label = each; render(); [...at("choices").children][answer.labels.indexOf(each)].focus(); });
     at("choices").append(button);
@@ -132,7 +140,7 @@ function render() {
   showRule(label);
   at("why").hidden = !answer.here; // which the server does not say
   at("explain").hidden = !explains || Boolean(answer.here); // else with "Why?"
-  const rows = Object.entries(answer.probabilities).sort((one, other) => other[1] - one[1]).slice(0, 20);
+  const rows = Object.entries(shares).sort((one, other) => other[1] - one[1]).slice(0, 20);
   at("table").replaceChildren(...rows.map(([label, share]) => {
     const row = document.createElement("tr"), head = document.createElement("th"), cell = document.createElement("td");
     head.scope = "row"; head.textContent = name(label); cell.textContent = percent(share);
@@ -323,6 +331,7 @@ async function start() {
   at("find").addEventListener("input", search);
   const version = await (await fetch("version")).json();
   showModel(version);
+  temperature = version.calibration?.temperature ?? 1;
   openPad(version);
   teaches = version.feedback === true;
   explains = version.explains === true;
