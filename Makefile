@@ -78,7 +78,9 @@ axe:  ## fetch axe-core, which tests the page for accessibility, by npm, checked
 	  (cd "$$folder/package" && sha256sum --quiet -c "$(CURDIR)/tests/serving/axe.sha256"); \
 	  cp "$$folder/package/axe.min.js" .; }; }
 
-wheel: setup phone  ## build the wheel into dist/, with these files in it
+wheel: setup  ## build the wheel into dist/, with these files in it
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory phone; \
+	  else echo "npm is not here: a server from this wheel looks at photos itself, and not in the browser"; fi
 	@.venv/bin/uv build --wheel --no-build-isolation --python .venv/bin/python
 
 app: setup  ## open the page that sorts waste, at http://127.0.0.1:5001; it needs no training and no network
