@@ -108,7 +108,7 @@ def test_settings_of_a_persons_own_are_kept_when_a_preset_replaces_them(folder: 
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    "command", ["preset mnist", "models", "sync", "ui", "doctor", "data feedback", "train --on ray"]
+    "command", ["preset mnist", "models", "show", "sync", "ui", "doctor", "data feedback", "train --on ray"]
 )
 def test_outside_a_project_a_command_says_so_and_writes_nothing(command: str) -> None:
     missing = "dvc.yaml" if command == "preset mnist" else "params.yaml"

@@ -300,11 +300,14 @@ def show(
 
     Examples: twinrun show, twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
     """
+    from twinrun.core.params import require_project
     from twinrun.tracking.store import find_tracker
     from twinrun.tracking.sync import training_here
     from twinrun.twins.twin import recorded_run
 
-    run = run or training_here(Path.cwd())
+    if run is None:
+        require_project()
+        run = training_here(Path.cwd())
     _sync_quickly()
     facts = recorded_run(Path.cwd(), find_tracker(), run, model or _model_name())
     _show(facts)
