@@ -5,6 +5,7 @@ the split: what an image becomes depends neither on the batch that it is in nor 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
 from twinrun.core.keyed import UInt64Array, keyed_uniform
 from twinrun.core.params import AugmentParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SHIFT_X, _SHIFT_Y, _FLIP, _ROTATE, _ERASE, _ERASE_AREA, _ERASE_ASPECT, _ERASE_X, _ERASE_Y = range(16, 25)
 _CROP_AREA, _CROP_ASPECT, _CROP_X, _CROP_Y, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(25, 33)
@@ -240,13 +244,29 @@ def _warp_matrices(
 def _warped(images: Pixels, matrices: FloatArray) -> Pixels:
     """Take each pixel from where its matrix points: bilinear, zeros outside."""
     import torch
-    from torch.nn.functional import affine_grid, grid_sample
+    from torch.nn.functional import grid_sample
 
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    grid = affine_grid(torch.from_numpy(matrices).float(), list(pixels.shape), align_corners=False)
+    grid = torch.stack(sampling_places(torch.from_numpy(matrices), (images.shape[1], images.shape[2])), dim=-1)
     turned = grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     rounded = turned.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     return np.asarray(rounded.numpy(), dtype=np.uint8)
+
+
+def sampling_places(matrices: "Tensor", size: tuple[int, int]) -> "tuple[Tensor, Tensor]":
+    """Where each pixel of an image of `size` (H, W) is taken from, across and down: float32 (N, H, W), inside -1 to 1.
+
+    What affine_grid computes of `matrices` (N, 2, 3). That multiplies matrices, which one processor rounds in another
+    way than the next. These are single operations, which all processors and GPUs round alike.
+    """
+    import torch
+
+    height, width = size
+    # Computed on the processor, whose linspace is that of affine_grid.
+    x, y = ((torch.linspace(-1, 1, side) * (side - 1) / side).to(matrices.device) for side in (width, height))
+    x, y = x[None, None, :], y[None, :, None]
+    across, down = (a * x + b * y + c for a, b, c in matrices.float().permute(1, 2, 0)[..., None, None])
+    return across, down
 
 
 def _holes(

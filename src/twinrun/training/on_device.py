@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
 from twinrun.core.keyed import UInt64Array
 from twinrun.core.params import AugmentParams
-from twinrun.training.augment import LUMA, Changes, Recolouring, draw_changes, draw_mixture
+from twinrun.training.augment import LUMA, Changes, Recolouring, draw_changes, draw_mixture, sampling_places
 
 
 def fits(device: torch.device, needed: int) -> bool:
@@ -104,15 +104,11 @@ def _multiplied_and_added(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _warped(images: Tensor, matrices: Tensor) -> Tensor:
-    """Bilinear, zeros outside, in the order in which affine_grid and grid_sample compute on a processor."""
+    """Bilinear, zeros outside, in the order in which grid_sample computes on a processor."""
     count, height, width, channels = images.shape
-    x, y = (_middles(length, images.device) for length in (width, height))
-    x, y = x[None, None, :], y[None, :, None]
     places = [
-        _multiplied_and_added(across * x + down * y + along + 1, torch.tensor(length / 2), torch.tensor(-0.5))
-        for (across, down, along), length in zip(
-            matrices.float().permute(1, 2, 0)[..., None, None], (width, height), strict=True
-        )
+        _multiplied_and_added(place + 1, torch.tensor(length / 2), torch.tensor(-0.5))
+        for place, length in zip(sampling_places(matrices, (height, width)), (width, height), strict=True)
     ]
     left, top = (place.floor() for place in places)
     to_right, to_bottom = places[0] - left, places[1] - top
@@ -133,11 +129,6 @@ def _warped(images: Tensor, matrices: Tensor) -> Tensor:
         total = values * weight if total is None else _multiplied_and_added(values, weight, total)
     assert total is not None
     return total.round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _middles(length: int, device: torch.device) -> Tensor:
-    """Where the middles of the pixels of a side lie, from -1 to 1: computed where affine_grid is exact, on the CPU."""
-    return (torch.linspace(-1, 1, length) * (length - 1) / length).to(device)
 
 
 def _taken(pixels: Tensor, index: Tensor) -> Tensor:
