@@ -74,6 +74,19 @@ def test_a_state_that_was_stored_goes_on_to_the_same_weights(layout: torch.memor
     assert torch.equal(again_bias, bias)
 
 
+def test_a_state_that_was_stored_goes_to_the_device_of_its_parameters_with_its_counts_of_steps() -> None:
+    filters, bias = parameters(torch.contiguous_format)
+    whole = optimizer(filters, bias)
+    step(whole, filters, bias, 0)
+    state = whole.state_dict()
+    elsewhere = optimizer(nn.Parameter(filters.detach().to("meta")), nn.Parameter(bias.detach().to("meta")))
+
+    elsewhere.load_state_dict(state)
+
+    devices = {name: value.device.type for each in elsewhere.state.values() for name, value in each.items()}
+    assert devices == dict.fromkeys(["momentum_buffer", "step", "exp_avg", "exp_avg_sq"], "meta")
+
+
 def test_the_learning_rate_of_a_step_is_that_of_its_group_at_the_time() -> None:
     filters, bias = parameters(torch.contiguous_format)
     both = optimizer(filters, bias)

@@ -47,9 +47,10 @@ class FilterMuon(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of both."""
+        """Take over the state of both. Counts of steps go to the parameters' device too, where AdamW wants them."""
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
+            state.update({name: value.to(parameter.device) for name, value in state.items()})
             if parameter in self._matrices and self._muon is not None:
                 self._muon.state[self._matrices[parameter]] = state
             elif self._adamw is not None:
