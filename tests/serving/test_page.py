@@ -263,6 +263,42 @@ def test_a_question_and_an_error_follow_the_language_that_is_chosen_while_they_s
     assert button == "Senden"
 
 
+def test_why_a_photo_is_refused_is_said_in_the_language_of_the_page(
+    context: BrowserContext, server: uvicorn.Server, tmp_path: Path
+) -> None:
+    page = _open(context, server)
+    _wait_for_device(page, "yes")
+    notes = tmp_path / "notes.jpg"
+    notes.write_text("no photo")
+    page.select_option("#language", "de")
+
+    page.set_input_files("#file", notes)
+    page.click("#choices button.main")
+
+    page.wait_for_selector("#confidence:text-is('Diese Datei ist kein Foto, das gelesen werden kann.')")
+
+
+def test_an_answer_of_a_model_promoted_meanwhile_is_calibrated_as_that_model_is_and_never_wholly_sure(
+    browser: Browser, server: uvicorn.Server, tmp_path: Path
+) -> None:
+    page = _open(browser.new_context(service_workers="block"), server)  # one would ask the server behind the page
+    _wait_for_device(page, "yes")
+    photo = tmp_path / "odd.jpg"
+    photo.write_bytes(_other_files()["CMYK"])
+    version = page.evaluate("async () => (await fetch('version')).json()")
+    promoted = {**version, "weights_hash": "f" * 64, "calibration": {**version["calibration"], "temperature": 2.0}}
+    answer = {"kind": "answer", "label": "glass", "labels": ["glass"], "confidence": 1.0, "model": promoted}
+    shares = dict.fromkeys(version["classes"], 0.0) | {"glass": 0.9, "metal": 0.1}
+    page.route("**/version?*", lambda route: route.fulfill(json=promoted))
+    page.route("**/classify", lambda route: route.fulfill(json={**answer, "probabilities": shares}))
+
+    page.set_input_files("#file", photo)
+    page.click("#choices button.main")
+
+    page.wait_for_selector("#confidence:text-is('Very sure (99.9%)')")
+    assert page.text_content("#table td") == "75%"  # 3 to 1: the square root of 9 to 1
+
+
 def test_a_photo_can_be_taken_chosen_pasted_or_dropped_anywhere(
     context: BrowserContext, server: uvicorn.Server
 ) -> None:

@@ -106,11 +106,15 @@ def test_with_a_token_only_requests_that_carry_it_are_answered(server: Server, t
             guarded.ask("POST", "/classify", photo, **headers)
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer a-token-of-twenty-four-c"})
         ]
+        description = guarded.ask("GET", "/openapi.json")[1]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
 
     assert [status for status, _, _ in answers] == [401, 401, 200]
+    assert description["components"]["securitySchemes"]["HTTPBearer"] == {"type": "http", "scheme": "bearer"}
+    open_to_all = {path for path, entry in description["paths"].items() if "security" not in next(iter(entry.values()))}
+    assert open_to_all == {"/health", "/version", "/regions"}
     assert "Authorization: Bearer TOKEN" in json.dumps(answers[0][1])
     assert short.returncode == 1
     assert "needs at least 16 printable ASCII characters" in short.stdout + short.stderr
@@ -194,9 +198,13 @@ def test_a_client_made_from_the_description_sends_files(server: Server) -> None:
         if path in ("/classify", "/classify-batch", "/explain", "/feedback")
     }
 
+    refusals = {status: entry for status, entry in paths["/classify"]["post"]["responses"].items() if status >= "400"}
     several = forms.pop("/classify-batch")
     assert several["type"] == "array"
     assert [*forms.values(), several["items"]] == [{"type": "string", "format": "binary"}] * 4
+    assert set(refusals) >= {"400", "401", "413", "415", "422", "503"}
+    bodies = {entry["content"]["application/json"]["schema"]["$ref"] for entry in refusals.values()}
+    assert len(bodies) == 1
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium here; Debian has it: apt-get install chromium")

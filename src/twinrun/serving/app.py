@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -86,6 +88,31 @@ _BATCH_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _SEV
 _JSON_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}
 
 
+class _Problem(BaseModel):
+    """The body of every refusal; `message` is for MLflow's clients."""
+
+    error: str
+    message: str
+
+
+def _refusals(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """For the description: the answers with these statuses."""
+    return {status: {"model": _Problem, "description": reason} for status, reason in reasons.items()}
+
+
+_OF_IMAGES = {
+    400: "The request is not what was described",
+    401: "A token is needed",
+    403: "A page of another site sent it",
+    408: "The body did not arrive in time",
+    413: "The body or the image is too large",
+    415: "The file is not an image of a known kind",
+    421: "The name is not that of this server",
+    422: "The image is broken",
+    503: "The server is busy; Retry-After says when to come back",
+}
+
+
 class Refused(Exception):
     """A request that is answered with `status` and a sentence."""
 
@@ -112,7 +139,8 @@ def make_app(
     """
     traffic = traffic or TrafficWatch()
     app = FastAPI(title="Twinrun", docs_url=None, redoc_url=None, description="Classifies images with one model.")
-    plain = APIRouter(route_class=_PlainRoute)
+    needs = [] if token is None else [Security(HTTPBearer(auto_error=False))]  # for the description; _Guard checks it
+    plain = APIRouter(route_class=_PlainRoute, responses=_refusals(_OF_IMAGES), dependencies=needs)
     state, cores, explaining = Counts(counts), available_cores(), asyncio.Lock()
     pool = ThreadPoolExecutor(cores, "classify")
     app.add_middleware(_Guard, host=host, token=token, state=state)
@@ -195,7 +223,12 @@ def make_app(
     app.include_router(plain)
 
     @app.post(
-        "/feedback", openapi_extra=_FEEDBACK_BODY, status_code=201, summary="Keep a photo and the label it should have"
+        "/feedback",
+        openapi_extra=_FEEDBACK_BODY,
+        status_code=201,
+        summary="Keep a photo and the label it should have",
+        responses=_refusals({**_OF_IMAGES, 404: "This server keeps no feedback", 429: "Enough was sent for now"}),
+        dependencies=needs,
     )
     async def teach(request: Request) -> dict[str, Any]:
         if feedback is None:
@@ -228,11 +261,16 @@ def make_app(
             | {"feedback": feedback is not None, "explains": token is None}
         )
 
-    @app.get("/metrics", summary="Counts for Prometheus", response_class=PlainTextResponse)
+    @app.get("/metrics", summary="Counts for Prometheus", response_class=PlainTextResponse, dependencies=needs)
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(_metrics(state, model, traffic), media_type="text/plain; version=0.0.4")
 
-    @app.get("/model/{sha256}.onnx", summary="The model itself; it never changes under one address")
+    @app.get(
+        "/model/{sha256}.onnx",
+        summary="The model itself; it never changes under one address",
+        responses=_refusals({404: "Another model is in service"}),
+        dependencies=needs,
+    )
     async def file(sha256: str) -> Response:
         engine = model.engine
         if sha256 != engine.sha256:

@@ -5,7 +5,7 @@ import { drawn, pngOf, styleOf } from "./draw.js";
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, teaches = false, explains = false, asked = 0, token = "", agreed = false, device = null, reason = "", temperature = 1;
+let regions = [], current = null, teaches = false, explains = false, asked = 0, token = "", agreed = false, device = null, reason = "", inService = null;
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
 async function openDevice(version) {
@@ -17,14 +17,14 @@ async function openDevice(version) {
   const { name, version: number, weights_hash, onnx_sha256 } = version;
   const model = { ...version, facts: { name, version: number, weights_hash, onnx_sha256 } };
   await ask({ kind: "start", model, headers: token ? { Authorization: `Bearer ${token}` } : {} });
-  return { classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
+  return { temperature: version.calibration?.temperature, classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
 }
 
 // On this device where it can be done exactly; by the server where not, and only after the person agreed.
 async function classify(photo) {
   const here = await device;
   if (here) {
-    try { return { ...await here.classify(photo), here }; } catch (error) { reason = error.message; }
+    try { return { ...await here.classify(photo), here, temperature: here.temperature }; } catch (error) { reason = error.message; }
   }
   if (!photo.size) return { error: "empty" };
   if (here || !agreed) return { ask: photo };
@@ -45,15 +45,24 @@ async function classifyThere(photo) {
     token = prompt(words.texts.token) || "";
     if (token) return classifyThere(photo);
   }
-  const answer = await response.json().catch(() => ({ error: response.statusText }));
-  return response.ok ? answer : { error: answer.error || response.statusText };
+  if (!response.ok) return { error: await refusal(response) };
+  const answer = await response.json();
+  if (answer.model.weights_hash !== inService.weights_hash) inService = await (await fetch("version?promoted")).json(); // kept under another name than the facts of the model on this device
+  return { ...answer, temperature: inService.calibration?.temperature };
+}
+
+// Why a server refuses, in the person's language where it is one of the usual reasons.
+async function refusal(response) {
+  const { error } = await response.json().catch(() => ({}));
+  return words.texts[`refused ${response.status}`] || error || response.statusText;
 }
 
 function put(text, values) {
   return (words.texts[text] || text).replace(/\{(\w+)\}/g, (_, key) => values[key]);
 }
 
-const percent = share => new Intl.NumberFormat(words.language, { style: "percent", maximumFractionDigits: share > 0.99 && share < 1 ? 1 : 0 }).format(share);
+// Never 100%, which no model can know.
+const percent = share => new Intl.NumberFormat(words.language, { style: "percent", maximumFractionDigits: share > 0.99 ? 1 : 0 }).format(Math.min(share, 0.999));
 const inLanguage = texts => texts[words.language] || texts.en || Object.values(texts)[0];
 const name = label => words.texts[`class ${label}`] || label;
 const certainty = share => share >= 0.99 ? "very sure" : share >= 0.95 ? "sure" : "fairly sure";
@@ -87,7 +96,7 @@ function forget() {
 }
 
 // The probabilities after calibration, as the confidence is.
-function calibrated(probabilities) {
+function calibrated(probabilities, temperature = 1) {
   const powers = Object.entries(probabilities).map(([label, share]) => [label, share ** (1 / temperature)]);
   const sum = powers.reduce((total, [, power]) => total + power, 0);
   return Object.fromEntries(powers.map(([label, power]) => [label, power / sum]));
@@ -120,7 +129,7 @@ function render() {
   const { answer, label, what } = current;
   if (answer.ask) return askToSend(answer.ask, what);
   if (answer.error) return show(put("failed"), words.texts[answer.error] || answer.error);
-  const shares = calibrated(answer.probabilities);
+  const shares = calibrated(answer.probabilities, answer.temperature);
   if (answer.kind === "answer") {
     show(name(answer.label), put(certainty(answer.confidence), { share: percent(answer.confidence) }));
   } else if (answer.kind === "choice") {
@@ -173,7 +182,7 @@ async function teach(photo, label) {
   try {
     const response = await fetch("feedback", { method: "POST", body, headers: token ? { Authorization: `Bearer ${token}` } : {} });
     if (response.ok && photo === current?.photo) showPrivacy(true);
-    at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : (await response.json()).error;
+    at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : await refusal(response);
   } catch { at("taught").textContent = put("no server"); }
 }
 
@@ -331,7 +340,7 @@ async function start() {
   at("find").addEventListener("input", search);
   const version = await (await fetch("version")).json();
   showModel(version);
-  temperature = version.calibration?.temperature ?? 1;
+  inService = version;
   openPad(version);
   teaches = version.feedback === true;
   explains = version.explains === true;
