@@ -231,7 +231,8 @@ def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos:
         "dog/copy.png",
     ]
     assert passed.code == 0, passed.said
-    assert "dropped: 2 decision" in passed.said  # cat/3.png too, which the second proposal added
+    # cat/3.png is dropped too, which the second proposal added.
+    assert "By your decisions: 2 dropped, 1 relabelled." in passed.said
 
 
 def test_mend_without_a_validation_names_the_command_that_makes_one(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_odd_names_stay_on_one_line_and_what_mend_proposes_for_them_is_found_by_
     assert len(rows) == len(text.splitlines()) - 1 > 6
     assert not [row for row in rows if row["path"].startswith(("=", "+", "-", "@"))]
     assert passed.code == 0, passed.said
-    assert f"dropped: {len(rows)} decision" in passed.said
+    assert f"By your decisions: {len(rows)} dropped." in passed.said
     assert "Nothing to propose" in again.said
 
 

@@ -93,7 +93,7 @@ def test_data_that_fail_stop_the_pipeline_on_the_terminal_and_leave_a_report_but
     line = 1 + (project.folder / "params.yaml").read_text().splitlines().index(
         next(line for line in (project.folder / "params.yaml").read_text().splitlines() if "on_broken" in line)
     )
-    assert f"Fix or remove them, or set it to drop (params.yaml, line {line}: validate.on_broken)" in ran.said
+    assert f"Fix or remove them, or set on_broken to drop (params.yaml, line {line}: validate.on_broken)" in ran.said
     assert "data/out/validate/report/index.html" in ran.said
     assert "1/broken.png" in project.report()
     assert not (project.folder / "data/out/validate/manifest.parquet").exists()

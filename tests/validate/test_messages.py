@@ -1,5 +1,6 @@
 """The verdict as a few lines: the worst first, and never more of them than there is room for."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -37,7 +38,15 @@ def test_where_all_is_well_it_is_one_line_with_sizes_and_drops() -> None:
 def test_decisions_of_a_person_are_counted_by_kind() -> None:
     said = summary(verdict(PASSED, decisions=("drop", "drop: dark", None, "relabel: it barks")), "report.html", {})
 
-    assert said.endswith("By your decisions: 2 dropped, 1 relabelled.")
+    assert said.endswith("dropped: 2 leak. By your decisions: 2 dropped, 1 relabelled.")
+
+
+def test_what_a_person_dropped_is_counted_once() -> None:
+    decided = replace(verdict(PASSED, decisions=("drop: dark",)), dropped=["decision: dark"])
+
+    said = summary(decided, "report.html", {})
+
+    assert said.endswith("test 1,000. By your decisions: 1 dropped.")
 
 
 def test_a_small_test_split_gets_a_line_with_the_width_of_its_interval() -> None:

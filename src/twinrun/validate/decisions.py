@@ -25,7 +25,7 @@ from twinrun.core.errors import DataError
 from twinrun.dataset.table import Columns
 from twinrun.tables.sheet import header_of, read_sheet, sheet_text
 from twinrun.tables.spelling import Names
-from twinrun.validate.findings import Drop
+from twinrun.validate.findings import BY_DECISION, Drop
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,7 +129,7 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
             )
         descriptions[row] = f"{decision.action}: {decision.reason}" if decision.reason else decision.action
         if decision.action == "drop":
-            dropped[row] = Drop(f"decision: {decision.reason or 'dropped by hand'}")
+            dropped[row] = Drop(f"{BY_DECISION}: {decision.reason or 'dropped by hand'}")
         elif decision.action == "relabel":
             labels[row] = decision.label
     by_action = {action: frozenset(rows[d.path] for d in decisions if d.action == action) for action in _ACTIONS}

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 UNSPLIT = "no split"
 
 
+BY_DECISION = "decision"
+"""The kind of reason of a row that a person dropped."""
+
+
 @dataclass(frozen=True)
 class Drop:
     """Why a row is dropped, kind first, as in "leak: of a.png", and for a copy the row that it copies."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from twinrun.core.intervals import widest_interval_points
 from twinrun.dataset.manifest import SPLITS
-from twinrun.validate.findings import Finding, Verdict
+from twinrun.validate.findings import BY_DECISION, Finding, Verdict
 
 _LINES = 10
 _AFFECTED = 3
@@ -50,9 +50,11 @@ def _passed(verdict: Verdict, most_lines: int) -> list[str]:
     sizes = (
         ", ".join(f"{name} {total:,}" for name, total in totals.items() if total) or f"{len(verdict.dropped):,} images"
     )
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(verdict.reasons.items()))
+    counts = sorted(verdict.reasons.items())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts if reason != BY_DECISION)
+    dropped = f"; dropped: {reasons or 'none'}" if reasons or not counts else ""
     classes = _count(len(verdict.classes), "class", "classes")
-    lines = [f"{headline(verdict)}. {classes}; {sizes}; dropped: {reasons or 'none'}.{_decided(verdict)}"]
+    lines = [f"{headline(verdict)}. {classes}; {sizes}{dropped}.{_decided(verdict)}"]
     images = totals["test"]
     if images and (points := widest_interval_points(images)) >= _WIDE_POINTS:
         width = f"the 95% interval of their accuracy is up to {points} points wide"

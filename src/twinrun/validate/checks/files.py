@@ -91,4 +91,4 @@ def _unusable(subject: Subject, rows: Sequence[int]) -> str:
 def _advice_on_unusable(subject: Subject) -> str:
     strays = any(subject.facts["error"][row] == NO_LABEL for row in subject.files())
     moving = ", move those without a label into a class folder" if strays else ""
-    return f"Fix or remove them{moving}, or set it to drop"
+    return f"Fix or remove them{moving}, or set on_broken to drop"
