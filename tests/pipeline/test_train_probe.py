@@ -148,8 +148,9 @@ def test_more_views_train_the_head_on_changed_images_too_and_are_computed_once(
     assert len(pq.read_table("data/out/train/out_of_fold.parquet")) == images
 
 
-def test_features_that_a_killed_training_had_computed_are_not_computed_again(
-    probing: TrainableProject, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_features_that_a_stopped_training_had_computed_are_not_computed_again(
+    probing: TrainableProject, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
     probing.train_here()
@@ -159,9 +160,11 @@ def test_features_that_a_killed_training_had_computed_are_not_computed_again(
     until = time.monotonic() + 120
     while not (blocks := _blocks()) and time.monotonic() < until:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    os.killpg(process.pid, number)
+    said, _ = process.communicate()
     assert blocks
+    if number == signal.SIGINT:
+        assert "Features computed so far are kept" in said
 
     probing.train_here()
 

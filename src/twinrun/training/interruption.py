@@ -25,11 +25,15 @@ _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by SIGTERM, by SIGINT, or by the end of the process it works for."""
+    """Whether this process was asked to stop: by SIGTERM, by SIGINT, or by the end of the process it works for.
+
+    `kept` says, as a sentence for the person, what of the work is not lost.
+    """
 
     def __init__(self, pause_after: int | None = None) -> None:
         """`pause_after`: how many finished epochs a trial of a sweep pauses after."""
         self.pause_after = pause_after
+        self.kept = "The last finished epoch is kept; `dvc repro` continues after it."
         self._signal: int | None = None
         self._reason = ""
 
@@ -71,10 +75,7 @@ class StopRequest:
         """Raise InterruptedTraining if a stop was asked for, here or, with `also`, in another training process."""
         if self._signal is not None or also:
             reason = self._reason or "another training process was asked to stop"
-            raise InterruptedTraining(
-                f"Training stopped: {reason}. The last finished epoch is kept; `dvc repro` continues after it.",
-                self._signal or signal.SIGTERM,
-            )
+            raise InterruptedTraining(f"Training stopped: {reason}. {self.kept}", self._signal or signal.SIGTERM)
 
     @contextmanager
     def quietly(self) -> Iterator[None]:

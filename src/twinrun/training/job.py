@@ -185,6 +185,7 @@ class Job:
         """Compute the features of all usable images and train a head on those of the train split, in this process."""
         threads, classes = thread_count(self.params.threads), len(self.manifest.classes)
         train, val, test = (self.manifest.split(name) for name in SPLITS)
+        stop.kept = "Features computed so far are kept; `dvc repro` computes the others."
         features = Features(self.features, backbone_of(self.network, classes), self.numerics)
 
         def of(*splits: Split, views: int = self.params.probe_views) -> FeatureArray:
