@@ -182,10 +182,11 @@ def test_a_model_of_this_folder_is_shown_though_the_tracker_is_away(
 ) -> None:
     journal = train(project)
     card = json.loads((project / "data/out/train/card.json").read_bytes())
-    write_json({**card, "untracked_left_out": ["notes.pdf"]}, project / "data/out/train/card.json")
+    params = {"ingest": {"source": "digits", "path": ""}, "train": {"epochs": 7, "model": "lenet5"}}
+    write_json({**card, "untracked_left_out": ["notes.pdf"], "params": params}, project / "data/out/train/card.json")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
-    ended, newest = twinrun("show", journal.id[:6]), twinrun("show")
+    ended, newest, whole = twinrun("show", journal.id[:6]), twinrun("show"), twinrun("show", "--all")
 
     assert newest.out == ended.out
     assert ended.code == 0
@@ -193,6 +194,9 @@ def test_a_model_of_this_folder_is_shown_though_the_tracker_is_away(
     assert journal.id[:6] not in ended.out
     assert re.search(r"untracked, left out +notes\.pdf", ended.out)
     assert "cannot be reached" in ended.err
+    assert re.search(r"params\.train\.epochs +7\s+other params +2 have their defaults", ended.out)
+    assert "params.train.model" not in ended.out
+    assert re.search(r"params\.train\.model +lenet5", whole.out)
 
 
 def test_a_served_champion_answers_a_request_with_an_image(

@@ -295,8 +295,11 @@ def show(
     ] = None,
     model: Model = None,
     diff: Annotated[bool, typer.Option("--diff", help="Print the uncommitted changes too, as a patch.")] = False,
+    all_params: Annotated[
+        bool, typer.Option("--all", help="Print all settings, not only those that differ from the defaults.")
+    ] = False,
 ) -> None:
-    """Print the card of a run: commit, params, data, environment, machine, results.
+    """Print the card of a run: commit, settings, data, environment, machine, results.
 
     Examples: twinrun show, twinrun show 3, twinrun show 5f2c, twinrun show 3 --diff
     """
@@ -310,7 +313,7 @@ def show(
         run = training_here(Path.cwd())
     _sync_quickly()
     facts = recorded_run(Path.cwd(), find_tracker(), run, model or _model_name())
-    _show(facts)
+    _show(facts, all_params)
     if diff and facts.card:
         print(facts.card.get("diff", ""), end="")
 
@@ -526,7 +529,7 @@ def _model_name() -> str:
     return load_params().register.model_name
 
 
-def _show(facts: Any) -> None:
+def _show(facts: Any, all_params: bool) -> None:
     from rich.table import Table
 
     from twinrun.tracking.presentation import short
@@ -545,14 +548,15 @@ def _show(facts: Any) -> None:
     if facts.card is None:
         add_row(table, "card", "none: this training did not finish")
     else:
-        for name, value in card_lines(facts.card):
+        for name, value in card_lines(facts.card, all_params):
             add_row(table, name, value)
     draw(table)
 
 
-def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
-    """A card as pairs of a name and a text, in reading order."""
+def card_lines(card: dict[str, Any], all_params: bool) -> list[tuple[str, str]]:
+    """A card as pairs of a name and a text, in reading order: with all settings, or those that are not defaults."""
     from twinrun.core.params import flat_settings
+    from twinrun.project.presets import defaults
 
     environment, hardware = card.get("environment", {}), card.get("hardware", {})
     state = "with uncommitted changes (--diff prints them)" if card.get("dirty") else "clean"
@@ -575,10 +579,14 @@ def card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     views = card.get("params", {}).get("train", {}).get("probe_views", 1)
     unused = (*_UNUSED_BY_A_PROBE, *(["train.augment."] if views == 1 else [])) if card.get("probe") else ()
+    params, usual = dict(flat_settings(card.get("params", {}))), {} if all_params else defaults()
+    shown = {name: value for name, value in params.items() if name not in usual or value != usual[name]}
     lines += [
         (f"params.{name}", f"{value} (not used by a probe)" if name.startswith(unused) else str(value))
-        for name, value in flat_settings(card.get("params", {}))
+        for name, value in shown.items()
     ]
+    if others := len(params) - len(shown):
+        lines.append(("other params", f"{others} have their defaults (--all prints them)"))
     for stage, facts in card.get("dvc_lock", {}).items():
         lines += [(f"data of {stage}", f"{md5}  {path}") for path, md5 in facts.get("outs", {}).items()]
     return lines

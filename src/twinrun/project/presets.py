@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from twinrun.core.errors import ParamsError
 from twinrun.core.files import write_text
-from twinrun.core.params import PARAMS, Params, parse_params
+from twinrun.core.params import PARAMS, Params, flat_settings, parse_params
 
 _FOLDER = Path(__file__).parent
 _DEFAULTS = _FOLDER / "defaults.yaml"
@@ -59,6 +59,11 @@ def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
 def default_settings() -> str:
     """Every setting with its default and its comment, as YAML."""
     return _DEFAULTS.read_text(encoding="utf-8").partition("\n\n")[2]
+
+
+def defaults() -> dict[str, Any]:
+    """Every setting with its default, by its full name."""
+    return dict(flat_settings(_load(default_settings())))
 
 
 def preset_params(preset: str) -> Params:
