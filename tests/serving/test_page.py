@@ -263,34 +263,38 @@ def test_a_question_and_an_error_follow_the_language_that_is_chosen_while_they_s
     assert button == "Senden"
 
 
-def test_why_a_photo_is_refused_is_said_in_the_language_of_the_page(
+def test_why_a_photo_is_refused_is_said_in_the_language_that_is_chosen(
     context: BrowserContext, server: uvicorn.Server, tmp_path: Path
 ) -> None:
     page = _open(context, server)
     _wait_for_device(page, "yes")
     notes = tmp_path / "notes.jpg"
     notes.write_text("no photo")
-    page.select_option("#language", "de")
+    full = "The answer could not be recorded, and so is not given: No space left on device"
 
     page.set_input_files("#file", notes)
     page.click("#choices button.main")
-
-    page.wait_for_selector("#confidence:text-is('Diese Datei ist kein Foto, das gelesen werden kann.')")
+    page.wait_for_selector("#confidence:text-is('This file cannot be read as a photo.')")
+    page.select_option("#language", "de")
+    page.wait_for_selector("#confidence:text-is('Diese Datei kann nicht als Foto gelesen werden.')")
+    for wait, said in (("1", "Der Server ist beschäftigt. Bitte versuchen Sie es gleich noch einmal."), ("60", full)):
+        page.route("**/classify", partial(_refuse, message=full, wait=wait))
+        page.set_input_files("#file", notes)
+        page.click("#choices button.main")
+        page.wait_for_selector(f"#confidence:text-is('{said}')")
 
 
 def test_an_answer_of_a_model_promoted_meanwhile_is_calibrated_as_that_model_is_and_never_wholly_sure(
-    browser: Browser, server: uvicorn.Server, tmp_path: Path
+    context: BrowserContext, server: uvicorn.Server, tmp_path: Path
 ) -> None:
-    page = _open(browser.new_context(service_workers="block"), server)  # one would ask the server behind the page
+    page = _open(context, server)
     _wait_for_device(page, "yes")
     photo = tmp_path / "odd.jpg"
     photo.write_bytes(_other_files()["CMYK"])
     version = page.evaluate("async () => (await fetch('version')).json()")
-    promoted = {**version, "weights_hash": "f" * 64, "calibration": {**version["calibration"], "temperature": 2.0}}
-    answer = {"kind": "answer", "label": "glass", "labels": ["glass"], "confidence": 1.0, "model": promoted}
     shares = dict.fromkeys(version["classes"], 0.0) | {"glass": 0.9, "metal": 0.1}
-    page.route("**/version?*", lambda route: route.fulfill(json=promoted))
-    page.route("**/classify", lambda route: route.fulfill(json={**answer, "probabilities": shares}))
+    answer = {"kind": "answer", "label": "glass", "labels": ["glass"], "confidence": 1.0, "probabilities": shares}
+    page.route("**/classify", lambda route: route.fulfill(json={**answer, "temperature": 2.0, "model": version}))
 
     page.set_input_files("#file", photo)
     page.click("#choices button.main")
@@ -607,6 +611,10 @@ def _open_in_firefox(firefox: Firefox, server: Any) -> None:
         time.sleep(0.05)
     firefox.open(server.address)
     firefox.wait_for("body[data-ready]")
+
+
+def _refuse(route: Route, *, message: str, wait: str) -> None:
+    route.fulfill(status=503, headers={"Retry-After": wait}, json={"error": message})
 
 
 def _wait_for_device(page: Page, answer: str) -> None:

@@ -190,7 +190,8 @@ def test_whoever_watches_the_server_may_ask_by_head(server: Server) -> None:
 
 
 def test_a_client_made_from_the_description_sends_files(server: Server) -> None:
-    paths = server.ask("GET", "/openapi.json")[1]["paths"]
+    description = server.ask("GET", "/openapi.json")[1]
+    paths = description["paths"]
 
     forms = {
         path: entry["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]
@@ -199,12 +200,15 @@ def test_a_client_made_from_the_description_sends_files(server: Server) -> None:
     }
 
     refusals = {status: entry for status, entry in paths["/classify"]["post"]["responses"].items() if status >= "400"}
+    answers = [server.ask("POST", path, b"no image") for path in ("/classify", "/explain")]
     several = forms.pop("/classify-batch")
     assert several["type"] == "array"
     assert [*forms.values(), several["items"]] == [{"type": "string", "format": "binary"}] * 4
-    assert set(refusals) >= {"400", "401", "413", "415", "422", "503"}
-    bodies = {entry["content"]["application/json"]["schema"]["$ref"] for entry in refusals.values()}
-    assert len(bodies) == 1
+    assert set(refusals) == {"400", "403", "408", "413", "415", "421", "422", "503"}
+    (body,) = {entry["content"]["application/json"]["schema"]["$ref"] for entry in refusals.values()}
+    described = description["components"]["schemas"][body.rpartition("/")[2]]
+    assert [answer[0] for answer in answers] == [415, 415]
+    assert all(set(answer[1]) >= set(described["required"]) for answer in answers)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium here; Debian has it: apt-get install chromium")

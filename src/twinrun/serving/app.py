@@ -89,28 +89,28 @@ _JSON_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"app
 
 
 class _Problem(BaseModel):
-    """The body of every refusal; `message` is for MLflow's clients."""
+    """The body of a refusal; `message` is for MLflow's clients."""
 
     error: str
     message: str
 
 
-def _refusals(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """For the description: the answers with these statuses."""
-    return {status: {"model": _Problem, "description": reason} for status, reason in reasons.items()}
-
-
-_OF_IMAGES = {
-    400: "The request is not what was described",
-    401: "A token is needed",
-    403: "A page of another site sent it",
+_ANYWHERE = {421: "Another host name"}
+_WITH_TOKEN = {401: "The token is missing or wrong"}
+_WITH_BODY = {
+    400: "The request is malformed, or has no image",
+    403: "It came from a page of another site",
     408: "The body did not arrive in time",
-    413: "The body or the image is too large",
-    415: "The file is not an image of a known kind",
-    421: "The name is not that of this server",
-    422: "The image is broken",
-    503: "The server is busy; Retry-After says when to come back",
+    413: "The body is too large, or the image has too many pixels",
+    503: "The server is busy, or cannot store what it should; Retry-After says when to try again",
 }
+_OF_AN_IMAGE = {415: "The file is not an image of a known kind", 422: "The image is corrupt, or cannot be converted"}
+
+
+def _refusals(*reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """For the description: the answers with these statuses."""
+    described = {status: reason for each in reasons for status, reason in each.items()}
+    return {status: {"model": _Problem, "description": described[status]} for status in sorted(described)}
 
 
 class Refused(Exception):
@@ -139,8 +139,11 @@ def make_app(
     """
     traffic = traffic or TrafficWatch()
     app = FastAPI(title="Twinrun", docs_url=None, redoc_url=None, description="Classifies images with one model.")
-    needs = [] if token is None else [Security(HTTPBearer(auto_error=False))]  # for the description; _Guard checks it
-    plain = APIRouter(route_class=_PlainRoute, responses=_refusals(_OF_IMAGES), dependencies=needs)
+    # For the description; _Guard checks it.
+    token_security = [] if token is None else [Security(HTTPBearer(auto_error=False))]
+    guarded = _ANYWHERE if token is None else _ANYWHERE | _WITH_TOKEN
+    of_an_image = _refusals(_OF_AN_IMAGE)
+    plain = APIRouter(route_class=_PlainRoute, responses=_refusals(guarded, _WITH_BODY), dependencies=token_security)
     state, cores, explaining = Counts(counts), available_cores(), asyncio.Lock()
     pool = ThreadPoolExecutor(cores, "classify")
     app.add_middleware(_Guard, host=host, token=token, state=state)
@@ -176,7 +179,12 @@ def make_app(
             state.add("twinrun_images_total", len(images))
             state.add("twinrun_classify_seconds_total", time.perf_counter() - began)
 
-    @plain.post("/classify", openapi_extra=_BODY, summary="Classify one image: its bytes as the body, or a form's file")
+    @plain.post(
+        "/classify",
+        openapi_extra=_BODY,
+        summary="Classify one image: its bytes as the body, or a form's file",
+        responses=of_an_image,
+    )
     async def classify_one(request: Request) -> JSONResponse:
         images = await _images(request)
         if len(images) != 1:
@@ -187,9 +195,16 @@ def make_app(
     @plain.post("/classify-batch", openapi_extra=_BATCH_BODY, summary="Classify the files of a form, a row for each")
     async def classify_batch(request: Request) -> JSONResponse:
         rows = await classify(await _images(request))
-        return JSONResponse({"rows": [{k: v for k, v in row.items() if k != "status"} for row in rows]})
+        return JSONResponse(
+            {"rows": [{k: v for k, v in row.items() if k not in ("status", "message")} for row in rows]}
+        )
 
-    @plain.post("/explain", openapi_extra=_BODY, summary="A page that shows what the network does with one image")
+    @plain.post(
+        "/explain",
+        openapi_extra=_BODY,
+        summary="A page that shows what the network does with one image",
+        responses=of_an_image,
+    )
     async def explain(request: Request) -> Response:
         images = await _images(request)
         if len(images) != 1:
@@ -227,8 +242,11 @@ def make_app(
         openapi_extra=_FEEDBACK_BODY,
         status_code=201,
         summary="Keep a photo and the label it should have",
-        responses=_refusals({**_OF_IMAGES, 404: "This server keeps no feedback", 429: "Enough was sent for now"}),
-        dependencies=needs,
+        responses=_refusals(
+            *(guarded, _WITH_BODY, _OF_AN_IMAGE),
+            {404: "This server keeps no feedback", 429: "No more can be kept for now; see Retry-After"},
+        ),
+        dependencies=token_security,
     )
     async def teach(request: Request) -> dict[str, Any]:
         if feedback is None:
@@ -249,11 +267,15 @@ def make_app(
             raise Refused(503, f"The photo could not be kept: {error}", {"Retry-After": "60"}) from None
         return {"sha256": digest, "label": label, "predicted": row["label"], "model": row["model"]}
 
-    @app.get("/health", summary="Whether the server answers, and why a newer champion has not taken over")
+    @app.get(
+        "/health",
+        responses=_refusals(_ANYWHERE),
+        summary="Whether the server answers, and why a newer champion has not taken over",
+    )
     async def health() -> dict[str, Any]:
         return {"status": "ok", "problem": model.problem}
 
-    @app.get("/version", summary="The model that answers now, its classes and hashes")
+    @app.get("/version", responses=_refusals(_ANYWHERE), summary="The model that answers now, its classes and hashes")
     async def version() -> dict[str, Any]:
         return (
             model.engine.facts()
@@ -261,15 +283,21 @@ def make_app(
             | {"feedback": feedback is not None, "explains": token is None}
         )
 
-    @app.get("/metrics", summary="Counts for Prometheus", response_class=PlainTextResponse, dependencies=needs)
+    @app.get(
+        "/metrics",
+        summary="Counts for Prometheus",
+        response_class=PlainTextResponse,
+        responses=_refusals(guarded),
+        dependencies=token_security,
+    )
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(_metrics(state, model, traffic), media_type="text/plain; version=0.0.4")
 
     @app.get(
         "/model/{sha256}.onnx",
         summary="The model itself; it never changes under one address",
-        responses=_refusals({404: "Another model is in service"}),
-        dependencies=needs,
+        responses=_refusals(guarded, {404: "Another model is in service"}),
+        dependencies=token_security,
     )
     async def file(sha256: str) -> Response:
         engine = model.engine
@@ -278,7 +306,11 @@ def make_app(
         caching = {"Cache-Control": "public, max-age=31536000, immutable"}
         return Response(engine.file, media_type="application/octet-stream", headers=caching)
 
-    @app.get("/regions", summary="Rules for waste of the regions that cover every class of the model")
+    @app.get(
+        "/regions",
+        responses=_refusals(_ANYWHERE),
+        summary="Rules for waste of the regions that cover every class of the model",
+    )
     async def rules() -> list[dict[str, Any]]:
         return [region.model_dump(mode="json") for region in regions if region.covers(model.engine.model.classes)]
 
@@ -352,7 +384,8 @@ def _answered(engine: Engine, image: Given, max_pixels: int | None) -> tuple[dic
         if max_pixels is not None:
             raise
         reason = re.sub(r" \(params\.yaml: [\w.]+\)", "", str(error))  # a served model's limits are its own
-        return {"error": f"This file {reason}", "status": _status(error, engine), **facts}, None
+        message = f"This file {reason}"
+        return {"error": message, "message": message, "status": _status(error, engine), **facts}, None
     probabilities = dict(zip(engine.model.classes, answer.probabilities.tolist(), strict=True))
     row = {
         "label": answer.label,
@@ -361,6 +394,7 @@ def _answered(engine: Engine, image: Given, max_pixels: int | None) -> tuple[dic
         "kind": answer.kind,
         "labels": answer.labels,
         "probabilities": probabilities,
+        "temperature": None if engine.calibration is None else engine.calibration.temperature,
         "logits_sha256": answer.logits_sha256,
         **facts,
     }

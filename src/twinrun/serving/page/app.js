@@ -5,7 +5,7 @@ import { drawn, pngOf, styleOf } from "./draw.js";
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, teaches = false, explains = false, asked = 0, token = "", agreed = false, device = null, reason = "", inService = null;
+let regions = [], current = null, teaches = false, explains = false, asked = 0, token = "", agreed = false, device = null, reason = "";
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
 async function openDevice(version) {
@@ -45,23 +45,21 @@ async function classifyThere(photo) {
     token = prompt(words.texts.token) || "";
     if (token) return classifyThere(photo);
   }
-  if (!response.ok) return { error: await refusal(response) };
-  const answer = await response.json();
-  if (answer.model.weights_hash !== inService.weights_hash) inService = await (await fetch("version?promoted")).json(); // kept under another name than the facts of the model on this device
-  return { ...answer, temperature: inService.calibration?.temperature };
+  return response.ok ? response.json() : { error: await refusal(response) };
 }
 
-// Why a server refuses, in the person's language where it is one of the usual reasons.
+// Why a server refuses: the name of a text, where it is one of the usual reasons, else the server's own sentence.
 async function refusal(response) {
-  const { error } = await response.json().catch(() => ({}));
-  return words.texts[`refused ${response.status}`] || error || response.statusText;
+  const isFull = response.status === 503 && response.headers.get("Retry-After") !== "1"; // not busy: it cannot store
+  const name = `refused ${response.status}`, { error } = await response.json().catch(() => ({}));
+  return words.texts[name] && !isFull ? name : error || response.statusText;
 }
 
 function put(text, values) {
   return (words.texts[text] || text).replace(/\{(\w+)\}/g, (_, key) => values[key]);
 }
 
-// Never 100%, which no model can know.
+// Never 100%: no model can be certain.
 const percent = share => new Intl.NumberFormat(words.language, { style: "percent", maximumFractionDigits: share > 0.99 ? 1 : 0 }).format(Math.min(share, 0.999));
 const inLanguage = texts => texts[words.language] || texts.en || Object.values(texts)[0];
 const name = label => words.texts[`class ${label}`] || label;
@@ -96,7 +94,7 @@ function forget() {
 }
 
 // The probabilities after calibration, as the confidence is.
-function calibrated(probabilities, temperature = 1) {
+function calibrated(probabilities, temperature) {
   const powers = Object.entries(probabilities).map(([label, share]) => [label, share ** (1 / temperature)]);
   const sum = powers.reduce((total, [, power]) => total + power, 0);
   return Object.fromEntries(powers.map(([label, power]) => [label, power / sum]));
@@ -129,7 +127,7 @@ function render() {
   const { answer, label, what } = current;
   if (answer.ask) return askToSend(answer.ask, what);
   if (answer.error) return show(put("failed"), words.texts[answer.error] || answer.error);
-  const shares = calibrated(answer.probabilities, answer.temperature);
+  const shares = calibrated(answer.probabilities, answer.temperature ?? 1);
   if (answer.kind === "answer") {
     show(name(answer.label), put(certainty(answer.confidence), { share: percent(answer.confidence) }));
   } else if (answer.kind === "choice") {
@@ -182,7 +180,8 @@ async function teach(photo, label) {
   try {
     const response = await fetch("feedback", { method: "POST", body, headers: token ? { Authorization: `Bearer ${token}` } : {} });
     if (response.ok && photo === current?.photo) showPrivacy(true);
-    at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : await refusal(response);
+    const refused = response.ok ? "" : await refusal(response);
+    at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : words.texts[refused] || refused;
   } catch { at("taught").textContent = put("no server"); }
 }
 
@@ -340,7 +339,6 @@ async function start() {
   at("find").addEventListener("input", search);
   const version = await (await fetch("version")).json();
   showModel(version);
-  inService = version;
   openPad(version);
   teaches = version.feedback === true;
   explains = version.explains === true;
