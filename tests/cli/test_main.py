@@ -194,7 +194,7 @@ def test_a_model_of_this_folder_is_shown_though_the_tracker_is_away(
     assert journal.id[:6] not in ended.out
     assert re.search(r"untracked, left out +notes\.pdf", ended.out)
     assert "cannot be reached" in ended.err
-    assert re.search(r"params\.train\.epochs +7\s+other params +2 have their defaults", ended.out)
+    assert re.search(r"params\.train\.epochs +7\s+other params +2 at this version's defaults", ended.out)
     assert "params.train.model" not in ended.out
     assert re.search(r"params\.train\.model +lenet5", whole.out)
 

@@ -43,7 +43,6 @@ def lr(
         )
     job = prepare_job(params.ingest, params.train, _PACK, _MANIFEST, Path(".twinrun/resume"), Path(".twinrun/features"))
     stop = StopRequest()
-    stop.kept = "Nothing was changed."
     stop.install()
     found = range_test(job, lowest=lowest, highest=highest, steps=steps, stop=stop)
     if len(found.losses) < 2:

@@ -296,7 +296,8 @@ def show(
     model: Model = None,
     diff: Annotated[bool, typer.Option("--diff", help="Print the uncommitted changes too, as a patch.")] = False,
     all_params: Annotated[
-        bool, typer.Option("--all", help="Print all settings, not only those that differ from the defaults.")
+        bool,
+        typer.Option("--all", help="Print all settings, not only those that differ from the defaults of this version."),
     ] = False,
 ) -> None:
     """Print the card of a run: commit, settings, data, environment, machine, results.
@@ -586,7 +587,7 @@ def card_lines(card: dict[str, Any], all_params: bool) -> list[tuple[str, str]]:
         for name, value in shown.items()
     ]
     if others := len(params) - len(shown):
-        lines.append(("other params", f"{others} have their defaults (--all prints them)"))
+        lines.append(("other params", f"{others} at this version's defaults (--all prints them)"))
     for stage, facts in card.get("dvc_lock", {}).items():
         lines += [(f"data of {stage}", f"{md5}  {path}") for path, md5 in facts.get("outs", {}).items()]
     return lines

@@ -254,10 +254,11 @@ def _warped(images: Pixels, matrices: FloatArray) -> Pixels:
 
 
 def sampling_places(matrices: "Tensor", size: tuple[int, int]) -> "tuple[Tensor, Tensor]":
-    """Where each pixel of an image of `size` (H, W) is taken from, across and down: float32 (N, H, W), inside -1 to 1.
+    """Where each pixel of an image of `size` (H, W) is taken from, across and down: float32 (N, H, W).
 
-    What affine_grid computes of `matrices` (N, 2, 3). That multiplies matrices, which one processor rounds in another
-    way than the next. These are single operations, which all processors and GPUs round alike.
+    The image spans -1 to 1. It is what affine_grid computes of `matrices` (N, 2, 3), but affine_grid multiplies
+    matrices, which processors round differently. Here, apart from linspace, are single operations, which all processors
+    and GPUs round alike.
     """
     import torch
 

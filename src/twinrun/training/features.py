@@ -36,6 +36,7 @@ FeatureArray = NDArray[np.float32]
 LoadImage = Callable[[int], Pixels]
 """Given its number, an image, uint8 (H, W, C); called from many threads."""
 
+FEATURES_KEPT = "Features computed so far are kept; `dvc repro` computes the others."
 _BLOCK_IMAGES = 512
 _BLOCK = "features.npy"
 _KEYS = "sha256.npy"
@@ -107,7 +108,7 @@ class Features:
                     return features
 
                 for start in range(0, len(keys), _BLOCK_IMAGES):
-                    stop.check()
+                    stop.check(kept=FEATURES_KEPT)
                     block = keys[start : start + _BLOCK_IMAGES]
                     features = list(pool.map(compute, block))
                     self._keep(block, features)

@@ -21,19 +21,16 @@ from twinrun.training.launch import launch
 LOCK_WAIT_S = 30.0
 _POLL_S = 0.25
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_EPOCH_KEPT = "The last finished epoch is kept; `dvc repro` continues after it."
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by SIGTERM, by SIGINT, or by the end of the process it works for.
-
-    `kept` says, as a sentence for the person, what of the work is not lost.
-    """
+    """Whether this process was asked to stop: by SIGTERM, by SIGINT, or by the end of the process it works for."""
 
     def __init__(self, pause_after: int | None = None) -> None:
         """`pause_after`: how many finished epochs a trial of a sweep pauses after."""
         self.pause_after = pause_after
-        self.kept = "The last finished epoch is kept; `dvc repro` continues after it."
         self._signal: int | None = None
         self._reason = ""
 
@@ -71,11 +68,14 @@ class StopRequest:
         """Whether this process was asked to stop."""
         return self._signal is not None
 
-    def check(self, *, also: bool = False) -> None:
-        """Raise InterruptedTraining if a stop was asked for, here or, with `also`, in another training process."""
+    def check(self, *, also: bool = False, kept: str = _EPOCH_KEPT) -> None:
+        """Raise InterruptedTraining if a stop was asked for, here or, with `also`, in another training process.
+
+        `kept` is a sentence for the person: what is kept of the work.
+        """
         if self._signal is not None or also:
             reason = self._reason or "another training process was asked to stop"
-            raise InterruptedTraining(f"Training stopped: {reason}. {self.kept}", self._signal or signal.SIGTERM)
+            raise InterruptedTraining(f"Training stopped: {reason}. {kept}", self._signal or signal.SIGTERM)
 
     @contextmanager
     def quietly(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from twinrun.models.pretrained import Pretrained, for_channels, load_pretrained,
 from twinrun.models.views import with_views
 from twinrun.training.augment import augment
 from twinrun.training.checkpoints import Checkpoints
-from twinrun.training.features import FeatureArray, Features, LoadImage, backbone_of
+from twinrun.training.features import FEATURES_KEPT, FeatureArray, Features, LoadImage, backbone_of
 from twinrun.training.fingerprint import fingerprint, fingerprint_parts
 from twinrun.training.fit import OnEpoch, Trained, announce, check_batch_size, fit
 from twinrun.training.folds import Labels, OutOfFold, joined_rows, without_fold
@@ -185,7 +185,6 @@ class Job:
         """Compute the features of all usable images and train a head on those of the train split, in this process."""
         threads, classes = thread_count(self.params.threads), len(self.manifest.classes)
         train, val, test = (self.manifest.split(name) for name in SPLITS)
-        stop.kept = "Features computed so far are kept; `dvc repro` computes the others."
         features = Features(self.features, backbone_of(self.network, classes), self.numerics)
 
         def of(*splits: Split, views: int = self.params.probe_views) -> FeatureArray:
@@ -200,11 +199,11 @@ class Job:
         else:
             of_all, of_train, of_val = None, of(train), of(val, views=1)
         probe = train_probe(of_train, train, classes, self.params, threads)
-        stop.check()
+        stop.check(kept=FEATURES_KEPT)
         scored = None
         if of_all is not None and (self.params.folds or self.params.probe.folds):
             scored = out_of_fold(of_all, self.manifest, self.params, threads)
-        stop.check()
+        stop.check(kept=FEATURES_KEPT)
         (train_loss, _), (val_loss, val_accuracy) = (
             probe.score(of_train[0], train.targets),
             probe.score(of_val[0], val.targets),

@@ -2,8 +2,8 @@
 
 Lightning imports torchmetrics, which imports SciPy's signal processing, matplotlib, torchvision and transformers for
 metrics of sound, pictures and texts wherever they are installed. It also imports the compiler of PyTorch, and with it
-SymPy and Triton, to recognise compiled networks. Neither is used here. The first is a third of the time that importing
-Lightning takes, more where there are more of them, the second half of the time in which a training process starts.
+SymPy and Triton, to recognise compiled networks. Neither is used here. The first takes a third of the time of importing
+Lightning, and more where more is installed. The second takes half of the time in which a training process starts.
 """
 
 import re
@@ -24,23 +24,24 @@ _COMPILER = "torch._dynamo"
 
 @contextmanager
 def _as_if_alone() -> Iterator[None]:
-    """Have the switches of optional parts say that nothing else is installed; after the import they say the truth.
+    """Report optional packages as missing during an import, and truly after it.
 
-    An unused package that is imported now would also find the stand-in of the compiler, and may fail.
+    One that were imported now would find the stand-in of the compiler, and may fail.
     """
-    is_met, is_there = imports.RequirementCache.__bool__, imports.package_available
+    is_met, is_there, importing = imports.RequirementCache.__bool__, imports.package_available, True
 
     def met(self: imports.RequirementCache) -> bool:
         return re.split(r"[^\w-]", self.requirement or self.module or "")[0] in _USED and is_met(self)
 
-    def there(package: str) -> bool:
-        return package in _USED and bool(is_there(package))
+    def there(package: str) -> bool:  # which modules that are imported now keep
+        return not (importing and package not in _USED) and bool(is_there(package))
 
     with (
         mock.patch.object(imports.RequirementCache, "__bool__", met),
         mock.patch.object(imports, "package_available", there),
     ):
         yield
+    importing = False
 
 
 @contextmanager

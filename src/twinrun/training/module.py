@@ -27,7 +27,7 @@ from twinrun.training.batches import batch_sizes, epoch_batches, place_keys
 from twinrun.training.lightning import pl
 from twinrun.training.muon import FilterMuon
 from twinrun.training.schedule import image_size, learning_rate
-from twinrun.training.shards import LoadImages, ShardedNetwork
+from twinrun.training.shards import ShardedNetwork
 
 _CPU = torch.device("cpu")
 _GROUPS = 32  # of the steps of an epoch, at most twice as many; a progress bar moves with each
@@ -120,7 +120,7 @@ class Classifier(pl.LightningModule):
         return WholeSplit(chunk_slices(len(self._val_images), self._val_images.size))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        return batch  # indices; the images go to the device shard by shard
+        return batch  # indices; images that are not on the device go there with the shards
 
     def training_step(self, batch: list[NDArray[np.int64]], batch_idx: int) -> None:  # noqa: ARG002
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -133,7 +133,7 @@ class Classifier(pl.LightningModule):
         rate = learning_rate(self.steps_done, self.steps_per_epoch, self._params)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        result = self._sharded.backward(self._loader(batch), len(batch), self.steps_done)
+        result = self._sharded.backward(lambda part: self.load(batch[part]), len(batch), self.steps_done)
         if not np.isfinite(result.loss):
             raise DivergedError(
                 f"The loss became {result.loss} at step {self.steps_done} (epoch {self.current_epoch + 1}), "
@@ -147,13 +147,6 @@ class Classifier(pl.LightningModule):
             self.average.update_parameters(self.network)
         self.steps_done += 1
         self._losses.append((result.loss, len(batch)))
-
-    def _loader(self, batch: NDArray[np.int64]) -> LoadImages:
-        """Gives parts of a batch. A GPU changes all images of it at once: it is started for a few of them as long."""
-        if not self._train_images.is_on_device:
-            return lambda part: self.load(batch[part])
-        pixels, targets = self.load(batch)
-        return lambda part: (pixels[part], targets[part])
 
     def load(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images to train on, and their targets: class indices (n,), or shares of classes (n, C) of mixed ones."""

@@ -47,7 +47,7 @@ class FilterMuon(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of both. Counts of steps go to the parameters' device too, where AdamW wants them."""
+        """Take over the state of both; step counts move to the device of the parameters, where AdamW needs them."""
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
             state.update({name: value.to(parameter.device) for name, value in state.items()})

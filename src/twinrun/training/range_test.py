@@ -65,7 +65,7 @@ def range_test(job: Job, *, lowest: float, highest: float, steps: int, stop: Sto
         optimizer = build_optimizer(job.network, params, list(head[1].parameters()) if head else ())
         with progress("Raising the learning rate", steps) as advance:
             for step, (rate, batch) in enumerate(zip(rates.tolist(), _batches(train, job), strict=False)):
-                stop.check()
+                stop.check(kept="Nothing was changed.")
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["share"]
                 load = partial(_load, module, batch)

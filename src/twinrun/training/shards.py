@@ -158,6 +158,8 @@ class ShardedNetwork:
         """
         slices = shard_slices(images, self.shards)
         mine = collectives.share_of(len(slices))
+        if self._numerics.device.type == "cuda" and mine:
+            load = _loaded_at_once(load, slices[mine[0]].start, slices[mine[-1]].stop)
         results = self._map(lambda k: self._shard(load, slices[k], images, step, k), mine)
         gathered = collectives.gather_shards([result.tensors() for result in results], len(slices))
         total = self._tree_sum(gathered)
@@ -291,6 +293,17 @@ class _Replica:
         self._generator.manual_seed(seed)
         if statistics:
             torch._foreach_copy_(self.statistics, statistics)
+
+
+def _loaded_at_once(load: LoadImages, start: int, stop: int) -> LoadImages:
+    """Load these images now, and give parts of them: starting a GPU's kernels takes as long for a few as for many."""
+    pixels, targets = load(slice(start, stop))
+
+    def part_of(part: slice) -> tuple[Tensor, Tensor]:
+        inner = slice(part.start - start, part.stop - start)
+        return pixels[inner], targets[inner]
+
+    return part_of
 
 
 def laid_out_like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ UNSPLIT = "no split"
 
 
 BY_DECISION = "decision"
-"""The kind of reason of a row that a person dropped."""
+"""The kind of reason with which a person's decision drops a row."""
 
 
 @dataclass(frozen=True)
