@@ -482,7 +482,7 @@ def test_a_machine_that_computes_something_else_does_no_work_and_its_reason_is_g
     code = parts.work(process)
 
     assert killed.code == 2
-    assert "A part of the images was not classified: it was killed." in killed.err
+    assert "Some images were not classified after 2 attempts: it was killed." in killed.err
     assert code == 1
     assert not list(Path(".a.csv.unfinished").glob("0*/rows.parquet"))
 

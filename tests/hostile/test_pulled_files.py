@@ -334,7 +334,7 @@ def test_a_newer_card_is_shown_and_what_is_unknown_in_it_is_named(clone: Path, t
 
     printed = twinrun("show", run.id)
 
-    assert re.search(r"not understood +favourite_colour", printed)
+    assert re.search(r"unknown entries +favourite_colour", printed)
     assert "blue" not in printed
 
 

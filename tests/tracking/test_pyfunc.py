@@ -315,7 +315,7 @@ def _parquet(values: list[Any]) -> bytes:
     [
         (_split(base64.b64encode(b"<html>").decode()), "application/json", "row 0: is an HTML page"),
         (_split(None), "application/json", "row 0: is empty"),
-        (_split(12), "application/json", "row 0: is an int and no image"),
+        (_split(12), "application/json", "row 0: is an int, not an image"),
         (_split(""), "application/json", "row 0: is empty"),
         (_split("hello world!!"), "application/json", "row 0: is text that is not base64"),
         (_split("/etc/hostname"), "application/json", "row 0: is "),

@@ -170,7 +170,7 @@ def _beside(tracker: Tracker, row: Sequence[_RecordedRun]) -> Beside:
 def _left_out(aligned: Aligned) -> list[str]:
     """What the comparison does not cover, in sentences."""
     notes = [
-        f"{count:,} images of {name} are left out: the others did not answer them."
+        f"{count:,} images of {name} are left out: the other runs have no predictions for them."
         for name, count in aligned.left_out.items()
         if count
     ]
@@ -212,8 +212,8 @@ def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
     things = _things(diff)
     if len(things) == 1:
         return lines, (
-            f"Of all that can change the weights only {things[0]} differs, and trainings are exact: it is the cause of "
-            "what changed."
+            f"Of all that affects the weights only {things[0]} differs, and training is deterministic: it is the cause "
+            "of what changed."
         )
     return lines, None
 

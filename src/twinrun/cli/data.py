@@ -276,10 +276,10 @@ def drift(
         str | None, typer.Option("--model", help="Name of the model; by default register.model_name of params.yaml.")
     ] = None,
 ) -> None:
-    """Compare the data that passed validate last with those of the champion. Exit code: 0 alike, 1 they differ.
+    """Compare the present training data with those of the champion. Exit code: 0 alike, 1 they differ.
 
     Compares the distributions of facts, the labels and the images, and stops nothing. To check drift in the pipeline,
-    set validate.reference to a table of facts.
+    set validate.reference to a table of facts. For images that were served: twinrun drift.
 
     Example: twinrun data drift
     """
@@ -309,7 +309,8 @@ def feedback(
 ) -> None:
     """Check the photos that users sent (twinrun serve --feedback), and add those that you accept to the data.
 
-    Holds back what is unreadable, a copy of an image of the data, test images above all, or probably labelled wrong.
+    Proposes to drop what is unreadable, a copy of an image of the data (above all of a test image), or probably
+    labelled wrong.
     Writes a page with the pictures, and a CSV with a line for each photo: keep, drop or relabel. Edit it, and run again
     with --accept. Exit code: 0 nothing was held back, 1 some were, 2 not checked.
 

@@ -74,8 +74,8 @@ def _explain(photo: Path, model: Model, out: Path, *, similar: bool) -> None:
     neighbours, notes = _neighbours(bundle, pixels) if similar else ([], [])
     if plain_network(bundle.network) is not bundle.network:
         notes.append(
-            "`twinrun predict` answers with the mean over views of an image, mirrored or moved (train.test_flip, "
-            "train.test_shift_px). This page shows the image itself."
+            "`twinrun predict` answers with the mean over views of an image, mirrored or moved (train.test_views.flip, "
+            "train.test_views.shift_px). This page shows the image itself."
         )
     maps = found.data["maps"]
     agrees = None if maps is None else agreement(unpacked(maps["maps"])[0], covered, bundle.preprocessing.size_px)

@@ -566,7 +566,7 @@ def card_lines(card: dict[str, Any], all_params: bool) -> list[tuple[str, str]]:
         ("fingerprint", str(card.get("fingerprint"))),
         ("commit", f"{card.get('commit')}, {state}"),
         ("untracked, left out", ", ".join(card.get("untracked_left_out", [])) or "none"),
-        *([("not understood", ", ".join(unknown))] if (unknown := card.get("set_aside")) else []),
+        *([("unknown entries", ", ".join(unknown))] if (unknown := card.get("set_aside")) else []),
         ("started", f"{card.get('started')}, took {_took(card)}"),
         ("energy", _energy(card)),
         ("numerics", f"{card.get('precision')}, {card.get('shards')} shards, {card.get('threads')} threads"),
@@ -576,7 +576,7 @@ def card_lines(card: dict[str, Any], all_params: bool) -> list[tuple[str, str]]:
         ("gpu", ", ".join(" ".join(map(str, gpu.values())) for gpu in hardware.get("gpus", [])) or "none"),
         ("python", f"{environment.get('python')} on {environment.get('platform')}"),
         ("lock", str(environment.get("lock_sha256"))),
-        ("packages off the lock", _differing(environment.get("differing", {}))),
+        ("packages unlike requirements.lock", _differing(environment.get("differing", {}))),
     ]
     views = card.get("params", {}).get("train", {}).get("probe_views", 1)
     unused = (*_UNUSED_BY_A_PROBE, *(["train.augment."] if views == 1 else [])) if card.get("probe") else ()
@@ -614,7 +614,7 @@ def _some(names: list[str]) -> str:
 def _differing(packages: dict[str, dict[str, str | None]]) -> str:
     return (
         ", ".join(
-            f"{name} {versions['installed'] or 'missing'} (locked: {versions['locked'] or 'not'})"
+            f"{name} {versions['installed'] or 'missing'} (locked: {versions['locked'] or 'none'})"
             for name, versions in packages.items()
         )
         or "none"

@@ -80,10 +80,18 @@ def predict(
     ] = Engine.local,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, max=10_000, help="Parts at a time, for --on; by default one for each core."),
+        typer.Option(
+            "--workers",
+            min=1,
+            max=10_000,
+            help="Parts that are classified at a time, for --on; by default one for each core.",
+        ),
     ] = None,
     parts: Annotated[
-        int | None, typer.Option("--parts", min=1, help="Number of parts; by default one for every 500 images.")
+        int | None,
+        typer.Option(
+            "--parts", min=1, help="Number of parts the list of images is cut into; by default one for every 500."
+        ),
     ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a model that contains the code of its network, and run that code.")

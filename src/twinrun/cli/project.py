@@ -90,8 +90,8 @@ def preset(
 def upgrade() -> None:
     """Bring the project's files up to the installed Twinrun: add missing settings, replace dvc.yaml and pipeline/*.py.
 
-    For use after pip install -U twinrun. Values in params.yaml stay. Files that git does not have are not touched; if
-    you had changed a stage, git diff shows what to put back.
+    For use after an update of Twinrun. Values in params.yaml stay. Where a file that it would change has uncommitted
+    changes, it stops and writes nothing. If you had changed a stage, git diff shows what to put back.
     """
     from twinrun.project.upgrading import upgrade_project
 

@@ -115,7 +115,7 @@ def drift(
     """Compare served images with the test split of their model, in windows of 500 answers. No image is needed.
 
     Compares brightness, sharpness, sizes, labels and kinds of answers. Without drift, at most 1% of windows are
-    reported. Exit code: 0 the newest window is alike, 1 it differs.
+    reported. Exit code: 0 the newest window is alike, 1 it differs. For training data: twinrun data drift.
 
     Examples: twinrun serve --watch traffic.jsonl, then twinrun drift
     """

@@ -47,12 +47,12 @@ On = Annotated[Engine, typer.Option("--on", help="Where they run: processes here
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="The space and how it is searched; its name is the sweep's.")] = Path(
+    file: Annotated[Path, typer.Argument(help="The search space and settings; its name is the sweep's.")] = Path(
         "sweep.yaml"
     ),
     workers: Workers = None,
     on: On = Engine.local,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep of that name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted sweep of that name.")] = False,
 ) -> None:
     """Search settings of training: Optuna proposes trials, and the validation images judge them.
 
@@ -67,7 +67,9 @@ def sweep(
     from twinrun.sweep.sweep import BEST, TABLE, open_sweep
 
     if not re.fullmatch(r"[\w-][\w.-]*", file.stem):
-        raise SweepError(f"A sweep has the name of its file, and {file.stem!r} is no name for a folder and a run.")
+        raise SweepError(
+            f"A sweep has the name of its file, and {file.stem!r} cannot name a folder: use letters, digits, _, - and ."
+        )
     params = load_params()
     plan = load_plan(file, params)
     launch = _launch(on, workers, max(plan.trials, plan.seeds), params)
@@ -88,7 +90,7 @@ def sweep(
 
 
 def seeds(workers: Workers = None, on: On = Engine.local) -> None:
-    """Train the seeds and folds of params.yaml side by side (train.seeds, train.folds); `dvc repro` puts them together.
+    """Train the seeds and folds of params.yaml side by side (train.seeds, train.folds); `dvc repro` combines them.
 
     They are the trainings that `dvc repro` would run one after the other, with the same weights. Ctrl-C keeps what is
     done.
@@ -109,14 +111,14 @@ def seeds(workers: Workers = None, on: On = Engine.local) -> None:
     _validate()
     with _stopped_by_signal("Stopped; finished epochs are kept. To go on: twinrun seeds"):
         train_parts(params, launch, _say)
-    print(f"{len(names)} trainings are done. To put them together: dvc repro")
+    print(f"{len(names)} trainings are done. To combine them: dvc repro")
 
 
 def train(
     on: Annotated[Cluster, typer.Option("--on", help="The cluster: Ray's, which RAY_ADDRESS names.")],
     workers: Annotated[int, typer.Option("--workers", min=1, max=1000, help="Training processes.")] = 2,
 ) -> None:
-    """Train in several processes on the machines of a cluster; `dvc repro` then takes the training over.
+    """Train in several processes on the machines of a cluster; `dvc repro` then records and evaluates it.
 
     The weights are those of one process. Several processes on one machine need no cluster: set train.devices.
 
@@ -180,4 +182,4 @@ def _validate() -> None:
         return
     done = subprocess.run([sys.executable, "-m", "dvc", "repro", "validate"])
     if done.returncode:
-        raise SweepError("The data are not ready for a sweep; see above. It starts with: dvc repro validate")
+        raise SweepError("The data did not pass, see above. Fix them until this passes: dvc repro validate")

@@ -68,7 +68,10 @@ def list_idx(name: Literal["mnist", "fashion-mnist"], folder: Path, may_download
         images_path, labels_path = files[f"{part.prefix}-images-idx3-ubyte"], files[f"{part.prefix}-labels-idx1-ubyte"]
         images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
         if len(images) != len(labels):
-            raise SourceError(f"{images_path} has {len(images):,} images and {labels_path} {len(labels):,} labels.")
+            raise SourceError(
+                f"{images_path} has {len(images):,} images and {labels_path} {len(labels):,} labels. "
+                "Download both again."
+            )
         if parts and images.shape[1:] != parts[0].shape[1:]:
             raise SourceError(
                 f"{images_path} has images of {images.shape[1:]} pixels, the other part of {parts[0].shape[1:]}."
@@ -106,7 +109,8 @@ def list_cifar10(folder: Path, may_download: bool) -> Listing:
 def _items(prefix: str, split: SplitName, labels: Pixels, classes: tuple[str, ...], path: Path) -> list[Item]:
     if len(labels) and (worst := int(labels.max())) >= len(classes):
         raise SourceError(
-            f"{path} has the label {worst} and there are {len(classes)} classes, 0 to {len(classes) - 1}."
+            f"{path} has the label {worst} and there are {len(classes)} classes, 0 to {len(classes) - 1}. "
+            "Download it again."
         )
     return [Item(f"{prefix}/{index:05d}", classes[label], split) for index, label in enumerate(labels.tolist())]
 

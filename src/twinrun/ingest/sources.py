@@ -44,10 +44,10 @@ def _grouped(listing: Listing, pattern: str | None) -> Listing:
     items = [item if item.group else replace(item, group=_captured(matcher, item.path)) for item in listing.items]
     groups = {item.group for item in items} - {None}
     if not groups:
-        shown = listing.items[0].path if listing.items else "there is none"
+        shown = f", such as {listing.items[0].path}" if listing.items else ""
         raise SourceError(
-            f"{pattern!r} matches no image's path, such as {shown} (params.yaml: ingest.group_pattern). It is searched "
-            "for in the path inside the source; its first group, or all that it matches, names the group."
+            f"{pattern!r} matches no image's path{shown} (params.yaml: ingest.group_pattern). It is searched for in "
+            "the path inside the source; its first capturing group, or the whole match, becomes the name of the group."
         )
     without = sum(item.group is None for item in items)
     alone = f"; {without:,} images are in none" if without else ""

@@ -100,7 +100,7 @@ def _column(names: list[Any], columns: Any, container: str) -> Any:
         listed = ", ".join(map(repr, names[:10])) or "none"
         raise DataError(
             f"The images of a {container} are in its only column, or in the one called {', '.join(IMAGE_COLUMNS[:-1])} "
-            f"or {IMAGE_COLUMNS[-1]}; the columns are: {listed}. Pass that column alone."
+            f"or {IMAGE_COLUMNS[-1]}; the columns are: {listed}. Rename that column, or pass it alone."
         )
     return columns[named[0]]
 
@@ -145,7 +145,7 @@ def _image(value: Any, paths: bool) -> Given:
         return _image_of_list(value, paths)
     if value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value):
         return Unreadable("is empty: there is no image")
-    return Unreadable(f"is {_article(type(value).__name__).lower()} and no image. {_examples(paths)}")
+    return Unreadable(f"is {_article(type(value).__name__).lower()}, not an image. {_examples(paths)}")
 
 
 def _image_of_list(values: Sequence[Any], paths: bool) -> Given:
@@ -188,9 +188,9 @@ def _array(array: npt.NDArray[Any]) -> npt.NDArray[Any] | Unreadable:
         return Unreadable(f"is an array of {array.dtype}; pixels must be uint8, or floats from 0 to 1")
     low, high = array.min(), array.max()
     if array.dtype.kind == "f" and not (low >= 0 and high <= 1):  # NaN is in no range
-        return Unreadable(f"has floats from {low:g} to {high:g}, and they are taken from 0 to 1: divide, or pass uint8")
+        return Unreadable(f"has floats from {low:g} to {high:g}, not 0 to 1: divide them, or pass uint8")
     if array.dtype.kind in "ui" and not (low >= 0 and high <= 255):
-        return Unreadable(f"has pixels from {low} to {high}, and they are taken from 0 to 255: scale them to uint8")
+        return Unreadable(f"has pixels from {low} to {high}, not 0 to 255: scale them to uint8")
     return array
 
 

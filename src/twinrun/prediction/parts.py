@@ -110,7 +110,8 @@ class Parts:
                 yield sum(len(self.paths(start)) for start in set(starts) - set(left))
                 if left and attempt == _ATTEMPTS:
                     raise DataError(
-                        f"A part of the images was not classified: {_reason(folder) or how}. {folder / LOG}"
+                        f"Some images were not classified after {_ATTEMPTS} attempts: {_reason(folder) or how}. "
+                        f"Log: {folder / LOG}. The same command goes on with them."
                     )
                 if left:
                     waiting.append((left, attempt + 1))
@@ -131,7 +132,10 @@ def work(folder: Path) -> int:
         print(error, file=sys.stderr)
         return 1
     if _test(bundle) != job["test"]:
-        print("a test picture gets other probabilities here than where the command was given", file=sys.stderr)
+        print(
+            "this machine gives a test picture other probabilities than the one where the command was given",
+            file=sys.stderr,
+        )
         return 1
     classifier = ImageClassifier(bundle)
     with without_library_output():

@@ -35,8 +35,8 @@ def find_reference(setting: str | None) -> Reference | None:
     path = Path(setting).expanduser()
     if setting == "auto" and not path.exists():  # the champion's data once, so that a promotion changed the verdict
         raise DataError(
-            "params.yaml: validate.reference is auto, which is gone. Set it to null, and compare with the data of the "
-            "champion by: twinrun data drift"
+            "params.yaml: validate.reference: auto is no longer supported. Set it to null; to compare with the data of "
+            "the champion: twinrun data drift"
         )
     return read_reference(path, f"{_SETTING}: null is none", path.name)
 

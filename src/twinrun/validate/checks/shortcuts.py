@@ -27,7 +27,8 @@ def of_shortcuts(subject: Subject) -> list[Check]:
     return [
         Check(
             name="no_shortcut",
-            meaning=f"No fact beside the content gets more than {params.max_shortcut:.0%} of the way to the labels",
+            meaning="No size, format, light or camera predicts the labels"
+            f" (at most {params.max_shortcut:.0%}, from chance to always right)",
             table="shortcuts",
             rule=Rule(
                 "ExpectColumnValuesToBeBetween",
@@ -37,6 +38,6 @@ def of_shortcuts(subject: Subject) -> list[Check]:
             settings=("validate.on_shortcut", "validate.max_shortcut"),
             advice="Take images of all labels in the same way, or raise that number",
             violations=lambda judgement: (Violation((), shortcut_text(shortcuts[i])) for i in judgement.rows),
-            says=counting("gives the labels away", "shortcut"),
+            says=counting("predicts the labels", "shortcut"),
         )
     ]
