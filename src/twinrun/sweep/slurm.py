@@ -12,12 +12,15 @@ from typing import Any
 
 import submitit
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
+from twinrun.core.errors import SweepError
 from twinrun.core.printing import print
 from twinrun.sweep.launcher import command, run_command
 from twinrun.sweep.worker import LOG
 
 SETTINGS_VARIABLE = "TWINRUN_SLURM"
+_FILE = f"{SETTINGS_VARIABLE} names a YAML file with submitit's parameters; see docs/sweeps.md."
 _POLL_S = 1.0
 
 
@@ -32,7 +35,11 @@ class Slurm:
         if not has_slurm:
             print("There is no sbatch here: submitit's local executor runs the jobs on this machine.", flush=True)
         self._executor = submitit.AutoExecutor(folder=jobs, cluster="slurm" if has_slurm else "local")
-        self._executor.update_parameters(name="twinrun", timeout_min=24 * 60, **_settings())
+        settings = {"name": "twinrun", "timeout_min": 24 * 60, **_settings()}
+        try:
+            self._executor.update_parameters(**settings)
+        except (TypeError, ValueError, NameError) as error:
+            raise SweepError(f"submitit does not take these settings: {error}. {_FILE}") from None
         self._running: dict[Path, Any] = {}
 
     def submit(self, folder: Path) -> None:
@@ -61,5 +68,14 @@ class Slurm:
 
 
 def _settings() -> dict[str, Any]:
+    """What the file of settings says; raises SweepError where it is not a YAML mapping of names."""
     file = os.environ.get(SETTINGS_VARIABLE)
-    return dict(YAML(typ="safe", pure=True).load(Path(file).read_text(encoding="utf-8"))) if file else {}
+    if not file:
+        return {}
+    try:
+        settings = YAML(typ="safe", pure=True).load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, YAMLError) as error:
+        raise SweepError(f"{file} cannot be read: {str(error).splitlines()[0]}. {_FILE}") from None
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise SweepError(f"{file} should hold lines such as slurm_partition: gpu. {_FILE}")
+    return settings

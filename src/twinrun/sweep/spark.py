@@ -28,11 +28,13 @@ class Spark:
         self._module = module
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = SparkSession.builder.appName("twinrun")
+        self._is_remote = "SPARK_REMOTE" in os.environ  # a session of Spark Connect, which has no context here
         if not {"SPARK_REMOTE", "SPARK_CONF_DIR", "MASTER"} & os.environ.keys():
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
             builder = builder.master(f"local[{slots}]").config("spark.ui.enabled", "false")
         self._session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
-        self._session.sparkContext.setLogLevel("ERROR")
+        if not self._is_remote:
+            self._session.sparkContext.setLogLevel("ERROR")
         self._threads = ThreadPoolExecutor(slots, "spark")
         self._running: dict[Future[str], Path] = {}
 
@@ -49,7 +51,10 @@ class Spark:
 
     def close(self) -> None:
         """Cancel what still runs, and leave the cluster."""
-        self._session.sparkContext.cancelAllJobs()
+        if self._is_remote:
+            self._session.interruptAll()
+        else:
+            self._session.sparkContext.cancelAllJobs()
         self._threads.shutdown()
         self._session.stop()
 

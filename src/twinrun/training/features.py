@@ -11,9 +11,11 @@ import copy
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ FEATURES_KEPT = "Features computed so far are kept; `dvc repro` computes the oth
 _BLOCK_IMAGES = 512
 _BLOCK = "features.npy"
 _KEYS = "sha256.npy"
+_IN_USE_S = 3600.0  # a training changes its folder with each block
 _KEPT = 8  # folders, each of one network and preparation: 5 KB an image for 1,280 features
 
 
@@ -135,21 +138,29 @@ class Features:
         for block in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
             if block.name.startswith("."):  # another process writes it
                 continue
-            if folder_faults(block):
-                shutil.rmtree(block, ignore_errors=True)
+            try:
+                if folder_faults(block):
+                    shutil.rmtree(block, ignore_errors=True)
+                    continue
+                keys = np.load(block / _KEYS, allow_pickle=False)
+                features = np.load(block / _BLOCK, allow_pickle=False)
+            except FileNotFoundError:  # another process removed it
                 continue
-            keys = np.load(block / _KEYS, allow_pickle=False)
-            known |= zip(map(bytes, keys), np.load(block / _BLOCK, allow_pickle=False), strict=True)
+            known |= zip(map(bytes, keys), features, strict=True)
         return known
 
     def _forget_old(self) -> None:
-        """Remove the folders that were not used for longest."""
+        """Remove the folders that were not used for longest, none that a training beside this one may be using."""
         if not self._folder.is_dir():
             return
         os.utime(self._folder)
-        folders = sorted(self._root.iterdir(), key=lambda folder: -folder.stat().st_mtime)
-        for folder in folders[_KEPT:]:
-            shutil.rmtree(folder, ignore_errors=True)
+        used: dict[Path, float] = {}
+        for folder in self._root.iterdir():
+            with suppress(FileNotFoundError):  # another process removed it
+                used[folder] = folder.stat().st_mtime
+        for folder in sorted(used, key=used.__getitem__, reverse=True)[_KEPT:]:
+            if time.time() - used[folder] > _IN_USE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _single_threads(threads: int) -> ThreadPoolExecutor:

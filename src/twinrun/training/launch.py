@@ -2,7 +2,8 @@
 
 Two launchers are supported: torchrun, and Lightning, which starts the others where `train.devices` is above 1. Batch
 systems, MPI and other tools set variables of the same meaning for processes that they did not start, and Lightning
-believes them; so all others are removed from this process's environment before Lightning is imported.
+believes them; so all others are removed from this process's environment before Lightning is imported. So are
+variables that set what Lightning's Trainer is not told, such as PL_TRAINER_LIMIT_TRAIN_BATCHES.
 """
 
 import os
@@ -31,6 +32,7 @@ _RANKS = (
     *("HOROVOD_RANK", "HOROVOD_LOCAL_RANK", "XRT_SHARD_ORDINAL", "CLOUD_TPU_TASK_ID", "TPU_PROCESS_ID"),
 )
 _OTHERS = frozenset({"MASTER_ADDR", "MASTER_PORT", "STANDALONE_PORT", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"})
+_OF_LIGHTNING = "PL_TRAINER_"
 _FAMILIES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "JSM_", "LSB_", "MV2_", "HOROVOD_", "XRT_", "TPU_", "TORCHELASTIC_")
 
 
@@ -66,6 +68,8 @@ class Launch:
 def launch() -> Launch:
     """How this process was started; the first call removes what other launchers left in the environment."""
     decided = decide(os.environ, os.getppid(), _ancestors() if _TORCHRUN in os.environ else ())
+    for name in [name for name in os.environ if name.startswith(_OF_LIGHTNING)]:
+        del os.environ[name]
     if decided.launcher == "none":
         for name in [name for name in os.environ if _is_of_a_launcher(name)]:
             del os.environ[name]

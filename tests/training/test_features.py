@@ -1,0 +1,33 @@
+"""Features that are kept on disk: which folders make room for newer ones."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from twinrun.training.features import Features
+from twinrun.training.interruption import StopRequest
+from twinrun.training.shards import Numerics
+
+
+def test_only_folders_that_no_training_used_within_the_hour_make_room(tmp_path: Path) -> None:
+    now = time.time()
+    for number in range(12):
+        folder = tmp_path / f"{number:032x}"
+        folder.mkdir()
+        hours = 2 if number < 6 else 0
+        os.utime(folder, (now, now - 3600 * hours - number))
+    backbone = nn.Sequential(nn.Flatten()).eval()
+    numerics = Numerics(torch.device("cpu"), None, (0.5,), (0.5,))
+
+    made = Features(tmp_path, backbone, numerics).of(
+        lambda number: np.full((2, 2, 1), number, np.uint8), 3, threads=1, stop=StopRequest()
+    )
+
+    left = {folder.name for folder in tmp_path.iterdir()}
+    assert made.shape == (3, 4)
+    assert left >= {f"{number:032x}" for number in range(6, 12)}
+    assert len(left) == 8  # with the new one, and the newest of those that are not in use
