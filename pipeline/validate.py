@@ -6,6 +6,7 @@ from pathlib import Path
 from twinrun.core.errors import ValidationFailed, run_main
 from twinrun.core.files import ensure_writable, write_json, write_table, write_text
 from twinrun.core.params import load_params, setting_lines
+from twinrun.core.paths import expanded
 from twinrun.core.printing import print
 from twinrun.dataset.manifest import write_manifest
 from twinrun.dataset.pack import open_pack
@@ -34,8 +35,8 @@ def main() -> None:
     settings, places = params.validate, setting_lines()
     images = open_pack(PACK)
     table, pairs = read_table(TABLE, len(images)), read_pairs(NEAR, len(images))
-    decisions = read_decisions(Path(settings.decisions).expanduser()) if settings.decisions is not None else []
-    fixed = read_fixed_splits(Path(settings.splits).expanduser()) if settings.splits is not None else []
+    decisions = read_decisions(expanded(settings.decisions)) if settings.decisions is not None else []
+    fixed = read_fixed_splits(expanded(settings.splits)) if settings.splits is not None else []
     reference = find_reference(settings.reference)
     ensure_writable(OUT, 0)
     MANIFEST.unlink(missing_ok=True)  # it comes last, and only if the data pass

@@ -89,6 +89,18 @@ def test_a_setting_that_is_wrong_in_the_file_is_named_before_every_run_and_can_b
     check(["exp", "run", "-S", "train.epochs=1", "-S", "validate.decisions=null"], project)
 
 
+@pytest.mark.parametrize("line", ["path: 2024-02-30", "path: !!int many"])
+def test_a_value_that_cannot_be_read_is_named_with_its_line_before_dvc_reads_it(project: Path, line: str) -> None:
+    params = project / "params.yaml"
+    text = "".join(own for own in params.read_text().splitlines(keepends=True) if not own.startswith("  path:"))
+    params.write_text(text.replace("ingest:\n", f"ingest:\n  {line}\n", 1))
+
+    for command in (["repro"], ["status"], ["exp", "run", "-S", "train.epochs=3"]):
+        with pytest.raises(ParamsError, match=r"params.yaml is not YAML: (2024-02-30|many) [\s\S]*line \d"):
+            check(command, project)
+    check(["add", "data"], project)
+
+
 def test_what_passed_is_checked_again_once_a_file_that_it_names_is_gone(project: Path) -> None:
     decisions = project / "data/decisions.csv"
     decisions.write_text("path,action\n")

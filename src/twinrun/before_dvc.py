@@ -23,7 +23,8 @@ from typing import Any
 _TOUCHING = {(name,) for name in ("add", "checkout", "commit", "exp", "fetch", "gc", "pull", "push", "queue", "repro")}
 _HASHING = {("repro",), ("status",), ("commit",), ("exp", "run"), ("exp", "save"), ("data", "status")}
 _PROJECT = "pipeline/ingest.py"  # the file by which a project is known
-_RULES = ("core/params.py", "core/hints.py", "core/networks.py", "core/rules.py")  # they say which settings fit
+# They say which settings fit.
+_RULES = ("core/params.py", "core/hints.py", "core/networks.py", "core/rules.py", "core/yaml.py")
 _WITH = "params.yaml with the values of -S"
 _MOST_RUNS = 1000  # of a sweep that are checked
 _SHORTEST = 3  # letters of a long option that is cut short, its hyphens included
@@ -161,7 +162,7 @@ def _require_source(root: Path, command: tuple[str, ...], arguments: list[str]) 
 
         if stands_alone(root):
             refresh(root)
-    runs = _settings(root, arguments)
+    runs = _settings(root, arguments, required=True)
     sources = list(dict.fromkeys(named for run in runs if (named := _source_of(run))))
     apart = command[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
     if command[0] == "repro" or command[:2] == ("exp", "run"):
@@ -191,13 +192,24 @@ def _require_shared(root: Path, source: str, path: str, arguments: list[str]) ->
         )
 
 
-def _settings(root: Path, arguments: list[str]) -> list[dict[str, Any]]:
-    """What params.yaml says with the values of `-S`, once for each run of a sweep; [] where DVC is to judge that."""
-    from ruamel.yaml import YAML
+def _settings(root: Path, arguments: list[str], *, required: bool = False) -> list[dict[str, Any]]:
+    """What params.yaml says with the values of `-S`, once for each run of a sweep; [] where DVC is to judge that.
+
+    Where they are `required`, a value that cannot be read, such as the date 2025-31-12, is a ParamsError: DVC would
+    name neither the file nor the line.
+    """
+    from ruamel.yaml.constructor import ConstructorError
     from ruamel.yaml.error import YAMLError
 
+    from twinrun.core.errors import ParamsError
+    from twinrun.core.yaml import read_yaml
+
     try:
-        settings = YAML(typ="safe", pure=True).load((root / "params.yaml").read_text(encoding="utf-8"))
+        settings = read_yaml((root / "params.yaml").read_text(encoding="utf-8"))
+    except ConstructorError as error:
+        if required:
+            raise ParamsError(f"params.yaml is not YAML: {error}\nNothing was run, written or deleted.") from None
+        return []
     except (OSError, YAMLError, UnicodeDecodeError):
         return []
     if not isinstance(settings, dict):
@@ -294,9 +306,11 @@ def _texts(value: Any) -> list[str]:
 
 
 def _is_there(root: Path, name: str) -> bool:
+    from twinrun.core.paths import expanded
+
     try:
-        return (root / Path(name).expanduser()).exists()
-    except (OSError, RuntimeError, ValueError):  # no name that a file may have
+        return (root / expanded(name)).exists()
+    except (OSError, ValueError):  # no name that a file may have
         return False
 
 
@@ -306,6 +320,7 @@ def _source_of(settings: dict[str, Any]) -> tuple[str, str] | None:
     Raises ParamsError for a path that is a text or null and that DVC cannot use.
     """
     from twinrun.core.errors import ParamsError
+    from twinrun.core.paths import expanded
 
     try:
         source, path = settings["ingest"]["source"], settings["ingest"].get("path")
@@ -318,10 +333,8 @@ def _source_of(settings: dict[str, Any]) -> tuple[str, str] | None:
         )
     if not isinstance(path, str) or not isinstance(source, str):
         return None
-    if path.startswith("~"):
-        raise ParamsError(
-            f"params.yaml: ingest.path is {path}, and DVC does not know ~. Write {Path(path).expanduser()}"
-        )
+    if (full := expanded(path)) != Path(path):
+        raise ParamsError(f"params.yaml: ingest.path is {path}, and DVC does not know ~. Write {full}")
     return source, path
 
 

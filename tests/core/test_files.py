@@ -1,9 +1,13 @@
 """A reader sees the old file or the new one, never a half."""
 
+import ctypes
+import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +15,25 @@ import pytest
 
 from twinrun.core.errors import PublishError
 from twinrun.core.files import ensure_writable, folder_faults, replacing, replacing_folder, write_text
+
+# A writer on a system without renameat2 that is killed when the old folder is away and the new one not yet there.
+KILLED_BETWEEN_RENAMES = """
+import ctypes, os, sys
+from pathlib import Path
+from twinrun.core.files import replacing_folder
+
+rename = os.replace
+
+def killed_after(source, target):
+    rename(source, target)
+    if str(target).endswith("-old"):
+        os._exit(9)
+
+ctypes.CDLL = lambda *_, **__: object()
+with replacing_folder(Path(sys.argv[1])) as temp:
+    (temp / "second").touch()
+    os.replace = killed_after
+"""
 
 
 def names(folder: Path) -> list[str]:
@@ -126,6 +149,103 @@ def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
 
     assert names(tmp_path / "bundle") == ["manifest.json", "second"]
     assert names(tmp_path) == ["bundle"]
+
+
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without renameat2, such as macOS."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_a_folder_takes_the_place_of_the_old_one_where_two_cannot_be_exchanged(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with replacing_folder(tmp_path / "bundle") as temp:
+            (temp / name).touch()
+
+    assert names(tmp_path / "bundle") == ["manifest.json", "second"]
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_the_old_folder_is_back_where_the_new_one_could_not_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replacing_folder(tmp_path / "bundle") as temp:
+        (temp / "first").touch()
+    rename = os.replace
+
+    def fails_once_the_old_one_is_away(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "bundle" and not Path(source).name.endswith("-old"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once_the_old_one_is_away)
+    with pytest.raises(PublishError), replacing_folder(tmp_path / "bundle") as temp:
+        (temp / "second").touch()
+
+    assert names(tmp_path) == ["bundle"]
+    assert names(tmp_path / "bundle") == ["first", "manifest.json"]
+
+
+def test_the_old_folder_of_a_writer_that_was_killed_between_two_renames_is_put_back(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "bundle") as temp:
+        (temp / "first").touch()
+    subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES, str(tmp_path / "bundle")], check=False)
+    left = names(tmp_path)
+
+    with suppress(ZeroDivisionError), replacing_folder(tmp_path / "bundle"):
+        raise ZeroDivisionError
+
+    assert len(left) == 2
+    assert "bundle" not in left
+    assert names(tmp_path) == ["bundle"]
+    assert names(tmp_path / "bundle") == ["first", "manifest.json"]
+
+
+def test_half_of_a_folder_whose_name_ends_with_old_is_no_folder_to_put_back(tmp_path: Path) -> None:
+    half = tmp_path / ".unfinished-00000000-1-0123abcd-bundle-old"
+    half.mkdir()
+    (half / "weights").touch()
+    os.utime(half, (1, 1))
+
+    with suppress(ZeroDivisionError), replacing_folder(tmp_path / "bundle"):
+        raise ZeroDivisionError
+
+    assert names(tmp_path) == []
+
+
+def failing_for_folders(number: int) -> Callable[[int], None]:
+    """An os.fsync that fails for folders."""
+    sync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    return failing
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP], ids=errno.errorcode.get)
+def test_a_file_system_that_cannot_sync_folders_is_written(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing_for_folders(number))
+
+    write_text("text", tmp_path / "file.txt")
+    with replacing_folder(tmp_path / "bundle") as temp:
+        (temp / "weights").touch()
+
+    assert names(tmp_path) == ["bundle", "file.txt"]
+    assert folder_faults(tmp_path / "bundle") == []
+
+
+def test_a_folder_that_a_failing_disk_cannot_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing_for_folders(errno.EIO))
+
+    with pytest.raises(PublishError, match="input/output error"):
+        write_text("text", tmp_path / "file.txt")
 
 
 def test_a_disk_that_is_too_full_is_named_with_the_need(tmp_path: Path) -> None:

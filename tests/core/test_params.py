@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from twinrun.core.errors import ParamsError
 from twinrun.core.params import load_params, parse_params
+from twinrun.project.presets import params_text
 
 
 @pytest.fixture
@@ -400,3 +401,36 @@ def test_settings_of_training_that_exclude_one_another_are_refused(
     (line,) = problems_of(settings)
 
     assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("path: 2024-02-30", r"is not YAML: 2024-02-30 is not a date that exists .*put it in quotes[\s\S]*line \d+"),
+        ("path: !!int many", r"is not YAML: many cannot be read as int"),
+        ("2025-01-02: 3", r"  ingest\.2025-01-02: not a setting"),
+        ("size_px: 2024-02-03", r"  ingest\.size_px: must be an integer.*, got \"2024-02-03\""),
+        ('path: "\\ud800"', r"  ingest\.path: has half of a character"),
+        ('"\\ud800": 3', r"  ingest\.\\ud800: has half of a character"),
+        ("leave_out: &again [*again]", "contains itself"),
+    ],
+)
+def test_a_date_where_none_fits_and_half_a_character_are_one_message_with_the_place(
+    tmp_path: Path, line: str, problem: str
+) -> None:
+    name = line.partition(":")[0]
+    lines = [own for own in params_text("folder").splitlines() if not own.startswith(f"  {name}:")]
+    file = tmp_path / "params.yaml"
+    file.write_text("\n".join(lines).replace("ingest:\n", f"ingest:\n  {line}\n", 1))
+
+    with pytest.raises(ParamsError, match=problem) as raised:
+        load_params(file)
+
+    assert file.as_posix() in str(raised.value)
+
+
+def test_a_date_that_exists_is_the_text_that_it_looks_like(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(params_text("folder", ["ingest.path=2024-02-29"]))
+
+    assert load_params(file).ingest.path == "2024-02-29"

@@ -1,7 +1,9 @@
 """How the doctor names files, numbers and times."""
 
+import subprocess
 from pathlib import Path
 
+from twinrun.doctor import code
 from twinrun.doctor.findings import counted, duration, shown
 
 
@@ -24,3 +26,21 @@ def test_times_are_in_their_largest_unit_and_never_negative() -> None:
 def test_a_path_is_shown_below_the_project_or_whole() -> None:
     assert shown(Path("/p/a/b"), Path("/p")) == "a/b"
     assert shown(Path("/q/b"), Path("/p")) == "/q/b"
+
+
+def test_the_fix_for_a_secret_adds_a_line_to_a_gitignore_without_a_final_newline(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    (tmp_path / "kept.txt").touch()
+    subprocess.run(["git", "add", "kept.txt"], cwd=tmp_path, check=True)
+    identity = ["-c", "user.name=Ada", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *identity, "commit", "--quiet", "--message", "one"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text("/mine.env")
+    (tmp_path / ".env").write_text("PASSWORD=x")
+
+    result = code.check(tmp_path)
+    assert not isinstance(result, str)
+    _, findings = result
+    subprocess.run(findings[0].fix, shell=True, check=True, cwd=tmp_path)
+
+    for name in ("mine.env", ".env"):
+        subprocess.run(["git", "check-ignore", "--quiet", name], cwd=tmp_path, check=True)

@@ -86,6 +86,70 @@ def test_a_secret_in_a_change_of_a_tracked_file_stays_out_of_the_patch(change: s
     assert "+batch = 2" in code.diff
 
 
+@pytest.mark.parametrize("name", [".env", ".pgpass", "src/config.py"])
+@pytest.mark.parametrize("change", ["deleted", "git rm", "git rm --cached", "became a link", "became a folder"])
+def test_a_tracked_secret_that_is_deleted_stays_out_of_the_patch(change: str, name: str, repository: Path) -> None:
+    file = repository / name
+    write_text(f'PASSWORD = "{VALUE}"\n', file)
+    write_text("batch = 1\n", repository / "src/other.py")
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "More")
+    write_text("batch = 2\n", repository / "src/other.py")
+    if change.startswith("git rm"):
+        git(repository, *change.split()[1:], name)
+    else:
+        file.unlink()
+    if change == "became a link":
+        file.symlink_to("train.py")
+    if change == "became a folder":
+        write_text("lr = 0.2\n", file / "part.md")
+
+    code = collect_code(repository)
+
+    assert VALUE not in code.diff
+    assert "+batch = 2" in code.diff
+    assert name in code.secrets
+    assert code.left_out.count(name) == 1
+    assert any(line.startswith(f"Not in the run's card: {name}, since ") for line in code.lines())
+
+
+def test_a_file_whose_deleted_version_held_a_secret_is_not_listed_as_taken(repository: Path) -> None:
+    write_text(f'PASSWORD = "{VALUE}"\n', repository / "src/config.py")
+    git(repository, "add", "src")
+    git(repository, "commit", "--quiet", "--message", "More")
+    git(repository, "rm", "--cached", "src/config.py")
+    write_text("batch = 1\n", repository / "src/config.py")
+
+    code = collect_code(repository)
+
+    assert "src/config.py" in code.left_out
+    assert "src/config.py" not in code.taken
+    assert VALUE not in code.diff
+
+
+def test_a_tracked_file_that_is_named_as_secrets_are_stays_out_of_the_patch(repository: Path) -> None:
+    write_text("db:5432:joe:before\n", repository / ".pgpass")
+    git(repository, "add", ".pgpass")
+    git(repository, "commit", "--quiet", "--message", "More")
+    write_text("db:5432:joe:after\n", repository / ".pgpass")
+
+    code = collect_code(repository)
+
+    assert "joe" not in code.diff
+    assert ".pgpass" in code.left_out
+    assert any(line.startswith("Not in the run's card: .pgpass, since ") for line in code.lines())
+
+
+def test_a_secret_in_a_file_that_git_calls_binary_stays_out_of_the_patch(repository: Path) -> None:
+    write_text("*.py -diff\n", repository / ".gitattributes")
+    write_text(f'PASSWORD = "{VALUE}"\n', repository / "src/train.py")
+
+    code = collect_code(repository)
+
+    assert "src/train.py" in code.secrets
+    assert "src/train.py" not in code.diff
+
+
 def test_code_that_speaks_of_secrets_and_holds_none_is_taken_and_listed(repository: Path) -> None:
     write_text(
         "import os\n\n\ndef login(password: str, token=None):\n    key = os.environ['API_KEY']\n"

@@ -1,5 +1,7 @@
 """`twinrun init`: a whole project, or nothing."""
 
+import errno
+import os
 import subprocess
 from pathlib import Path
 
@@ -131,3 +133,67 @@ def test_an_upgrade_is_seen_before_dvc_compares(tmp_path: Path) -> None:
 
     assert outdated(tmp_path) == []
     assert (tmp_path / "requirements.lock").read_text() == lock
+
+
+def test_an_empty_folder_is_filled_where_its_parent_is_read_only_or_on_another_disk(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = place / "demo"
+    folder.mkdir()
+    rename, inode = Path.rename, folder.stat().st_ino
+
+    def as_a_mount_point(path: Path, target: Path) -> Path:
+        if path.is_relative_to(folder) != target.is_relative_to(folder) or folder in (path, target):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", as_a_mount_point)
+    place.chmod(0o555)
+    try:
+        created = create_project(folder, "digits")
+    finally:
+        place.chmod(0o755)
+
+    assert created.committed
+    assert folder.stat().st_ino == inode
+    assert load_params(folder / "params.yaml")
+    assert not list(folder.glob(".unfinished-*"))
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_failure_while_an_empty_folder_is_filled_leaves_what_is_a_persons_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch, is_taken: bool
+) -> None:
+    folder = place / "demo"
+    folder.mkdir()
+    rename, moved = Path.rename, list[Path]()
+
+    def fail_at_the_fourth(path: Path, target: Path) -> Path:
+        if path.parent.name.startswith(".unfinished-") and target.parent == folder:
+            moved.append(target)
+            if len(moved) == 4 and not is_taken:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if len(moved) == 3 and is_taken:
+                for name in ("README.md", "params.yaml", "dvc.yaml", ".gitignore"):
+                    if not (folder / name).exists() and (path.parent / name).exists() and name != path.name:
+                        (folder / name).write_text("mine")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_at_the_fourth)
+    with pytest.raises(PublishError, match="appeared meanwhile" if is_taken else "the disk is full"):
+        create_project(folder, "digits")
+
+    left = list(folder.iterdir())
+    assert bool(left) == is_taken
+    assert all(path.read_text() == "mine" for path in left)
+    for path in left:
+        path.unlink()
+    monkeypatch.setattr(Path, "rename", rename)
+    assert create_project(folder, "digits").committed
+
+
+def test_what_a_killed_attempt_left_in_the_folder_is_named(place: Path) -> None:
+    (place / "demo/.unfinished-demo-0a1b2c3d").mkdir(parents=True)
+
+    with pytest.raises(PublishError, match=r"interrupted left \.unfinished-demo-0a1b2c3d; nothing was written"):
+        create_project(place / "demo", "digits")

@@ -1,5 +1,6 @@
 """Presets: a full params.yaml with comments from the defaults and a few lines."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 from twinrun.cli.main import app
 from twinrun.core.errors import ParamsError
 from twinrun.core.params import load_params
-from twinrun.project.presets import params_text, preset_names, preset_params, write_preset
+from twinrun.project.presets import params_text, preset_names, preset_params, with_values, write_preset
 
 PROJECT = Path("src/twinrun/project")
 
@@ -68,6 +69,8 @@ def test_the_command_writes_the_preset_with_what_a_person_sets(folder: Path) -> 
         (["mnist", "train.augment=1"], "train.augment is a section"),
         (["mnist", "train.epochs"], "is not setting=value"),
         (["mnist", "train.epochs=["], "the value is not YAML"),
+        (["mnist", "register.model_name=2025-31-12"], "2025-31-12 is not a date that exists"),
+        (["mnist", "train.model=a: b"], "Put a text that has : or , or # in quotes"),
         (["mnist", "train.epochs=1\nseed: 3"], "is not setting=value on one line"),
     ],
 )
@@ -117,3 +120,38 @@ def test_outside_a_project_a_command_says_so_and_writes_nothing(command: str) ->
         CliRunner().invoke(app, command.split(), catch_exceptions=False)
 
     assert not list(Path.cwd().iterdir())
+
+
+OWN = """train:
+  epochs: 3   # of a day
+  augment: {shift_px: 2, flip: true}  # small
+  model: "a # b"
+  patience:
+  modes:
+    - L
+    - RGB
+  seed: &seed 5
+  folds: *seed
+"""
+
+
+def test_values_go_into_a_section_on_one_line_and_the_rest_stays() -> None:
+    values = {"augment.flip": "false", "augment.shift_px": "[1, 2]", "epochs": "10", "model": "c", "patience": "4"}
+
+    changed = with_values(OWN, {("train", *name.split(".")): value for name, value in values.items()})
+
+    assert changed.splitlines()[1:5] == [
+        "  epochs: 10  # of a day",
+        "  augment: {shift_px: [1, 2], flip: false}  # small",
+        "  model: c",
+        "  patience: 4",
+    ]
+    assert changed.splitlines()[5:] == OWN.splitlines()[5:]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", "1"), ("modes", "[L]"), ("augment.flip", "a, b"), ("epochs", "a: b")]
+)
+def test_a_value_that_would_change_something_else_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ParamsError, match=f"  {re.escape(f'train.{name}: {value}')}\nWrite each of these"):
+        with_values(OWN, {("train", *name.split(".")): value, ("train", "model"): "c"})

@@ -125,3 +125,51 @@ def test_a_folder_that_is_no_project_or_no_repository_is_named_with_what_to_do()
     assert "git init && git add . && git commit" in str(without_git.exception)
     assert "There is no params.yaml here" in str(without_params.exception)
     assert Path("dvc.yaml").read_text() == "stages: {}\n"
+
+
+def ignored_by_git(name: str) -> bool:
+    return subprocess.run(["git", "check-ignore", "--quiet", "--no-index", name], check=False).returncode == 0
+
+
+@pytest.mark.usefixtures("_project")
+@pytest.mark.parametrize("text", [b"/mine/\nsecrets.env", b"\xef\xbb\xbfsecrets.env", b"/mine/\r\nsecrets.env"])
+def test_a_gitignore_without_a_final_newline_ignores_what_it_did_before(text: bytes) -> None:
+    Path(".gitignore").write_bytes(text)
+    git("commit", "--all", "--quiet", "--message", "ignore")
+    assert ignored_by_git("secrets.env")
+
+    result = CliRunner().invoke(app, ["upgrade"], catch_exceptions=False)
+
+    assert ".gitignore" in result.stdout
+    assert ignored_by_git("secrets.env")
+    assert ignored_by_git("data/feedback/photo.jpg")
+    new = Path(".gitignore").read_bytes()
+    assert new.startswith(text)
+    assert (b"\r\n" in text) == (b"\r\n" in new)
+    assert new.count(b"\n") == len(new.splitlines())
+    assert CliRunner().invoke(app, ["upgrade"]).stdout.startswith("The project's files are those of this version")
+
+
+@pytest.mark.usefixtures("_project")
+def test_a_gitignore_that_is_not_utf_8_is_left_alone_and_named() -> None:
+    text = "/Müll/\nsecrets.env\n".encode("latin-1")
+    Path(".gitignore").write_bytes(text)
+    git("commit", "--all", "--quiet", "--message", "ignore")
+
+    result = CliRunner().invoke(app, ["upgrade"], catch_exceptions=False)
+
+    assert Path(".gitignore").read_bytes() == text
+    assert ".gitignore was left as it is, since it cannot be read as UTF-8" in result.stdout
+    assert "Replaced: dvc.yaml\n" in result.stdout
+
+
+@pytest.mark.usefixtures("_project")
+def test_params_yaml_keeps_its_line_ends() -> None:
+    Path("params.yaml").write_bytes(Path("params.yaml").read_bytes().replace(b"\n", b"\r\n"))
+    git("commit", "--all", "--quiet", "--message", "from Windows")
+
+    CliRunner().invoke(app, ["upgrade"], catch_exceptions=False)
+
+    new = Path("params.yaml").read_bytes()
+    assert new.count(b"\n") == new.count(b"\r\n")
+    assert load_params().train.epochs == 7

@@ -67,6 +67,56 @@ def test_the_patch_makes_the_uncommitted_code_again(repository: Path, tmp_path: 
         assert (clone / name).read_bytes() == (repository / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["diff.noprefix=true", "diff.mnemonicPrefix=true", "diff.context=0", "diff.shown.textconv=sed s/^/shown:/"],
+)
+def test_the_patch_applies_whatever_the_settings_of_git_are(setting: str, repository: Path, tmp_path: Path) -> None:
+    lines = [f"line {number}\n" for number in range(20)]
+    (repository / ".gitattributes").write_text("*.py diff=shown\n")
+    (repository / "train.py").write_text("".join(lines))
+    _git(repository, "add", "-A")
+    _git(repository, "commit", "-qm", "More")
+    _git(repository, "config", *setting.split("=", 1))
+    lines[10] = "epochs = 4\n"
+    (repository / "train.py").write_text("".join(lines))
+
+    code = collect_code(repository)
+
+    clone = tmp_path / "clone"
+    _git(tmp_path, "clone", "-q", str(repository), str(clone))
+    subprocess.run(["git", "apply"], cwd=clone, input=code.diff, text=True, check=True)
+    assert (clone / "train.py").read_text() == "".join(lines)
+
+
+def test_a_change_in_a_submodule_does_not_make_a_patch_that_cannot_be_applied(repository: Path, tmp_path: Path) -> None:
+    _git(tmp_path, "clone", "-q", str(repository), str(tmp_path / "library"))
+    _git(repository, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(tmp_path / "library"))
+    _git(repository, "commit", "-qm", "More")
+    (repository / "library/train.py").write_text("epochs = 5\n")
+    _git(repository / "library", "commit", "-qam", "Five")
+    (repository / "train.py").write_text("epochs = 4\n")
+    _git(repository, "config", "diff.submodule", "diff")
+
+    code = collect_code(repository)
+
+    clone = tmp_path / "clone"
+    _git(tmp_path, "clone", "-q", str(repository), str(clone))
+    subprocess.run(["git", "apply"], cwd=clone, input=code.diff, text=True, check=True)
+    assert (clone / "train.py").read_text() == "epochs = 4\n"
+
+
+def test_the_patch_has_context_whatever_the_environment_of_git_says(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "train.py").write_text("epochs = 3\nlr = 0.1\n")
+    monkeypatch.setenv("GIT_DIFF_OPTS", "--unified=0")
+
+    code = collect_code(repository)
+
+    assert "\n epochs = 3\n+lr = 0.1\n" in code.diff
+
+
 def test_a_change_in_the_second_of_the_commit_is_in_the_patch_although_there_are_untracked_files(
     repository: Path,
 ) -> None:

@@ -1,9 +1,11 @@
 """Which process is called dead: one that certainly is, and no other."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +53,53 @@ def test_a_process_of_another_program_is_alive_until_it_ends() -> None:
     child.communicate("\n")
 
     assert (while_it_runs, process.dead()) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("opened", "signalled", "dead"),
+    [
+        (FileNotFoundError, PermissionError, False),  # /proc is mounted with hidepid=2, and another user's lives
+        (FileNotFoundError, None, False),
+        (FileNotFoundError, ProcessLookupError, True),
+        (PermissionError, PermissionError, False),  # hidepid=1
+        (ProcessLookupError, ProcessLookupError, True),  # it ended while its file was open
+    ],
+)
+def test_a_process_whose_start_is_hidden_is_dead_only_if_no_signal_reaches_it(
+    opened: type[OSError], signalled: type[OSError] | None, dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, read = replace(HERE, pid=os.getppid(), started=1.0), Path.read_text
+
+    def hidden(path: Path, *arguments: Any, **named: Any) -> str:
+        if str(path) == f"/proc/{process.pid}/stat":
+            raise opened
+        return read(path, *arguments, **named)
+
+    def kill(pid: int, signal: int) -> None:
+        assert (pid, signal) == (process.pid, 0)
+        if signalled is not None:
+            raise signalled
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(os, "kill", kill)
+
+    assert process.dead(HERE) is dead
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_dead() -> None:
+    code = (
+        "import json; from dataclasses import asdict; from twinrun.record.home import this_process\n"
+        "print(json.dumps(asdict(this_process())))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    process = Process(**json.loads(child.stdout.readline()))
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    dead = process.dead()
+    child.communicate()
+
+    assert dead
 
 
 def test_what_was_recorded_before_machines_had_an_id_is_read() -> None:

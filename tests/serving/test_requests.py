@@ -38,6 +38,7 @@ from twinrun.serving.waste import NAME, waste_engine
 
 DATA = Path(os.environ.get("TWINRUN_TEST_DATA", ""))
 PHOTO = (Path(__file__).parents[2] / "docs/report.png").read_bytes()
+SIMILAR = b"Similar training images are not shown"  # a note where they were looked for in a folder without any
 Answered = tuple[int, Any, http.client.HTTPMessage]
 
 
@@ -148,7 +149,8 @@ def test_while_a_large_image_is_decoded_for_a_small_model_others_are_answered() 
     assert [(place, status) for place, status, _ in ended] == [(1, 200), (0, 200)]
 
 
-def test_the_server_makes_the_page_of_explain_for_a_photo(tmp_path: Path) -> None:
+def test_the_server_makes_the_page_of_explain_for_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     engine = _lenet(tmp_path / "bundle")
     with serving(make_app(ModelInService(engine), [], host="127.0.0.1", token=None)) as server:
         status, page, headers = server.ask("POST", "/explain", digit_png(3))
@@ -157,11 +159,24 @@ def test_the_server_makes_the_page_of_explain_for_a_photo(tmp_path: Path) -> Non
 
     assert status == 200
     assert f"weights {engine.model.weights_hash[:12]}".encode() in page
+    assert SIMILAR in page
     assert "sandbox allow-scripts" in headers["Content-Security-Policy"]
     assert refused[0] == 415
     assert refused[1]["error"].startswith("This file ")
     assert b"<p>This file " in seen  # what a browser shows
     assert kinds["Content-Type"].startswith("text/html")
+
+
+def test_no_training_image_is_looked_for_where_a_proxy_lets_others_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ModelInService(_lenet(tmp_path / "bundle"))
+    with serving(make_app(model, [], host="127.0.0.1", token=None, names=["bins.example.org"])) as server:
+        status, page, _ = server.ask("POST", "/explain", digit_png(3))
+
+    assert status == 200
+    assert SIMILAR not in page
 
 
 def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(

@@ -53,3 +53,11 @@ def test_a_mistake_is_refused_with_its_file_and_line(
     assert before in text
     assert str(refused.value).startswith(f"{file} does not describe where waste goes:\n  line {line}: ")
     assert problem in str(refused.value)
+
+
+def test_a_date_that_does_not_exist_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "town.yaml"
+    file.write_text(EXAMPLE.read_text(encoding="utf-8").replace("checked: 2026-11-26", "checked: 2025-31-01"))
+
+    with pytest.raises(DataError, match=r"town.yaml cannot be read: 2025-31-01 is not a date[\s\S]*line \d"):
+        read_region(file, TRASHNET)

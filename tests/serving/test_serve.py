@@ -26,7 +26,8 @@ from twinrun.core.errors import DataError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import load_bundle, save_bundle
 from twinrun.prediction.classifier import ImageClassifier
-from twinrun.serving.follow import open_app
+from twinrun.serving import follow
+from twinrun.serving.follow import open_app, open_model
 from twinrun.serving.waste import waste_engine
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker
@@ -244,6 +245,45 @@ def test_a_promotion_takes_over_unless_its_files_were_changed(server: Server, mo
     assert f"Version {third}" in said
     assert "the registry says" in said
     assert server.ask("POST", "/classify", photo)[1]["model"]["version"] == second
+
+
+def test_a_champion_that_cannot_be_loaded_is_tried_again_after_a_minute_and_another_at_once(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, stop = tmp_path / "project", threading.Event()
+    shutil.copytree(registered, folder)
+    monkeypatch.chdir(folder)
+    registry = Registry(find_tracker(), "twinrun-digits")
+    good, other = (_register(folder, seed) for seed in (1, 2))
+    (file,) = folder.glob(f"mlruns/artifacts/*/models/{_model_id(other)}/artifacts/model.onnx")
+    content = file.read_bytes()
+    registry.promote(1, force=True, reason="a test")
+    model = open_model(find_tracker(), None, lambda: "twinrun-digits", stop)
+
+    def promote_damaged() -> str | None:
+        file.write_bytes(b"changed")
+        registry.promote(other, force=True, reason="a test")
+        problem: str | None = _until(lambda: model.problem)
+        file.write_bytes(content)
+        return problem
+
+    problem = promote_damaged()
+    waits = not _until(lambda: model.engine.version == other, 3)
+    still = model.problem
+    registry.promote(good, force=True, reason="a test")
+    at_once = _until(lambda: model.engine.version == good, 3)
+    solved = _until(lambda: model.problem is None)
+    monkeypatch.setattr(follow, "_RETRY_S", 2)
+    promote_damaged()
+    later = _until(lambda: model.engine.version == other)
+    stop.set()
+
+    assert problem is not None
+    assert f"Version {other}" in problem
+    assert (waits, still) == (True, problem)
+    assert at_once
+    assert solved
+    assert later
 
 
 def test_a_killed_worker_three_promotions_and_a_rollback_under_load_cost_at_most_the_workers_own_requests(

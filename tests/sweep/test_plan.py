@@ -1,5 +1,6 @@
 """sweep.yaml: what is wrong with it, all at once, and where a training lies in its space."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from twinrun.core.errors import ParamsError
-from twinrun.core.params import Params
+from twinrun.core.params import Params, parse_params
 from twinrun.project.presets import params_text, preset_params
+from twinrun.sweep.launcher import Launcher
 from twinrun.sweep.plan import EXAMPLE, Range, here, load_plan, trial_params
+from twinrun.sweep.sweep import open_sweep
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +153,51 @@ def test_a_trial_is_one_training_with_its_values_and_the_comments_stay() -> None
 def test_a_number_is_rounded_and_stays_in_its_range() -> None:
     assert Range(1e-4, 0.1, "log", False).rounded(0.0123456) == 0.01235
     assert Range(0.12344, 0.5, "linear", False).rounded(0.12344001) == 0.12344
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seed: 2025-31-12\n", "cannot be read as YAML: 2025-31-12 is not a date that exists"),
+        ("2025-01-02: 3\n", "2025-01-02: not a setting"),
+        ('metric: "\\ud800"\n', "metric: has half of a character"),
+        ("space: &again [*again]\n", "contains itself"),
+    ],
+)
+def test_a_date_where_none_fits_and_half_a_character_are_one_message(
+    text: str, problem: str, params: Params, tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(text)
+
+    with pytest.raises(ParamsError, match=problem) as raised:
+        load_plan(file, params)
+
+    assert str(file) in str(raised.value)
+
+
+def test_a_params_yaml_that_takes_no_values_ends_a_sweep_before_it_begins(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = load_plan(written(tmp_path, {"train.augment.shift_px": [1, 2]}), params)
+    text = params_text("digits")
+    block = text[text.index("  augment:") : text.index("  start_size:")]
+    values = YAML(typ="safe", pure=True).load(block)["augment"]
+    settings = ", ".join(f"{name}: {json.dumps(value)}" for name, value in values.items())
+    Path("params.yaml").write_text(text.replace(block, f"  augment: {{{settings}}}\n"))
+    trial = trial_params(Path("params.yaml").read_text(), {"train.augment.shift_px": 2})
+    assert parse_params(YAML(typ="safe", pure=True).load(trial)).train.augment.shift_px == 2
+    Path("params.yaml").write_text(
+        text.replace("    shift_px: ", "    shift_px: &same ", 1).replace("    shift_px: 0", "    shift_px: *same", 1)
+    )
+
+    def launch(_: Path) -> Launcher:
+        raise AssertionError("a worker was started")
+
+    with (
+        pytest.raises(ParamsError, match=r"cannot be put into params.yaml[\s\S]*train.augment.shift_px: 1"),
+        open_sweep("sweep", plan, resume=False, launch=launch, say=print),
+    ):
+        pass
+    assert not Path("data").exists()

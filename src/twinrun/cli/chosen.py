@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinrun.core.errors import SourceError
+from twinrun.core.paths import expanded
 from twinrun.core.printing import escaped
 from twinrun.ingest.walking import walk_folder
 from twinrun.tables.sheet import read_sheet
@@ -47,7 +48,7 @@ def choose_images(arguments: Sequence[str]) -> ChosenImages:
 
 def _expanded(argument: str) -> list[Path]:
     """The path, or those that match it where it is a pattern that the shell left alone."""
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.exists() or not glob.has_magic(argument):
         return [path]
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - of any folder
@@ -93,5 +94,5 @@ def _cells(file: Path, rows: Iterable[Sequence[str]], column: int) -> Iterator[P
 def _meant(folder: Path, cell: str) -> Path:
     """The file that a cell names: as it stands, without spaces around, or in another Unicode form."""
     names = [cell, cell.strip(), *(unicodedata.normalize(form, cell.strip()) for form in ("NFC", "NFD"))]
-    paths = [folder / Path(name).expanduser() for name in dict.fromkeys(names)]
-    return next((path for path in paths if path.exists()), folder / Path(cell.strip()).expanduser())
+    paths = [folder / expanded(name) for name in dict.fromkeys(names)]
+    return next((path for path in paths if path.exists()), folder / expanded(cell.strip()))

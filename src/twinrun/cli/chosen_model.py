@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinrun.core.errors import BundleError, MissingModelError
+from twinrun.core.paths import expanded
 
 if TYPE_CHECKING:
     from twinrun.models.bundle import Bundle
@@ -73,7 +74,7 @@ def load(reference: str | Path | None = None, *, trust: bool = False) -> Model:
 @contextmanager
 def loaded(reference: str | None, trust: bool) -> Iterator[Model]:
     """The same as a context, at whose end the copy that was fetched from the registry is removed."""
-    folder = Path(reference).expanduser() if reference else None
+    folder = expanded(reference) if reference else None
     if folder is not None and folder.is_dir():
         yield _of_folder(folder, "", trust)
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twinrun.core.errors import DataError, PublishError, SourceError, TwinrunError
+from twinrun.core.paths import expanded
 from twinrun.core.printing import print
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ def check(
     from twinrun.validate.reference import read_reference
 
     try:
-        earlier = read_reference(reference.expanduser(), "--reference", reference.name) if reference else None
+        earlier = read_reference(expanded(reference), "--reference", reference.name) if reference else None
         verdict, notes = check_folder(
-            folder.expanduser(),
+            expanded(folder),
             out,
             size_px=size_px,
             labels=labels,

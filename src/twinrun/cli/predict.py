@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twinrun.core.errors import DataError, PublishError, TwinrunError
+from twinrun.core.paths import expanded
 from twinrun.core.printing import add_row, draw, one_line, print, without_library_output
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str
             f"{file} cannot be written: its name must end with {' or '.join(suffixes)}, such as "
             f"{file.stem}{suffixes[0]}"
         )
-    if any(file.resolve() == Path(image).expanduser().resolve() for image in images):
+    if any(file.resolve() == expanded(image).resolve() for image in images):
         raise PublishError(f"{file} is one of the images and would be overwritten. Name another file.")
     if file.is_dir():
         raise PublishError(f"{file} is a folder. Name a file in it: {file / 'predictions'}{suffixes[0]}")

@@ -96,6 +96,8 @@ def upgrade() -> None:
     from twinrun.project.upgrading import upgrade_project
 
     done = upgrade_project(Path.cwd())
+    for note in done.notes:
+        print(note)
     if not done.settings and not done.files:
         print("The project's files are those of this version.")
         return

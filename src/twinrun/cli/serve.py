@@ -1,5 +1,6 @@
 """The commands `twinrun app` and `twinrun serve`. Like the others they import what they need when they are called."""
 
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,9 @@ from twinrun.core.printing import print
 if TYPE_CHECKING:
     from twinrun.serving.engine import Engine
 
+_LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*", re.IGNORECASE)
+
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for the whole network.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
 TokenFile = Annotated[Path | None, typer.Option("--token-file", help="File with the token that requests must send.")]
@@ -22,6 +26,10 @@ Watch = Annotated[
 Feedback = Annotated[
     bool, typer.Option("--feedback", help="Keep photos with the labels that people give them, in data/feedback.")
 ]
+Name = Annotated[
+    list[str] | None,
+    typer.Option("--name", help="Host name under which a proxy passes requests on: bins.example.org. Repeatable."),
+]
 Log = Annotated[Path | None, typer.Option("--log", help="Add hashes of every answer to this file; never the image.")]
 
 
@@ -29,6 +37,7 @@ def app(
     host: Host = "127.0.0.1",
     port: Port = 5001,
     token_file: TokenFile = None,
+    name: Name = None,
     log: Log = None,
     feedback: Feedback = False,
     watch: Watch = None,
@@ -42,7 +51,7 @@ def app(
     from twinrun.serving.running import Settings, run
 
     token = None if token_file is None else _token(token_file)
-    run(Settings(host, port, token, log, feedback, watch, model=None, is_app=True), browser=browser)
+    run(Settings(host, port, token, log, feedback, watch, model=None, is_app=True, names=_names(name)), browser=browser)
 
 
 def serve(
@@ -57,6 +66,7 @@ def serve(
         ),
     ] = None,
     token_file: TokenFile = None,
+    name: Name = None,
     log: Log = None,
     feedback: Feedback = False,
     watch: Watch = None,
@@ -74,7 +84,10 @@ def serve(
     from twinrun.serving.running import Settings, run
 
     token = None if token_file is None else _token(token_file)
-    run(Settings(host, port, token, log, feedback, watch, model, is_app=False, workers=workers), browser=False)
+    settings = Settings(
+        *(host, port, token, log, feedback, watch, model), is_app=False, names=_names(name), workers=workers
+    )
+    run(settings, browser=False)
 
 
 def verify(
@@ -133,6 +146,16 @@ def drift(
         model = f"{window.model.get('name')}, version {window.model.get('version')}"
         print(f"{window.time}  {window.images:,} answers of {model}: {found or 'like the test split'}")
     raise SystemExit(1 if differs else 0)
+
+
+def _names(given: list[str] | None) -> tuple[str, ...]:
+    for name in given or ():
+        if len(name) > 253 or not _HOST_NAME.fullmatch(name):
+            raise DataError(
+                f"{name[:300]!r} (--name) is not a host name. Write it without http://, port and path, and a name with "
+                "other letters in its form with xn--. For example: --name bins.example.org"
+            )
+    return tuple(given or ())
 
 
 def _token(file: Path) -> str:

@@ -4,6 +4,8 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
+from twinrun.core.yaml import read_yaml
+
 
 def imported_modules(file: Path, source_root: Path = Path("src"), apart: Iterable[str] = ()) -> list[str]:
     """Paths of the modules under `source_root` that `file` imports, at its top or inside functions, in order of name.
@@ -30,9 +32,7 @@ def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
 
     A dep names a module or a folder of them. A project that has no code of its own under src has nothing to compare.
     """
-    from ruamel.yaml import YAML
-
-    stages = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = read_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     faults = {}
     for stage, facts in stages.items():
         file = root / "pipeline" / f"{stage}.py"

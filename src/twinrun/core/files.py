@@ -47,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temp
             _sync(temp)
             temp.replace(path)
-            _sync(path.parent)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):  # a disk that fails must not hide why
             temp.unlink(missing_ok=True)
@@ -76,10 +76,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             elif not _exchange(temp, path):
                 path.replace(old)
                 temp.replace(path)
-            _sync(path.parent)
+            _sync_folder(path.parent)
     finally:
+        _settle(old, path)
         shutil.rmtree(temp, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def folder_hashes(folder: Path) -> dict[str, str]:
@@ -254,6 +254,24 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Sync a folder after a rename in it, where its file system can: some of VirtualBox, FUSE and CIFS cannot."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+def _settle(old: Path, path: Path) -> None:
+    """Rename the replaced folder `old` back to `path` where nothing took its place; remove it where something did."""
+    with suppress(OSError):  # usually there is none
+        if not path.exists():
+            old.replace(path)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _temporary(path: Path) -> Path:
     """A name beside `path` that identifies the process and the machine that write it."""
     return path.with_name(f"{_TEMP_PREFIX}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
@@ -269,7 +287,10 @@ def _machine() -> str:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed writers of `path` left behind, but not the files of a writer that may be running."""
+    """Remove what killed writers of `path` left behind, but not the files of a writer that may be running.
+
+    A folder that was to be replaced is renamed back if its writer was killed before the new one took its place.
+    """
     pattern = re.compile(
         rf"{re.escape(_TEMP_PREFIX)}([0-9a-f]{{8}})-(?:(\d+)-[0-9a-f]{{8}}-)?{re.escape(path.name)}(-old)?"
     )
@@ -277,7 +298,9 @@ def _sweep(path: Path) -> None:
         match = pattern.fullmatch(leftover.name)
         if match is None or not _is_left(leftover, match[1], match[2]):
             continue
-        if leftover.is_dir() and not leftover.is_symlink():
+        if match[3] and (leftover / MANIFEST).is_file():  # not half of another folder, whose name ends with -old
+            _settle(leftover, path)
+        elif leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)

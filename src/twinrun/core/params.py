@@ -27,7 +27,9 @@ from twinrun.core.networks import (
     unknown_network,
     weights_side_by_side,
 )
+from twinrun.core.paths import expanded
 from twinrun.core.rules import METRICS, unfit_expectation
+from twinrun.core.yaml import half_characters, plain, read_yaml
 
 PARAMS = Path("params.yaml")
 
@@ -430,11 +432,11 @@ def load_params(path: Path = PARAMS, *, inputs: bool = False) -> Params:
 
 def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
     """Where each setting, such as `validate.on_leak`, stands in params.yaml: its line, counted from 1, and the text."""
-    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         text = path.read_text(encoding="utf-8")
-        sections = YAML(typ="rt", pure=True).load(text)
+        sections = read_yaml(text, "rt")
         lines = text.splitlines()
         places = {}
         for section, settings in sections.items():
@@ -442,10 +444,11 @@ def setting_lines(path: Path = PARAMS) -> dict[str, tuple[int, str]]:
                 number = int(settings.lc.key(key)[0])
                 places[f"{section}.{key}"] = (number + 1, lines[number].partition(" #")[0].strip())
         return places
-    except (OSError, TypeError, AttributeError, KeyError, UnicodeDecodeError):
+    except (OSError, YAMLError, TypeError, AttributeError, KeyError, UnicodeDecodeError):
         return {}
 
 
+HALF_CHARACTER = 'has half of a character, such as "\\ud800"; write the character itself'
 ALL_SETTINGS = "An update may have added settings. `twinrun upgrade` adds those that are missing, with their defaults."
 
 
@@ -460,10 +463,14 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = False) -> Params:
     """Check settings that were read already; raises ParamsError, which names `origin` and lists every problem."""
+    try:
+        settings, halves = plain(settings), list(half_characters(settings))
+    except ValueError as error:
+        raise ParamsError(f"{origin} does not describe a run: {error}. Write it out in full.") from None
     params, errors = _validated(settings)
     if errors and _with_numbers(settings, errors):
         params, errors = _validated(settings)
-    problems = [_problem(error) for error in errors] + _conflicts(settings)
+    problems = [*(f"{name}: {HALF_CHARACTER}" for name in halves), *map(_problem, errors), *_conflicts(settings)]
     missing = _missing_inputs(settings) if inputs else {}
     # A source that is missing and nothing else: the source itself says how to get it.
     if problems or missing.keys() - {"ingest.path", "ingest.splits_file"} or params is None:
@@ -477,8 +484,8 @@ def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = F
 
 def _validated(settings: Any) -> tuple[Params | None, list[Any]]:
     try:
-        # As JSON, since strict types take a section from JSON alone; a YAML date becomes the text that it looks like.
-        return TypeAdapter(Params).validate_json(json.dumps(settings, default=str)), []
+        # As JSON, since strict types take a section from JSON alone.
+        return TypeAdapter(Params).validate_json(json.dumps(settings)), []
     except ValidationError as error:
         return None, list(error.errors())
 
@@ -553,7 +560,7 @@ def _missing_inputs(settings: Any) -> dict[str, str]:
     is_own = source in ("folder", "trashnet")
     # Published sources are downloaded into their usual place.
     if isinstance(folder, str) and source != "digits" and (is_own or Path(folder) != Path("data/raw") / str(source)):
-        path = Path(folder).expanduser()
+        path = expanded(folder)
         if not path.is_dir():
             problems["ingest.path"] = f"{folder} {'is not a folder' if path.exists() else 'does not exist'}"
     named = ["validate.splits", "validate.decisions", "validate.reference", "train.pretrained"]
@@ -565,7 +572,7 @@ def _missing_inputs(settings: Any) -> dict[str, str]:
             of_each = weights_side_by_side(value, model if isinstance(model, str) else "")
             if missing := [problem for each in of_each if (problem := _missing_weights(each))]:
                 problems[setting] = "; ".join(missing)
-        elif not Path(value).expanduser().is_file():
+        elif not expanded(value).is_file():
             until = "; leave it null until `twinrun data split` has written one" if setting == "validate.splits" else ""
             problems[setting] = f"there is no file {value}{until}"
     return problems
@@ -579,7 +586,7 @@ def _missing_weights(value: str) -> str | None:
         package = value.removeprefix(PACKAGE)
         is_missing = package in PACKAGE_MODELS and not _is_installed(package)
         return f"the package {package!r} is not installed" if is_missing else None
-    return None if Path(value).expanduser().is_file() else f"there is no file {value}"
+    return None if expanded(value).is_file() else f"there is no file {value}"
 
 
 def _is_installed(package: str) -> bool:
@@ -613,12 +620,10 @@ def _no_project(missing: Path) -> str:
 
 
 def _read_yaml(path: Path) -> Any:
-    # YAML 1.2, as DVC reads it: to PyYAML 1e-3 is a text.
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(
             f"{path} is missing. Write one: twinrun preset digits"

@@ -13,11 +13,11 @@ def check(root: Path) -> Result:
     secret = [name for name in code.secrets if code.secrets[name] == NAMED_AS_SECRET]
     others = [name for name in code.left_out if name not in code.secrets]
     if secret:  # first, so that no `git add -A` comes before it
-        lines = " ".join(shlex.quote(f"/{name}") for name in secret)
+        lines, first = " ".join(shlex.quote(f"/{name}") for name in secret), _first(root / ".gitignore")
         findings.append(
             Finding(
                 f"{counted(secret, 'file')} untracked, not ignored, and named like secrets",
-                f"printf '%s\\n' {lines} >> .gitignore",
+                f"printf '{first}%s\\n' {lines} >> .gitignore",
             )
         )
     findings += [
@@ -47,3 +47,11 @@ def check(root: Path) -> Result:
             )
         )
     return f"commit {code.commit[:12]}", findings
+
+
+def _first(file: Path) -> str:
+    """What printf must write before a new line of the file: the end of its last line, where that has none."""
+    try:
+        return "" if file.read_bytes()[-1:] in (b"", b"\n") else "\\n"
+    except OSError:
+        return ""

@@ -12,6 +12,7 @@ from typing import Literal
 
 from twinrun.core.errors import SourceError
 from twinrun.core.params import IngestParams, Level
+from twinrun.core.paths import expanded
 from twinrun.core.printing import escaped
 from twinrun.dataset.manifest import SPLITS, SplitName
 from twinrun.dataset.table import NO_LABEL
@@ -65,7 +66,7 @@ class _Content:
 def list_tree(params: IngestParams) -> Listing:
     """List the source `folder` or `trashnet` of `params`; raises SourceError as those do."""
     root = source_folder(params)
-    splits_file = Path(params.splits_file).expanduser() if params.splits_file is not None else None
+    splits_file = expanded(params.splits_file) if params.splits_file is not None else None
     make = list_trashnet if params.source == "trashnet" else list_folder
     return make(root, splits_file, params.levels, params.leave_out, follow_links=params.follow_links)
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.core.params import IngestParams
+from twinrun.core.paths import expanded
 from twinrun.core.printing import escaped as escaped
 from twinrun.dataset.manifest import SplitName
 
@@ -73,7 +74,7 @@ def words_of(text: str) -> frozenset[str]:
 
 def source_folder(params: IngestParams) -> Path:
     """Where a source's files are, as params.yaml says."""
-    return Path(params.path).expanduser()
+    return expanded(params.path)
 
 
 def sorted_listing(items: list[Item], content: Files | Arrays, notes: list[str] | None = None) -> Listing:

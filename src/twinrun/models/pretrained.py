@@ -25,6 +25,7 @@ from twinrun.core.networks import (
     unfit_weights,
     weights_side_by_side,
 )
+from twinrun.core.paths import expanded
 from twinrun.models.architectures import SideBySide, find_head
 from twinrun.models.published import ORIGIN, WEIGHTS, download, find_weights, published_weights
 
@@ -99,7 +100,7 @@ def load_weights(setting: str, model: str) -> Pretrained:
                 f"--force-reinstall --no-deps {package.module}"
             )
         return Pretrained(_parse(data, _file_of(package)), package.sha256, mean, std, in_order=True)
-    path = Path(setting).expanduser()
+    path = expanded(setting)
     data = _read(path)
     return Pretrained(_parse(data, path), hashlib.sha256(data).hexdigest(), mean, std)
 

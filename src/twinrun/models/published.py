@@ -14,6 +14,7 @@ from pathlib import Path
 from twinrun.core.errors import ModelError
 from twinrun.core.files import MANIFEST
 from twinrun.core.networks import TIMM, no_published_weights
+from twinrun.core.paths import expanded
 from twinrun.core.printing import one_line
 
 KEPT = Path("data/pretrained/imagenet")
@@ -215,6 +216,6 @@ def _require(digest: str, wanted: str, path: Path, again: str) -> None:
 def _hub_cache() -> Path:
     """The cache of huggingface_hub by its own variables, read now and not when it was imported."""
     if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
+        return expanded(cache)
     general = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{general}/huggingface").expanduser() / "hub"
+    return expanded(os.environ.get("HF_HOME") or f"{general}/huggingface") / "hub"

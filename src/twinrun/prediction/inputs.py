@@ -20,6 +20,7 @@ from PIL import Image
 
 from twinrun.core.arrays import Pixels
 from twinrun.core.errors import DataError, DecodeError
+from twinrun.core.paths import expanded
 from twinrun.decoding.decode import AS_STORED, Channels, decode_image, opened_pixels
 from twinrun.decoding.regular_files import open_regular
 from twinrun.decoding.samples import SampleRules
@@ -138,7 +139,7 @@ def _image(value: Any, paths: bool) -> Given:
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, os.PathLike) and paths:
-        return Path(os.fsdecode(value)).expanduser()
+        return expanded(os.fsdecode(value))
     if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU":
         return _array(value)
     if isinstance(value, list | tuple):
@@ -158,7 +159,7 @@ def _image_of_list(values: Sequence[Any], paths: bool) -> Given:
 
 def _image_of_text(text: str, paths: bool) -> Given:
     if paths and len(text) <= _LONGEST_PATH and not text.startswith("data:"):
-        path = Path(text).expanduser()
+        path = expanded(text)
         try:
             if "\0" not in text and text.strip() and path.exists():
                 return path

@@ -1,4 +1,4 @@
-"""Creating a project: `twinrun init`. It is built in a temporary folder, which is renamed once it is complete."""
+"""Creating a project: `twinrun init`. It is built in a temporary folder and takes its place once it is complete."""
 
 import io
 import os
@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twinrun.core.errors import PublishError, RepositoryError, SourceError
 from twinrun.core.files import explained, write_text
+from twinrun.core.paths import expanded
 from twinrun.project.environment import CODE, refresh
 from twinrun.project.presets import preset_params, quoted, write_preset
 from twinrun.record.card import run_git
@@ -22,6 +24,7 @@ _HERE = Path(__file__).parent
 _EMPTY = ("data/raw", "mlruns")  # and the folders that stages depend on
 _OF_TWINRUN = "# Development of Twinrun itself"  # what follows in .gitignore and .dvcignore is not copied
 _ROOMS = "src/twinrun/"
+_UNFINISHED = ".unfinished-"
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 _DVC_HEADER = f"""\
 The five stages. Each runs again when its data, its settings, its file in pipeline/, or what is installed has changed:
@@ -39,20 +42,21 @@ class Created:
 def create_project(folder: Path, preset: str, data: Path | None = None, changes: tuple[str, ...] = ()) -> Created:
     """Make a project at `folder`, which does not exist or is empty, with a copy of the images in `data`.
 
-    Sets up git and DVC where they are missing. After an error, nothing is left behind. Raises PublishError for a folder
-    that is not empty or cannot be written, SourceError for data that cannot be copied, ParamsError for an unknown
-    preset or setting, RepositoryError where git or DVC fails.
+    Sets up git and DVC where they are missing. After an error, nothing is left behind, and a folder that existed is
+    empty again. Raises PublishError for a folder that is not empty or cannot be written, SourceError for data that
+    cannot be copied, ParamsError for an unknown preset or setting, RepositoryError where git or DVC fails.
     """
-    folder = folder.expanduser().absolute()
+    folder = expanded(folder).absolute()
     _require_empty(folder)
     if data is not None:
-        data = data.expanduser().resolve()
+        data = expanded(data).resolve()
         _require_copyable(data, folder, preset)
         changes = (*changes, f"ingest.path={quoted(f'data/raw/{data.name}')}")
     outer = _git_above(folder)
-    unfinished = folder.parent / f".unfinished-{folder.name}-{uuid.uuid4().hex[:8]}"
+    exists = folder.is_dir()  # then built in it: it may be a mount point, or its parent read-only
+    unfinished = (folder if exists else folder.parent) / f"{_UNFINISHED}{folder.name}-{uuid.uuid4().hex[:8]}"
     try:
-        with explained(folder):
+        with explained(unfinished if exists else folder):
             unfinished.mkdir(parents=True)
         _write_files(unfinished, preset, changes)
         if outer is None:
@@ -64,7 +68,10 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
             _run_dvc(unfinished, "add", "--quiet", f"data/raw/{data.name}")
         committed = _commit(unfinished) if outer is None else None
         with explained(folder):
-            _move(unfinished, folder)
+            if exists:
+                _move_up(unfinished)
+            else:
+                unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -75,6 +82,11 @@ def _require_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
+        if folder.is_dir() and (left := next(folder.glob(f"{_UNFINISHED}*"), None)):
+            raise PublishError(
+                f"{folder} is not empty: an attempt that was interrupted left {left.name}; nothing was written. Empty "
+                "the folder, unless another process creates a project there now, and run again."
+            )
         problem = "is not empty" if folder.is_dir() else "is not a folder"
         raise PublishError(f"{folder} {problem}; nothing was written. Name a folder that does not exist yet.")
 
@@ -187,10 +199,18 @@ def _commit(folder: Path) -> bool:
     return run_git(folder, "commit", "--quiet", "--message", "Start the project").returncode == 0
 
 
-def _move(unfinished: Path, folder: Path) -> None:
-    if not folder.exists():
-        unfinished.rename(folder)
-        return
-    for path in list(unfinished.iterdir()):  # into an empty folder, in which a shell may stand
-        path.rename(folder / path.name)
-    unfinished.rmdir()
+def _move_up(unfinished: Path) -> None:
+    """Move all that is in the folder into the one above; after an error, nothing of it is there."""
+    folder, names = unfinished.parent, [path.name for path in unfinished.iterdir()]
+    try:
+        for name in names:
+            if os.path.lexists(folder / name):
+                raise PublishError(f"{folder / name} appeared meanwhile; no project was created. Empty {folder} first.")
+            (unfinished / name).rename(folder / name)
+        unfinished.rmdir()
+    except BaseException:
+        for name in names:
+            if not os.path.lexists(unfinished / name):  # it was moved, so what is above is ours
+                with suppress(OSError):
+                    (folder / name).rename(unfinished / name)
+        raise

@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 from twinrun.core.errors import ParamsError
 from twinrun.core.files import write_text
 from twinrun.core.params import PARAMS, Params, flat_settings, parse_params
+from twinrun.core.yaml import plain, read_yaml
 
 _FOLDER = Path(__file__).parent
 _DEFAULTS = _FOLDER / "defaults.yaml"
@@ -50,7 +51,7 @@ def params_text(preset: str = "digits", changes: Iterable[str] = ()) -> str:
         raise ParamsError(f"There is no preset {preset!r}.{meant} The presets are {', '.join(preset_names())}.")
     overlay = _overlay(preset)
     header = "".join(_header(overlay))
-    values = {setting: text for setting, (text, _, _) in _values(overlay).items()} | dict(map(_change, changes))
+    values = {name: overlay[start:end] for name, (start, end) in _places(overlay).items()} | dict(map(_change, changes))
     text = f"{header}\n{with_values(default_settings(), values)}"
     parse_params(_load(text), f"preset {preset} with these changes" if changes else f"preset {preset}")
     return text
@@ -130,31 +131,75 @@ def _change(text: str) -> tuple[Setting, str]:
 
 
 def with_values(text: str, values: Mapping[Setting, str]) -> str:
-    """The text of params.yaml with other values, in YAML; comments stay, where they fit in the same column."""
-    places, lines = _values(text), text.splitlines()
-    unknown: dict[str, Any] = {}
-    for setting, value in values.items():
-        if setting not in places:
-            if known := next((place for place in places if place[: len(setting)] == setting), None):
-                raise ParamsError(
-                    f"{'.'.join(setting)} is a section: set its settings one by one, such as {'.'.join(known)}={value}"
-                )
-            unknown[".".join(setting)] = value
-            continue
-        old, row, column = places[setting]
-        rest = lines[row][column + len(old) :]
-        comment = rest.lstrip()
-        room = len(old) + len(rest) - len(comment)
-        lines[row] = (lines[row][:column] + (f"{value} ".ljust(room) + comment if comment else value)).rstrip()
+    """The text of params.yaml with other values, in YAML; comments stay, where they fit in the same column.
+
+    Raises ParamsError for a setting that does not exist, and where only that setting cannot be changed as it is
+    written, such as one of an anchor.
+    """
+    places = _places(text)
+    unknown = {setting: value for setting, value in values.items() if setting not in places}
+    for setting, value in unknown.items():
+        if inner := next((place for place in places if place[: len(setting)] == setting), None):
+            raise ParamsError(
+                f"{'.'.join(setting)} is a section: set its settings one by one, such as {'.'.join(inner)}={value}"
+            )
     if unknown:
         _refuse(_load(text), unknown)
-    return "\n".join(lines) + "\n"
+    changed = _replaced(text, places, values)
+    if not _is_set(text, changed, values):
+        unfit = [(name, value) for name, value in values.items() if not _fits(text, places, name, value)]
+        named = [f"  {'.'.join(name)}: {value}" for name, value in unfit or values.items()]
+        raise ParamsError(
+            "\n".join(
+                [
+                    "These values cannot be put into params.yaml without changing something else there:",
+                    *named,
+                    "Write each of these settings on a line of its own, with its value on that line and without braces "
+                    "or anchors around it. Put a text that has : or , or # in quotes.",
+                ]
+            )
+        )
+    return changed
 
 
-def _refuse(settings: dict[str, Any], unknown: Mapping[str, str]) -> None:
+def _fits(text: str, places: Mapping[Setting, tuple[int, int]], setting: Setting, value: str) -> bool:
+    return _is_set(text, _replaced(text, places, {setting: value}), {setting: value})
+
+
+def _replaced(text: str, places: Mapping[Setting, tuple[int, int]], values: Mapping[Setting, str]) -> str:
+    """The text with those of the values that have a place in it."""
+    placed = sorted((places[name], value) for name, value in values.items() if name in places)
+    for (start, end), value in reversed(placed):
+        line_end = text.find("\n", end) if "\n" in text[end:] else len(text)
+        rest = text[end:line_end]
+        comment, written = rest.lstrip(), value
+        if not comment:
+            end = line_end
+        elif comment.startswith("#") and rest != comment:
+            written = f"{value} ".ljust(end - start + len(rest) - len(comment))
+            end = line_end - len(comment)
+        space = "" if text[start - 1].isspace() else " "
+        text = f"{text[:start]}{space}{written}{text[end:]}"
+    return text if text.endswith("\n") else f"{text}\n"
+
+
+def _is_set(text: str, changed: str, values: Mapping[Setting, str]) -> bool:
+    """Whether `changed` holds the settings of `text` with these values, and no other change."""
+    wanted = plain(_load(text))
+    for (*sections, last), value in values.items():
+        section = wanted
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = plain(_load(value))
+    try:
+        return json.dumps(plain(_load(changed))) == json.dumps(wanted)
+    except YAMLError:
+        return False
+
+
+def _refuse(settings: dict[str, Any], unknown: Mapping[Setting, str]) -> None:
     """Raise ParamsError for settings that do not exist, with the ones that were probably meant."""
-    for name, value in unknown.items():
-        *sections, last = name.split(".")
+    for (*sections, last), value in unknown.items():
         section = settings
         for outer in sections:
             if not isinstance(section.get(outer), dict):
@@ -164,20 +209,25 @@ def _refuse(settings: dict[str, Any], unknown: Mapping[str, str]) -> None:
     parse_params(settings, "--set")
 
 
-def _values(text: str) -> dict[Setting, tuple[str, int, int]]:
-    """The value of each setting as it is written, with its line and column, counted from 0. Sections are left out."""
-    lines = text.splitlines()
+def _places(text: str) -> dict[Setting, tuple[int, int]]:
+    """Where the value of each setting begins and ends in the text, in characters. Sections are left out."""
+    from ruamel.yaml.nodes import MappingNode
 
-    def walk(section: Any, above: Setting) -> Iterator[tuple[Setting, tuple[str, int, int]]]:
-        for name, value in (section or {}).items():
-            if isinstance(value, dict):
-                yield from walk(value, (*above, name))
+    def walk(section: Any, above: Setting) -> Iterator[tuple[Setting, tuple[int, int]]]:
+        for key, value in section.value:
+            name = (*above, str(key.value))
+            start, end = value.start_mark.index, value.end_mark.index
+            if isinstance(value, MappingNode):
+                yield from walk(value, name)
+            elif start == end:  # nothing is written, and the mark is at what follows
+                after = text.find(":", key.end_mark.index) + 1
+                yield name, (after, after)
             else:
-                row, column = section.lc.value(name)
-                yield (*above, name), (re.split(r"\s+#", lines[row][column:])[0].rstrip(), row, column)
+                yield name, (start, end)
 
-    return dict(walk(YAML(typ="rt", pure=True).load(text), ()))
+    top = YAML(typ="rt", pure=True).compose(text)
+    return dict(walk(top, ())) if isinstance(top, MappingNode) else {}
 
 
 def _load(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+    return read_yaml(text)

@@ -1,16 +1,17 @@
 """Bringing a project's own files up to the installed Twinrun: `twinrun upgrade`."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from twinrun.core.errors import ParamsError, RepositoryError
-from twinrun.core.files import explained, write_text
+from twinrun.core.files import explained, replacing
 from twinrun.core.params import PARAMS
+from twinrun.core.yaml import read_yaml
 from twinrun.project.creating import GITIGNORE, ignored, stage_files
 from twinrun.project.presets import default_settings
 from twinrun.record.card import run_git
@@ -20,46 +21,61 @@ Setting = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What was changed: settings that params.yaml lacked, and files of the stages that were replaced."""
+    """What was changed: settings that params.yaml lacked, and files of the stages that were replaced; and notes."""
 
     settings: tuple[str, ...]
     files: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def upgrade_project(root: Path) -> Upgrade:
     """Add missing settings to params.yaml, with defaults and comments, and replace dvc.yaml and pipeline/*.py.
 
-    What .gitignore lacks is added to it. The rest of params.yaml stays, byte for byte. Raises RepositoryError, before
-    anything is written, where a file that would change is not committed as it is, so that git has what was there;
-    ParamsError for a params.yaml that cannot be read.
+    What .gitignore lacks is added to it; one that cannot be read is left alone, with a note. The rest of both files
+    stays, byte for byte. Raises RepositoryError, before anything is written, where a file that would change is not
+    committed as it is, so that git has what was there; ParamsError for a params.yaml that cannot be read.
     """
     path = root / PARAMS
     try:
-        old = path.read_text(encoding="utf-8")
-        new, added = with_missing(old, default_settings())
+        old = path.read_bytes().decode()
+        new, added = with_missing(old.replace("\r\n", "\n"), default_settings())
+        new = new.replace("\n", "\r\n") if "\r\n" in old else new
     except FileNotFoundError:
         raise ParamsError(
             f"There is no {PARAMS} here. Run this in a project's folder, or create one: twinrun init"
         ) from None
     except (OSError, UnicodeDecodeError, YAMLError, AttributeError, TypeError) as error:
         raise ParamsError(f"{PARAMS} cannot be read as settings: {error}") from None
-    texts = _files(root) if not (root / "src/twinrun").is_dir() else {}
-    changed = {name: text for name, text in texts.items() if _text(root / name) != text}
+    texts, notes = _files(root) if not (root / "src/twinrun").is_dir() else ({}, ())
+    changed = {name: text for name, text in texts.items() if _lines(_text(root / name)) != _lines(text)}
     if added:
         changed[PARAMS.as_posix()] = new
     _require_committed(root, [name for name in changed if (root / name).exists()])
     for name, text in changed.items():
         with explained(root / name):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            write_text(text, root / name)
-    return Upgrade(tuple(added), tuple(name for name in changed if name != PARAMS.as_posix()))
+            with replacing(root / name) as temp:
+                temp.write_bytes(text.encode())
+    return Upgrade(tuple(added), tuple(name for name in changed if name != PARAMS.as_posix()), notes)
 
 
-def _files(root: Path) -> dict[str, str]:
-    """The stages, and the project's .gitignore with the patterns that it lacks at its end."""
-    own = _text(root / GITIGNORE) or ""
-    missing = [line for line in ignored().splitlines() if line and line not in own.splitlines()]
-    return {**stage_files(), GITIGNORE: "".join([own, *(f"{line}\n" for line in missing)])}
+def _files(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The stages, and the project's .gitignore with the patterns that it lacks at its end; and notes."""
+    own = _text(root / GITIGNORE)
+    if own is None and os.path.lexists(root / GITIGNORE):
+        return stage_files(), (
+            f"{GITIGNORE} was left as it is, since it cannot be read as UTF-8. Save it as UTF-8 and run this again.",
+        )
+    return {**stage_files(), GITIGNORE: with_lines(own or "", ignored().splitlines())}, ()
+
+
+def with_lines(text: str, lines: list[str]) -> str:
+    """A text file with those of the lines at its end that it lacks; what it holds stays as it is."""
+    own, end = text.removeprefix("\ufeff").splitlines(), "\r\n" if "\r\n" in text else "\n"
+    missing = [line for line in lines if line and line not in own]
+    if missing and text and not text.endswith("\n"):
+        text += end
+    return text + "".join(f"{line}{end}" for line in missing)
 
 
 def with_missing(text: str, defaults: str) -> tuple[str, list[str]]:
@@ -94,7 +110,7 @@ def with_missing(text: str, defaults: str) -> tuple[str, list[str]]:
 def _is_added(setting: Setting, text: str, longer: str) -> bool:
     """Whether `longer` is `text` with that setting and nothing else."""
     try:
-        old, new = (YAML(typ="safe", pure=True).load(each) for each in (text, longer))
+        old, new = (read_yaml(each) for each in (text, longer))
     except YAMLError:
         return False
     section = new
@@ -113,7 +129,7 @@ def _settings(text: str) -> Iterator[tuple[Setting, int]]:
             if isinstance(value, dict):
                 yield from walk(value, (*above, name))
 
-    yield from walk(YAML(typ="rt", pure=True).load(text), ())
+    yield from walk(read_yaml(text, "rt"), ())
 
 
 def _block(lines: list[str], row: int) -> list[str]:
@@ -140,10 +156,16 @@ def _indent(line: str) -> int:
 
 
 def _text(path: Path) -> str | None:
+    """The text as it stands, line ends included; None where there is none or it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def _lines(text: str | None) -> list[str] | None:
+    """Its lines; git may have given them another end in this checkout."""
+    return None if text is None else text.replace("\r\n", "\n").split("\n")
 
 
 def _require_committed(root: Path, names: list[str]) -> None:

@@ -37,7 +37,14 @@ _SOURCE_FOLDERS = ("pipeline", "src", "networks")
 _SOURCE_FILES = frozenset({"dvc.yaml", "params.yaml"})
 _NAMED = 100
 NAMED_AS_SECRET = "it is named as secrets are"
+_CHANGED_AND_NAMED_AS_SECRET = f"{NAMED_AS_SECRET} and its changes are not committed"
 _NVIDIA_SMI_S = 20
+
+# `git diff` in the form that `git apply` reads, whatever the user's settings and the attributes of files say.
+_DIFF = (
+    *("diff", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=short"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "-U3"),
+)
 
 # Those that decide which kernels a numeric library picks, and so the last bits of a result.
 _NUMERIC_FLAGS = re.compile(r"avx\w*|amx_\w+|fma|f16c|sse4_[12]|asimd\w*|bf16|i8mm|sve\w*|sme2?")
@@ -66,8 +73,8 @@ class Code:
             lines.append(f"Untracked code that goes into the run's card: {_some(self.taken)}.")
         for name, reason in self.secrets.items():
             lines.append(
-                f"Not in the run's card: {name}, since {reason}. A twin will lack it. Move the secret out of the file, "
-                "or commit the file if it has none."
+                f"Not in the run's card: {name}, since {reason}. A twin will lack this change. Move the secret out of "
+                "the file, or commit the change if it has none."
             )
         return lines
 
@@ -101,7 +108,9 @@ def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Cod
     taken, left_out, secrets = _choose(top, prefix, sorted(filter(None, others.split("\0"))), untracked)
     changed = _changed_secrets(top)
     diff = _patch(top, taken, list(changed))
-    secrets, left_out = {**changed, **secrets}, [*changed, *left_out]
+    # After `git rm --cached` a file is both: deleted from the index, and untracked.
+    taken = [name for name in taken if name not in changed]
+    secrets, left_out = {**changed, **secrets}, list(dict.fromkeys([*changed, *left_out]))
     return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out), tuple(taken), secrets)
 
 
@@ -153,16 +162,20 @@ def _named_in_dvc_yaml(root: Path) -> frozenset[str]:
 
 
 def _changed_secrets(top: Path) -> dict[str, str]:
-    """Tracked files whose uncommitted changes look like secrets, and why."""
-    names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "--diff-filter=d", "-z", "HEAD"))
+    """Tracked files that have uncommitted changes and look like secrets, deleted files included, and why."""
+    names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD"))
     secrets = {}
     for name in filter(None, names.split("\0")):
-        file = top / name
-        if file.name == DVC_LOCK or file.is_symlink() or not file.is_file():
+        file = PurePosixPath(name)
+        if file.name == DVC_LOCK:
             continue
-        patch = _compared(
-            run_git(top, "--literal-pathspecs", "diff", "--no-color", "--no-ext-diff", "HEAD", "--", name)
-        )
+        if is_secret(name):
+            secrets[name] = _CHANGED_AND_NAMED_AS_SECRET
+            continue
+        # As text, whatever its attributes say: a binary patch would hold it all the same.
+        patch = _compared(run_git(top, "--literal-pathspecs", *_DIFF, "--text", "HEAD", "--", name))
+        if "\0" in patch:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             # Removed lines and context lines are part of the patch too.
             changes = Path(folder, file.name)
@@ -179,7 +192,7 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 def _patch(top: Path, untracked: list[str], without: list[str]) -> str:
     """What differs from HEAD, the given untracked files included; the repository's own index stays as it is."""
     excluded = [f":(exclude,glob)**/{DVC_LOCK}", *(f":(exclude,literal){name}" for name in without)]
-    compare = ("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ".", *excluded)
+    compare = (*_DIFF, "--binary", "HEAD", "--", ".", *excluded)
     if not untracked:
         return _compared(run_git(top, *compare))
     with tempfile.TemporaryDirectory() as folder:
@@ -394,7 +407,7 @@ def run_git(
             ["git", "-C", os.fspath(folder), "-c", "core.quotePath=false", *arguments],
             capture_output=True,
             input=stdin,
-            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **own_index},
+            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_DIFF_OPTS": "", **own_index},
             check=False,
         )
     except FileNotFoundError:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,11 @@ class Process:
             return False
         if self.boot_id != here.boot_id:
             return self.machine == here.machine != ""
-        return _started(self.pid) != self.started
+        try:
+            started = _started(self.pid)
+        except ProcessLookupError:
+            return True
+        return started is not None and started != self.started
 
 
 def this_process() -> Process:
@@ -111,19 +116,34 @@ def _namespace() -> str:
 
 
 def _started(pid: int) -> float | None:
-    """When the process started, in the machine's own unit, or None if there is none or it is a zombie."""
+    """When the process started, in the machine's own unit, or None if this user may not read it.
+
+    Raises ProcessLookupError if there is no such process or it is a zombie.
+    """
     try:
         # After the name, which may hold spaces and brackets: state is the first field, the start, in ticks, the 20th.
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if after_name[0] in "ZX" else float(after_name[19])
+    except PermissionError:  # /proc is mounted with hidepid=1, and the process is another user's
+        return None
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
+            _require_process(pid)  # with hidepid=2 it looks as if it did not exist
             return None
-    except ProcessLookupError:
-        return None
+    else:
+        if after_name[0] in "ZX":
+            raise ProcessLookupError(f"process {pid} is a zombie")
+        return float(after_name[19])
     import psutil
 
     try:
         return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
+    except psutil.AccessDenied:
         return None
+    except psutil.NoSuchProcess as error:
+        raise ProcessLookupError(str(error)) from None
+
+
+def _require_process(pid: int) -> None:
+    """Raise ProcessLookupError unless the process exists, of whichever user it is."""
+    with suppress(PermissionError):
+        os.kill(pid, 0)

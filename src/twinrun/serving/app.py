@@ -8,22 +8,21 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,10 +44,15 @@ from twinrun.serving.traffic import TrafficWatch
 PAGE = Path(__file__).parent / "page"
 MOST_BYTES = 20_000_000  # of one request
 MOST_IMAGES = 64  # of one request
+MOST_BYTES_AT_ONCE = 256_000_000  # of the bodies of all requests that wait for their answer
 READ_S = 30.0  # for the body of a request
 _WAITING = 4  # images for each core: with more, those that are accepted wait too long under overload
 _SMALL_PIXELS, _SMALL_BYTES = 256 * 256, 50_000  # such an image is decoded in less time than a thread takes to start
 _LABELS_NAMED = 30  # in a message
+_PART = 1_000_000  # bytes of a form that are parsed at a time, of which the parser makes copies
+_AUTHORITY = re.compile(
+    r"(?:\[([0-9a-f:.]+)\]|([\w.-]+))(?::[0-9]*)?", re.ASCII | re.IGNORECASE
+)  # a host, and its port
 _HEADERS = [
     (
         b"content-security-policy",
@@ -61,6 +65,7 @@ _HEADERS = [
 _EXPLANATION = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts"
 )
+_IN_A_SECOND = {"Retry-After": "1"}
 _FILE = {"type": "string", "format": "binary"}
 _ONE = {
     "image/*": {"schema": _FILE},
@@ -127,6 +132,7 @@ def make_app(
     *,
     host: str,
     token: str | None,
+    names: Collection[str] = (),
     log: AnswerLog | None = None,
     feedback: Quarantine | None = None,
     traffic: TrafficWatch | None = None,
@@ -134,7 +140,8 @@ def make_app(
 ) -> FastAPI:
     """The application: it answers with `model.engine`, whichever that is at the time, and records answers in `log`.
 
-    What people say of their photos goes to `feedback`; without one, none is taken. `traffic` counts facts of answers.
+    `names` are further host names under which it is reached, such as that of a proxy. What people say of their photos
+    goes to `feedback`; without one, none is taken. `traffic` counts facts of answers.
     `counts` is the folder by which workers know what the others counted.
     """
     traffic = traffic or TrafficWatch()
@@ -146,7 +153,8 @@ def make_app(
     plain = APIRouter(route_class=_PlainRoute, responses=_refusals(guarded, _WITH_BODY), dependencies=token_security)
     state, cores, explaining = Counts(counts), available_cores(), asyncio.Lock()
     pool = ThreadPoolExecutor(cores, "classify")
-    app.add_middleware(_Guard, host=host, token=token, state=state)
+    ours = frozenset(name.lower() for name in ("localhost", host, socket.gethostname(), *names))
+    app.add_middleware(_Guard, ours=ours, named=frozenset(map(str.lower, names)), token=token, state=state)
 
     def answered(engine: Engine, image: Given, *, counted: bool, max_pixels: int | None = None) -> dict[str, Any]:
         row, answer = _answered(engine, image, max_pixels)
@@ -158,7 +166,7 @@ def make_app(
 
     async def classify(images: Sequence[Given], *, counted: bool = True) -> list[dict[str, Any]]:
         if state.in_flight and state.in_flight + len(images) > _WAITING * cores:
-            raise Refused(503, "The server is busy. Try again in a second.", {"Retry-After": "1"})
+            raise Refused(503, "The server is busy. Try again in a second.", _IN_A_SECOND)
         engine, began = model.engine, time.perf_counter()  # one for the whole request
         state.in_flight += len(images)
         try:
@@ -215,7 +223,7 @@ def make_app(
         if explaining.locked():
             raise Refused(503, "Another page is being made. Try again in a minute.", {"Retry-After": "60"})
         async with explaining:
-            make = partial(explained, images[0], model.engine.reference, similar=_is_this_machine(host))
+            make = partial(explained, images[0], model.engine.reference, similar=_is_this_machine(host) and not names)
             try:
                 page = await asyncio.to_thread(make)
             except (OSError, TwinrunError) as error:
@@ -321,13 +329,13 @@ def make_app(
     @app.exception_handler(Refused)
     async def refuse(request: Request, refused: Exception) -> Response:
         assert isinstance(refused, Refused)
-        is_page = request.url.path == "/explain" and "text/html" in request.headers.get("accept", "")
+        is_page = request.scope["path"] == "/explain" and "text/html" in request.headers.get("accept", "")
         return _refusal_for_people(refused) if is_page else _refusal(refused)
 
     @app.exception_handler(HTTPException)
     async def no_such_request(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, HTTPException)
-        message = f"{request.method} {request.url.path} is no request of this server. GET /docs lists them."
+        message = f"{request.method} {request.scope['path']} is no request of this server. GET /docs lists them."
         return _refusal(Refused(problem.status_code, message, dict(problem.headers or {})))
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
@@ -347,12 +355,40 @@ class _Guard:
     Plain ASGI: what Starlette makes of a function costs more than a digit's classification.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str, token: str | None, state: Counts) -> None:
-        self._app, self._host, self._token, self._state = app, host, token, state
+    def __init__(
+        self, app: ASGIApp, *, ours: frozenset[str], named: frozenset[str], token: str | None, state: Counts
+    ) -> None:
+        self._app, self._ours, self._named, self._token, self._state = app, ours, named, token, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:  # a WebSocket, of which there are none here
+            await send({"type": "websocket.close"})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0  # bytes of the body that are still in use
+
+        def release() -> None:
+            nonlocal received
+            self._state.body_bytes -= received
+            received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            size = len(message.get("body", b""))
+            if self._state.body_bytes + size > MOST_BYTES_AT_ONCE:
+                raise Refused(503, "The server is receiving too much at once. Try again in a second.", _IN_A_SECOND)
+            received += size
+            self._state.body_bytes += size
+            return message
+
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
+                release()  # a client may take its time to read the answer
                 own = list(message.get("headers", ()))
                 names = {name for name, _ in own}
                 message["headers"] = own + [header for header in _HEADERS if header[0] not in names]
@@ -360,10 +396,13 @@ class _Guard:
                 self._state.add(f'twinrun_requests_total{{path="{path}",status="{message["status"]}"}}', 1)
             await send(message)
 
-        if scope.get("method") == "HEAD":  # which the server answers without the body
+        if scope["method"] == "HEAD":  # which the server answers without the body
             scope = {**scope, "method": "GET"}
-        refused = _problem(Request(scope), self._host, self._token) if scope["type"] == "http" else None
-        await (_refusal(refused) if refused else self._app)(scope, receive, sent)
+        refused = _problem(scope, self._ours, self._named, self._token)
+        try:
+            await (_refusal(refused) if refused else self._app)(scope, counted, sent)
+        finally:
+            release()
 
 
 def _is_small(images: Sequence[Given]) -> bool:
@@ -457,15 +496,21 @@ async def _feedback(request: Request, classes: Sequence[str]) -> tuple[bytes, st
     return images[0], label
 
 
+class _ParserInMemory(MultiPartParser):
+    """Keeps the files of a form in memory: no photo touches the disk, and no temporary folder is needed."""
+
+    spool_max_size = MOST_BYTES
+
+
 async def _form(request: Request, body: bytes) -> list[tuple[str, bytes | str]]:
     """The names and contents of a form's parts: the bytes of a file, the text of a field."""
-    from starlette.formparsers import MultiPartParser
 
-    async def once() -> Any:
-        yield body
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        for start in range(0, len(body), _PART):
+            yield body[start : start + _PART]
 
     try:
-        form = await MultiPartParser(request.headers, once(), max_files=MOST_IMAGES, max_fields=10).parse()
+        form = await _ParserInMemory(request.headers, chunks(), max_files=MOST_IMAGES, max_fields=10).parse()
     except (MultiPartException, ValueError, KeyError) as error:
         message = getattr(error, "message", None) or str(error)
         raise Refused(400, f"The form cannot be read: {message} At most {MOST_IMAGES} files are read.") from None
@@ -477,19 +522,26 @@ async def _form(request: Request, body: bytes) -> list[tuple[str, bytes | str]]:
         await form.close()
 
 
-def _problem(request: Request, host: str, token: str | None) -> Refused | None:
-    """Why a request is not to be answered; None where it is."""
-    named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if not _is_ours(named, host):
-        return Refused(421, f"This server is not {named!r}. Use the address that it printed at its start.")
-    origin = request.headers.get("origin")
-    crossed = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if request.method not in ("GET", "HEAD") and crossed:
-        return Refused(403, "A page of another site may not send images here.")
-    is_open = request.method in ("GET", "HEAD") and not request.url.path.startswith(("/model/", "/metrics"))
+def _problem(scope: Scope, ours: frozenset[str], named: frozenset[str], token: str | None) -> Refused | None:
+    """Why a request is not to be answered; None where it is.
+
+    `ours` are all names of this server, `named` those of --name. The path is the scope's own: an address that is put
+    together with the header Host may have another.
+    """
+    headers, is_reading = Headers(scope=scope), scope["method"] in ("GET", "HEAD")
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not _is_ours(_host_name(host), ours):
+        message = (
+            f"This server is not {host[:80]!r}. Use the address that it printed at its start, or start the server "
+        )
+        return Refused(421, message + "with --name and this host name.")
+    if not is_reading and origin is not None and not _is_own_page(origin, host, named):
+        message = "A page of another site may not send images here. If this is the server's own page, behind a proxy: "
+        return Refused(403, message + "start the server with --name and the host name of the page.")
+    is_open = is_reading and not scope["path"].startswith(("/model/", "/metrics"))
     if token is None or is_open:
         return None
-    sent = request.headers.get("authorization", "")
+    sent = headers.get("authorization", "")
     if secrets.compare_digest(sent.encode(), f"Bearer {token}".encode()):
         return None
     message = "A token is needed: the header Authorization: Bearer TOKEN, with that of --token-file."
@@ -504,13 +556,27 @@ def _is_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
-def _is_ours(name: str, host: str) -> bool:
+def _host_name(authority: str) -> str | None:
+    """The host of `HOST:PORT` in lower case, without brackets; None where it is something else."""
+    found = _AUTHORITY.fullmatch(authority)
+    return None if found is None else (found[1] or found[2]).lower()
+
+
+def _is_ours(name: str | None, ours: frozenset[str]) -> bool:
     """A name that another site's DNS could point here is none of ours; a plain address is not a name."""
+    if name is None:
+        return False
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return name.lower() in {"localhost", host.lower(), socket.gethostname().lower()}
+        return name in ours
     return True
+
+
+def _is_own_page(origin: str, host: str, named: frozenset[str]) -> bool:
+    """Whether a page of `origin` came from here: from the host of the request, or through a proxy that has a name."""
+    scheme, _, authority = origin.partition("://")
+    return scheme in ("http", "https") and (authority == host or _host_name(authority) in named)
 
 
 def _refusal(refused: Refused) -> JSONResponse:

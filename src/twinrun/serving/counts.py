@@ -18,7 +18,8 @@ class Counts:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.in_flight = 0
+        self.in_flight = 0  # images
+        self.body_bytes = 0  # of requests that wait for their answer
         self._own: Counter[str] = Counter({"twinrun_images_total": 0})
         self._file = None if folder is None else folder / f"{os.getpid()}.json"
         self._written = 0.0

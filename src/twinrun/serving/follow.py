@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from twinrun.core.errors import BundleError, MissingModelError, RegistryError, TwinrunError
+from twinrun.core.paths import expanded
 from twinrun.serving.engine import Engine, load_engine
 from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.in_use import parse_reference
@@ -22,6 +24,7 @@ from twinrun.tracking.registry import CANDIDATE, CHAMPION, ONNX, ONNX_TAG, how_t
 from twinrun.tracking.store import Tracker
 
 _EVERY_S = 1.0
+_RETRY_S, _LONGEST_RETRY_S = 60.0, 3600.0  # of a champion that could not be loaded, which may be a large download
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +35,16 @@ class _Found:
     version: int
     location: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A version and its sha256 that could not be loaded, why, and when (time.monotonic) it is tried again."""
+
+    version: tuple[int, str]
+    problem: str
+    wait_s: float
+    again: float
 
 
 class _Store(Protocol):
@@ -47,23 +60,44 @@ class ModelInService:
         self.problem: str | None = None
 
     def follow(self, store: _Store, name: str, alias: str | None, stop: threading.Event) -> None:
-        """Check every second, until `stop`, whether to change to another version."""
+        """Check every second, until `stop`, whether to change to another version.
+
+        One that cannot be loaded is tried again after a minute, then after twice as long, and at least once an hour.
+        """
         seen = (self.engine.version, self.engine.sha256)
+        refusal: _Refusal | None = None
         while not stop.wait(_EVERY_S):
             try:
                 stored = store.find(name, None, alias)
-                if (stored.version, stored.sha256) == seen:
-                    self.problem = None
-                    continue
-                self.engine = store.load(name, stored)
-                seen, self.problem = (self.engine.version, self.engine.sha256), None
-                _log.warning("Version %s of %s is served from now on.", self.engine.version, name)
             except MissingModelError as error:
                 self.problem = None if self.engine.version is None else str(error)  # none yet is no problem
-            except Exception as error:  # the old one stays in service whatever is wrong with the new one or the store
-                if str(error) != self.problem:
-                    _log.warning("Version %s stays in service: %s", self.engine.version, error)
-                self.problem = str(error) or type(error).__name__
+                continue
+            except Exception as error:  # the old one stays in service whatever is wrong with the store
+                self._stay(_reason(error))
+                continue
+            newest = (stored.version, stored.sha256)
+            if newest == seen:
+                self.problem = refusal = None
+                continue
+            if refusal is not None and refusal.version != newest:
+                refusal = None
+            if refusal is not None and time.monotonic() < refusal.again:
+                self._stay(refusal.problem)
+                continue
+            try:
+                self.engine = store.load(name, stored)
+            except Exception as error:
+                wait_s = _RETRY_S if refusal is None else min(2 * refusal.wait_s, _LONGEST_RETRY_S)
+                refusal = _Refusal(newest, _reason(error), wait_s, time.monotonic() + wait_s)
+                self._stay(refusal.problem)
+                continue
+            seen, self.problem, refusal = (self.engine.version, self.engine.sha256), None, None
+            _log.warning("Version %s of %s is served from now on.", self.engine.version, name)
+
+    def _stay(self, problem: str) -> None:
+        if problem != self.problem:
+            _log.warning("Version %s stays in service: %s", self.engine.version, problem)
+        self.problem = problem
 
 
 def open_model(
@@ -73,7 +107,7 @@ def open_model(
 
     Raises BundleError, RegistryError or TrackingError with what to do.
     """
-    folder = Path(reference).expanduser() if reference else None
+    folder = expanded(reference) if reference else None
     if folder is not None and folder.is_dir():
         beside = (folder.parent / ONNX, folder.parent.parent / ONNX, folder.parent.parent / "register/onnx" / ONNX)
         onnx = next((file for file in beside if file.is_file()), beside[-1])
@@ -102,6 +136,10 @@ def open_app(
         model = ModelInService(comes_with())
     threading.Thread(target=model.follow, args=(store, name, CHAMPION, stop), daemon=True).start()
     return model
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _store(tracker: Tracker) -> _Store:

@@ -18,16 +18,26 @@ class JsonLines:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":  # a line that a crash cut off
-                os.write(self._file, b"\n")
         except OSError as error:
             raise DataError(f"{path} ({option}) cannot be written: {error.strerror}. Name another file.") from None
 
     def append(self, content: dict[str, Any]) -> None:
-        """Add one line. Raises OSError where the disk does not take it."""
+        """Add one line. Raises OSError where the disk does not take it; what it took of the line stays, by itself."""
         data = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._lock:
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":  # cut off by a crash or a full disk
+                data = b"\n" + data
             if os.write(self._file, data) < len(data):
                 raise OSError(f"{self._path}: the disk is full")
             os.fsync(self._file)
+
+
+def read_line(line: bytes) -> Any:
+    """The content of one line; None where it is empty or was cut off. Raises ValueError where it is no JSON object."""
+    try:
+        return json.loads(line) if line.strip() else None
+    except (ValueError, RecursionError) as error:
+        if line.startswith(b"{"):
+            return None
+        raise ValueError(str(error)) from None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinrun.core.errors import DataError
 from twinrun.core.printing import one_line
+from twinrun.core.yaml import read_yaml
 
 FOLDER = Path("rules")  # of the project; the invented examples of the package serve where there is none
 _MOST_BYTES = 1_000_000
@@ -74,13 +75,12 @@ def read_regions(classes: Sequence[str]) -> list[Region]:
 
 def read_region(file: Path, classes: Sequence[str] = ()) -> Region:
     """Read one file. Raises DataError with the line of every problem; each of `classes` must have a stream."""
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise DataError(f"{file} has more than {_MOST_BYTES:,} bytes, which no rules have.")
-        content = YAML(typ="rt", pure=True).load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_text(encoding="utf-8"), "rt")
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     try:

@@ -39,7 +39,8 @@ _NOT_STARTED = 3  # exit code by which uvicorn's supervisor sees that it is no u
 class Settings:
     """What a person asked for. `model` is as for `twinrun predict`; an app begins with the waste model instead.
 
-    `counts` is a folder in which workers leave what they counted, for /metrics; None for a single process.
+    `names` are host names of a proxy. `counts` is a folder in which workers leave what they counted, for /metrics; None
+    for a single process.
     """
 
     host: str
@@ -50,6 +51,7 @@ class Settings:
     watch: Path | None
     model: str | None
     is_app: bool
+    names: tuple[str, ...] = ()
     workers: int = 1
     counts: Path | None = None
 
@@ -125,6 +127,7 @@ def _make_app(settings: Settings, stop: threading.Event) -> "tuple[FastAPI, Engi
         read_regions(served.engine.model.classes),
         host=settings.host,
         token=settings.token,
+        names=settings.names,
         log=None if settings.log is None else AnswerLog(settings.log),
         feedback=Quarantine(FEEDBACK) if settings.feedback else None,
         traffic=TrafficWatch(file=None if settings.watch is None else JsonLines(settings.watch, "--watch")),
@@ -154,6 +157,7 @@ def _config(app: object, *, factory: bool = False, workers: int = 1) -> uvicorn.
         log_level="warning",
         timeout_graceful_shutdown=_DRAIN_S,
         server_header=False,
+        ws="none",
     )
 
 
@@ -165,8 +169,10 @@ def _described(engine: "Engine") -> str:
 
 def _announce(settings: Settings, *, browser: bool) -> None:
     host, port = settings.host, settings.port
-    if host not in _LOCAL and settings.token is None:
-        print("Everybody who can reach this machine can use this server. Ask for a token: --token-file FILE")
+    if (host not in _LOCAL or settings.names) and settings.token is None:
+        print(
+            "Everybody who can reach this machine or its proxy can use this server. Ask for a token: --token-file FILE"
+        )
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"Page: {address}   API: {address}/docs   (Ctrl-C ends it)", flush=True)
     if browser and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):

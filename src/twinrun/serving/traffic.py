@@ -1,6 +1,5 @@
 """Whether served images are like the test split: facts of them in windows of some hundred answers. No image is kept."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from twinrun.core.errors import DataError
 from twinrun.evaluation.conformal import KINDS
 from twinrun.evaluation.traffic import IMAGE_FACTS, KIND, PREDICTED, Spread
 from twinrun.serving.engine import Answer, Engine
-from twinrun.serving.json_lines import JsonLines
+from twinrun.serving.json_lines import JsonLines, read_line
 from twinrun.validate.searches.drift import Shift, compare_counts
 
 WINDOW = 500  # answers
@@ -100,7 +99,10 @@ class TrafficWatch:
 
 
 def read_windows(path: Path) -> list[Window]:
-    """The windows of a file of `twinrun serve --watch`, in order. Raises DataError where it is something else."""
+    """The windows of a file of `twinrun serve --watch`, in order; a line that was cut off is passed over.
+
+    Raises DataError where it is something else.
+    """
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes. Keep the newest lines of it alone.")
@@ -112,7 +114,9 @@ def read_windows(path: Path) -> list[Window]:
     windows = []
     for number, line in enumerate(lines, 1):
         try:
-            window = Window.model_validate(json.loads(line))
+            if (content := read_line(line)) is None:
+                continue
+            window = Window.model_validate(content)
             if {name: len(spread.counts) for name, spread in window.reference.items()} != {
                 name: len(counts) for name, counts in window.counts.items()
             }:
@@ -121,6 +125,6 @@ def read_windows(path: Path) -> list[Window]:
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise DataError(f"{path}, line {number}: {where} {error.errors()[0]['msg']}") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(f"{path}, line {number} is no window of answers: {error}. Remove the line.") from None
     return windows

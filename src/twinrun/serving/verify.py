@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from twinrun.core.errors import DataError
 from twinrun.serving.answer_log import AnsweringModel, Sha256
 from twinrun.serving.engine import Engine
+from twinrun.serving.json_lines import read_line
 
 _MOST_BYTES = 100_000_000
 
@@ -78,20 +79,22 @@ def _read(file: Path, image_sha256: str) -> ServedAnswer:
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise DataError(f"{file} has more than {_MOST_BYTES:,} bytes, which no answer has.")
-        lines = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        content = file.read_bytes().strip()
+    except OSError as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     try:
-        answers: list[Any] = [json.loads(lines)]
+        answers: list[Any] = [json.loads(content)]
     except (ValueError, RecursionError):
         try:
-            answers = [json.loads(line) for line in lines.splitlines()]
-        except (ValueError, RecursionError) as error:
+            answers = [answer for line in content.splitlines() if (answer := read_line(line)) is not None]
+        except ValueError as error:
             raise DataError(f"{file} is not JSON, nor a log of answers: {error}") from None
     chosen = [each for each in answers if isinstance(each, dict) and each.get("image_sha256") == image_sha256]
     try:
         return ServedAnswer.model_validate((chosen or answers)[-1])
     except (ValidationError, IndexError) as error:
-        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "it is empty"}
+        problem = (
+            error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "it is empty, or cut off"}
+        )
         where = ".".join(map(str, problem["loc"]))
         raise DataError(f"{file} holds no answer of POST /classify: {where} {problem['msg']}") from None

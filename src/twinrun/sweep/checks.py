@@ -21,6 +21,7 @@ from twinrun.core.files import canonical_json, file_sha256
 from twinrun.core.keyed import keyed_uniform
 from twinrun.core.networks import IMAGENET, PACKAGE, weights_side_by_side
 from twinrun.core.params import TrainParams, load_params
+from twinrun.core.paths import expanded
 from twinrun.core.printing import one_line
 from twinrun.dataset.manifest import Split
 from twinrun.record.card import run_git
@@ -134,7 +135,7 @@ def self_test(numerics: Numerics) -> str:
 def _data(params: TrainParams) -> list[Path]:
     """The files that a training reads: images, manifest, pretrained weights that are a file."""
     named = weights_side_by_side(params.pretrained, params.model) if params.pretrained else []
-    files = [Path(each).expanduser() for each in named if each != IMAGENET and not each.startswith(PACKAGE)]
+    files = [expanded(each) for each in named if each != IMAGENET and not each.startswith(PACKAGE)]
     return [PACK, MANIFEST, *files]
 
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from twinrun.core.errors import ParamsError
-from twinrun.core.params import Params, Seed, TrainParams, flat_settings, parse_params
+from twinrun.core.params import HALF_CHARACTER, Params, Seed, TrainParams, flat_settings, parse_params
+from twinrun.core.yaml import half_characters, plain, read_yaml
 from twinrun.project.presets import with_values
 
 Scalar = bool | int | float | str | None
@@ -77,13 +77,19 @@ class Plan:
 def load_plan(path: Path, params: Params) -> Plan:
     """Read and check a sweep.yaml for the settings of params.yaml; raises ParamsError that lists every problem."""
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing. Write one, such as:\n\n{EXAMPLE}") from None
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} cannot be read as YAML: {error}") from None
     try:
-        plan = TypeAdapter(Plan).validate_json(json.dumps(content, default=str))
+        settings, halves = plain(content), list(half_characters(content))
+    except ValueError as error:
+        raise ParamsError(_described(path, [f"{error}; write it out in full"])) from None
+    if halves:
+        raise ParamsError(_described(path, [f"{name}: {HALF_CHARACTER}" for name in halves]))
+    try:
+        plan = TypeAdapter(Plan).validate_json(json.dumps(settings))
     except ValidationError as error:
         raise ParamsError(_described(path, map(_problem, error.errors()))) from None
     if problems := list(_problems(plan, params)):
@@ -123,6 +129,12 @@ def here(plan: Plan, params: Params) -> dict[str, Scalar] | None:
 def trial_params(text: str, values: Mapping[str, Scalar]) -> str:
     """The text of params.yaml with the values of a trial, which is one training."""
     return set_values(text, {"train.seeds": 1, "train.folds": 0, **values})
+
+
+def require_settable(text: str, plan: Plan) -> None:
+    """Raise ParamsError where params.yaml is written so that the values of a trial cannot be put into it."""
+    firsts = {name: value.low if isinstance(value, Range) else value[0] for name, value in plan.dimensions().items()}
+    trial_params(text, {**firsts, "train.seed": 0})
 
 
 def set_values(text: str, values: Mapping[str, Scalar]) -> str:

@@ -24,11 +24,12 @@ from typing import Any
 from twinrun.core.errors import InterruptedTraining, LockHeldError, SweepError, deaf_children
 from twinrun.core.files import canonical_json, read_json, write_json, write_text
 from twinrun.core.params import Params, load_params, parse_params
+from twinrun.core.yaml import read_yaml
 from twinrun.record.home import journals_folder
 from twinrun.record.journal import Journal
 from twinrun.record.trial import DRIVER, SWEEP_TAG, SWEEPS, Trial
 from twinrun.sweep.launcher import Launcher
-from twinrun.sweep.plan import Plan, Scalar, here, set_values, trial_params
+from twinrun.sweep.plan import Plan, Scalar, here, require_settable, set_values, trial_params
 from twinrun.sweep.proposals import Result, propose, write_study
 from twinrun.sweep.table import Row, Standing, best_row, promoted, table_csv
 from twinrun.sweep.worker import LOG, RESULT, read_ending
@@ -364,12 +365,13 @@ def open_sweep(name: str, plan: Plan, *, resume: bool, launch: Callable[[Path], 
     """The sweep `name` of the project in the working folder, to be run; ingest and validate are done.
 
     Raises SweepError where it exists and is not to be resumed, or where `resume` and space, seed, data, code,
-    environment or machine are not those that it began with.
+    environment or machine are not those that it began with; ParamsError where params.yaml cannot take its values.
     """
     from filelock import FileLock, Timeout
 
     text = Path("params.yaml").read_text(encoding="utf-8")
     params, folder = load_params(), SWEEPS / name
+    require_settable(text, plan)
     _ignore_in_git()
     known = read_json(folder / IDENTITY)
     if known and not resume:
@@ -479,9 +481,7 @@ def _name(folder: Path) -> str:
 
 
 def _parsed(text: str) -> Params:
-    from ruamel.yaml import YAML
-
-    return parse_params(YAML(typ="safe", pure=True).load(text))
+    return parse_params(read_yaml(text))
 
 
 def _ignore_in_git() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twinrun.core.errors import TwinrunError
 from twinrun.core.files import file_sha256
+from twinrun.core.paths import expanded
 from twinrun.record.card import collect_dvc_lock
 from twinrun.record.objects import Found, Objects, file_md5
 from twinrun.twins.difference import ImageChange, compare_images
@@ -127,7 +128,7 @@ def absolute_source(root: Path, ingest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **ingest,
         "path": ingest.get("path") if here is None or not here.exists() else str(here),
-        "splits_file": None if splits is None else str((root / Path(splits).expanduser()).resolve()),
+        "splits_file": None if splits is None else str((root / expanded(splits)).resolve()),
     }
 
 
@@ -149,7 +150,7 @@ def _source_folder(root: Path, card: Mapping[str, Any]) -> Path | None:
     if ingest["source"] == "digits":
         return None
     path = ingest.get("path")
-    return (root / Path(path).expanduser()).resolve() if path else root / "data" / "raw" / ingest["source"]
+    return (root / expanded(path)).resolve() if path else root / "data" / "raw" / ingest["source"]
 
 
 def _source_here(root: Path, card: Mapping[str, Any]) -> str | None:

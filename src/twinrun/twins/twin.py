@@ -19,6 +19,7 @@ from typing import Any
 
 from twinrun.core.errors import InterruptedTraining, RecordError, TrackingError, TwinError, TwinrunError
 from twinrun.core.files import write_json, write_text
+from twinrun.core.yaml import read_yaml
 from twinrun.record.card import LOCK, REINSTALL, collect_hardware, installed_gpus, installed_versions, locked_versions
 from twinrun.record.home import TWIN_OF, TWIN_VARIABLE
 from twinrun.record.journal import FILE, Journal, summarize
@@ -247,13 +248,12 @@ def _notes_on_data(card: Mapping[str, Any], material: Material) -> Iterator[str]
 
 def _place_params(project: Path, card: Mapping[str, Any]) -> list[str]:
     """Write the card's settings to params.yaml, if it has others; returns a note about them."""
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     file = project / "params.yaml"
     try:
-        settings = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except (OSError, YAMLError):
+        settings = read_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, YAMLError, UnicodeDecodeError):
         settings = {}
     differing = flat_changes(settings, card["params"])
     if not differing:

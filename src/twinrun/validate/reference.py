@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from twinrun.core.errors import DataError
 from twinrun.core.files import read_parquet
+from twinrun.core.paths import expanded
 from twinrun.dataset.table import table_schema
 from twinrun.validate.evidence import Reference
 
@@ -32,7 +33,7 @@ def find_reference(setting: str | None) -> Reference | None:
     """
     if setting is None:
         return None
-    path = Path(setting).expanduser()
+    path = expanded(setting)
     if setting == "auto" and not path.exists():  # the champion's data once, so that a promotion changed the verdict
         raise DataError(
             "params.yaml: validate.reference: auto is no longer supported. Set it to null; to compare with the data of "

@@ -1,0 +1,59 @@
+"""Files to which the server appends lines, on a disk that becomes full."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from serving_support import digit_png, digits_engine, serving
+
+from twinrun.serving.answer_log import AnswerLog
+from twinrun.serving.app import make_app
+from twinrun.serving.follow import ModelInService
+from twinrun.serving.json_lines import JsonLines
+from twinrun.serving.traffic import Window, read_windows
+from twinrun.serving.verify import verify_answer
+
+
+def test_an_answer_that_the_disk_cut_off_costs_no_other_line_of_the_log(tmp_path: Path) -> None:
+    log, photo = tmp_path / "answers.jsonl", tmp_path / "photo.png"
+    app = make_app(ModelInService(digits_engine()), [], host="127.0.0.1", token=None, log=AnswerLog(log))
+    with serving(app) as served:
+        before = served.ask("POST", "/classify", digit_png(0))[0]
+        with _full_after(log, 30):
+            full = served.ask("POST", "/classify", digit_png(1))[0]
+        after = [served.ask("POST", "/classify", digit_png(row))[0] for row in (2, 3)]
+
+    lines = log.read_bytes().splitlines()
+    photo.write_bytes(digit_png(2))
+    assert (before, full, after) == (200, 503, [200, 200])
+    assert [len(lines), len(lines[1])] == [4, 30]
+    assert [json.loads(lines[at])["model"]["name"] for at in (0, 2, 3)] == ["digits"] * 3
+    assert verify_answer(log, photo, lambda _: digits_engine()).same
+
+
+def test_a_window_that_the_disk_cut_off_costs_no_other_window(tmp_path: Path) -> None:
+    file = tmp_path / "traffic.jsonl"
+    lines, other_process = (JsonLines(file, "--watch") for _ in range(2))
+    windows = [Window(time=str(at), model={}, images=1, reference={}, counts={}).model_dump() for at in range(4)]
+
+    lines.append(windows[0])
+    with _full_after(file, 30), pytest.raises(OSError, match=r"full|large"):
+        lines.append(windows[1])
+    other_process.append(windows[2])
+    lines.append(windows[3])
+
+    assert [window.time for window in read_windows(file)] == ["0", "2", "3"]
+
+
+@contextmanager
+def _full_after(file: Path, size: int) -> Iterator[None]:
+    """Let this process write `size` more bytes to `file`, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
