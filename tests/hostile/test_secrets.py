@@ -140,6 +140,18 @@ def test_a_tracked_file_that_is_named_as_secrets_are_stays_out_of_the_patch(repo
     assert any(line.startswith("Not in the run's card: .pgpass, since ") for line in code.lines())
 
 
+def test_tracked_code_is_judged_by_what_it_holds_and_not_by_its_name(repository: Path) -> None:
+    write_text("VOCABULARY = 1\n", repository / "src/token.py")
+    git(repository, "add", "src/token.py")
+    git(repository, "commit", "--quiet", "--message", "More")
+    write_text("VOCABULARY = 2\n", repository / "src/token.py")
+
+    code = collect_code(repository)
+
+    assert "+VOCABULARY = 2" in code.diff
+    assert "src/token.py" not in code.left_out
+
+
 def test_a_secret_in_a_file_that_git_calls_binary_stays_out_of_the_patch(repository: Path) -> None:
     write_text("*.py -diff\n", repository / ".gitattributes")
     write_text(f'PASSWORD = "{VALUE}"\n', repository / "src/train.py")

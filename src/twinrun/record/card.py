@@ -169,7 +169,7 @@ def _changed_secrets(top: Path) -> dict[str, str]:
         file = PurePosixPath(name)
         if file.name == DVC_LOCK:
             continue
-        if is_secret(name):
+        if is_secret(name) and file.suffix not in (".py", ".pyi"):  # code of that name is judged by what it holds
             secrets[name] = _CHANGED_AND_NAMED_AS_SECRET
             continue
         # As text, whatever its attributes say: a binary patch would hold it all the same.
