@@ -139,7 +139,7 @@ def test_code_that_differs_is_named_with_its_lines_as_the_cause(
 
     assert "code: src/twinrun/training/schedule.py (+1 -0), uncommitted before" in said
     assert "params.yaml" not in said  # whose settings are listed, and do not differ
-    assert "only the code (src/twinrun/training/schedule.py) differs, and trainings are exact" in said
+    assert "only the code (src/twinrun/training/schedule.py) differs, and training is deterministic" in said
 
 
 def test_data_that_differ_are_counted_and_named_as_the_cause(

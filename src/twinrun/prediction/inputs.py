@@ -154,7 +154,7 @@ def _image_of_list(values: Sequence[Any], paths: bool) -> Given:
         array = np.asarray(values)
     except ValueError:
         return Unreadable("is a list whose rows differ in length")
-    return _array(array) if array.dtype.kind in "buif" else Unreadable(f"is a list and no image. {_examples(paths)}")
+    return _array(array) if array.dtype.kind in "buif" else Unreadable(f"is a list, not an image. {_examples(paths)}")
 
 
 def _image_of_text(text: str, paths: bool) -> Given:
