@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import weights_hash
 from twinrun.models.predict import channel_tensor, normalised
-from twinrun.training.shards import Numerics, ShardedNetwork
+from twinrun.training.shards import Numerics, ShardedNetwork, loaded_at_once
 
 DIGITS = load_digits()
 IMAGES = torch.from_numpy((DIGITS.images[:32] * 15).astype(np.uint8).repeat(4, 1).repeat(4, 2)[..., None].copy())
@@ -126,3 +126,19 @@ def test_scores_do_not_depend_on_the_number_of_threads() -> None:
 
     assert torch.equal(*scores)
     assert scores[0].shape == (4, 2)
+
+
+def test_images_that_are_loaded_at_once_are_those_of_each_shard() -> None:
+    pixels, targets = torch.arange(40).reshape(10, 2, 2, 1), torch.arange(10)
+    asked: list[slice] = []
+
+    def load(part: slice) -> tuple[Tensor, Tensor]:
+        asked.append(part)
+        return pixels[part], targets[part]
+
+    part_of = loaded_at_once(load, 4, 10)  # as the second of two processes, with two of four shards
+
+    for part in (slice(7, 10), slice(4, 7)):
+        assert all(torch.equal(given, own) for given, own in zip(part_of(part), load(part), strict=True))
+    assert asked[0] == slice(4, 10)
+    assert len(asked) == 3

@@ -159,7 +159,7 @@ class ShardedNetwork:
         slices = shard_slices(images, self.shards)
         mine = collectives.share_of(len(slices))
         if self._numerics.device.type == "cuda" and mine:
-            load = _loaded_at_once(load, slices[mine[0]].start, slices[mine[-1]].stop)
+            load = loaded_at_once(load, slices[mine[0]].start, slices[mine[-1]].stop)
         results = self._map(lambda k: self._shard(load, slices[k], images, step, k), mine)
         gathered = collectives.gather_shards([result.tensors() for result in results], len(slices))
         total = self._tree_sum(gathered)
@@ -295,7 +295,7 @@ class _Replica:
             torch._foreach_copy_(self.statistics, statistics)
 
 
-def _loaded_at_once(load: LoadImages, start: int, stop: int) -> LoadImages:
+def loaded_at_once(load: LoadImages, start: int, stop: int) -> LoadImages:
     """Load these images now, and give parts of them: starting a GPU's kernels takes as long for a few as for many."""
     pixels, targets = load(slice(start, stop))
 
