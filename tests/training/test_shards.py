@@ -52,6 +52,22 @@ def test_the_number_of_shards_is_part_of_the_recipe_where_batches_are_normalised
     )
 
 
+@pytest.mark.parametrize("threads", [4, 16])
+def test_more_threads_than_there_are_tensors_to_add_give_the_same_gradients(threads: int) -> None:
+    def gradients(threads: int) -> list[Tensor]:
+        network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=1)
+        head = list(network.parameters())[-2:]  # all that is trained at first, where a network starts pretrained
+        with ShardedNetwork(network, FP32, shards=16, threads=threads, label_smoothing=0.1, seed=3) as sharded:
+            sharded.train_only(head)
+            sharded.backward(load, len(IMAGES), step=0)
+        return [parameter.grad for parameter in head if parameter.grad is not None]
+
+    alone, together = gradients(1), gradients(threads)
+
+    assert len(alone) == 2
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
 @pytest.mark.parametrize("shards", [1, 3, 4, 7])
 def test_the_gradient_is_that_of_the_mean_loss_over_the_whole_batch(shards: int) -> None:
     network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=1)

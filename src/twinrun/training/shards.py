@@ -221,7 +221,7 @@ class ShardedNetwork:
 
         width = -(-len(parts[0]) // self._threads)
         with torch.no_grad():
-            self._map(lambda k: add(slice(k * width, (k + 1) * width)), range(self._threads))
+            self._map(lambda start: add(slice(start, start + width)), range(0, len(parts[0]), width))
         return parts[0]
 
     def _map(self, work: Callable[[int], R], indices: Sequence[int]) -> list[R]:
