@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,13 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def server(engine: Engine) -> Iterator[uvicorn.Server]:
-    app = make_app(ModelInService(engine), read_regions(engine.model.classes), host="127.0.0.1", token=None)
+    with _serving(engine, token=None) as server:
+        yield server
+
+
+@contextmanager
+def _serving(engine: Engine, token: str | None) -> Iterator[uvicorn.Server]:
+    app = make_app(ModelInService(engine), read_regions(engine.model.classes), host="127.0.0.1", token=token)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     server.address = f"http://127.0.0.1:{listening.getsockname()[1]}"  # type: ignore[attr-defined]
@@ -374,35 +381,38 @@ def test_firefox_sends_nothing_before_the_person_agrees_either(firefox: Firefox,
     assert firefox.sent[before:] == [f"POST {server.address}/classify"]  # type: ignore[attr-defined]
 
 
-def test_every_step_of_the_network_is_shown_on_a_page_that_the_server_makes_once_asked(
-    context: BrowserContext, server: uvicorn.Server, engine: Engine
+def test_every_step_of_the_network_is_shown_once_asked_also_where_the_server_wants_a_token(
+    context: BrowserContext, engine: Engine
 ) -> None:
-    sent: list[Request] = []
+    token, sent, problems = "a-token; of 24 characters", list[Request](), list[str]()
+    typed = iter(["a wrong one", token])
     context.on("request", lambda request: sent.append(request) if request.method != "GET" else None)
-    problems: list[str] = []
-    page = _open(context, server)
-    _wait_for_device(page, "yes")
-    page.click("#examples button")
-    page.wait_for_selector("#rule:not([hidden])")
-    offered = page.is_visible("#explain")
+    context.on("dialog", lambda dialog: dialog.accept(next(typed)))
+    with _serving(engine, token) as server:
+        page = _open(context, server)
+        _wait_for_device(page, "yes")
+        page.click("#examples button")
+        page.wait_for_selector("#rule:not([hidden])")
+        offered = page.is_visible("#explain")
 
-    page.click("#why")
-    before = len(sent)
-    with context.expect_page(timeout=300_000) as opened:
-        page.click("#explain button")
-    explanation = opened.value
-    explanation.on("pageerror", lambda error: problems.append(str(error)))
-    explanation.click("text=1. Convolution")
+        page.click("#why")
+        before = len(sent)
+        with context.expect_page(timeout=300_000) as opened:
+            page.click("#explain button")
+        explanation = opened.value
+        explanation.on("pageerror", lambda error: problems.append(str(error)))
+        explanation.click("text=1. Convolution")
 
-    assert not offered
-    assert before == 0
-    assert explanation.text_content("h1") == "What the network does with your photo"
-    assert engine.model.weights_hash[:12] in str(explanation.text_content("body"))
-    assert explanation.is_visible("text=The answer: glass")
-    assert explanation.is_visible("text=Softmax")
-    assert problems == []
-    assert [request.url.rpartition("/")[2] for request in sent] == ["explain"]
-    assert sent[0].headers["origin"] == server.address  # type: ignore[attr-defined]
+        assert next(typed, None) is None
+        assert not offered
+        assert before == 0
+        assert explanation.text_content("h1") == "What the network does with your photo"
+        assert engine.model.weights_hash[:12] in str(explanation.text_content("body"))
+        assert explanation.is_visible("text=The answer: glass")
+        assert explanation.is_visible("text=Softmax")
+        assert problems == []
+        assert [request.url.rpartition("/")[2] for request in sent] == ["explain"]
+        assert sent[0].headers["origin"] == server.address  # type: ignore[attr-defined]
 
 
 def test_where_pixels_are_read_back_altered_the_page_asks_and_answers_nothing_itself(

@@ -167,6 +167,21 @@ def test_the_server_makes_the_page_of_explain_for_a_photo(tmp_path: Path, monkey
     assert kinds["Content-Type"].startswith("text/html")
 
 
+def test_a_form_that_can_send_no_header_has_the_token_in_a_cookie_for_explain_alone(tmp_path: Path) -> None:
+    model = ModelInService(_lenet(tmp_path / "bundle"))
+    with serving(make_app(model, [], host="127.0.0.1", token="a token; of 24 characters")) as server:
+        given = {"Cookie": "other=1; token=a%20token%3B%20of%2024%20characters"}
+        statuses = {
+            path: server.ask("POST", path, b"no image", **given)[0] for path in ("/explain", "/classify", "/feedback")
+        }
+        wrong = server.ask("POST", "/explain", b"no image", Cookie="token=another")[0]
+        foreign = server.ask("POST", "/explain", b"no image", Origin="http://example.org", **given)[0]
+        guarded = server.ask("GET", "/version")[1]["guarded"]
+
+    assert statuses == {"/explain": 415, "/classify": 401, "/feedback": 401}
+    assert (wrong, foreign, guarded) == (401, 403, True)
+
+
 def test_no_training_image_is_looked_for_where_a_proxy_lets_others_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -23,7 +24,7 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -288,7 +289,7 @@ def make_app(
         return (
             model.engine.facts()
             | model.engine.how_it_answers()
-            | {"feedback": feedback is not None, "explains": token is None}
+            | {"feedback": feedback is not None, "guarded": token is not None}
         )
 
     @app.get(
@@ -542,6 +543,8 @@ def _problem(scope: Scope, ours: frozenset[str], named: frozenset[str], token: s
     if token is None or is_open:
         return None
     sent = headers.get("authorization", "")
+    if not sent and scope["path"] == "/explain":  # the page opens it by a form, which can send no header of its own
+        sent = "Bearer " + unquote(HTTPConnection(scope).cookies.get("token", ""))
     if secrets.compare_digest(sent.encode(), f"Bearer {token}".encode()):
         return None
     message = "A token is needed: the header Authorization: Bearer TOKEN, with that of --token-file."

@@ -5,7 +5,7 @@ import { drawn, pngOf, styleOf } from "./draw.js";
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, teaches = false, explains = false, asked = 0, token = "", agreed = false, device = null, reason = "";
+let regions = [], current = null, teaches = false, guarded = false, asked = 0, token = "", agreed = false, device = null, reason = "";
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
 async function openDevice(version) {
@@ -16,8 +16,16 @@ async function openDevice(version) {
   const ask = message => new Promise((good, bad) => { waiting.set(++last, { good, bad }); worker.postMessage({ id: last, ...message }); });
   const { name, version: number, weights_hash, onnx_sha256 } = version;
   const model = { ...version, facts: { name, version: number, weights_hash, onnx_sha256 } };
-  await ask({ kind: "start", model, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+  await ask({ kind: "start", model, headers: headers() });
   return { temperature: version.calibration?.temperature, classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
+}
+
+// The same; where the server gives its model only to those who know its token, the person is asked for it.
+async function openDeviceWithToken(version) {
+  try { return await openDevice(version); } catch (error) {
+    if (!error.message.endsWith(": 401") || !askForToken()) throw error;
+    return openDeviceWithToken(version);
+  }
 }
 
 // On this device where it can be done exactly; by the server where not, and only after the person agreed.
@@ -38,14 +46,19 @@ function showPrivacy(hasLeft = false) {
 }
 
 async function classifyThere(photo) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {}, number = asked;
-  const response = await fetch("classify", { method: "POST", body: photo, headers });
+  const number = asked, response = await send("classify", photo);
   if (number === asked) showPrivacy(true);
-  if (response.status === 401) {
-    token = prompt(words.texts.token) || "";
-    if (token) return classifyThere(photo);
-  }
   return response.ok ? response.json() : { error: await refusal(response) };
+}
+
+const askForToken = () => { token = prompt(words.texts.token) || ""; return token; };
+const headers = () => token ? { Authorization: `Bearer ${token}` } : {};
+
+// Sends with the server's token, and asks the person for it where the server wants another.
+async function send(path, body) {
+  const response = await fetch(path, { method: "POST", body, headers: headers() });
+  if (response.status !== 401) return response;
+  return askForToken() ? send(path, body) : response;
 }
 
 // Why a server refuses: the name of a text, where it is one of the usual reasons, else the server's own sentence.
@@ -146,7 +159,7 @@ function render() {
   }
   showRule(label);
   at("why").hidden = !answer.here; // which the server does not say
-  at("explain").hidden = !explains || Boolean(answer.here); // else with "Why?"
+  at("explain").hidden = Boolean(answer.here); // else with "Why?"
   const rows = Object.entries(shares).sort((one, other) => other[1] - one[1]).slice(0, 20);
   at("table").replaceChildren(...rows.map(([label, share]) => {
     const row = document.createElement("tr"), head = document.createElement("th"), cell = document.createElement("td");
@@ -178,7 +191,7 @@ async function teach(photo, label) {
   const body = new FormData();
   for (const [key, value] of [["file", photo], ["label", label], ["consent", "yes"]]) body.append(key, value);
   try {
-    const response = await fetch("feedback", { method: "POST", body, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+    const response = await send("feedback", body);
     if (response.ok && photo === current?.photo) showPrivacy(true);
     const refused = response.ok ? "" : await refusal(response);
     at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : words.texts[refused] || refused;
@@ -190,7 +203,7 @@ async function drawWhy() {
   const pressed = at("why").getAttribute("aria-pressed") !== "true", { answer, label } = current, canvas = at("map"), number = asked;
   at("why").setAttribute("aria-pressed", String(pressed));
   canvas.hidden = at("why-note").hidden = !pressed;
-  at("explain").hidden = !explains || !pressed;
+  at("explain").hidden = !pressed;
   if (!pressed) return;
   let map, place = 0;
   if (answer.maps) [map, place] = [answer.maps, Object.keys(answer.probabilities).indexOf(label || answer.label)];
@@ -330,7 +343,10 @@ async function start() {
   });
   at("examples").hidden = regions.length === 0;
   at("why").addEventListener("click", drawWhy);
-  at("explain").addEventListener("submit", () => {
+  at("explain").addEventListener("submit", event => {
+    if (guarded && !token && !askForToken()) { event.preventDefault(); return; }
+    // A form sends no headers, so the token goes along as a cookie, which the browser sends to this address alone.
+    if (guarded) document.cookie = `token=${encodeURIComponent(token)}; path=${new URL("explain", location.href).pathname}; max-age=60; SameSite=Strict`;
     const files = new DataTransfer();
     files.items.add(new File([current.photo], "photo"));
     at("explain").elements.file.files = files.files;
@@ -341,9 +357,9 @@ async function start() {
   showModel(version);
   openPad(version);
   teaches = version.feedback === true;
-  explains = version.explains === true;
+  guarded = version.guarded === true;
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
-  device = openDevice(version).then(here => (document.body.dataset.device = "yes", here), error => {
+  device = openDeviceWithToken(version).then(here => (document.body.dataset.device = "yes", here), error => {
     reason = error.message;
     document.body.dataset.device = "no";
     showPrivacy();
