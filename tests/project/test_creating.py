@@ -83,6 +83,20 @@ def test_in_a_repository_of_ones_own_the_project_is_left_to_commit(place: Path) 
     assert (place / "demo/data/raw/fashion-mnist").is_dir()
 
 
+def test_a_project_can_lie_in_another_project_and_leaves_its_git_index_alone(place: Path, photos: Path) -> None:
+    create_project(Path("outer"), "digits")
+
+    created = create_project(place / "outer/demo", "photos", photos)
+
+    assert created.committed is None
+    status = ["git", "-C", "outer", "status", "--short", "--untracked-files=all"]
+    changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "?? demo/.dvc/config" in changed
+    assert "?? demo/data/raw/.gitignore" in changed
+    assert all(line.startswith("?? demo/") or line.startswith('?? "demo/') for line in changed)
+    assert not any("1.png" in line for line in changed)
+
+
 def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path, photos: Path) -> None:
     (place / "full").mkdir()
     (place / "full/notes.txt").write_text("mine")
@@ -114,7 +128,7 @@ def test_an_error_of_dvc_leaves_nothing(place: Path, photos: Path) -> None:
     name = b"\xff.png".decode("utf-8", "surrogateescape")
     (photos / "cat" / name).write_bytes(b"no image")
 
-    with pytest.raises(TwinrunError, match="dvc add failed"):
+    with pytest.raises(TwinrunError, match=r"dvc add failed: .*\w"):
         create_project(Path("demo"), "photos", photos)
 
     assert list(place.iterdir()) == []
@@ -157,7 +171,7 @@ def test_an_empty_folder_is_filled_where_its_parent_is_read_only_or_on_another_d
     assert created.committed
     assert folder.stat().st_ino == inode
     assert load_params(folder / "params.yaml")
-    assert not list(folder.glob(".unfinished-*"))
+    assert not list(folder.glob(".creating-*"))
 
 
 @pytest.mark.parametrize("is_taken", [True, False])
@@ -169,7 +183,7 @@ def test_a_failure_while_an_empty_folder_is_filled_leaves_what_is_a_persons_own(
     rename, moved = Path.rename, list[Path]()
 
     def fail_at_the_fourth(path: Path, target: Path) -> Path:
-        if path.parent.name.startswith(".unfinished-") and target.parent == folder:
+        if path.parent.name.startswith(".creating-") and target.parent == folder:
             moved.append(target)
             if len(moved) == 4 and not is_taken:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -193,7 +207,7 @@ def test_a_failure_while_an_empty_folder_is_filled_leaves_what_is_a_persons_own(
 
 
 def test_what_a_killed_attempt_left_in_the_folder_is_named(place: Path) -> None:
-    (place / "demo/.unfinished-demo-0a1b2c3d").mkdir(parents=True)
+    (place / "demo/.creating-demo-0a1b2c3d").mkdir(parents=True)
 
-    with pytest.raises(PublishError, match=r"interrupted left \.unfinished-demo-0a1b2c3d; nothing was written"):
+    with pytest.raises(PublishError, match=r"interrupted left \.creating-demo-0a1b2c3d; nothing was written"):
         create_project(place / "demo", "digits")

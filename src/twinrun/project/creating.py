@@ -24,8 +24,9 @@ _HERE = Path(__file__).parent
 _EMPTY = ("data/raw", "mlruns")  # and the folders that stages depend on
 _OF_TWINRUN = "# Development of Twinrun itself"  # what follows in .gitignore and .dvcignore is not copied
 _ROOMS = "src/twinrun/"
-_UNFINISHED = ".unfinished-"
+_UNFINISHED = ".creating-"  # not .unfinished-, which a project's .gitignore has: DVC works in no ignored folder
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
+_DVC_GITIGNORE = "/config.local\n/tmp\n/cache\n"
 _DVC_HEADER = f"""\
 The five stages. Each runs again when its data, its settings, its file in pipeline/, or what is installed has changed:
 {CODE} holds a hash of each folder of Twinrun's code, and requirements.lock the version of every package."""
@@ -61,11 +62,12 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
         _write_files(unfinished, preset, changes)
         if outer is None:
             _run_git(unfinished, "init", "--quiet")
-        _run_dvc(unfinished, "init", "--quiet", *([] if outer is None else ["--subdir"]))
+        _run_dvc(unfinished, "init", "--no-scm")  # otherwise it stages files of this folder in git
         write_text(_DVC_CONFIG, unfinished / ".dvc/config")
+        write_text(_DVC_GITIGNORE, unfinished / ".dvc/.gitignore")
         if data is not None:
             _copy(data, unfinished / "data/raw" / data.name)
-            _run_dvc(unfinished, "add", "--quiet", f"data/raw/{data.name}")
+            _run_dvc(unfinished, "add", f"data/raw/{data.name}")
         committed = _commit(unfinished) if outer is None else None
         with explained(folder):
             if exists:
