@@ -334,6 +334,7 @@ def test_a_run_that_was_ended_goes_on_where_it_stopped(
     ended = twinrun("predict", *names, "--out", name, "--model", BUNDLE)
     assert ended.code == 130
     assert "3 of 8 images are done. The same command goes on from there." in ended.err
+    assert "Stopped by Ctrl-C" in ended.err
     assert not Path(name).exists()
 
     # when the command is given again

@@ -74,3 +74,15 @@ def test_children_do_not_hear_ctrl_c_and_the_process_that_starts_them_does() -> 
 
     assert still_works
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+def test_the_server_that_forks_workers_does_not_hear_ctrl_c_either() -> None:
+    code = (
+        "import signal; from multiprocessing import forkserver; from twinrun.core.errors import deaf_children\n"
+        "with deaf_children():\n"
+        "    forkserver.ensure_running()  # its first step starts a process that tracks resources\n"
+        "    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set()))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+
+    assert ended.stdout == "True\n"

@@ -459,6 +459,10 @@ def _main() -> None:
     _join_lines_of_help(app)
     try:
         app()
+    except SystemExit as ended:
+        if (cause := ended.__context__) is not None and isinstance(cause.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None  # which Typer ends without a word
+        raise
     except ModuleNotFoundError as error:
         if (error.name or "twinrun").partition(".")[0] == "twinrun":
             raise

@@ -167,6 +167,9 @@ def deaf_children() -> Iterator[None]:
 
     For workers that end with the process that started them.
     """
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # it lets this process hear Ctrl-C again once it has started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
