@@ -20,7 +20,7 @@ import uvicorn
 from firefox_support import FIREFOX, Firefox
 from image_files import HEIC
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Request, Route, sync_playwright
 
 from twinrun.core.errors import DecodeError
 from twinrun.decoding.decode import decode_image, fit_image
@@ -78,6 +78,7 @@ FIT = """async cases => {
   return cases.map(([data, height, width, size, how, resample, gray]) =>
     [...fit(channelsOf({ data: Uint8ClampedArray.from(data), height, width }, gray), size, how, resample).data]);
 }"""
+TOKEN = "0123456789abcdef"
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium here; Debian has it: apt-get install chromium"),
@@ -96,18 +97,10 @@ def server(engine: Engine) -> Iterator[uvicorn.Server]:
         yield server
 
 
-@contextmanager
-def _serving(engine: Engine, token: str | None) -> Iterator[uvicorn.Server]:
-    app = make_app(ModelInService(engine), read_regions(engine.model.classes), host="127.0.0.1", token=token)
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    server.address = f"http://127.0.0.1:{listening.getsockname()[1]}"  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield server
-    server.should_exit = True
-    thread.join(30)
-    listening.close()
+@pytest.fixture(scope="module")
+def guarded(engine: Engine) -> Iterator[uvicorn.Server]:
+    with _serving(engine, token=TOKEN) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +241,33 @@ def test_each_photo_that_is_to_leave_the_device_is_asked_about_and_the_page_says
     assert len(sent) == 1
 
 
+def test_a_server_with_a_token_has_the_page_ask_for_it_and_the_photo_stays_on_the_device(
+    context: BrowserContext, guarded: uvicorn.Server
+) -> None:
+    page = _open(context, guarded)
+    sent, asked = list[str](), list[str]()
+    given = iter(["not the token of it", None, TOKEN])
+    page.on("request", lambda request: sent.append(request.method))
+
+    def answer(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        token = next(given)
+        dialog.dismiss() if token is None else dialog.accept(token)
+
+    page.on("dialog", answer)
+
+    page.click("#examples button >> nth=0")
+    page.get_by_text("asks for a token, which").wait_for()
+    page.click("#examples button >> nth=0")
+    page.wait_for_selector("#details:not([hidden])")
+
+    assert asked[0] == asked[2] == "This server asks for a token:"
+    assert "was not accepted" in asked[1]
+    assert page.inner_text("#privacy") == "Your photo stays on this device."
+    assert "POST" not in sent
+    assert page.evaluate("document.body.dataset.device") == "yes"
+
+
 def test_a_question_and_an_error_follow_the_language_that_is_chosen_while_they_stand(
     context: BrowserContext, server: uvicorn.Server, tmp_path: Path
 ) -> None:
@@ -382,37 +402,33 @@ def test_firefox_sends_nothing_before_the_person_agrees_either(firefox: Firefox,
 
 
 def test_every_step_of_the_network_is_shown_once_asked_also_where_the_server_wants_a_token(
-    context: BrowserContext, engine: Engine
+    context: BrowserContext, guarded: uvicorn.Server, engine: Engine
 ) -> None:
-    token, sent, problems = "a-token; of 24 characters", list[Request](), list[str]()
-    typed = iter(["a wrong one", token])
+    sent, problems = list[Request](), list[str]()
     context.on("request", lambda request: sent.append(request) if request.method != "GET" else None)
-    context.on("dialog", lambda dialog: dialog.accept(next(typed)))
-    with _serving(engine, token) as server:
-        page = _open(context, server)
-        _wait_for_device(page, "yes")
-        page.click("#examples button")
-        page.wait_for_selector("#rule:not([hidden])")
-        offered = page.is_visible("#explain")
+    context.on("dialog", lambda dialog: dialog.accept(TOKEN))
+    page = _open(context, guarded)
+    page.click("#examples button")
+    page.wait_for_selector("#rule:not([hidden])")
+    offered = page.is_visible("#explain")
 
-        page.click("#why")
-        before = len(sent)
-        with context.expect_page(timeout=300_000) as opened:
-            page.click("#explain button")
-        explanation = opened.value
-        explanation.on("pageerror", lambda error: problems.append(str(error)))
-        explanation.click("text=1. Convolution")
+    page.click("#why")
+    before = len(sent)
+    with context.expect_page(timeout=300_000) as opened:
+        page.click("#explain button")
+    explanation = opened.value
+    explanation.on("pageerror", lambda error: problems.append(str(error)))
+    explanation.click("text=1. Convolution")
 
-        assert next(typed, None) is None
-        assert not offered
-        assert before == 0
-        assert explanation.text_content("h1") == "What the network does with your photo"
-        assert engine.model.weights_hash[:12] in str(explanation.text_content("body"))
-        assert explanation.is_visible("text=The answer: glass")
-        assert explanation.is_visible("text=Softmax")
-        assert problems == []
-        assert [request.url.rpartition("/")[2] for request in sent] == ["explain"]
-        assert sent[0].headers["origin"] == server.address  # type: ignore[attr-defined]
+    assert not offered
+    assert before == 0
+    assert explanation.text_content("h1") == "What the network does with your photo"
+    assert engine.model.weights_hash[:12] in str(explanation.text_content("body"))
+    assert explanation.is_visible("text=The answer: glass")
+    assert explanation.is_visible("text=Softmax")
+    assert problems == []
+    assert [request.url.rpartition("/")[2] for request in sent] == ["explain"]
+    assert sent[0].headers["origin"] == guarded.address  # type: ignore[attr-defined]
 
 
 def test_where_pixels_are_read_back_altered_the_page_asks_and_answers_nothing_itself(
@@ -584,6 +600,20 @@ def test_after_the_first_visit_the_page_answers_without_a_server(
         firefox.open(server.address)  # type: ignore[attr-defined]
         assert _ask_in_firefox(firefox, 1) == "Metal"
         assert firefox.sent[before:] == []
+
+
+@contextmanager
+def _serving(engine: Engine, token: str | None) -> Iterator[uvicorn.Server]:
+    app = make_app(ModelInService(engine), read_regions(engine.model.classes), host="127.0.0.1", token=token)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server.address = f"http://127.0.0.1:{listening.getsockname()[1]}"  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield server
+    server.should_exit = True
+    thread.join(30)
+    listening.close()
 
 
 def _open(context: BrowserContext, server: Any) -> Page:

@@ -5,7 +5,8 @@ import { drawn, pngOf, styleOf } from "./draw.js";
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, teaches = false, guarded = false, asked = 0, token = "", agreed = false, device = null, reason = "";
+let regions = [], current = null, teaches = false, guarded = false, asked = 0, token = "", agreed = false, device = null, served = null, reason = "";
+const NO_TOKEN = "refused 401"; // the name of a text, and the worker's error where the server keeps the model back
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
 async function openDevice(version) {
@@ -16,21 +17,31 @@ async function openDevice(version) {
   const ask = message => new Promise((good, bad) => { waiting.set(++last, { good, bad }); worker.postMessage({ id: last, ...message }); });
   const { name, version: number, weights_hash, onnx_sha256 } = version;
   const model = { ...version, facts: { name, version: number, weights_hash, onnx_sha256 } };
-  await ask({ kind: "start", model, headers: headers() });
+  try { await ask({ kind: "start", model, headers: withToken() }); } catch (error) { worker.terminate(); throw error; }
   return { temperature: version.calibration?.temperature, classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
 }
 
-// The same; where the server gives its model only to those who know its token, the person is asked for it.
-async function openDeviceWithToken(version) {
-  try { return await openDevice(version); } catch (error) {
-    if (!error.message.endsWith(": 401") || !askForToken()) throw error;
-    return openDeviceWithToken(version);
-  }
+const withToken = () => token ? { Authorization: `Bearer ${token}` } : {};
+function askForToken() { return token = prompt(put(token ? "token wrong" : "token"))?.trim() || ""; }
+
+function startDevice() {
+  device = openDevice(served).then(here => { document.body.dataset.device = "yes"; return here; }, error => {
+    reason = error.message;
+    if (reason === NO_TOKEN) return; // which is asked for with the first photo
+    document.body.dataset.device = "no";
+    showPrivacy();
+  });
 }
 
 // On this device where it can be done exactly; by the server where not, and only after the person agreed.
 async function classify(photo) {
-  const here = await device;
+  let here = await device;
+  while (reason === NO_TOKEN && askForToken()) {
+    reason = "";
+    startDevice();
+    here = await device;
+  }
+  if (reason === NO_TOKEN) return { error: NO_TOKEN };
   if (here) {
     try { return { ...await here.classify(photo), here, temperature: here.temperature }; } catch (error) { reason = error.message; }
   }
@@ -45,20 +56,15 @@ function showPrivacy(hasLeft = false) {
   at("privacy").textContent = put(at("privacy").dataset.text);
 }
 
-async function classifyThere(photo) {
-  const number = asked, response = await send("classify", photo);
-  if (number === asked) showPrivacy(true);
-  return response.ok ? response.json() : { error: await refusal(response) };
+async function post(path, body) {
+  const response = await fetch(path, { method: "POST", body, headers: withToken() });
+  return response.status === 401 && askForToken() ? post(path, body) : response;
 }
 
-const askForToken = () => { token = prompt(words.texts.token) || ""; return token; };
-const headers = () => token ? { Authorization: `Bearer ${token}` } : {};
-
-// Sends with the server's token, and asks the person for it where the server wants another.
-async function send(path, body) {
-  const response = await fetch(path, { method: "POST", body, headers: headers() });
-  if (response.status !== 401) return response;
-  return askForToken() ? send(path, body) : response;
+async function classifyThere(photo) {
+  const number = asked, response = await post("classify", photo);
+  if (number === asked) showPrivacy(true);
+  return response.ok ? response.json() : { error: await refusal(response) };
 }
 
 // Why a server refuses: the name of a text, where it is one of the usual reasons, else the server's own sentence.
@@ -191,7 +197,7 @@ async function teach(photo, label) {
   const body = new FormData();
   for (const [key, value] of [["file", photo], ["label", label], ["consent", "yes"]]) body.append(key, value);
   try {
-    const response = await send("feedback", body);
+    const response = await post("feedback", body);
     if (response.ok && photo === current?.photo) showPrivacy(true);
     const refused = response.ok ? "" : await refusal(response);
     at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : words.texts[refused] || refused;
@@ -359,11 +365,8 @@ async function start() {
   teaches = version.feedback === true;
   guarded = version.guarded === true;
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
-  device = openDeviceWithToken(version).then(here => (document.body.dataset.device = "yes", here), error => {
-    reason = error.message;
-    document.body.dataset.device = "no";
-    showPrivacy();
-  });
+  served = version;
+  startDevice();
   for (const id of ["file", "camera"]) at(id).addEventListener("change", event => { if (event.target.files.length) ask(event.target.files[0]); event.target.value = ""; });
   at("picture").addEventListener("error", () => { at("picture").hidden = true; }); // a kind of file that this browser does not show
   for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, event => { // anywhere, or the browser would leave the page

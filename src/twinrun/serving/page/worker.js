@@ -38,6 +38,7 @@ async function start(wanted, headers) {
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmPaths = new URL("ort/", import.meta.url).href;
   const file = await fetch(`model/${model.onnx_sha256}.onnx`, { headers });
+  if (file.status === 401) throw new Error("refused 401"); // which the page knows
   if (!file.ok) throw new Error(`the model cannot be fetched: ${file.status}`);
   const bytes = await file.arrayBuffer();
   if (await hex(bytes) !== model.onnx_sha256) throw new Error("the model's file is not the one that was named");
