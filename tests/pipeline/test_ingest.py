@@ -327,6 +327,45 @@ def test_a_read_only_output_folder_is_refused(project: Project, write_digits: Wr
     assert contents(out) == {"table.parquet": b"of an earlier run"}
 
 
+@pytest.mark.parametrize(
+    ("at_start", "what_to_do"),
+    [
+        # Shared memory that is read-only or full.
+        (
+            "import _multiprocessing, errno, os\n"
+            "class Lock(_multiprocessing.SemLock):\n"
+            "    def __new__(cls, *_): raise OSError(errno.EROFS, os.strerror(errno.EROFS))\n"
+            "_multiprocessing.SemLock = Lock\n",
+            "Read-only file system. They need shared memory (/dev/shm)",
+        ),
+        # A container's limit of processes.
+        (
+            "import errno, os\n"
+            "def fork(): raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+            "os.fork = fork\n",
+            "the system allows no more processes. Raise its limit",
+        ),
+        ("", "is too long. Name a shorter one: export TMPDIR=/tmp"),
+    ],
+)
+def test_a_machine_that_starts_no_processes_gets_one_sentence_on_what_they_need(
+    project: Project, write_digits: WriteDigits, at_start: str, what_to_do: str
+) -> None:
+    write_digits(each=1)
+    project.set(ingest__source="folder", ingest__path="images")
+    (project.folder / "sitecustomize.py").write_text(at_start)
+    temporary = Path("/tmp") if at_start else project.folder / ("long" * 20)
+    temporary.mkdir(exist_ok=True)
+
+    ran = project.run_apart("ingest", TMPDIR=str(temporary))
+
+    assert ran.code == 1
+    assert "Traceback" not in ran.said
+    assert "cannot be written" not in ran.said
+    assert ran.said.strip().startswith("The processes that decode images cannot be started: ")
+    assert what_to_do in ran.said
+
+
 def test_hostile_images_each_get_a_row_in_bounded_memory(project: Project, real_images: Path) -> None:
     source = real_images / "hostile-images"
     project.set(ingest__source="folder", ingest__path=str(source), ingest__channels="rgb")

@@ -6,9 +6,11 @@ dies (a decoder crashed, or the kernel ended it to free memory), the images that
 again one by one; one that kills a worker again gets a row with that error.
 """
 
+import errno
 import hashlib
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,6 +27,7 @@ from PIL import Image
 
 from twinrun.core.arrays import Pixels, Size
 from twinrun.core.errors import DataError, deaf_children
+from twinrun.core.printing import without_library_output
 from twinrun.core.progress import progress
 from twinrun.dataset.pack import PackWriter
 from twinrun.dataset.table import table_schema
@@ -152,7 +155,7 @@ def _run(
                             exhausted = True
                             break
                         try:
-                            under_way[pool.submit(_work, chunk)] = chunk
+                            under_way[_submitted(pool, chunk)] = chunk
                         except BrokenProcessPool:
                             lost.append(chunk)
                             raise
@@ -182,7 +185,7 @@ def _run_alone(
     with _pool(shape, pack, 1) as pool:
         for position, single in enumerate(singles):
             try:
-                take(single, pool.submit(_work, single).result())
+                take(single, _submitted(pool, single).result())
             except BrokenProcessPool:
                 reason = "cannot be decoded: the decoder crashed or ran out of memory, and ended its process"
                 take(single, [broken(_file_facts(single), reason)])
@@ -203,15 +206,49 @@ def _pool(shape: Shape, pack: Path, workers: int) -> Iterator[ProcessPoolExecuto
     # A fork of this process would copy locks but not the threads that hold them; a new process would import all again.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    with deaf_children():
-        forkserver.ensure_running()
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(shape, pack, _Budget(context))
-    )
+    with _starting():
+        with deaf_children(), without_library_output():  # it would print tracebacks of its own
+            forkserver.ensure_running()
+        pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=(shape, pack, _Budget(context))
+        )
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, chunk: Chunk) -> Future[list[Facts]]:
+    """A chunk that is being decoded; the first ones start the processes of the pool."""
+    with _starting():
+        return pool.submit(_work, chunk)
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Turn what keeps processes from being started into a DataError that says what they need."""
+    try:
+        yield
+    except BrokenProcessPool:
+        raise
+    except (OSError, EOFError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        folder = tempfile.gettempdir()
+        if number in (errno.EMFILE, errno.ENFILE):
+            raise
+        if "AF_UNIX" in str(error):
+            remedy = f"the path of the temporary folder {folder} is too long. Name a shorter one: export TMPDIR=/tmp"
+        elif number in (None, errno.EAGAIN, errno.ENOMEM):
+            remedy = (
+                "the system allows no more processes. Raise its limit (ulimit -u, or that of the container), or lower "
+                "ingest.workers in params.yaml."
+            )
+        else:
+            remedy = (
+                f"{getattr(error, 'strerror', None) or error}. They need shared memory (/dev/shm) and a temporary "
+                f"folder ({folder}); make both writable and check that neither is full."
+            )
+        raise DataError(f"The processes that decode images cannot be started: {remedy}") from None
 
 
 def _explained(fact: Facts | None) -> Facts:
