@@ -151,6 +151,14 @@ def test_a_bomb_is_refused_from_its_header_and_before_memory_is_taken(width: int
     assert caught.value.header == Header(width, height, mode="L", format="PNG")  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 250_001), (90_000_000, 1)])
+def test_an_image_whose_resizing_would_take_gigabytes_is_refused_from_its_header(width: int, height: int) -> None:
+    with pytest.raises(DecodeError, match="images with more than 250,000 on a side are not decoded") as caught:
+        decode_image(bomb(width, height), channels="gray", max_pixels=100_000_000)
+
+    assert caught.value.header == Header(width, height, mode="L", format="PNG")  # type: ignore[attr-defined]
+
+
 def test_a_size_that_no_table_holds_is_told_in_words_alone() -> None:
     data = bytearray(encoded(Image.new("RGB", (9, 9)), "BMP"))
     data[18:22] = struct.pack("<i", -127)  # read without its sign

@@ -140,6 +140,28 @@ def test_a_decoder_that_crashes_costs_its_image_and_no_other(project: Project, w
     assert sum(image.any() for image in project.pack()) == 36
 
 
+def test_an_image_for_which_there_is_no_memory_costs_itself_and_no_other(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    root = write_digits(each=12)
+    Image.new("L", (666, 1)).save(root / "1/large.bmp")
+    project.set(ingest__source="folder", ingest__path="images")
+    (project.folder / "sitecustomize.py").write_text(
+        "from PIL import Image\n"
+        "resize = Image.Image.resize\n"
+        "def without_memory(self, *arguments, **options):\n"
+        "    if self.width == 666: raise MemoryError\n"
+        "    return resize(self, *arguments, **options)\n"
+        "Image.Image.resize = without_memory\n"
+    )
+
+    ran = project.run_apart("ingest")
+
+    assert ran.code == 0, ran.said
+    errors = {row["path"]: row["error"] for row in project.table() if row["error"] is not None}
+    assert errors == {"1/large.bmp": "cannot be decoded: it needs more memory than there is"}
+
+
 def test_neither_a_killed_worker_nor_a_killed_run_changes_a_byte_or_leaves_half_of_one(project: Project) -> None:
     values = np.random.default_rng(0)
     for number in range(40):

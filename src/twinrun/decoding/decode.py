@@ -33,6 +33,7 @@ Fit = Literal["pad", "crop"]
 Resample = Literal["bilinear", "bicubic"]
 
 AS_STORED = SampleRules()
+NO_MEMORY = "cannot be decoded: it needs more memory than there is"
 _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _BY_PILLOW = ("JPEG", "BMP", "DIB", "GIF", "PPM", "WEBP", "AVIF", "JPEG2000", "ICO")
 _NAMES = {"MPO": "JPEG", "DIB": "BMP", "WEBP": "WebP", "HEIF": "HEIC", "JPEG2000": "JPEG 2000"}
@@ -46,6 +47,7 @@ _MAKE_TAG, _MODEL_TAG = 0x010F, 0x0110
 _CAMERA_LENGTH = 80
 _STRIP_PIXELS = 1 << 22
 _LARGEST_SIDE_PX = (1 << 31) - 1  # that the table of facts can hold; what claims more is not measured but nonsense
+_LONGEST_SIDE_PX = 250_000  # resizing takes memory for this side times the other one of the result
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,7 @@ def decode_image(
             _check_size(claimed, max_pixels)
         raise BrokenImage(too_many_pixels(error, max_pixels), claimed) from None
     except MemoryError:
-        reason = "cannot be decoded: it needs more memory than there is"
-        raise BrokenImage(reason, opened.header if opened else None) from None
+        raise BrokenImage(NO_MEMORY, opened.header if opened else None) from None
     except (
         Exception
     ) as error:  # decoders raise OSError, ValueError, TypeError, SyntaxError, IndexError, struct.error, ...
@@ -391,6 +392,12 @@ def _check_size(header: Header, max_pixels: int) -> None:
             f"claims {header.width:,} x {header.height:,} pixels, and at most {max_pixels:,} in all are decoded "
             "(params.yaml: ingest.max_pixels)",
             header if max(header.width, header.height) <= _LARGEST_SIDE_PX else None,
+        )
+    if max(header.width, header.height) > _LONGEST_SIDE_PX:
+        raise BrokenImage(
+            f"claims {header.width:,} x {header.height:,} pixels, and images with more than {_LONGEST_SIDE_PX:,} on a "
+            "side are not decoded: cut it into several images",
+            header,
         )
 
 

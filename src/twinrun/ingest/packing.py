@@ -31,7 +31,17 @@ from twinrun.core.printing import without_library_output
 from twinrun.core.progress import progress
 from twinrun.dataset.pack import PackWriter
 from twinrun.dataset.table import table_schema
-from twinrun.decoding.decode import AS_STORED, BrokenImage, Channels, Fit, Header, Resample, decode_image, fit_image
+from twinrun.decoding.decode import (
+    AS_STORED,
+    NO_MEMORY,
+    BrokenImage,
+    Channels,
+    Fit,
+    Header,
+    Resample,
+    decode_image,
+    fit_image,
+)
 from twinrun.decoding.regular_files import open_regular
 from twinrun.decoding.samples import SampleRules
 from twinrun.ingest.facts import Facts, broken, measured, measured_stack, with_header
@@ -336,14 +346,18 @@ def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
             )
         except BrokenImage as error:
             return broken(known, str(error), error.header)
-        worker.writer.write(row, worker.shape.fit_image(image.pixels)[None])
         known = replace(
             with_header(known, image.header),
             camera=image.camera,
             used_bits=image.used_bits,
             is_transparent=image.is_transparent,
         )
-        return measured(known, image.pixels)
+        try:
+            facts, fitted = measured(known, image.pixels), worker.shape.fit_image(image.pixels)
+        except MemoryError:
+            return broken(known, NO_MEMORY)
+        worker.writer.write(row, fitted[None])
+        return facts
 
 
 def _open(path: Path) -> tuple[Facts, BinaryIO]:
