@@ -358,6 +358,20 @@ def test_an_unreadable_folder_stops_ingest_unless_it_is_litter_or_left_out(tree:
     assert _found(project) == {(None, "cat"): 2, (None, "dog"): 2}
 
 
+def test_folders_of_any_depth_stop_ingest_with_a_sentence_and_may_be_left_out(tree: Tree) -> None:
+    project = tree("{cat,dog}", "deep/" + "/".join(["a"] * 400))
+
+    stopped = project.run_apart("ingest")
+    passed = project.set(ingest__leave_out=["deep/*"]).run_apart("ingest")
+
+    assert stopped.code == 1
+    assert "deep/... (nested more than 100 levels deep)" in stopped.said
+    assert "Traceback" not in stopped.said
+    assert passed.code == 0, passed.said
+    assert 'Left out by the pattern "deep/*": 2 files.' in passed.said
+    assert _found(project) == {(None, "cat"): 2, (None, "dog"): 2}
+
+
 def test_a_pattern_on_the_path_names_the_group_of_an_image(tree: Tree) -> None:
     project = tree("{cat,dog}/{clip1,clip2}").set(ingest__levels=["label"])
 

@@ -40,6 +40,7 @@ _HEIF_BRANDS = (
 )
 _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
 _LOOKED_AT = 512
+_DEEPEST = 100  # levels of folders
 _SHOWN = 3
 
 
@@ -173,6 +174,9 @@ def _folder_in(
         else:
             walk.no_images[_suffix(name)] += 1
         return None
+    if len(parts) > _DEEPEST:
+        walk.unreadable.append(f"{escaped(parts[0])}/... (nested more than {_DEEPEST} levels deep)")
+        return None
     status = _stat(entry.path)
     if status is None or (key := (status.st_dev, status.st_ino)) in folder.above:
         walk.loops.append(escaped(path))
@@ -190,7 +194,19 @@ def _target_outside(entry: "os.DirEntry[str]", inside: Path) -> Path | None:
 
 
 def _files_below(folder: str) -> int:
-    return sum(len(files) for _, _, files in os.walk(folder))
+    """The number of files in a folder and below; not by os.walk, which Python 3.11 lets call itself for each level."""
+    count, waiting = 0, [folder]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if not _is_folder(entry):
+                        count += 1
+                    elif not entry.is_symlink():
+                        waiting.append(entry.path)
+        except OSError:
+            continue
+    return count
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
