@@ -23,6 +23,13 @@ def _folders(*patterns: str) -> Counter[tuple[str, ...]]:
     ("patterns", "readings"),
     [
         (["{cat,dog}"], ["label"]),
+        (["{patient_1,patient_2}/{clip_1,clip_2}/{cat,dog}"], ["group/skip/label", "label/group"]),
+        (
+            ["{site_1,site_2}/{patient_1,patient_2}/{cat,dog}"],
+            ["group/skip/label", "skip/group/label", "label/group"],
+        ),
+        (["{person_1,person_2}/{session_1,session_2}"], ["label/group"]),
+        (["{person_1,person_2}/{session_1,session_2}/images"], ["label/group"]),
         (["{train2017,val2017}/{cat,dog}"], ["split/label"]),
         (["{TrainSet,TestSet}/{cat,dog}"], ["split/label"]),
         (["{asl_alphabet_train,asl_alphabet_test}/{A,B}"], ["split/label"]),

@@ -207,14 +207,16 @@ def _readings(tree: Tree, may_split: bool) -> list[Levels]:
         return [("label",)]
     if may_split and _are_splits(names):
         return _above_splits(folders, parents)
-    if all(_is_numbered(name, _GROUP_WORDS) for name in names):
-        return [("label", "group")]
     inner = _readings(_merged(parents.values()), may_split)
+    groups_below: list[Levels] = [("label", "group")] if all(_is_numbered(name, _GROUP_WORDS) for name in names) else []
+    # Both may be groups, as in patient_1/clip_2/cat.
+    if groups_below and not (all(_is_numbered(name, _GROUP_WORDS) for name in folders) and "group" in inner[0]):
+        return groups_below
     if all(_is_numbered(name, _FOLD_WORDS) or split_names([name]) for name in folders):
         return [*_after("skip", inner), *_after("group", inner)]
     if all(_is_numbered(name, _GROUP_WORDS) for name in folders):
         is_sorted = all(_is_numbered(name, _SORTED_BY) for name in folders)
-        return [*_after("group", inner), *(_after("skip", inner) if is_sorted else [])]
+        return [*_after("group", inner), *(_after("skip", inner) if is_sorted else []), *groups_below]
     if not _may_be_labels(tree, parents, names):
         return [("label",)]
     grouped: list[Levels] = [("label", "group")] if _are_ids(names) and not _are_ids(folders) else []
@@ -222,7 +224,10 @@ def _readings(tree: Tree, may_split: bool) -> list[Levels]:
 
 
 def _after(level: Level, readings: list[Levels]) -> list[Levels]:
-    return [(level, *levels) for levels in readings]
+    """The readings below one more level. Of two levels of groups the outer one counts, since it holds the inner."""
+    passed_over: Level = "skip" if level == "group" else level
+    below = [tuple(passed_over if inner == level == "group" else inner for inner in levels) for levels in readings]
+    return list(dict.fromkeys((level, *levels) for levels in below))
 
 
 def _below_splits(splits: dict[str, Tree]) -> list[Levels]:
