@@ -1,6 +1,7 @@
 """Stage `ingest` on trees of folders: which level is the label, what is an image, what belongs together."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from data_support import Project
 from PIL import Image
+
+from twinrun.core.yaml import read_yaml
 
 Tree = Callable[..., Project]
 
@@ -247,6 +250,20 @@ def test_a_folder_beside_splits_stops_ingest_and_may_be_left_out(tree: Tree) -> 
     assert stopped.code == 1
     assert "folders named as splits (test, train) beside others (spare)" in stopped.said
     assert 'ingest.leave_out: ["spare/*"]' in stopped.said
+    assert passed.code == 0, passed.said
+    assert {split for split, _ in _found(project)} == {"train", "test"}
+
+
+@pytest.mark.parametrize("name", [b"spare [old]", b"spare*?", b"back\\slash", b"caf\xe9"])
+def test_the_pattern_that_ingest_writes_for_a_folder_leaves_out_that_folder(tree: Tree, name: bytes) -> None:
+    project = tree("{train,test,spare}/{cat,dog}")
+    (project.folder / "images/spare").rename(project.folder / "images" / os.fsdecode(name))
+
+    stopped = project.run("ingest")
+    written = re.search(r"ingest\.leave_out: (\[.*\])\.", stopped.said)
+    assert written is not None
+    passed = project.set(ingest__leave_out=read_yaml(written[1])).run("ingest")
+
     assert passed.code == 0, passed.said
     assert {split for split, _ in _found(project)} == {"train", "test"}
 

@@ -4,6 +4,7 @@
 listing, with notes on anything a person may not expect. Folders below the levels of a reading do not change the class.
 """
 
+import glob
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -217,7 +218,7 @@ def _splits_among_classes(walk: Walk, reading: Reading, leave_out: Sequence[str]
         return []
     others = sorted({reading.place(folders).label or "" for folders in images} - {parts[-1] for parts in odd} - {""})
     names = sorted({parts[-1] for parts in odd})
-    patterns = [*leave_out, *("/".join(parts) + "/*" for parts in sorted(odd))]
+    patterns = [*leave_out, *map(_pattern, sorted(odd))]
     condition = "it is not a class" if len(names) == 1 else "they are not classes"
     return [
         f"{' and '.join(_shown(names))} {'is' if len(names) == 1 else 'are'} named as a split and "
@@ -229,6 +230,12 @@ def _splits_among_classes(walk: Walk, reading: Reading, leave_out: Sequence[str]
 
 def _quoted(patterns: Iterable[str]) -> str:
     return ", ".join(f'"{escaped(pattern)}"' for pattern in patterns)
+
+
+def _pattern(folders: Sequence[str]) -> str:
+    """A pattern for `ingest.leave_out` that matches all in a folder. Bytes that YAML cannot hold become ?."""
+    path = glob.escape("/".join(folders))
+    return "".join("?" if "\udc80" <= character <= "\udcff" else character for character in path) + "/*"
 
 
 def _images_by_folder(walk: Walk) -> Counter[Parts]:
@@ -335,7 +342,7 @@ def _unlabelled(places: Mapping[Parts, Place], reading: Reading) -> dict[Parts, 
 
 def _beside_splits(root: Path, strays: list[str], places: Mapping[Parts, Place], reading: Reading) -> str:
     depth = reading.levels.index("split") + 1
-    pattern = "/".join(min(folders for folders, place in places.items() if place.stray == strays[0])[:depth]) + "/*"
+    pattern = _pattern(min(folders for folders, place in places.items() if place.stray == strays[0])[:depth])
     others = some_names(_shown(strays))
     if reading.splits:
         problem = f"{root} has folders named as splits ({', '.join(_shown(reading.splits))}) beside others ({others})."
@@ -343,7 +350,7 @@ def _beside_splits(root: Path, strays: list[str], places: Mapping[Parts, Place],
         problem = f"{root} has no folders named as splits where ingest.levels has them: {others}."
     return (
         f"{problem} Name them train, val or test, move them elsewhere, or leave them out: "
-        f'params.yaml: ingest.leave_out: ["{escaped(pattern)}"].'
+        f"params.yaml: ingest.leave_out: [{_quoted([pattern])}]."
     )
 
 
@@ -439,7 +446,7 @@ def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left
         elif meant and len(folders) > len(reading.levels):
             deeper[folders] += count
     if masks and masks.total() < taken.total():
-        patterns = _quoted(f"*/{name}/*" for name in sorted(masks))
+        patterns = _quoted(f"*/{_pattern([name])}" for name in sorted(masks))
         notes.append(
             f"{masks.total():,} of {taken.total():,} images lie in folders named {some_names(_shown(masks))}, as masks "
             f"do. If they are not photos of their class, leave them out: ingest.leave_out: [{patterns}]."
