@@ -3,7 +3,9 @@
 import gzip
 import os
 import re
+import socket
 import struct
+import threading
 import time
 import tracemalloc
 from collections import Counter
@@ -244,6 +246,9 @@ def test_idx_files_are_read_plain_and_gzipped(project: Project) -> None:
         (lambda data: gzip.compress(data + bytes(10**6)), "holds more: it is damaged"),
         (lambda data: data[:4] + b"\x7f" + data[5:], "holds far less"),
         (lambda data: data[:0], "no IDX file"),
+        (lambda data: data[:4] + bytes(4) + data[8:16], "0 x 28 x 28 bytes, which are no images"),
+        (lambda data: data[:12] + bytes(4), "20 x 28 x 0 bytes, which are no images"),
+        (lambda data: data[:4] + b"\xff" * 4 + bytes(4) + b"\xff" * 4, "which are no images"),
     ],
 )
 def test_a_damaged_idx_file_is_refused_by_name(project: Project, damage: Callable[[bytes], bytes], words: str) -> None:
@@ -281,6 +286,25 @@ def test_offline_the_four_files_their_folder_and_the_command_that_fetches_them_a
 
     names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     assert_refused(project, ran.code, ran.said, "data/raw/mnist", *names, "dvc repro ingest", "curl -fL")
+
+
+def test_a_proxy_that_answers_with_a_page_of_its_own_is_a_download_that_failed(project: Project) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connection.recv(4096)
+                    connection.sendall(b"<html>Log in to this network</html>\r\n")
+                    connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        project.set(ingest__source="fashion-mnist", ingest__path="data/raw/fashion-mnist")
+        ran = project.run_apart("ingest", **dict.fromkeys(OFFLINE, address))
+
+    assert_refused(project, ran.code, ran.said, "could not be downloaded", "Or set ingest.path to a folder")
 
 
 def test_files_missing_from_a_folder_of_ones_own_are_named(project: Project) -> None:
@@ -469,6 +493,26 @@ def test_a_wrong_setting_of_any_stage_ends_the_first_one_before_anything_is_read
         "  validate.decisions: there is no file decisions.csv",
     ]
     assert not (project.folder / "data/out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("group_pattern", "a{99999999999999}", "must be a regular expression, got 'a{99999999999999}': the repetition"),
+        ("group_pattern", "(" * 3000 + ")" * 3000, "((...': it is nested too deeply"),
+        ("splits_file", "a\0b.csv", "ingest.splits_file: must be a path, which has no NUL character"),
+        ("path", "a\0b", "ingest.path: must be a path, which has no NUL character"),
+    ],
+)
+def test_a_pattern_or_path_that_python_cannot_take_is_a_wrong_setting(
+    project: Project, write_digits: WriteDigits, setting: str, value: str, problem: str
+) -> None:
+    write_digits(each=1)
+    project.set(**{"ingest__source": "folder", "ingest__path": "images", f"ingest__{setting}": value})
+
+    ran = project.run("ingest")
+
+    assert_refused(project, ran.code, ran.said, "params.yaml does not describe a run", problem)
 
 
 @pytest.mark.parametrize("model", ["resnet-18", "timm/resnet-18", "lenet-5"])

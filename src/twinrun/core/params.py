@@ -48,6 +48,8 @@ _MODES = (  # Pillow's
     *("I", "I;16", "I;16L", "I;16B", "I;16N", "F"),
 )
 
+_SHOWN = 100  # characters of a setting
+
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -64,9 +66,17 @@ def _one_form_of_size(value: Any) -> Any:
 def _regular_expression(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"must be a regular expression, got {pattern!r}: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        shown = pattern if len(pattern) <= _SHOWN else f"{pattern[:_SHOWN]}..."
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"must be a regular expression, got {shown!r}: {reason}") from None
     return pattern
+
+
+def _name_of_a_file(path: str) -> str:
+    if "\0" in path:
+        raise ValueError(f"must be a path, which has no NUL character, got {path!r}")
+    return path
 
 
 def _one_or_three(bands: list[int]) -> list[int]:
@@ -114,6 +124,7 @@ def _model_name(name: str) -> str:
     return name
 
 
+FilePath = Annotated[str, AfterValidator(_name_of_a_file)]
 SizePx = Annotated[int | tuple[int, int], BeforeValidator(_one_form_of_size)]
 
 
@@ -122,11 +133,11 @@ class IngestParams:
     """Where images come from and how they are prepared."""
 
     source: Source
-    path: str
+    path: FilePath
     levels: Annotated[Literal["auto"] | list[Level], BeforeValidator(_each_level_once)]
     group_pattern: Annotated[str, AfterValidator(_regular_expression)] | None
     leave_out: list[str]
-    splits_file: str | None
+    splits_file: FilePath | None
     size_px: SizePx
     channels: Literal["gray", "rgb"]
     fit: Literal["pad", "crop"]
@@ -206,7 +217,7 @@ class ValidateParams:
 
     seed: Seed
     fractions: Annotated[SplitFractions, AfterValidator(_add_up)]
-    splits: str | None
+    splits: FilePath | None
     min_images_per_class: Count
     max_imbalance: Annotated[float, Field(ge=1)]
     min_side_px: Count
@@ -227,8 +238,8 @@ class ValidateParams:
     max_shortcut: Share
     on_quality: Policy
     on_drift: Literal["stop", "warn"]
-    reference: str | None
-    decisions: str | None
+    reference: FilePath | None
+    decisions: FilePath | None
     expectations: list[Annotated[UserExpectation, AfterValidator(_allowed)]]
 
 
@@ -294,7 +305,7 @@ class TrainParams:
     seeds: Annotated[int, Field(ge=1, le=100)]
     folds: Annotated[int, Field(ge=0, le=100), AfterValidator(_no_single_fold)]
     model: Annotated[str, AfterValidator(_known_network)]
-    pretrained: str | None
+    pretrained: FilePath | None
     freeze: Literal["none", "batch_norm", "backbone"]
     head_first_epochs: Annotated[int, Field(ge=0)]
     backbone_learning_rate: Annotated[float, Field(gt=0, le=1)]

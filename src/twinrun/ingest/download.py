@@ -60,6 +60,7 @@ def unpack(archive: Path, folder: Path, stems: list[str]) -> None:
 
 def _fetch_one(urls: list[str], md5: str, path: Path) -> None:
     import socket
+    from http.client import HTTPException
 
     from torchvision.datasets.utils import download_url
 
@@ -71,8 +72,8 @@ def _fetch_one(urls: list[str], md5: str, path: Path) -> None:
             with replacing(path) as temp:
                 download_url(url, str(temp.parent), temp.name, md5)
             return
-        except (OSError, RuntimeError, ValueError) as error:
-            problems.append(f"  {url}: {error}")
+        except (OSError, RuntimeError, ValueError, HTTPException) as error:
+            problems.append(f"  {url}: {str(error).strip() or type(error).__name__}")
         finally:
             socket.setdefaulttimeout(default_timeout)
     raise SourceError("\n".join([f"{path.name} could not be downloaded:", *problems]))

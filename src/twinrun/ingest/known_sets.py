@@ -172,17 +172,19 @@ def _read_idx(path: Path, dimensions: int) -> Pixels:
             )
         sizes = file.read(4 * dimensions)
         shape = [int.from_bytes(sizes[at : at + 4], "big") for at in range(0, 4 * dimensions, 4)]
-        announced = f"{path} should hold {' x '.join(map(str, shape))} bytes and holds"
+        wanted = f"{path} should hold {' x '.join(map(str, shape))} bytes"
         if len(sizes) < 4 * dimensions or math.prod(shape) > _MOST_UNPACKED * path.stat().st_size:
-            raise SourceError(f"{announced} far less: it is cut short or damaged. Fetch it again.")
+            raise SourceError(f"{wanted} and holds far less: it is cut short or damaged. Fetch it again.")
+        if math.prod(shape) == 0:
+            raise SourceError(f"{wanted}, which are no images. Fetch it again.")
         values = np.empty(math.prod(shape), np.uint8)
         held = 0
         while read := file.readinto(values[held:]):  # type: ignore[attr-defined]
             held += read
         if held < values.size:
-            raise SourceError(f"{announced} {held:,}: it is cut short. Fetch it again.")
+            raise SourceError(f"{wanted} and holds {held:,}: it is cut short. Fetch it again.")
         if file.read(1):
-            raise SourceError(f"{announced} more: it is damaged. Fetch it again.")
+            raise SourceError(f"{wanted} and holds more: it is damaged. Fetch it again.")
     return values.reshape(shape)
 
 
