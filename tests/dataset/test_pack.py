@@ -1,6 +1,11 @@
 """A pack is what ingest wrote, or a sentence that says what it is instead."""
 
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +33,26 @@ def test_a_pack_that_is_left_by_an_error_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DataError, match="is missing"):
         open_pack(tmp_path / "images.npy")
+
+
+def test_the_room_that_a_killed_run_took_is_there_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import os, signal\nfrom pathlib import Path\nfrom twinrun.dataset.pack import creating_pack\n"
+        "with creating_pack(Path('images.npy'), (1, 100, 100, 1)): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False)
+    (left,) = tmp_path.iterdir()
+
+    def disk(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=15_000 - sum(file.stat().st_size for file in tmp_path.iterdir()))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    with creating_pack(tmp_path / "images.npy", (1, 100, 100, 1)):
+        pass
+
+    assert killed.returncode == -signal.SIGKILL
+    assert not left.exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["images.npy"]
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def creating_pack(path: Path, shape: tuple[int, int, int, int]) -> Iterator[Path
 
     The room on the disk is taken at once, so that a full disk is an error here and not halfway.
     """
-    ensure_writable(path.parent, int(np.prod(shape)))
-    with replacing(path) as temp:
+    with replacing(path) as temp:  # removes what a killed run left, whose room is needed
+        ensure_writable(path.parent, int(np.prod(shape)))
         with temp.open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
