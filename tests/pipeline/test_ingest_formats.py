@@ -1,9 +1,11 @@
 """Stage `ingest` on pictures of many formats, and a model that sees the same pixels in them."""
 
 import base64
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +37,12 @@ FILES = {
 }
 
 Write = Callable[[dict[str, bytes]], Project]
+
+
+def npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -113,6 +121,30 @@ def test_12_bits_in_16_are_noticed_and_a_setting_makes_them_bright_for_ingest_an
     model = classifier(replace(PREPROCESSING, depth=12, ground="black"))
     for pixels, data in zip(pack, files.values(), strict=True):
         assert np.array_equal(model.read(data), pixels)
+
+
+def test_arrays_of_one_set_have_one_range_where_a_setting_names_it(write: Write) -> None:
+    values = {"dark": GRAY.astype(np.int32) // 2, "bright": GRAY.astype(np.int32) * 4}
+    alpha = np.full((64, 64, 4), 1000)
+    alpha[..., :3] = values["bright"][..., None]
+    project = write({f"a/{name}.npy": npy(array) for name, array in values.items()} | {"b/alpha.npy": npy(alpha)})
+
+    ran = project.set(ingest__depth=10).run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert [row["error"] for row in project.table()] == [None] * 3
+    bright, dark, clear = project.pack().astype(int)
+    assert np.abs(bright[..., 0] - GRAY).max() <= 1
+    assert np.abs(dark[..., 0] - GRAY / 8).max() <= 1
+    assert np.array_equal(clear, bright)
+
+
+def test_the_range_of_an_array_is_its_own_where_a_setting_says_so(write: Write) -> None:
+    project = write({"a/whole.npy": npy(GRAY.astype(np.int64) // 2), "b/share.npy": npy(GRAY / 510)})
+
+    assert project.set(ingest__depth="data").run("ingest").code == 0
+
+    assert [(image.min(), image.max()) for image in project.pack()] == [(0, 255), (0, 255)]
 
 
 def test_a_wrong_setting_for_depth_ground_or_bands_is_named(project: Project) -> None:

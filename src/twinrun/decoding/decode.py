@@ -223,7 +223,7 @@ def _open(stream: BinaryIO, max_pixels: int, rules: SampleRules) -> _Opened:
     if _is_heic(start):
         return _open_heic(stream)
     if start.startswith(MAGIC):
-        array = open_npy(stream, rules.bands)
+        array = open_npy(stream, rules.bands, rules.depth)
         header = Header(array.width, array.height, "L" if array.bands == 1 else "RGB", "NumPy")
         return _Opened(header, lambda: _Picture(array.load()))
     image = Image.open(stream, formats=_BY_PILLOW)
