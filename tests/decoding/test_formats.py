@@ -349,6 +349,36 @@ def test_a_dicom_file_without_a_window_and_one_read_by_its_data_use_their_range(
     assert np.ptp(spread) == 255
 
 
+def dicom(**elements: Any) -> bytes:
+    """The file with a window, with other values of some elements."""
+    dataset = dcmread(Path(str(get_testdata_file("MR_small.dcm"))))
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    dataset.save_as(file)
+    return file.getvalue()
+
+
+def test_elements_of_a_dicom_file_without_a_value_are_as_good_as_absent() -> None:
+    plain = pixels(dicom())
+
+    assert np.array_equal(pixels(dicom(VOILUTSequence=[], RescaleSlope=None, RescaleIntercept=None)), plain)
+    assert np.ptp(pixels(dicom(WindowCenter=None, WindowWidth=None))) > 0
+    assert why_not(dicom(Rows=None)) == "is a DICOM file without a picture"
+
+
+@pytest.mark.parametrize(
+    ("elements", "problem"),
+    [
+        ({"WindowWidth": 0}, "whose window has the width 0"),
+        ({"WindowWidth": -800}, "whose window has the width -800"),
+        ({"RescaleSlope": "nan", "RescaleIntercept": "0"}, "whose values are not numbers"),
+    ],
+)
+def test_a_dicom_file_whose_window_or_slope_makes_no_picture_is_refused(elements: dict[str, Any], problem: str) -> None:
+    assert problem in why_not(dicom(**elements))
+
+
 def test_a_dicom_file_without_pydicom_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
 

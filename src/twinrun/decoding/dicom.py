@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _PREAMBLE = 128
+# Programs that remove what tells who a patient is leave such elements without a value.
+_MAY_BE_EMPTY = (
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+)
 _WINDOW_BITS = 16  # a window is stretched over so many
 
 
@@ -43,8 +48,11 @@ def open_dicom(stream: BinaryIO, *, windowed: bool) -> DicomHeader:
         raise FormatError("is a DICOM file: to read such files, pip install 'twinrun[dicom]'") from None
     stream.seek(0)
     dataset = dcmread(stream)
-    if "PixelData" not in dataset or "Rows" not in dataset or "Columns" not in dataset:
+    if "PixelData" not in dataset or not dataset.get("Rows") or not dataset.get("Columns"):
         raise FormatError("is a DICOM file without a picture")
+    for name in _MAY_BE_EMPTY:
+        if name in dataset and dataset[name].value in (None, "", []):
+            del dataset[name]
     is_gray = str(dataset.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
     return DicomHeader(
         int(dataset.Columns), int(dataset.Rows), is_gray, partial(_samples, dataset, is_gray, windowed=windowed)
@@ -62,6 +70,8 @@ def _samples(dataset: "Dataset", is_gray: bool, *, windowed: bool) -> Samples:
     values = _normalised(values, dataset) if windowed else apply_modality_lut(values, dataset)
     if dataset.PhotometricInterpretation == "MONOCHROME1":  # the lowest value is white
         values = (1 - values) if windowed else -values.astype(np.float64)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise FormatError("is a DICOM file whose values are not numbers once its slope is applied")
     if windowed:
         values, bits = np.rint(values * ((1 << _WINDOW_BITS) - 1)).astype(np.uint16), _WINDOW_BITS
         return Samples(values[:, :, None], "gray", bits)
@@ -78,6 +88,8 @@ def _normalised(values: Values, dataset: "Dataset") -> Values:
         return looked_up.clip(0, 1)
     if "WindowCenter" in dataset and "WindowWidth" in dataset:
         center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+        if width <= 0:
+            raise FormatError(f"is a DICOM file whose window has the width {width:g}; correct it")
         return _window(apply_modality_lut(values, dataset), center, width, str(dataset.get("VOILUTFunction", "LINEAR")))
     bits = int(dataset.BitsStored)
     low = -(1 << (bits - 1)) if dataset.PixelRepresentation == 1 else 0
