@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import struct
 import sys
 import zlib
 from pathlib import Path
@@ -210,6 +211,22 @@ def test_colours_of_16_bits_in_a_png_are_rounded_and_not_cut() -> None:
     values = DEEP ^ 0x00F0
 
     assert np.array_equal(pixels(png(values, 16)), ((values.astype(int) + 128) // 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(("color", "samples", "bits"), [(0, 1, 1), (0, 1, 8), (2, 3, 8), (6, 4, 8), (2, 3, 16)])
+def test_a_png_whose_data_end_before_its_last_row_is_truncated_and_one_with_dark_rows_is_not(
+    color: int, samples: int, bits: int, interlaced: int
+) -> None:
+    half = 8 * (1 + 16 * samples * bits // 8)
+    header = struct.pack(">IIBBBBB", 16, 16, bits, color, 0, 0, interlaced)
+
+    def file(data: bytes) -> bytes:
+        parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b""))
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+    assert pixels(file(bytes(3 * half))).shape == (16, 16, 3)
+    assert "truncated after" in why_not(file(bytes(half)))
 
 
 def test_what_stands_beside_the_pixels_of_a_png_never_costs_them() -> None:

@@ -24,7 +24,15 @@ from twinrun.core.framing import padded_box
 from twinrun.decoding.diagnosis import decoder_error, missing_end, not_an_image, too_many_pixels
 from twinrun.decoding.dicom import is_dicom, open_dicom
 from twinrun.decoding.npy import MAGIC, open_npy
-from twinrun.decoding.png import SIGNATURE, ChecksumError, PngPixels, check_sums, pixels_of_png, without_metadata
+from twinrun.decoding.png import (
+    SIGNATURE,
+    ChecksumError,
+    PngPixels,
+    check_sums,
+    pixels_of_png,
+    share_of_rows,
+    without_metadata,
+)
 from twinrun.decoding.samples import FormatError, SampleRules, Samples, Values, sample_range, samples_image
 from twinrun.decoding.tiff import is_read_rightly_by_pillow, open_tiff, silence_tiff_logs
 
@@ -248,7 +256,15 @@ def _loaded_png(image: Image.Image, png: PngPixels, stream: BinaryIO) -> _Pictur
     except ChecksumError as error:
         reason = f"damaged: the PNG data after {100 * error.share:.0f}% of the file do not give their checksum"
         raise FormatError(reason) from None
+    if _may_lack_rows(image) and (share := share_of_rows(png)) < 1:
+        raise FormatError(f"truncated after {100 * share:.0f}%")
     return _Picture(_all_bits(png), picture.orientation, picture.camera) if png.is_beyond_pillow else picture
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether one of the last two rows is empty, as where compressed data end early, which Pillow passes over."""
+    last = np.asarray(image.crop((0, max(0, image.height - 2), *image.size)))
+    return not all(row.any() for row in last)
 
 
 def _all_bits(png: PngPixels) -> Samples:

@@ -1,6 +1,7 @@
 """The chunks of a PNG that decide its pixels. What else is in the file, and whether it is sound, changes nothing."""
 
 import io
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _AROUND_DATA = 12  # length, kind and checksum of a chunk
 _OF_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _IS_LOWER_CASE = 0x20
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the kind of colour
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # of Adam7
+_UNPACKED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,30 @@ def check_sums(png: PngPixels, stream: BinaryIO) -> None:
     for kind, start, end in _chunks(data):
         if kind in _OF_PIXELS and not _is_sound(data[start:end]):
             raise ChecksumError(_share_before(data[start:end], stream))
+
+
+def share_of_rows(png: PngPixels) -> float:
+    """Share of the bytes of all rows that the compressed data give, in [0, 1]: decoders leave out what is missing."""
+    data = memoryview(png.data)
+    chunks = list(_chunks(data))
+    start = next(start for kind, start, _ in chunks if kind == b"IHDR") + 8
+    width, height, bits, color, _, _, interlaced = struct.unpack(">IIBBBBB", data[start : start + 13])
+    bits *= _SAMPLES[color]
+    passes = _PASSES if interlaced else ((0, 0, 1, 1),)
+    wanted = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        wanted += rows * (1 + -(-columns * bits // 8)) if columns > 0 else 0
+    unpacked, held = zlib.decompressobj(), 0
+    try:
+        for kind, start, end in chunks:
+            packed = bytes(data[start + 8 : end - 4]) if kind == b"IDAT" else b""
+            while packed and held < wanted:
+                held += len(unpacked.decompress(packed, _UNPACKED_AT_ONCE))
+                packed = unpacked.unconsumed_tail
+    except zlib.error:  # a sum over all data that is wrong, which decoders do not look at
+        return 1.0
+    return min(held / wanted, 1)
 
 
 def without_metadata(png: PngPixels) -> BinaryIO:
