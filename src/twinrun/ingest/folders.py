@@ -28,6 +28,7 @@ from twinrun.ingest.levels import (
     reading_as,
     split_names,
     split_names_among_labels,
+    words_in,
 )
 from twinrun.ingest.listing import Files, Item, Listing, some_names, sorted_listing, source_folder
 from twinrun.ingest.sharing import nearby
@@ -434,10 +435,10 @@ def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left
     meant = [level for level in reading.levels if level in ("split", "label", "group")]
     masks: Counter[str] = Counter()
     deeper: Counter[Parts] = Counter()
-    beside: dict[Parts, set[str]] = defaultdict(set)
+    beside: dict[Parts, set[Parts]] = defaultdict(set)
     for folders in walk.folders:
         if folders:
-            beside[folders[:-1]].add(folders[-1])
+            beside[folders[:-1]].add(words_in(folders[-1]))
     for folders, count in taken.items():
         if mask := next(
             filter(None, (_mask_at(folders, place, reading, beside) for place in range(len(folders)))), None
@@ -454,14 +455,14 @@ def _notes_on_folders(walk: Walk, reading: Reading, images: Counter[Parts], left
     return notes + ([_note_on_deeper(deeper, reading)] if _are_many(deeper) else [])
 
 
-def _mask_at(folders: Parts, place: int, reading: Reading, beside: Mapping[Parts, set[str]]) -> str | None:
+def _mask_at(folders: Parts, place: int, reading: Reading, beside: Mapping[Parts, set[Parts]]) -> str | None:
     """The folder's name, if it is one of masks. A class folder counts only if named after another, as cat_mask is."""
     name = folders[place]
     is_free = place >= len(reading.levels) or reading.levels[place] == "skip"
     if not is_free and is_mask_folder(name):
         return None
-    around = {*folders[:place], *beside[folders[:place]]} if is_free else beside[folders[:place]]
-    return name if is_mask_folder(name, around) else None
+    above = set(map(words_in, folders[:place])) if is_free else ()
+    return name if is_mask_folder(name, beside[folders[:place]]) or is_mask_folder(name, above) else None
 
 
 def _are_many(deeper: Counter[Parts]) -> bool:

@@ -8,7 +8,7 @@ level is. Where two readings remain possible, both are returned.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from twinrun.core.params import Level
@@ -147,21 +147,26 @@ def split_names_among_labels(reading: Reading, folders: Iterable[Parts]) -> set[
     named = {
         name
         for name in names
-        if (word := name.casefold()) != "train" and f"in{word}" not in known_names and _is_pure_split(name, (name,))
+        if (word := name.casefold()) != "train" and f"in{word}" not in known_names and _pure_splits([name], [name])
     }
     return {parts for parts in labels if parts[-1] in named} if named != names else set()
 
 
-def is_mask_folder(name: str, beside: Iterable[str] = ()) -> bool:
+def is_mask_folder(name: str, beside: Container[Parts] = ()) -> bool:
     """Whether a folder's name says that it holds masks, annotations, depth maps or thumbnails of photos.
 
-    The name may also contain that of a folder `beside` it, as cat_mask contains cat.
+    It may also have the words of a folder `beside` it, see `words_in`, as cat_mask has that of cat.
     """
     if _is_made_of(name, _MASK_WORDS):
         return True
-    parts = _split_name(name)
-    rest = [word for word in parts if word not in _MASK_WORDS]
-    return bool(rest) and rest != parts and any(_split_name(other) == rest for other in beside)
+    parts = words_in(name)
+    rest = tuple(word for word in parts if word not in _MASK_WORDS)
+    return bool(rest) and rest != parts and rest in beside
+
+
+def words_in(name: str) -> Parts:
+    """The words and numbers in a folder's name."""
+    return tuple(_split_name(name))
 
 
 def mask_files(names: Iterable[str]) -> list[str]:
@@ -288,7 +293,7 @@ def _inside(tree: Tree) -> Tree | None:
 def _level_of_splits(folders: dict[str, Tree]) -> dict[str, SplitName]:
     """The splits that the folders of a level name, where that level is one of splits; otherwise none."""
     named = split_names(folders)
-    pure = {name for name in named if _is_pure_split(name, folders)}
+    pure = _pure_splits(named, folders)
     parents = [tree for name, tree in folders.items() if tree.below and name in named]
     if len(named) == len(folders) and "train" in named.values():
         if len(pure) == len(folders) and (len(folders) > 1 or parents):
@@ -313,7 +318,7 @@ def _are_splits(names: Iterable[str]) -> bool:
     """Whether the names below classes are those of splits, train among them."""
     below = list(names)
     named = split_names(below)
-    return len(named) == len(below) > 1 and "train" in named.values() and all(_is_pure_split(n, below) for n in below)
+    return len(named) == len(below) > 1 and "train" in named.values() and len(_pure_splits(named, below)) == len(named)
 
 
 def _may_be_labels(tree: Tree, parents: dict[str, Tree], names: Counter[str]) -> bool:
@@ -357,14 +362,19 @@ def _split_word(name: str) -> str | None:
     return next(iter(splits.values())) if len(splits) == 1 else None
 
 
-def _is_pure_split(name: str, beside: Iterable[str]) -> bool:
-    """Whether a name says nothing more than a split, such as train2017 or images_train."""
+def _pure_splits(names: Iterable[str], beside: Iterable[str]) -> set[str]:
+    """Those of `names` that say nothing more than a split, such as train2017 or images_train.
+
+    A word that all names `beside` have says nothing.
+    """
     siblings = [set(_split_name(sibling)) for sibling in beside]
     shared = set.intersection(*siblings) if len(siblings) > 1 else set()
-    return (
-        all(word in _SPLIT_WORDS or word in _FILLERS or word in shared or word.isdigit() for word in _split_name(name))
-        and _split_word(name) is not None
-    )
+    said_of_splits = _SPLIT_WORDS.keys() | _FILLERS | shared
+    return {
+        name
+        for name in names
+        if all(word in said_of_splits or word.isdigit() for word in _split_name(name)) and _split_word(name) is not None
+    }
 
 
 def _without_parts(parts: Iterable[str]) -> tuple[str, ...]:
