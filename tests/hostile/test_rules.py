@@ -69,6 +69,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a name with a mistake": ("ExpectColumnMeanToBeBetwen", {}, "did you mean ExpectColumnMeanToBeBetween?"),
     "an argument with a mistake": ("ExpectColumnMeanToBeBetween", {"colum": "width"}, "did you mean column?"),
     "no column": ("ExpectColumnMeanToBeBetween", {"max_value": 1}, "needs the argument column"),
+    "a share that is a text": (BETWEEN, {**COLUMN, "mostly": ""}, "mostly must be a number from 0 to 1, got ''"),
+    "a share over 1": (BETWEEN, {**COLUMN, "mostly": 95}, "mostly must be a number from 0 to 1, got 95"),
     "no name of an expectation": ("os.system", {"command": "true"}, "is not one of the expectations"),
 }
 

@@ -394,6 +394,29 @@ def test_an_expectation_on_a_column_as_a_whole_says_what_was_found(
     assert len(ran.said.strip().splitlines()) <= 10
 
 
+def test_an_expectation_that_a_column_exists_is_met(project: Project, photos: Path) -> None:
+    own = {"name": "ExpectColumnToExist", "arguments": {"column": "label"}, "severity": "critical"}
+
+    ran = _validated(project.set(validate__expectations=[own]))
+
+    assert photos.is_dir()
+    assert ran.code == 0, ran.said
+    assert _finding(project, "ExpectColumnToExist")["passed"]
+    assert (project.folder / "data/out/validate/data_docs/images.html").is_file()
+
+
+def test_a_number_that_great_expectations_cannot_hold_is_a_rule_that_is_not_valid(
+    project: Project, photos: Path
+) -> None:
+    own = {"name": "ExpectColumnMeanToBeBetween", "arguments": {"column": "width", "min_value": 10**400}}
+
+    ran = _validated(project.set(validate__expectations=[{**own, "severity": "warning"}]))
+
+    assert photos.is_dir()
+    assert ran.code == 1
+    assert "is not valid for Great Expectations: int too large to convert to float" in ran.said
+
+
 def test_an_expectation_may_ask_for_hashes(project: Project, photos: Path) -> None:
     own = {"name": "ExpectColumnValuesToBeUnique", "arguments": {"column": "bytes_sha256"}, "severity": "critical"}
     shutil.copy(photos / "train/cat/003.png", photos / "train/cat/same.png")

@@ -180,6 +180,9 @@ def _unfit_value(key: str, value: Any) -> str | None:
         return _unfit_condition(value)
     if key == "condition_parser":
         return None if value == "pandas" else f"may only be pandas, and need not be given, got {_shown(value)}"
+    if key == "mostly":
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+        return None if fits else f"must be a number from 0 to 1, got {_shown(value)}"
     return None if _is_plain(value) else f"must be a number, a text, true, false or null, got {_shown(value)}"
 
 

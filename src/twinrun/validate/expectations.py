@@ -128,7 +128,7 @@ def _expectation(rule: Rule, index: int) -> "Expectation | str":
         if isinstance(condition := settings.get("row_condition"), str):
             settings["row_condition"] = _row_condition(parse_condition(condition))
         expectation: Expectation = kind(**settings, severity=rule.severity, meta={_INDEX: index})
-    except (ValidationError, ValueError, TypeError) as error:
+    except (ValidationError, ValueError, TypeError, OverflowError) as error:
         faults: list[Any] = getattr(error, "errors", list)()
         problems = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults) or str(error)
         return f"{rule.expectation}({rule.settings}) is not valid for Great Expectations: {problems}"
@@ -169,7 +169,9 @@ def _page(validation: Any) -> str:
     for result in validation.results:
         result.result = _drawable(result.result)
         result.exception_info = _drawable(result.exception_info)
-        arguments = {**result.expectation_config.kwargs, "row_condition": None}  # which the page does not show
+        arguments = dict(result.expectation_config.kwargs)
+        if "row_condition" in arguments:
+            arguments["row_condition"] = None  # an object, which the page cannot show
         result.expectation_config.kwargs = _drawable(arguments)
     page = str(_view().render(ValidationResultsPageRenderer().render(validation)))
     ids: dict[str, str] = {}
