@@ -13,6 +13,8 @@ import pytest
 from data_support import Project, Ran
 from PIL import Image, ImageEnhance, ImageOps
 
+from twinrun.dataset.manifest import read_manifest
+
 WriteImages = Callable[..., Path]
 
 
@@ -229,6 +231,24 @@ def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project:
     assert project.result()["decisions"] == {"drop": 1, "relabel": 1, "keep": 1}
     assert "By your decisions: 1 dropped, 1 relabelled, 1 kept." in ran.said
     assert all(row["label"] == row["given"] for path, row in rows.items() if path != "train/cat/003.png")
+
+
+def test_a_class_of_which_all_images_are_dropped_is_no_class_of_the_manifest(
+    project: Project, write_digits: WriteImages
+) -> None:
+    images = [path.relative_to(project.folder / "images") for path in write_digits().rglob("1/*.png")]
+    decisions = project.folder / "decisions.csv"
+    decisions.write_text("path,action\n" + "".join(f"{path},drop\n" for path in images), encoding="utf-8")
+    project.set(ingest__source="folder", ingest__path="images", validate__decisions="decisions.csv")
+
+    ran = _validated(project.set(validate__min_images_per_class=1, validate__on_classes="warn"))
+
+    manifest = read_manifest(project.folder / "data/out/validate/manifest.parquet")
+    assert ran.code == 0, ran.said
+    assert 'Class "1" has 0 images in train, 0 in val and 0 in test' in ran.said
+    assert "groups" not in ran.said
+    assert manifest.classes == ("0", "2")
+    assert {target for split in manifest.splits.values() for target in split.targets.tolist()} == {0, 1}
 
 
 @pytest.mark.parametrize(

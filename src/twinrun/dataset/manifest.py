@@ -120,20 +120,19 @@ def write_manifest(
 ) -> None:
     """Publish a manifest with a row for every image of the pack, those with a reason in `dropped` as not usable.
 
-    `given` are the labels that the source gave, where a person decided on others; they are recorded beside those.
-    `decisions` are those of a person, in words. `units` name what an image shows with others, see Split.
+    Classes are those of the usable images. `given` are the labels that the source gave, where a person decided on
+    others; they are recorded beside those. `decisions` are those of a person, in words. `units` name what an image
+    shows with others, see Split.
     """
     import pyarrow as pa
 
-    targets = {label: index for index, label in enumerate(sorted({label for label in labels if label is not None}))}
+    used = [label if reason is None else None for label, reason in zip(labels, dropped, strict=True)]
+    targets = {label: index for index, label in enumerate(sorted({label for label in used if label is not None}))}
     columns = {
         "row": range(len(ids)),
         "id": ids,
         "label": labels,
-        "target": [
-            targets[label] if label is not None and reason is None else -1
-            for label, reason in zip(labels, dropped, strict=True)
-        ],
+        "target": [-1 if label is None else targets[label] for label in used],
         "split": splits,
         "dropped": dropped,
         "given": labels if given is None else given,
@@ -169,7 +168,7 @@ def _schema() -> "pa.Schema":
             "row": pa.int64(),
             "id": pa.string(),
             "label": pa.string(),
-            "target": pa.int64(),  # the label's place among all, or -1 where the image may not be used
+            "target": pa.int64(),  # the label's place among those used, or -1 where the image may not be
             "split": pa.string(),
             "dropped": pa.string(),  # why the image may not be used, or null
             "given": pa.string(),  # the label that the source gave

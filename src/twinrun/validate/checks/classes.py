@@ -107,7 +107,11 @@ def _short_of_images(subject: Subject, label: str) -> str:
 def _too_few_groups(subject: Subject, labels: Sequence[str]) -> str:
     """The cause, after a colon, if all images of some of these classes are in fewer groups than there are splits."""
     splits = len(subject.splits)
-    few = {len(groups) for label in labels if None not in (groups := subject.groups[label]) and len(groups) < splits}
+    few = {
+        len(groups)
+        for label in labels
+        if (groups := subject.groups[label]) and None not in groups and len(groups) < splits
+    }
     if not few:
         return ""
     inside = "1 group" if min(few) == 1 else f"{min(few):,} groups"
