@@ -1,6 +1,7 @@
 """The paired tests against scipy, published numbers and simulations with fixed seeds; and what alignment refuses."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,40 @@ def test_the_bootstrap_interval_covers_the_truth_and_groups_widen_it() -> None:
 
     assert np.mean(covered) >= 0.92
     assert np.median(widths) == pytest.approx(np.sqrt(5), rel=0.1)
+
+
+def test_an_equal_model_is_hardly_ever_called_better_or_worse_where_groups_change_as_a_whole() -> None:
+    random = np.random.default_rng(5)
+    groups = np.repeat(np.arange(30), 10)
+    units = [str(group) for group in groups]
+    targets = np.repeat(np.arange(30) % 2, 10)
+    overall, parts, classes, leaders = [], [], [], []
+    for _ in range(200):
+        models = [
+            replace(predictions(targets, np.repeat(random.random(30) < 0.7, 10).astype(np.int64)), units=units)
+            for _ in range(2)
+        ]
+        aligned = align([Contender(name=name, members=(model,)) for name, model in zip("ab", models, strict=True)])
+        overall.append(difference(aligned.correct[0], aligned.correct[1], aligned.groups).mid_p <= 0.05)
+        parts.append(slices(aligned, 0, 1, {"half": np.arange(150)})[0].difference.mid_p <= 0.05)
+        rows = class_differences(aligned, 0, 1, margin=0.05)
+        classes.append(any(row.state == "worse" or row.difference.mid_p <= 0.025 for row in rows))
+        leaders.append(best(aligned) is not None)
+
+    assert max(map(np.mean, (overall, parts, classes, leaders))) <= 0.1
+
+
+def test_groups_whose_changes_cancel_out_change_nothing_and_fewer_groups_show_less() -> None:
+    thirds = np.array([1 / 3, 1 / 3, -2 / 3, 0.7, -0.3, -0.4])
+    groups = np.array([0, 0, 0, 1, 1, 1])
+    clips = np.repeat([-1.0, 1.0, 0.0, 0.0], 25)
+
+    alone = difference(np.zeros(100), clips)
+    together = difference(np.zeros(100), clips, np.arange(100) // 5)
+
+    assert permutation_test(thirds, groups) == (1.0, 1.0)
+    assert together.shows_from == pytest.approx(np.sqrt(5) * alone.shows_from, rel=0.2)
+    assert difference(np.ones(100), np.ones(100), np.arange(100) // 5).shows_from > 0.3
 
 
 def test_non_inferiority_at_the_margin_itself_is_claimed_in_one_of_twenty() -> None:

@@ -1,6 +1,7 @@
 """Two or more models on the same images: what differs, whether it is significant, and the power of the test. Pure.
 
-The unit of every test is the image. If a model was trained with several seeds, the correctness of an image is the share
+The unit of every test is the image, or the group of images that show one thing: their answers change together, so they
+are no independent evidence. If a model was trained with several seeds, the correctness of an image is the share
 of the seeds that classify it correctly, so more seeds do not count as more images.
 """
 
@@ -59,6 +60,10 @@ class Aligned:
         predicted: IntArray = self.probabilities[at].mean(axis=0).argmax(axis=1)
         return predicted
 
+    def groups_of(self, rows: IntArray) -> IntArray | None:
+        """The groups of the images at the positions `rows`."""
+        return None if self.groups is None else self.groups[rows]
+
     def log_loss(self, at: int) -> float:
         """Mean log loss of the members, nats."""
         return float(np.mean([surprise(self.targets, member).mean() for member in self.probabilities[at]]))
@@ -68,10 +73,10 @@ class Aligned:
 class Difference:
     """The second model less the first, on one set of images; shares in [-1, 1].
 
-    `exact_p` is the p-value of McNemar's exact test (with several seeds, of the permutation test of which that is a
-    special case), `mid_p` its mid-p; both two-sided. `low` and `high` are the 95% interval: by the paired bootstrap for
-    all images, adjusted Wald's for a class and where both models are right on the same images. `shows_from` is the
-    smallest difference that this number of images detects with a power of 80%.
+    `exact_p` is the p-value of McNemar's exact test (with several seeds or groups, of the permutation test of which it
+    is a special case), `mid_p` its mid-p; both two-sided. `low` and `high` are the 95% interval: by the paired
+    bootstrap for all images, adjusted Wald's for a class and where both models are right on the same images.
+    `shows_from` is the smallest difference that this number of images detects with a power of 80%.
     """
 
     images: int
@@ -199,15 +204,15 @@ def difference(
 ) -> Difference:
     """Compare the correctness (N,) of two models, in [0, 1], image by image.
 
-    `groups` (N,) numbers the images that belong together: the bootstrap draws whole groups.
+    `groups` (N,) numbers the images that belong together: they are swapped and drawn as a whole.
     """
     change = after - before
-    exact, mid = permutation_test(change)
+    exact, mid = permutation_test(change, groups)
     if change.any():
         low, high = bootstrap_interval(change, groups, samples=samples, seed=seed)
     else:  # resampled, no change stays no change, however few the images
         low, high = adjusted_interval(change, quantile=_TEST, groups=groups)
-    return _difference(before, after, (exact, mid), (low, high))
+    return _difference(before, after, (exact, mid), (low, high), groups)
 
 
 def class_differences(
@@ -225,17 +230,25 @@ def class_differences(
     present = [label for label, row in enumerate(rows) if len(row)]
     quantile = float(norm.ppf(1 - alpha / (2 * len(present))))
     pairs = [(aligned.correct[first][rows[label]], aligned.correct[second][rows[label]]) for label in present]
-    lost = holm([_one_sided_loss(after - before) for before, after in pairs])
-    kept = holm([non_inferiority(after - before, margin) for before, after in pairs])
+    changes = [
+        (after - before, aligned.groups_of(rows[label])) for label, (before, after) in zip(present, pairs, strict=True)
+    ]
+    lost = holm([_one_sided_loss(*change) for change in changes])
+    kept = holm([non_inferiority(change, margin, groups) for change, groups in changes])
     differences = []
-    for label, (before, after), p_lost, p_kept in zip(present, pairs, lost, kept, strict=True):
-        change = after - before
+    for label, (before, after), (change, groups), p_lost, p_kept in zip(
+        present, pairs, changes, lost, kept, strict=True
+    ):
         state: State = "not worse" if p_kept <= alpha else "worse" if p_lost <= alpha else "open"
         differences.append(
             ClassDifference(
                 label=aligned.classes[label],
                 difference=_difference(
-                    before, after, permutation_test(change), adjusted_interval(change, quantile=quantile)
+                    before,
+                    after,
+                    permutation_test(change, groups),
+                    adjusted_interval(change, quantile=quantile, groups=groups),
+                    groups,
                 ),
                 state=state,
             )
@@ -243,14 +256,15 @@ def class_differences(
     return differences
 
 
-def permutation_test(change: FloatArray) -> tuple[float, float]:
+def permutation_test(change: FloatArray, groups: IntArray | None = None) -> tuple[float, float]:
     """Exact and mid-p value, two-sided, of the test that swaps the two models' answers image by image.
 
-    `change` (N,) is the correctness of the second model less that of the first. Its distribution is computed in full.
-    With one seed each it is McNemar's exact test; the mid-p counts half of the observed outcome: Fagerland, Lydersen
-    and Laake, "The McNemar test for binary matched-pairs data", BMC Medical Research Methodology 2013.
+    `change` (N,) is the correctness of the second model less that of the first. The answers for one of the `groups`
+    (N,) are swapped together. The distribution is computed in full. With one seed each and no groups it is McNemar's
+    exact test; the mid-p counts half of the observed outcome: Fagerland, Lydersen and Laake, "The McNemar test for
+    binary matched-pairs data", BMC Medical Research Methodology 2013.
     """
-    steps, total = _as_integers(change)
+    steps, total = _as_integers(_summed(change, groups))
     reach = int(steps.sum())
     if reach == 0:
         return 1.0, 1.0
@@ -340,7 +354,11 @@ def seed_churn(aligned: Aligned, at: int) -> float | None:
 def slices(aligned: Aligned, first: int, second: int, parts: Mapping[str, IntArray]) -> list[Slice]:
     """The difference on each of `parts`, which map a name to positions of images; empty parts are left out."""
     before, after = aligned.correct[first], aligned.correct[second]
-    return [Slice(name=name, difference=difference(before[at], after[at])) for name, at in parts.items() if len(at)]
+    return [
+        Slice(name=name, difference=difference(before[at], after[at], aligned.groups_of(at)))
+        for name, at in parts.items()
+        if len(at)
+    ]
 
 
 def best(aligned: Aligned, alpha: float = ALPHA) -> int | None:
@@ -348,13 +366,18 @@ def best(aligned: Aligned, alpha: float = ALPHA) -> int | None:
     means = [float(correct.mean()) for correct in aligned.correct]
     leader = int(np.argmax(means))
     others = [at for at in range(len(means)) if at != leader]
-    p_values = holm([permutation_test(aligned.correct[leader] - aligned.correct[at])[1] for at in others])
+    changes = [aligned.correct[leader] - aligned.correct[at] for at in others]
+    p_values = holm([permutation_test(change, aligned.groups)[1] for change in changes])
     shown = all(p <= alpha and means[leader] > means[at] for at, p in zip(others, p_values, strict=True))
     return leader if others and shown else None
 
 
 def _difference(
-    before: FloatArray, after: FloatArray, p_values: tuple[float, float], interval: tuple[float, float]
+    before: FloatArray,
+    after: FloatArray,
+    p_values: tuple[float, float],
+    interval: tuple[float, float],
+    groups: IntArray | None,
 ) -> Difference:
     change = after - before
     return Difference(
@@ -367,18 +390,22 @@ def _difference(
         mid_p=p_values[1],
         low=interval[0],
         high=interval[1],
-        shows_from=_shown_from(change),
+        shows_from=_shown_from(change, groups),
     )
 
 
-def _shown_from(change: FloatArray) -> float:
+def _shown_from(change: FloatArray, groups: IntArray | None) -> float:
     """The smallest difference that so many images detect with a power of 80%, given the share of changed answers.
+
+    Images of a group that change together count as fewer: by the ratio of the variances without and with groups.
 
     Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 1987. The
     share of changed answers is at least the difference, so it cannot be less than about 8 images.
     """
-    images = len(change) + _PSEUDO
-    changed = float((change**2).sum() + _PSEUDO) / images
+    squares = float((change**2).sum())
+    changed = (squares + _PSEUDO) / (len(change) + _PSEUDO)
+    together = _summed(change if squares else np.ones(len(change)), groups)
+    images = len(change) * min(1.0, (squares or len(change)) / float((together**2).sum() or 1)) + _PSEUDO
     spread = images * _TEST**2 - (images + _FOUND**2) * (_TEST**2 - _FOUND**2)
     shown = np.sqrt(changed) * (np.sqrt(images) * _TEST + np.sqrt(spread)) / (images + _FOUND**2)
     return float(min(1.0, max(shown, (_TEST + _FOUND) ** 2 / images)))
@@ -393,15 +420,20 @@ def _adjusted(change: FloatArray, groups: IntArray | None = None) -> tuple[float
     return mean, float(np.sqrt(squares)) / images
 
 
-def _one_sided_loss(change: FloatArray) -> float:
+def _one_sided_loss(change: FloatArray, groups: IntArray | None) -> float:
     """One-sided mid-p of "not worse": small where the second model is significantly worse."""
-    steps, total = _as_integers(change)
+    steps, total = _as_integers(_summed(change, groups))
     reach = int(steps.sum())
     if reach == 0:
         return 1.0
     chances = _swapped(steps)
     sums = 2 * np.arange(len(chances)) - reach
     return float(chances[sums < total].sum() + chances[sums == total].sum() / 2)
+
+
+def _summed(change: FloatArray, groups: IntArray | None) -> FloatArray:
+    """The changes of each group together; rounded, since thirds that cancel out may leave a remainder."""
+    return change if groups is None else np.bincount(groups, change).astype(np.float64).round(9)
 
 
 def _as_integers(change: FloatArray) -> tuple[IntArray, int]:

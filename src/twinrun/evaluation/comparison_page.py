@@ -108,7 +108,8 @@ def lines(comparison: Comparison) -> list[str]:
         f"accuracy  {percent(overall.before)} -> {percent(overall.after)}  ({_points(overall.value)}; 95% interval "
         f"{_interval(overall)})",
         verdict(comparison),
-        f"{len(aligned.ids):,} images can show a difference of about {100 * overall.shows_from:.1f} points or more.",
+        f"{len(aligned.ids):,} images{_in_groups(aligned)} can show a difference of about "
+        f"{100 * overall.shows_from:.1f} points or more.",
         _flip_line(comparison),
         "log loss  {} -> {}".format(*(f"{aligned.log_loss(at):.3f}" for at in (0, 1)))
         + "; calibration error  {} -> {}".format(*(f"{_calibration(aligned, at):.3f}" for at in (0, 1))),
@@ -117,6 +118,10 @@ def lines(comparison: Comparison) -> list[str]:
         *comparison.differing,
         *([comparison.cause] if comparison.cause else []),
     ]
+
+
+def _in_groups(aligned: Aligned) -> str:
+    return "" if aligned.groups is None else f" in {len(np.unique(aligned.groups)):,} groups"
 
 
 def verdict(comparison: Comparison, at: int = 1) -> str:
