@@ -497,6 +497,27 @@ def test_images_of_another_size_than_the_model_was_trained_on_are_refused(
     assert "16 x 16 pixels" in said
 
 
+def test_a_model_whose_outputs_are_not_finite_is_refused_before_anything_is_written(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = workspace / "data/out/train/bundle"
+    bundle = load_bundle(folder)
+    tensors = {name: tensor * 1e20 for name, tensor in bundle.network.state_dict().items()}
+    save_bundle(
+        folder,
+        tensors,
+        architecture=bundle.architecture,
+        classes=bundle.classes,
+        preprocessing=bundle.preprocessing,
+    )
+
+    said = refusal(capsys)
+
+    assert "The model's outputs for 150 of 150 images are infinite or not numbers" in said
+    assert "Train again with a smaller learning rate" in said
+    assert not list(OUT.glob("*"))
+
+
 def test_a_history_without_its_columns_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workspace / "data/out/train/history.csv").write_text("epoch,loss\n1,0.5\n")
 

@@ -40,7 +40,8 @@ def predict(bundle: Bundle, images: Pixels, manifest: Manifest, split: SplitName
 def outputs_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray | None]:
     """Logits (n, classes) of `images[rows]`, from the passes that `models.predict` makes as well, and their features.
 
-    Features (n, D) are what the last linear layer gets; None where the network ends otherwise.
+    Features (n, D) are what the last linear layer gets; None where the network ends otherwise. Raises DataError where a
+    logit is not a finite number.
     """
     import torch
 
@@ -75,7 +76,9 @@ def outputs_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> t
         return np.empty((0, len(bundle.classes))), None
     parts = [features for _, features in passes if features is not None]
     all_features = np.concatenate(parts) if len(parts) == len(passes) else None
-    return np.concatenate([logits for logits, _ in passes]), all_features
+    all_logits = np.concatenate([logits for logits, _ in passes])
+    _require_finite(all_logits, rows)
+    return all_logits, all_features
 
 
 def follow_one(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64], predictions: Predictions) -> Example:
@@ -109,6 +112,16 @@ def _require_shape(bundle: Bundle, images: Pixels) -> None:
         raise DataError(
             f"The images are {_shape(images.shape[1:])} and the model was trained on {_shape(wanted)}. "
             "Train again on these images: dvc repro train."
+        )
+
+
+def _require_finite(logits: FloatArray, rows: npt.NDArray[np.int64]) -> None:
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"The model's outputs for {len(bad):,} of {len(rows):,} images are infinite or not numbers (first: row "
+            f"{rows[bad[0]]} of the pack, {logits[bad[0], :3].tolist()} ...). Train again with a smaller learning "
+            "rate; if the network is your own, look for a division by zero in it."
         )
 
 
