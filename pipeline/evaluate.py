@@ -109,7 +109,7 @@ def _calibrated(
     if calibration is not None and test.logits is not None:
         rows = manifest.split("test").rows
         sizes = np.stack([facts[name].take(rows).to_numpy() for name in ("height", "width")], axis=1)
-        calibration = with_traffic(calibration, images[rows], sizes, test.logits, test.features)
+        calibration = with_traffic(calibration, images, sizes, test.logits, test.features, rows)
     write_json(None if calibration is None else calibration.model_dump(), OUT / "calibration.json")
     if calibration is None or test.logits is None:
         return None

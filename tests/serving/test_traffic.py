@@ -1,6 +1,7 @@
 """Whether served images are like the test split: windows of answers, `twinrun drift`, and /metrics."""
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sklearn.datasets import load_digits
 from twinrun.cli.main import app as commands
 from twinrun.core.errors import DataError
 from twinrun.evaluation.conformal import Calibration, calibrate, with_traffic
+from twinrun.evaluation.traffic import image_facts
 from twinrun.serving.app import make_app
 from twinrun.serving.engine import Engine
 from twinrun.serving.follow import ModelInService
@@ -124,3 +126,18 @@ def _png(pixels: np.ndarray[Any, Any]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def test_few_of_many_test_images_are_in_memory_while_their_facts_are_measured() -> None:
+    images = np.zeros((300, 240, 320, 3), np.uint8)
+    images[7] = 255
+
+    tracemalloc.start()
+    try:
+        facts = image_facts(images, np.full((150, 2), 320), np.arange(150) + 5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert facts[:, 0].nonzero()[0].tolist() == [2]
+    assert peak < images.nbytes

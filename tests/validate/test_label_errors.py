@@ -184,3 +184,16 @@ def test_the_search_learns_from_colour_images_without_a_copy_of_every_patch() ->
         tracemalloc.stop()
 
     assert peak < 400e6
+
+
+def test_large_images_are_shrunk_a_few_at_a_time() -> None:
+    images = np.zeros((300, 240, 320, 3), np.uint8)
+
+    tracemalloc.start()
+    try:
+        searched(images, ["a", "b"] * 150, folds=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 0.5 * images.nbytes * 9  # all of them, and as floats, and these with the axes in another order

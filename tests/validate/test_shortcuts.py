@@ -1,5 +1,6 @@
 """What a small tree tells of the label from facts alone."""
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -163,3 +164,16 @@ def test_a_mark_in_the_corner_of_one_label_is_found(mark_px: int) -> None:
 
     assert shortcut.balanced_accuracy == 1
     assert shortcut.chance == 0.5
+
+
+def test_few_of_many_large_images_are_in_memory_while_corners_are_measured() -> None:
+    images = np.zeros((300, 240, 320, 3), np.uint8)
+
+    tracemalloc.start()
+    try:
+        corner_colours(images, [640] * 300, [480] * 300)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 0.75 * images.nbytes

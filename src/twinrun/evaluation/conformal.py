@@ -230,14 +230,17 @@ def with_traffic(
     sizes: IntArray | FloatArray,
     logits: FloatArray,
     features: FloatArray | None,
+    rows: IntArray | None = None,
 ) -> Calibration:
-    """The calibration with the distributions of the test images (N, H, W, C), their `sizes` (N, 2) and their answers.
+    """The calibration with the distributions of the test images, their `sizes` (n, 2) and their answers.
+
+    The images are at the `rows` (n,) of `images` (N, H, W, C), or are all of them.
 
     It is returned unchanged where a size is unknown (NaN).
     """
     if not np.isfinite(sizes).all():
         return calibration
-    facts = image_facts(images, sizes)
+    facts = image_facts(images, sizes, rows)
     kinds = kinds_of_answers(calibration, logits, features).tolist()
     traffic = {name: spread_of(facts[:, place]) for place, name in enumerate(IMAGE_FACTS)} | {
         PREDICTED: spread_of_places(logits.argmax(axis=1), logits.shape[1]),

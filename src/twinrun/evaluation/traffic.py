@@ -12,7 +12,7 @@ from twinrun.core.arrays import FloatArray, IntArray, Pixels
 IMAGE_FACTS = ("brightness", "sharpness", "longest side", "short to long side")
 PREDICTED, KIND = "predicted label", "kind of answer"
 _BINS = 10
-_AT_ONCE = 1024
+_PIXELS_AT_ONCE = 4_000_000
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -54,17 +54,24 @@ def spread_of_places(places: IntArray | Sequence[int], categories: int) -> Sprea
     return Spread(edges=None, counts=np.bincount(np.array(places, np.int64), minlength=categories).tolist())
 
 
-def image_facts(images: Pixels, sizes: Sequence[tuple[int, int]] | IntArray | FloatArray) -> NDArray[np.float64]:
-    """The IMAGE_FACTS (N, 4) of images (N, H, W, C), as the network takes them, that had `sizes` (N, 2) before.
+def image_facts(
+    images: Pixels, sizes: Sequence[tuple[int, int]] | IntArray | FloatArray, rows: IntArray | None = None
+) -> NDArray[np.float64]:
+    """The IMAGE_FACTS (n, 4) of `images[rows]`, as the network takes them, that had `sizes` (n, 2) before.
+
+    Images have shape (N, H, W, C); without `rows` all are measured. Few are in memory at a time.
 
     Brightness is the mean, in [0, 1]; sharpness the standard deviation of the Laplacian, in units of white; the longest
     side is in pixels.
     """
-    measured = np.empty((len(images), len(IMAGE_FACTS)))
-    for start in range(0, len(images), _AT_ONCE):
-        grays = images[start : start + _AT_ONCE, :, :, 0].astype(np.int16)  # sums of channels
+    rows = np.arange(len(images)) if rows is None else rows
+    measured = np.empty((len(rows), len(IMAGE_FACTS)))
+    at_once = max(1, _PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
+    for start in range(0, len(rows), at_once):
+        some = images[rows[start : start + at_once]]
+        grays = some[:, :, :, 0].astype(np.int16)  # sums of channels
         for channel in range(1, images.shape[3]):
-            grays += images[start : start + _AT_ONCE, :, :, channel]
+            grays += some[:, :, :, channel]
         middle = grays[:, 1:-1, 1:-1]
         around = grays[:, :-2, 1:-1] + grays[:, 2:, 1:-1] + grays[:, 1:-1, :-2] + grays[:, 1:-1, 2:]
         laplacian = 4 * middle - around

@@ -241,7 +241,8 @@ def _learn_encoder(images: Pixels, rows: IntArray, side: int, seed: int) -> _Enc
     """Whiten patches and find their centroids (Coates & Ng, "Learning Feature Representations with K-means", 2012)."""
     generator = np.random.default_rng(keyed_seed(seed, 1))
     sample = np.sort(generator.choice(rows, min(len(rows), _IMAGES_FOR_CENTROIDS), replace=False))
-    small = _shrunk(images[sample], side)
+    pieces = range(0, len(sample), _IMAGES_AT_ONCE)  # all of them at their full size may not fit into memory
+    small = np.concatenate([_shrunk(images[sample[start : start + _IMAGES_AT_ONCE]], side) for start in pieces])
     shortest = min(small.shape[1:3])
     patch_px = max(1, min(_PATCH_PX, shortest - _GRID + 1))
     windows = _windows(small, patch_px)

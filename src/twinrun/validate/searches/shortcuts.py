@@ -40,7 +40,7 @@ _LEAVES_PER_LABEL = 4
 _DRAWS = 4000
 _DOUBT = 0.05
 _CORNER_SHARES = {"corner": 1 / 8, "tip": 1 / 16}  # of each side; a small mark is lost in the mean of a large part
-_IMAGES_AT_ONCE = 4096
+_VALUES_AT_ONCE = 12_600_000  # 4,096 images of 32 x 32 in colour
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ def corner_colours(
     for shape in np.unique(shapes, axis=0).tolist():
         if min(shape) > 0:
             rows = np.flatnonzero((shapes == shape).all(axis=1))
-            for start in range(0, len(rows), _IMAGES_AT_ONCE):
-                some = rows[start : start + _IMAGES_AT_ONCE]
+            at_once = max(1, _VALUES_AT_ONCE // images[0].size)
+            for start in range(0, len(rows), at_once):
+                some = rows[start : start + at_once]
                 corners[some] = _corners(np.asarray(images[some]), *shape)
     colours = np.repeat(corners, 3, axis=2) if channels == 1 else corners
     return {
