@@ -259,6 +259,8 @@ def test_a_class_of_which_all_images_are_dropped_is_no_class_of_the_manifest(
         ("path,action\nnowhere.png,drop\n", "line 2: there is no image 'nowhere.png'"),
         ("path,action\n\ntrain/cat/003.png,remove\n", "line 3: the action must be drop, relabel or keep"),
         ("path,action\ntrain/cat/003.png,relabel\n", "line 2: relabel needs the new label"),
+        ("path,action,reason\ntrain/cat/003.png,drop,dark, blurred\n", "line 2: 4 cells, but the header has 3"),
+        ("path,action,label,Label\ntrain/cat/003.png,relabel,dog,cat\n", "line 1: two columns are called label"),
         ("path,action,label\ntrain/cat/003.png,relabel,catt\n", "no image has the label 'catt'; there are cat, dog"),
         (
             "path,action\ntrain/cat/page.png,keep\n",

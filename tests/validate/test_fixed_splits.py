@@ -71,6 +71,7 @@ def test_new_images_come_behind_the_lines_and_known_ones_are_brought_up_to_date(
         ("path,split\n,val\n", "line 2: the path is empty"),
         ("path,split\na.png,val\na.png,test\n", "line 3: 'a.png' already has a line"),
         ("path,split\na,b.png,val\n", "line 2: 3 cells, but the header has 2"),
+        ("path,split,Split\na.png,val,test\n", "line 1: two columns are called split"),
     ],
 )
 def test_a_csv_that_is_wrong_is_refused_with_its_line(text: str, problem: str, tmp_path: Path) -> None:
@@ -80,3 +81,14 @@ def test_a_csv_that_is_wrong_is_refused_with_its_line(text: str, problem: str, t
         read_fixed_splits(tmp_path / "splits.csv")
     with pytest.raises(DataError, match=r"gone.csv is missing[\s\S]*twinrun data split"):
         read_fixed_splits(tmp_path / "gone.csv")
+
+
+def test_notes_in_columns_without_a_name_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "splits.csv"
+    file.write_text("path,split,,,\na.png,val,first,second,\nb.png,test,,,\n")
+
+    lines = read_fixed_splits(file)
+    file.write_text(fixed_splits_csv(lines))
+
+    assert [line.more for line in lines] == [(("column 3", "first"), ("column 4", "second")), ()]
+    assert read_fixed_splits(file)[0].more == lines[0].more

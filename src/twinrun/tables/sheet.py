@@ -75,6 +75,33 @@ def read_sheet(path: Path, setting: str, error: type[TwinrunError]) -> Sheet:
     return Sheet(lines, text, delimiter)
 
 
+def column_names(sheet: Sheet, path: Path, error: type[TwinrunError]) -> list[str]:
+    """The names in the first line in lower case, "" for a column without one; raises `error` where one occurs twice."""
+    names = [cell.strip().lower() for cell in sheet.lines[0].cells] if sheet.lines else []
+    if twice := next((name for at, name in enumerate(names) if name and name in names[:at]), None):
+        raise error(f"{one_line(str(path))}, line 1: two columns are called {twice}. Rename or remove one of them.")
+    return names
+
+
+def cells_by_column(
+    names: Sequence[str], cells: Sequence[str], where: str, error: type[TwinrunError]
+) -> dict[str, str]:
+    """The cells of a line by their `column_names`; one without a name counts as "column 5", and only if it has text.
+
+    Raises `error` where there is text beyond the last column.
+    """
+    texts = [at for at, cell in enumerate(cells, 1) if cell.strip()]
+    if texts and texts[-1] > len(names):
+        raise error(
+            f"{where}: {texts[-1]} cells, but the header has {len(names)}. Quote cells that hold what separates cells."
+        )
+    return {
+        name or f"column {at}": cell
+        for at, (name, cell) in enumerate(zip(names, cells, strict=False), 1)
+        if name or cell.strip()
+    }
+
+
 def decoded(path: Path, setting: str, error: type[TwinrunError]) -> str:
     """The text of a file in UTF-8 or UTF-16, without a mark at its start; raises `error` where it is neither."""
     named = one_line(str(path))

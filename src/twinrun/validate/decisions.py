@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from twinrun.core.errors import DataError
 from twinrun.dataset.table import Columns
-from twinrun.tables.sheet import header_of, read_sheet, sheet_text
+from twinrun.tables.sheet import cells_by_column, column_names, header_of, read_sheet, sheet_text
 from twinrun.tables.spelling import Names
 from twinrun.validate.findings import BY_DECISION, Drop
 
@@ -50,21 +50,22 @@ class Decision:
 def read_decisions(path: Path) -> list[Decision]:
     """Read a CSV of decisions; raises DataError, which names the line, where it is not one."""
     try:
-        lines = read_sheet(path, _SETTING, DataError).lines
+        sheet = read_sheet(path, _SETTING, DataError)
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing ({_SETTING}). Create it: twinrun data fix --out {path}, or set it to null."
         ) from None
-    header = [cell.strip().lower() for cell in lines[0].cells] if lines else []
+    header = column_names(sheet, path, DataError)
     if missing := {"path", "action"} - set(header):
         raise DataError(
             f"{path}, line 1: expected the columns {', '.join(_COLUMNS)}; {' and '.join(sorted(missing))} is missing "
             f"({_SETTING})."
         )
-    return [_decision(dict(zip(header, line.cells, strict=False)), f"{path}, line {line.number}") for line in lines[1:]]
+    return [_decision(header, line.cells, f"{path}, line {line.number}") for line in sheet.lines[1:]]
 
 
-def _decision(cells: dict[str, str], where: str) -> Decision:
+def _decision(header: Sequence[str], line: Sequence[str], where: str) -> Decision:
+    cells = cells_by_column(header, line, where, DataError)
     action = _ACTIONS.get(cells.get("action", "").strip().lower())
     if action is None:
         raise DataError(f"{where}: the action must be drop, relabel or keep, found {cells.get('action', '')!r}.")

@@ -18,7 +18,7 @@ from pathlib import Path
 from twinrun.core.errors import DataError
 from twinrun.dataset.manifest import SPLITS, SplitName
 from twinrun.dataset.table import Columns
-from twinrun.tables.sheet import read_sheet, sheet_text
+from twinrun.tables.sheet import cells_by_column, column_names, read_sheet, sheet_text
 from twinrun.tables.spelling import Names
 
 _COLUMNS = ("path", "split", "pixels_sha256")
@@ -40,15 +40,15 @@ class FixedSplit:
 def read_fixed_splits(path: Path) -> list[FixedSplit]:
     """Read a CSV of splits; raises DataError, which names the line, where it is not one."""
     try:
-        sheet = read_sheet(path, _SETTING, DataError).lines
+        sheet = read_sheet(path, _SETTING, DataError)
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing ({_SETTING}). Write it: twinrun data split --out {path}, or set it to null."
         ) from None
-    header = [cell.strip().lower() for cell in sheet[0].cells] if sheet else []
+    header = column_names(sheet, path, DataError)
     _require_columns(header, path)
     by_path: dict[str, FixedSplit] = {}
-    for cells in sheet[1:]:
+    for cells in sheet.lines[1:]:
         line = _line(header, cells.cells, f"{path}, line {cells.number}")
         if other := by_path.get(line.path):
             raise DataError(f"{line.where}: {line.path!r} already has a line ({other.where}). Remove one of them.")
@@ -124,9 +124,7 @@ def _require_columns(header: Sequence[str], path: Path) -> None:
 
 
 def _line(header: Sequence[str], cells: Sequence[str], where: str) -> FixedSplit:
-    if len(cells) > len(header):
-        raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}. Quote cells that hold commas.")
-    row = dict(zip(header, cells, strict=False))
+    row = cells_by_column(header, cells, where, DataError)
     path = row.get("path", "")
     if not path:
         raise DataError(f"{where}: the path is empty.")
