@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,17 @@ def test_a_confusion_matrix_of_any_size_is_a_small_png_that_fits_a_screen(classe
     assert len(picture) < 200_000
     reddest = np.asarray(image).astype(int)
     assert (reddest[..., 0] - reddest[..., 2]).max() > 20  # the one mistake can be seen
+
+
+def test_names_in_a_script_that_the_font_lacks_are_drawn_without_a_warning() -> None:
+    names = ("\u65e5\u672c", "\u0645\u0631\u062d\u0628\u0627")
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        confusion_picture(np.eye(2, dtype=np.int64), names)
+        mistakes_picture(np.zeros((1, 8, 8, 1), np.uint8), [Mistake(0, *names, 0.9)])
+
+    assert [str(warning.message) for warning in seen] == []
 
 
 def test_colour_photos_larger_than_a_tile_are_drawn_in_their_colours() -> None:

@@ -5,6 +5,7 @@ a dollar sign in a name starts no formula.
 """
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -229,7 +230,9 @@ def _figure(width_in: float, height_in: float, layout: str = "constrained") -> "
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with style.context(["default", _STYLE]):
+    with style.context(["default", _STYLE]), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the page has it as text too.
+        warnings.filterwarnings("ignore", "Glyph ", UserWarning)
         figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout=layout)  # type: ignore[arg-type]
         FigureCanvasAgg(figure)
         yield figure
