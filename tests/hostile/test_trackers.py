@@ -315,3 +315,25 @@ def test_a_database_server_that_is_away_is_said_without_a_password(
         require_reachable(find_tracker(project))
 
     assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("command", ["models", "sync", "doctor"])
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://u:pa[ss@127.0.0.1:9", "The user or password in MLFLOW_TRACKING_URI (http://127.0.0.1:9) has one of"),
+        ("http://u:pa/ss@127.0.0.1:9", "The user or password in MLFLOW_TRACKING_URI (http://127.0.0.1:9) has one of"),
+        ("postgresql://user:password@host:port/database", "cannot be reached: its port is not a number"),
+    ],
+)
+def test_an_address_that_is_none_is_one_message_for_every_command(
+    address: str, expected: str, command: str, project: Path, twinrun: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+
+    code, said = twinrun(command)
+
+    assert code == 1
+    assert expected in said
+    assert "Traceback" not in said

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from twinrun.core.files import write_json
 from twinrun.core.printing import one_line, printable
@@ -92,9 +91,19 @@ def run_list_address(server: str, experiment: str) -> str:
 
 
 def without_password(address: str) -> str:
-    """An address without its password, to print it."""
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    """An address without its user and password, to print it."""
+    return address.replace(f"{user}@", "", 1) if (user := user_of(address)) else address
+
+
+def user_of(address: str) -> str:
+    """User and password in an address, also where the password holds what would end it: / ? #. Empty without them."""
+    rest = address.partition("://")[2]
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in host:
+        return host.rpartition("@")[0]
+    # What follows a host is a port, which is a number.
+    is_user = ":" in host and not host.startswith("[") and not host.rpartition(":")[2].isdecimal()
+    return rest.rpartition("@")[0] if is_user else ""
 
 
 def describe_run(metrics: Mapping[str, Any], confusion: Path, data: str, page: str) -> str:

@@ -18,7 +18,7 @@ from twinrun.core.errors import TrackingError, TwinrunError
 from twinrun.core.files import explained
 from twinrun.record.home import home
 from twinrun.tracking.addresses import SQLITE, file_uri, sqlite_path, sqlite_uri
-from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_view
+from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_view, user_of
 from twinrun.tracking.relocate import relocate
 from twinrun.tracking.translation import database_trouble, describe, shown, unreachable
 
@@ -102,6 +102,7 @@ def require_reachable(tracker: Tracker, timeout_s: float = 5) -> None:
     if tracker.database is not None:
         _require_a_file(tracker)
     elif tracker.uri.startswith(("http://", "https://")):
+        _require_quoted(tracker)
         _require_server(tracker, timeout_s)
     elif tracker.uri.startswith(_DATABASES):
         _require_database(tracker, timeout_s)
@@ -114,6 +115,17 @@ def _require_a_file(tracker: Tracker) -> None:
         raise TrackingError(
             f"{URI_VARIABLE} has a `?` in the name of a folder, which ends the name there: {tracker.uri}\n"
             f"Write %3F for it, or unset {URI_VARIABLE} to use {MLRUNS}/{DATABASE} of the project."
+        )
+
+
+def _require_quoted(tracker: Tracker) -> None:
+    """Raise where a character of the password ends the address, so that a part of it would be the host, and printed."""
+    if set("/?#[]") & set(user_of(tracker.uri)):
+        raise TrackingError(
+            f"The user or password in {URI_VARIABLE} ({tracker.shown}) has one of the characters / ? # [ ], which no "
+            "address may hold.\n"
+            "Write %2F, %3F, %23, %5B or %5D for it, or leave both out and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD; nothing that was trained is lost."
         )
 
 
@@ -154,6 +166,8 @@ def _require_database(tracker: Tracker, timeout_s: float) -> None:
         engine.dispose()
     except ImportError as error:
         raise TrackingError(describe(error, tracker.uri)) from error
+    except ValueError:
+        raise _away(tracker, "its port is not a number") from None
     except sqlalchemy.exc.SQLAlchemyError as error:
         raise _away(tracker, database_trouble(error, tracker.uri)) from error
 
