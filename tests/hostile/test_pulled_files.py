@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tracking_support import evaluate, runs, train, validate
 from pipeline import register
 from twinrun.core.errors import RecordError, run_main
 from twinrun.core.files import file_sha256, write_json, write_text
+from twinrun.record.card import collect_environment
 from twinrun.record.journal import Journal, read_events
 from twinrun.tracking.store import find_tracker, open_client
 
@@ -294,8 +296,51 @@ def test_doctor_names_what_dvc_never_wrote_into_its_lock_and_looks_at_nothing_ou
 
     printed = twinrun("doctor", "--deep")
 
-    assert "dvc.lock cannot be used: an entry that DVC does not write: outs of train: {'path': '../" in printed
+    assert "dvc.lock cannot be used: an entry that DVC does not write: outs of train: {'md5': '0000" in printed
+    assert "'path': '../home/.bashrc'}" in printed
     assert "outs of train: 7" in printed
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefghijkl")
+)
+LOCKS = {
+    "a date that does not exist": ("made: 2025-31-12\n", "it is not YAML"),
+    "a number without end": (f"stages: {{train: {{outs: [0x{'f' * 9000}]}}}}\n", "it is not YAML"),
+    "aliases of aliases": (f"{LAUGHS}stages: {{train: {{outs: [*l]}}}}\n", "outs of train: [[["),
+    "a stage with a name of several lines": ('stages: {"train\\nforged": {outs: [7]}}\n', r"outs of train\nforged: 7"),
+    "a stage that is named by a list": ("stages: {? [a] : {outs: [7]}}\n", "a stage called ('a',)"),
+}
+
+
+@pytest.mark.parametrize(("content", "fault"), LOCKS.values(), ids=LOCKS)
+def test_a_lock_that_dvc_never_wrote_stops_no_command_and_doctor_names_what_is_wrong(
+    content: str, fault: str, clone: Path, twinrun: Callable[..., str]
+) -> None:
+    (clone / ".dvc").mkdir()
+    write_text("[core]\n    no_scm = true\n", clone / ".dvc/config")
+    write_text(content, clone / "dvc.lock")
+
+    synced, found = twinrun("sync"), twinrun("doctor")
+
+    assert "Traceback" not in synced
+    assert len(runs(clone)) == 1
+    assert f"dvc.lock cannot be used: {'' if 'YAML' in fault else 'an entry that DVC does not write: '}{fault}" in found
+
+
+@pytest.mark.parametrize("lock", ["torch==2.0\n".encode("utf-16"), b'torch==2.0 ; frob == "x"\n'])
+def test_a_lock_of_packages_that_cannot_be_read_is_recorded_and_named(
+    lock: bytes, clone: Path, twinrun: Callable[..., str]
+) -> None:
+    """PowerShell writes UTF-16 with `pip freeze > requirements.lock`."""
+    (clone / "requirements.lock").write_bytes(lock)
+
+    recorded, found = collect_environment(clone), twinrun("doctor")
+
+    assert recorded["lock_sha256"] == hashlib.sha256(lock).hexdigest()
+    assert "torch" in recorded["differing"]
+    assert "environment could not be checked" not in found
+    assert "as requirements.lock says" in found or "not in requirements.lock" in found
 
 
 def test_register_refuses_results_that_were_never_written_here(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from training_support import TrainableProject, git
 
 from twinrun.cli import main as cli
 from twinrun.core.files import write_text
+from twinrun.doctor.code import check
 from twinrun.record.card import collect_code
 from twinrun.tracking.store import find_tracker
 
@@ -215,6 +216,10 @@ COMMANDS = (["sync"], ["models"], ["show", "1"], ["diff", "1", "2"], ["promote",
         f"http://joe:{VALUE}%40x@127.0.0.1:9/base",
         f"postgresql://joe:{VALUE}@127.0.0.1:9/mlflow",
         f"http://:{VALUE}@127.0.0.1:9",
+        f"http://joe:{VALUE}[x@127.0.0.1:9",
+        f"http://joe:x/{VALUE}@127.0.0.1:9",
+        f"http://joe:{VALUE}#x@127.0.0.1:9",
+        f"postgresql://joe:x/{VALUE}@127.0.0.1:9/mlflow",
     ],
 )
 def test_no_command_shows_or_records_the_password_of_a_tracker(
@@ -243,3 +248,19 @@ def test_another_password_is_the_same_store(tracked_project: Path, monkeypatch: 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://joe:two@mlflow.example")
 
     assert find_tracker(tracked_project).state == before
+
+
+def test_doctor_has_a_change_that_looks_like_a_secret_committed_and_not_ignored(repository: Path) -> None:
+    """A tracked file is not made untracked by .gitignore, and a line that was removed can have no comment."""
+    write_text("PASSWORD=x\n", repository / ".env")
+    write_text(f'token = "{VALUE}"\n', repository / "src/settings.py")
+    git(repository, "add", "--force", ".env", "src/settings.py")
+    git(repository, "commit", "--quiet", "--message", "Add settings")
+    (repository / ".env").unlink()
+    write_text("token = None\n", repository / "src/settings.py")
+
+    named, held = (finding for finding in check(repository)[1] if "in a run's card" in finding.problem)
+
+    assert ".env is not in a run's card: it is named as secrets are" in named.problem
+    assert "src/settings.py is not in a run's card: line " in held.problem
+    assert named.fix == held.fix == "commit the change, if it holds no secret, or move the secret out of it"

@@ -19,7 +19,10 @@ def read_yaml(text: str, kind: Literal["safe", "rt"] = "safe") -> Any:
     class Constructor(base):  # type: ignore[misc]
         def construct_object(self, node: Any, deep: bool = False) -> Any:
             try:
-                return super().construct_object(node, deep)
+                value = super().construct_object(node, deep)
+                if isinstance(value, int):
+                    str(value)  # a ValueError for a huge 0x..., as Python raises for one in decimal
+                return value
             except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
                 raise ConstructorError(None, None, _unreadable(node, error), node.start_mark) from None
 

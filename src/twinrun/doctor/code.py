@@ -23,7 +23,9 @@ def check(root: Path) -> Result:
     findings += [
         Finding(
             f"{name} is not in a run's card: {reason}",
-            "move the secret out of it, or end the line with a comment: pragma: allowlist secret",
+            "commit the change, if it holds no secret, or move the secret out of it"
+            if name in code.tracked
+            else "move the secret out of it, or end the line with a comment: pragma: allowlist secret",
         )
         for name, reason in code.secrets.items()
         if name not in secret

@@ -23,7 +23,7 @@ def check(root: Path) -> Result:
     lock = root / LOCK
     if not lock.is_file():
         return "", [Finding(f"{LOCK} is missing, so runs cannot record their environment", "make lock")]
-    locked = locked_versions(lock.read_text(encoding="utf-8"))
+    locked = locked_versions(lock.read_text(encoding="utf-8", errors="replace"))
     changes = compare_packages(locked, installed_versions())
     findings = []
     if differing := [c for c in changes if c.before is not None]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from twinrun.core.errors import RepositoryError, os_problem
 from twinrun.core.files import file_sha256
+from twinrun.core.yaml import read_yaml
 from twinrun.record.records import read_lock
 from twinrun.record.secret_scan import find_secret, is_secret
 
@@ -56,7 +57,7 @@ class Code:
 
     `diff` is a patch for `git apply`, of changed files and of the untracked source files in `taken`, without dvc.lock.
     `secrets` maps files that look like secrets to the reason; their changes are not in the patch. `left_out` names
-    these and the other untracked files.
+    these and the other untracked files. `tracked` names those of them that git knows.
     """
 
     commit: str
@@ -65,6 +66,7 @@ class Code:
     left_out: tuple[str, ...]
     taken: tuple[str, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict)
+    tracked: frozenset[str] = frozenset()
 
     def lines(self) -> list[str]:
         """For a person: what goes into the card, and what does not."""
@@ -111,7 +113,9 @@ def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Cod
     # After `git rm --cached` a file is both: deleted from the index, and untracked.
     taken = [name for name in taken if name not in changed]
     secrets, left_out = {**changed, **secrets}, list(dict.fromkeys([*changed, *left_out]))
-    return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out), tuple(taken), secrets)
+    return Code(
+        head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out), tuple(taken), secrets, frozenset(changed)
+    )
 
 
 def _choose(
@@ -149,14 +153,13 @@ def _is_source(name: str, named: frozenset[str]) -> bool:
 
 def _named_in_dvc_yaml(root: Path) -> frozenset[str]:
     """The files and folders that stages depend on in dvc.yaml, except data, which DVC stores itself."""
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        content = YAML(typ="safe", pure=True).load((root / "dvc.yaml").read_text(encoding="utf-8"))
+        content = read_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))
         stages = content["stages"].values()
-        deps = {str(dep) for stage in stages for dep in stage.get("deps", [])}
-    except (OSError, UnicodeDecodeError, YAMLError, RecursionError, KeyError, TypeError, AttributeError):
+        deps = {dep for stage in stages for dep in stage.get("deps", []) if isinstance(dep, str)}
+    except (OSError, ValueError, YAMLError, KeyError, TypeError, AttributeError):
         return frozenset()
     return frozenset(dep for dep in deps if not dep.startswith(("data/", "$")))
 
@@ -243,14 +246,13 @@ def recorded_size(root: Path, stage: str, path: str) -> tuple[int, int] | None:
 
 
 def _lock_content(root: Path) -> Any:
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        return YAML(typ="safe", pure=True).load((root / DVC_LOCK).read_text(encoding="utf-8"))
+        return read_yaml((root / DVC_LOCK).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (UnicodeDecodeError, YAMLError, RecursionError):
+    except (UnicodeDecodeError, YAMLError):
         return _UNREADABLE
 
 
@@ -270,7 +272,7 @@ def collect_environment(root: Path) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "lock_sha256": file_sha256(lock) if lock.is_file() else None,
-        "differing": _differing(lock.read_text(encoding="utf-8")) if lock.is_file() else {},
+        "differing": _differing(lock.read_text(encoding="utf-8", errors="replace")) if lock.is_file() else {},
     }
 
 
@@ -366,16 +368,25 @@ def diff_hash(diff: str) -> str:
 
 def locked_versions(lock: str) -> dict[str, str]:
     """Package -> version in the text of a requirements.lock, of those that this platform needs."""
-    from packaging.markers import Marker
     from packaging.utils import canonicalize_name
 
     locked: dict[str, str] = {}
     for name, version, marker in re.findall(
         r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;\s*([^\\\n]+))?", lock, re.M
     ):
-        if not marker or Marker(marker.strip()).evaluate():
+        if not marker or _applies(marker.strip()):
             locked[canonicalize_name(name)] = version
     return locked
+
+
+def _applies(marker: str) -> bool:
+    """Whether the marker of a package includes this platform; yes where it is not one that pip understands."""
+    from packaging.markers import InvalidMarker, Marker, UndefinedComparison, UndefinedEnvironmentName
+
+    try:
+        return Marker(marker).evaluate()
+    except (InvalidMarker, UndefinedComparison, UndefinedEnvironmentName):
+        return True
 
 
 def installed_versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ from pydantic import (
 )
 
 from twinrun.core.errors import RecordError
+from twinrun.core.printing import one_line
 from twinrun.record.home import Process
 
 Record = dict[str, Any]
@@ -33,6 +35,9 @@ Record = dict[str, Any]
 LARGEST_BYTES = 256_000_000
 _SHOWN = 3
 _CACHED = re.compile(r"/([0-9a-f]{2})/([0-9a-f]{30})$")
+# Aliases of YAML may hold a text of gigabytes, of which this writes the beginning.
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxlevel, _BRIEFLY.maxstring = 3, 60
 
 
 def _relative(path: str) -> str:
@@ -411,14 +416,17 @@ def read_lock(content: Any) -> tuple[dict[str, Record], list[str]]:
     hashes: dict[str, Record] = {}
     faults: list[str] = []
     for stage, facts in (stages if isinstance(stages, dict) else {}).items():
-        hashes[str(stage)] = {"deps": {}, "outs": {}}
+        if not isinstance(stage, str):
+            faults.append(f"a stage called {_BRIEFLY.repr(stage)[:80]}")
+            continue
+        hashes[stage] = {"deps": {}, "outs": {}}
         for side, kind in (("deps", _DEPENDENCY), ("outs", _OUTPUT)):
             for entry in _list(facts.get(side) if isinstance(facts, dict) else None):
                 try:
                     checked = kind.validate_python(entry)
-                    hashes[str(stage)][side][checked.path] = checked.md5
+                    hashes[stage][side][checked.path] = checked.md5
                 except (ValidationError, RecursionError):
-                    faults.append(f"{side} of {stage}: {str(entry)[:80]}")
+                    faults.append(f"{side} of {one_line(stage)}: {_BRIEFLY.repr(entry)[:80]}")
     return hashes, faults
 
 

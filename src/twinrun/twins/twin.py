@@ -243,7 +243,7 @@ def _notes_on_data(card: Mapping[str, Any], material: Material) -> Iterator[str]
             "The twin is trained on the images as they are now; with `--data recorded` on the run's own data."
         )
     if left_out := card.get("untracked_left_out"):
-        yield f"The twin lacks these files, which were untracked and are not in the run's card: {_some(left_out)}."
+        yield f"The twin lacks what was not committed of these files, since the run's card lacks it: {_some(left_out)}."
 
 
 def _place_params(project: Path, card: Mapping[str, Any]) -> list[str]:
@@ -291,7 +291,7 @@ def _notes_on_environment(root: Path, project: Path, card: Mapping[str, Any]) ->
             )
     here = root / LOCK
     if here.is_file():
-        wanted = locked_versions(here.read_text(encoding="utf-8"))
+        wanted = locked_versions(here.read_text(encoding="utf-8", errors="replace"))
         for change in compare_packages(wanted, installed):
             if is_deciding(change.name):
                 yield (
