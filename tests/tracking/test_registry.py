@@ -379,3 +379,18 @@ def test_a_register_that_was_killed_half_way_leaves_nothing_double(project: Path
     assert child.exitcode == -signal.SIGKILL
     assert list(_aliases(project)) == [1]
     assert len([each for each in client.search_logged_models(experiments) if each.source_run_id == run_id]) == 1
+
+
+def test_a_champion_that_changed_while_it_was_compared_is_not_replaced(project: Path) -> None:
+    _register(project)
+    _register(project, "cd")
+    registry = Registry(find_tracker(project), "digits")
+
+    def judge(*_: object) -> Judgement:
+        open_client(find_tracker(project)).set_registered_model_alias("digits", "champion", "1")  # on another machine
+        return Judgement(refusal=None)
+
+    with pytest.raises(RegistryError, match="it was no version and is version 1"):
+        registry.promote(2, judge=judge)
+
+    assert _aliases(project) == {2: ("candidate",), 1: ("champion",)}

@@ -174,11 +174,10 @@ def promote(
     promotion = registry.promote(version, force=force, reason=reason, judge=judge)
     before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
     print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
-    entry = registry.history()[-1]
-    for gate in entry.gates:
+    for gate in promotion.gates:
         print(f"  {gate}")
-    if entry.test_set is not None:
-        print(used_sentence(registry.uses(entry.test_set)))
+    if promotion.test_set is not None:
+        print(used_sentence(registry.uses(promotion.test_set)))
     if promotion.before is not None:
         with suppress(TwinrunError):  # the facts of one of them are neither here nor in DVC's remote
             versions = (str(promotion.before), str(promotion.after))

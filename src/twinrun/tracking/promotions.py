@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from twinrun.core.errors import RegistryError
+from twinrun.core.printing import printable
 
 PROMOTIONS = "promotions.jsonl"
 ELSEWHERE = "elsewhere"
@@ -96,7 +97,9 @@ class Promotions:
     def read(self) -> tuple[list[Entry], list[str]]:
         """All entries, the oldest first, and what is wrong with the file, a sentence each."""
         try:
-            content = self.file.read_bytes() if self.file.stat().st_size <= _KEPT_BYTES else b""
+            if (size := self.file.stat().st_size) > _KEPT_BYTES:
+                return [], [f"{self.file} was not read: it has {size / 1e6:.0f} MB, and Twinrun writes no such file"]
+            content = self.file.read_bytes()
         except FileNotFoundError:
             return [], []
         except OSError as error:
@@ -185,7 +188,7 @@ class Promotions:
             end = _whole_lines(file)
             file.truncate(end)
             try:
-                file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+                file.write(json.dumps({name: _text(value) for name, value in line.items()}).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
@@ -211,6 +214,13 @@ def _entry(line: _Begun) -> Entry:
         outcome=outcome,
         detail=line.failed,
     )
+
+
+def _text(value: Any) -> Any:
+    """A value whose texts can be read again: a reason or a user's name may hold bytes that are not UTF-8."""
+    if isinstance(value, list):
+        return [_text(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _whole_lines(file: Any) -> int:

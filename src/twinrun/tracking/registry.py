@@ -86,13 +86,18 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """A change of the champion; `before` is None where there was none."""
+    """A change of the champion; `before` is None where there was none.
+
+    `gates` are the results of the gates that decided it, `test_set` is the hash of the images that they used.
+    """
 
     name: str
     action: str
     before: int | None
     after: int
     reason: str | None
+    gates: tuple[str, ...] = ()
+    test_set: str | None = None
 
 
 Judge = Callable[[Version, Version | None], Judgement]
@@ -207,8 +212,15 @@ class Registry:
                     "Improve it, or promote it anyway with a reason: "
                     f'twinrun promote {number} --force --reason "..."'
                 )
+            if (now := self._aliases().get(CHAMPION)) != before:
+                was, is_now = (f"version {number}" if number else "no version" for number in (before, now))
+                raise RegistryError(
+                    f"The champion of {self.name!r} was changed while version {number} was compared with it: it was "
+                    f"{was} and is {is_now}. Nothing was changed. Compare with that: twinrun promote {number}"
+                )
             former = self._former() if before is None else [*self._former(), before]
-            return self._move(promotion, former, judgement)
+            self._move(promotion, former, judgement)
+            return replace(promotion, gates=judgement.gates, test_set=judgement.test_set)
 
     def rollback(self, reason: str | None = None) -> Promotion:
         """Make the champion before this one the champion again. Raises RegistryError where there was none."""
@@ -233,8 +245,7 @@ class Registry:
     def history(self) -> list[Entry]:
         """Every change of the champion that this project has recorded, the oldest first."""
         with self._locked(), explaining(self.tracker):
-            if self._aliases():
-                self._reconciled()
+            self._reconciled()
         return [entry for entry in self._journal.read()[0] if entry.model == self.name]
 
     def uses(self, test_set: str) -> int:
