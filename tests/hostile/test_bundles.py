@@ -16,6 +16,7 @@ from tracking_support import AB, evaluate, train
 
 from pipeline import register
 from twinrun.core.errors import BundleError, run_main
+from twinrun.core.files import write_text
 from twinrun.models.bundle import load_bundle
 from twinrun.models.stored import tensors_hash
 from twinrun.tracking.registry import Registry, check_bundle
@@ -241,3 +242,20 @@ def test_register_makes_no_version_of_a_bundle_that_cannot_be_loaded(
     assert "not registered" in error
     assert "Traceback" not in error
     assert Registry(find_tracker(), "twinrun-digits").versions() == []
+
+
+@pytest.mark.parametrize(
+    "content", ["{: : x\n\t- [", "[]", "flavors: [1]", "flavors: {python_function: {data: ../..}}"]
+)
+def test_a_model_whose_description_mlflow_never_wrote_is_one_sentence(
+    content: str, registered: Path, tmp_path: Path, twinrun: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(registered, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_text(content, next(Path("mlruns").rglob("MLmodel")))
+
+    printed = twinrun("predict", "0.png")
+
+    assert "MLmodel of version 1 of twinrun-digits is not what Twinrun writes, so it was not used" in printed
+    assert "Traceback" not in printed

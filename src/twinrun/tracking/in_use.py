@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from twinrun.core.errors import RegistryError
+from twinrun.core.yaml import read_yaml
 from twinrun.record.records import relative_path, require_plain
 from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.registry import CANDIDATE, CHAMPION, Registry, Version, missing_model
@@ -101,15 +103,21 @@ def _no_champion(candidate: Version) -> str:
 
 def fetch_bundle(tracker: Tracker, version: Version, folder: Path) -> Path:
     """Put a copy of a version's bundle into `folder`; returns the bundle's own folder there."""
-    from mlflow.models import Model
-
     model = fetch_model(tracker, version.name, version.version, folder)
-    with explaining(tracker), as_default(tracker):
-        # The tracker says where in the model the bundle lies.
-        data = Model.load(str(model)).flavors.get("python_function", {}).get("data")
-    bundle = model / relative_path(data, f"MLmodel of version {version.version} of {version.name}")
+    origin = f"MLmodel of version {version.version} of {version.name}"
+    bundle = model / relative_path(_place_of_bundle(model / "MLmodel"), origin)
     require_plain(bundle, folder)
     return bundle
+
+
+def _place_of_bundle(description: Path) -> Any:
+    """Where in a model of MLflow the bundle lies, as its description says; None where that is not one."""
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return read_yaml(description.read_text(encoding="utf-8"))["flavors"]["python_function"]["data"]
+    except (OSError, ValueError, YAMLError, LookupError, TypeError):
+        return None
 
 
 def fetch_model(tracker: Tracker, name: str, version: int, folder: Path) -> Path:
