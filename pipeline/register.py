@@ -12,7 +12,7 @@ from twinrun.evaluation.gate import not_judged, refusal
 from twinrun.evaluation.gate_page import gate_page
 from twinrun.record.records import CardRecord, MetricsRecord, Record, read_record
 from twinrun.tracking.registry import Registry, check_bundle
-from twinrun.tracking.runs import add_to_run
+from twinrun.tracking.runs import add_to_run, writable_run
 from twinrun.tracking.store import find_tracker, require_reachable
 from twinrun.tracking.sync import evaluated_weights, run_of, sync, training_data
 
@@ -56,15 +56,15 @@ def main() -> None:
         gates={gate.name: str(gate) for gate in judged.gates},
         onnx=onnx,
         fingerprint=card["fingerprint"],
-        run_id=run_of(Path.cwd(), card["weights_hash"]),
+        run_id=writable_run(tracker, run_of(Path.cwd(), card["weights_hash"])),
         data=training_data(Path.cwd()),
         refusal=refused,
     )
     uses = used_sentence(registry.uses(judged.test_set))
     page = gate_page(judged.gates, f"{version.name} version {version.version}", refused, [uses, measured(judged)])
     write_text(page, OUT / "report/index.html")
-    if version.run_id is not None:
-        add_to_run(tracker, version.run_id, OUT / "report/index.html", "registration", metrics_of(judged))
+    if (run_id := writable_run(tracker, version.run_id)) is not None:
+        add_to_run(tracker, run_id, OUT / "report/index.html", "registration", metrics_of(judged))
 
     write_json(
         {"latency_ms": judged.trial.latency_ms, "machine": judged.machine, **judged.agreement}, OUT / "trial.json"

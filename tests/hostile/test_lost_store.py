@@ -13,6 +13,7 @@ from sqlalchemy.engine import Engine
 from tracking_support import FaultyTracker, evaluate, runs, train, validate
 
 from pipeline import register
+from twinrun.tracking.replay import Replay
 from twinrun.tracking.store import find_tracker, open_client
 
 
@@ -140,3 +141,44 @@ def test_a_server_that_lost_a_run_gets_it_again_and_register_works(
 
     version = open_client(find_tracker()).get_model_version("twinrun-digits", "1")
     assert version.run_id not in (None, "", "0" * 32)
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["deleted", "removed for good"])
+def test_a_model_whose_run_a_person_deleted_is_registered_without_it(
+    removed: bool, published: Path, twinrun: Callable[..., str]
+) -> None:
+    (run,), client = runs(published), open_client(find_tracker(published))
+    client.delete_run(run.id)
+    if removed:
+        client._tracking_client.store._hard_delete_run(run.id)
+
+    register.main()  # the version is there already
+    shown = twinrun("show", "1")
+    client.delete_registered_model("twinrun-digits")
+    register.main()
+
+    assert client.get_model_version("twinrun-digits", "1").tags["twinrun.passed"] == "true"
+    expected = f"The run {run.id[:8]}, which '1' names, was removed from sqlite:" if removed else "(FINISHED)"
+    assert expected in shown
+    assert removed or client.get_run(run.id).info.lifecycle_stage == "deleted"
+
+
+def test_a_killed_training_whose_run_a_person_deleted_does_not_keep_others_from_being_published(
+    tracked_project: Path, twinrun: Callable[..., str]
+) -> None:
+    dies = (
+        "from pathlib import Path; from twinrun.record.journal import Journal\n"
+        "print(Journal.create(Path(), name='dead', experiment='twinrun-digits').folder)"
+    )
+    folder = Path(subprocess.run([sys.executable, "-c", dies], capture_output=True, text=True, check=True).stdout[:-1])
+    replay = Replay(folder, find_tracker())
+    while replay.step():
+        pass
+    replay.client.delete_run(str(replay.state.run_id))
+    train(tracked_project)
+
+    first, second = twinrun("sync"), twinrun("sync")
+
+    assert "not up to date" not in first
+    assert "is up to date" in second
+    assert [run.info.info.run_name.partition(" ")[2] for run in runs(tracked_project)] == ["lenet5 on digits"]

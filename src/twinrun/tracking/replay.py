@@ -219,10 +219,15 @@ class Replay:
         if summary is None or not summary.dead() or self.pending():
             return False
         times = [event["time_ms"] for _, event in events_from(self.file, 0) if "time_ms" in event]
-        self.client.set_terminated(self.state.run_id, "KILLED", end_time=max(times, default=None))
+        try:
+            self.client.set_terminated(self.state.run_id, "KILLED", end_time=max(times, default=None))
+        except Exception:
+            if not self._run_is_deleted():
+                raise
+            self.state.deleted = True
         self.state.killed_at = self.state.offset
         self.state.save()
-        return True
+        return not self.state.deleted
 
     def _send(self, batch: list[Event]) -> None:
         from mlflow.exceptions import MlflowException

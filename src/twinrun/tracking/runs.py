@@ -11,7 +11,7 @@ from twinrun.core.errors import RegistryError, TrackingError
 from twinrun.core.printing import one_line
 from twinrun.record.records import CardRecord, read_record
 from twinrun.tracking.metric_names import with_current_names
-from twinrun.tracking.presentation import titled
+from twinrun.tracking.presentation import short, titled
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import Tracker, explaining, open_client, require_reachable
 
@@ -51,6 +51,11 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
     with explaining(tracker):
         client = open_client(tracker)
     run_id = _of_version(tracker, reference, model_name) or _of_prefix(client, tracker, reference)
+    if not _has_run(client, tracker, run_id):
+        raise TrackingError(
+            f"The run {short(run_id)}, which {reference!r} names, was removed from {tracker.shown}, and its card with "
+            "it. List the versions: twinrun models. Show the run that trained the model of this folder: twinrun show"
+        )
     with explaining(tracker):
         run = client.get_run(run_id)
         card = None
@@ -60,12 +65,21 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
                 card = read_record(CardRecord, place, Path(folder), origin=f"{CARD} of run {run_id} in {tracker.shown}")
     return RunFacts(
         run_id=run_id,
-        name=one_line(run.info.run_name),
+        name=one_line(run.info.run_name or "without a name"),
         status=run.info.status,
         tags=dict(run.data.tags),
         metrics=with_current_names(run.data.metrics),
         card=card,
     )
+
+
+def writable_run(tracker: Tracker, run_id: str | None) -> str | None:
+    """The same id; None where a person deleted the run, so that nothing can be added to it."""
+    client = open_client(tracker)
+    if run_id is None or not _has_run(client, tracker, run_id):
+        return None
+    with explaining(tracker):
+        return run_id if client.get_run(run_id).info.lifecycle_stage == "active" else None
 
 
 def fetch_artifact(tracker: Tracker, run_id: str, path: str, folder: Path) -> Path | None:
@@ -109,6 +123,19 @@ def metric_history(tracker: Tracker, run_id: str, name: str) -> list[tuple[int, 
     with explaining(tracker):
         history = open_client(tracker).get_metric_history(run_id, name)
     return sorted((int(metric.step), float(metric.value)) for metric in history)
+
+
+def _has_run(client: Any, tracker: Tracker, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    with explaining(tracker):
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+    return True
 
 
 def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None:
