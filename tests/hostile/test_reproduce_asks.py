@@ -222,3 +222,19 @@ def test_the_password_in_a_trackers_address_is_not_handed_to_the_code(monkeypatc
     assert not any("secret" in value for value in minimal_environment().values())
     assert minimal_environment({"PATH": "/bin", "LC_ALL": "C", "API_KEY": "x"}) == {"PATH": "/bin", "LC_ALL": "C"}
     assert os.environ["MLFLOW_TRACKING_URI"]
+
+
+def test_a_worktree_of_the_user_that_is_not_mounted_is_not_forgotten(
+    project: Path, tmp_path: Path, mark: Path, reproduce: Callable[..., tuple[str, list[str]]]
+) -> None:
+    run_id = record(project)
+    git(project, "worktree", "add", "--quiet", "--detach", str(tmp_path / "usb/stick"))
+    (tmp_path / "usb").rename(tmp_path / "away")
+
+    printed, _ = reproduce(run_id, "--trust")
+    (tmp_path / "away").rename(tmp_path / "usb")
+
+    assert mark.exists()
+    assert "The twin's stage train failed" in printed
+    git(tmp_path / "usb/stick", "status")
+    assert len(list((project / ".git/worktrees").iterdir())) == 1

@@ -86,10 +86,15 @@ def worktree(root: Path, *, name: str, commit: str, diff: str, keep: bool) -> It
 
 
 def remove(root: Path, folder: Path) -> None:
-    """Remove a worktree and git's memory of it."""
-    run_git(root, "worktree", "remove", "--force", str(folder))
+    """Remove a worktree and git's memory of it.
+
+    No `git worktree prune`, which forgets all worktrees that are not there now, such as one on a disk that is not
+    mounted. Twice forced, since git locks a worktree while it is created.
+    """
+    forget = ("worktree", "remove", "--force", "--force", str(folder))
+    run_git(root, *forget)
     shutil.rmtree(folder, ignore_errors=True)
-    run_git(root, "worktree", "prune")
+    run_git(root, *forget)  # where git could not remove the folder
     _owner_file(folder).unlink(missing_ok=True)
 
 
