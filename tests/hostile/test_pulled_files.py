@@ -185,6 +185,12 @@ ATTACKS: dict[str, Attack] = {
     "intervals that are a number": field(METRICS, "intervals", 1),
     "classes that are a text": field(METRICS, "per_class", "x"),
     "an evaluation whose table is a text": events(lambda event, _: event.update(rows="x"), "table", EVALUATION),
+    "an evaluation whose table has a number that JSON lacks": events(
+        lambda event, _: event.update(rows=[{"label": "0", "recall": float("inf")}]), "table", EVALUATION
+    ),
+    "an artifact inside another one": events(
+        lambda event, _: event.update(path="card.json/bundle") if event["path"] == "bundle" else None
+    ),
     "an evaluation with another file": events(file_of_the_project, journal=EVALUATION),
     "an evaluation nested without end": text(EVALUATION, DEEP + "\n"),
     "an evaluation that is a link": link(EVALUATION, ".ssh/id_rsa"),
@@ -326,6 +332,55 @@ def test_a_lock_that_dvc_never_wrote_stops_no_command_and_doctor_names_what_is_w
     assert "Traceback" not in synced
     assert len(runs(clone)) == 1
     assert f"dvc.lock cannot be used: {'' if 'YAML' in fault else 'an entry that DVC does not write: '}{fault}" in found
+
+
+def test_what_doctor_advises_is_safe_to_paste_whatever_the_lock_of_dvc_says(
+    clone: Path, twinrun: Callable[..., str]
+) -> None:
+    (clone / ".dvc").mkdir()
+    write_text("[core]\n    no_scm = true\n", clone / ".dvc/config")
+    outs = [{"path": "data/out/$(touch pwned)", "md5": "0" * 32}]
+    write_json({"stages": {"train; touch pwned": {"outs": outs}}}, clone / "dvc.lock")
+    write_text("x", clone / "data/out/$(touch pwned)")
+
+    missing = twinrun("doctor")
+    cached = clone / ".dvc/cache/files/md5/00" / ("0" * 30)
+    write_text("y", cached)
+    changed = twinrun("doctor", "--deep")
+    (clone / "data/out/$(touch pwned)").unlink()
+    gone = twinrun("doctor")
+
+    assert "fix: dvc commit 'train; touch pwned'" in missing
+    assert "fix: dvc checkout --force 'data/out/$(touch pwned)'" in changed
+    assert "dvc repro --force 'train; touch pwned'" in changed
+    assert "fix: dvc checkout 'train; touch pwned'" in gone
+
+
+@pytest.mark.parametrize("config", [b"<<<<<<< HEAD\n[core]\n", b"\xff\xfe"])
+def test_a_configuration_that_dvc_cannot_read_is_named_and_is_not_to_be_initialised_again(
+    config: bytes, clone: Path, twinrun: Callable[..., str]
+) -> None:
+    (clone / ".dvc").mkdir()
+    (clone / ".dvc/config").write_bytes(config)
+
+    found = twinrun("doctor")
+
+    assert "DVC cannot open" in found
+    assert "fix: Correct .dvc/config, or restore it: git checkout .dvc/config" in found
+    assert "dvc init" not in found
+
+
+def test_doctor_creates_no_tables_in_a_database_that_is_empty(clone: Path, twinrun: Callable[..., str]) -> None:
+    write_json(
+        {"name": "twinrun-digits", "version": 1, "weights_hash": "a" * 64}, clone / "data/out/register/registered.json"
+    )
+    database = clone / "mlruns/mlflow.db"
+    database.write_bytes(b"")
+
+    found = twinrun("doctor")
+
+    assert database.stat().st_size == 0
+    assert "lacks" in found
 
 
 @pytest.mark.parametrize("lock", ["torch==2.0\n".encode("utf-16"), b'torch==2.0 ; frob == "x"\n'])

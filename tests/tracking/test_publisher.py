@@ -289,3 +289,12 @@ def test_a_run_that_mlflow_refuses_waits_and_keeps_no_other_from_being_published
     assert "INVALID" in str(report.problem) or "name" in str(report.problem)
     assert refused.folder.exists()
     assert not journal.folder.exists()
+
+
+def test_a_damaged_line_does_not_end_a_training_that_is_finished(project: Path) -> None:
+    journal = Journal.create(project, name="lenet5 on digits", experiment="digits")
+    with publishing(journal, live=False) as publication, journal.file.open("ab") as file:
+        file.write(b"\0\0\0\n")
+
+    assert publication.unpublished == 3
+    assert "3 events are still to be published" in str(publication.notice())

@@ -4,7 +4,9 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from twinrun.core.errors import TrackingError
 from twinrun.tracking.store import experiment_id, find_tracker, open_client
 
 
@@ -56,3 +58,15 @@ def test_the_store_that_an_environment_names_for_its_own_project_is_not_used_by_
     second = find_tracker(tmp_path / "second")
 
     assert second.uri == f"sqlite:///{tmp_path}/second/mlruns/mlflow.db"
+
+
+def test_a_store_that_a_stopped_process_is_opening_is_said_after_a_while(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinrun.tracking.store._OPENING_S", 0.1)
+
+    with (
+        FileLock(project / "mlruns/mlflow.lock"),
+        pytest.raises(TrackingError, match=r"Another process has been opening /.* Wait for it, or stop it"),
+    ):
+        open_client(find_tracker(project))

@@ -346,6 +346,11 @@ def events_from(file: Path, offset: int) -> Iterator[tuple[int, Event]]:
         yield end, parse_event(line, f"{file}, the event at byte {end - len(line)},")
 
 
+def count_events(file: Path, offset: int) -> int:
+    """The number of complete events from a byte offset on, damaged ones too."""
+    return sum(1 for _ in _lines(file, offset))
+
+
 def _sound_events(file: Path) -> Iterator[tuple[int, Event]]:
     """The events of a journal that can be read: a damaged line must not prevent a training from resuming."""
     for end, line in _lines(file, 0):

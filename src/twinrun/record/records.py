@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from twinrun.core.errors import RecordError
+from twinrun.core.files import canonical_json
 from twinrun.core.printing import one_line
 from twinrun.record.home import Process
 
@@ -61,6 +62,14 @@ def _no_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not hold a NUL character")
     return text
+
+
+def _finite(rows: list[Record]) -> list[Record]:
+    try:
+        canonical_json(rows)
+    except ValueError:
+        raise ValueError("must hold only what JSON can: no NaN, no infinity, no half of a character") from None
+    return rows
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -160,7 +169,7 @@ class _Artifact(_Strict):
 class _Table(_Strict):
     event: Literal["table"]
     path: Inside
-    rows: Annotated[list[Plain], Field(min_length=1)]
+    rows: Annotated[list[Plain], Field(min_length=1), AfterValidator(_finite)]
 
 
 class _End(_Strict):

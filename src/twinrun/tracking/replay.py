@@ -20,7 +20,7 @@ from twinrun.core.errors import RecordError
 from twinrun.core.files import write_json
 from twinrun.core.printing import print
 from twinrun.record.home import Process
-from twinrun.record.journal import ARTIFACTS, FILE, Event, events_from, given_name, summarize
+from twinrun.record.journal import ARTIFACTS, FILE, Event, count_events, events_from, given_name, summarize
 from twinrun.record.records import MetricsRecord, PublishedRecord, parse_json, parse_record, process_from, read_record
 from twinrun.record.trial import PARENT_TAG
 from twinrun.tracking.metric_names import metric_name
@@ -97,7 +97,7 @@ def addition_state(tracker: Tracker, training: str, stage: str) -> Published:
 def unpublished(folder: Path, tracker: Tracker) -> int:
     """How many events of the journal in `folder` are not yet in the store."""
     state = Published.load(tracker, folder.name)
-    return 0 if state.deleted else sum(1 for _ in events_from(folder / FILE, state.offset))
+    return 0 if state.deleted else count_events(folder / FILE, state.offset)
 
 
 def is_refusal(error: Exception, tracker: Tracker) -> bool:

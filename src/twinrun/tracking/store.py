@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.errors import TrackingError, TwinrunError
+from twinrun.core.errors import TrackingError, TwinrunError, duration
 from twinrun.core.files import explained
 from twinrun.record.home import home
 from twinrun.tracking.addresses import SQLITE, file_uri, sqlite_path, sqlite_uri
@@ -43,6 +43,7 @@ _QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # read by MLflow itself wherever it opens a store
+_OPENING_S = 120.0  # a new store takes 10 s; a process that is stopped would hold the lock without end
 _OLDEST_SERVER = 3  # earlier ones have no logged models
 _DATABASES = ("postgresql", "mysql", "mssql", "oracle")
 _RAISING = frozenset({"mlflow", "sqlalchemy", "alembic", "requests", "urllib3"})
@@ -70,6 +71,11 @@ class Tracker:
     def shown(self) -> str:
         """The address for a person, without a password."""
         return shown(self.uri)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is a local store that has no database yet, or an empty one: to open it would create the tables."""
+        return self.database is not None and not (self.database.is_file() and self.database.stat().st_size)
 
     @property
     def artifacts(self) -> Path | None:
@@ -188,13 +194,11 @@ def open_client(tracker: Tracker) -> "MlflowClient":
     if tracker.database is None:
         return _client(tracker)
     _require_a_file(tracker)
-    from filelock import FileLock
-
     with explained(tracker.database), explaining(tracker):
         tracker.database.parent.mkdir(parents=True, exist_ok=True)
         # A database elsewhere may name folders that are not this project's.
         ours = tracker.database.parent.name == MLRUNS
-        with FileLock(tracker.database.with_suffix(".lock")):
+        with _locked(tracker.database):
             if ours:
                 relocate(tracker.database.parent)
             # Fails at once where MLflow would retry for two minutes.
@@ -205,6 +209,29 @@ def open_client(tracker: Tracker) -> "MlflowClient":
             if ours:
                 relocate(tracker.database.parent)
     return client
+
+
+@contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(opening_lock(database))
+    try:
+        lock.acquire(timeout=_OPENING_S)
+    except Timeout:
+        raise TrackingError(
+            f"Another process has been opening {database} for {duration(_OPENING_S)}. Wait for it, or stop it; "
+            "`twinrun doctor` names it."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def opening_lock(database: Path) -> Path:
+    """The file that a process locks while it opens a local store."""
+    return database.with_suffix(".lock")
 
 
 def look_client(tracker: Tracker) -> "MlflowClient":

@@ -379,7 +379,12 @@ def _adopt(result: _Result, tracker: Tracker) -> None:
         for event in result.events:
             source = result_path(result.workspace, event, result.journal) if event["event"] == "artifact" else None
             if source is not None and source.exists() and content_hash(source) == event["sha256"]:
-                keep_copy(source, temp / ARTIFACTS / event["path"])
+                try:
+                    keep_copy(source, temp / ARTIFACTS / event["path"])
+                except (NotADirectoryError, FileExistsError):
+                    raise RecordError(
+                        f"{result.journal} names {event['path']}, which lies inside another artifact of it."
+                    ) from None
         if result.summary.part_of is None:
             shutil.copyfile(result.journal, temp / FILE)
         else:
