@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from twinrun.core.printing import one_line
 from twinrun.doctor.findings import SHOWN, Finding, Result, counted
 from twinrun.record.card import NAMED_AS_SECRET, collect_code
 
@@ -22,7 +23,7 @@ def check(root: Path) -> Result:
         )
     findings += [
         Finding(
-            f"{name} is not in a run's card: {reason}",
+            f"{one_line(name)} is not in a run's card: {reason}",
             "commit the change, if it holds no secret, or move the secret out of it"
             if name in code.tracked
             else "move the secret out of it, or end the line with a comment: pragma: allowlist secret",

@@ -69,7 +69,7 @@ def _gone(root: Path, cache: Path, outs: list[_Out]) -> Iterator[Finding]:
     gone = [out for out in outs if not os.path.lexists(root / out.path) and _cached(cache, out.md5).exists()]
     if gone:
         problem = f"{counted([out.path for out in gone], 'output')} in dvc.lock and not in the workspace"
-        yield Finding(problem, f"dvc checkout {' '.join(dict.fromkeys(out.stage for out in gone))}")
+        yield Finding(problem, shlex.join(["dvc", "checkout", *dict.fromkeys(out.stage for out in gone)]))
 
 
 def _changed_source(root: Path) -> Iterator[Finding]:
@@ -103,11 +103,13 @@ def _out_findings(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[Fi
         here = (root / out.path).exists() and not changed
         yield Finding(
             f"{affected} in dvc.lock and not in the DVC cache, so a twin would lack it",
-            f"dvc commit {out.stage}" if here else _again(out.stage),
+            f"dvc commit {shlex.quote(out.stage)}" if here else _again(out.stage),
         )
     elif changed:
         affected = out.path if changed == [""] else f"{out.path} ({counted(changed, 'file').removesuffix(' is')})"
-        yield Finding(f"{affected} was changed since {out.stage} wrote it", f"dvc checkout --force {out.path}")
+        yield Finding(
+            f"{affected} was changed since {out.stage} wrote it", f"dvc checkout --force {shlex.quote(out.path)}"
+        )
 
 
 def _changed_files(place: Path, md5: str, members: dict[str, str]) -> list[str]:
@@ -127,4 +129,6 @@ def _cached(cache: Path, md5: str) -> Path:
 
 
 def _again(stage: str | None) -> str:
-    return f"dvc pull {stage}, or dvc repro --force {stage}" if stage else "dvc fetch --all-commits"
+    if stage is None:
+        return "dvc fetch --all-commits"
+    return f"dvc pull {shlex.quote(stage)}, or dvc repro --force {shlex.quote(stage)}"

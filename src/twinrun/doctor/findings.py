@@ -6,6 +6,8 @@ Each other module here has a function `check`, which looks at one part of the se
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinrun.core.printing import one_line
+
 SHOWN = 6
 
 
@@ -35,7 +37,9 @@ def counted(names: list[str], noun: str) -> str:
     """The subject and verb of a sentence on some things: "2 files (a, b) are"."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     verb = "is" if len(names) == 1 else "are"
-    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({', '.join(names[:SHOWN])}{more}) {verb}"
+    return (
+        f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({', '.join(map(one_line, names[:SHOWN]))}{more}) {verb}"
+    )
 
 
 def shown(path: Path, root: Path) -> str:

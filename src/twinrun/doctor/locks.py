@@ -9,7 +9,7 @@ from twinrun.core.files import read_json
 from twinrun.doctor.findings import Finding, Result, duration, shown
 from twinrun.record.home import STATE, journal_folders
 from twinrun.tracking.replay import LOCK as PUBLISHER_LOCK
-from twinrun.tracking.store import MLRUNS, Tracker
+from twinrun.tracking.store import MLRUNS, Tracker, opening_lock
 
 
 def check(root: Path, tracker: Tracker) -> Result:
@@ -17,6 +17,7 @@ def check(root: Path, tracker: Tracker) -> Result:
         root / STATE / "train.lock",
         tracker.home / MLRUNS / "registry.lock",
         tracker.state / "sync.lock",
+        *([] if tracker.database is None else [opening_lock(tracker.database)]),
         *(folder / PUBLISHER_LOCK for folder in journal_folders(tracker.home)),
     ]
     held = [(file, holder(file)) for file in files if file.is_file()]

@@ -16,7 +16,7 @@ def check(root: Path, tracker: Tracker) -> Result:
         return "nothing registered yet", []
     facts = read_record(RegisteredRecord, root / REGISTERED, root) or {}
     versions = []
-    if tracker.database is None or tracker.database.is_file():
+    if not tracker.is_new:
         versions = Registry(tracker, facts["name"], only_looking=True).versions()
     if any(known.version == facts["version"] and known.weights_hash == facts["weights_hash"] for known in versions):
         return f"version {facts['version']} of {facts['name']}", []

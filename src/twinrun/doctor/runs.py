@@ -15,7 +15,7 @@ def check(tracker: Tracker) -> Result:
         runs = "1 run that was" if number == 1 else f"{number} runs that were"
         problem = f"{tracker.shown} lacks {runs} published to it: the database was replaced, or runs were removed"
         findings.append(Finding(problem, "twinrun sync"))
-    if tracker.database is not None and not tracker.database.is_file():
+    if tracker.is_new:
         return "none yet", findings
     require_reachable(tracker)
     with explaining(tracker):

@@ -6,7 +6,7 @@ from twinrun.tracking.store import Tracker
 
 
 def check(tracker: Tracker) -> Result:
-    if tracker.database is None or not tracker.database.is_file():
+    if tracker.database is None or tracker.is_new:
         return "nothing local", []
     folder = tracker.database.parent
     return str(folder), [

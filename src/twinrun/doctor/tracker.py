@@ -1,5 +1,6 @@
 """Whether the tracker answers, and a local database is undamaged."""
 
+import shlex
 import sqlite3
 from contextlib import closing
 
@@ -19,6 +20,6 @@ def check(tracker: Tracker) -> Result:
         with closing(sqlite3.connect(sqlite_to_read(tracker.database), uri=True, timeout=10)) as connection:
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if answer != "ok":
-            fix = f"sqlite3 {tracker.database} .recover | sqlite3 recovered.db"
+            fix = f"sqlite3 {shlex.quote(str(tracker.database))} .recover | sqlite3 recovered.db"
             return tracker.shown, [Finding(f"{tracker.database} is damaged: {answer}", fix)]
     return tracker.shown, []

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from twinrun.core.errors import RepositoryError, os_problem
 from twinrun.core.files import file_sha256
+from twinrun.core.printing import one_line
 from twinrun.core.yaml import read_yaml
 from twinrun.record.records import read_lock
 from twinrun.record.secret_scan import find_secret, is_secret
@@ -75,8 +76,8 @@ class Code:
             lines.append(f"Untracked code that goes into the run's card: {_some(self.taken)}.")
         for name, reason in self.secrets.items():
             lines.append(
-                f"Not in the run's card: {name}, since {reason}. A twin will lack this change. Move the secret out of "
-                "the file, or commit the change if it has none."
+                f"Not in the run's card: {one_line(name)}, since {reason}. A twin will lack this change. Move the "
+                "secret out of the file, or commit the change if it has none."
             )
         return lines
 
@@ -189,7 +190,7 @@ def _changed_secrets(top: Path) -> dict[str, str]:
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(one_line, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _patch(top: Path, untracked: list[str], without: list[str]) -> str:

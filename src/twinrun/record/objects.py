@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from twinrun.core.errors import RepositoryError
 from twinrun.core.files import replacing
 
 
@@ -22,7 +23,7 @@ class Objects:
     """The content-addressed store of one project."""
 
     def __init__(self, root: Path) -> None:
-        """`root` holds .dvc; DVC is imported (1 s) at first use."""
+        """`root` holds .dvc; DVC is imported (1 s) at first use. Raises RepositoryError then, if DVC cannot open it."""
         self.root = root
         self._opened: Any = None
 
@@ -53,13 +54,18 @@ class Objects:
     @property
     def _repo(self) -> Any:
         if self._opened is None:
-            from dvc.exceptions import DvcException
+            from dvc.exceptions import DvcException, NotDvcRepoError
             from dvc.repo import Repo
 
             try:
                 self._opened = (Repo(str(self.root)),)
-            except DvcException:
+            except NotDvcRepoError:
                 self._opened = (None,)
+            except (DvcException, UnicodeDecodeError) as error:
+                raise RepositoryError(
+                    f"DVC cannot open {self.root}, so its cache cannot be read: {error}.\n"
+                    "Correct .dvc/config, or restore it: git checkout .dvc/config"
+                ) from None
         return self._opened[0]
 
     def _cached(self, md5: str) -> Path | None:

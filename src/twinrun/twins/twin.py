@@ -19,6 +19,7 @@ from typing import Any
 
 from twinrun.core.errors import InterruptedTraining, RecordError, TrackingError, TwinError, TwinrunError
 from twinrun.core.files import write_json, write_text
+from twinrun.core.printing import one_line
 from twinrun.core.yaml import read_yaml
 from twinrun.record.card import LOCK, REINSTALL, collect_hardware, installed_gpus, installed_versions, locked_versions
 from twinrun.record.home import TWIN_OF, TWIN_VARIABLE
@@ -498,4 +499,4 @@ def _listed(changes: list[Any], most: int = 8) -> str:
 
 
 def _some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(one_line, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
