@@ -52,7 +52,8 @@ def main() -> None:
     manifest = read_manifest(MANIFEST, len(images))
     out_of_fold, beside = read_out_of_fold(OUT_OF_FOLD, manifest), read_beside(BESIDE, manifest)
 
-    test = predict(bundle, images, manifest, "test")
+    split = manifest.split("test")
+    test = replace(predict(bundle, images, manifest, "test"), units=split.units)
     facts = read_table(TABLE, len(images))
     answers = _calibrated(bundle, images, facts, manifest, test, settings.serve.alpha)
     plain = plain_network(bundle.network)
@@ -69,9 +70,8 @@ def main() -> None:
         bytes=sum(file.stat().st_size for file in BUNDLE.iterdir()),
     )
 
-    split = manifest.split("test")
     pixels = facts["pixels_sha256"].take(split.rows).to_pylist()
-    write_table(predictions_table(replace(test, pixels=pixels, units=split.units)), OUT / "predictions.parquet")
+    write_table(predictions_table(replace(test, pixels=pixels)), OUT / "predictions.parquet")
     write_text(confusion_csv(headline.predictions), OUT / "confusion.csv")
     example = follow_one(replace(bundle, network=plain), images, split.rows, test)
     write_report(
@@ -124,6 +124,7 @@ def _scored(predictions: Predictions, params: EvaluateParams) -> Scores:
         bins=params.calibration_bins,
         samples=params.bootstrap_samples,
         seed=params.bootstrap_seed,
+        groups=predictions.groups,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from twinrun.core.errors import PausedTraining, RecordError, duration, run_main, running_s
 from twinrun.core.files import canonical_json, ensure_writable, write_json, write_table, write_text
 from twinrun.core.params import PARAMS, Params, load_params
-from twinrun.core.printing import print
+from twinrun.core.printing import percent, print
 from twinrun.dataset.prediction_table import beside_table, prediction_table
 from twinrun.models.bundle import save_bundle
 from twinrun.record.card import (
@@ -181,9 +181,9 @@ def _ending(trained: Trained, wall_time_s: float) -> str:
     """How the training ended: the epoch or head whose weights were kept, its validation accuracy, the time it took."""
     kept = trained.history[trained.kept_epoch - 1]
     if trained.probe is not None:
-        return f"{trained.probe.summary()}; validation {kept.val_accuracy:.1%}, {duration(wall_time_s)}"
+        return f"{trained.probe.summary()}; validation {percent(kept.val_accuracy)}, {duration(wall_time_s)}"
     which = "best" if kept.val_accuracy == max(scores.val_accuracy for scores in trained.history) else "last"
-    return f"{which} epoch {kept.epoch}, validation {kept.val_accuracy:.1%}, {duration(wall_time_s)}"
+    return f"{which} epoch {kept.epoch}, validation {percent(kept.val_accuracy)}, {duration(wall_time_s)}"
 
 
 def _write_model(job: Job, trained: Trained, out: Path) -> str:

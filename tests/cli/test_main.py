@@ -146,6 +146,18 @@ def test_what_cannot_be_done_is_a_message_and_an_exit_code(
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize(
+    "arguments", [("predict", ""), ("data", "check", ""), ("init", ""), ("promote", "1", "--reason", "")]
+)
+def test_an_argument_that_is_empty_is_not_taken_for_this_folder(
+    arguments: tuple[str, ...], twinrun: Callable[..., Ended]
+) -> None:
+    ended = twinrun(*arguments)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("An argument is empty")
+
+
 def test_sync_says_what_it_did_and_fails_where_the_tracker_is_away(
     project: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
 ) -> None:

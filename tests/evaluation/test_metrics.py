@@ -67,6 +67,22 @@ def test_an_interval_covers_the_true_accuracy_about_95_times_in_100() -> None:
     assert 0.90 <= np.mean(covered) <= 0.99
 
 
+def test_copies_of_images_that_are_one_group_do_not_narrow_an_interval() -> None:
+    targets, probabilities = answers(images=120, classes=5, skill=1.0)
+    group = np.arange(120).repeat(4)
+    settings: dict[str, Any] = {"bins": 15, "samples": 300, "seed": 3}
+
+    single = intervals(targets, probabilities, **settings)
+    together = intervals(targets[group], probabilities[group], groups=group, **settings)
+    alone = intervals(targets[group], probabilities[group], **settings)
+    all_right = intervals(targets[group], np.eye(5)[targets[group]], groups=group, **settings)
+
+    for name in HEADLINES:
+        np.testing.assert_allclose(together[name], single[name], atol=1e-9)
+    assert np.ptp(alone["accuracy"]) < 0.7 * np.ptp(together["accuracy"])
+    assert all_right["accuracy"] == intervals(targets, np.eye(5)[targets], **settings)["accuracy"]
+
+
 def test_the_calibration_error_is_that_of_torchmetrics() -> None:
     import torch
     from torchmetrics.functional.classification import multiclass_calibration_error

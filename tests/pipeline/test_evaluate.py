@@ -157,6 +157,23 @@ def metrics() -> dict[str, Any]:
     return dict(json.loads((OUT / "metrics.json").read_text()))
 
 
+@pytest.mark.usefixtures("evaluated")
+def test_test_images_of_one_group_count_as_less_evidence() -> None:
+    before = json.loads((OUT / "metrics.json").read_text())
+    manifest = pq.read_table("data/out/validate/manifest.parquet")
+    rights = pq.read_table(OUT / "predictions.parquet").to_pylist()
+    groups = {row["id"]: f"{row['label']} {row['label'] == row['predicted']}" for row in rights}  # as of one clip
+    units = pa.array([groups.get(name) for name in manifest["id"].to_pylist()], pa.string())
+    place = manifest.column_names.index("unit")
+    pq.write_table(manifest.set_column(place, "unit", units), "data/out/validate/manifest.parquet")
+
+    evaluate()
+
+    after = json.loads((OUT / "metrics.json").read_text())
+    assert after["accuracy"] == before["accuracy"]
+    assert np.ptp(after["intervals"]["accuracy"]) > 2 * np.ptp(before["intervals"]["accuracy"])
+
+
 def test_metrics_hold_each_headline_number_inside_its_interval_and_say_which_weights_they_are_of(
     evaluated: Path,
 ) -> None:

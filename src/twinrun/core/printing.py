@@ -154,3 +154,12 @@ def _as_utf8(text: str) -> str:
         return os.fsencode(text).decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text
+
+
+def percent(share: float, unit: str = "%") -> str:
+    """A share as a percentage that is 0 or 100 only where the share is."""
+    value = 100 * share
+    if 0 < value < 100:
+        value = min(max(value, 0.01), 99.99)
+    digits = 2 if 0 < value < 0.1 or 99.9 < value < 100 else 1
+    return f"{value:.{digits}f}{unit}"

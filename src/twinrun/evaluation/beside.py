@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from twinrun.core.errors import DataError
+from twinrun.core.printing import percent
 from twinrun.dataset.manifest import Manifest
 from twinrun.evaluation.predictions import read_scores, require_same_classes
 
@@ -55,11 +56,11 @@ class Beside:
                 f"to {high:.1f}%). The model of this page is the one with the median validation accuracy."
             )
         if self.plain is not None:
-            said.append(f"On each image alone, without the views of train.test_views, it is {100 * self.plain:.1f}%.")
+            said.append(f"On each image alone, without the views of train.test_views, it is {percent(self.plain)}.")
         if self.nearest_neighbour is not None:
             said.append(
                 f"The nearest neighbour on the same features, a lower bar that takes no training, classifies "
-                f"{100 * self.nearest_neighbour:.1f}% of the test images correctly."
+                f"{percent(self.nearest_neighbour)} of the test images correctly."
             )
         return said
 

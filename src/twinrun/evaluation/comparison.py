@@ -17,7 +17,7 @@ import numpy.typing as npt
 from twinrun.core.arrays import FloatArray, IntArray
 from twinrun.core.errors import DataError
 from twinrun.evaluation.metrics import surprise
-from twinrun.evaluation.predictions import Predictions
+from twinrun.evaluation.predictions import Predictions, numbered
 
 ALPHA = 0.05
 # Quantiles of the normal distribution: a two-sided test at 5%, and a power of 80%.
@@ -190,8 +190,7 @@ def _groups(units: list[str] | None, rows: IntArray) -> IntArray | None:
     """Numbers of the units that images belong to; None where they are unknown, or where each image is a unit."""
     if units is None:
         return None
-    names, groups = np.unique(np.array(units, dtype=object)[rows].astype(str), return_inverse=True)
-    return None if len(names) == len(rows) else groups.astype(np.int64)
+    return numbered([units[row] for row in rows.tolist()])
 
 
 def difference(

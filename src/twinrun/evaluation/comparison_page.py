@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.core.printing import percent
 from twinrun.evaluation.comparison import (
     ALPHA,
     Aligned,
@@ -205,11 +206,6 @@ def _sentences(comparison: Comparison) -> list[str]:
         return list(comparison.notes)
     apart = {verdict(comparison), *comparison.differing, comparison.cause}
     return [line for line in lines(comparison)[1:] if line not in apart]
-
-
-def percent(share: float) -> str:
-    """A share as a percentage with one digit."""
-    return f"{100 * share:.1f}%"
 
 
 def _headline(comparison: Comparison) -> str:

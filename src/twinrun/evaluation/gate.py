@@ -9,6 +9,7 @@ import numpy as np
 from twinrun.core.arrays import FloatArray
 from twinrun.core.intervals import wilson_interval
 from twinrun.core.params import GateParams, UserExpectation
+from twinrun.core.printing import percent
 from twinrun.core.rules import METRICS, columns_of
 from twinrun.evaluation.comparison import (
     ALPHA,
@@ -68,7 +69,7 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
         Gate(
             name="accuracy",
             passed=accuracy >= min_accuracy,
-            sentence=f"its accuracy is {_percent(accuracy)}; at least {_percent(min_accuracy)} is required "
+            sentence=f"its accuracy is {percent(accuracy)}; at least {percent(min_accuracy)} is required "
             "(register.min_accuracy)"
             + ("" if accuracy >= min_accuracy else f", {100 * (min_accuracy - accuracy):.1f} points more"),
             value=accuracy,
@@ -116,7 +117,7 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
     kept = non_inferiority(after - before, gates.margin, aligned.groups)
     worse = overall.value < 0 and overall.mid_p / 2 <= ALPHA
     seen = (
-        f"{_percent(overall.after)} against the {_percent(overall.before)} of {champion} on the same "
+        f"{percent(overall.after)} against the {percent(overall.before)} of {champion} on the same "
         f"{overall.images:,} images ({_points(overall.value)}, 95% interval {100 * overall.low:+.1f} to "
         f"{100 * overall.high:+.1f})"
     )
@@ -141,8 +142,8 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
             name="no class worse than the champion's",
             passed=not lost,
             sentence="; ".join(
-                f'its recall of "{loss.label}" is {_percent(loss.difference.after)}, that of {champion} '
-                f"{_percent(loss.difference.before)} ({loss.difference.images:,} images, register.gates.class_margin)"
+                f'its recall of "{loss.label}" is {percent(loss.difference.after)}, that of {champion} '
+                f"{percent(loss.difference.before)} ({loss.difference.images:,} images, register.gates.class_margin)"
                 for loss in lost
             )
             or f"no class is significantly worse than with {champion}",
@@ -214,8 +215,8 @@ def judge_agreement(
             passed=None if share is None else wilson_interval(share, images)[1] >= least,  # few show only large losses
             sentence=unknown
             if share is None
-            else f"after {CHANGES[change]} {_percent(share)} of {images:,} test images keep their label{when}; at "
-            f"least {_percent(least)} is required, or must be in the 95% interval (register.gates.min_agreement)",
+            else f"after {CHANGES[change]} {percent(share)} of {images:,} test images keep their label{when}; at "
+            f"least {percent(least)} is required, or must be in the 95% interval (register.gates.min_agreement)",
             value=share,
             limit=least,
         )
@@ -317,8 +318,8 @@ def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: i
     share = int(commonest["images"]) / images
     low, high = wilson_interval(accuracy, images)
     guessing = (
-        f'always guessing "{commonest["label"]}", the commonest class, which is right for {_percent(share)} of these '
-        f"{images:,} images: its accuracy is {_percent(accuracy)} (95% interval {100 * low:.1f} to {_percent(high)})"
+        f'always guessing "{commonest["label"]}", the commonest class, which is right for {percent(share)} of these '
+        f"{images:,} images: its accuracy is {percent(accuracy)} (95% interval {percent(low, '')} to {percent(high)})"
     )
     passed = low > share
     return Gate(
@@ -332,10 +333,6 @@ def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: i
 
 def _values(row: Mapping[str, float | None], names: Sequence[str]) -> str:
     return ", ".join(f"{name} is {row[name]:.4g}" for name in names) or "the table of metrics"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
 
 
 def _points(share: float) -> str:

@@ -114,11 +114,9 @@ def read_out_of_fold(path: Path, manifest: Manifest) -> OutOfFold | None:
         raise DataError(f"{path} lacks the column fold, or values of it. {again}")
     require_same_classes(classes, manifest.classes)
     ids = table["id"].to_pylist()
-    targets = {
-        name: target
-        for split in manifest.splits.values()
-        for name, target in zip(split.ids, split.targets.tolist(), strict=True)
-    }
+    splits = manifest.splits.values()
+    targets = {name: target for split in splits for name, target in zip(split.ids, split.targets.tolist(), strict=True)}
+    units = {name: unit for split in splits for name, unit in zip(split.ids, split.units or split.ids, strict=True)}
     if sorted(ids) != sorted(targets) or [classes[targets[name]] for name in ids] != table["label"].to_pylist():
         raise DataError(f"{path} is of other images or labels than the manifest. {again}")
     return OutOfFold(
@@ -127,6 +125,7 @@ def read_out_of_fold(path: Path, manifest: Manifest) -> OutOfFold | None:
             targets=np.array([targets[name] for name in ids], np.int64),
             probabilities=probabilities,
             classes=classes,
+            units=[units[name] for name in ids],
         ),
         folds=len(set(table["fold"].to_pylist())),
     )

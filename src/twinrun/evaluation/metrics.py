@@ -73,10 +73,18 @@ class CalibrationBins:
 
 
 def score(
-    targets: IntArray, probabilities: FloatArray, classes: tuple[str, ...], *, bins: int, samples: int, seed: int
+    targets: IntArray,
+    probabilities: FloatArray,
+    classes: tuple[str, ...],
+    *,
+    bins: int,
+    samples: int,
+    seed: int,
+    groups: IntArray | None = None,
 ) -> Scores:
     """Score probabilities (N, C) against the class indices `targets` (N,), with `samples` bootstrap resamples.
 
+    `groups` (N,) numbers images that show one thing, and so are no independent evidence: they widen the intervals.
     Balanced accuracy is the mean recall of the classes that have images; macro F1 the mean over the classes that have
     images or were predicted. Raises DataError if N = 0, shapes disagree, a target is not a class, or the probabilities
     are not finite and in [0, 1].
@@ -95,7 +103,7 @@ def score(
         log_loss=float(surprise(targets, probabilities).mean()),
         calibration_error=calibration_error(targets, probabilities, bins),
         images=len(targets),
-        intervals=intervals(targets, probabilities, bins=bins, samples=samples, seed=seed),
+        intervals=intervals(targets, probabilities, bins=bins, samples=samples, seed=seed, groups=groups),
         per_class={
             name: ClassScores(float(precision[i]), float(recall[i]), float(f1[i]), int(images[i]))
             for i, name in enumerate(classes)
@@ -142,23 +150,30 @@ def calibration_bins(targets: IntArray, probabilities: FloatArray, bins: int) ->
 
 
 def intervals(
-    targets: IntArray, probabilities: FloatArray, *, bins: int, samples: int, seed: int
+    targets: IntArray,
+    probabilities: FloatArray,
+    *,
+    bins: int,
+    samples: int,
+    seed: int,
+    groups: IntArray | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Low and high end of the 95% percentile bootstrap interval of every headline number.
 
-    Each of `samples` resamples draws N images with replacement, and all numbers are computed on the same ones. A
+    Each of `samples` resamples draws N images with replacement, and all numbers are computed on the same ones. Where
+    `groups` (N,) numbers images that belong together, as many whole groups are drawn as there are ("cluster bootstrap",
+    Davison and Hinkley, "Bootstrap Methods and their Application", 1997). A
     resample repeats images, which makes its calibration error larger than that of the whole on average; this excess is
     subtracted, or the interval would lie above the number that it belongs to. A class that a resample lacks is left
     out of its means. Memory does not grow with `samples` times N. Where every image, or none, is classified correctly,
     all resamples agree on the accuracies and F1: these then have Wilson's interval.
     """
-    n_images = len(targets)
+    names, group_of = np.unique(np.arange(len(targets)) if groups is None else groups, return_inverse=True)
     random = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_CELLS // n_images)
+    chunk = max(1, _CHUNK_CELLS // len(targets))
     statistics = _Resampled(targets, probabilities, bins)
-    values = np.concatenate(
-        [statistics.of(_draw(random, min(chunk, samples - done), n_images)) for done in range(0, samples, chunk)]
-    )
+    draws = (_draw(random, min(chunk, samples - done), len(names)) for done in range(0, samples, chunk))
+    values = np.concatenate([statistics.of(drawn if groups is None else drawn[:, group_of]) for drawn in draws])
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
     last = HEADLINES.index("calibration_error")
@@ -166,7 +181,7 @@ def intervals(
     low[last], high[last] = max(0.0, low[last] - excess), min(1.0, high[last] - excess)
     ends = {name: (float(low[i]), float(high[i])) for i, name in enumerate(HEADLINES)}
     right = float((probabilities.argmax(axis=1) == targets).mean())
-    return ends if 0 < right < 1 else ends | dict.fromkeys(_SHARES, wilson_interval(right, n_images))
+    return ends if 0 < right < 1 else ends | dict.fromkeys(_SHARES, wilson_interval(right, len(names)))
 
 
 class _Resampled:
@@ -186,7 +201,7 @@ class _Resampled:
 
     def of(self, counts: FloatArray) -> FloatArray:
         """Headline numbers (samples, 5) from `counts` (samples, N)."""
-        n_images, n_classes = counts.shape[1], len(self._classes)
+        n_images, n_classes = counts.sum(axis=1), len(self._classes)
         right = counts * self._right
         images = _grouped(counts, self._actual, n_classes)
         hits = _grouped(right, self._actual, n_classes)
@@ -207,11 +222,11 @@ class _Resampled:
         )
 
 
-def _draw(random: np.random.Generator, samples: int, n_images: int) -> FloatArray:
-    """How often each image is in each of `samples` resamples, shape (samples, n_images)."""
-    drawn = random.integers(0, n_images, size=(samples, n_images))
-    drawn += np.arange(samples)[:, None] * n_images
-    return np.bincount(drawn.ravel(), minlength=samples * n_images).reshape(samples, n_images).astype(np.float64)
+def _draw(random: np.random.Generator, samples: int, n_units: int) -> FloatArray:
+    """How often each image, or group, is in each of `samples` resamples, shape (samples, n_units)."""
+    drawn = random.integers(0, n_units, size=(samples, n_units))
+    drawn += np.arange(samples)[:, None] * n_units
+    return np.bincount(drawn.ravel(), minlength=samples * n_units).reshape(samples, n_units).astype(np.float64)
 
 
 def _grouped(values: FloatArray, groups: IntArray, n_groups: int) -> FloatArray:

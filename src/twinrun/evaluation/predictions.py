@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,11 @@ class Predictions:
         return predicted
 
     @property
+    def groups(self) -> IntArray | None:
+        """A number for the unit of each image, shape (N,); None where units are unknown, or each image is one."""
+        return None if self.units is None else numbered(self.units)
+
+    @property
     def images_hash(self) -> str:
         """Sha256 of the set of images, in any order: of their pixels' hashes, or of their ids."""
         return hashlib.sha256("\n".join(sorted(self.pixels or self.ids)).encode()).hexdigest()
@@ -80,6 +86,12 @@ class Confusion:
     predicted: str
     images: int
     of: int
+
+
+def numbered(units: Sequence[str]) -> IntArray | None:
+    """A number for the unit of each image, shape (N,); None where each image is a unit of its own."""
+    names, numbers = np.unique(np.array(units, dtype=object).astype(str), return_inverse=True)
+    return None if len(names) == len(units) else numbers.astype(np.int64)
 
 
 def require_same_classes(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> None:

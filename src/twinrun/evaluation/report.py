@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twinrun.core.files import replacing_folder
+from twinrun.core.printing import percent
 from twinrun.evaluation.beside import Beside
 from twinrun.evaluation.conformal import AnswerScores
 from twinrun.evaluation.features import FeatureMaps, spread
@@ -104,7 +105,7 @@ def write_report(
         pictures["risk.png"] = risk_picture(answers.risk)
     values = {
         "answers": None if answers is None else _answers(answers),
-        "title": f"{model.architecture}: {_percent(scores.accuracy)} of {_counted(headline)}",
+        "title": f"{model.architecture}: {percent(scores.accuracy)} of {_counted(headline)}",
         "kind": f"{model.architecture} · {len(predictions.classes)} classes"
         + (f" · {epochs} epochs" if epochs > 1 else ""),
         "several_epochs": epochs > 1,
@@ -141,12 +142,12 @@ def verdict(headline: Headline) -> str:
     low, high = scores.intervals["accuracy"]
     if headline.source == "cross-validation":
         return (
-            f"{_percent(scores.accuracy)} of {_counted(headline)} are classified correctly "
-            f"(95% interval {_percent(low, '')} to {_percent(high)}; {headline.folds} folds)."
+            f"{percent(scores.accuracy)} of {_counted(headline)} are classified correctly "
+            f"(95% interval {percent(low, '')} to {percent(high)}; {headline.folds} folds)."
         )
     return (
-        f"{_percent(scores.accuracy)} of {_counted(headline)} are classified correctly "
-        f"(95% interval {_percent(low, '')} to {_percent(high)})."
+        f"{percent(scores.accuracy)} of {_counted(headline)} are classified correctly "
+        f"(95% interval {percent(low, '')} to {percent(high)})."
     )
 
 
@@ -167,20 +168,20 @@ def findings(headline: Headline, pairs: Sequence[Confusion]) -> list[str]:
     common = predictions.classes[int(counts.argmax())]
     sentences = [*_of_the_test_split(headline)]
     sentences.append(
-        f"Always guessing “{common}”, the commonest class, would be right for {_percent(counts.max() / scores.images)}."
+        f"Always guessing “{common}”, the commonest class, would be right for {percent(counts.max() / scores.images)}."
     )
     weakest = min(
         (name for name in scores.per_class if scores.per_class[name].images), key=lambda name: _recall(scores, name)
     )
     if _recall(scores, weakest) < 1:
         sentences.append(
-            f"The weakest class is “{weakest}”: {_percent(_recall(scores, weakest))} of its "
+            f"The weakest class is “{weakest}”: {percent(_recall(scores, weakest))} of its "
             f"{_images(scores.per_class[weakest].images)} are classified correctly."
         )
     else:
         sentences.append(
             f"No image is classified wrongly. With only {_images(scores.images)} the error rate may still be up to "
-            f"{_percent(1 - scores.intervals['accuracy'][0])} (Wilson's 95% interval)."
+            f"{percent(1 - scores.intervals['accuracy'][0])} (Wilson's 95% interval)."
         )
     if pairs:
         first = pairs[0]
@@ -204,14 +205,14 @@ def _of_the_test_split(headline: Headline) -> Iterator[str]:
         yield (
             f"{why_out_of_fold(headline)} So each image was scored by a model that was trained without it. The model "
             f"of this page was trained on the train split. Of {_images(headline.test.images, 'test ')} it classifies "
-            f"{_percent(headline.test.accuracy)} correctly (95% interval {_percent(low, '')} to {_percent(high)})."
+            f"{percent(headline.test.accuracy)} correctly (95% interval {percent(low, '')} to {percent(high)})."
         )
     elif headline.out_of_fold is not None:
         scores = headline.out_of_fold
         below, above = scores.intervals["accuracy"]
         yield (
-            f"In cross-validation, {_percent(scores.accuracy)} of {_images(scores.images)} are classified correctly by "
-            f"models that were trained without them (95% interval {_percent(below, '')} to {_percent(above)}; "
+            f"In cross-validation, {percent(scores.accuracy)} of {_images(scores.images)} are classified correctly by "
+            f"models that were trained without them (95% interval {percent(below, '')} to {percent(above)}; "
             f"{headline.folds} folds)."
         )
     points = round(100 * (high - low))
@@ -233,9 +234,9 @@ def _page(values: dict[str, Any], pictures: dict[str, bytes]) -> str:
 
 def _numbers(model: Model, scores: Scores) -> list[dict[str, str]]:
     headlines: list[tuple[str, str, Callable[[float], str]]] = [
-        ("accuracy", "Accuracy", _percent),
-        ("balanced_accuracy", "Balanced accuracy", _percent),
-        ("macro_f1", "Macro F1", _percent),
+        ("accuracy", "Accuracy", percent),
+        ("balanced_accuracy", "Balanced accuracy", percent),
+        ("macro_f1", "Macro F1", percent),
         ("log_loss", "Log loss, nats", _decimal),
         ("calibration_error", "Calibration error", _decimal),
     ]
@@ -254,7 +255,7 @@ def _per_class(scores: Scores) -> list[dict[str, Any]]:
     names = sorted(scores.per_class, key=lambda name: _recall(scores, name))
 
     def row(name: str, one: ClassScores) -> dict[str, Any]:
-        values = {"precision": _percent(one.precision), "recall": _percent(one.recall), "f1": _percent(one.f1)}
+        values = {"precision": percent(one.precision), "recall": percent(one.recall), "f1": percent(one.f1)}
         return {
             "name": name,
             "images": f"{one.images:,}",
@@ -267,21 +268,21 @@ def _per_class(scores: Scores) -> list[dict[str, Any]]:
 
 def _answers(answers: AnswerScores) -> dict[str, Any]:
     """The section on served answers, as text."""
-    right = "" if answers.single_accuracy is None else f", and {_percent(answers.single_accuracy)} of these are right"
+    right = "" if answers.single_accuracy is None else f", and {percent(answers.single_accuracy)} of these are right"
     shared = [one.label for one in answers.coverage if not one.of_its_own]
     below = [one.label for one in answers.coverage if one.interval[1] < 1 - answers.alpha]
     return {
         "promise": f"{1 - answers.alpha:.0%}",
-        "sentence": f"{_percent(answers.single)} of the test images get one label{right}; {_percent(answers.choice)} "
-        f"get two or three to choose from, and {_percent(answers.unknown)} are answered with “I don't know”.",
+        "sentence": f"{percent(answers.single)} of the test images get one label{right}; {percent(answers.choice)} "
+        f"get two or three to choose from, and {percent(answers.unknown)} are answered with “I don't know”.",
         "shared": ", ".join(f"“{name}”" for name in shared),
         "below": ", ".join(f"“{name}”" for name in below),
         "coverage": [
             (
                 one.label,
                 f"{one.images:,}",
-                _percent(one.share),
-                f"{_percent(one.interval[0], '')} to {_percent(one.interval[1])}",
+                percent(one.share),
+                f"{percent(one.interval[0], '')} to {percent(one.interval[1])}",
             )
             for one in answers.coverage
         ],
@@ -301,15 +302,6 @@ def _counted(headline: Headline) -> str:
     if headline.source == "test":
         return _images(headline.scores.images, "test ")
     return f"{_images(headline.scores.images)} out of fold"
-
-
-def _percent(share: float, unit: str = "%") -> str:
-    """A share as a percentage that is 0 or 100 only where the share is."""
-    percent = 100 * share
-    if 0 < percent < 100:
-        percent = min(max(percent, 0.01), 99.99)
-    digits = 2 if 0 < percent < 0.1 or 99.9 < percent < 100 else 1
-    return f"{percent:.{digits}f}{unit}"
 
 
 def _decimal(value: float) -> str:

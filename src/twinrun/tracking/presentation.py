@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinrun.core.files import write_json
-from twinrun.core.printing import one_line, printable
+from twinrun.core.printing import one_line, percent, printable
 from twinrun.tables.sheet import unguarded
 from twinrun.tracking.metric_names import HEADLINE
 
@@ -56,7 +56,7 @@ def run_name(name: str, run_id: str, accuracy: float | None = None) -> str:
 
     What differs between runs comes first, since MLflow's run list cuts names after some 25 characters.
     """
-    first = "" if accuracy is None else f"{_percent(accuracy)} "
+    first = "" if accuracy is None else f"{percent(accuracy)} "
     return f"{first}{short(run_id)} {name}"
 
 
@@ -201,14 +201,14 @@ def _accuracy(metrics: Mapping[str, Any]) -> str:
     out_of_fold = metrics.get("accuracy_from") == "cross-validation"
     kind = "images, out of fold" if out_of_fold else "test images"
     images = f" of {metrics['images']:,} {kind}" if "images" in metrics else ""
-    test = f" Test split: {_percent(metrics['test_accuracy'])}" if out_of_fold else ""
+    test = f" Test split: {percent(metrics['test_accuracy'])}" if out_of_fold else ""
     beside = f"{test}{_interval(metrics, 'test_accuracy')}." if out_of_fold else ""
-    return f"Accuracy {_percent(metrics['accuracy'])}{between}{images}.{beside}"
+    return f"Accuracy {percent(metrics['accuracy'])}{between}{images}.{beside}"
 
 
 def _interval(metrics: Mapping[str, Any], name: str) -> str:
     ends = metrics.get("intervals", {}).get(name)
-    return f" (95% interval {_percent(ends[0])} to {_percent(ends[1])})" if ends else ""
+    return f" (95% interval {percent(ends[0])} to {percent(ends[1])})" if ends else ""
 
 
 def _confusion(pairs: Counter[tuple[str, str]]) -> str:
@@ -231,7 +231,3 @@ def _confusion(pairs: Counter[tuple[str, str]]) -> str:
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
