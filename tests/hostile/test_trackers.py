@@ -324,6 +324,8 @@ def test_a_database_server_that_is_away_is_said_without_a_password(
         ("http://u:pa[ss@127.0.0.1:9", "The user or password in MLFLOW_TRACKING_URI (http://127.0.0.1:9) has one of"),
         ("http://u:pa/ss@127.0.0.1:9", "The user or password in MLFLOW_TRACKING_URI (http://127.0.0.1:9) has one of"),
         ("postgresql://user:password@host:port/database", "cannot be reached: its port is not a number"),
+        ("localhost:5000", "Correct it: export MLFLOW_TRACKING_URI=http://localhost:5000"),
+        ("sqlite:////", "MLFLOW_TRACKING_URI (sqlite:////) names no file"),
     ],
 )
 def test_an_address_that_is_none_is_one_message_for_every_command(

@@ -112,10 +112,17 @@ def require_reachable(tracker: Tracker, timeout_s: float = 5) -> None:
         _require_server(tracker, timeout_s)
     elif tracker.uri.startswith(_DATABASES):
         _require_database(tracker, timeout_s)
+    elif re.fullmatch(r"[\w.-]+:\d{1,5}(/\S*)?", tracker.uri):
+        raise TrackingError(
+            f"{URI_VARIABLE} is {tracker.uri}, which does not begin with http:// or https://. "
+            f"Correct it: export {URI_VARIABLE}=http://{tracker.uri}"
+        )
 
 
 def _require_a_file(tracker: Tracker) -> None:
-    """Raise where an unquoted `?` ends the file's name, so that the store would be created elsewhere."""
+    """Raise where no file is named, or an unquoted `?` ends its name, so that the store would be created elsewhere."""
+    if tracker.database is not None and not tracker.database.name:
+        raise TrackingError(f"{URI_VARIABLE} ({tracker.uri}) names no file, such as sqlite:///{MLRUNS}/{DATABASE}")
     _, _, options = tracker.uri.partition("?")
     if "/" in options.partition("=")[0]:
         raise TrackingError(
