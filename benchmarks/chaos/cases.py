@@ -252,7 +252,8 @@ def recomputed_epochs(runs: Sequence[Ended]) -> int:
 
 
 def _folder_name(fault: str) -> str:
-    return "".join(character if character.isalnum() else "-" for character in fault)
+    # Short, since a temporary folder lies in it, and the path of a socket in that has at most 107 characters.
+    return "".join(character if character.isalnum() else "-" for character in fault)[:20]
 
 
 def spread(total: int, draws: random.Random) -> Iterator[float]:

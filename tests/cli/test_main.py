@@ -147,7 +147,14 @@ def test_what_cannot_be_done_is_a_message_and_an_exit_code(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("predict", ""), ("data", "check", ""), ("init", ""), ("promote", "1", "--reason", "")]
+    "arguments",
+    [
+        ("predict", ""),
+        ("data", "check", ""),
+        ("init", ""),
+        ("init", "demo", "--data="),
+        ("promote", "1", "--reason", ""),
+    ],
 )
 def test_an_argument_that_is_empty_is_not_taken_for_this_folder(
     arguments: tuple[str, ...], twinrun: Callable[..., Ended]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import struct
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pydicom.pixels import apply_voi_lut
 
 from twinrun.core.errors import DecodeError
 from twinrun.decoding.decode import Decoded, Header, decode_image
+from twinrun.decoding.png import PngPixels, pixels_of_png, share_of_rows
 from twinrun.decoding.samples import SampleRules
 
 COLORS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -229,6 +231,23 @@ def test_a_png_whose_data_end_before_its_last_row_is_truncated_and_one_with_dark
     assert "truncated after" in why_not(file(bytes(half)))
 
 
+def test_a_large_png_with_a_dark_last_row_is_read_in_a_time_that_grows_with_its_size() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (4000, 4000, 3), np.uint8)
+    noise[-1] = 0
+
+    def file(data: bytes) -> PngPixels:
+        parts = (chunk(b"IHDR", struct.pack(">IIBBBBB", 4000, 4000, 8, 2, 0, 0, 0)), chunk(b"IDAT", data))
+        return pixels_of_png(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")))
+
+    rows = np.pad(noise.reshape(4000, -1), ((0, 0), (1, 0))).tobytes()  # each after the number of its filter
+    began = time.process_time()
+
+    shares = [share_of_rows(file(zlib.compress(data, 0))) for data in (rows, rows[: len(rows) // 2])]
+
+    assert shares == [1, 0.5]
+    assert time.process_time() - began < 1.5  # 4 s where the rest of the file is copied again and again
+
+
 def test_what_stands_beside_the_pixels_of_a_png_never_costs_them() -> None:
     much = zlib.compress(b"A" * 1_200_000)
     wrong = bytearray(chunk(b"tEXt", b"Comment\0hello"))
@@ -381,6 +400,8 @@ def test_elements_of_a_dicom_file_without_a_value_are_as_good_as_absent() -> Non
 
     assert np.array_equal(pixels(dicom(VOILUTSequence=[], RescaleSlope=None, RescaleIntercept=None)), plain)
     assert np.ptp(pixels(dicom(WindowCenter=None, WindowWidth=None))) > 0
+    windows = pixels(dicom(WindowCenter=[0, 600], WindowWidth=[0, 1600]))
+    assert np.array_equal(windows, pixels(dicom(WindowCenter=600, WindowWidth=1600)))
     assert why_not(dicom(Rows=None)) == "is a DICOM file without a picture"
 
 

@@ -83,6 +83,21 @@ def test_copies_of_images_that_are_one_group_do_not_narrow_an_interval() -> None
     assert all_right["accuracy"] == intervals(targets, np.eye(5)[targets], **settings)["accuracy"]
 
 
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_few_groups_give_wide_intervals_however_many_images_they_hold(groups: int) -> None:
+    random, covered = np.random.default_rng(0), 0
+    group = np.arange(groups).repeat(60)
+    for _ in range(100):
+        is_right = random.random(len(group)) < random.beta(16, 4, groups)[group]  # 0.8 on average
+        probabilities = np.eye(2)[(~is_right).astype(int)] * 0.8 + 0.1
+        low, high = intervals(np.zeros(len(group), int), probabilities, bins=15, samples=100, seed=0, groups=group)[
+            "accuracy"
+        ]
+        covered += low <= 0.8 <= high
+
+    assert covered >= 93
+
+
 def test_the_calibration_error_is_that_of_torchmetrics() -> None:
     import torch
     from torchmetrics.functional.classification import multiclass_calibration_error

@@ -456,7 +456,8 @@ def _main() -> None:
     if (notice := foreign_code()) is not None:
         print(notice, file=sys.stderr)
     _join_lines_of_help(app)
-    if "" in sys.argv[1:]:  # Typer would take an empty path for this folder
+    given = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+    if "" in sys.argv[1:] or any(re.fullmatch("--[a-z-]+=", each) for each in given):  # an empty path is this folder
         print("An argument is empty; perhaps it is a variable that is not set. This folder is .", file=sys.stderr)
         raise SystemExit(2)
     try:

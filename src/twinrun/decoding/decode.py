@@ -257,7 +257,7 @@ def _loaded_png(image: Image.Image, png: PngPixels, stream: BinaryIO) -> _Pictur
         reason = f"damaged: the PNG data after {100 * error.share:.0f}% of the file do not give their checksum"
         raise FormatError(reason) from None
     if _may_lack_rows(image) and (share := share_of_rows(png)) < 1:
-        raise FormatError(f"truncated after {100 * share:.0f}%")
+        raise FormatError(f"truncated after {int(100 * share)}% of its rows")
     return _Picture(_all_bits(png), picture.orientation, picture.camera) if png.is_beyond_pillow else picture
 
 

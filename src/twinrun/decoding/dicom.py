@@ -87,9 +87,14 @@ def _normalised(values: Values, dataset: "Dataset") -> Values:
         looked_up: Values = apply_voi(apply_modality_lut(values, dataset), dataset) / float((1 << bits) - 1)
         return looked_up.clip(0, 1)
     if "WindowCenter" in dataset and "WindowWidth" in dataset:
-        center, width = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+        centers, widths = _numbers(dataset.WindowCenter), _numbers(dataset.WindowWidth)
+        windows = list(zip(centers, widths, strict=False))
+        center, width = next((window for window in windows if window[1] > 0), windows[0])
         if width <= 0:
-            raise FormatError(f"is a DICOM file whose window has the width {width:g}; correct it")
+            raise FormatError(
+                f"is a DICOM file whose window has the width {width:g}; remove WindowWidth from it, so that "
+                "the range of its values counts"
+            )
         return _window(apply_modality_lut(values, dataset), center, width, str(dataset.get("VOILUTFunction", "LINEAR")))
     bits = int(dataset.BitsStored)
     low = -(1 << (bits - 1)) if dataset.PixelRepresentation == 1 else 0
@@ -106,5 +111,5 @@ def _window(values: Values, center: float, width: float, function: str) -> Value
     return ((values - (center - 0.5)) / max(width - 1, 1e-9) + 0.5).clip(0, 1)
 
 
-def _first(value: Any) -> float:
-    return float(value[0] if hasattr(value, "__iter__") else value)
+def _numbers(value: Any) -> list[float]:
+    return [float(each) for each in (value if hasattr(value, "__iter__") else [value])]

@@ -13,7 +13,7 @@ _OF_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _IS_LOWER_CASE = 0x20
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the kind of colour
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # of Adam7
-_UNPACKED_AT_ONCE = 1 << 20
+_PACKED_AT_ONCE, _UNPACKED_AT_ONCE = 1 << 16, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,20 @@ def share_of_rows(png: PngPixels) -> float:
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
         wanted += rows * (1 + -(-columns * bits // 8)) if columns > 0 else 0
     unpacked, held = zlib.decompressobj(), 0
+    pieces = (
+        data[at : min(at + _PACKED_AT_ONCE, end - 4)]
+        for kind, start, end in chunks
+        if kind == b"IDAT"
+        for at in range(start + 8, end - 4, _PACKED_AT_ONCE)
+    )
     try:
-        for kind, start, end in chunks:
-            packed = bytes(data[start + 8 : end - 4]) if kind == b"IDAT" else b""
-            while packed and held < wanted:
-                held += len(unpacked.decompress(packed, _UNPACKED_AT_ONCE))
-                packed = unpacked.unconsumed_tail
+        for piece in pieces:
+            packed: bytes | memoryview = piece
+            while held < wanted:
+                given = len(unpacked.decompress(packed, _UNPACKED_AT_ONCE))
+                held, packed = held + given, unpacked.unconsumed_tail
+                if not packed and given < _UNPACKED_AT_ONCE:  # else more may be waiting
+                    break
     except zlib.error:  # a sum over all data that is wrong, which decoders do not look at
         return 1.0
     return min(held / wanted, 1)

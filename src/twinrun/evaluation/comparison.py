@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from twinrun.core.arrays import FloatArray, IntArray
 from twinrun.core.errors import DataError
-from twinrun.evaluation.metrics import surprise
+from twinrun.evaluation.metrics import FEW_GROUPS, surprise
 from twinrun.evaluation.predictions import Predictions, numbered
 
 ALPHA = 0.05
@@ -61,8 +61,8 @@ class Aligned:
         return predicted
 
     def groups_of(self, rows: IntArray) -> IntArray | None:
-        """The groups of the images at the positions `rows`."""
-        return None if self.groups is None else self.groups[rows]
+        """The groups of the images at the positions `rows`, numbered from 0."""
+        return None if self.groups is None else np.unique(self.groups[rows], return_inverse=True)[1].astype(np.int64)
 
     def log_loss(self, at: int) -> float:
         """Mean log loss of the members, nats."""
@@ -209,6 +209,12 @@ def difference(
     exact, mid = permutation_test(change, groups)
     if change.any():
         low, high = bootstrap_interval(change, groups, samples=samples, seed=seed)
+        from scipy.stats import t
+
+        if groups is not None and (few := len(np.unique(groups))) < FEW_GROUPS:  # which resampled, vary too little
+            quantile = float(t.ppf(1 - ALPHA / 2, max(1, few - 1)))
+            ends = adjusted_interval(change, quantile=quantile, groups=groups)
+            low, high = min(low, ends[0]), max(high, ends[1])
     else:  # resampled, no change stays no change, however few the images
         low, high = adjusted_interval(change, quantile=_TEST, groups=groups)
     return _difference(before, after, (exact, mid), (low, high), groups)

@@ -61,8 +61,9 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
     """The gates that need only a model's metrics.json.
 
     The model must reach `min_accuracy`, and be better than always guessing the commonest class: the lower end of its
-    accuracy's 95% interval (Wilson's, which has a width even at 100%) must be above the share of that class among the
-    same images. So a few lucky images never make a candidate, whatever `min_accuracy` is.
+    accuracy's 95% interval (Wilson's, which has a width even at 100%, or the report's if wider) must be above
+    the share of that class among the same images. So a few lucky images never make a candidate, whatever `min_accuracy`
+    is.
     """
     accuracy, images = float(metrics["accuracy"]), int(metrics["images"])
     judged = [
@@ -317,6 +318,8 @@ def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: i
     commonest = max(metrics["per_class"], key=lambda row: int(row["images"]))
     share = int(commonest["images"]) / images
     low, high = wilson_interval(accuracy, images)
+    if ends := metrics.get("intervals", {}).get("accuracy"):  # wider where images are in groups
+        low, high = min(low, float(ends[0])), max(high, float(ends[1]))
     guessing = (
         f'always guessing "{commonest["label"]}", the commonest class, which is right for {percent(share)} of these '
         f"{images:,} images: its accuracy is {percent(accuracy)} (95% interval {percent(low, '')} to {percent(high)})"

@@ -15,6 +15,8 @@ from twinrun.core.intervals import wilson_interval
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 LEVEL = 0.95
+FEW_GROUPS = 10
+"""With fewer groups, resampling them gives intervals that are too narrow."""
 _SHARES = HEADLINES[:3]  # those that are 1 where every image is classified correctly, and 0 where none is
 _CHUNK_CELLS = 2_000_000  # weights held at once: 16 MB
 
@@ -162,7 +164,8 @@ def intervals(
 
     Each of `samples` resamples draws N images with replacement, and all numbers are computed on the same ones. Where
     `groups` (N,) numbers images that belong together, as many whole groups are drawn as there are ("cluster bootstrap",
-    Davison and Hinkley, "Bootstrap Methods and their Application", 1997). A
+    Davison and Hinkley, "Bootstrap Methods and their Application", 1997). Resamples of fewer than FEW_GROUPS vary too
+    little: the intervals then hold those of single images as well, and the shares' hold Wilson's for so many groups. A
     resample repeats images, which makes its calibration error larger than that of the whole on average; this excess is
     subtracted, or the interval would lie above the number that it belongs to. A class that a resample lacks is left
     out of its means. Memory does not grow with `samples` times N. Where every image, or none, is classified correctly,
@@ -180,8 +183,17 @@ def intervals(
     excess = values[:, last].mean() - calibration_error(targets, probabilities, bins)
     low[last], high[last] = max(0.0, low[last] - excess), min(1.0, high[last] - excess)
     ends = {name: (float(low[i]), float(high[i])) for i, name in enumerate(HEADLINES)}
+    if groups is not None and len(names) < FEW_GROUPS:
+        of_images = intervals(targets, probabilities, bins=bins, samples=samples, seed=seed)
+        ends = {name: _hull(ends[name], of_images[name]) for name in HEADLINES}
+        whole = dict(zip(HEADLINES, statistics.of(np.ones((1, len(targets))))[0].tolist(), strict=True))
+        ends |= {name: _hull(ends[name], wilson_interval(whole[name], len(names))) for name in _SHARES}
     right = float((probabilities.argmax(axis=1) == targets).mean())
     return ends if 0 < right < 1 else ends | dict.fromkeys(_SHARES, wilson_interval(right, len(names)))
+
+
+def _hull(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 class _Resampled:

@@ -215,7 +215,8 @@ def _readings(tree: Tree, may_split: bool) -> list[Levels]:
     inner = _readings(_merged(parents.values()), may_split)
     groups_below: list[Levels] = [("label", "group")] if all(_is_numbered(name, _GROUP_WORDS) for name in names) else []
     # Both may be groups, as in patient_1/clip_2/cat.
-    if groups_below and not (all(_is_numbered(name, _GROUP_WORDS) for name in folders) and "group" in inner[0]):
+    are_groups_above = all(_is_numbered(name, _GROUP_WORDS) for name in folders) and "group" in inner[0]
+    if groups_below and not (are_groups_above and _hold_labels(_merged(parents.values()).below.values())):
         return groups_below
     if all(_is_numbered(name, _FOLD_WORDS) or split_names([name]) for name in folders):
         return [*_after("skip", inner), *_after("group", inner)]
@@ -226,6 +227,13 @@ def _readings(tree: Tree, may_split: bool) -> list[Levels]:
         return [("label",)]
     grouped: list[Levels] = [("label", "group")] if _are_ids(names) and not _are_ids(folders) else []
     return [("label",), *grouped, *_after("group" if _are_ids(folders) else "skip", inner)]
+
+
+def _hold_labels(groups: Iterable[Tree]) -> bool:
+    """Whether the folders in `groups` may be classes: at least two have names that are in several groups."""
+    names = Counter(name for group in groups for name in group.below)
+    repeated = [name for name, count in names.items() if count > 1]
+    return len(repeated) > 1 and not all(_is_numbered(name, _GROUP_WORDS) or _is_part(name) for name in names)
 
 
 def _after(level: Level, readings: list[Levels]) -> list[Levels]:

@@ -248,7 +248,7 @@ def _starting() -> Iterator[None]:
             raise
         if "AF_UNIX" in str(error):
             remedy = f"the path of the temporary folder {folder} is too long. Name a shorter one: export TMPDIR=/tmp"
-        elif number in (None, errno.EAGAIN, errno.ENOMEM):
+        elif number in (errno.EAGAIN, errno.ENOMEM) or isinstance(error, EOFError) or "start new thread" in str(error):
             remedy = (
                 "the system allows no more processes. Raise its limit (ulimit -u, or that of the container), or lower "
                 "ingest.workers in params.yaml."

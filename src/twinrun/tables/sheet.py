@@ -93,10 +93,11 @@ def cells_by_column(
     texts = [at for at, cell in enumerate(cells, 1) if cell.strip()]
     if texts and texts[-1] > len(names):
         raise error(
-            f"{where}: {texts[-1]} cells, but the header has {len(names)}. Quote cells that hold what separates cells."
+            f"{where}: {texts[-1]} cells, but the header has {len(names)}. Quote cells that hold what "
+            "separates cells, or name the column in the first line."
         )
     return {
-        name or f"column {at}": cell
+        name or f"column {at}{'' if f'column {at}' not in names else ' without a name'}": cell
         for at, (name, cell) in enumerate(zip(names, cells, strict=False), 1)
         if name or cell.strip()
     }

@@ -44,6 +44,7 @@ _WIDTHS_PX = {
 }
 _MOST_CLASSES = 12  # of a confusion matrix that fits a page; of more, the commonest mistakes are listed
 _MOST_MISTAKES = 10
+_OF_SERVERS = frozenset({"http", "https", "postgresql", "mysql", "mssql"})
 
 
 def short(run_id: str) -> str:
@@ -97,13 +98,15 @@ def without_password(address: str) -> str:
 
 def user_of(address: str) -> str:
     """User and password in an address, also where the password holds what would end it: / ? #. Empty without them."""
-    rest = address.partition("://")[2]
+    scheme, _, rest = address.partition("://")
     host = re.split("[/?#]", rest, maxsplit=1)[0]
     if "@" in host:
         return host.rpartition("@")[0]
     # What follows a host is a port, which is a number.
     is_user = ":" in host and not host.startswith("[") and not host.rpartition(":")[2].isdecimal()
-    return rest.rpartition("@")[0] if is_user else ""
+    # An address of a server has no `@` in its path, or it is written as %40.
+    has_login = scheme.partition("+")[0] in _OF_SERVERS and host != "" and "@" in re.split("[?#]", rest, maxsplit=1)[0]
+    return rest.rpartition("@")[0] if is_user or has_login else ""
 
 
 def describe_run(metrics: Mapping[str, Any], confusion: Path, data: str, page: str) -> str:

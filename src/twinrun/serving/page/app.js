@@ -5,7 +5,7 @@ import { drawn, pngOf, styleOf } from "./draw.js";
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: {}, language: "en" };
-let regions = [], current = null, teaches = false, guarded = false, asked = 0, token = "", agreed = false, device = null, served = null, reason = "";
+let regions = [], current = null, teaches = false, guarded = false, accepted = false, asked = 0, token = "", agreed = false, device = null, served = null, reason = "";
 const NO_TOKEN = "refused 401"; // the name of a text, and the worker's error where the server keeps the model back
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
@@ -40,6 +40,7 @@ async function classify(photo) {
     reason = "";
     startDevice();
     here = await device;
+    accepted = Boolean(here);
   }
   if (reason === NO_TOKEN) return { error: NO_TOKEN };
   if (here) {
@@ -58,7 +59,8 @@ function showPrivacy(hasLeft = false) {
 
 async function post(path, body) {
   const response = await fetch(path, { method: "POST", body, headers: withToken() });
-  return response.status === 401 && askForToken() ? post(path, body) : response;
+  accepted = response.status !== 401;
+  return !accepted && askForToken() ? post(path, body) : response;
 }
 
 async function classifyThere(photo) {
@@ -350,7 +352,8 @@ async function start() {
   at("examples").hidden = regions.length === 0;
   at("why").addEventListener("click", drawWhy);
   at("explain").addEventListener("submit", event => {
-    if (guarded && !token && !askForToken()) { event.preventDefault(); return; }
+    if (guarded && !accepted && !askForToken()) { event.preventDefault(); return; }
+    if (guarded && !accepted) fetch("metrics", { headers: withToken() }).then(({ ok }) => { accepted = ok; }, () => {}); // or the next time asks again
     // A form sends no headers, so the token goes along as a cookie, which the browser sends to this address alone.
     if (guarded) document.cookie = `token=${encodeURIComponent(token)}; path=${new URL("explain", location.href).pathname}; max-age=60; SameSite=Strict`;
     const files = new DataTransfer();
