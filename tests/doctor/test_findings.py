@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from twinrun.doctor import code
 from twinrun.doctor.findings import counted, duration, shown
 
@@ -44,3 +46,27 @@ def test_the_fix_for_a_secret_adds_a_line_to_a_gitignore_without_a_final_newline
 
     for name in ("mine.env", ".env"):
         subprocess.run(["git", "check-ignore", "--quiet", name], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("mark", ["--assume-unchanged", "--skip-worktree"])
+def test_the_fix_for_a_change_commits_it_although_git_does_not_show_it(
+    mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run(["git", "config", "user.name", "Ada"], check=True)
+    subprocess.run(["git", "config", "user.email", "a@example.org"], check=True)
+    Path("my train.py").write_text("epochs = 3\n")
+    subprocess.run('git add -A && git commit --quiet -m "one"', shell=True, check=True)
+    subprocess.run(["git", "update-index", mark, "my train.py"], check=True)
+    Path("my train.py").write_text("epochs = 4\n")
+
+    result = code.check(tmp_path)
+    assert not isinstance(result, str)
+    _, (finding,) = result
+    subprocess.run(finding.fix, shell=True, check=True)
+
+    assert subprocess.check_output(["git", "show", "HEAD:my train.py"]) == b"epochs = 4\n"
+    after = code.check(tmp_path)
+    assert not isinstance(after, str)
+    assert after[1] == []

@@ -87,6 +87,17 @@ def test_a_secret_in_a_change_of_a_tracked_file_stays_out_of_the_patch(change: s
     assert "+batch = 2" in code.diff
 
 
+@pytest.mark.parametrize("mark", ["--assume-unchanged", "--skip-worktree"])
+def test_a_secret_in_a_file_whose_changes_git_does_not_show_stays_out_of_the_patch(mark: str, repository: Path) -> None:
+    git(repository, "update-index", mark, "src/train.py")
+    write_text(f'PASSWORD = "{VALUE}"\n', repository / "src/train.py")
+
+    code = collect_code(repository)
+
+    assert VALUE not in code.diff
+    assert "src/train.py" in code.secrets
+
+
 @pytest.mark.parametrize("name", [".env", ".pgpass", "src/config.py"])
 @pytest.mark.parametrize("change", ["deleted", "git rm", "git rm --cached", "became a link", "became a folder"])
 def test_a_tracked_secret_that_is_deleted_stays_out_of_the_patch(change: str, name: str, repository: Path) -> None:

@@ -72,8 +72,11 @@ def test_missing_settings_come_back_with_defaults_and_the_rest_stays_as_it_was()
     assert again.stdout.startswith("The project's files are those of this version")
 
 
+@pytest.mark.parametrize("mark", [None, "--assume-unchanged", "--skip-worktree"])
 @pytest.mark.usefixtures("_project")
-def test_a_file_that_git_does_not_have_stops_the_upgrade_before_it_writes_anything() -> None:
+def test_a_file_that_git_does_not_have_stops_the_upgrade_before_it_writes_anything(mark: str | None) -> None:
+    if mark is not None:
+        git("update-index", mark, "dvc.yaml")
     Path("dvc.yaml").write_text("stages: {} # mine\n")
     old = Path("params.yaml").read_text()
 

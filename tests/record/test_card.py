@@ -134,6 +134,41 @@ def test_a_change_in_the_second_of_the_commit_is_in_the_patch_although_there_are
     assert "+epochs = 4" in code.diff
 
 
+@pytest.mark.parametrize("mark", ["--assume-unchanged", "--skip-worktree"])
+@pytest.mark.parametrize("untracked", [True, False])
+def test_the_patch_has_the_changes_of_files_that_the_index_marks(
+    mark: str, untracked: bool, repository: Path, tmp_path: Path
+) -> None:
+    _git(repository, "update-index", mark, "train.py")
+    (repository / "train.py").write_text("epochs = 4\n")
+    if untracked:
+        (repository / "src").mkdir()
+        (repository / "src/new.py").write_text("x = 1\n")
+    index = (repository / ".git/index").read_bytes()
+
+    code = collect_code(repository)
+
+    clone = tmp_path / "clone"
+    _git(tmp_path, "clone", "-q", str(repository), str(clone))
+    subprocess.run(["git", "apply"], cwd=clone, input=code.diff, text=True, check=True)
+    assert (clone / "train.py").read_text() == "epochs = 4\n"
+    assert (code.dirty, (clone / "src/new.py").exists()) == (True, untracked)
+    assert (repository / ".git/index").read_bytes() == index
+
+
+def test_in_a_sparse_checkout_the_files_that_are_not_there_are_not_deleted(repository: Path) -> None:
+    (repository / "docs").mkdir()
+    (repository / "docs/page.md").write_text("A page\n")
+    _git(repository, "add", "-A")
+    _git(repository, "commit", "-qm", "More")
+    _git(repository, "sparse-checkout", "set", "src")
+    assert not (repository / "docs").exists()
+
+    code = collect_code(repository)
+
+    assert (code.dirty, code.diff) == (False, "")
+
+
 def test_images_secrets_and_what_is_too_large_are_named_and_not_copied(repository: Path) -> None:
     left_out = (".env", ".env.yaml", "Credentials.json", "secrets.toml", "server.key", "photo.png", "weights")
     for name in left_out:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from twinrun.core.printing import one_line
 from twinrun.doctor.findings import SHOWN, Finding, Result, counted
-from twinrun.record.card import NAMED_AS_SECRET, collect_code
+from twinrun.record.card import NAMED_AS_SECRET, collect_code, committing
 
 
 def check(root: Path) -> Result:
@@ -38,7 +38,7 @@ def check(root: Path) -> Result:
         findings.append(
             Finding(
                 f"{counted(changed, 'file')} not committed; a run's card keeps them as a patch",
-                'git add -A && git commit -m "..."',
+                committing(root, changed),
             )
         )
     if others:

@@ -14,7 +14,7 @@ from twinrun.core.params import PARAMS
 from twinrun.core.yaml import read_yaml
 from twinrun.project.creating import GITIGNORE, ignored, stage_files
 from twinrun.project.presets import default_settings
-from twinrun.record.card import run_git
+from twinrun.record.card import committing, full_index, run_git
 
 Setting = tuple[str, ...]
 
@@ -171,7 +171,11 @@ def _lines(text: str | None) -> list[str] | None:
 def _require_committed(root: Path, names: list[str]) -> None:
     if not names:
         return
-    status = run_git(root, "status", "--porcelain", "--ignored", "--", *names)
+    command = ("status", "--porcelain", "--ignored", "--", *names)
+    status = run_git(root, *command)
+    if status.returncode == 0:
+        with full_index(root) as index:
+            status = run_git(root, *command, index=index)
     if status.returncode:
         raise RepositoryError(
             f"git cannot tell what has changed: {status.stderr.strip()}. Nothing was written, since {', '.join(names)} "
@@ -180,5 +184,5 @@ def _require_committed(root: Path, names: list[str]) -> None:
     if uncommitted := [line[3:] for line in status.stdout.splitlines()]:
         raise RepositoryError(
             f"{', '.join(uncommitted)} would be changed, and git does not have what is there now. Nothing was written. "
-            "Commit it first: git add . && git commit"
+            f"Commit it first: {committing(root, uncommitted)}"
         )

@@ -7,11 +7,12 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -109,8 +110,9 @@ def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Cod
     others = run_git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
     prefix = run_git(root, "rev-parse", "--show-prefix").stdout.strip()
     taken, left_out, secrets = _choose(top, prefix, sorted(filter(None, others.split("\0"))), untracked)
-    changed = _changed_secrets(top)
-    diff = _patch(top, taken, list(changed))
+    with full_index(top) as index:
+        changed = _changed_secrets(top, index)
+        diff = _patch(top, taken, list(changed), index)
     # After `git rm --cached` a file is both: deleted from the index, and untracked.
     taken = [name for name in taken if name not in changed]
     secrets, left_out = {**changed, **secrets}, list(dict.fromkeys([*changed, *left_out]))
@@ -165,9 +167,9 @@ def _named_in_dvc_yaml(root: Path) -> frozenset[str]:
     return frozenset(dep for dep in deps if not dep.startswith(("data/", "$")))
 
 
-def _changed_secrets(top: Path) -> dict[str, str]:
+def _changed_secrets(top: Path, index: Path) -> dict[str, str]:
     """Tracked files that have uncommitted changes and look like secrets, deleted files included, and why."""
-    names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD"))
+    names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD", index=index))
     secrets = {}
     for name in filter(None, names.split("\0")):
         file = PurePosixPath(name)
@@ -177,7 +179,8 @@ def _changed_secrets(top: Path) -> dict[str, str]:
             secrets[name] = _CHANGED_AND_NAMED_AS_SECRET
             continue
         # As text, whatever its attributes say: a binary patch would hold it all the same.
-        patch = _compared(run_git(top, "--literal-pathspecs", *_DIFF, "--text", "HEAD", "--", name))
+        compare = ("--literal-pathspecs", *_DIFF, "--text", "HEAD", "--", name)
+        patch = _compared(run_git(top, *compare, index=index))
         if "\0" in patch:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -193,23 +196,49 @@ def _some(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(map(one_line, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _patch(top: Path, untracked: list[str], without: list[str]) -> str:
-    """What differs from HEAD, the given untracked files included; the repository's own index stays as it is."""
+def _patch(top: Path, untracked: list[str], without: list[str], index: Path) -> str:
+    """What differs from HEAD, the given untracked files included, which are marked in `index`."""
     excluded = [f":(exclude,glob)**/{DVC_LOCK}", *(f":(exclude,literal){name}" for name in without)]
-    compare = (*_DIFF, "--binary", "HEAD", "--", ".", *excluded)
-    if not untracked:
-        return _compared(run_git(top, *compare))
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder, "index")
-        with suppress(FileNotFoundError):
-            # With its time: git uses it to notice files that changed in the second in which the index was written.
-            shutil.copy2(top / run_git(top, "rev-parse", "--git-path", "index").stdout.rstrip("\n"), index)
+    if untracked:
         names = "\0".join(untracked).encode("utf-8", "surrogateescape")
         marking = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
         marked = run_git(top, "--literal-pathspecs", *marking, stdin=names, index=index)
         if marked.returncode:
             raise RepositoryError(f"git could not compare the untracked files in {top}: {marked.stderr.strip()}")
-        return _compared(run_git(top, *compare, index=index))
+    return _compared(run_git(top, *_DIFF, "--binary", "HEAD", "--", ".", *excluded, index=index))
+
+
+@contextmanager
+def full_index(top: Path) -> Iterator[Path]:
+    """A temporary copy of the index of the repository at `top`, with which git sees the changes of all files.
+
+    In the index itself, `git update-index --assume-unchanged` or `--skip-worktree` may hide the changes of some.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder, "index")
+        with suppress(FileNotFoundError):
+            # With its time: git uses it to notice files that changed in the second in which the index was written.
+            shutil.copy2(top / run_git(top, "rev-parse", "--git-path", "index").stdout.rstrip("\n"), index)
+        names = "\0".join(hidden := hidden_files(top)).encode("utf-8", "surrogateescape")
+        for flag in ("--no-assume-unchanged", "--no-skip-worktree") if hidden else ():  # git uses one for each call
+            _compared(run_git(top, "update-index", flag, "-z", "--stdin", stdin=names, index=index))
+        yield index
+
+
+def hidden_files(folder: Path) -> list[str]:
+    """Tracked files below `folder`, relative to it, that are marked in the index so that git ignores their changes.
+
+    In a sparse checkout, git itself marks files that are not in the folder; they are not among these.
+    """
+    entries = (entry.partition(" ") for entry in _compared(run_git(folder, "ls-files", "-v", "-z")).split("\0"))
+    return [name for tag, _, name in entries if tag == "h" or (tag in ("S", "s") and os.path.lexists(folder / name))]
+
+
+def committing(folder: Path, names: Collection[str]) -> str:
+    """The command that commits the files of these `names`, hidden ones too, to which `git add` does nothing."""
+    hidden = " ".join(shlex.quote(name) for name in hidden_files(folder) if name in names)
+    flags = ("--no-assume-unchanged", "--no-skip-worktree") if hidden else ()
+    return "".join(f"git update-index {flag} {hidden} && " for flag in flags) + 'git add -A && git commit -m "..."'
 
 
 def _compared(done: subprocess.CompletedProcess[str]) -> str:
