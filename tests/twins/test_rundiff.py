@@ -71,3 +71,15 @@ def test_params_images_metrics_and_predictions_that_differ_are_listed(trained: P
     assert "0.5000" in text
     assert "images with another prediction: 1 of 60" in text
     assert "test/0/080.bmp  0" in text
+
+
+def test_predictions_that_cannot_be_read_do_not_lose_the_rest(trained: Path) -> None:
+    first, other = first_run(trained), another_run(trained)
+    for file in (trained / "mlruns/artifacts").rglob("predictions.parquet"):
+        file.write_bytes(b"no table")
+
+    text, same = printed(trained, first, other), printed(trained, first, first)
+
+    assert "and results" not in same
+    assert "The predictions could not be compared. " in text
+    assert "train.epochs" in text

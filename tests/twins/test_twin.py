@@ -97,6 +97,22 @@ def another_processor(project: Path) -> None:
     write_json({**card, "weights_hash": "ab" * 32}, card_file)
 
 
+def damaged_predictions(project: Path) -> None:
+    """The predictions of the run cannot be read any more, in MLflow and here."""
+    for place in ("mlruns/artifacts", "data/out/evaluate"):
+        file = next((project / place).rglob("predictions.parquet"))
+        file.chmod(0o644)
+        file.write_bytes(b"no table")
+
+
+def damaged_metrics(project: Path) -> None:
+    """The metrics of the run cannot be read any more, in MLflow and here."""
+    for place in ("mlruns/artifacts", "data/out/evaluate"):
+        file = next((project / place).rglob("metrics.json"))
+        file.chmod(0o644)
+        file.write_bytes(b"{")
+
+
 def broken_image(project: Path) -> None:
     """An image that the run used cannot be decoded now."""
     (project / "data/raw/folder" / IMAGE).write_bytes(b"BM no image")
@@ -124,6 +140,21 @@ def test_the_exit_code_of_the_command_is_its_verdict(
 
     assert ended.value.code == code
     assert f"\n{said.upper()}. " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("happened", "said"),
+    [(damaged_predictions, "The predictions could not"), (damaged_metrics, "The metrics could not")],
+)
+def test_results_that_cannot_be_read_do_not_lose_the_verdict(
+    happened: Callable[[Path], None], said: str, trained: Path
+) -> None:
+    happened(trained)
+
+    report = reproduce(trained, first_run(trained), MODEL)
+
+    assert report.verdict.tag == "identical"
+    assert any(note.startswith(f"{said} be compared. ") for note in report.notes)
 
 
 def test_an_image_that_can_no_longer_be_decoded_is_different_without_training(trained: Path) -> None:

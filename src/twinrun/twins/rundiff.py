@@ -25,7 +25,7 @@ from twinrun.twins.difference import (
     compare_predictions,
 )
 from twinrun.twins.material import MANIFEST, NEEDED, TABLE, compare_data, recorded_files
-from twinrun.twins.twin import packages_of, recorded_run, results_of
+from twinrun.twins.twin import continuing, packages_of, recorded_run, results_of
 from twinrun.twins.worktree import changed_files, file_at, patched_files
 
 _SHOWN = 30
@@ -54,10 +54,10 @@ class RunDiff:
 
     @property
     def nothing(self) -> bool:
-        """Whether neither inputs nor results differ."""
+        """Whether neither inputs nor results differ, as far as all could be compared."""
         same_inputs = not any(self.differences.changes.values()) and not self.files and not self.images
         same_results = all(pair.before == pair.after for pair in self.metrics) and not self.predictions
-        return same_inputs and same_results and self.same_weights
+        return same_inputs and same_results and self.same_weights and not self.notes
 
 
 def diff_runs(root: Path, tracker: Tracker, before: str, after: str, model_name: str) -> RunDiff:
@@ -80,15 +80,20 @@ def diff_runs(root: Path, tracker: Tracker, before: str, after: str, model_name:
         if patch and patches[0] != patches[1]:
             diff.files += [f"{file}, uncommitted {when}" for file in patched_files(root, patch)]
     _compare_images(root, cards, diff)
-    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+    with (
+        tempfile.TemporaryDirectory() as first,
+        tempfile.TemporaryDirectory() as second,
+        continuing("metrics", diff.notes.append),
+    ):
         results = [results_of(root, tracker, run, Path(f)) for run, f in zip(runs, (first, second), strict=True)]
         diff.metrics = compare_metrics(results[0][0], results[1][0])
         before_file, after_file = results[0][1], results[1][1]
         if before_file is not None and after_file is not None:
             from twinrun.dataset.prediction_table import read_predictions
 
-            tables = read_predictions(before_file), read_predictions(after_file)
-            diff.predictions, diff.compared = compare_predictions(*tables)
+            with continuing("predictions", diff.notes.append):
+                tables = read_predictions(before_file), read_predictions(after_file)
+                diff.predictions, diff.compared = compare_predictions(*tables)
     return diff
 
 

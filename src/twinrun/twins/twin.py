@@ -133,7 +133,7 @@ def reproduce(
             return report
         stages.run("train")
         stages.run("evaluate")
-        _compare(root, project, tracker, run, card, report)
+        _compare(root, project, tracker, run, card, report, note)
         synced = sync(project)
         journal_id = _card(project)["journal_id"]
         report.twin_run_id = Published.load(tracker, journal_id).run_id
@@ -428,8 +428,17 @@ def _share_cache(root: Path, project: Path) -> None:
         write_text(f"{settings}\n[cache]\n    dir = {root / '.dvc' / 'cache'}\n", project / ".dvc" / "config.local")
 
 
+@contextmanager
+def continuing(what: str, note: Say) -> Iterator[None]:
+    """Report a file of results that cannot be read, and go on without it: the weights can be compared all the same."""
+    try:
+        yield
+    except TwinrunError as error:
+        note(f"The {what} could not be compared. {error}")
+
+
 def _compare(
-    root: Path, project: Path, tracker: Tracker, run: RunFacts, card: Mapping[str, Any], report: TwinReport
+    root: Path, project: Path, tracker: Tracker, run: RunFacts, card: Mapping[str, Any], report: TwinReport, note: Say
 ) -> None:
     """Fill in the differences between run and twin, and the verdict."""
     from twinrun.dataset.prediction_table import read_predictions
@@ -441,12 +450,13 @@ def _compare(
         card, twin, (packages, installed_versions()) if packages is not None else (None, None)
     )
     report.twin_weights_hash, report.twin_wall_time_s = twin["weights_hash"], twin.get("wall_time_s")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, continuing("metrics", note):
         metrics, predictions = results_of(root, tracker, run, Path(folder))
-        report.metrics = compare_metrics(metrics, read_record(MetricsRecord, project / METRICS, project) or {})
         if predictions is not None:
-            before, after = read_predictions(predictions), read_predictions(project / PREDICTIONS)
-            report.predictions, report.compared = compare_predictions(before, after)
+            with continuing("predictions", note):
+                before, after = read_predictions(predictions), read_predictions(project / PREDICTIONS)
+                report.predictions, report.compared = compare_predictions(before, after)
+        report.metrics = compare_metrics(metrics, read_record(MetricsRecord, project / METRICS, project) or {})
     report.verdict = judge(card["weights_hash"], twin["weights_hash"], report.differences, report.metrics)
     if report.verdict.cause == "data" and report.images:
         images = "; ".join(shortened(report.images, 3))
