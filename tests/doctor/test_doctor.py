@@ -185,6 +185,18 @@ def test_a_finished_training_whose_journal_is_kept_is_none_to_go_on_with(trained
     assert forgotten == "none to resume"
 
 
+def test_a_journal_that_a_newer_version_may_have_written_is_not_to_be_deleted(trained: Path) -> None:
+    journal = Journal.create(trained, name="mlp on digits", experiment="digits")
+    journal.close()
+    with journal.file.open("a") as file:
+        file.write('{"event": "video", "path": "training.mp4"}\n')
+
+    (finding,) = findings(trained, "journals")
+
+    assert "has no readable journal" in finding.problem
+    assert finding.fix.startswith("upgrade Twinrun, ")
+
+
 def test_outputs_that_a_failed_run_left_deleted_are_restored_by_what_the_finding_says(trained: Path) -> None:
     before = sorted((trained / "data/out/train").rglob("*"))
     shutil.rmtree(trained / "data/out/train")

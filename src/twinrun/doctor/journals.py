@@ -16,13 +16,17 @@ def check(tracker: Tracker) -> Result:
     folders = journal_folders(tracker.home)
     findings = []
     for folder in folders:
+        fix = f"rm -r {shlex.quote(shown(folder, tracker.home))}"
         try:
             summary, fault = summarize(folder / FILE), "it holds no event"
         except RecordError as error:
             summary, fault = None, str(error).splitlines()[0]
+            fix = (
+                "upgrade Twinrun, if a newer one may have written it (git pull && make setup, or pip install -r "
+                f"requirements.lock); only if the file is damaged: {fix}"
+            )
         if summary is None:
-            problem = f"{shown(folder, tracker.home)} has no readable journal: {fault}"
-            findings.append(Finding(problem, f"rm -r {shlex.quote(shown(folder, tracker.home))}"))
+            findings.append(Finding(f"{shown(folder, tracker.home)} has no readable journal: {fault}", fix))
             continue
         state = Published.load(tracker, folder.name)
         title = state.title(summary.name)
