@@ -103,6 +103,17 @@ def test_a_port_that_is_taken_is_named_with_another_to_use() -> None:
             require_free(port)
 
 
+@pytest.mark.parametrize("test", [{}, {"test_accuracy": None}])
+def test_an_accuracy_from_cross_validation_is_described_without_that_of_the_test_split(
+    test: dict[str, None], tmp_path: Path
+) -> None:
+    metrics = {"accuracy": 0.9, "accuracy_from": "cross-validation", "images": 20, **test}
+
+    text = describe_run(metrics, tmp_path / "confusion.csv", "birds", "#/")
+
+    assert text.startswith("**Accuracy 90.0% of 20 images, out of fold.**")
+
+
 def test_of_many_classes_the_description_lists_the_commonest_mistakes(tmp_path: Path) -> None:
     pairs = [(f"class {number}", f"class {number}") for number in range(40)]
     pairs += [("class 1", "class 2")] * 3 + [("class 3", "class 2")]

@@ -204,8 +204,8 @@ def _accuracy(metrics: Mapping[str, Any]) -> str:
     out_of_fold = metrics.get("accuracy_from") == "cross-validation"
     kind = "images, out of fold" if out_of_fold else "test images"
     images = f" of {metrics['images']:,} {kind}" if "images" in metrics else ""
-    test = f" Test split: {percent(metrics['test_accuracy'])}" if out_of_fold else ""
-    beside = f"{test}{_interval(metrics, 'test_accuracy')}." if out_of_fold else ""
+    test = metrics.get("test_accuracy") if out_of_fold else None
+    beside = "" if test is None else f" Test split: {percent(test)}{_interval(metrics, 'test_accuracy')}."
     return f"Accuracy {percent(metrics['accuracy'])}{between}{images}.{beside}"
 
 
