@@ -230,6 +230,19 @@ def test_packages_that_differ_from_the_lock_are_named(tmp_path: Path) -> None:
     assert "only-windows" not in differing
 
 
+def test_a_package_whose_metadata_is_not_utf_8_has_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old_package-1.2.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: old-package\nVersion: 1.2\nAuthor: J\xf6rg\n\nA description\n"
+    (tmp_path / "old_package-1.2.dist-info/METADATA").write_bytes(metadata.encode("latin-1"))
+    (tmp_path / "requirements.lock").write_text("old-package==1.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    differing = collect_environment(tmp_path)["differing"]
+
+    assert differing["old-package"] == {"locked": "1.1", "installed": "1.2"}
+    assert differing["pytest"] == {"locked": None, "installed": pytest.__version__}
+
+
 def test_dvc_lock_becomes_hashes_by_stage(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(
         "schema: '2.0'\nstages:\n  ingest:\n    cmd: x\n    outs:\n    - path: data/images.npy\n      hash: md5\n"

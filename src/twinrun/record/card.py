@@ -428,7 +428,10 @@ def installed_versions() -> dict[str, str]:
 
     installed: dict[str, str] = {}
     for distribution in distributions():  # whose `name` and `version` each parse the whole description
-        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        try:
+            text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        except UnicodeDecodeError as error:  # in a description of another encoding; name and version are ASCII
+            text = error.object.decode("utf-8", "replace")
         header = HeaderParser().parsestr(text.partition("\n\n")[0])
         installed.setdefault(canonicalize_name(str(header["Name"])), str(header["Version"]))
     installed.pop("twinrun", None)
