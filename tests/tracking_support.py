@@ -322,6 +322,7 @@ class FaultyTracker(ThreadingHTTPServer):
     page, as what stands before a server does; "hang" never answers; "slow" answers after 2 s; "lost" lets
     the request through and loses the answer; "deadlock" answers requests to log_batch as MLflow does where PostgreSQL
     ended the transaction. `after` requests are passed on before the fault begins, and it ends after `times` of them.
+    Requests without the text `only` in their path or body are passed on.
     """
 
     daemon_threads = True
@@ -330,7 +331,7 @@ class FaultyTracker(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Relay)
         self.behind = behind
         self.fault: str | None = None
-        self.after, self.times = 0, math.inf
+        self.after, self.times, self.only = 0, math.inf, ""
         self.released = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -338,8 +339,8 @@ class FaultyTracker(ThreadingHTTPServer):
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def break_down(self, fault: str | None, after: int = 0, times: float = math.inf) -> None:
-        self.fault, self.after, self.times = fault, after, times
+    def break_down(self, fault: str | None, after: int = 0, times: float = math.inf, only: str = "") -> None:
+        self.fault, self.after, self.times, self.only = fault, after, times, only
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that gave up is what these tests are about."""
@@ -362,7 +363,7 @@ class _Relay(BaseHTTPRequestHandler):
 
     def _relay(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.server.fault
+        fault = self.server.fault if self.server.only.encode() in self.path.encode() + body else None
         if fault and self.server.after > 0:
             self.server.after -= 1
             fault = None

@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from tracking_support import AB, CD, REPOSITORY, evaluate, runs, train, validate
+from tracking_support import AB, CD, REPOSITORY, FaultyTracker, evaluate, runs, train, validate
 
+from twinrun.cli import main as cli
 from twinrun.core.files import write_text
 from twinrun.record.home import journals_folder
 from twinrun.record.journal import Journal
@@ -472,6 +474,42 @@ def test_a_tracker_that_is_away_is_named_and_nothing_is_lost(project: Path, monk
     assert report.problem is not None
     assert "http://127.0.0.1:9 (MLFLOW_TRACKING_URI) cannot be reached" in report.problem
     assert journal.folder.exists()
+
+
+def test_a_journal_that_the_server_fails_on_is_named_and_the_others_are_published(
+    tracker: FaultyTracker, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = train(project), train(project, weights_hash=CD)
+    tracker.break_down("error", only=first.id)
+    monkeypatch.setattr(sys, "argv", ["twinrun", "sync"])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert f"the journal .twinrun/journals/{first.id} could not be published. MLflow at {tracker.uri}" in said
+    assert "10 events of 1 run published" in said
+    assert (first.folder.exists(), second.folder.exists()) == (True, False)
+    tracker.break_down(None)
+    assert (sync().problem, first.folder.exists()) == (None, False)
+
+
+def test_a_tracker_that_hangs_is_not_tried_for_each_journal(
+    tracker: FaultyTracker, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for weights_hash in (AB, CD, "ef" * 32):
+        train(project, weights_hash=weights_hash)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setattr("twinrun.tracking.sync._FAILING_S", 2)
+    tracker.break_down("hang", only="runs/search")
+
+    began = time.monotonic()
+    report = sync()
+
+    assert report.problem is not None
+    assert "does not answer in time" in report.problem
+    assert time.monotonic() - began < 6
 
 
 def test_with_nothing_to_do_mlflow_is_not_even_imported_and_a_run_in_progress_is_left_alone(project: Path) -> None:

@@ -46,11 +46,12 @@ from twinrun.record.records import (
 from twinrun.tracking.left_running import left_running, mark_killed, may_be_left_running
 from twinrun.tracking.lost import lost_from_database, lost_from_server, published_states
 from twinrun.tracking.presentation import run_name, short
-from twinrun.tracking.replay import Published, Replay, addition_state, is_refusal, publisher_lock, unpublished
+from twinrun.tracking.replay import Published, Replay, addition_state, publisher_lock, unpublished
 from twinrun.tracking.store import Tracker, find_tracker, open_client, require_reachable
 from twinrun.tracking.translation import describe
 
 _PUBLISHER_S = 30.0
+_FAILING_S = 20.0  # less than a request's timeout: a tracker that hangs is not tried for each journal
 
 
 @dataclass
@@ -136,9 +137,10 @@ def sync(
             if verify:
                 _forget(lost_from_server(open_client(tracker), states), report)
                 _adopt_all(results, tracker, report)
-            _publish_all(_sound_journals(tracker), tracker, report, wait_s)
+            failures = _publish_all(_sound_journals(tracker), tracker, report, wait_s)
             if asks:
                 _mark_left(tracker, report)
+        report.problem = "\n".join(failures) or None
     except Timeout:
         report.problem = "another `twinrun sync` is running."
     except Exception as error:  # of any kind: the files are the truth and wait
@@ -412,19 +414,25 @@ def _mark_left(tracker: Tracker, report: SyncReport) -> None:
         report.killed.append(run.info.run_id)
 
 
-def _publish_all(folders: list[Path], tracker: Tracker, report: SyncReport, wait_s: float) -> None:
-    """Publish what waits. If MLflow refuses a run, the others are still published; any other error stops."""
-    refusal: Exception | None = None
+def _publish_all(folders: list[Path], tracker: Tracker, report: SyncReport, wait_s: float) -> list[str]:
+    """Publish what waits, and return which journals failed, with the reasons; the others are still published.
+
+    Raises where the tracker cannot be reached, or where the attempts that failed took long, as with one that hangs.
+    """
+    failures, failing_s = [], 0.0
     for folder in folders:
+        began = time.monotonic()
         try:
             with _setting_aside(report):
                 _publish(folder, tracker, report, wait_s)
-        except Exception as error:
-            if not is_refusal(error, tracker):
+        except Exception as error:  # of any kind: it may be due to this journal
+            failing_s += time.monotonic() - began
+            if failing_s > _FAILING_S:
                 raise
-            refusal = error
-    if refusal is not None:
-        raise refusal
+            require_reachable(tracker)
+            place = folder.relative_to(tracker.home)
+            failures.append(f"the journal {place} could not be published. {describe(error, tracker.uri)}")
+    return failures
 
 
 def _publish(folder: Path, tracker: Tracker, report: SyncReport, wait_s: float) -> None:
