@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from data_support import heed_permissions
 from PIL import Image
 
 from twinrun import load
@@ -210,6 +212,21 @@ def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, t
     assert re.search(r"gone\.png +missing +No such file", alone.out)
     assert "unreadable" not in alone.out + together.out
     assert project
+
+
+def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing(project: Path) -> None:
+    _photos(project, "listed/1.png", "listed/2.png")
+    (project / "listed").chmod(0o644)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "twinrun", "predict", "listed", "0.png/below.png", "--model", BUNDLE],
+        capture_output=True, text=True, timeout=120, check=False, preexec_fn=heed_permissions,
+    )  # fmt: skip
+
+    (project / "listed").chmod(0o755)
+    assert done.returncode == 2, done.stderr
+    assert len(re.findall(r"listed/[12]\.png +unreadable +cannot be read: +Permission denied", done.stdout)) == 2
+    assert re.search(r"below\.png +missing +No such file", done.stdout)
 
 
 @pytest.mark.parametrize(

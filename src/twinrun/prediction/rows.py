@@ -1,6 +1,5 @@
 """Answers for files as rows, and as the table that is written of them."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,5 +73,16 @@ def classified(
         shares = answer.probabilities
         best = () if shares is None else (-shares).argsort(kind="stable")[:top]
         labels = tuple((classes[i], float(shares[i])) for i in best)  # type: ignore[index]
-        error = MISSING if answer.error and not os.path.lexists(path) else answer.error
+        error = MISSING if answer.error and _is_missing(path) else answer.error
         yield Row(escaped(str(path)), labels, error)
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether nothing has this name; a file in a folder that cannot be entered may be there."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
