@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -211,3 +213,32 @@ def test_what_a_killed_attempt_left_in_the_folder_is_named(place: Path) -> None:
 
     with pytest.raises(PublishError, match=r"interrupted left \.creating-demo-0a1b2c3d; nothing was written"):
         create_project(place / "demo", "digits")
+
+
+@pytest.mark.parametrize("place_of_error", ["file", "folder", "dvc"])
+def test_a_full_disk_is_named_by_the_project_and_leaves_nothing(
+    place: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, place_of_error: str
+) -> None:
+    is_full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "source", None, "target")
+    run = subprocess.run
+
+    def fail(*_: object, **__: object) -> None:
+        raise is_full
+
+    def fail_to_add(command: list[str], **options: Any) -> Any:
+        if "add" in command and "dvc" in command:
+            return subprocess.CompletedProcess(command, 1, "", f"ERROR: unexpected error - {is_full}")
+        return run(command, **options)
+
+    if place_of_error == "file":
+        monkeypatch.setattr(shutil, "copyfile", fail)
+    elif place_of_error == "folder":
+        monkeypatch.setattr(shutil, "copytree", fail)
+    else:
+        monkeypatch.setattr(subprocess, "run", fail_to_add)
+    with pytest.raises(PublishError) as caught:
+        create_project(Path("demo"), "folder", photos)
+
+    advice = "cannot be written: the disk is full. Free some space and run again; finished results are kept."
+    assert str(caught.value) == f"{place / 'demo'} {advice}"
+    assert list(place.iterdir()) == []

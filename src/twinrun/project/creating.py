@@ -1,7 +1,9 @@
 """Creating a project: `twinrun init`. It is built in a temporary folder and takes its place once it is complete."""
 
+import errno
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import PublishError, RepositoryError, SourceError
+from twinrun.core.errors import PublishError, RepositoryError, SourceError, TwinrunError, os_problem
 from twinrun.core.files import explained, write_text
 from twinrun.core.paths import expanded
 from twinrun.project.environment import CODE, refresh
@@ -25,6 +27,7 @@ _EMPTY = ("data/raw", "mlruns")  # and the folders that stages depend on
 _OF_TWINRUN = "# Development of Twinrun itself"  # what follows in .gitignore and .dvcignore is not copied
 _ROOMS = "src/twinrun/"
 _UNFINISHED = ".creating-"  # not .unfinished-, which a project's .gitignore has: DVC works in no ignored folder
+_OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 _DVC_GITIGNORE = "/config.local\n/tmp\n/cache\n"
 _DVC_HEADER = f"""\
@@ -57,24 +60,26 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
     exists = folder.is_dir()  # then built in it: it may be a mount point, or its parent read-only
     unfinished = (folder if exists else folder.parent) / f"{_UNFINISHED}{folder.name}-{uuid.uuid4().hex[:8]}"
     try:
-        with explained(unfinished if exists else folder):
+        with explained(folder / GITIGNORE if exists else folder):
             unfinished.mkdir(parents=True)
-        _write_files(unfinished, preset, changes)
-        if outer is None:
-            _run_git(unfinished, "init", "--quiet")
-        _run_dvc(unfinished, "init", "--no-scm")  # otherwise it stages files of this folder in git
-        write_text(_DVC_CONFIG, unfinished / ".dvc/config")
-        write_text(_DVC_GITIGNORE, unfinished / ".dvc/.gitignore")
-        if data is not None:
-            _copy(data, unfinished / "data/raw" / data.name)
-            _run_dvc(unfinished, "add", f"data/raw/{data.name}")
-        committed = _commit(unfinished) if outer is None else None
         with explained(folder):
+            _write_files(unfinished, preset, changes)
+            if outer is None:
+                _run_git(unfinished, "init", "--quiet")
+            _run_dvc(unfinished, "init", "--no-scm")  # otherwise it stages files of this folder in git
+            write_text(_DVC_CONFIG, unfinished / ".dvc/config")
+            write_text(_DVC_GITIGNORE, unfinished / ".dvc/.gitignore")
+            if data is not None:
+                _copy(data, unfinished / "data/raw" / data.name)
+                _run_dvc(unfinished, "add", f"data/raw/{data.name}")
+            committed = _commit(unfinished) if outer is None else None
             if exists:
                 _move_up(unfinished)
             else:
                 unfinished.rename(folder)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, TwinrunError):  # the temporary folder is gone when its message is read
+            error.args = (str(error).replace(str(unfinished), str(folder)),)
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return Created(folder, committed)
@@ -178,21 +183,39 @@ def _watched(content: Any) -> list[str]:
 def _copy(data: Path, place: Path) -> None:
     try:
         shutil.copytree(data, place, ignore_dangling_symlinks=True)
-    except shutil.Error as error:
+    except shutil.Error as error:  # it has the errors of the files as texts
         source, _, reason = error.args[0][0]
-        raise SourceError(f"{source} cannot be copied: {reason}") from None
+        number = re.match(r"\[Errno (\d+)\]", reason)
+        if number is None:
+            raise SourceError(f"{source} cannot be copied: {reason}") from None
+        raise _not_copied(int(number[1]), source) from None
+    except OSError as error:
+        raise _not_copied(error.errno or 0, str(data)) from None
+
+
+def _not_copied(number: int, source: str) -> OSError | SourceError:
+    """The error of a file of --data: of the disk that is written to where `number` says so, or else of the file."""
+    error = OSError(number, os.strerror(number))
+    return error if number in _OF_THE_TARGET else SourceError(os_problem(error, source, verb="copied"))
 
 
 def _run_dvc(folder: Path, *arguments: str) -> None:
     ran = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True)
-    if ran.returncode:
-        raise RepositoryError(f"dvc {arguments[0]} failed: {ran.stderr.strip() or ran.stdout.strip()}")
+    _expect_success("dvc", arguments, ran)
 
 
 def _run_git(folder: Path, *arguments: str) -> None:
-    ran = run_git(folder, *arguments)
-    if ran.returncode:
-        raise RepositoryError(f"git {arguments[0]} failed: {ran.stderr.strip()}")
+    _expect_success("git", arguments, run_git(folder, *arguments))
+
+
+def _expect_success(program: str, arguments: tuple[str, ...], ran: "subprocess.CompletedProcess[str]") -> None:
+    if not ran.returncode:
+        return
+    text = ran.stderr.strip() or ran.stdout.strip()
+    for number in _OF_THE_TARGET:
+        if os.strerror(number) in text:
+            raise OSError(number, os.strerror(number))
+    raise RepositoryError(f"{program} {arguments[0]} failed: {text}")
 
 
 def _commit(folder: Path) -> bool:
