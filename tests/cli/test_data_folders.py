@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -163,3 +164,35 @@ def _check(folder: Path, *options: str) -> str:
     with contextlib.chdir(folder):
         result = CliRunner().invoke(app, ["check", "photos", "--no-labels", *options])
     return result.output + str(result.exception or "")
+
+
+def test_a_folder_or_a_pipe_in_place_of_a_file_is_one_sentence_that_says_what_to_name(tmp_path: Path) -> None:
+    write_preset(tmp_path, "digits")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    cases = [
+        (("explain", "some"), "some is a folder. Name one image of it; to classify them all: twinrun predict some"),
+        (("sweep", "some"), "some cannot be read: it is a folder. Name a YAML file: twinrun sweep sweep.yaml"),
+        (("sweep", "pipe.yaml"), "pipe.yaml cannot be read: it is not a regular file. Name a YAML file: twinrun sweep"),
+        (("verify", "photo.jpg", "some"), "some cannot be read: it is a folder. Name the photo that was sent."),
+        (
+            ("verify", "some", "photo.jpg"),
+            "some cannot be read: it is a folder. Name the JSON that POST",
+        ),
+        (("drift", "some"), "some cannot be read: it is a folder. The server writes it: twinrun serve --watch some"),
+        (("drift", "pipe.yaml"), "pipe.yaml cannot be read: it is not a regular file. The server writes it"),
+        (
+            ("serve", "--token-file", "some"),
+            "some (--token-file) cannot be read: Is a directory. Name a file",
+        ),
+        (("predict", "list.csv"), "list.csv cannot be read: it is not a regular file"),
+    ]
+    os.mkfifo(tmp_path / "list.csv")
+
+    for command, message in cases:
+        ran = run_twinrun(tmp_path, *command)
+
+        assert message in ran.said
+        assert ran.code in (1, 2)
+        assert "Errno" not in ran.said

@@ -13,7 +13,10 @@ import pytest
 from data_support import Project
 from PIL import Image
 
+from twinrun.core.errors import DataError
 from twinrun.core.yaml import read_yaml
+from twinrun.validate.decisions import read_decisions
+from twinrun.validate.fixed_splits import read_fixed_splits
 
 Tree = Callable[..., Project]
 
@@ -306,6 +309,19 @@ def test_a_file_that_never_ends_or_answers_is_a_row_without_pixels(tree: Tree) -
     assert ran.code == 0, ran.said
     errors = {row["path"]: row["error"] for row in project.table() if row["error"]}
     assert errors == {"dog/log.png": "is empty", "dog/noise.png": "cannot be read: it is not a regular file"}
+
+
+def test_a_list_of_splits_or_decisions_that_is_a_pipe_is_refused_at_once(tree: Tree) -> None:
+    project = tree("{cat,dog}")
+    os.mkfifo(project.folder / "list.csv")
+
+    ran = project.set(ingest__splits_file="list.csv").run_apart("ingest")
+
+    assert ran.code == 1
+    assert "list.csv cannot be read: it is not a regular file (params.yaml: ingest.splits_file)" in ran.said
+    for read in (read_fixed_splits, read_decisions):
+        with pytest.raises(DataError, match=r"list\.csv cannot be read: it is not a regular file"):
+            read(project.folder / "list.csv")
 
 
 def test_a_folder_that_is_reached_twice_is_read_twice_and_only_loops_are_cut(tree: Tree) -> None:

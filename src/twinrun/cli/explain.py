@@ -1,5 +1,6 @@
 """The command `twinrun explain`. Like the others it imports what it needs when it is called."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,6 +43,11 @@ def explain(
 
     Example: twinrun explain photo.jpg --model data/out/train/bundle
     """
+    if photo.is_dir():
+        raise DataError(
+            f"{escaped(str(photo))} is a folder. Name one image of it; to classify them all: "
+            f"twinrun predict {shlex.quote(escaped(str(photo)))}"
+        )
     require_writable(out, (".html", ".htm"), [str(photo)])
     with loaded(model, trust) as used:
         print(f"Model: {used.name}", file=sys.stderr)

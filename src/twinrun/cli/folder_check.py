@@ -15,9 +15,9 @@ from twinrun.core.errors import PublishError
 from twinrun.core.files import ensure_writable, write_json, write_table, write_text
 from twinrun.core.params import LabelErrorParams, SplitFractions, ValidateParams
 from twinrun.core.progress import fraction
+from twinrun.core.regular_files import open_regular
 from twinrun.dataset.pack import creating_pack, open_pack
 from twinrun.decoding.decode import AS_STORED
-from twinrun.decoding.regular_files import open_regular
 from twinrun.decoding.samples import SampleRules
 from twinrun.ingest.copies.nearest import near_duplicates
 from twinrun.ingest.facts import Facts

@@ -162,7 +162,8 @@ def _token(file: Path) -> str:
     try:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} (--token-file) cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise DataError(f"{file} (--token-file) cannot be read: {reason}. Name a file that holds the token.") from None
     if len(token) < 16 or not token.isascii() or not token.isprintable():
         raise DataError(
             f"{file} (--token-file) needs at least 16 printable ASCII characters. Make one: openssl rand -hex 32"

@@ -17,8 +17,8 @@ import numpy as np
 
 from twinrun.core.arrays import Pixels
 from twinrun.core.errors import SourceError
+from twinrun.core.regular_files import open_regular
 from twinrun.dataset.manifest import SplitName
-from twinrun.decoding.regular_files import open_regular
 from twinrun.ingest.download import command, fetch
 from twinrun.ingest.listing import Arrays, Item, Listing, sorted_listing
 

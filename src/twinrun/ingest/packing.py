@@ -29,6 +29,7 @@ from twinrun.core.arrays import Pixels, Size
 from twinrun.core.errors import DataError, deaf_children
 from twinrun.core.printing import without_library_output
 from twinrun.core.progress import progress
+from twinrun.core.regular_files import open_regular
 from twinrun.dataset.pack import PackWriter
 from twinrun.dataset.table import table_schema
 from twinrun.decoding.decode import (
@@ -42,7 +43,6 @@ from twinrun.decoding.decode import (
     decode_image,
     fit_image,
 )
-from twinrun.decoding.regular_files import open_regular
 from twinrun.decoding.samples import SampleRules
 from twinrun.ingest.facts import Facts, broken, measured, measured_stack, with_header
 from twinrun.ingest.listing import Arrays, Listing, some_names

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twinrun.core.printing import escaped
-from twinrun.decoding.regular_files import open_regular
+from twinrun.core.regular_files import open_regular
 from twinrun.ingest.listing import some_names, words_of
 
 Parts = tuple[str, ...]  # names of folders, from the top, inside the folder that is walked

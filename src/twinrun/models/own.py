@@ -16,6 +16,7 @@ from torch import nn
 
 from twinrun.core.errors import ModelError
 from twinrun.core.networks import Size
+from twinrun.core.regular_files import read_regular
 
 _SETTING = "params.yaml: train.model"
 
@@ -24,7 +25,7 @@ def own_source(name: str) -> bytes:
     """The content of the file that `name` names. Raises ModelError where it cannot be read."""
     path = Path(name.partition(":")[0])
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise ModelError(
             f"The network {path} cannot be read: {error.strerror} ({_SETTING}). Put the file there, with a function "

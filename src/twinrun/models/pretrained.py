@@ -26,6 +26,7 @@ from twinrun.core.networks import (
     weights_side_by_side,
 )
 from twinrun.core.paths import expanded
+from twinrun.core.regular_files import read_regular
 from twinrun.models.architectures import SideBySide, find_head
 from twinrun.models.published import ORIGIN, WEIGHTS, download, find_weights, published_weights
 
@@ -225,7 +226,7 @@ def _file_of(package: _Package) -> Path:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise ModelError(
             f"The pretrained weights {path} cannot be read: {error.strerror} ({_SETTING}). Put the file there, or name "

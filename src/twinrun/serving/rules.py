@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinrun.core.errors import DataError
 from twinrun.core.printing import one_line
+from twinrun.core.regular_files import read_regular
 from twinrun.core.yaml import read_yaml
 
 FOLDER = Path("rules")  # of the project; the invented examples of the package serve where there is none
@@ -80,8 +81,10 @@ def read_region(file: Path, classes: Sequence[str] = ()) -> Region:
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise DataError(f"{file} has more than {_MOST_BYTES:,} bytes, which no rules have.")
-        content = read_yaml(file.read_text(encoding="utf-8"), "rt")
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(read_regular(file).decode(), "rt")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from None
+    except (YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     try:
         region = Region.model_validate(_plain(content))

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from twinrun.core.errors import DataError
+from twinrun.core.regular_files import read_regular
 from twinrun.evaluation.conformal import KINDS
 from twinrun.evaluation.traffic import IMAGE_FACTS, KIND, PREDICTED, Spread
 from twinrun.serving.engine import Answer, Engine
@@ -106,7 +107,7 @@ def read_windows(path: Path) -> list[Window]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{path} has more than {_MOST_BYTES:,} bytes. Keep the newest lines of it alone.")
-        lines = path.read_bytes().splitlines()
+        lines = read_regular(path).splitlines()
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}. The server writes it: twinrun serve --watch {path}"

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from twinrun.core.errors import DataError
+from twinrun.core.regular_files import read_regular
 from twinrun.serving.answer_log import AnsweringModel, Sha256
 from twinrun.serving.engine import Engine
 from twinrun.serving.json_lines import read_line
@@ -46,9 +47,9 @@ def verify_answer(answer: Path, photo: Path, open_engine: Callable[[ServedAnswer
     Raises DataError where a file cannot be read, and where the engine has other weights than the answer's.
     """
     try:
-        image = photo.read_bytes()
+        image = read_regular(photo)
     except OSError as error:
-        raise DataError(f"{photo} cannot be read: {error.strerror}") from None
+        raise DataError(f"{photo} cannot be read: {error.strerror}. Name the photo that was sent.") from None
     digest = hashlib.sha256(image).hexdigest()
     served = _read(answer, digest)
     if served.image_sha256 != digest:
@@ -79,9 +80,11 @@ def _read(file: Path, image_sha256: str) -> ServedAnswer:
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise DataError(f"{file} has more than {_MOST_BYTES:,} bytes, which no answer has.")
-        content = file.read_bytes().strip()
+        content = read_regular(file).strip()
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error}") from None
+        raise DataError(
+            f"{file} cannot be read: {error.strerror}. Name the JSON that POST /classify sent, or the log of answers."
+        ) from None
     try:
         answers: list[Any] = [json.loads(content)]
     except (ValueError, RecursionError):

@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from twinrun.core.errors import ParamsError
 from twinrun.core.params import HALF_CHARACTER, Params, Seed, TrainParams, flat_settings, parse_params
+from twinrun.core.regular_files import read_regular
 from twinrun.core.yaml import half_characters, plain, read_yaml
 from twinrun.project.presets import with_values
 
@@ -77,10 +78,14 @@ class Plan:
 def load_plan(path: Path, params: Params) -> Plan:
     """Read and check a sweep.yaml for the settings of params.yaml; raises ParamsError that lists every problem."""
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(read_regular(path).decode())
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing. Write one, such as:\n\n{EXAMPLE}") from None
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ParamsError(
+            f"{path} cannot be read: {error.strerror}. Name a YAML file: twinrun sweep sweep.yaml"
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} cannot be read as YAML: {error}") from None
     try:
         settings, halves = plain(content), list(half_characters(content))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from twinrun.core.errors import TwinrunError
 from twinrun.core.printing import one_line
+from twinrun.core.regular_files import read_regular
 
 _DELIMITERS = ",;\t"
 _FORMULA = (
@@ -107,7 +108,7 @@ def decoded(path: Path, setting: str, error: type[TwinrunError]) -> str:
     """The text of a file in UTF-8 or UTF-16, without a mark at its start; raises `error` where it is neither."""
     named = one_line(str(path))
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except FileNotFoundError:
         raise
     except OSError as problem:

@@ -13,11 +13,11 @@ def open_regular(path: Path) -> BinaryIO:
 
     A file of no bytes is not read: those of /proc claim none, and some of them wait for ever or never end.
     """
-    _expect_regular(path.stat())  # before it is opened, since that may wake a device
+    _expect_regular(path, path.stat())  # before it is opened, since that may wake a device
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     try:
         status = os.fstat(file.fileno())
-        _expect_regular(status)
+        _expect_regular(path, status)
         if status.st_size > 0:
             return file
     except OSError:
@@ -27,9 +27,17 @@ def open_regular(path: Path) -> BinaryIO:
     return io.BytesIO()
 
 
-def _expect_regular(status: os.stat_result) -> None:
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file. Raises OSError as `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _expect_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def _without_waiting(path: str, flags: int) -> int:
