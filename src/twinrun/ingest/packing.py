@@ -8,6 +8,7 @@ again one by one; one that kills a worker again gets a row with that error.
 
 import errno
 import hashlib
+import io
 import multiprocessing
 import os
 import tempfile
@@ -60,6 +61,10 @@ _MOST_POOLS = 100
 _SPARE_BITS = 4  # an image whose values leave so many high bits unused is nearly black
 _SPARE_BITS_OF_ALL = 2  # the same where every image leaves them unused, which is no coincidence
 _PRELOADED = ["twinrun.ingest.packing", "twinrun.ingest.sources", "scipy.fftpack"]
+_CHANGED = broken(
+    Facts(file_bytes=0, bytes_sha256=None),
+    "cannot be read: it was changed while it was read. Run again once no program writes to it",
+)
 
 
 @dataclass(frozen=True)
@@ -327,7 +332,7 @@ def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
     known = Facts(file_bytes=0, bytes_sha256=None)
     with ExitStack() as stack:
         try:
-            known, file = _open(path)
+            known, file, version = _open(path)
             stack.enter_context(file)
         except OSError as error:
             return broken(known, f"cannot be read: {error.strerror or error}")
@@ -345,7 +350,9 @@ def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
                 named=path.suffix,
             )
         except BrokenImage as error:
-            return broken(known, str(error), error.header)
+            return _CHANGED if _version(file) != version else broken(known, str(error), error.header)
+        if _version(file) != version:  # the hash may be of other bytes than the pixels
+            return _CHANGED
         known = replace(
             with_header(known, image.header),
             camera=image.camera,
@@ -360,17 +367,26 @@ def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
         return facts
 
 
-def _open(path: Path) -> tuple[Facts, BinaryIO]:
-    """Open an image file at its start, with its size and hash; raises OSError."""
+def _open(path: Path) -> tuple[Facts, BinaryIO, tuple[int, int]]:
+    """Open an image file at its start, with its size and hash, and its version before these; raises OSError."""
     file = open_regular(path)
     try:
+        version = _version(file)
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         size = file.tell()
         file.seek(0)
     except OSError:
         file.close()
         raise
-    return Facts(file_bytes=size, bytes_sha256=digest), file
+    return Facts(file_bytes=size, bytes_sha256=digest), file, version
+
+
+def _version(file: BinaryIO) -> tuple[int, int]:
+    """Size and time of change of an open file, which differ once it was written to; those of an empty one are 0."""
+    if isinstance(file, io.BytesIO):
+        return 0, 0
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _file_facts(chunk: Chunk) -> Facts:
@@ -378,7 +394,7 @@ def _file_facts(chunk: Chunk) -> Facts:
     if chunk.pixels is not None:
         return _array_facts(chunk.pixels[0], chunk.format)
     try:
-        known, file = _open((chunk.files or [])[0])
+        known, file, _ = _open((chunk.files or [])[0])
     except OSError:
         return Facts(file_bytes=0, bytes_sha256=None)
     file.close()
