@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from data_support import Project, Ran, heed_permissions, run_twinrun
 from PIL import Image
 from typer.testing import CliRunner
@@ -196,3 +198,29 @@ def test_a_folder_or_a_pipe_in_place_of_a_file_is_one_sentence_that_says_what_to
         assert message in ran.said
         assert ran.code in (1, 2)
         assert "Errno" not in ran.said
+
+
+def test_a_check_that_is_stopped_leaves_no_folder_and_the_next_removes_what_a_killed_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("a", "b")):
+        _photos(tmp_path / "photos" / name, 2, seed)
+    (tmp_path / "temp").mkdir()
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def killed(*_: object) -> None:
+        (left,) = (tmp_path / "temp").iterdir()
+        left.rename(left.with_name(re.sub(r"-\d+-", "-999999999-", left.name)))
+        raise KeyboardInterrupt
+
+    for end in (killed, stop):
+        with monkeypatch.context() as patch:
+            patch.setattr("twinrun.cli.folder_check.fill_pack", end)
+            stopped = [run_twinrun(tmp_path, "data", "check", "photos", *out) for out in ((), ("--out", "kept"))]
+        assert [ran.code for ran in stopped] == [130, 130]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "photos", "temp"]
+    assert list((tmp_path / "temp").iterdir()) == []

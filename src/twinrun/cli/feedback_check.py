@@ -1,6 +1,5 @@
 """What is wrong with photos that users sent, found before any of them is data, and how accepted ones become data."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import numpy as np
 from twinrun.core.arrays import Pixels
 from twinrun.core.cores import available_cores
 from twinrun.core.errors import DataError
-from twinrun.core.files import file_sha256, replacing
+from twinrun.core.files import file_sha256, replacing, scratch_folder
 from twinrun.core.params import IngestParams, Params
 from twinrun.core.progress import fraction
 from twinrun.dataset.manifest import read_manifest_table
@@ -90,16 +89,16 @@ def check_feedback(folder: Path, items: Sequence[FeedbackItem], params: Params) 
     shape = Shape(settings.size, settings.channels, settings.fit, settings.resample, settings.max_pixels, rules)
     if data.images.shape[1:] != shape.of_image:
         raise DataError(f"{PACK} has images of another size than params.yaml says. Create it again: dvc repro ingest")
-    with tempfile.TemporaryDirectory(prefix="twinrun-feedback-") as temp:
-        with creating_pack(Path(temp, "photos.npy"), (len(photos), *shape.of_image)) as unfinished:
+    with scratch_folder("twinrun-feedback") as temp:
+        with creating_pack(temp / "photos.npy", (len(photos), *shape.of_image)) as unfinished:
             facts = fill_pack(listing, shape, unfinished, available_cores())
-        pixels = np.array(open_pack(Path(temp, "photos.npy")))
+        pixels = np.array(open_pack(temp / "photos.npy"))
         photos = [
             _soundness(photo, file, fact, set(data.labels))
             for photo, file, fact in zip(photos, files, facts, strict=True)
         ]
         photos = _exact_copies(photos, facts, data)
-        with _joined(data.images, pixels, Path(temp, "all.npy")) as images:
+        with _joined(data.images, pixels, temp / "all.npy") as images:
             photos = _near_copies(photos, facts, images, data)
             photos = _doubted(photos, images, data, params)
     return photos, pixels

@@ -2,9 +2,8 @@
 
 import contextlib
 import re
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from twinrun.core.cores import available_cores
 from twinrun.core.errors import PublishError
-from twinrun.core.files import ensure_writable, write_json, write_table, write_text
+from twinrun.core.files import ensure_writable, scratch_folder, write_json, write_table, write_text
 from twinrun.core.params import LabelErrorParams, SplitFractions, ValidateParams
 from twinrun.core.progress import fraction
 from twinrun.core.regular_files import open_regular
@@ -86,12 +85,13 @@ def check_folder(
     SourceError where there is nothing to check, and PublishError where `out` cannot be written.
     """
     listing = list_images(folder, out, levels, leave_out, follow_links=follow_links)
-    _make_writable(out)
     size_px = size_px or _usual_size(listing)
+    is_new = not out.exists()
+    _make_writable(out)
     shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS, rules)
     settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))
-    with tempfile.TemporaryDirectory(prefix="twinrun-check-") as temp:
-        pack = Path(temp, "images.npy")
+    with _removed_if_empty(out if is_new else None), scratch_folder("twinrun-check") as temp:
+        pack = temp / "images.npy"
         with creating_pack(pack, (len(listing.items), *shape.of_image)) as unfinished:
             facts = [_without_setting(fact) for fact in fill_pack(listing, shape, unfinished, available_cores())]
         images, table = open_pack(pack), facts_table(listing, facts)
@@ -133,6 +133,18 @@ def _make_writable(out: Path) -> None:
         ensure_writable(out, 0)
     except OSError as error:
         raise PublishError(f"{out} cannot be made a folder: {error.strerror}. Name another one: --out.") from None
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path | None) -> Iterator[None]:
+    """Remove the folder again where an error or Ctrl-C comes before anything was written into it."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _on_classes(verdict: Verdict) -> list[Finding]:

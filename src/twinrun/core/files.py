@@ -15,6 +15,7 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -79,6 +80,23 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
     finally:
         _settle(old, path)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """A folder below the temporary one, removed at the end.
+
+    If a process is killed, its folder stays until the next process on this machine asks for the same `name`.
+    """
+    path = Path(tempfile.gettempdir(), name)
+    with suppress(OSError):  # those of other users
+        _sweep(path)
+    temp = _temporary(path)
+    temp.mkdir(mode=0o700)
+    try:
+        yield temp
+    finally:
         shutil.rmtree(temp, ignore_errors=True)
 
 
