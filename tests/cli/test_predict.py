@@ -214,17 +214,23 @@ def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, t
     assert project
 
 
-def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing(project: Path) -> None:
+@pytest.mark.parametrize(
+    ("named", "code"), [(["listed", "0.png/below.png"], 2), (["list.csv", "listed/2.png", "0.png/below.png"], 1)]
+)
+def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing(
+    named: list[str], code: int, project: Path
+) -> None:
     _photos(project, "listed/1.png", "listed/2.png")
+    (project / "list.csv").write_text("path\nlisted/1.png\n0.png\n")
     (project / "listed").chmod(0o644)
 
     done = subprocess.run(
-        [sys.executable, "-m", "twinrun", "predict", "listed", "0.png/below.png", "--model", BUNDLE],
+        [sys.executable, "-m", "twinrun", "predict", *named, "--model", BUNDLE],
         capture_output=True, text=True, timeout=120, check=False, preexec_fn=heed_permissions,
     )  # fmt: skip
 
     (project / "listed").chmod(0o755)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == code, done.stderr
     assert len(re.findall(r"listed/[12]\.png +unreadable +cannot be read: +Permission denied", done.stdout)) == 2
     assert re.search(r"below\.png +missing +No such file", done.stdout)
 

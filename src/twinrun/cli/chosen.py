@@ -2,7 +2,7 @@
 
 import glob
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def choose_images(arguments: Sequence[str]) -> ChosenImages:
     notes: list[str] = []
     for argument in arguments:
         for path in _expanded(argument):
-            if path.is_dir():
+            if _is(Path.is_dir, path):
                 below, left_out = _images_below(path)
                 paths += below
                 notes += left_out
@@ -49,11 +49,11 @@ def choose_images(arguments: Sequence[str]) -> ChosenImages:
 def _expanded(argument: str) -> list[Path]:
     """The path, or those that match it where it is a pattern that the shell left alone."""
     path = expanded(argument)
-    if path.exists() or not glob.has_magic(argument):
+    if _is(Path.exists, path) or not glob.has_magic(argument):
         return [path]
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - of any folder
     if "**" in path.parts:  # it reaches what is in folders by itself
-        matches = [match for match in matches if not match.is_dir()]
+        matches = [match for match in matches if not _is(Path.is_dir, match)]
     if not matches:
         raise SourceError(f"No file matches {escaped(argument)}.")
     return matches
@@ -78,7 +78,7 @@ def _paths_of_csv(file: Path) -> list[Path]:
     column = next((header.index(name) for name in _COLUMNS if name in header), None)
     if column is None:
         # A first row that names a file, or looks like the others, is not a header.
-        is_image = (file.parent / rows[0][0]).is_file() or Path(rows[0][0]).suffix != ""
+        is_image = _is(Path.is_file, file.parent / rows[0][0]) or Path(rows[0][0]).suffix != ""
         return list(_cells(file, rows if is_image else rows[1:], 0))
     return list(_cells(file, rows[1:], column))
 
@@ -95,4 +95,12 @@ def _meant(folder: Path, cell: str) -> Path:
     """The file that a cell names: as it stands, without spaces around, or in another Unicode form."""
     names = [cell, cell.strip(), *(unicodedata.normalize(form, cell.strip()) for form in ("NFC", "NFD"))]
     paths = [folder / expanded(name) for name in dict.fromkeys(names)]
-    return next((path for path in paths if path.exists()), folder / expanded(cell.strip()))
+    return next((path for path in paths if _is(Path.exists, path)), folder / expanded(cell.strip()))
+
+
+def _is(test: Callable[[Path], bool], path: Path) -> bool:
+    """The answer of a test such as Path.is_dir; no for what cannot be looked at: reading it will say why."""
+    try:
+        return test(path)
+    except OSError:
+        return False
