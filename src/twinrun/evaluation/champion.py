@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from twinrun.core.arrays import IntArray
 from twinrun.core.errors import DataError, TwinrunError
 from twinrun.core.params import GateParams, RegisterParams
 from twinrun.evaluation.comparison import Contender, align
@@ -87,7 +88,7 @@ def judge_here(
     gates = judge_alone(metrics, params.min_accuracy, params.gates)
     gates.append(Gate(name=LOADED, passed=None, sentence=away) if question is None else judge_loaded(trial, expected))
     gates += _judge_onnx(root, trial, mine["test"])
-    gates += judge_agreement(shares, len(expected.ids), params.gates, away)
+    gates += judge_agreement(shares, expected, params.gates, away)
     gates += judge_latency(trial.latency_ms, f"on one thread of {machine} (median of {trial.repeats})", params.gates)
     gates += judge_expectations(metrics_row(metrics, trial.latency_ms, shares), params.gates.expectations)
     champion = next((version for version in registry.versions() if CHAMPION in version.aliases), None)
@@ -147,12 +148,11 @@ def _judge_measured(
     unknown = f"it was not measured {_THEN}. Registering it again does that"
     measures = {} if version.run_id is None else run_metrics(tracker, version.run_id)
     kept = {name: None if test is None else measures.get(_AGREEMENT + name) for name in CHANGES}
-    images = 0 if test is None else min(_TRIED, len(test.ids))
     shares = {name: share for name, share in kept.items() if name != "mirror" or share is not None}
     latency_ms = measures.get(LATENCY)
     judged = [
         Gate(name=LOADED, passed=None, sentence=unknown),
-        *judge_agreement(shares, images, gates, unknown, f", {_THEN}"),
+        *judge_agreement(shares, None if test is None else test.at(_tried(test)), gates, unknown, f", {_THEN}"),
         *judge_latency(latency_ms, unknown if latency_ms is None else _THEN, gates),
     ]
     if metrics is not None:
@@ -201,7 +201,7 @@ def _question(root: Path, test: Predictions, mirror: bool) -> tuple[Question | N
     """
     from twinrun.dataset.manifest import read_manifest
 
-    at = np.unique(np.linspace(0, len(test.ids) - 1, _TRIED).astype(np.int64))
+    at = _tried(test)
     if not (root / _PACK).is_file():
         return None, test.at(at)
     split = read_manifest(root / _MANIFEST).split("test")
@@ -211,6 +211,11 @@ def _question(root: Path, test: Predictions, mirror: bool) -> tuple[Question | N
             f"split in {_MANIFEST}. Evaluate again: dvc repro -f evaluate"
         )
     return Question(pack=str(root / _PACK), rows=split.rows[at].tolist(), mirror=mirror), test.at(at)
+
+
+def _tried(test: Predictions) -> IntArray:
+    """Positions of the test images that a model is tried on, evenly spread, shape (n,)."""
+    return np.unique(np.linspace(0, len(test.ids) - 1, _TRIED).astype(np.int64))
 
 
 def _judge(

@@ -201,28 +201,31 @@ def judge_onnx(logits: FloatArray, expected: Predictions) -> Gate:
 
 
 def judge_agreement(
-    shares: Mapping[str, float | None], images: int, gates: GateParams, unknown: str, when: str = ""
+    shares: Mapping[str, float | None], tried: Predictions | None, gates: GateParams, unknown: str, when: str = ""
 ) -> list[Gate]:
     """The gates on labels that should survive a change of the images; none where `min_agreement` is not set.
 
-    `shares` maps a change to the share of the `images` that keep their label, None where that is `unknown`.
+    `shares` maps a change to the share of the images of `tried` that keep their label, None where that is `unknown`.
+    A share fails only if the limit lies above its 95% interval (Wilson's, of as many images as there are groups).
     """
     least = gates.min_agreement
     if least is None:
         return []
-    return [
-        Gate(
-            name=f"same label after {CHANGES[change]}",
-            passed=None if share is None else wilson_interval(share, images)[1] >= least,  # few show only large losses
-            sentence=unknown
-            if share is None
-            else f"after {CHANGES[change]} {percent(share)} of {images:,} test images keep their label{when}; at "
-            f"least {percent(least)} is required, or must be in the 95% interval (register.gates.min_agreement)",
-            value=share,
-            limit=least,
+    judged = []
+    for change, share in shares.items():
+        passed, sentence = None, unknown
+        if share is not None and tried is not None:
+            images, groups = len(tried.ids), tried.n_units
+            passed = wilson_interval(share, groups)[1] >= least
+            sentence = (
+                f"after {CHANGES[change]} {percent(share)} of {images:,} test images"
+                f"{'' if groups == images else f' in {groups:,} groups'} keep their label{when}; at least "
+                f"{percent(least)} is required, or must be in the 95% interval (register.gates.min_agreement)"
+            )
+        judged.append(
+            Gate(name=f"same label after {CHANGES[change]}", passed=passed, sentence=sentence, value=share, limit=least)
         )
-        for change, share in shares.items()
-    ]
+    return judged
 
 
 def judge_latency(latency_ms: float | None, measured: str, gates: GateParams) -> list[Gate]:

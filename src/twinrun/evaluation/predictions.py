@@ -50,6 +50,11 @@ class Predictions:
         return None if self.units is None else numbered(self.units)
 
     @property
+    def n_units(self) -> int:
+        """How many units there are: as many as images where units are unknown."""
+        return len(self.ids) if self.units is None else len(set(self.units))
+
+    @property
     def images_hash(self) -> str:
         """Sha256 of the set of images, in any order: of their pixels' hashes, or of their ids."""
         return hashlib.sha256("\n".join(sorted(self.pixels or self.ids)).encode()).hexdigest()
