@@ -344,6 +344,20 @@ def test_a_folder_that_is_reached_twice_is_read_twice_and_only_loops_are_cut(tre
     assert "test/cat/0.png (cat, test) = train/cat/0.png (cat, train)" in stopped.said
 
 
+def test_folders_that_link_to_one_another_are_refused_before_all_paths_are_walked(tree: Tree) -> None:
+    names = [f"c{number}" for number in range(9)]
+    project = tree("{" + ",".join(names) + "}")
+    for folder in names:
+        for other in set(names) - {folder}:
+            (project.folder / "images" / folder / other).symlink_to(f"../{other}")
+
+    ran = project.run("ingest")
+
+    assert ran.code == 1
+    assert "lead to one folder by more than 1,000 paths, among them" in ran.said
+    assert "Remove those links, or leave them out (params.yaml: ingest.leave_out)." in ran.said
+
+
 def test_litter_and_files_that_claim_to_be_no_images_are_counted_in_one_line(tree: Tree) -> None:
     project = tree("{cat,dog}", "cat/@eaDir/0.png", "#recycle", "System Volume Information", "dog/.ipynb_checkpoints")
     cat = project.folder / "images/cat"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from twinrun.core.errors import SourceError
 from twinrun.core.printing import escaped
 from twinrun.core.regular_files import open_regular
 from twinrun.ingest.listing import some_names, words_of
@@ -41,6 +42,7 @@ _HEIF_BRANDS = (
 _IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
 _LOOKED_AT = 512
 _DEEPEST = 100  # levels of folders
+_MOST_PATHS = 1000  # to one folder by links: folders that link to one another have exponentially many
 _SHOWN = 3
 
 
@@ -85,10 +87,11 @@ class Walk:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder to be walked; `above` has the device and inode numbers of it and of all folders above it."""
+    """A folder to be walked; `key` is its device and inode number, and `above` has those of it and all above it."""
 
     path: str
     parts: Parts
+    key: tuple[int, int]
     above: frozenset[tuple[int, int]]
 
 
@@ -104,15 +107,17 @@ def walk_folder(
 
     A link that leads out of `root` is followed if `follow_links` is set, or if it leads into DVC's cache. `leave_out`
     are patterns on paths inside `root`; a pattern that matches a folder leaves out all in it. `skipped` are files and
-    folders to ignore. The files named in `report` are left out of a folder that has all of them.
+    folders to ignore. The files named in `report` are left out of a folder that has all of them. Raises SourceError
+    where links lead to one folder by more than _MOST_PATHS paths.
     """
     walk = Walk(patterns=Counter(dict.fromkeys(leave_out, 0)))
     passed_over = {(status.st_dev, status.st_ino) for status in map(_stat, map(str, skipped)) if status is not None}
     matches = [(pattern, _matcher(pattern)) for pattern in leave_out]
     inside = None if follow_links else root.resolve()
     top = _stat(str(root))
-    above = frozenset({(top.st_dev, top.st_ino)} if top else ())
-    waiting = [_Folder(str(root), (), above)]
+    key = (top.st_dev, top.st_ino) if top else (0, 0)
+    waiting = [_Folder(str(root), (), key, frozenset({key}))]
+    paths: Counter[tuple[int, int]] = Counter()  # to each folder
     while waiting:
         folder = waiting.pop()
         entries = _entries(folder, walk)
@@ -126,6 +131,13 @@ def walk_folder(
                 continue
             inner = _folder_in(folder, entry, passed_over, matches, inside, walk)
             if inner is not None:
+                paths[inner.key] += 1
+                if paths[inner.key] > _MOST_PATHS:
+                    raise SourceError(
+                        f"Links in {root} lead to one folder by more than {_MOST_PATHS:,} paths, among them "
+                        f"{escaped('/'.join(inner.parts))}. Remove those links, or leave them out (params.yaml: "
+                        "ingest.leave_out)."
+                    )
                 below.append(inner)
         waiting += reversed(below)
     return walk
@@ -181,7 +193,7 @@ def _folder_in(
     if status is None or (key := (status.st_dev, status.st_ino)) in folder.above:
         walk.loops.append(escaped(path))
         return None
-    return _Folder(entry.path, parts, folder.above | {key})
+    return _Folder(entry.path, parts, key, folder.above | {key})
 
 
 def _target_outside(entry: "os.DirEntry[str]", inside: Path) -> Path | None:
