@@ -146,6 +146,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             f"The server cannot listen on {host}:{port}: {error.strerror}. Choose another port: --port {port + 1}"
         ) from None
     with listening:
+        # For its connections, as asyncio sees no TCP in a socket that was created this way and leaves it unset.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listening
 
 
