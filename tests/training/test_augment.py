@@ -13,7 +13,9 @@ from twinrun.core.params import AugmentParams
 from twinrun.training.augment import augment, mix, partners
 
 _NONE = dict.fromkeys(("rotate_deg", "erase", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"), 0.0)
-NOTHING = AugmentParams(**_NONE, shift_px=0, flip=False, flip_in_turn=False, crop_scale=1.0, crop_ratio=1.0)
+NOTHING = AugmentParams(
+    **_NONE, shift_px=0, shift_border="zeros", flip=False, flip_in_turn=False, crop_scale=1.0, crop_ratio=1.0
+)
 EVERYTHING = replace(
     NOTHING,
     shift_px=2,
@@ -63,6 +65,21 @@ def test_a_shift_moves_whole_pixels_by_at_most_the_set_number_and_fills_with_zer
     places = np.argwhere(moved[..., 0] == 255)[:, 1:] - 4
     assert (moved.sum(axis=(1, 2, 3)) == 255).all()
     assert {tuple(place) for place in np.abs(places).tolist()} == {(a, b) for a in range(3) for b in range(3)}
+
+
+def test_a_shift_lets_in_the_image_mirrored_at_its_border_where_that_is_set() -> None:
+    wide = np.pad(IMAGES, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
+    side = IMAGES.shape[1]
+    places = [(y, x) for y in range(7) for x in range(7)]
+    cuts = np.stack([wide[:, y : y + side, x : x + side] for y, x in places])
+
+    moved = augment(IMAGES, KEYS, 0, 0, replace(NOTHING, shift_px=3, shift_border="mirror"))
+    mirrored = augment(IMAGES, KEYS, 0, 0, replace(NOTHING, shift_px=3, shift_border="mirror", flip=True))
+
+    same = (cuts == moved).all(axis=(2, 3, 4))
+    assert same.any(axis=0).all()
+    assert same.any(axis=1).sum() > 40
+    assert ((cuts == mirrored) | (cuts[..., ::-1, :] == mirrored)).all(axis=(2, 3, 4)).any(axis=0).all()
 
 
 def test_half_of_the_images_are_mirrored() -> None:

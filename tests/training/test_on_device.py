@@ -23,7 +23,9 @@ from twinrun.training.job import Job, prepare_job
 from twinrun.training.module import EpochScores
 
 _NONE = dict.fromkeys(("rotate_deg", "erase", "brightness", "contrast", "saturation", "hue", "mixup", "cutmix"), 0.0)
-NOTHING = AugmentParams(**_NONE, shift_px=0, flip=False, flip_in_turn=False, crop_scale=1.0, crop_ratio=1.0)
+NOTHING = AugmentParams(
+    **_NONE, shift_px=0, shift_border="zeros", flip=False, flip_in_turn=False, crop_scale=1.0, crop_ratio=1.0
+)
 COLOURS = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.2}
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 SHAPES = [(100, 28, 28, 1), (60, 37, 50, 3), (500, 8, 8, 1)]
@@ -40,6 +42,7 @@ def images(shape: tuple[int, ...], seed: int = 0) -> Pixels:
     [
         *({"rotate_deg": 15.0}, {"crop_scale": 0.4, "crop_ratio": 1.4}, {"brightness": 0.3}, {"contrast": 0.4}),
         *({"saturation": 0.4}, {"hue": 0.1}, COLOURS, {"shift_px": 3}, {"flip": True}, {"erase": 0.6}),
+        {"shift_px": 7, "shift_border": "mirror", "flip": True},
         *({"flip": True, "flip_in_turn": True}, {"rotate_deg": 9.0, "shift_px": 2, "flip": True, "erase": 0.3}),
     ],
 )

@@ -47,6 +47,7 @@ _OTHER_NAMES = {
     "train.augment.flip": "hflip fliplr horizontalflip randomflip mirror",
     "train.augment.rotate_deg": "rotation rotate degrees rotationrange",
     "train.augment.shift_px": "shift translate translation",
+    "train.augment.shift_border": "padding paddingmode padmode border fillmode reflect",
     "train.augment.erase": "cutout erasing randomerasing randomerase",
     "train.start_size": "progressiveresizing startsize initialsize",
     "train.test_views.flip": "tta testtimeaugmentation",

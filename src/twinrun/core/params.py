@@ -254,6 +254,7 @@ class AugmentParams:
     """Changes to training images, drawn for each image in each epoch."""
 
     shift_px: Annotated[int, Field(ge=0)]
+    shift_border: Literal["zeros", "mirror"]
     flip: bool
     flip_in_turn: bool
     rotate_deg: Annotated[float, Field(ge=0, le=180)]

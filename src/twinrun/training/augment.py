@@ -56,7 +56,7 @@ def augment(images: Pixels, keys: UInt64Array, seed: int, epoch: int, params: Au
     if changes.colours is not None:
         changed = _recoloured(changed, changes.colours)
     if changes.shift is not None and changes.mirror is not None:
-        changed = _shifted(changed, changes.shift, changes.mirror)
+        changed = _shifted(changed, changes.shift, changes.mirror, params.shift_border)
     if changes.holes is not None:
         changed = images.copy() if changed is images else changed
         for image, (top, bottom, left, right) in zip(changed, changes.holes.tolist(), strict=True):
@@ -212,16 +212,25 @@ def _colour_matrices(saturation: FloatArray, angles: FloatArray) -> FloatArray:
     return matrices
 
 
-def _shifted(images: Pixels, shift: IntArray, mirror: NDArray[np.bool_]) -> Pixels:
-    """Move each image by whole pixels, filling with zeros, and mirror the chosen ones."""
+def _shifted(images: Pixels, shift: IntArray, mirror: NDArray[np.bool_], border: str) -> Pixels:
+    """Mirror the chosen images, and move each by whole pixels; what comes in is the image mirrored, or zeros."""
     height, width = images.shape[1:3]
     moved = np.zeros_like(images)
     for source, target, (dx, dy), flip in zip(images, moved, shift.tolist(), mirror.tolist(), strict=True):
         view = source[:, ::-1] if flip else source
+        if border == "mirror":
+            target[:] = view[_mirrored(np.arange(height) - dy, height)][:, _mirrored(np.arange(width) - dx, width)]
+            continue
         target[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = view[
             max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
         ]
     return moved
+
+
+def _mirrored(places: IntArray, length: int) -> IntArray:
+    """Places along a side of `length` pixels, those beyond it mirrored at its first and last pixel."""
+    inside: IntArray = length - 1 - np.abs(length - 1 - np.abs(places))
+    return inside
 
 
 def _warp_matrices(

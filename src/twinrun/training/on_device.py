@@ -40,7 +40,7 @@ def augment(images: Tensor, keys: UInt64Array, seed: int, epoch: int, params: Au
     if changes.colours is not None:
         changed = _recoloured(changed, changes.colours)
     if changes.shift is not None:
-        changed = _shifted(changed, changes)
+        changed = _shifted(changed, changes, params.shift_border)
     if changes.holes is not None:
         changed = torch.where(_inside(images, changes.holes), torch.zeros_like(changed), changed)
     return changed
@@ -155,7 +155,7 @@ def _recoloured(images: Tensor, colours: Recolouring) -> Tensor:
     return torch.stack(planes, dim=-1).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _shifted(images: Tensor, changes: Changes) -> Tensor:
+def _shifted(images: Tensor, changes: Changes, border: str) -> Tensor:
     assert changes.shift is not None
     assert changes.mirror is not None
     count, height, width, channels = images.shape
@@ -164,6 +164,9 @@ def _shifted(images: Tensor, changes: Changes) -> Tensor:
     row = torch.arange(height, device=images.device) - shift[:, 1:]
     column = torch.arange(width, device=images.device) - shift[:, :1]
     is_inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
+    if border == "mirror":
+        row, column = (n - 1 - (n - 1 - at.abs()).abs() for at, n in ((row, height), (column, width)))
+        is_inside = torch.ones_like(is_inside)
     column = torch.where(mirror, width - 1 - column, column)
     index = row.clamp(0, height - 1)[:, :, None] * width + column.clamp(0, width - 1)[:, None, :]
     return _taken(images.reshape(count, height * width, channels), index) * is_inside[..., None]
