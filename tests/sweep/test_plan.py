@@ -155,6 +155,13 @@ def test_a_number_is_rounded_and_stays_in_its_range() -> None:
     assert Range(0.12344, 0.5, "linear", False).rounded(0.12344001) == 0.12344
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.99991, 0.99999), (0.9999, 0.999999), (-0.50002, -0.50001)])
+def test_a_narrow_range_has_more_numbers_than_its_ends(low: float, high: float) -> None:
+    numbers = [low + (high - low) * i / 50 for i in range(51)]
+
+    assert len({Range(low, high, "linear", False).rounded(number) for number in numbers}) > 40
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

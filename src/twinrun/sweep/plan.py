@@ -40,8 +40,10 @@ class Range:
     whole: bool
 
     def rounded(self, value: float) -> float:
-        """A number in the range, with few digits."""
-        return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
+        """A number in the range, with few digits: more where the ends of the range begin with the same ones."""
+        alike = math.log10(max(abs(self.low), abs(self.high)) / (self.high - self.low))
+        digits = max(_DIGITS, math.ceil(alike) + _DIGITS - 2)
+        return min(max(float(f"{value:.{digits}g}"), self.low), self.high)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
