@@ -58,6 +58,9 @@ LR = {"from": 1e-4, "to": 1e-1, "scale": "log"}
         ({"train.optimizer": ["sgd"]}, "a list of choices needs two or more different values"),
         ({"train.optimizer": ["sgd", "sgd"]}, "two or more different values"),
         ({"train.optimizer": ["sgd", "sdg"]}, "train.optimizer:"),
+        ({"train.weight_decay": [0, 0.0]}, "two or more different values, got [0, 0.0]"),
+        ({"train.weight_decay": [0.001, "1e-3"]}, "two or more different values"),
+        ({"train.pretrained": [None, "nowhere.safetensors"]}, "train.pretrained: there is no file nowhere.safetensors"),
         ({"train.optimizer": {"from": 1, "to": 2, "scale": "log"}}, "takes no number; list its choices"),
         ({"train.learning_rate": {"from": 1, "to": 2}}, "must be {from: NUMBER, to: NUMBER, scale: linear or log}"),
         ({"train.learning_rate": {**LR, "to": True}}, "from and to must be numbers"),
@@ -133,6 +136,15 @@ def test_params_yaml_is_a_point_of_the_space_only_where_every_setting_lies_in_it
     assert here(plan, inside) == {"train.learning_rate": 1e-4, "train.optimizer": "adamw"}
     assert here(plan, outside) is None
     assert here(replace(plan, space={"train.optimizer": ["sgd", "muon"]}), inside) is None
+
+
+@pytest.mark.parametrize("choices", [[0, 1e-3], [0.0, 1e-3], ["0e-1", "1e-3"]])
+def test_a_number_is_the_same_choice_however_it_is_written(choices: list[Any], params: Params, tmp_path: Path) -> None:
+    plan = load_plan(written(tmp_path, {"train.weight_decay": choices}), params)
+
+    for place, weight_decay in enumerate((0.0, 1e-3)):
+        inside = replace(params, train=replace(params.train, weight_decay=weight_decay))
+        assert here(plan, inside) == {"train.weight_decay": choices[place]}
 
 
 def test_a_trial_is_one_training_with_its_values_and_the_comments_stay() -> None:

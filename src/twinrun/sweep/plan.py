@@ -123,13 +123,15 @@ def here(plan: Plan, params: Params) -> dict[str, Scalar] | None:
     point: dict[str, Scalar] = {}
     for name, dimension in plan.dimensions().items():
         value = settings[name]
-        if isinstance(dimension, Range):
-            inside = isinstance(value, int | float) and dimension.low <= value <= dimension.high
+        if not isinstance(dimension, Range):
+            choices = {_meaning(name, choice): choice for choice in dimension}
+            if _meaning(name, value) not in choices:
+                return None
+            point[name] = choices[_meaning(name, value)]
+        elif isinstance(value, int | float) and dimension.low <= value <= dimension.high:
+            point[name] = value
         else:
-            inside = json.dumps(value) in map(json.dumps, dimension)
-        if not inside:
             return None
-        point[name] = value
     return point
 
 
@@ -197,7 +199,7 @@ def _refused(name: str, value: Scalar, settings: dict[str, Any]) -> str | None:
         section = section[part]
     section[last] = value
     try:
-        parse_params(changed)
+        parse_params(changed, inputs=True)
     except ParamsError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         return next((line for line in lines if line.startswith(f"{name}:")), None)
@@ -206,8 +208,8 @@ def _refused(name: str, value: Scalar, settings: dict[str, Any]) -> str | None:
 
 def _dimension(name: str, value: Any) -> Range | list[Scalar]:
     if isinstance(value, list):
-        texts = {json.dumps(each) for each in value}
-        if len(texts) < 2 or len(texts) != len(value) or any(isinstance(each, dict | list) for each in value):
+        meanings = {_meaning(name, each) for each in value}
+        if len(meanings) < 2 or len(meanings) != len(value) or any(isinstance(each, dict | list) for each in value):
             raise ValueError(f"a list of choices needs two or more different values, got {json.dumps(value)}")
         return value
     form = "{from: NUMBER, to: NUMBER, scale: linear or log}, or a list of choices"
@@ -227,6 +229,15 @@ def _dimension(name: str, value: Any) -> Range | list[Scalar]:
     if whole and any(end != int(end) for end in ends):
         raise ValueError(f"takes integers, got {json.dumps(ends)}")
     return Range(float(ends[0]), float(ends[1]), value["scale"], whole)
+
+
+def _meaning(name: str, choice: Any) -> str:
+    """The same text for the ways to write a value of a setting, such as 0, 0.0 and "0e0" where it takes numbers."""
+    is_number = isinstance(choice, str | int | float) and not isinstance(choice, bool) and _kinds(name) & {int, float}
+    try:
+        return json.dumps(float(choice) if is_number else choice)
+    except (ValueError, OverflowError):  # a text that is no number
+        return json.dumps(choice)
 
 
 def _kinds(name: str) -> set[Any]:
