@@ -65,6 +65,17 @@ def with_seed(seed: int) -> Change:
     return change
 
 
+def with_other_weights(seed: int) -> Change:
+    """Another seed, and a file of pretrained weights of another content under the same name."""
+
+    def change(card: dict[str, Any]) -> None:
+        with_seed(seed)(card)
+        card["fingerprint_parts"]["params"]["pretrained"] = "mine.safetensors"
+        card["fingerprint_parts"]["pretrained"] = {"sha256": f"{seed}" * 64}
+
+    return change
+
+
 def compared(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *runs: str) -> str:
     monkeypatch.chdir(project)
     capsys.readouterr()
@@ -122,6 +133,20 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_a_spread(
     assert "Another seed alone changes" in said
     assert "only train.epochs (2, now 7) differs" in said  # beside the run with its seed
     assert "3 models on" in of_seeds
+
+
+def test_runs_with_pretrained_weights_of_other_content_are_two_rows_and_the_seed_is_not_the_only_cause(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [another_run(trained, f"seed{seed}", with_other_weights(seed), wrong=seed) for seed in (1, 2)]
+    other = another_run(trained, "other", with_epochs, wrong=20)
+
+    said = compared(trained, capsys, monkeypatch, *runs)
+    of_three = compared(trained, capsys, monkeypatch, *runs, other)
+
+    assert "pretrained weights mine.safetensors of" in said
+    assert "it is the cause" not in said
+    assert "3 models on" in of_three
 
 
 def test_code_that_differs_is_named_with_its_lines_as_the_cause(

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from twinrun.training.fingerprint import installed_environment
 from twinrun.twins.difference import (
     Differences,
     MetricPair,
@@ -14,6 +15,7 @@ from twinrun.twins.difference import (
     compare_images,
     compare_metrics,
     compare_predictions,
+    is_deciding,
 )
 from twinrun.twins.verdict import judge
 
@@ -65,6 +67,35 @@ def test_equal_cards_differ_in_nothing() -> None:
 )
 def test_the_cause_is_the_part_that_differs(cause: str, card: dict[str, Any]) -> None:
     assert compare_cards(CARD, card).first_cause() == cause
+
+
+OWN = {"model": "networks/mine.py:build", "pretrained": "data/pretrained/mine.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("part", "cause", "name"),
+    [
+        ("network", "code", "networks/mine.py"),
+        ("pretrained", "data", "pretrained weights data/pretrained/mine.safetensors of networks/mine.py:build"),
+    ],
+)
+def test_an_own_network_and_pretrained_weights_of_other_content_are_a_cause(part: str, cause: str, name: str) -> None:
+    before, after, renamed = (
+        changed(**{"fingerprint_parts__params": settings, f"fingerprint_parts__{part}": {"sha256": digit * 64}})
+        for digit, settings in (("1", OWN), ("2", OWN), ("2", dict.fromkeys(OWN, "other")))
+    )
+
+    found = compare_cards(before, after)
+
+    assert found.first_cause() == cause
+    assert [(change.name, change.before, change.after) for change in found.changes[cause]] == [
+        (name, "1" * 12, "2" * 12)
+    ]
+    assert {kind for kind, changes in compare_cards(before, renamed).deciding.items() if changes} == {"params"}
+
+
+def test_every_package_of_the_fingerprint_is_a_cause() -> None:
+    assert [name for name in installed_environment()["packages"] if not is_deciding(name)] == []
 
 
 def test_the_first_cause_is_named_where_several_differ() -> None:

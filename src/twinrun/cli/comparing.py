@@ -196,7 +196,7 @@ def _apart(first: Sequence[_RecordedRun], row: Sequence[_RecordedRun]) -> str:
 def _differing(diff: RunDiff) -> tuple[list[str], str | None]:
     """Lines on what differs, and a sentence where exactly one thing does."""
     lines = []
-    code = [changed for changed in diff.files if re.search(r"(^| )(src|pipeline)/", changed)]
+    code = [changed for changed in diff.files if re.search(r"(^| )(src|pipeline|networks)/", changed)]
     for kind, changes in diff.differences.changes.items():
         shown = [str(change) for change in changes if not _is_noise(change)]
         if kind == "code":  # of a file that is listed with its lines the hash says nothing more
@@ -238,8 +238,9 @@ def _things(diff: RunDiff) -> list[str]:
     ]
     of_data = any(change.name.startswith(("ingest.", "validate.")) for change in changes["params"])
     things = settings or [change.name for change in deciding["params"]]
-    if deciding["data"] and (diff.images or not of_data):
+    if diff.differences.of_images and (diff.images or not of_data):
         things.append(f"the data ({_image_changes(diff.images)})" if diff.images else "the data")
+    things += [f"the content of the {change.name}" for change in diff.differences.of_pretrained]
     names = {
         "the code": [source_of(change.name) for change in deciding["code"]],
         "the environment": [str(change) for change in deciding["environment"]],

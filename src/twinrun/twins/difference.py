@@ -16,9 +16,10 @@ Packages = Mapping[str, str]
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 _DECIDING = re.compile(
-    r"python|implementation|torch(vision)?|pytorch-lightning|numpy|safetensors|triton|"
+    r"python|implementation|torch(vision)?|pytorch-lightning|numpy|safetensors|scikit-learn|scipy|timm|triton|"
     r"(nvidia|cuda|intel|mkl)\b.*|.*openmp.*"
 )
+_WEIGHTS = "pretrained weights "  # and the setting that names them
 _COMES_WITH_PYTHON = frozenset({"pip", "setuptools", "wheel"})
 
 
@@ -91,6 +92,16 @@ class Differences:
         """The first kind, in order, in which something differs that can change weights."""
         return next((kind for kind in KINDS if self.deciding[kind]), None)
 
+    @property
+    def of_images(self) -> list[Change]:
+        """What differs in the images and their table and can change weights."""
+        return [change for change in self.deciding["data"] if change not in self.of_pretrained]
+
+    @property
+    def of_pretrained(self) -> list[Change]:
+        """Pretrained weights that have the same name in both runs and other content."""
+        return [change for change in self.deciding["data"] if change.name.startswith(_WEIGHTS)]
+
 
 def compare_cards(
     before: Card, after: Card, packages: tuple[Packages | None, Packages | None] = (None, None)
@@ -103,8 +114,10 @@ def compare_cards(
         differences.deciding[kind] += flat_changes(old, new, prefix)
 
     decides("code", parts.get("code", {}), new_parts.get("code", {}))
+    decides("code", *_in_both(_own_network(before), _own_network(after)))
     decides("params", _settings(parts), _settings(new_parts))
     decides("data", parts.get("data", {}), new_parts.get("data", {}))
+    decides("data", *_in_both(_pretrained(before), _pretrained(after)))
     decides("hardware", parts.get("numerics", {}), new_parts.get("numerics", {}))
     differences.changes["code"] = [
         *flat_changes(_code(before), _code(after)),
@@ -133,7 +146,7 @@ def is_deciding(package: str) -> bool:
 
 def source_of(name: str) -> str:
     """The path in the repository of a file whose hash is part of a fingerprint."""
-    return name if name.startswith("pipeline/") else f"src/twinrun/{name}"
+    return name if name.startswith(("pipeline/", "networks/")) else f"src/twinrun/{name}"
 
 
 def compare_packages(before: Packages, after: Packages) -> list[Change]:
@@ -256,6 +269,29 @@ def _settings(parts: Mapping[str, Any]) -> dict[str, Any]:
     preparation.pop("mean", None)
     preparation.pop("std", None)
     return {**params, "preparation": preparation}
+
+
+def _own_network(card: Card) -> dict[str, str | None]:
+    """The hash of the project's file that `train.model` names, by its path."""
+    network, model = card.get("fingerprint_parts", {}).get("network", {}), _train(card, "model")
+    return {model.partition(":")[0]: network.get("sha256")} if network else {}
+
+
+def _pretrained(card: Card) -> dict[str, str | None]:
+    """The hash of the pretrained weights, by the settings that name them."""
+    weights = card.get("fingerprint_parts", {}).get("pretrained", {})
+    name = f"{_WEIGHTS}{_train(card, 'pretrained')} of {_train(card, 'model')}"
+    return {name: weights.get("sha256")} if weights else {}
+
+
+def _train(card: Card, setting: str) -> str:
+    return str(card.get("fingerprint_parts", {}).get("params", {}).get(setting))
+
+
+def _in_both(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those with a name that both have: of one with another name it is a setting that differs."""
+    names = before.keys() & after.keys()
+    return {name: before[name] for name in names}, {name: after[name] for name in names}
 
 
 def _code(card: Card) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _compare_images(root: Path, cards: list[Mapping[str, Any]], diff: RunDiff) -
 
         table = read_table(files[1][TABLE])
         diff.paths = dict(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
-    if not diff.differences.deciding["data"]:
+    if not diff.differences.of_images:
         return
     diff.images = compare_data(files[0], files[1])
     if all(name in file for file in files for name in (TABLE, MANIFEST)):
