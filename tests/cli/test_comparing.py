@@ -1,6 +1,7 @@
 """`twinrun compare`: what it prints, and its page."""
 
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from twin_support import first_run, relabel_one
 
 from twinrun.cli.main import app
+from twinrun.core.errors import RegistryError
 from twinrun.core.files import write_json, write_table
 from twinrun.record.journal import Journal
 from twinrun.tracking.store import find_tracker, open_client
@@ -21,7 +23,7 @@ MODEL = "twinrun-digits"
 Change = Callable[[dict[str, Any]], None]
 
 
-def another_run(project: Path, name: str, change: Change, *, wrong: int) -> str:
+def another_run(project: Path, name: str, change: Change, *, wrong: int, journal_id: str | None = None) -> str:
     """A run whose card is changed by `change`, and which classifies the first `wrong` test images wrongly."""
     card: dict[str, Any] = json.loads((project / "data/out/train/card.json").read_bytes())
     card["weights_hash"] = name.encode().hex().ljust(64, "0")
@@ -35,7 +37,7 @@ def another_run(project: Path, name: str, change: Change, *, wrong: int) -> str:
     at = table.schema.get_field_index("probabilities")
     table = table.set_column(at, table.schema.field(at), pa.array(list(probabilities), pa.list_(pa.float64())))
 
-    journal = Journal.create(project, name=name, experiment=MODEL)
+    journal = Journal.resume(project, journal_id or uuid.uuid4().hex, name=name, experiment=MODEL)
     out = project / name
     write_json(card, out / "card.json")
     write_json(json.loads((project / "data/out/evaluate/metrics.json").read_bytes()), out / "metrics.json")
@@ -189,6 +191,19 @@ def test_diff_prints_what_differs_between_the_same_two_runs(
     app(["diff", good, bad, "--model", MODEL], standalone_mode=False)
 
     assert "train.epochs" in capsys.readouterr().out
+
+
+def test_a_run_whose_id_begins_with_digits_alone_is_found_by_them(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = another_run(trained, "digits", with_nothing, wrong=0, journal_id="271828" + uuid.uuid4().hex[6:])
+    monkeypatch.chdir(trained)
+
+    app(["diff", "2718", run, "--model", MODEL], standalone_mode=False)
+    with pytest.raises(RegistryError, match=r"has no version 314159|There is no model"):
+        app(["show", "314159", "--model", MODEL], standalone_mode=False)
+
+    assert "are the same" in capsys.readouterr().out
 
 
 def test_one_run_is_too_few() -> None:

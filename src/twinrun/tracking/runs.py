@@ -50,7 +50,7 @@ def find_run(tracker: Tracker, reference: str, model_name: str) -> RunFacts:
     require_reachable(tracker)
     with explaining(tracker):
         client = open_client(tracker)
-    run_id = _of_version(tracker, reference, model_name) or _of_prefix(client, tracker, reference)
+    run_id = _find_id(client, tracker, reference, model_name)
     if not _has_run(client, tracker, run_id):
         raise TrackingError(
             f"The run {short(run_id)}, which {reference!r} names, was removed from {tracker.shown}, and its card with "
@@ -152,7 +152,6 @@ def _of_version(tracker: Tracker, reference: str, model_name: str) -> str | None
             )
         return chosen.run_id
     name, _, number = reference.rpartition("/")
-    # A run's id may begin with digits alone, but no model has a million versions.
     if not re.fullmatch(r"v?\d{1,6}", number):
         return None
     return Registry(tracker, name.removeprefix("models:/") or model_name).version(int(number.removeprefix("v"))).run_id
@@ -175,20 +174,19 @@ def _all_runs(client: Any, experiments: list[str]) -> Iterator[Any]:
         token = page.token or None
 
 
-def _of_prefix(client: Any, tracker: Tracker, reference: str) -> str:
-    matches = []
-    if re.fullmatch(r"[0-9a-f]{4,32}", reference):
-        with explaining(tracker):
-            experiments = [experiment.experiment_id for experiment in _all_experiments(client)]
-            runs = list(_all_runs(client, experiments))
-        matches = [
-            run.info.run_id
-            for run in runs
-            if run.info.run_id.startswith(reference)
-            or run.data.tags.get("twinrun.journal_id", "").startswith(reference)
-        ]
+def _find_id(client: Any, tracker: Tracker, reference: str, model_name: str) -> str:
+    unknown: RegistryError | None = None
+    try:
+        run_id = _of_version(tracker, reference, model_name)
+    except RegistryError as error:
+        run_id, unknown = None, error
+    if run_id is not None:
+        return run_id
+    matches = _beginning_with(client, tracker, reference)  # which may be digits alone
     if len(matches) == 1:
-        return str(matches[0])
+        return matches[0]
+    if unknown is not None and not matches:
+        raise unknown
     problem = (
         f"{len(matches)} runs begin with {reference!r}" if matches else f"No run or version is called {reference!r}"
     )
@@ -196,3 +194,17 @@ def _of_prefix(client: Any, tracker: Tracker, reference: str) -> str:
         f"{problem} in {tracker.shown}.\n"
         "Name a run by its id (or its first 4 or more characters, as in the MLflow UI), or a version by its number."
     )
+
+
+def _beginning_with(client: Any, tracker: Tracker, reference: str) -> list[str]:
+    """The ids of the runs whose id, or their journal's, begins with `reference`."""
+    if not re.fullmatch(r"[0-9a-f]{4,32}", reference):
+        return []
+    with explaining(tracker):
+        experiments = [experiment.experiment_id for experiment in _all_experiments(client)]
+        runs = list(_all_runs(client, experiments))
+    return [
+        run.info.run_id
+        for run in runs
+        if run.info.run_id.startswith(reference) or run.data.tags.get("twinrun.journal_id", "").startswith(reference)
+    ]
