@@ -137,6 +137,18 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_with_a_spread(
     assert "3 models on" in of_seeds
 
 
+def test_a_twin_is_not_counted_as_a_further_seed(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [another_run(trained, name, with_seed(int(name[-1])), wrong=3) for name in ("seed2", "seed1", "twin1")]
+
+    for order in (runs, runs[::-1]):
+        said = compared(trained, capsys, monkeypatch, *order)
+
+        assert "seeds 1, 2" in said
+        assert "  ->  " in said
+
+
 def test_runs_with_pretrained_weights_of_other_content_are_two_rows_and_the_seed_is_not_the_only_cause(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,11 +125,14 @@ def _of_source(run: _RecordedRun, source: Source) -> Predictions:
 
 
 def _by_seed(runs: Sequence[_RecordedRun]) -> list[list[_RecordedRun]]:
-    """The runs in rows: those of one row differ in train.seed alone, of all that decides weights."""
+    """The runs in rows: those of one row differ in train.seed alone, of all that decides weights.
+
+    A twin of one of them is a row of its own: it is no further seed.
+    """
     rows: list[list[_RecordedRun]] = []
     for run in runs:
         for row in rows:
-            if _only_seed_differs(row[0].card, run.card):
+            if all(_only_seed_differs(member.card, run.card) for member in row):
                 row.append(run)
                 break
         else:
