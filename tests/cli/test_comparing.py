@@ -149,6 +149,30 @@ def test_a_twin_is_not_counted_as_a_further_seed(
         assert "  ->  " in said
 
 
+def test_the_page_shows_no_picture_that_has_taken_the_name_of_another(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = (another_run(trained, f"run{wrong}", with_nothing, wrong=wrong) for wrong in (0, 20))
+    file = trained / "data/out/ingest/table.parquet"
+    before = file.read_bytes()
+    table = pq.read_table(file)
+    pixels = table["pixels_sha256"].to_pylist()
+    names = table["path"].to_pylist()
+    at = table.schema.get_field_index("pixels_sha256")
+
+    write_table(table.set_column(at, table.schema.field(at), pa.array(["0" * 64] * len(pixels))), file)
+    replaced = compared(trained, capsys, monkeypatch, good, bad)
+    page = (trained / "page.html").read_text(encoding="utf-8")
+    write_table(table.set_column(0, table.schema.field(0), pa.array([f"{i:016x}" for i in range(len(names))])), file)
+    compared(trained, capsys, monkeypatch, good, bad)
+    renamed = (trained / "page.html").read_text(encoding="utf-8")
+    file.write_bytes(before)
+
+    assert "20 answers changed" in replaced
+    assert "data:image/webp" not in page
+    assert renamed.count("data:image/webp") == 20
+
+
 def test_runs_with_pretrained_weights_of_other_content_are_two_rows_and_the_seed_is_not_the_only_cause(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

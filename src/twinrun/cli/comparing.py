@@ -73,7 +73,7 @@ def compare_runs(
     aligned = align(
         [Contender(name=_row_name(row), members=tuple(_of_source(run, source) for run in row)) for row in rows]
     )
-    table = _table_here(root)
+    table = _table_here(root, _of_source(rows[0][0], source))
     comparison = Comparison(
         aligned=aligned,
         beside=[_beside(tracker, row) for row in rows],
@@ -267,15 +267,24 @@ def _is_noise(change: Change) -> bool:
     return change.name in ("commit", "uncommitted changes", LOCK)
 
 
-def _table_here(root: Path) -> dict[str, dict[str, Any]]:
-    """The rows of this folder's table of facts by image id, with the row's place; empty where there is none."""
+def _table_here(root: Path, predictions: Predictions) -> dict[str, dict[str, Any]]:
+    """The rows of this folder's table of facts for images of `predictions`, by their id, with the row's place.
+
+    An image may have another name here, and its name another image: the pixels decide, where they are known.
+    """
     from twinrun.dataset.table import read_table
 
     try:
-        rows = read_table(root / _TABLE).to_pylist()
+        rows = [{**row, "row": at} for at, row in enumerate(read_table(root / _TABLE).to_pylist())]
     except TwinrunError:
         return {}
-    return {row["id"]: {**row, "row": at} for at, row in enumerate(rows)}
+    if predictions.pixels is None:
+        return {row["id"]: row for row in rows}
+    by_pixels = {row["pixels_sha256"]: row for row in reversed(rows)}
+    by_both = {(row["id"], row["pixels_sha256"]): row for row in rows}
+    images = zip(predictions.ids, predictions.pixels, strict=True)
+    found = {image[0]: by_both.get(image) or by_pixels.get(image[1]) for image in images}
+    return {name: row for name, row in found.items() if row is not None}
 
 
 def _slices(root: Path, aligned: Aligned, table: Mapping[str, Mapping[str, Any]]) -> list[Slice]:
