@@ -17,18 +17,21 @@ import pytest
 from ruamel.yaml import YAML
 from sweep_support import SweepProject
 from tracking_support import runs
-from training_support import git
+from training_support import change_params, git
 
 from twinrun.core.files import read_json, write_json, write_text
 from twinrun.project.presets import params_text
 from twinrun.record.journal import Journal
 from twinrun.record.trial import Trial
 from twinrun.sweep.carrying import pack, unpack_result, unpack_task
+from twinrun.sweep.page import summary
 from twinrun.sweep.plan import Plan
-from twinrun.sweep.sweep import Sweep
-from twinrun.sweep.table import promoted, table_csv
+from twinrun.sweep.sweep import Confirmation, Outcome, Sweep
+from twinrun.sweep.table import Row, promoted, table_csv
 
 ONE, TRIAL = Path("data/sweeps/one"), Path("data/sweeps/one/trials/0001")
+SPACE = {"train.learning_rate": {"from": 1e-4, "to": 1, "scale": "log"}, "train.optimizer": ["sgd", "adamw"]}
+PLAN = Plan(space=SPACE, trials=36, width=6, seed=0, metric="val_accuracy", rungs=[1, 3], keep=0.5, seeds=1)
 
 
 def test_two_workers_that_were_interrupted_and_then_killed_give_the_table_of_one_worker(swept: SweepProject) -> None:
@@ -109,6 +112,45 @@ def test_a_sweep_is_not_resumed_with_another_space_seed_or_code_and_says_which(s
     assert "began with another space and seed and code, so what it has computed does not belong to this one" in output
 
 
+def test_a_sweep_ends_although_params_yaml_cannot_be_trained_with_a_new_seed(swept: SweepProject) -> None:
+    change_params(Path("params.yaml"), "train", {"learning_rate": 1e30, "optimizer": "sgd"})
+    plan = Path("one.yaml").read_text().replace("trials: 4", "trials: 2").replace("rungs: [1]", "rungs: []")
+    Path("two.yaml").write_text(plan.replace("seeds: 1", "seeds: 2"))
+
+    code, output = swept.run("sweep", "two.yaml", "--workers", "2")
+
+    assert code == 0, output
+    assert "params with seed 1: failed, The " in output
+    assert "params.yaml with the same seeds: all 2 failed. So no seed tells which" in output
+    page = Path("data/sweeps/two/sweep.html").read_text(encoding="utf-8")
+    assert page.count("<td>failed</td>") == 2
+
+
+@pytest.mark.parametrize(
+    ("best", "base", "said"),
+    [
+        ((0.9, 0.8), (0.8, 0.7), "85.00% ± 7.07%; params.yaml with the same seeds: 75.00% ± 7.07%. The sweep beats"),
+        (
+            (0.9, None),
+            (0.8, 0.99),
+            r"90.00% \(1 of 2 failed\); .* beats .* with 1 of 1 seeds with which neither failed",
+        ),
+        ((0.7, 0.1), (0.5, 0.3), "The sweep does not beat params.yaml .* with 1 of 2 seeds"),
+        ((None,), (0.8,), "1 new seed: it failed; .*: 80.00%. So no seed tells"),
+    ],
+)
+def test_the_new_seeds_are_judged_by_those_with_which_both_were_trained(
+    best: tuple[float | None, ...], base: tuple[float | None, ...], said: str
+) -> None:
+    plan = replace(PLAN, metric="val_accuracy")
+    row = Row(0, 0, "finished", 1, 3, 0.9, 0.9, {"train.optimizer": "sgd"})
+    confirmation = Confirmation(tuple(range(len(best))), best, base)
+
+    lines = summary(Outcome("one", Path("one"), plan, (row,), row, confirmation, None))
+
+    assert re.search(said, lines[-1])
+
+
 class InAnyOrder:
     """Trains no network: a trial's accuracy is a coarse function of its settings. Workers end in any order."""
 
@@ -140,19 +182,15 @@ def test_a_study_depends_neither_on_the_number_of_workers_nor_on_the_order_in_wh
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", shutil.which("true"))  # instead of publishing
-    space = {"train.learning_rate": {"from": 1e-4, "to": 1, "scale": "log"}, "train.optimizer": ["sgd", "adamw"]}
-    plan = Plan(
-        space=space, trials=36, width=6, seed=0, metric="val_accuracy", rungs=[1, 3], keep=0.5, seeds=1
-    )  # fmt: skip
 
     tables = set()
     for number, slots in enumerate((1, 4, 7)):
         folder = tmp_path / str(number)
         journal = Journal.create(tmp_path, name=str(number), experiment="sweeps")
-        sweep = Sweep(folder, plan, params_text("digits", []), InAnyOrder(slots, number), journal, lambda _: None)
+        sweep = Sweep(folder, PLAN, params_text("digits", []), InAnyOrder(slots, number), journal, lambda _: None)
         rows = sweep.run().rows
         journal.close()
-        tables.add(table_csv(rows, plan.metric))
+        tables.add(table_csv(rows, PLAN.metric))
 
     assert len(tables) == 1
     assert {row.generation for row in rows} == set(range(6))

@@ -68,16 +68,21 @@ def _headline(outcome: Outcome) -> str:
 def _confirmed(confirmation: Confirmation | None, plan: Plan) -> list[str]:
     if confirmation is None:
         return []
-    best, base = mean(confirmation.best), mean(confirmation.base)
-    sign = 1 if plan.maximise else -1
-    wins = sum(sign * (a - b) > 0 for a, b in zip(confirmation.best, confirmation.base, strict=True))
-    gain = sign * (best - base)
     count = len(confirmation.seeds)
-    judgement = "beats" if gain > 0 else "does not beat"
-    return [
+    text = (
         f"Trained again with {count} new seed{'' if count == 1 else 's'}: {_spread(confirmation.best, plan)}; "
-        f"params.yaml with the same seeds: {_spread(confirmation.base, plan)}. The sweep {judgement} params.yaml on "
-        f"the validation images: better with {wins} of {count} seeds."
+        f"params.yaml with the same seeds: {_spread(confirmation.base, plan)}."
+    )
+    both = zip(confirmation.best, confirmation.base, strict=True)
+    pairs = [(best, base) for best, base in both if best is not None and base is not None]
+    if not pairs:
+        return [f"{text} So no seed tells which of the two is better."]
+    sign = 1 if plan.maximise else -1
+    wins = sum(sign * (best - base) > 0 for best, base in pairs)
+    gain = sign * (mean(best for best, _ in pairs) - mean(base for _, base in pairs))
+    return [
+        f"{text} The sweep {'beats' if gain > 0 else 'does not beat'} params.yaml on the validation images: better "
+        f"with {wins} of {len(pairs)} seeds{'' if len(pairs) == count else ' with which neither failed'}."
     ]
 
 
@@ -86,12 +91,20 @@ def _seeds(outcome: Outcome) -> list[dict[str, str]]:
     if confirmation is None:
         return []
     pairs = zip(confirmation.seeds, confirmation.best, confirmation.base, strict=True)
-    rows = [{"seed": str(seed), "best": _number(a, plan), "base": _number(b, plan)} for seed, a, b in pairs]
+    rows = [
+        {"seed": str(seed), "best": _number(a, plan) or "failed", "base": _number(b, plan) or "failed"}
+        for seed, a, b in pairs
+    ]
     return [*rows, {"seed": "mean", "best": _spread(confirmation.best, plan), "base": _spread(confirmation.base, plan)}]
 
 
-def _spread(scores: Sequence[float], plan: Plan) -> str:
-    return _number(mean(scores), plan) + (f" ± {_number(stdev(scores), plan)}" if len(scores) > 1 else "")
+def _spread(scores: Sequence[float | None], plan: Plan) -> str:
+    """Mean and standard deviation of the trainings that ended, and how many failed."""
+    ended = [score for score in scores if score is not None]
+    if not ended:
+        return "it failed" if len(scores) == 1 else f"all {len(scores)} failed"
+    text = _number(mean(ended), plan) + (f" ± {_number(stdev(ended), plan)}" if len(ended) > 1 else "")
+    return text if len(ended) == len(scores) else f"{text} ({len(scores) - len(ended)} of {len(scores)} failed)"
 
 
 def _table_row(row: Row, outcome: Outcome) -> dict[str, Any]:

@@ -57,11 +57,14 @@ class _Trial:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The metric of new seeds, in order: of the best trial's settings, and of those of params.yaml."""
+    """The metric of new seeds, in order: of the best trial's settings, and of those of params.yaml.
+
+    None where a training failed, such as one whose loss became infinite.
+    """
 
     seeds: tuple[int, ...]
-    best: tuple[float, ...]
-    base: tuple[float, ...]
+    best: tuple[float | None, ...]
+    base: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,8 @@ class Sweep:
                 trial.standing = standing
                 self._say(f"  {_name(folder)}: {self._described(trial)}")
                 return
-        self._say(f"  {_name(folder)}: {self._number(standing.score(None, self.plan.metric, self._params.train.keep))}")
+        failed = None if standing.failed is None else f"failed, {standing.failed.splitlines()[0]}"
+        self._say(f"  {_name(folder)}: {failed or self._number(self._final_score(folder))}")
 
     def _described(self, trial: _Trial) -> str:
         values = ", ".join(f"{name.removeprefix('train.')} {value}" for name, value in trial.values.items())
@@ -325,11 +329,8 @@ class Sweep:
         scores = [self._final_score(folder) for folder in folders]
         return Confirmation(self._seeds(), tuple(scores[: len(base)]), tuple(scores[len(base) :]))
 
-    def _final_score(self, folder: Path) -> float:
-        standing = Standing.read(folder)
-        if standing.failed is not None:
-            raise SweepError(f"{_name(folder)} failed: {standing.failed}")
-        return standing.score(None, self.plan.metric, self._params.train.keep) or 0.0
+    def _final_score(self, folder: Path) -> float | None:
+        return Standing.read(folder).score(None, self.plan.metric, self._params.train.keep)
 
     def _rows(self) -> tuple[Row, ...]:
         return tuple(self._row(trial) for trial in self._all())
