@@ -216,7 +216,7 @@ def test_a_params_yaml_that_takes_no_values_ends_a_sweep_before_it_begins(
 
     with (
         pytest.raises(ParamsError, match=r"cannot be put into params.yaml[\s\S]*train.augment.shift_px: 1"),
-        open_sweep("sweep", plan, resume=False, launch=launch, say=print),
+        open_sweep(Path("sweep.yaml"), plan, resume=False, launch=launch, say=print),
     ):
         pass
     assert not Path("data").exists()

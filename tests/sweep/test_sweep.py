@@ -112,6 +112,29 @@ def test_a_sweep_is_not_resumed_with_another_space_seed_or_code_and_says_which(s
     assert "began with another space and seed and code, so what it has computed does not belong to this one" in output
 
 
+def test_a_sweep_that_is_not_resumed_keeps_what_it_was_trained_with(swept: SweepProject) -> None:
+    kept = (ONE / "params.yaml").read_bytes()
+    change_params(Path("params.yaml"), "train", {"epochs": 3})
+    first, second, *rest = Path("one.yaml").read_text().splitlines()[1:]
+    Path("one.yaml").write_text("\n".join(["space:", second, first, *rest]))  # settings are drawn in their order
+
+    code, output = swept.run("sweep", "one.yaml", "--resume")
+
+    assert code == 1
+    assert "began with another space and params.yaml" in output
+    assert (ONE / "params.yaml").read_bytes() == kept
+
+
+def test_a_sweep_whose_record_is_lost_is_not_mixed_with_another(swept: SweepProject) -> None:
+    (ONE / "sweep.json").write_text("{")
+
+    code, output = swept.run("sweep", "one.yaml", "--resume")
+
+    assert code == 1
+    assert "data/sweeps/one/sweep.json is missing or damaged" in output
+    assert (ONE / "sweep.json").read_text() == "{"
+
+
 def test_a_sweep_ends_although_params_yaml_cannot_be_trained_with_a_new_seed(swept: SweepProject) -> None:
     change_params(Path("params.yaml"), "train", {"learning_rate": 1e30, "optimizer": "sgd"})
     plan = Path("one.yaml").read_text().replace("trials: 4", "trials: 2").replace("rungs: [1]", "rungs: []")
@@ -187,7 +210,7 @@ def test_a_study_depends_neither_on_the_number_of_workers_nor_on_the_order_in_wh
     for number, slots in enumerate((1, 4, 7)):
         folder = tmp_path / str(number)
         journal = Journal.create(tmp_path, name=str(number), experiment="sweeps")
-        sweep = Sweep(folder, PLAN, params_text("digits", []), InAnyOrder(slots, number), journal, lambda _: None)
+        sweep = Sweep(folder, PLAN, params_text("digits", []), InAnyOrder(slots, number), journal, print, "again")
         rows = sweep.run().rows
         journal.close()
         tables.add(table_csv(rows, PLAN.metric))
@@ -202,7 +225,7 @@ def test_a_sweep_that_exists_is_neither_started_again_nor_lost(swept: SweepProje
     code, output = swept.run("sweep", "one.yaml")
 
     assert (code, swept.table("one")) == (1, before)
-    assert "twinrun sweep --resume" in output
+    assert "twinrun sweep --resume one.yaml" in output
 
 
 def another_lock() -> None:

@@ -64,7 +64,7 @@ def sweep(
     from twinrun.core.params import load_params
     from twinrun.sweep.page import page, summary
     from twinrun.sweep.plan import load_plan
-    from twinrun.sweep.sweep import BEST, TABLE, open_sweep
+    from twinrun.sweep.sweep import BEST, TABLE, open_sweep, resuming
 
     if not re.fullmatch(r"[\w-][\w.-]*", file.stem):
         raise SweepError(
@@ -75,8 +75,8 @@ def sweep(
     launch = _launch(on, workers, max(plan.trials, plan.seeds), params)
     _validate()
     with (
-        _stopped_by_signal(f"{_STOPPED} {file}"),
-        open_sweep(file.stem, plan, resume=resume, launch=launch, say=_say) as running,
+        _stopped_by_signal(f"{_STOPPED}: {resuming(file)}"),
+        open_sweep(file, plan, resume=resume, launch=launch, say=_say) as running,
     ):
         outcome = running.run()
         target = outcome.folder / _PAGE
@@ -142,7 +142,7 @@ def train(
     print("The training is done. To record it, and to evaluate the model: dvc repro")
 
 
-_STOPPED = "The sweep was stopped; what its trials have finished is kept. To go on: twinrun sweep --resume"
+_STOPPED = "The sweep was stopped; what its trials have finished is kept. To go on"
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,8 @@ generation are left. While the last ones are trained, params.yaml is trained wit
 
 import json
 import multiprocessing
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -87,12 +89,12 @@ class Sweep:
     """One sweep in its folder, data/sweeps/<name>; use as `open_sweep(...)`."""
 
     def __init__(
-        self, folder: Path, plan: Plan, params_text: str, launcher: Launcher, journal: Journal, say: Say
+        self, folder: Path, plan: Plan, params_text: str, launcher: Launcher, journal: Journal, say: Say, again: str
     ) -> None:
-        """Go on with what is in the folder."""
+        """Go on with what is in the folder; `again` is the command that does so."""
         self.folder, self.plan, self._text, self._launcher = folder, plan, params_text, launcher
         self._params = _parsed(params_text)
-        self._journal, self._say = journal, say
+        self._journal, self._say, self._again = journal, say, again
         self._generations: list[list[_Trial]] = []
         self._stops: list[int | None] = [*plan.rungs, None]
         self._attempts: dict[Path, int] = {}
@@ -168,7 +170,7 @@ class Sweep:
         if file.is_file() and file.read_text(encoding="utf-8") != text:
             raise SweepError(
                 f"{file} is not what the sweep proposed for trial {trial.number}: it was changed. Remove "
-                f"{trial.folder}, and go on: twinrun sweep --resume"
+                f"{trial.folder}, and go on: {self._again}"
             )
         if not file.is_file():
             write_text(text, file)
@@ -283,11 +285,9 @@ class Sweep:
             self._attempts[folder] = self._attempts.get(folder, 0) + 1
             if self._attempts[folder] >= _ATTEMPTS:
                 reason = ending.reason if ending else f"{how}, {_ATTEMPTS} times; see {folder / LOG}"
-                raise SweepError(
-                    f"{_name(folder)} was not trained: {reason}\nWhen that is fixed: twinrun sweep --resume"
-                )
+                raise SweepError(f"{_name(folder)} was not trained: {reason}\nWhen that is fixed: {self._again}")
         elif ending.state == "stopped":
-            raise SweepError(f"{_name(folder)} stopped: {ending.reason}\nWhen that is fixed: twinrun sweep --resume")
+            raise SweepError(f"{_name(folder)} stopped: {ending.reason}\nWhen that is fixed: {self._again}")
         standing = Standing.read(folder)
         for trial in self._all():
             if trial.folder == folder:
@@ -362,8 +362,10 @@ class Sweep:
 
 
 @contextmanager
-def open_sweep(name: str, plan: Plan, *, resume: bool, launch: Callable[[Path], Launcher], say: Say) -> Iterator[Sweep]:
-    """The sweep `name` of the project in the working folder, to be run; ingest and validate are done.
+def open_sweep(
+    file: Path, plan: Plan, *, resume: bool, launch: Callable[[Path], Launcher], say: Say
+) -> Iterator[Sweep]:
+    """The sweep of `file`, which holds the plan, in the project in the working folder; ingest and validate are done.
 
     Raises SweepError where it exists and is not to be resumed, or where `resume` and space, seed, data, code,
     environment or machine are not those that it began with; ParamsError where params.yaml cannot take its values.
@@ -371,14 +373,19 @@ def open_sweep(name: str, plan: Plan, *, resume: bool, launch: Callable[[Path], 
     from filelock import FileLock, Timeout
 
     text = Path("params.yaml").read_text(encoding="utf-8")
-    params, folder = load_params(), SWEEPS / name
+    params, folder, again = load_params(), SWEEPS / file.stem, resuming(file)
     require_settable(text, plan)
     _ignore_in_git()
     known = read_json(folder / IDENTITY)
     if known and not resume:
         raise SweepError(
-            f"The sweep {folder} exists. Go on with it: twinrun sweep --resume. A sweep has the name of its "
-            "sweep.yaml: for another one, rename that file, or remove the folder."
+            f"The sweep {folder} exists. Go on with it: {again}\nA sweep has the name of its file: for another one, "
+            f"rename {file}, or remove the folder."
+        )
+    if not known and (folder / "trials").is_dir():
+        raise SweepError(
+            f"{folder / IDENTITY} is missing or damaged, so nothing says what the trials in {folder} were trained with."
+            " Remove the folder, and begin again."
         )
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "sweep.lock")
@@ -389,21 +396,21 @@ def open_sweep(name: str, plan: Plan, *, resume: bool, launch: Callable[[Path], 
     with held:
         launcher = launch(folder / "jobs")
         try:
-            write_text(text, folder / "params.yaml")
             worker = describe_driver(params)
             identity = _identity(plan, params, worker)
             if changed := [part for part in identity if known and known.get("parts", {}).get(part) != identity[part]]:
                 raise SweepError(
                     f"The sweep {folder} began with another {' and '.join(changed)}, so what it has computed does not "
                     f"belong to this one.{_details(known.get('worker', {}), worker, changed)}\n"
-                    "Put that back, or begin a new sweep: rename your sweep.yaml, or remove the folder."
+                    f"Put that back, or begin a new sweep: rename {file}, or remove the folder."
                 )
+            write_text(text, folder / "params.yaml")
             journal_id = str(known.get("journal") or uuid.uuid4().hex)
             write_json({"journal": journal_id, "parts": identity, "worker": worker}, folder / IDENTITY)
             write_json(worker, folder / DRIVER)
-            journal = _open_journal(journal_id, name, plan, params)
+            journal = _open_journal(journal_id, file.stem, plan, params)
             try:
-                sweep = Sweep(folder, plan, text, launcher, journal, say)
+                sweep = Sweep(folder, plan, text, launcher, journal, say, again)
                 yield sweep
                 journal.end("FINISHED")
             except BaseException as error:
@@ -438,6 +445,11 @@ def _describe_here(params: Params) -> dict[str, str]:
     return describe_worker(params.train)
 
 
+def resuming(file: Path) -> str:
+    """The command that goes on with the sweep of `file`."""
+    return f"twinrun sweep --resume {shlex.quote(os.fspath(file))}"
+
+
 def _identity(plan: Plan, params: Params, worker: Mapping[str, str]) -> dict[str, str]:
     """Hashes of what decides a sweep, by the word that a person would use."""
     from importlib.metadata import version
@@ -446,7 +458,7 @@ def _identity(plan: Plan, params: Params, worker: Mapping[str, str]) -> dict[str
     seed = decisive.pop("seed")
     train = {name: value for name, value in asdict(params.train).items() if name not in ("threads", "devices")}
     parts: dict[str, Any] = {
-        "space": decisive,
+        "space": {**decisive, "space": list(plan.space.items())},  # settings are drawn in their order
         "seed": seed,
         "params.yaml": [asdict(params.ingest), train],
         "data": [worker["images"], worker["manifest"], worker["pretrained weights"]],
