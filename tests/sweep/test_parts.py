@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from sweep_support import SweepProject
 from training_support import change_params
 
-from twinrun.core.errors import SweepError
+from twinrun.core.errors import LockHeldError, SweepError
 from twinrun.core.files import write_json
 from twinrun.core.params import load_params
-from twinrun.sweep.parts import train_parts
+from twinrun.sweep.parts import FOLDER, train_parts
 from twinrun.sweep.worker import RESULT
 
 BUNDLE = Path("data/out/train/bundle/model.json")
@@ -78,3 +79,17 @@ def test_a_worker_that_was_killed_is_started_again_and_after_three_times_the_com
         "  seed-0 is trained",
         "  seed-1 is trained",
     ]
+
+
+@pytest.mark.usefixtures("swept")
+def test_seeds_that_another_process_trains_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twinrun.sweep.parts.LOCK_S", 0.1)
+    change_params(Path("params.yaml"), "train", {"seeds": 2})
+    log = FOLDER / "runs/seed-0/log.txt"
+    log.parent.mkdir(parents=True)
+    log.touch()
+
+    with FileLock(FOLDER / "parts.lock"), pytest.raises(LockHeldError, match="Another process trains the seeds"):
+        train_parts(load_params(), lambda _: Engine(0), print)
+
+    assert log.exists()

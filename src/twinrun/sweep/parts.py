@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from twinrun.core.errors import SweepError
+from filelock import FileLock, Timeout
+
+from twinrun.core.errors import LockHeldError, SweepError
 from twinrun.core.files import write_json
 from twinrun.core.params import Params
 from twinrun.record.home import STATE
 from twinrun.record.trial import DRIVER
 from twinrun.sweep.launcher import Launcher
-from twinrun.sweep.sweep import Say, describe_driver
+from twinrun.sweep.sweep import LOCK_S, Say, describe_driver
 from twinrun.sweep.worker import LOG, PART, RESULT, read_ending
 
 FOLDER = Path(STATE, "parts")
+_LOCKS = "train."  # files of a worker's lock, which a job of an engine may hold though its driver was killed
 _ATTEMPTS = 3  # of a worker that was killed or refused: another one may be luckier
 
 
@@ -28,10 +31,26 @@ def part_names(params: Params) -> list[str]:
 
 
 def train_parts(params: Params, launch: Callable[[Path], Launcher], say: Say) -> None:
-    """Train all seeds and folds. Raises SweepError where one fails; what the others have done is kept."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    launcher = launch(FOLDER / "jobs")
+    """Train all seeds and folds.
+
+    Raises SweepError where one fails; what the others have done is kept. Raises LockHeldError where another process
+    trains them.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(FOLDER / "parts.lock")
+    try:
+        held = lock.acquire(timeout=LOCK_S)  # workers of a driver that was killed hold it until they have stopped
+    except Timeout:
+        raise LockHeldError("Another process trains the seeds and folds. Wait for it to end, or stop it.") from None
+    with held:
+        for file in FOLDER.glob("runs/*/*"):
+            if file.is_file() and not file.name.startswith(_LOCKS):
+                file.unlink()
+        shutil.rmtree(FOLDER / "jobs", ignore_errors=True)
+        _train_parts(params, launch(FOLDER / "jobs"), say)
+
+
+def _train_parts(params: Params, launcher: Launcher, say: Say) -> None:
     try:
         shutil.copyfile("params.yaml", FOLDER / "params.yaml")
         write_json(describe_driver(params), FOLDER / DRIVER)

@@ -37,7 +37,7 @@ from twinrun.sweep.table import Row, Standing, best_row, promoted, table_csv
 from twinrun.sweep.worker import LOG, RESULT, read_ending
 
 IDENTITY, TABLE, BEST, STUDY = "sweep.json", "trials.csv", "best.yaml", "study.log"
-_LOCK_S = 20.0
+LOCK_S = 20.0
 _ATTEMPTS = 3  # of a worker that was killed or refused: another one may be luckier
 
 Say = Callable[[str], None]
@@ -390,7 +390,7 @@ def open_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "sweep.lock")
     try:
-        held = lock.acquire(timeout=_LOCK_S)  # trials of a driver that was killed hold it until they have stopped
+        held = lock.acquire(timeout=LOCK_S)  # trials of a driver that was killed hold it until they have stopped
     except Timeout:
         raise LockHeldError(f"Another process runs the sweep {folder}. Wait for it to end, or stop it.") from None
     with held:
