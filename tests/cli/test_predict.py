@@ -254,9 +254,10 @@ def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing
         (["0.png", "--out", "out.xlsx"], r"out\.xlsx cannot be written: its name must end with \.csv or \.parquet"),
         (["0.png", "--out", "folder.csv"], r"folder\.csv is a folder"),
         (["good.csv", "--out", "./good.csv"], r"good\.csv is one of the images and would be overwritten"),
+        (["g*.csv", "--out", "good.csv"], r"good\.csv is one of the images and would be overwritten"),
         (["0.png", "--sheet", "0.png"], r"0\.png cannot be written: its name must end with \.html"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     arguments: list[str], message: str, project: Path, twinrun: Callable[..., Ended]
@@ -274,6 +275,13 @@ def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     assert re.search(f"(?s){message}", ended.err)
     assert "Traceback" not in ended.err
     assert {path: path.read_bytes() for path in project.glob("*") if path.is_file()} == before
+
+
+def test_more_labels_than_there_are_classes_are_all_of_them(project: Path, twinrun: Callable[..., Ended]) -> None:
+    ended = twinrun("predict", "0.png", "--out", "out.csv", "--top", 1_000_000)
+
+    assert ended.code == 0
+    assert len(_rows(project / "out.csv")[0]) == 2 + 2 * len(load(BUNDLE).bundle.classes)
 
 
 _HOSTILE = ["=1+2.png", "-x.png", "[red]a[ /].png", "<img src=x onerror=alert(1)>.png", "a\nb\x1b[31m.png", "@.png"]

@@ -17,10 +17,11 @@ _COLUMNS = ("path", "image", "file", "filename")
 
 @dataclass(frozen=True)
 class ChosenImages:
-    """Paths of images, in order, and a sentence for each kind of what was left out."""
+    """Paths of images, in order, a sentence for each kind of what was left out, and the CSV files that were read."""
 
     paths: list[Path]
     notes: list[str]
+    lists: list[Path]
 
 
 def choose_images(arguments: Sequence[str]) -> ChosenImages:
@@ -31,6 +32,7 @@ def choose_images(arguments: Sequence[str]) -> ChosenImages:
     """
     paths: list[Path] = []
     notes: list[str] = []
+    lists: list[Path] = []
     for argument in arguments:
         for path in _expanded(argument):
             if _is(Path.is_dir, path):
@@ -39,11 +41,12 @@ def choose_images(arguments: Sequence[str]) -> ChosenImages:
                 notes += left_out
             elif path.suffix.lower() == ".csv":
                 paths += _paths_of_csv(path)
+                lists.append(path)
             else:
                 paths.append(path)
     if not paths:
         raise SourceError(" ".join([f"There are no images in {', '.join(map(escaped, arguments))}.", *notes]))
-    return ChosenImages(paths, notes)
+    return ChosenImages(paths, notes, lists)
 
 
 def _expanded(argument: str) -> list[Path]:

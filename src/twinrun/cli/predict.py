@@ -132,8 +132,9 @@ def _predict(
     from twinrun.prediction.parts import Parts, remove_parts
 
     chosen = choose_images(images)
+    read = [*images, *map(str, chosen.lists)]
     for file in filter(None, (out, sheet)):
-        require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), images)
+        require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), read)
     if out is None and spread.on is not Engine.local:
         raise DataError(f"--on {spread.on} needs a file for the answers: --out labels.parquet")
     for note in chosen.notes:
@@ -142,12 +143,13 @@ def _predict(
         print(f"Model: {model.name}", file=sys.stderr)
         if model.note:
             print(model.note, file=sys.stderr)
+        top = min(top, len(model.bundle.classes))
         parts = None if out is None else Parts(out, model.bundle, chosen.paths, top, spread.parts)
         if parts is not None and spread.on is not Engine.local:
             _classify_elsewhere(parts, model, len(chosen.paths), trust, spread)
         rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0, parts)
     if out is not None:
-        _write(rows, out, min(top, len(model.bundle.classes)))
+        _write(rows, out, top)
         remove_parts(out)
     if sheet is not None:
         _write_sheet(rows, pictures, model.name, sheet)
