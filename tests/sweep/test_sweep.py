@@ -261,6 +261,27 @@ def test_a_worker_with_another_lock_commit_or_arithmetic_does_no_work_and_says_w
     assert not (TRIAL / "history.csv").exists()
 
 
+def test_a_trial_whose_weights_this_machine_lacks_is_left_to_another_and_not_counted_as_failed(
+    swept: SweepProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(TRIAL / "resume", ignore_errors=True)
+    (TRIAL / "history.csv").unlink()
+    for cache in ("TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(cache, str(tmp_path / "empty"))
+    states = []
+    for settings in ({"model": "resnet18", "pretrained": "imagenet"}, {"model": "mlp", "pretrained": None}):
+        change_params(TRIAL / "params.yaml", "train", {**settings, "head_first_epochs": 0, "shards": 1})
+        if settings["pretrained"] is None:
+            change_params(TRIAL / "params.yaml", "train", {"batch_size": 100_000})  # fails on every machine
+
+        code, output = swept.run(os.fspath(TRIAL), module="twinrun.sweep.worker")
+
+        states.append(read_json(TRIAL / "result.json")["state"])
+        assert code == 1, output
+
+    assert states == ["refused", "failed"]
+
+
 @pytest.fixture
 def elsewhere(swept: SweepProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepProject:
     """Another clone without data, with the same DVC remote; it is sent a trial up to its rung; the working folder."""

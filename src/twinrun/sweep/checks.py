@@ -17,13 +17,23 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from twinrun.core.errors import ModelError
 from twinrun.core.files import canonical_json, file_sha256
 from twinrun.core.keyed import keyed_uniform
-from twinrun.core.networks import IMAGENET, PACKAGE, weights_side_by_side
+from twinrun.core.networks import (
+    IMAGENET,
+    PACKAGE,
+    PACKAGE_MODELS,
+    side_by_side,
+    unfit_weights,
+    weights_side_by_side,
+)
 from twinrun.core.params import TrainParams, load_params
 from twinrun.core.paths import expanded
 from twinrun.core.printing import one_line
 from twinrun.dataset.manifest import Split
+from twinrun.models.pretrained import load_weights
+from twinrun.models.published import published_weights
 from twinrun.record.card import run_git
 from twinrun.record.home import STATE
 from twinrun.record.trial import DRIVER
@@ -71,6 +81,28 @@ def refusal(sweep: Path) -> str | None:
         return None
     listed = "\n".join(f"  {line}" for line in lines)
     return f"This worker would not compute what the sweep's driver does, so it trains nothing:\n{listed}"
+
+
+def missing_weights(params: TrainParams) -> bool:
+    """Whether the settings name pretrained weights that are fit for the network, and are not on this machine as such.
+
+    Another machine may have them.
+    """
+    if params.pretrained is None or unfit_weights(params.pretrained, params.model):
+        return False
+    for setting, model in zip(
+        weights_side_by_side(params.pretrained, params.model), side_by_side(params.model), strict=True
+    ):
+        try:
+            if setting == IMAGENET and model not in PACKAGE_MODELS.values():
+                published_weights(model)  # raises ModelError where none are published, on every machine
+        except ModelError:
+            return False
+        try:
+            load_weights(setting, model)
+        except ModelError:
+            return True
+    return False
 
 
 def _differences(wanted: dict[str, str], here: dict[str, str]) -> list[str]:

@@ -94,7 +94,7 @@ def _train(folder: Path) -> Ending:
     except InterruptedTraining:
         raise
     except _OF_THE_TRIAL as error:
-        return Ending("failed", str(error))
+        return Ending("refused" if isinstance(error, ModelError) and _is_of_machine(folder) else "failed", str(error))
     except OutOfMemoryError as error:
         return Ending("failed", f"The GPU's memory is too small for this trial: {str(error).splitlines()[0]}")
     except TwinrunError as error:
@@ -104,6 +104,14 @@ def _train(folder: Path) -> Ending:
             raise
         return Ending("stopped", os_problem(error))
     return Ending("finished")
+
+
+def _is_of_machine(folder: Path) -> bool:
+    """Whether a network could not be started because this machine lacks its pretrained weights."""
+    from twinrun.sweep.checks import missing_weights
+
+    file = folder / PARAMS
+    return missing_weights(load_params(file if file.is_file() else folder.parents[1] / PARAMS).train)
 
 
 def _train_part(name: str, folder: Path) -> None:
