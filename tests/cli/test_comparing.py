@@ -1,6 +1,7 @@
 """`twinrun compare`: what it prints, and its page."""
 
 import json
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from twin_support import first_run, relabel_one
 
 from twinrun.cli.main import app
-from twinrun.core.errors import RegistryError
+from twinrun.core.errors import DataError, PublishError, RegistryError
 from twinrun.core.files import write_json, write_table
 from twinrun.record.journal import Journal
 from twinrun.tracking.store import find_tracker, open_client
@@ -240,6 +241,23 @@ def test_a_run_whose_id_begins_with_digits_alone_is_found_by_them(
         app(["show", "314159", "--model", MODEL], standalone_mode=False)
 
     assert "are the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("photo.jpg", "must end with .html"), ("a.html", "is a folder"), ("b.html", "is a pipe")]
+)
+def test_a_page_replaces_nothing_but_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").touch()
+    Path("a.html").mkdir()
+    os.mkfifo("b.html")
+
+    with pytest.raises((DataError, PublishError), match=message):
+        app(["compare", "1", "2", "--out", name], standalone_mode=False)
+
+    assert Path("b.html").is_fifo()
 
 
 def test_one_run_is_too_few() -> None:

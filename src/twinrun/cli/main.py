@@ -388,6 +388,8 @@ def compare(
 
     if len(runs) < 2:
         raise TwinError("Name two runs or more, for example: twinrun compare @champion @candidate")
+    if out is not None:
+        predict_command.require_writable(out, (".html", ".htm"), [])
     _sync_quickly()
     tracker, name = find_tracker(), model or _model_name()
     comparison, text, run = compare_runs(Path.cwd(), tracker, runs, name, margin=margin)

@@ -235,6 +235,8 @@ def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str
         raise PublishError(f"{file} is one of the images and would be overwritten. Name another file.")
     if file.is_dir():
         raise PublishError(f"{file} is a folder. Name a file in it: {file / 'predictions'}{suffixes[0]}")
+    if file.exists() and not file.is_file():
+        raise PublishError(f"{file} is a pipe or a device, and would be replaced by a file. Name another file.")
     try:
         ensure_writable(file.parent, 0)
     except OSError as error:
