@@ -12,6 +12,7 @@ from PIL import Image
 from serving_support import digit_png, digits_engine, serving
 
 from twinrun.cli.main import app as commands
+from twinrun.core.errors import DataError
 from twinrun.dataset.manifest import write_manifest
 from twinrun.decoding.decode import decode_image
 from twinrun.serving import feedback as receiving
@@ -128,6 +129,13 @@ def test_copies_of_test_images_and_wrong_labels_are_held_back_and_only_accepted_
     accepted = _command(capsys, "data", "feedback", "--accept")
     again = _command(capsys, "data", "feedback", "--accept")
     elsewhere = _command(capsys, "data", "feedback", "--accept", "--into", "others")
+    file = CSV.read_text().splitlines()[1].partition(",")[0]
+    for lines_of_photo in ([f"{file},drop,,"], [f"{file},relabel,{label}," for label in ("1", "2")]):
+        CSV.write_text("\n".join([lines[0], *lines_of_photo]) + "\n")
+        with pytest.raises(DataError, match="an earlier --accept, puts this photo into images/"):
+            _command(capsys, "data", "feedback", "--accept")
+    with pytest.raises(DataError, match=r"line 3: another line, .* puts this photo into third/1/"):
+        _command(capsys, "data", "feedback", "--accept", "--into", "third")
 
     held = [line for line in lines if ",drop," in line]
     assert taken == [201] * 45

@@ -262,9 +262,11 @@ def accept(
     folders = _folders(root, is_source=into is None)
     copies: list[tuple[Path, Path]] = []
     for decision in decisions:
-        if decision.action == "drop":
-            continue
         photo = photos.get(decision.path)
+        if decision.action == "drop":
+            if photo is not None:
+                _require_nowhere_else(decision, _name(photo), None, folders, copies)
+            continue
         if photo is None:
             raise DataError(f"{decision.where}: {folder} has no photo {decision.path!r}. Remove the line.")
         label = decision.label or (photo.labels[0] if len(photo.labels) == 1 else None)
@@ -276,13 +278,37 @@ def accept(
         file = folder / photo.file
         if not file.is_file() or file_sha256(file) != file.stem:
             raise DataError(f"{decision.where}: {file} is missing, or is not the file that was received. Drop it.")
-        copies.append((file, folders[label] / f"feedback-{file.stem[:16]}{file.suffix}"))
+        target = folders[label] / _name(photo)
+        _require_nowhere_else(decision, target.name, target, folders, copies)
+        copies.append((file, target))
     new = [(file, target) for file, target in copies if not target.exists()]
     for file, target in new:
         with replacing(target) as temp:
             temp.write_bytes(file.read_bytes())
     is_read = params.ingest.source == "folder" and root.resolve().is_relative_to(source_folder(params.ingest).resolve())
     return Accepted(len(new), len(copies) - len(new), root, is_read)
+
+
+def _name(photo: Photo) -> str:
+    file = Path(photo.file)
+    return f"feedback-{file.stem[:16]}{file.suffix}"
+
+
+def _require_nowhere_else(
+    decision: Decision,
+    name: str,
+    target: Path | None,
+    folders: Mapping[str, Path],
+    copies: Sequence[tuple[Path, Path]],
+) -> None:
+    """Raise DataError where the photo is data in another place than `target`, or another line will put it there."""
+    planned = {path for _, path in copies}
+    places = [folder / name for folder in folders.values()]
+    if other := next((place for place in places if place != target and (place.exists() or place in planned)), None):
+        raise DataError(
+            f"{decision.where}: another line, or an earlier --accept, puts this photo into {other}, where this line "
+            "does not. Leave one line for a photo, and remove a file of it that is not wanted in the data."
+        )
 
 
 def _source(params: IngestParams) -> Path:
