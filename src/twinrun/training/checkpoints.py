@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from twinrun.core.errors import os_problem
@@ -54,8 +55,12 @@ class Checkpoints:
         from safetensors.torch import save_file
 
         with replacing_folder(self.folder / f"epoch-{epoch:05d}") as temp:
-            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, temp / _TENSORS)
+            # Copies, since a network may use one tensor under two names, which safetensors refuses.
+            copies = {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in tensors.items()
+            }
+            save_file(copies, temp / _TENSORS)
             write_json(dict(facts), temp / _FACTS)
         for outdated in self._folders()[_KEPT:]:
             shutil.rmtree(outdated, ignore_errors=True)
