@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 from training_support import TrainableProject, change_params, run_stage
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from twinrun.cli.main import app
 from twinrun.core.errors import BundleError, TwinrunError
 from twinrun.core.params import load_params
+from twinrun.models.architectures import build_network
 from twinrun.models.bundle import TRUSTED, load_bundle
 from twinrun.models.stored import read_stored
 from twinrun.models.trial import try_bundle
@@ -26,6 +28,32 @@ def build(channels, size_px, classes):
     return nn.Sequential(nn.Conv2d(channels, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.1),
                          nn.Flatten(), nn.Linear(4 * (height // 2) * (width // 2), classes))
 """
+
+
+def network(forward: str, init: str = "pass", built: str = "Mine(channels, classes)") -> str:
+    """The source of a network with a convolution and a head, of its own state and its own forward pass."""
+    return f"""
+import random
+import numpy as np
+import torch
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, 4, 3, 2), nn.Linear(4, classes)
+        {init}
+    def features(self, images):
+        return self.conv(images).mean((2, 3))
+    def forward(self, images):
+        {forward}
+
+def build(channels, size_px, classes):
+    return {built}
+"""
+
+
+PLAIN = "return self.head(self.features(images))"
 
 
 @pytest.fixture
@@ -88,6 +116,30 @@ def test_a_model_that_holds_source_is_loaded_by_consent_alone_and_a_changed_sour
         ("def build(*_):\n    return 3\n", "returned int and no torch.nn.Module"),
         ("import parts\n" + SOURCE, "networks/mine.py, line 1: imports another file of the project"),
         ("from .parts import x\n" + SOURCE, "networks/mine.py, line 1: imports another file of the project"),
+        ("raise SystemExit(0)\n", "networks/mine.py, line 1: SystemExit: 0"),
+        (network("return self.nothing"), "networks/mine.py, line 15: AttributeError: 'Mine' object has no attribute"),
+        (network("assert False"), "networks/mine.py, line 15: AssertionError"),
+        (network("assert not self.training; " + PLAIN), "networks/mine.py, line 15: AssertionError"),
+        (network("return self.head(images)"), "It was given images of 32 x 32 pixels with 1 channel"),
+        (network("return self.features(images), images"), "gives a tuple for 1 image"),
+        (network(PLAIN + " if not self.training else (images, images)"), "gives a tuple for 2 images"),
+        (network(PLAIN, built="Mine(channels, 13)"), "gives a tensor of shape (1, 13) for 1 image"),
+        (network(PLAIN, built="Mine(channels, 3)"), "logits, a tensor of shape (1, 10): one number for each class"),
+        (network(PLAIN + ".squeeze()"), "gives a tensor of shape (10,) for 1 image"),
+        (network("return self.head(self.conv(images).permute(0, 2, 3, 1))"), "gives a tensor of shape (1, 15, 15, 10)"),
+        (network(PLAIN, built="nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))"), "no weights that can be"),
+        (network(PLAIN, "self.lock = __import__('threading').Lock()"), "cannot be copied"),
+        (
+            network(PLAIN, "self.register_buffer('m', torch.tensor(-torch.inf))"),
+            "m of networks/mine.py:build holds NaN",
+        ),
+        (network(PLAIN, "self.register_buffer('m', torch.tensor(1j))"), "torch.complex64, which a model cannot hold"),
+        (
+            network(PLAIN, "self.conv = nn.Sequential(self.conv, nn.InstanceNorm2d(4, track_running_stats=True))"),
+            "conv.1.running_mean of networks/mine.py:build is changed by a pass in training mode",
+        ),
+        (network("images = images * random.random(); " + PLAIN), "draws random numbers from Python's or NumPy's"),
+        (network("images = images * np.random.rand(); " + PLAIN), "draws random numbers from Python's or NumPy's"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused_with_file_and_line(
@@ -105,6 +157,28 @@ def test_a_network_that_cannot_be_built_is_refused_with_file_and_line(
         run_stage("train")
 
     assert message in capsys.readouterr().err
+
+
+def test_first_weights_that_are_drawn_with_numpy_or_python_are_a_function_of_the_seed(own: TrainableProject) -> None:
+    FILE.write_text(network(PLAIN, "nn.init.constant_(self.head.bias, np.random.rand() + random.random())"))
+
+    def first_bias(seed: int) -> float:
+        name = "networks/mine.py:build"
+        network = build_network(name, channels=1, size_px=(32, 32), classes=10, seed=seed)
+        return float(network.get_parameter("head.bias")[0])
+
+    assert own.folder == Path.cwd()
+    assert first_bias(1) == first_bias(1) != first_bias(2)
+
+
+def test_a_network_that_uses_a_weight_twice_is_trained_and_loaded(own: TrainableProject) -> None:
+    twice = "self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4); self.second.weight = self.first.weight"
+    FILE.write_text(network("return self.head(self.second(self.first(self.features(images))))", twice))
+
+    own.train_here()
+
+    tensors = load_bundle(Path("data/out/train/bundle")).network.state_dict()
+    assert torch.equal(tensors["first.weight"], tensors["second.weight"])
 
 
 def test_a_file_that_is_missing_or_misnamed_is_refused_by_the_first_stage(own: TrainableProject) -> None:

@@ -4,11 +4,17 @@
 own name, and every network of timm by timm/NAME. A+B is two networks that share a head.
 """
 
+import copy
 import math
-from typing import cast
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from twinrun.core.errors import ModelError
 from twinrun.core.networks import (
@@ -21,7 +27,8 @@ from twinrun.core.networks import (
     side_by_side,
     unknown_network,
 )
-from twinrun.models.own import build_from_source, own_source
+from twinrun.models.own import build_from_source, explained, own_source
+from twinrun.models.stored import TORCH_TYPES
 
 
 def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:
@@ -55,32 +62,116 @@ def build_network(
     if problem := unknown_network(name):
         raise ModelError(f"params.yaml: train.model: {problem}.")
     height, width = size_px
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         try:
             if is_own_file(name):
                 network = build_from_source(name, source or own_source(name), channels, size_px, classes)
             else:
                 network = _build(name, channels, size_px, classes)
-            _check_size(network, channels, size_px)
+            _check_size(network, name, channels, size_px, classes)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ModelError(
-                f"{name} cannot take images of {width} x {height} pixels ({str(error).splitlines()[0]}). "
+                f"{name} cannot take images of {width} x {height} pixels ({_first_line(error)}). "
                 "Set ingest.size_px in params.yaml to a larger size (most networks of torchvision are made for 224), "
                 "or choose another train.model."
             ) from error
     return network
 
 
-def require_size(network: nn.Module, name: str, channels: int, size_px: Size) -> None:
+def require_size(network: nn.Module, name: str, channels: int, size_px: Size, classes: int) -> None:
     """Raise ModelError where the network cannot take the smaller images that a training begins with."""
     try:
-        _check_size(network, channels, size_px)
+        _check_size(network, name, channels, size_px, classes)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         raise ModelError(
             f"{name} cannot take images of {size_px[1]} x {size_px[0]} pixels, with which a training would begin "
-            f"({str(error).splitlines()[0]}). Raise train.start_size in params.yaml, or set it to 1.0."
+            f"({_first_line(error)}). Raise train.start_size in params.yaml, or set it to 1.0."
         ) from error
+
+
+def require_storable(network: nn.Module, name: str) -> None:
+    """Raise ModelError where the state of the network cannot be stored in a bundle."""
+    for place, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            problem = f"is a {type(value).__name__} and not a tensor"
+        elif str(value.dtype) not in TORCH_TYPES:
+            problem = f"has the type {value.dtype}, which a model cannot hold"
+        elif not value.isfinite().all():
+            problem = "holds NaN or infinity"
+        else:
+            continue
+        raise ModelError(
+            f"{place} of {name} {problem} (params.yaml: train.model), so the trained model could not be loaded. Leave "
+            "what is not trained out of the state, with register_buffer(..., persistent=False); if it comes from "
+            "pretrained weights, name others (train.pretrained)."
+        )
+
+
+def require_trainable(network: nn.Module, name: str, channels: int, size_px: Size, classes: int) -> None:
+    """Raise ModelError where a training of the network would fail, or where its result would lack a part.
+
+    A copy of the network computes two images in training mode. Of the tensors that this changes, training keeps those
+    of batch normalisation alone.
+    """
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ModelError(f"{name} has no weights that can be trained (params.yaml: train.model).")
+    try:
+        copied = copy.deepcopy(network).train()
+    except Exception as error:
+        raise ModelError(
+            f"{name} cannot be copied, and each shard of a batch is computed by a copy: {_first_line(error)} "
+            "(params.yaml: train.model). Compute tensors from parameters in forward(), and keep what cannot be copied "
+            "out of the network."
+        ) from error
+    before = {place: value.clone() for place, value in copied.state_dict().items()}
+    with _seeded(0), torch.no_grad():
+        images, unused = torch.randn(2, channels, *size_px), _other_random_states()
+        try:
+            _require_logits(name, _outputs(copied, name, images), 2, classes)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            raise ModelError(
+                f"{name} cannot be trained on images of {size_px[1]} x {size_px[0]} pixels ({_first_line(error)}). "
+                "Choose another train.model in params.yaml."
+            ) from error
+        if _other_random_states() != unused:
+            raise ModelError(
+                f"{name} draws random numbers from Python's or NumPy's generator in training, so that a second "
+                "training would give other weights (params.yaml: train.model). Draw them with nn.Dropout."
+            )
+    norms = tuple(f"{place}." for place, module in copied.named_modules() if isinstance(module, _BatchNorm))
+    if changed := _changed(before, copied.state_dict(), norms):
+        raise ModelError(
+            f"{changed} of {name} is changed by a pass in training mode, and training keeps such changes of batch "
+            "normalisation alone: the trained model would lack it. Choose another train.model in params.yaml; in a "
+            "network of your own, use batch, group or layer normalisation, or track_running_stats=False."
+        )
+
+
+def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], norms: tuple[str, ...]) -> str | None:
+    """The first name of a tensor that was changed and does not begin with one of `norms`."""
+    return next(
+        (name for name in before if not name.startswith(norms) and not torch.equal(before[name], after[name])), None
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed`, with any of the generators that a network may draw from; then they go on as before."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _other_random_states() -> str:
+    """The states of Python's and NumPy's generators, to be compared."""
+    return repr((random.getstate(), np.random.get_state(legacy=False)))
 
 
 def _build(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
@@ -275,10 +366,33 @@ def _with_input_channels(network: nn.Module, channels: int) -> nn.Module:
     return network
 
 
-def _check_size(network: nn.Module, channels: int, size_px: Size) -> None:
+def _check_size(network: nn.Module, name: str, channels: int, size_px: Size, classes: int) -> None:
     """Run one image through; raises what the network raises for a size that it cannot take."""
     was_training = network.training
     network.eval()
     with torch.no_grad():
-        network(torch.zeros(1, channels, *size_px))
+        logits = _outputs(network, name, torch.zeros(1, channels, *size_px))
     network.train(was_training)
+    _require_logits(name, logits, 1, classes)
+
+
+def _outputs(network: nn.Module, name: str, images: Tensor) -> Any:
+    """What the network gives for images; raises ModelError, with the line, where a file of the project raises."""
+    channels, height, width = images.shape[1:]
+    given = f". It was given images of {width} x {height} pixels with {channels} channel{'' if channels == 1 else 's'}."
+    with explained(name, given) if is_own_file(name) else nullcontext():
+        return network(images)
+
+
+def _require_logits(name: str, logits: object, images: int, classes: int) -> None:
+    if isinstance(logits, Tensor) and logits.shape == (images, classes):
+        return
+    shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    raise ModelError(
+        f"{name} gives {shape} for {images} image{'' if images == 1 else 's'} (params.yaml: train.model). It should "
+        f"give logits, a tensor of shape ({images}, {classes}): one number for each class."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -9,6 +9,8 @@ import hashlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -39,7 +41,7 @@ def build_from_source(name: str, source: bytes, channels: int, size_px: Size, cl
     Raises ModelError, with the line, for any error in it, and for an import of another file of the project.
     """
     path, _, function = name.partition(":")
-    try:
+    with explained(name):
         if (local := _local_import(ast.parse(source, path))) is not None:
             raise ModelError(
                 f"{path}, line {local}: imports another file of the project, which would be neither in the fingerprint "
@@ -52,13 +54,21 @@ def build_from_source(name: str, source: bytes, channels: int, size_px: Size, cl
         if not callable(build):
             raise ModelError(f"{path} has no function {function} ({_SETTING}).")
         network = build(channels, size_px, classes)
-    except ModelError:
-        raise
-    except Exception as error:  # code of others may raise anything
-        raise ModelError(f"{path}{_line(error, path)}: {type(error).__name__}: {error} ({_SETTING})") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{function} in {path} returned {type(network).__name__} and no torch.nn.Module ({_SETTING}).")
     return network
+
+
+@contextmanager
+def explained(name: str, given: str = "") -> Iterator[None]:
+    """Turn any error of the code in the file that `name` names into a ModelError with the line; `given` ends it."""
+    path = name.partition(":")[0]
+    try:
+        yield
+    except ModelError:
+        raise
+    except (Exception, SystemExit) as error:  # code of others may raise anything
+        raise ModelError(f"{path}{_line(error, path)}: {type(error).__name__}: {error} ({_SETTING}){given}") from error
 
 
 def _local_import(tree: ast.Module) -> int | None:
@@ -76,7 +86,7 @@ def _local_import(tree: ast.Module) -> int | None:
     return None
 
 
-def _line(error: Exception, path: str) -> str:
+def _line(error: BaseException, path: str) -> str:
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]

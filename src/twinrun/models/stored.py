@@ -43,6 +43,7 @@ _DTYPES: dict[str, tuple[str, str | None]] = {
     "F32": ("torch.float32", "<f4"),
     "F64": ("torch.float64", "<f8"),
 }
+TORCH_TYPES = frozenset(name for name, _ in _DTYPES.values())
 
 _Side = Annotated[int, Field(ge=1, le=65_536)]
 _Share = Annotated[float, Field(ge=0, le=1)]

@@ -19,7 +19,13 @@ from twinrun.core.params import IngestParams, TrainParams
 from twinrun.core.printing import print
 from twinrun.dataset.manifest import SPLITS, Manifest, Split, read_manifest
 from twinrun.dataset.pack import open_pack
-from twinrun.models.architectures import build_network, find_head, require_size
+from twinrun.models.architectures import (
+    build_network,
+    find_head,
+    require_size,
+    require_storable,
+    require_trainable,
+)
 from twinrun.models.bundle import Bundle, Preprocessing, weights_hash
 from twinrun.models.own import own_source
 from twinrun.models.predict import probabilities
@@ -274,6 +280,7 @@ def prepare_job(
     if params.freeze != "backbone":
         check_batch_size(len(train), params.batch_size)
     _, height, width, channels = images.shape
+    classes = len(manifest.classes)
     source = own_source(params.model) if is_own_file(params.model) else None
     pretrained = [] if params.pretrained is None else load_pretrained(params.pretrained, params.model)
 
@@ -282,23 +289,26 @@ def prepare_job(
             params.model,
             channels=channels,
             size_px=(height, width),
-            classes=len(manifest.classes),
+            classes=classes,
             seed=seed,
             source=source,
         )
         if pretrained:
-            start_from(built, pretrained, classes=len(manifest.classes))
+            start_from(built, pretrained, classes=classes)
         return built
 
     numerics = resolve_numerics(params, images, train)
     if pretrained:
         numerics = _normalised_as(pretrained[0], numerics, channels)
     network = initial(params.seed)
+    require_storable(network, params.model)
+    if params.freeze != "backbone":
+        require_trainable(network, params.model, channels, (height, width), classes)
     set_first_weights(network, params, images, train.rows, numerics)
     if params.start_size < 1:
-        require_size(network, params.model, channels, image_size(0, (height, width), params))
+        require_size(network, params.model, channels, image_size(0, (height, width), params), classes)
     needs_head = params.freeze == "backbone" or params.head_first_epochs > 0 or params.backbone_learning_rate != 1
-    if needs_head and find_head(network, len(manifest.classes)) is None:
+    if needs_head and find_head(network, classes) is None:
         raise ModelError(
             f"{params.model} does not end in a linear layer, so a separate head cannot be trained on it. In "
             "params.yaml set train.freeze: none, train.head_first_epochs: 0 and train.backbone_learning_rate: 1.0, or "
