@@ -21,6 +21,8 @@ from twinrun.core.networks import (
     IMAGENET,
     PACKAGE,
     PACKAGE_MODELS,
+    is_own_file,
+    is_own_model,
     side_by_side,
     unfit_weights,
     weights_side_by_side,
@@ -90,7 +92,7 @@ def load_weights(setting: str, model: str) -> Pretrained:
     mean, std = _normalisation(model)
     if setting == IMAGENET and model not in PACKAGE_MODELS.values():
         weights = find_weights(published_weights(model))
-        return Pretrained(_named_as_now(_parse(weights.data, weights.path)), weights.sha256, mean, std)
+        return Pretrained(_parse(weights.data, weights.path), weights.sha256, mean, std)
     if setting == IMAGENET or setting.startswith(PACKAGE):
         package = _package(model)
         data = _read(_file_of(package))
@@ -120,7 +122,7 @@ def fetch_weights(model: str) -> tuple[Path, bool]:
     ensure_writable(published.kept.parent, needed_bytes=int((published.size_mb or 0) * 1e6))
     download(published)
     weights = find_weights(published)
-    tensors = _named_as_now(_parse(weights.data, weights.path))
+    tensors = _parse(weights.data, weights.path)
     with replacing_folder(published.kept) as temp:
         # Copies, since a file of PyTorch may hold one tensor under two names, which safetensors refuses.
         save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, temp / WEIGHTS)
@@ -149,7 +151,16 @@ def start_from(network: nn.Module, pretrained: Sequence[Pretrained], *, classes:
                 [(for_channels(p.mean or (), channels), for_channels(p.std or (), channels)) for p in pretrained]
             )
         return
-    _start(network, pretrained[0], prefix=f"{head[0]}." if head is not None else None)
+    _start(network, pretrained[0], prefix=_head_prefix(network, classes))
+
+
+def _head_prefix(network: nn.Module, classes: int) -> str | None:
+    """How the names of the last layer's tensors begin: a linear layer or, as in SqueezeNet, a pooled convolution."""
+    if (head := find_head(network, classes)) is not None:
+        return f"{head[0]}."
+    layers = [(path, layer) for path, layer in network.named_modules() if list(layer.parameters(recurse=False))]
+    path, last = layers[-1] if layers else ("", network)
+    return f"{path}." if isinstance(last, nn.Conv2d) and last.out_channels == classes else None
 
 
 def _make_small(head: nn.Linear) -> None:
@@ -170,13 +181,39 @@ def _start(network: nn.Module, pretrained: Pretrained, prefix: str | None) -> No
     fitted = {name: _fitted(given.get(name), tensor) for name, tensor in own.items()}
     wrong = [name for name, tensor in fitted.items() if tensor is None and not name.endswith("num_batches_tracked")]
     if wrong:
-        named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3:,} more" if len(wrong) > 3 else "")
         raise ModelError(
             f"The pretrained weights do not fit the network: {len(wrong):,} of {len(own):,} tensors are missing or "
-            f"have another shape ({named}). Name weights of this network ({_SETTING}), or the network that they are of "
-            "(train.model)."
+            f"have another shape or type ({_some(wrong)}); the weights have {_some(list(given))}. Name weights of this "
+            f"network ({_SETTING}), or the network that they are of (train.model)."
+        )
+    if further := _further(network, given, prefix):
+        raise ModelError(
+            f"The pretrained weights are of a network with more layers: {len(further):,} of their {len(given):,} "
+            f"tensors have no place in it ({_some(further)}). Name weights of this network ({_SETTING}), or the "
+            "network that they are of (train.model)."
         )
     network.load_state_dict({name: tensor for name, tensor in fitted.items() if tensor is not None}, strict=False)
+
+
+def _further(network: nn.Module, given: Mapping[str, Tensor], prefix: str | None) -> list[str]:
+    """Tensors of layers that the network has fewer of: named as its own but for a number, as ResNet-34's for ResNet-18.
+
+    What else the network lacks, such as outputs for training alone, has names of another kind. Where a layer was
+    replaced by nothing, as the heads of networks side by side are, its tensors are not wanted.
+    """
+    own = network.state_dict()
+    kinds = {_kind(name) for name in own}
+    unwanted = [f"{path}." for path, module in network.named_modules() if path and isinstance(module, nn.Identity)]
+    unwanted += [] if prefix is None else [prefix]
+    return [name for name in given if name not in own and _kind(name) in kinds and not name.startswith(tuple(unwanted))]
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
@@ -185,7 +222,9 @@ def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def _fitted(given: Tensor | None, own: Tensor) -> Tensor | None:
-    if given is None or given.shape == own.shape:
+    if given is None or given.is_floating_point() != own.is_floating_point():  # integers are quantised weights
+        return None
+    if given.shape == own.shape:
         return given
     if given.ndim == 4 and own.ndim == 4 and own.shape[1] == 1 and given.shape[1] == 3:
         summed = given.sum(dim=1, keepdim=True)
@@ -207,7 +246,15 @@ def _normalisation(model: str) -> tuple[tuple[float, ...] | None, tuple[float, .
         return (tuple(config.mean), tuple(config.std)) if config is not None else (None, None)
     if model in ("googlenet", "inception_v3"):  # whose weights torchvision took over from another library
         return (0.5,) * 3, (0.5,) * 3
-    return (_IMAGENET_MEAN, _IMAGENET_STD)
+    if is_own_model(model) or is_own_file(model):
+        return (_IMAGENET_MEAN, _IMAGENET_STD)
+    from torchvision.models import get_model_weights
+
+    best: Any = getattr(get_model_weights(model), "DEFAULT", None)
+    if best is None:
+        return (_IMAGENET_MEAN, _IMAGENET_STD)
+    preparation = best.transforms()  # EfficientNetV2-L has a mean of its own
+    return (tuple(preparation.mean), tuple(preparation.std))
 
 
 def _package(model: str) -> _Package:
@@ -239,7 +286,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
 
     try:
         if path.suffix == ".safetensors":
-            return load(data)
+            return _named_as_now(load(data))
         content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # what is not such a file makes the readers raise anything
         raise ModelError(
@@ -253,4 +300,4 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
     tensors = {str(name): tensor for name, tensor in entries if isinstance(tensor, Tensor)}
     if not tensors:
         raise ModelError(f"{path} has no tensors in it ({_SETTING}). It should be a state dict.")
-    return tensors
+    return _named_as_now(tensors)
