@@ -18,6 +18,7 @@ from twinrun.core.errors import ModelError
 from twinrun.core.keyed import id_keys
 from twinrun.core.params import TrainParams, load_params
 from twinrun.dataset.manifest import SPLITS
+from twinrun.models.architectures import build_network
 from twinrun.models.bundle import weights_hash
 from twinrun.project.presets import preset_params
 from twinrun.training.augment import augment, resized
@@ -363,6 +364,40 @@ def test_weights_make_the_classes_equal_in_the_loss_and_an_image_weighs_one_on_a
     assert np.allclose(totals, totals[0])
     assert weights[fewer.targets].mean() == pytest.approx(1.0)
     assert weights[10] == 0  # of a class without images here
+
+
+@pytest.mark.parametrize(
+    ("bias", "logits"),
+    [
+        (False, "self.head(features.mean((2, 3)))"),
+        (True, "self.head(features.mean((2, 3))) + self.other(features.amax((2, 3)))"),
+        (True, "self.head(features.permute(0, 2, 3, 1)).mean((1, 2))"),
+    ],
+)
+def test_a_head_that_does_not_give_the_logits_by_itself_is_refused_before_features_are_computed(
+    params: TrainParams, bias: bool, logits: str
+) -> None:
+    Path("networks").mkdir()
+    Path("networks/mine.py").write_text(f"""
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(channels, 4, 3), nn.Linear(4, classes)
+        self.head = nn.Linear(4, classes, bias={bias})
+    def forward(self, images):
+        features = self.conv(images)
+        return {logits}
+
+def build(channels, size_px, classes):
+    return Mine(channels, classes)
+""")
+    name, file = "networks/mine.py:build", "data/pretrained/mine.safetensors"
+    save_file(build_network(name, channels=1, size_px=(32, 32), classes=10, seed=1).state_dict(), file)
+
+    with pytest.raises(ModelError, match="does not end in a linear layer with a bias"):
+        job(replace(params, model=name, pretrained=file, freeze="backbone"))
 
 
 def test_a_network_without_a_head_cannot_be_trained_head_first(params: TrainParams) -> None:

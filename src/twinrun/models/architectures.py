@@ -37,6 +37,26 @@ def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:
     return linear[-1] if linear and linear[-1][1].out_features == classes else None
 
 
+def ends_in_head(network: nn.Module, channels: int, size_px: Size, classes: int) -> bool:
+    """Whether the logits are what a linear layer gives, and nothing is done to them after it.
+
+    The layer must have a bias and be given one vector for each image.
+    """
+    head = find_head(network, classes)
+    if head is None or head[1].bias is None:
+        return False
+    seen: list[tuple[torch.Size, Tensor]] = []
+    hook = head[1].register_forward_hook(lambda _, given, output: seen.append((given[0].shape, output.clone())))
+    was_training = network.training
+    try:
+        with _seeded(0), torch.no_grad():
+            logits = network.eval()(torch.randn(1, channels, *size_px))
+    finally:
+        network.train(was_training)
+        hook.remove()
+    return len(seen) == 1 and seen[0][0] == (1, head[1].in_features) and torch.equal(seen[0][1], logits)
+
+
 def without_head(network: nn.Module, classes: int) -> int:
     """Take the head off, in place, so that the network gives what its head was given; returns how many features.
 

@@ -21,6 +21,7 @@ from twinrun.dataset.manifest import SPLITS, Manifest, Split, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.models.architectures import (
     build_network,
+    ends_in_head,
     find_head,
     require_size,
     require_storable,
@@ -308,11 +309,13 @@ def prepare_job(
     if params.start_size < 1:
         require_size(network, params.model, channels, image_size(0, (height, width), params), classes)
     needs_head = params.freeze == "backbone" or params.head_first_epochs > 0 or params.backbone_learning_rate != 1
-    if needs_head and find_head(network, classes) is None:
+    if (needs_head and find_head(network, classes) is None) or (
+        params.freeze == "backbone" and not ends_in_head(network, channels, (height, width), classes)
+    ):
         raise ModelError(
-            f"{params.model} does not end in a linear layer, so a separate head cannot be trained on it. In "
-            "params.yaml set train.freeze: none, train.head_first_epochs: 0 and train.backbone_learning_rate: 1.0, or "
-            "choose another train.model."
+            f"{params.model} does not end in a linear layer with a bias, so a separate head cannot be trained on it. "
+            "In params.yaml set train.freeze: none, train.head_first_epochs: 0 and train.backbone_learning_rate: 1.0, "
+            "or choose another train.model."
         )
     preprocessing = Preprocessing(
         size_px=(height, width),
