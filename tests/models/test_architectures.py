@@ -80,3 +80,15 @@ def test_an_unknown_name_is_refused_with_the_nearest_or_examples() -> None:
 def test_images_that_are_too_small_are_refused_with_the_setting_to_change(name: str, size_px: int) -> None:
     with pytest.raises(ModelError, match=r"(?s)cannot take images of .*ingest.size_px"):
         build_network(name, channels=1, size_px=(size_px, size_px), classes=10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("squeezenet1_1+resnet18", "squeezenet1_1 does not end in a linear layer, so it cannot stand beside another"),
+        ("timm/resnet18.nonsense", r"timm has no resnet18\.nonsense: Invalid pretrained tag .*Leave out what follows"),
+    ],
+)
+def test_a_name_that_names_no_network_as_a_whole_is_not_blamed_on_the_size_of_images(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build_network(name, channels=3, size_px=(64, 64), classes=10, seed=0)

@@ -205,7 +205,13 @@ def _build(name: str, channels: int, size_px: Size, classes: int) -> nn.Module:
     if (width := resnet9_width(name)) is not None:
         return ResNet9(channels, classes, width)
     if BESIDE in name:
-        return SideBySide([_build(part, channels, size_px, classes) for part in side_by_side(name)], channels, classes)
+        networks = {part: _build(part, channels, size_px, classes) for part in side_by_side(name)}
+        if without := [part for part, network in networks.items() if find_head(network, classes) is None]:
+            raise ModelError(
+                f"{without[0]} does not end in a linear layer, so it cannot stand beside another network (params.yaml: "
+                "train.model). Name other networks."
+            )
+        return SideBySide(list(networks.values()), channels, classes)
     if name.startswith(TIMM):
         return _from_timm(name.removeprefix(TIMM), channels, size_px, classes)
     return _from_torchvision(name, channels, size_px, classes)
@@ -359,7 +365,13 @@ def _from_timm(name: str, channels: int, size_px: Size, classes: int) -> nn.Modu
     import timm
 
     settings: dict[str, object] = {"pretrained": False, "num_classes": classes, "in_chans": channels}
-    config = timm.get_pretrained_cfg(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ModelError(
+            f"timm has no {name}: {error} (params.yaml: train.model). Leave out what follows the point, or name "
+            "weights that timm lists: timm.list_pretrained()."
+        ) from None
     if config is not None and config.fixed_input_size:
         settings["img_size"] = size_px
     return cast(nn.Module, timm.create_model(name, **settings))
