@@ -30,7 +30,8 @@ class MeanOverViews(nn.Module):
         height, width, by = images.shape[2], images.shape[3], self.shift_px
         wide = pad(images, (by, by, by, by), mode="replicate")
         places = [(by, by), (0, by), (2 * by, by), (by, 0), (by, 2 * by)]
-        return [wide[:, :, top : top + height, left : left + width] for top, left in places]
+        # Copies, since a network may change the images that it is given.
+        return [wide[:, :, top : top + height, left : left + width].clone() for top, left in places]
 
 
 def with_views(network: nn.Module, *, flip: bool, shift_px: int) -> nn.Module:
