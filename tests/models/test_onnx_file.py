@@ -1,5 +1,6 @@
 """A network written as ONNX: one file, any number of images, and the same answers as PyTorch's."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from twinrun.core.arrays import Pixels
 from twinrun.evaluation.gate import judge_onnx
@@ -55,6 +57,40 @@ def test_the_networks_of_the_presets_answer_the_same_in_onnx_whatever_the_batch(
         averaged = maps.mean(axis=(2, 3)) + head.bias.detach().numpy()
         np.testing.assert_allclose(averaged, logits, atol=1e-4 * np.abs(logits).max())
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(logits).max())
+
+
+class Pooled(nn.Module):
+    """A convolution whose 8 x 16 x 16 maps are pooled in some way, and given to one or two linear layers."""
+
+    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor], features: int, *, twice: bool = False) -> None:
+        super().__init__()
+        self.conv, self.pool, self.twice = nn.Conv2d(3, 8, 3, 2, 1), pool, twice
+        self.first, self.second = nn.Linear(features, 6), nn.Linear(8, 6)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(images)
+        logits: torch.Tensor = self.first(self.pool(maps))
+        return logits + self.second(maps.amax((2, 3))) if self.twice else logits
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Pooled(lambda maps: maps.mean(1).flatten(1), 256),
+        Pooled(lambda maps: maps.permute(0, 2, 3, 1).mean((1, 2)), 8),
+        Pooled(lambda maps: maps.mean((2, 3)), 8, twice=True),
+    ],
+    ids=["over channels", "channels last", "two heads"],
+)
+def test_a_network_that_pools_otherwise_has_no_class_maps_and_the_same_answers(network: nn.Module) -> None:
+    bundle = replace(_bundle("lenet5", 3), network=network.eval())
+    images = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), dtype=np.uint8)
+
+    file = onnx_file(bundle)
+
+    outputs = [output.name for output in onnxruntime.InferenceSession(file).get_outputs()]
+    assert outputs == ["logits"]
+    assert judge_onnx(onnx_logits(file, images, np.arange(16)), _predictions(bundle, images)).passed
 
 
 def test_the_mean_over_several_views_is_the_same_in_onnx() -> None:

@@ -90,16 +90,20 @@ def _add_features(model: "onnx.ModelProto") -> None:
     from onnx import TensorProto, helper, shape_inference
 
     made_by = {name: node for node in model.graph.node for name in node.output}
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
     node = made_by.get("logits")
-    if node is None or node.op_type not in ("Gemm", "MatMul", "Add"):
+    if node is not None and node.op_type == "Add":  # a linear layer without a Gemm, and its bias
+        computed = [name for name in node.input if name not in known]
+        node = made_by.get(computed[0]) if len(computed) == 1 else None
+    if node is None or node.op_type not in ("Gemm", "MatMul"):
         return
-    if node.op_type == "Add":  # a linear layer without a Gemm
-        node = next((made_by[name] for name in node.input if name in made_by), node)
     linear = node
     node = made_by.get(node.input[0])
     while node is not None and node.op_type in _WITHOUT_EFFECT:
         node = made_by.get(node.input[0])
     if node is None or node.op_type not in _POOLING:
+        return
+    if node.op_type.startswith("Reduce") and _axes(node, made_by, known) != {2, 3}:  # rows and columns
         return
     pooled = node.input[0]
     shapes = {info.name: info for info in shape_inference.infer_shapes(model).graph.value_info}
@@ -108,7 +112,7 @@ def _add_features(model: "onnx.ModelProto") -> None:
     sides = [dim.dim_value or None for dim in shapes[pooled].type.tensor_type.shape.dim[1:]]
     model.graph.node.append(helper.make_node("Identity", [pooled], ["features"]))
     model.graph.output.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", *sides]))
-    weight = next((tensor for tensor in model.graph.initializer if tensor.name == linear.input[1]), None)
+    weight = known.get(linear.input[1])
     transposed = any(each.name == "transB" and each.i == 1 for each in linear.attribute)
     if linear.op_type != "Gemm" or not transposed or weight is None or node.op_type not in _AVERAGES:
         return
@@ -118,3 +122,16 @@ def _add_features(model: "onnx.ModelProto") -> None:
     model.graph.node.append(helper.make_node("Conv", [pooled, "maps weight"], ["maps"]))
     size = ["batch", weight.dims[0], *sides[1:]]
     model.graph.output.append(helper.make_tensor_value_info("maps", TensorProto.FLOAT, size))
+
+
+def _axes(
+    node: "onnx.NodeProto", made_by: "dict[str, onnx.NodeProto]", known: "dict[str, onnx.TensorProto]"
+) -> set[int]:
+    """Which of four dimensions a node reduces; none where that is computed or not said."""
+    from onnx import numpy_helper
+
+    if len(node.input) < 2:
+        return set()
+    constant = made_by.get(node.input[1])
+    tensor = known.get(node.input[1]) if constant is None else constant.attribute[0].t
+    return set() if tensor is None else {int(axis) % 4 for axis in numpy_helper.to_array(tensor).ravel()}
