@@ -181,6 +181,21 @@ def test_a_network_that_uses_a_weight_twice_is_trained_and_loaded(own: Trainable
     assert torch.equal(tensors["first.weight"], tensors["second.weight"])
 
 
+def test_what_a_network_and_the_exporter_print_is_no_part_of_the_answer_of_a_trial(own: TrainableProject) -> None:
+    FILE.write_text(
+        network(
+            "print('.', end=''); return self.head(nn.functional.adaptive_avg_pool2d(self.conv(images), 4).mean((2, 3)))"
+        )
+    )
+    own.train_here()
+
+    trial = try_bundle(read_stored(Path("data/out/train/bundle"), "registered"), None)
+
+    assert trial.onnx is None
+    assert "adaptive_avg_pool2d" in trial.no_onnx
+    assert trial.repeats > 0
+
+
 def test_a_file_that_is_missing_or_misnamed_is_refused_by_the_first_stage(own: TrainableProject) -> None:
     FILE.unlink()
 

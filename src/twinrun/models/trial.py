@@ -1,4 +1,4 @@
-"""Try a bundle in a separate process: `python -m twinrun.models.trial FOLDER`, which reads what to try as JSON.
+"""Try a bundle in a separate process: `python -m twinrun.models.trial FOLDER RESULTS`, which reads what to try as JSON.
 
 What works only in the process that trained it, or takes the process down, is found before it is registered. The same
 process measures what a user of the model would see: its answers, how they change with the image, how long one takes;
@@ -30,7 +30,7 @@ _LIMIT_S = 600.0
 _ENVIRONMENT = frozenset(
     {"PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR", "VIRTUAL_ENV", "OMP_NUM_THREADS"}
 )
-_ONNX = "model.onnx"
+_ONNX, _ANSWER = "model.onnx", "answer.json"
 _SHIFT_SIDES = 32  # an image is shifted by its side divided by this, at least one pixel
 _LIGHT = 1.15
 _WARM_UP, _REPEATS, _LATENCY_S = 3, 30, 3.0
@@ -72,7 +72,7 @@ def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
     asked = json.dumps(None if question is None else asdict(question)).encode()
     with tempfile.TemporaryDirectory() as folder:
         place = stored.write(Path(folder, "bundle"))
-        command = [sys.executable, "-m", "twinrun.models.trial", str(place), str(Path(folder, _ONNX))]
+        command = [sys.executable, "-m", "twinrun.models.trial", str(place), folder]
         try:
             done = subprocess.run(
                 command, env=environment, input=asked, capture_output=True, timeout=_LIMIT_S, check=False
@@ -81,14 +81,16 @@ def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
             raise BundleError(
                 f"The model did not answer within {_LIMIT_S / 60:.0f} minutes, so it was not registered."
             ) from None
-        written = Path(folder, _ONNX)
-        onnx = written.read_bytes() if written.is_file() else None
-    if done.returncode:
+        # In a file, since what a network or a library prints is among the output.
+        onnx, said = (
+            file.read_bytes() if (file := Path(folder, name)).is_file() else None for name in (_ONNX, _ANSWER)
+        )
+    if done.returncode or said is None:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1] if lines else f"its process ended with {done.returncode}"
         reason = reason.replace(f"The model in {place} ", "it ")
         raise BundleError(f"The model was not registered, since it cannot be loaded in a separate process: {reason}")
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer = json.loads(said)
     return Trial(
         latency_ms=float(answer["latency_ms"]),
         repeats=int(answer["repeats"]),
@@ -140,10 +142,11 @@ def main() -> None:
     times = single_threads().submit(_times_ms, bundle, black).result()
     answer: dict[str, Any] = {"latency_ms": statistics.median(times), "repeats": len(times), "no_onnx": ""}
     try:
-        Path(sys.argv[2]).write_bytes(onnx_file(bundle))
+        Path(sys.argv[2], _ONNX).write_bytes(onnx_file(bundle))
     except ModelError as error:
         answer["no_onnx"] = str(error)
-    sys.stdout.write(json.dumps(answer | {"probabilities": said.tolist(), "changed": changed}) + "\n")
+    text = json.dumps(answer | {"probabilities": said.tolist(), "changed": changed})
+    Path(sys.argv[2], _ANSWER).write_text(text, encoding="utf-8")
 
 
 def _times_ms(bundle: "Bundle", image: Pixels) -> list[float]:
