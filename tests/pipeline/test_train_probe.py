@@ -19,6 +19,7 @@ from training_support import TrainableProject, run_stage
 
 from twinrun.dataset.manifest import read_manifest
 from twinrun.dataset.pack import open_pack
+from twinrun.models.architectures import build_network
 from twinrun.models.bundle import load_bundle
 from twinrun.models.predict import probabilities
 
@@ -170,6 +171,39 @@ def test_features_that_a_stopped_training_had_computed_are_not_computed_again(
 
     assert _images_kept() == len(pq.read_table("data/out/train/out_of_fold.parquet"))
     assert probing.weights_hash() == undisturbed
+
+
+def test_a_network_of_ones_own_that_computes_otherwise_with_the_same_weights_has_features_of_its_own(
+    probing: TrainableProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    file, name = Path("networks/mine.py"), "networks/mine.py:build"
+    file.parent.mkdir()
+    source = """
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, 8, 3, 2), nn.Linear(8, classes)
+    def forward(self, images):
+        return self.head(self.conv(images).mean((2, 3)))
+
+def build(channels, size_px, classes):
+    return Mine(channels, classes)
+"""
+    file.write_text(source)
+    tensors = build_network(name, channels=1, size_px=(32, 32), classes=10, seed=1).state_dict()
+    save_file(tensors, "data/pretrained/mine.safetensors")
+    probing.set(model=name, pretrained="data/pretrained/mine.safetensors").train_here()
+
+    file.write_text(source.replace("mean(", "amax("))
+    probing.train_here()
+    beside_others = probing.weights_hash()
+    shutil.rmtree(".twinrun/features")
+    probing.train_here()
+
+    assert probing.weights_hash() == beside_others
 
 
 def test_kept_features_that_were_changed_are_computed_again(

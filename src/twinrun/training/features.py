@@ -13,9 +13,10 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,11 @@ def backbone_of(network: nn.Module, classes: int) -> nn.Module:
 class Features:
     """The features of one backbone, below `folder`, which it shares with those of others."""
 
-    def __init__(self, folder: Path, backbone: nn.Module, numerics: Numerics) -> None:
+    def __init__(self, folder: Path, backbone: nn.Module, numerics: Numerics, network: Mapping[str, Any]) -> None:
+        """`network` describes, as JSON, what its layers do not show: its name, and the code that puts them together."""
         description = {
             "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "network": dict(network),
             "layers": [
                 [name, repr(module)] for name, module in backbone.named_modules() if not list(module.children())
             ],
@@ -69,7 +72,7 @@ class Features:
             "mean": numerics.mean,
             "std": numerics.std,
             "numerics": describe_numerics(numerics),
-            "torch": torch.__version__,
+            "packages": {name: version(name) for name in ("torch", "torchvision", "timm")},
         }
         self._root = folder
         self._folder = folder / hashlib.sha256(canonical_json(description)).hexdigest()[:32]

@@ -192,7 +192,9 @@ class Job:
         """Compute the features of all usable images and train a head on those of the train split, in this process."""
         threads, classes = thread_count(self.params.threads), len(self.manifest.classes)
         train, val, test = (self.manifest.split(name) for name in SPLITS)
-        features = Features(self.features, backbone_of(self.network, classes), self.numerics)
+        code = {file: digest for file, digest in self.parts["code"].items() if file.startswith("models/")}
+        network = {"name": self.params.model, "code": code, "source": self.parts.get("network")}
+        features = Features(self.features, backbone_of(self.network, classes), self.numerics, network)
 
         def of(*splits: Split, views: int = self.params.probe_views) -> FeatureArray:
             """Features (V, N, D) of the images of the splits, one after the other, in the first `views` views."""
