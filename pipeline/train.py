@@ -82,6 +82,7 @@ def main() -> None:
         with publishing(journal, live=trial is None) as publication:
             energy, gpu_energy = EnergyMeter(), GpuEnergyMeter(gpu_uuids(params.train, processes))
             trained = _run(job, stop, journal, out)
+            job.require_source()
             digest = _write_model(job, trained, out)
             card = build_card(
                 code=code,
@@ -196,6 +197,7 @@ def _write_model(job: Job, trained: Trained, out: Path) -> str:
         architecture=job.params.model,
         classes=job.manifest.classes,
         preprocessing=job.preprocessing,
+        source=job.source,
     )
 
 

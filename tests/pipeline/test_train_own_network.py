@@ -171,6 +171,25 @@ def test_first_weights_that_are_drawn_with_numpy_or_python_are_a_function_of_the
     assert first_bias(1) == first_bias(1) != first_bias(2)
 
 
+def test_a_file_that_is_changed_while_its_network_is_trained_gives_no_result_until_it_is_put_back(
+    own: TrainableProject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SOURCE.replace("nn.ReLU", "nn.GELU")
+    monkeypatch.setattr("pipeline.train.announce", lambda *_: FILE.write_text(other))
+
+    with pytest.raises(SystemExit):
+        run_stage("train")
+    said = capsys.readouterr().err
+    written = Path("data/out/train/bundle").exists()
+    FILE.write_text(SOURCE)
+    own.train_here()
+
+    assert "networks/mine.py was changed while the network in it was trained" in said
+    assert not written
+    assert Path("data/out/train/bundle/network.py").read_text() == SOURCE
+    assert "Resuming after epoch 1 of 1" in capsys.readouterr().out
+
+
 def test_a_network_that_uses_a_weight_twice_is_trained_and_loaded(own: TrainableProject) -> None:
     twice = "self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4); self.second.weight = self.first.weight"
     FILE.write_text(network("return self.head(self.second(self.first(self.features(images))))", twice))

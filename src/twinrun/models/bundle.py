@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from twinrun.core.errors import BundleError
 from twinrun.core.files import replacing_folder, write_json
-from twinrun.core.networks import is_own_file
 from twinrun.core.printing import one_line
 from twinrun.models.architectures import build_network
-from twinrun.models.own import own_source
 from twinrun.models.stored import FORMAT, MODEL, SOURCE, WEIGHTS, StoredModel, StoredPreprocessing, read_stored
 from twinrun.models.views import with_views
 
@@ -76,10 +74,11 @@ def save_bundle(
     architecture: str,
     classes: tuple[str, ...],
     preprocessing: Preprocessing,
+    source: bytes | None = None,
 ) -> str:
     """Publish a bundle at `folder`, in place of what was there, and return its weights hash.
 
-    That of a network in a file of the project holds the file.
+    That of a network in a file of the project holds its `source`: the content of the file that was trained.
     """
     from safetensors.torch import save_file
 
@@ -92,7 +91,6 @@ def save_bundle(
         "preprocessing": asdict(preprocessing),
         "weights_hash": digest,
     }
-    source = own_source(architecture) if is_own_file(architecture) else None
     if source is not None:
         description["source_sha256"] = hashlib.sha256(source).hexdigest()
     with replacing_folder(folder) as temp:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
-from twinrun.core.errors import DataError, ModelError
+from twinrun.core.errors import DataError, ModelError, TrainingError
 from twinrun.core.keyed import id_keys
 from twinrun.core.networks import BESIDE, is_own_file
 from twinrun.core.params import IngestParams, TrainParams
@@ -53,7 +53,8 @@ from twinrun.training.starting import set_first_weights
 class Job:
     """A network at its first weights, the data and the settings, and where checkpoints and features are kept.
 
-    `initial` gives the network anew, for a seed.
+    `initial` gives the network anew, for a seed. `source` is the content of the file that the network is from, if it is
+    one of the project.
     """
 
     network: nn.Module
@@ -67,6 +68,19 @@ class Job:
     fingerprint: str
     checkpoints: Checkpoints
     features: Path
+    source: bytes | None = None
+
+    def require_source(self) -> None:
+        """Raise TrainingError where the file that the network is from is not what it was when the training began."""
+        name = self.params.model.partition(":")[0]
+        with suppress(ModelError):
+            if self.source is None or own_source(self.params.model) == self.source:
+                return
+        raise TrainingError(
+            f"{name} was changed while the network in it was trained. The result was not written: it would be recorded "
+            f"as that of {name} as it is now. To have it, put the file back and run dvc repro, which goes on after the "
+            "last epoch. To train the network as it is now: dvc repro"
+        )
 
     def bundle_bytes(self) -> int:
         """What the model needs on disk, about."""
@@ -351,6 +365,7 @@ def prepare_job(
         fingerprint=name,
         checkpoints=Checkpoints(resume_root / name),
         features=features,
+        source=source,
     )
 
 
