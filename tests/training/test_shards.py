@@ -98,6 +98,29 @@ def test_running_statistics_are_the_mean_over_the_shards(scale_is_trained: bool)
     assert norm.num_batches_tracked == 1
 
 
+def test_batch_normalisation_that_averages_over_all_batches_goes_on_counting_where_a_training_does() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32 * 32, momentum=None), nn.Linear(32 * 32, 10))
+
+    def sharded(network: nn.Module) -> ShardedNetwork:
+        return ShardedNetwork(network, FP32, shards=4, threads=2, label_smoothing=0.0, seed=0)
+
+    def second_half(part: slice) -> tuple[Tensor, Tensor]:
+        return IMAGES[16:][part], TARGETS[16:][part]
+
+    network, again = build(), build()
+    with sharded(network) as undisturbed:
+        undisturbed.backward(load, 16, step=0)
+        stopped = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        undisturbed.backward(second_half, 16, step=1)
+
+    with sharded(again) as resumed:
+        again.load_state_dict(stopped)
+        resumed.backward(second_half, 16, step=1)
+
+    assert torch.equal(again[1].running_mean, network[1].running_mean)  # type: ignore[index]
+
+
 def test_batch_normalisation_that_a_network_froze_keeps_its_statistics() -> None:
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(32 * 32), nn.Linear(32 * 32, 10))
     norm = network[1].requires_grad_(False)

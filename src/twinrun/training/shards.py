@@ -148,6 +148,7 @@ class ShardedNetwork:
             updated.append(trains and not self._keep_batch_norm)
         norms = [norm for norm, is_updated in zip(self._norms, updated, strict=True) if is_updated]
         self._statistics, self._counters = _batch_statistics(norms), _batch_counters(norms)
+        self._deciding_counters = _deciding_counters(norms)
         for replica in self._replicas:
             replica.update_statistics(updated, self._norms)
 
@@ -193,7 +194,7 @@ class ShardedNetwork:
 
     def _shard(self, load: LoadImages, part: slice, images: int, step: int, k: int) -> _ShardResult:
         replica = self._replicas[k]
-        replica.begin(self._statistics, keyed_seed(self._seed, _DROPOUT, step, k))
+        replica.begin(self._statistics, self._deciding_counters, keyed_seed(self._seed, _DROPOUT, step, k))
         pixels, targets = self._on_device(*load(part))
         with self._autocast(), self._fast_depthwise():
             logits = replica.network(normalised(pixels, self._mean, self._std))
@@ -277,6 +278,7 @@ class _Replica:
         _key_dropout(self.network, self._generator)
         self._norms = _batch_norms(self.network)
         self.statistics: list[Tensor] = []
+        self._counters: list[Tensor] = []
 
     def update_statistics(self, updated: Sequence[bool], given: Sequence[_BatchNorm]) -> None:
         """Have the chosen batch normalisations learn; the others normalise with the `given` ones' statistics."""
@@ -285,12 +287,13 @@ class _Replica:
         with torch.no_grad():
             for own, others in zip(_batch_statistics(self._norms), _batch_statistics(given), strict=True):
                 own.copy_(others)
-        self.statistics = _batch_statistics(
-            [n for n, is_updated in zip(self._norms, updated, strict=True) if is_updated]
-        )
+        norms = [n for n, is_updated in zip(self._norms, updated, strict=True) if is_updated]
+        self.statistics, self._counters = _batch_statistics(norms), _deciding_counters(norms)
 
-    def begin(self, statistics: list[Tensor], seed: int) -> None:
+    def begin(self, statistics: list[Tensor], counters: list[Tensor], seed: int) -> None:
         self._generator.manual_seed(seed)
+        if counters:
+            torch._foreach_copy_(self._counters, counters)
         if statistics:
             torch._foreach_copy_(self.statistics, statistics)
 
@@ -334,6 +337,11 @@ def _batch_statistics(norms: Sequence[_BatchNorm]) -> list[Tensor]:
 
 def _batch_counters(norms: Sequence[_BatchNorm]) -> list[Tensor]:
     return [cast(Tensor, norm.num_batches_tracked) for norm in norms]
+
+
+def _deciding_counters(norms: Sequence[_BatchNorm]) -> list[Tensor]:
+    """Those of batch normalisation that averages over all batches so far, and so depends on their number."""
+    return _batch_counters([norm for norm in norms if norm.momentum is None])
 
 
 def _key_dropout(network: nn.Module, generator: torch.Generator) -> None:
