@@ -241,6 +241,22 @@ def test_a_range_test_ends_where_the_loss_explodes_and_suggests_a_rate_below_its
     assert one.suggestion() == pytest.approx(one.rates[one.smoothed.argmin()] / 10)
 
 
+def test_a_range_test_draws_batches_and_clips_gradients_as_a_training_does(params: TrainParams) -> None:
+    whole = len(job(params).manifest.split("train"))
+    settings = replace(params, model="mlp", pretrained=None, optimizer="sgd", epochs=1, batch_size=whole)
+    balanced = replace(settings, balance="sampling")
+    clipped = replace(settings, gradient_clip=1e-6)
+
+    def tested(settings: TrainParams) -> RangeTest:
+        return range_test(job(settings), lowest=1e-3, highest=100, steps=30, stop=StopRequest())
+
+    (first,) = train(balanced, "balanced").history
+    assert tested(balanced).losses[0] == pytest.approx(first.train_loss, rel=1e-12)
+    assert tested(settings).losses[0] != pytest.approx(first.train_loss, rel=1e-12)
+    assert len(tested(settings).losses) < 30
+    assert len(tested(clipped).losses) == 30
+
+
 def test_the_fastest_fall_of_a_range_test_lies_before_its_lowest_loss() -> None:
     rates, losses = np.geomspace(1e-4, 1, 5), np.array([2.0, 1.9, 1.0, 9.0, 3.0])
 

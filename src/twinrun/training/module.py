@@ -140,8 +140,7 @@ class Classifier(pl.LightningModule):
                 f"where the learning rate was {rate:.3g}. Lower train.learning_rate, lengthen train.warmup_epochs "
                 "or set train.gradient_clip in params.yaml."
             )
-        if self._params.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._params.gradient_clip)
+        clip_gradient(self.network, self._params)
         optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
@@ -222,8 +221,19 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         params, epoch = self._params, self._module.current_epoch
-        balanced = self._images.targets if params.balance == "sampling" else None
+        balanced = balanced_classes(self._images, params)
         return iter(epoch_batches(self._images.keys, params.seed, epoch, params.batch_size, balanced))
+
+
+def balanced_classes(images: SplitImages, params: TrainParams) -> NDArray[np.int64] | None:
+    """The images' classes (N,) where the settings ask for as many places of each in an epoch; else None."""
+    return images.targets if params.balance == "sampling" else None
+
+
+def clip_gradient(network: nn.Module, params: TrainParams) -> None:
+    """Shrink the gradient of a network, in place, to the largest norm that the settings allow."""
+    if params.gradient_clip is not None:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip)
 
 
 class Grouped:

@@ -18,7 +18,7 @@ from twinrun.training.batches import epoch_batches
 from twinrun.training.fit import in_shards
 from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job
-from twinrun.training.module import Classifier, SplitImages, build_optimizer
+from twinrun.training.module import Classifier, SplitImages, balanced_classes, build_optimizer, clip_gradient
 
 _SMOOTHING = 0.9  # what the mean of the losses before a step counts
 _DIVERGED = 3.0  # times the lowest smoothed loss so far
@@ -72,6 +72,7 @@ def range_test(job: Job, *, lowest: float, highest: float, steps: int, stop: Sto
                 losses.append(sharded.backward(load, len(batch), step).loss)
                 if not np.isfinite(losses[-1]) or _smoothed(losses)[-1] > _DIVERGED * min(_smoothed(losses)):
                     break
+                clip_gradient(job.network, params)
                 optimizer.step()
                 advance(1)
     finite = [loss for loss in losses if np.isfinite(loss)]
@@ -83,9 +84,9 @@ def _load(module: Classifier, batch: IntArray, part: slice) -> tuple[Tensor, Ten
 
 
 def _batches(train: SplitImages, job: Job) -> Iterator[IntArray]:
-    epoch = 0
+    epoch, balanced = 0, balanced_classes(train, job.params)
     while True:
-        yield from epoch_batches(train.keys, job.params.seed, epoch, job.params.batch_size)
+        yield from epoch_batches(train.keys, job.params.seed, epoch, job.params.batch_size, balanced)
         epoch += 1
 
 
