@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import twinrun
 from twinrun.cli.main import app
 from twinrun.core.dependencies import imported_modules, imported_names, unlisted_imports
-from twinrun.core.params import Params
+from twinrun.core.params import IngestParams, Params
+from twinrun.models.bundle import Preprocessing
 from twinrun.project.presets import params_text
 from twinrun.training.fingerprint import _deciding_files
 
@@ -52,6 +53,16 @@ def test_nothing_that_decides_weights_lies_outside_the_deps_of_train() -> None:
     deciding = {path for path in _deciding_files() if not path.startswith("training/")}
 
     assert {f"src/twinrun/{path.split('/')[0]}" for path in deciding} <= set(DVC["train"]["deps"])
+
+
+def test_train_runs_again_when_a_setting_of_ingest_changes_that_the_model_stores() -> None:
+    stored = {field.name for field in fields(Preprocessing)} & {field.name for field in fields(IngestParams)}
+
+    assert {f"ingest.{name}" for name in stored - {"size_px"}} <= set(DVC["train"]["params"])  # that of the images
+
+
+def test_the_code_that_says_how_wide_a_network_is_decides_weights() -> None:
+    assert {"core/networks.py", "models/architectures.py"} <= set(_deciding_files())
 
 
 @pytest.mark.parametrize("stage", STAGES)

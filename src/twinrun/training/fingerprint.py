@@ -15,6 +15,7 @@ LOCK = Path("requirements.lock")
 _PACKAGE = Path(__file__).parent.parent
 _DECIDING_CODE = (
     "core/keyed.py",
+    "core/networks.py",
     "core/params.py",
     "dataset/manifest.py",
     "dataset/pack.py",
