@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from twinrun.core.errors import BundleError, TwinrunError
 from twinrun.core.params import load_params
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import TRUSTED, load_bundle
+from twinrun.models.own import build_from_source
 from twinrun.models.stored import read_stored
 from twinrun.models.trial import try_bundle
 
@@ -116,6 +118,7 @@ def test_a_model_that_holds_source_is_loaded_by_consent_alone_and_a_changed_sour
         ("def build(*_):\n    return 3\n", "returned int and no torch.nn.Module"),
         ("import parts\n" + SOURCE, "networks/mine.py, line 1: imports another file of the project"),
         ("from .parts import x\n" + SOURCE, "networks/mine.py, line 1: imports another file of the project"),
+        ("import sys\nsys.path.insert(0, '.')\nimport parts\n" + SOURCE, "networks/mine.py: imports another file of"),
         ("raise SystemExit(0)\n", "networks/mine.py, line 1: SystemExit: 0"),
         (network("return self.nothing"), "networks/mine.py, line 15: AttributeError: 'Mine' object has no attribute"),
         (network("assert False"), "networks/mine.py, line 15: AssertionError"),
@@ -149,7 +152,9 @@ def test_a_network_that_cannot_be_built_is_refused_with_file_and_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(str(own.folder))
+    if "sys.path" not in source:
+        monkeypatch.syspath_prepend(str(own.folder))
+    monkeypatch.setattr("sys.path", sys.path.copy())
     (own.folder / "parts.py").write_text("x = 1\n")
     FILE.write_text(source)
 
@@ -157,6 +162,48 @@ def test_a_network_that_cannot_be_built_is_refused_with_file_and_line(
         run_stage("train")
 
     assert message in capsys.readouterr().err
+
+
+def test_the_library_of_python_may_lie_in_the_folder_of_the_project(
+    own: TrainableProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = b"import dataclasses, math\n" + SOURCE.encode()
+    monkeypatch.chdir(sys.base_prefix)
+
+    assert own.folder != Path.cwd()
+    assert (
+        build_from_source("networks/mine.py:build", source, 1, (32, 32), 10)(torch.zeros(2, 1, 32, 32)).shape[1] == 10
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_function_is_that_of_the_model_and_not_of_the_file_as_it_is_now(own: TrainableProject) -> None:
+    scripted = """
+import torch
+from torch import nn
+
+@torch.jit.script
+def scaled(features):
+    return features * 2.0
+
+class Mine(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(32 * 32, classes)
+    def forward(self, images):
+        return scaled(self.head(images.flatten(1)))
+
+def build(channels, size_px, classes):
+    return Mine(classes)
+"""
+    FILE.write_text(scripted.replace("2.0", "3.0"))
+    of_model = build_network(
+        "networks/mine.py:build", channels=1, size_px=(32, 32), classes=10, seed=1, source=scripted.encode()
+    )
+    images = torch.ones(1, 1, 32, 32)
+
+    assert own.folder == Path.cwd()
+    assert torch.equal(of_model(images), 2 * of_model.get_submodule("head")(images.flatten(1)))
 
 
 def test_first_weights_that_are_drawn_with_numpy_or_python_are_a_function_of_the_seed(own: TrainableProject) -> None:

@@ -7,7 +7,9 @@ file of the project, which neither would hold.
 import ast
 import hashlib
 import importlib.util
+import linecache
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,17 +45,22 @@ def build_from_source(name: str, source: bytes, channels: int, size_px: Size, cl
     path, _, function = name.partition(":")
     with explained(name):
         if (local := _local_import(ast.parse(source, path))) is not None:
-            raise ModelError(
-                f"{path}, line {local}: imports another file of the project, which would be neither in the fingerprint "
-                "nor in the bundle. Write the network in one file."
-            )
-        module = ModuleType(f"twinrun_own_network_{hashlib.sha256(source).hexdigest()[:16]}")
+            raise _imports_another(f"{path}, line {local}")
+        digest, before = hashlib.sha256(source).hexdigest()[:16], set(sys.modules)
+        module = ModuleType(f"twinrun_own_network_{digest}")
         sys.modules[module.__name__] = module  # where dataclasses look for the types of their fields
-        exec(compile(source, path, "exec"), module.__dict__)
+        # Not the name of the file: it may have changed since, and TorchScript compiles what it reads there.
+        file, text = f"{path} {digest}", importlib.util.decode_source(source)
+        linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
+        exec(compile(source, file, "exec"), module.__dict__)
         build = getattr(module, function, None)
         if not callable(build):
             raise ModelError(f"{path} has no function {function} ({_SETTING}).")
         network = build(channels, size_px, classes)
+        if local_modules := [each for each in set(sys.modules) - before if _is_local(each)]:
+            for each in local_modules:
+                del sys.modules[each]
+            raise _imports_another(path)
     if not isinstance(network, nn.Module):
         raise ModelError(f"{function} in {path} returned {type(network).__name__} and no torch.nn.Module ({_SETTING}).")
     return network
@@ -71,6 +78,13 @@ def explained(name: str, given: str = "") -> Iterator[None]:
         raise ModelError(f"{path}{_line(error, path)}: {type(error).__name__}: {error} ({_SETTING}){given}") from error
 
 
+def _imports_another(place: str) -> ModelError:
+    return ModelError(
+        f"{place}: imports another file of the project, which would be neither in the fingerprint nor in the bundle. "
+        "Write the network in one file."
+    )
+
+
 def _local_import(tree: ast.Module) -> int | None:
     """The line of an import that is no package's and not the standard library's."""
     for node in ast.walk(tree):
@@ -81,13 +95,28 @@ def _local_import(tree: ast.Module) -> int | None:
         for root in {name.partition(".")[0] for name in names} - {"twinrun"}:
             spec = importlib.util.find_spec(root)
             places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
-            if any(Path(place).is_relative_to(Path.cwd()) and "site-packages" not in place for place in places):
+            if any(map(_is_in_project, places)):
                 return node.lineno  # type: ignore[attr-defined, no-any-return]
     return None
+
+
+def _is_local(module: str) -> bool:
+    """Whether a module that was imported is a file of the project, but for Twinrun's own."""
+    place = getattr(sys.modules[module], "__file__", None)
+    return place is not None and module.partition(".")[0] != "twinrun" and _is_in_project(place)
+
+
+def _is_in_project(place: str) -> bool:
+    """Whether a file is in the working folder, and not in an environment that may be there too."""
+    path = Path(place)
+    libraries = {"site-packages", "dist-packages"} & set(path.parts)
+    return path.is_relative_to(Path.cwd()) and not libraries and not path.is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def _line(error: BaseException, path: str) -> str:
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(f"{path} ")
+    ]
     return f", line {lines[-1]}" if lines else ""
