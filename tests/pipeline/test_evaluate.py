@@ -370,6 +370,7 @@ def test_the_headline_comes_from_the_test_split_where_it_is_large_enough_or_ther
 @pytest.mark.usefixtures("evaluated")
 def test_the_score_without_other_views_stands_beside_the_one_with_them(capsys: pytest.CaptureFixture[str]) -> None:
     without = metrics()["accuracy"]
+    unlike_without = json.loads((OUT / "calibration.json").read_bytes())["similarity"]
     place = Path("data/out/train/bundle")
     bundle = load_bundle(place)
     save_bundle(
@@ -384,6 +385,9 @@ def test_the_score_without_other_views_stands_beside_the_one_with_them(capsys: p
 
     assert metrics()["plain_accuracy"] == without
     assert metrics()["accuracy"] != without
+    # A served model compares no features with those of the calibration where there are several of each image.
+    assert unlike_without is not None
+    assert json.loads((OUT / "calibration.json").read_bytes())["similarity"] is None
     assert f"On each image alone, without the views of train.test_views, it is {100 * without:.1f}%." in (
         capsys.readouterr().out
     )

@@ -40,15 +40,18 @@ def predict(bundle: Bundle, images: Pixels, manifest: Manifest, split: SplitName
 def outputs_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray | None]:
     """Logits (n, classes) of `images[rows]`, from the passes that `models.predict` makes as well, and their features.
 
-    Features (n, D) are what the last linear layer gets; None where the network ends otherwise. Raises DataError where a
-    logit is not a finite number.
+    Features (n, D) are what the last linear layer gets; None where the network ends otherwise, and where the answer is
+    a mean over views of an image, each of which has its own. Raises DataError where a logit is not a finite number.
     """
     import torch
 
     from twinrun.models.architectures import find_head
     from twinrun.models.predict import channel_tensor, normalised, pass_size, single_threads
+    from twinrun.models.views import plain_network
 
-    size, head = pass_size(images), find_head(bundle.network, len(bundle.classes))
+    size = pass_size(images)
+    has_views = plain_network(bundle.network) is not bundle.network
+    head = None if has_views else find_head(bundle.network, len(bundle.classes))
     mean, std = channel_tensor(bundle.preprocessing.mean), channel_tensor(bundle.preprocessing.std)
     given: dict[int, torch.Tensor] = {}  # by thread
 
