@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tracking_support import HASHES, evaluate, free_port, runs, train, train_rea
 from pipeline import register
 from twinrun.cli import main as cli
 from twinrun.core.files import write_json
+from twinrun.tracking.store import find_tracker, open_client
 
 
 @pytest.fixture
@@ -122,8 +125,31 @@ def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
     assert ["2", "candidate", "yes", "0.9900"] in [row[:4] for row in rows]
     assert HASHES["cd"] in shown
     told = twinrun("history").out.splitlines()
-    assert [line.split()[2] for line in told if " done" in line] == ["promote", "promote", "rollback"]
+    assert [line.split()[3] for line in told if " done" in line] == ["promote", "promote", "rollback"]
     assert any(line.split()[:2] == ["accuracy", "passed:"] for line in told)  # a line of its own
+
+
+def test_a_champion_removed_in_mlflow_is_brought_back_and_the_history_has_local_times(
+    project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project, weights_hash=HASHES["ab"])
+    evaluate(project, weights_hash=HASHES["ab"])
+    register.main()
+    twinrun("promote", "1")
+    open_client(find_tracker(project)).delete_registered_model_alias("twinrun-digits", "champion")
+
+    back = twinrun("rollback").out
+    times = []
+    for zone in ("UTC", "Asia/Tokyo"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        row = next(line for line in twinrun("history").out.splitlines() if " rollback " in line)
+        times.append(datetime.fromisoformat(" ".join(row.split()[:2])))
+    monkeypatch.undo()
+    time.tzset()
+
+    assert back == "Version 1 of twinrun-digits is the champion again (there was none).\n"
+    assert times[1] - times[0] == timedelta(hours=9)
 
 
 @pytest.mark.usefixtures("project")

@@ -264,6 +264,55 @@ def test_a_champion_that_was_set_by_hand_is_noticed_and_no_version_is_twice_in_t
     assert json.loads(former) == [2, 1]
 
 
+@pytest.mark.parametrize("moved_to", ["3", None])
+def test_a_rollback_goes_back_to_the_champion_whose_alias_was_moved_or_removed_in_mlflow(
+    project: Path, moved_to: str | None
+) -> None:
+    for weights in ("ab", "cd", "ef"):
+        _register(project, weights)
+    tracker = find_tracker(project)
+    registry = Registry(tracker, "digits")
+    registry.promote(1)
+    registry.promote(2)
+    if moved_to is None:
+        open_client(tracker).delete_registered_model_alias("digits", "champion")
+    else:
+        open_client(tracker).set_registered_model_alias("digits", "champion", moved_to)
+
+    back = [registry.rollback().after, registry.rollback().after]
+
+    assert back == [2, 1]
+    with pytest.raises(RegistryError, match="nothing to go back to"):
+        registry.rollback()
+
+
+def test_a_promotion_after_a_champion_was_removed_in_mlflow_keeps_that_one_to_go_back_to(project: Path) -> None:
+    for weights in ("ab", "cd", "ef"):
+        _register(project, weights)
+    tracker = find_tracker(project)
+    registry = Registry(tracker, "digits")
+    registry.promote(1)
+    registry.promote(2)
+    open_client(tracker).delete_registered_model_alias("digits", "champion")
+    registry.promote(3)
+
+    assert [registry.rollback().after, registry.rollback().after] == [2, 1]
+
+
+def test_a_rollback_passes_over_a_former_champion_that_was_deleted_in_mlflow(project: Path) -> None:
+    for weights in ("ab", "cd", "ef"):
+        _register(project, weights)
+    tracker = find_tracker(project)
+    registry = Registry(tracker, "digits")
+    for version in (1, 2, 3):
+        registry.promote(version)
+    open_client(tracker).delete_model_version("digits", "2")
+
+    assert registry.rollback().after == 1
+    with pytest.raises(RegistryError, match="nothing to go back to"):
+        registry.rollback()
+
+
 def test_a_version_that_is_worse_than_the_champion_is_refused_by_its_judge_and_that_is_recorded(project: Path) -> None:
     for weights in ("ab", "cd"):
         _register(project, weights)

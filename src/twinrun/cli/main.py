@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from contextlib import suppress
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,7 @@ from twinrun.core.printing import add_row, draw, one_line, print
 
 if TYPE_CHECKING:
     from twinrun.tracking.promotions import Judgement
-    from twinrun.tracking.registry import Registry, Version
+    from twinrun.tracking.registry import Promotion, Registry, Version
 
 _NAMES_SHOWN = 8
 _OF_EPOCHS = ("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "warmup_epochs")
@@ -140,7 +141,7 @@ def models(model: Model = None) -> None:
             version.weights_hash[:8],
             version.fingerprint[:8],
             short(version.run_id or ""),
-            version.created.astimezone().strftime("%Y-%m-%d %H:%M"),
+            _local(version.created),
         )
     draw(table)
 
@@ -172,8 +173,7 @@ def promote(
         return judge_version(Path.cwd(), registry.tracker, version, champion, params)
 
     promotion = registry.promote(version, force=force, reason=reason, judge=judge)
-    before = "there was none" if promotion.before is None else f"it was version {promotion.before}"
-    print(f"Version {promotion.after} of {promotion.name} is the champion ({before}).")
+    print(f"Version {promotion.after} of {promotion.name} is the champion ({_before(promotion)}).")
     for gate in promotion.gates:
         print(f"  {gate}")
     if promotion.test_set is not None:
@@ -199,7 +199,11 @@ def rollback(
     """
     registry = _registry(model)
     promotion = registry.rollback(reason)
-    print(f"Version {promotion.after} of {promotion.name} is the champion again (it was version {promotion.before}).")
+    print(f"Version {promotion.after} of {promotion.name} is the champion again ({_before(promotion)}).")
+
+
+def _before(promotion: "Promotion") -> str:
+    return "there was none" if promotion.before is None else f"it was version {promotion.before}"
 
 
 @app.command(rich_help_panel=_MODELS)
@@ -226,7 +230,7 @@ def history(model: Model = None) -> None:
     for entry in entries:
         first, *more = [*filter(None, [entry.reason, *entry.gates, None if entry.gates else entry.detail])] or [""]
         numbers = ("" if entry.before is None else str(entry.before), "" if entry.after is None else str(entry.after))
-        add_row(table, entry.time[:19], entry.user, entry.action, *numbers, entry.outcome or "interrupted", first)
+        add_row(table, _local(entry.time), entry.user, entry.action, *numbers, entry.outcome or "interrupted", first)
         for line in more:  # a line of a cell is a row, since a line end in a text is shown as such
             add_row(table, *[""] * 6, line)
     draw(table)
@@ -628,6 +632,10 @@ def _differing(packages: dict[str, dict[str, str | None]]) -> str:
         )
         or "none"
     )
+
+
+def _local(time: datetime) -> str:
+    return time.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _number(value: float | None) -> str:

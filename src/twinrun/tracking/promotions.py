@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from twinrun.core.errors import RegistryError
 from twinrun.core.printing import printable
@@ -33,7 +33,7 @@ class _Line(BaseModel):
 
 class _Begun(_Line):
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None  # none in journals of earlier versions
-    time: str
+    time: AwareDatetime
     user: str
     action: Literal["promote", "rollback", "elsewhere"]
     model: str
@@ -65,7 +65,7 @@ class Entry:
     """
 
     id: str | None
-    time: str
+    time: datetime
     user: str
     action: str
     model: str

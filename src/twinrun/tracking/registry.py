@@ -53,6 +53,7 @@ ONNX = "model.onnx"  # beside the bundle of a version
 ONNX_TAG = "twinrun.onnx_sha256"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
+_SET_TAG = "twinrun.champion_set"  # the champion that Twinrun set last; the alias may have been moved in MLflow's pages
 _MOST_NAMED = 10  # models, of a store that lacks the requested one
 _GATE_TAG = "twinrun.gate."
 _LONGEST_ANSWER = 500
@@ -218,8 +219,8 @@ class Registry:
                     f"The champion of {self.name!r} was changed while version {number} was compared with it: it was "
                     f"{was} and is {is_now}. Nothing was changed. Compare with that: twinrun promote {number}"
                 )
-            former = self._former() if before is None else [*self._former(), before]
-            self._move(promotion, former, judgement)
+            former = self._former(before)
+            self._move(promotion, former if before is None else [*former, before], judgement)
             return replace(promotion, gates=judgement.gates, test_set=judgement.test_set)
 
     def rollback(self, reason: str | None = None) -> Promotion:
@@ -229,7 +230,7 @@ class Registry:
             raise self.missing()
         with self._locked(), explaining(self.tracker):
             before = self._reconciled()
-            former = [number for number in self._former() if number in existing and number != before]
+            former = [number for number in self._former(before) if number in existing and number != before]
             if not former:
                 now = "has no champion" if before is None else f"has had no champion before version {before}"
                 raise RegistryError(f"{self.name!r} {now}, so there is nothing to go back to. See: twinrun models")
@@ -287,11 +288,16 @@ class Registry:
         """Record the change before and after making it, so that no champion changes without a record."""
         entry = self._begin(promotion, judgement)
         try:
-            # After a crash between the two, the champion may also be in `former`; a rollback skips it there.
+            # After a crash between two of them, the champion may also be in `former`; a rollback skips it there. Never
+            # does a version that a rollback replaces count as a former champion.
+            number = str(promotion.after)
             if promotion.action == "promote":
                 self._set_former(former)
-            self._client.set_registered_model_alias(self.name, CHAMPION, str(promotion.after))
-            if promotion.action == "rollback":
+                self._client.set_registered_model_alias(self.name, CHAMPION, number)
+                self._client.set_registered_model_tag(self.name, _SET_TAG, number)
+            else:
+                self._client.set_registered_model_tag(self.name, _SET_TAG, number)
+                self._client.set_registered_model_alias(self.name, CHAMPION, number)
                 self._set_former(former)
         except Exception as error:
             self._journal.end(entry, "failed", f"{type(error).__name__}: {error}")
@@ -445,9 +451,12 @@ class Registry:
             raise
         return {alias: int(version) for alias, version in aliases.items()}
 
-    def _former(self) -> list[int]:
-        text = self._client.get_registered_model(self.name).tags.get(_FORMER_TAG, "[]")
-        return version_numbers(text, f"tag {_FORMER_TAG} of {self.name}")
+    def _former(self, champion: int | None) -> list[int]:
+        """Former champions, the latest last: also the one whose alias was moved or removed in MLflow's pages."""
+        tags = self._client.get_registered_model(self.name).tags
+        former = version_numbers(tags.get(_FORMER_TAG, "[]"), f"tag {_FORMER_TAG} of {self.name}")
+        last = version_numbers(f"[{tags.get(_SET_TAG, '')}]", f"tag {_SET_TAG} of {self.name}")
+        return former if last == [champion] else [*former, *last]
 
     def _set_former(self, former: list[int]) -> None:
         # In a tag of the registry, not in the local file, so that a rollback works from every machine.
