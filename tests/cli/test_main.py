@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,49 @@ def test_a_champion_removed_in_mlflow_is_brought_back_and_the_history_has_local_
 
     assert back == "Version 1 of twinrun-digits is the champion again (there was none).\n"
     assert times[1] - times[0] == timedelta(hours=9)
+
+
+def _on_a_read_only_disk(folder: Path, *commands: str) -> list[tuple[int, str]]:
+    """The exit code and the output of each command of twinrun in `folder`, mounted read-only for them alone."""
+    mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && cd "$0"'
+    namespace = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    try:
+        subprocess.run([*namespace, f"{mount} && ! touch new 2> /dev/null", str(folder)], check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user can mount nothing")
+    ended = []
+    for command in commands:
+        line = f"{mount} && exec {sys.prefix}/bin/python -m twinrun {command}"
+        done = subprocess.run([*namespace, line, str(folder)], capture_output=True, text=True, check=False)
+        ended.append((done.returncode, done.stdout + done.stderr))
+    return ended
+
+
+def test_a_project_on_a_read_only_disk_can_be_looked_at_but_not_changed(
+    project: Path, twinrun: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project, weights_hash=HASHES["ab"])
+    evaluate(project, weights_hash=HASHES["ab"])
+    register.main()
+    twinrun("promote", "1", "--reason", "the first")
+    moved = tmp_path / "moved"
+    shutil.copytree(project, moved)
+    shutil.rmtree(project / "mlruns/published")  # a writer would create it
+
+    listed, shown, told, refused = _on_a_read_only_disk(project, "models", "show 1", "history", "rollback")
+    monkeypatch.chdir(moved)
+    shutil.rmtree(project)
+    listed_there, served = _on_a_read_only_disk(moved, "models", f"serve --port {free_port()}")
+
+    assert [code for code, _ in (listed, shown, told, listed_there)] == [0] * 4
+    assert HASHES["ab"] in shown[1]
+    assert "the first" in told[1]
+    for _, text in (listed, listed_there):
+        assert re.search("^1 +candidate, champion ", text, re.MULTILINE)
+    assert refused[0] == served[0] == 1
+    assert "registry.lock cannot be used: the file system is read-only" in refused[1]
+    assert "was moved here and is read-only" in served[1]
+    assert not any("Traceback" in text for _, text in (refused, served))
 
 
 @pytest.mark.usefixtures("project")

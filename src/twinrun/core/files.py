@@ -230,6 +230,11 @@ def ensure_writable(folder: Path, needed_bytes: int) -> None:
         )
 
 
+def is_read_only(folder: Path) -> bool:
+    """Whether a folder exists in which this user can create no file."""
+    return folder.is_dir() and not os.access(folder, os.W_OK)
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn an error of the disk while `path` is written into a PublishError that says what to do."""

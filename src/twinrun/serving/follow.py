@@ -171,10 +171,10 @@ class _LocalStore:
 
         if not self._database.is_file():
             raise MissingModelError(f"There is no model yet: {self._database} does not exist. Make one: dvc repro")
-        if not self._relocated and self._database.is_relative_to(self._tracker.home):
-            relocate(self._database.parent)
-        self._relocated = True
         try:
+            if not self._relocated and self._database.is_relative_to(self._tracker.home):
+                relocate(self._database.parent)
+            self._relocated = True
             with closing(sqlite3.connect(sqlite_to_read(self._database), uri=True, timeout=10)) as store:
                 return self._find(store, name, number, alias)
         except sqlite3.Error as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from twinrun.core.errors import MissingModelError, RegistryError
-from twinrun.core.files import explained
+from twinrun.core.files import explained, is_read_only
 from twinrun.models.stored import StoredBundle, read_stored
 from twinrun.record.records import number_from, sha256_from, version_numbers
 from twinrun.tracking.metric_names import (
@@ -245,8 +245,9 @@ class Registry:
 
     def history(self) -> list[Entry]:
         """Every change of the champion that this project has recorded, the oldest first."""
-        with self._locked(), explaining(self.tracker):
-            self._reconciled()
+        if not is_read_only(self.tracker.home / MLRUNS):
+            with self._locked(), explaining(self.tracker):
+                self._reconciled()
         return [entry for entry in self._journal.read()[0] if entry.model == self.name]
 
     def uses(self, test_set: str) -> int:

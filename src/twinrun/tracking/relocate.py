@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
+from twinrun.core.errors import PublishError
+from twinrun.core.files import is_read_only
 from twinrun.core.printing import print
 from twinrun.tracking.addresses import quoted, sqlite_to_read
 
@@ -23,12 +25,20 @@ def relocate(mlruns: Path) -> int:
     """Make every place in `mlruns`/mlflow.db that lay in this folder's former location lie in its present one.
 
     Returns the number of places that were rewritten. Does nothing where there is no database or nothing was moved.
+    Raises PublishError for a folder that was moved and is read-only.
     """
     mlruns = mlruns.resolve()
     database = mlruns / DATABASE
     record = mlruns / LOCATION
     if not database.is_file() or _recorded(mlruns) == str(mlruns):
         return 0
+    if is_read_only(mlruns):
+        if not moved_from(mlruns):
+            return 0
+        raise PublishError(
+            f"{mlruns} was moved here and is read-only, so the artifacts of its runs cannot be found. Make it writable "
+            "and run: python -m twinrun.tracking.relocate"
+        )
     rewritten = 0
     # Autocommit, so that the one transaction is ours: a reader sees all places moved or none.
     with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
@@ -96,7 +106,7 @@ def main() -> None:
     """Fix the store of the project in the working folder, and say so if it was moved."""
     try:
         rewritten = relocate(Path("mlruns"))
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, PublishError) as error:
         print(f"mlruns was moved, and its artifacts could not be found again: {error}", file=sys.stderr)
         return
     if rewritten:

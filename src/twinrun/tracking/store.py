@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinrun.core.errors import TrackingError, TwinrunError, duration
-from twinrun.core.files import explained
+from twinrun.core.files import explained, is_read_only
 from twinrun.record.home import home
 from twinrun.tracking.addresses import SQLITE, file_uri, sqlite_path, sqlite_uri
 from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_view, user_of
@@ -193,7 +193,8 @@ def _away(tracker: Tracker, reason: str) -> TrackingError:
 
 
 def open_client(tracker: Tracker) -> "MlflowClient":
-    """A client of the store, which is created, or adapted where the project was moved. Imports MLflow (3 s).
+    """A client of the store, which is created, or adapted where the project was moved, unless its folder is read-only.
+    Imports MLflow (3 s).
 
     Raises TrackingError, naming the store, where it cannot be opened; a server is not contacted yet.
     """
@@ -201,6 +202,8 @@ def open_client(tracker: Tracker) -> "MlflowClient":
     if tracker.database is None:
         return _client(tracker)
     _require_a_file(tracker)
+    if not tracker.is_new and is_read_only(tracker.database.parent):
+        return look_client(tracker)  # with which a change fails, with a message
     with explained(tracker.database), explaining(tracker):
         tracker.database.parent.mkdir(parents=True, exist_ok=True)
         # A database elsewhere may name folders that are not this project's.
