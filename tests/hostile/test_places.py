@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,24 @@ def test_temporary_folders_that_cannot_be_written_are_named_as_such() -> None:
     error = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
     assert os_problem(error).startswith("No temporary folder is writable: TMPDIR, /tmp")
+
+
+def test_a_copy_that_finds_no_space_names_the_file_that_could_not_be_written(tmp_path: Path) -> None:
+    source, target = tmp_path / "photo.tif", tmp_path / "copy.tif"
+    source.write_bytes(bytes(1_000_000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as full:
+            shutil.copyfile(source, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(FileNotFoundError) as missing:
+        shutil.copyfile(tmp_path / "none.tif", target)
+
+    assert os_problem(full.value).startswith(f"{target} cannot be used: it would be larger than")
+    assert os_problem(missing.value).startswith(f"{tmp_path / 'none.tif'} cannot be used: there is no such file")
 
 
 def test_a_part_that_the_disk_does_not_show_has_the_remedy_of_the_disk(

@@ -1,6 +1,10 @@
 """Which store a project uses, and its creation."""
 
 import multiprocessing
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -70,3 +74,26 @@ def test_a_store_that_a_stopped_process_is_opening_is_said_after_a_while(
         pytest.raises(TrackingError, match=r"Another process has been opening /.* Wait for it, or stop it"),
     ):
         open_client(find_tracker(project))
+
+
+def test_what_the_database_refuses_is_an_error_and_no_traceback_in_the_log_of_mlflow(tracked_project: Path) -> None:
+    database = tracked_project / "mlruns/mlflow.db"
+    with closing(sqlite3.connect(database)) as store:
+        store.execute("CREATE TRIGGER broken BEFORE INSERT ON experiments BEGIN INSERT INTO gone VALUES (1); END")
+        store.commit()
+    code = """
+from twinrun.core.errors import run_main
+from twinrun.tracking.store import experiment_id, explaining, find_tracker, open_client
+def main():
+    with explaining(find_tracker()):
+        experiment_id(open_client(find_tracker()), find_tracker(), "new")
+run_main(main)
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tracked_project, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert str(database) in done.stderr
+    assert "Traceback" not in done.stderr

@@ -134,6 +134,8 @@ class MissingModelError(RegistryError):
     """The registry has no model of that name, or none with that alias."""
 
 
+# Errors of the disk that is written to, whichever file they name.
+OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _STOPPED = "\nStopped by Ctrl-C; nothing half-written was left behind."
 
 
@@ -215,7 +217,9 @@ def os_problem(error: OSError, path: object = None, *, verb: str = "used") -> st
             "No temporary folder is writable: TMPDIR, /tmp and the others are full, read-only or missing. Free some "
             "space, or name another folder: export TMPDIR=FOLDER"
         )
-    name = path or (os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None)
+    # A copy names the file that it reads first; what is full or read-only is the place of the other one.
+    names = [error.filename2, error.filename] if error.errno in OF_THE_TARGET else [error.filename]
+    name = path or next((os.fsdecode(name) for name in names if isinstance(name, str | bytes)), None)
     advice = _ADVICE.get(error.errno or 0, f"{reason}. Check that it exists and is of the right kind, and run again.")
     if error.errno == errno.EMFILE:
         advice = advice.format(_open_files())

@@ -1,6 +1,5 @@
 """Creating a project: `twinrun init`. It is built in a temporary folder and takes its place once it is complete."""
 
-import errno
 import io
 import os
 import re
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import PublishError, RepositoryError, SourceError, TwinrunError, os_problem
+from twinrun.core.errors import OF_THE_TARGET, PublishError, RepositoryError, SourceError, TwinrunError, os_problem
 from twinrun.core.files import explained, write_text
 from twinrun.core.paths import expanded
 from twinrun.project.environment import CODE, refresh
@@ -27,7 +26,6 @@ _EMPTY = ("data/raw", "mlruns")  # and the folders that stages depend on
 _OF_TWINRUN = "# Development of Twinrun itself"  # what follows in .gitignore and .dvcignore is not copied
 _ROOMS = "src/twinrun/"
 _UNFINISHED = ".creating-"  # not .unfinished-, which a project's .gitignore has: DVC works in no ignored folder
-_OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 _DVC_GITIGNORE = "/config.local\n/tmp\n/cache\n"
 _DVC_HEADER = f"""\
@@ -196,7 +194,7 @@ def _copy(data: Path, place: Path) -> None:
 def _not_copied(number: int, source: str) -> OSError | SourceError:
     """The error of a file of --data: of the disk that is written to where `number` says so, or else of the file."""
     error = OSError(number, os.strerror(number))
-    return error if number in _OF_THE_TARGET else SourceError(os_problem(error, source, verb="copied"))
+    return error if number in OF_THE_TARGET else SourceError(os_problem(error, source, verb="copied"))
 
 
 def _run_dvc(folder: Path, *arguments: str) -> None:
@@ -212,7 +210,7 @@ def _expect_success(program: str, arguments: tuple[str, ...], ran: "subprocess.C
     if not ran.returncode:
         return
     text = ran.stderr.strip() or ran.stdout.strip()
-    for number in _OF_THE_TARGET:
+    for number in OF_THE_TARGET:
         if os.strerror(number) in text:
             raise OSError(number, os.strerror(number))
     raise RepositoryError(f"{program} {arguments[0]} failed: {text}")
