@@ -403,6 +403,19 @@ def test_settings_of_training_that_exclude_one_another_are_refused(
     assert problem in line
 
 
+def test_a_merge_conflict_is_named_with_its_line_and_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    conflict = "<<<<<<< HEAD\n  seed: 1\n=======\n  seed: 2\n>>>>>>> theirs\n"
+    file.write_text(params_text("folder").replace("  seed: 0 ", f"{conflict}  # ", 1))
+    line = file.read_text().splitlines().index("<<<<<<< HEAD") + 1
+
+    with pytest.raises(ParamsError) as refused:
+        load_params(file)
+
+    assert f"params.yaml has a merge conflict, which git left in line {line}." in str(refused.value)
+    assert "git checkout --ours params.yaml (or --theirs)" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

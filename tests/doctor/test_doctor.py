@@ -385,6 +385,37 @@ def test_a_bit_flip_in_the_cache_is_seen_only_by_hashing_again(trained: Path) ->
     assert shlex.split(finding.fix)[:2] == ["rm", "-f"]
 
 
+def test_a_file_that_dvc_did_not_finish_in_its_cache_is_only_a_hint(trained: Path) -> None:
+    unfinished = trained / ".dvc/cache/files/md5/46/.sn Oc.tmp"
+    unfinished.parent.mkdir(exist_ok=True)
+    unfinished.write_bytes(b"half")
+
+    (finding,) = findings(trained, "data", deep=True)
+
+    assert finding.harmless
+    assert ".sn Oc.tmp) is left in the DVC cache" in finding.problem
+    assert shlex.split(finding.fix)[:3] == ["rm", "-f", ".dvc/cache/files/md5/46/.sn Oc.tmp"]
+
+
+def test_all_that_is_wrong_with_the_settings_and_a_merge_conflict_are_named(trained: Path) -> None:
+    params = trained / "params.yaml"
+    settings = params.read_text()
+
+    params.write_text(settings.replace("  epochs: ", "  epoch: ", 1).replace("  batch_size: ", "  batch: ", 1))
+    (of_settings,) = findings(trained, "params")
+    params.write_text(f"<<<<<<< HEAD\n{settings}=======\n>>>>>>> theirs\n")
+    (of_conflict,) = findings(trained, "params")
+    (trained / "dvc.lock").write_text("<<<<<<< HEAD\nstages: {}\n=======\n")
+    lock = next(check for check in examine(trained) if check.name == "data")
+
+    assert "train.epoch: not a setting" in of_settings.problem
+    assert "train.batch: not a setting" in of_settings.problem
+    assert of_settings.fix == of_conflict.fix == "correct params.yaml"
+    assert "has a merge conflict, which git left in line 1." in of_conflict.problem
+    assert "git left a merge conflict in it" in lock.findings[0].problem
+    assert lock.seen == ""
+
+
 def members(project: Path, out: str) -> dict[str, Path]:
     """Name below a folder that a stage wrote -> place in the cache."""
     from twinrun.record.card import collect_dvc_lock

@@ -29,7 +29,7 @@ from twinrun.core.networks import (
 )
 from twinrun.core.paths import expanded
 from twinrun.core.rules import METRICS, unfit_expectation
-from twinrun.core.yaml import half_characters, plain, read_yaml
+from twinrun.core.yaml import conflict_line, half_characters, plain, read_yaml
 
 PARAMS = Path("params.yaml")
 
@@ -634,8 +634,10 @@ def _no_project(missing: Path) -> str:
 def _read_yaml(path: Path) -> Any:
     from ruamel.yaml.error import YAMLError
 
+    text = ""
     try:
-        return read_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return read_yaml(text)
     except FileNotFoundError:
         raise ParamsError(
             f"{path} is missing. Write one: twinrun preset digits"
@@ -643,6 +645,11 @@ def _read_yaml(path: Path) -> Any:
             else _no_project(path)
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
+        if (line := conflict_line(text)) is not None:
+            raise ParamsError(
+                f"{path} has a merge conflict, which git left in line {line}.\n"
+                f"Edit it, or take one side: git checkout --ours {path.name} (or --theirs)"
+            ) from None
         raise ParamsError(f"{path} is not YAML: {error}") from None
 
 

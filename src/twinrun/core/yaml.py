@@ -34,6 +34,11 @@ def read_yaml(text: str, kind: Literal["safe", "rt"] = "safe") -> Any:
         raise ConstructorError(None, None, "it is nested too deeply", None) from None
 
 
+def conflict_line(text: str) -> int | None:
+    """The first line, counted from 1, of a merge conflict that git left in a file; None where there is none."""
+    return next((number for number, line in enumerate(text.splitlines(), 1) if line.startswith("<<<<<<< ")), None)
+
+
 def plain(value: Any) -> Any:
     """What was read from YAML as JSON can hold it: keys, dates and all else that JSON lacks become text.
 

@@ -12,6 +12,8 @@ from twinrun.record.card import collect_dvc_lock, lock_faults, recorded_size
 from twinrun.record.objects import Objects, file_md5
 from twinrun.record.records import folder_members
 
+_UNFINISHED = ".tmp"  # the end of a name to which DVC copies a file that is to be in its cache
+
 
 def check(root: Path, deep: bool) -> Result:
     cache = Objects(root).cache
@@ -28,7 +30,7 @@ def check(root: Path, deep: bool) -> Result:
         for fault in lock_faults(root)
     ]
     if not outs:
-        return "no outputs in dvc.lock yet", findings
+        return "" if findings else "no outputs in dvc.lock yet", findings
     findings += [*_gone(root, cache, outs), *_changed_source(root)]
     findings += [finding for out in outs for finding in _out_findings(root, cache, out, deep)]
     if not deep:
@@ -41,8 +43,11 @@ def check(root: Path, deep: bool) -> Result:
             f"rm -f {shlex.quote(shown(file, root))}; {_again(makers.get(file.parent.name + file.name))}",
         )
         for file in files
-        if file_md5(file) != file.parent.name + file.name.removesuffix(".dir")
+        if not file.name.endswith(_UNFINISHED) and file_md5(file) != file.parent.name + file.name.removesuffix(".dir")
     ]
+    if left := [shown(file, root) for file in files if file.name.endswith(_UNFINISHED)]:
+        problem = f"{counted(left, 'file')} left in the DVC cache by a dvc that was interrupted or found the disk full"
+        findings.append(Finding(problem, f"rm -f {shlex.join(left)} (while no dvc is running)", harmless=True))
     return f"{len(files)} files hashed again", findings
 
 

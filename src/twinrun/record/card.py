@@ -21,7 +21,7 @@ from typing import Any, Literal
 from twinrun.core.errors import RepositoryError, os_problem
 from twinrun.core.files import file_sha256
 from twinrun.core.printing import one_line
-from twinrun.core.yaml import read_yaml
+from twinrun.core.yaml import conflict_line, read_yaml
 from twinrun.record.records import read_lock
 from twinrun.record.secret_scan import find_secret, is_secret
 
@@ -259,8 +259,8 @@ def lock_faults(root: Path) -> list[str]:
     """What is wrong with dvc.lock: that it cannot be read at all, or its invalid entries."""
     content = _lock_content(root)
     if content is _UNREADABLE:
-        conflict = any(line.startswith("<<<<<<< ") for line in _lines(root / DVC_LOCK))
-        return ["git left a merge conflict in it" if conflict else "it is not YAML"]
+        line = conflict_line((root / DVC_LOCK).read_text(encoding="utf-8", errors="replace"))
+        return ["it is not YAML" if line is None else "git left a merge conflict in it"]
     return [f"an entry that DVC does not write: {entry}" for entry in read_lock(content)[1]]
 
 
@@ -284,10 +284,6 @@ def _lock_content(root: Path) -> Any:
         return None
     except (UnicodeDecodeError, YAMLError):
         return _UNREADABLE
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def collect_environment(root: Path) -> dict[str, Any]:
