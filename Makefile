@@ -9,6 +9,7 @@ PYTHON ?= python3
 PORT ?= 5000
 TESTS ?=
 MODEL ?=
+OTHER_PORT = $(if $(filter command%,$(origin PORT)),--port $(PORT))
 ACTIVATE := source .venv/bin/activate
 # What the environment is made from, and where: a change of any of them makes it out of date.
 WANTED = $$(cat requirements.lock pyproject.toml Makefile | sha256sum | cut -c1-64)
@@ -83,12 +84,12 @@ wheel: setup  ## build the wheel into dist/, with these files in it
 	  else echo "npm is not here: a server from this wheel looks at photos itself, and not in the browser"; fi
 	@.venv/bin/uv build --wheel --no-build-isolation --python .venv/bin/python
 
-app: setup  ## open the page that sorts waste, at http://127.0.0.1:5001; it needs no training and no network
+app: setup  ## open the page that sorts waste, at http://127.0.0.1:5001 (PORT=5002 for another port); it needs no training and no network
 	@$(MAKE) phone &> /dev/null || echo "npm is not here: photos are looked at by this machine's server, and not in the browser"
-	@$(ACTIVATE) && twinrun app
+	@$(ACTIVATE) && twinrun app $(OTHER_PORT)
 
-serve: setup  ## serve the champion at http://127.0.0.1:5001: a page and an API (MODEL=name for another model)
-	@$(ACTIVATE) && twinrun serve $(if $(MODEL),--model $(MODEL))
+serve: setup  ## serve the champion at http://127.0.0.1:5001: a page and an API (MODEL=name for another model, PORT=5002 for another port)
+	@$(ACTIVATE) && twinrun serve $(OTHER_PORT) $(if $(MODEL),--model $(MODEL))
 
 docs: setup  ## build the documentation into site/; a dead link is an error
 	@$(ACTIVATE) && zensical build --clean --strict

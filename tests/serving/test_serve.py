@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -373,6 +374,29 @@ def test_the_app_begins_with_the_waste_model_and_the_first_champion_replaces_it(
     assert problem is None
     assert took_over
     assert model.engine.model.classes == list("0123456789")
+
+
+@pytest.mark.usefixtures("real_processes")
+def test_a_second_ctrl_c_while_the_server_starts_is_no_traceback_and_a_taken_port_is_named(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "twinrun", "app", "--port", str(port)]
+    options: Any = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+
+    with subprocess.Popen(command, start_new_session=True, **options) as server:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if line.startswith("Page: "):
+                refused = subprocess.run(command, check=False, **options)
+                break
+        for _ in range(2):
+            os.killpg(server.pid, signal.SIGINT)
+            time.sleep(0.02)
+        said, _ = server.communicate(timeout=30)
+
+    assert "Stopped by Ctrl-C" in said
+    assert "Traceback" not in said
+    assert refused.returncode == 1
+    assert f"Choose another port: twinrun app --port {port + 1} (make app PORT={port + 1})" in refused.stdout
 
 
 def _no_project() -> str:

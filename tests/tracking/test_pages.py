@@ -32,7 +32,10 @@ def test_the_command_prints_the_address_of_the_run_list_and_serves_it(project: P
 
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "twinrun", "ui", "--port", str(port)], stdout=output, stderr=output
+            [sys.executable, "-m", "twinrun", "ui", "--port", str(port)],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         wait_for(port, "/health", server, log)
@@ -45,9 +48,10 @@ def test_the_command_prints_the_address_of_the_run_list_and_serves_it(project: P
         with urllib.request.urlopen(asked) as answer:
             found = json.loads(answer.read())["experiment"]
     finally:
-        server.send_signal(signal.SIGINT)
+        os.killpg(server.pid, signal.SIGINT)  # as a terminal does at Ctrl-C
         server.wait(30)
 
+    assert "Traceback" not in log.read_text()
     (run,) = runs(project)
     key = parse_qs(urlsplit(page).query)["viewStateShareKey"][0]
     view = json.loads(next(tag["value"] for tag in found["tags"] if tag["key"] == f"mlflow.sharedViewState.{key}"))

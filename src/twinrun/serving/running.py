@@ -58,7 +58,7 @@ class Settings:
 
 def run(settings: Settings, *, browser: bool) -> None:
     """Serve until a signal ends it. Raises TrackingError, RegistryError or BundleError where it cannot begin."""
-    with _listening(settings.host, settings.port) as listening:
+    with _listening(settings) as listening:
         if settings.workers == 1:
             stop = threading.Event()
             app, engine = _make_app(settings, stop)
@@ -137,13 +137,15 @@ def _make_app(settings: Settings, stop: threading.Event) -> "tuple[FastAPI, Engi
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    host, port, target = settings.host, settings.port, "app" if settings.is_app else "serve"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise TrackingError(
-            f"The server cannot listen on {host}:{port}: {error.strerror}. Choose another port: --port {port + 1}"
+            f"The server cannot listen on {host}:{port}: {error.strerror}. Choose another port: "
+            f"twinrun {target} --port {port + 1} (make {target} PORT={port + 1})"
         ) from None
     with listening:
         # For its connections, as asyncio sees no TCP in a socket that was created this way and leaves it unset.
@@ -159,6 +161,7 @@ def _config(app: object, *, factory: bool = False, workers: int = 1) -> uvicorn.
         log_level="warning",
         timeout_graceful_shutdown=_DRAIN_S,
         server_header=False,
+        lifespan="off",  # not used; at a second Ctrl-C, uvicorn would print its traceback
         ws="none",
     )
 

@@ -59,4 +59,6 @@ def serve(tracker: Tracker, port: int) -> NoReturn:
         os.chdir(tracker.home)
         uri = f"{SQLITE}{tracker.database.relative_to(tracker.home)}"
     server = ("mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port))
-    os.execv(sys.executable, [sys.executable, "-m", *server, "--workers", "1"])
+    # uvicorn prints a traceback at Ctrl-C where an application is told about its start and its end; MLflow uses that
+    # for an assistant in a container, of which there is none here.
+    os.execv(sys.executable, [sys.executable, "-m", *server, "--workers", "1", "--uvicorn-opts", "--lifespan off"])
