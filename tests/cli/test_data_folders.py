@@ -100,7 +100,7 @@ def test_the_folder_of_one_class_is_a_finding(tmp_path: Path) -> None:
     ran = run_twinrun(tmp_path, "data", "check", "photos/cat", "--no-labels")
 
     assert ran.code == 1, ran.said
-    assert "  Warning: The folder has no class folders, so labels were not checked; a training would stop" in ran.said
+    assert "  Warning: There are no two classes, so labels were not checked; a training would stop" in ran.said
     assert "check the folder above it" in (tmp_path / "twinrun-check/index.html").read_text("utf-8")
 
 

@@ -157,7 +157,7 @@ def _on_classes(verdict: Verdict) -> list[Finding]:
             meaning="The images lie in folders of two classes or more",
             severity="warning",
             status="warning",
-            found="The folder has no class folders, so labels were not checked; a training would stop here",
+            found="There are no two classes, so labels were not checked; a training would stop here",
             settings=(),
             advice="If it is one class of a set, check the folder above it",
             judged_by="",
