@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from tracking_support import free_port, wait_for
 
-from twinrun.core.errors import DataError
+from twinrun.core.errors import DataError, RegistryError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import load_bundle, save_bundle
 from twinrun.prediction.classifier import ImageClassifier
@@ -374,6 +374,17 @@ def test_the_app_begins_with_the_waste_model_and_the_first_champion_replaces_it(
     assert problem is None
     assert took_over
     assert model.engine.model.classes == list("0123456789")
+
+
+def test_in_a_clone_that_pulled_the_results_the_command_that_registers_them_is_named(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(registered, tmp_path / "clone", ignore=shutil.ignore_patterns("mlruns"))
+    monkeypatch.chdir(tmp_path / "clone")
+    Path("dvc.lock").write_text("stages:\n  register:\n    cmd: python -m pipeline.register\n")
+
+    with pytest.raises(RegistryError, match=r"There is no model 'twinrun-digits'.*\n.*dvc repro -f -s register"):
+        open_model(find_tracker(), None, lambda: "twinrun-digits", threading.Event())
 
 
 @pytest.mark.usefixtures("real_processes")

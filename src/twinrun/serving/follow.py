@@ -170,7 +170,7 @@ class _LocalStore:
         from twinrun.tracking.relocate import relocate
 
         if not self._database.is_file():
-            raise MissingModelError(f"There is no model yet: {self._database} does not exist. Make one: dvc repro")
+            raise missing_model(self._tracker, name)
         try:
             if not self._relocated and self._database.is_relative_to(self._tracker.home):
                 relocate(self._database.parent)
