@@ -264,20 +264,23 @@ def test_a_champion_that_was_set_by_hand_is_noticed_and_no_version_is_twice_in_t
     assert json.loads(former) == [2, 1]
 
 
+def _registry_of_three(project: Path) -> Registry:
+    for weights in ("ab", "cd", "ef"):
+        _register(project, weights)
+    return Registry(find_tracker(project), "digits")
+
+
 @pytest.mark.parametrize("moved_to", ["3", None])
 def test_a_rollback_goes_back_to_the_champion_whose_alias_was_moved_or_removed_in_mlflow(
     project: Path, moved_to: str | None
 ) -> None:
-    for weights in ("ab", "cd", "ef"):
-        _register(project, weights)
-    tracker = find_tracker(project)
-    registry = Registry(tracker, "digits")
+    registry = _registry_of_three(project)
     registry.promote(1)
     registry.promote(2)
     if moved_to is None:
-        open_client(tracker).delete_registered_model_alias("digits", "champion")
+        open_client(registry.tracker).delete_registered_model_alias("digits", "champion")
     else:
-        open_client(tracker).set_registered_model_alias("digits", "champion", moved_to)
+        open_client(registry.tracker).set_registered_model_alias("digits", "champion", moved_to)
 
     back = [registry.rollback().after, registry.rollback().after]
 
@@ -287,26 +290,20 @@ def test_a_rollback_goes_back_to_the_champion_whose_alias_was_moved_or_removed_i
 
 
 def test_a_promotion_after_a_champion_was_removed_in_mlflow_keeps_that_one_to_go_back_to(project: Path) -> None:
-    for weights in ("ab", "cd", "ef"):
-        _register(project, weights)
-    tracker = find_tracker(project)
-    registry = Registry(tracker, "digits")
+    registry = _registry_of_three(project)
     registry.promote(1)
     registry.promote(2)
-    open_client(tracker).delete_registered_model_alias("digits", "champion")
+    open_client(registry.tracker).delete_registered_model_alias("digits", "champion")
     registry.promote(3)
 
     assert [registry.rollback().after, registry.rollback().after] == [2, 1]
 
 
 def test_a_rollback_passes_over_a_former_champion_that_was_deleted_in_mlflow(project: Path) -> None:
-    for weights in ("ab", "cd", "ef"):
-        _register(project, weights)
-    tracker = find_tracker(project)
-    registry = Registry(tracker, "digits")
+    registry = _registry_of_three(project)
     for version in (1, 2, 3):
         registry.promote(version)
-    open_client(tracker).delete_model_version("digits", "2")
+    open_client(registry.tracker).delete_model_version("digits", "2")
 
     assert registry.rollback().after == 1
     with pytest.raises(RegistryError, match="nothing to go back to"):
