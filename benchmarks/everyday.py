@@ -29,6 +29,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.shards_speed import Clock
+
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     import torch
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from twinrun.training.module import SplitImages
 
 _BIN = Path(sys.executable).parent
-_STEPS, _BATCH = 400, 32
+_STEPS, _BATCH = 400, 4
 _PHOTOS, _PHOTO_SIZE = 768, (384, 512)
 _SIZE, _SMALL = (240, 320), (96, 128)
 _RECIPE_BATCH = 64
@@ -84,25 +86,31 @@ def _step_by_twinrun(_: Path, __: float) -> float:
     from twinrun.models.architectures import build_network
     from twinrun.training.fit import in_shards
     from twinrun.training.module import Classifier, EpochBatches, build_optimizer
-    from twinrun.training.shards import Numerics
+    from twinrun.training.shards import Numerics, ShardedNetwork
 
     params, data = _tiny()
     numerics = Numerics(torch.device("cpu"), None, (0.5,), (0.25,))
 
-    def network() -> "torch.nn.Module":
-        return build_network("mlp", channels=1, size_px=(8, 8), classes=10, seed=0)
+    def sharded() -> ShardedNetwork:
+        network = build_network("mlp", channels=1, size_px=(8, 8), classes=10, seed=0)
+        return in_shards(network, data, params, numerics)
 
-    with in_shards(network(), data, params, numerics) as sharded:
-        module = Classifier(sharded, data, data, params)
-        whole = _seconds_a_step(module)
-    with in_shards(network(), data, params, numerics) as sharded:
-        module = Classifier(sharded, data, data, params)
-        optimizer = build_optimizer(sharded.network, params)
-        started = time.process_time()
-        for step, batch in enumerate(EpochBatches(module, data, params)):
-            sharded.backward(lambda part, batch=batch: module.load(batch[part]), len(batch), step)  # type: ignore[misc]
-            optimizer.step()
-        return 1e6 * (whole - (time.process_time() - started) / _STEPS)
+    def whole() -> float:
+        with sharded() as network:
+            return _seconds_a_step(Classifier(network, data, data, params))
+
+    def bare() -> float:
+        with sharded() as network:
+            module = Classifier(network, data, data, params)
+            optimizer = build_optimizer(network.network, params)
+            clock = Clock(time.process_time)
+            for step, batch in enumerate(EpochBatches(module, data, params)):
+                network.backward(lambda part, batch=batch: module.load(batch[part]), len(batch), step)  # type: ignore[misc]
+                optimizer.step()
+                clock.tick()
+            return clock.seconds_a_step()
+
+    return _microseconds_more(whole, bare)
 
 
 def _step_by_lightning(_: Path, __: float) -> float:
@@ -132,26 +140,35 @@ def _step_by_lightning(_: Path, __: float) -> float:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), params.learning_rate, params.momentum)
 
+    def bare() -> float:
+        module = Plain()
+        optimizer = module.configure_optimizers()
+        clock = Clock(time.process_time)
+        for batch in loader:
+            optimizer.zero_grad()
+            module.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            clock.tick()
+        return clock.seconds_a_step()
+
     torch.set_num_threads(1)
-    whole = _seconds_a_step(Plain())
-    module = Plain()
-    optimizer = module.configure_optimizers()
-    started = time.process_time()
-    for batch in loader:
-        optimizer.zero_grad()
-        module.training_step(batch, 0).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return 1e6 * (whole - (time.process_time() - started) / _STEPS)
+    return _microseconds_more(lambda: _seconds_a_step(Plain()), bare)
+
+
+def _microseconds_more(whole: Callable[[], float], bare: Callable[[], float]) -> float:
+    """How much longer a step of `whole` takes than one of `bare`: each once to warm up, then 25 times, in turns."""
+    turns = [(whole(), bare()) for _ in range(26)][1:]
+    return 1e6 * (median(turn[0] for turn in turns) - median(turn[1] for turn in turns))
 
 
 def _seconds_a_step(module: "pl.LightningModule") -> float:
-    from benchmarks.shards_speed import Clock, bare_trainer
+    from benchmarks.shards_speed import bare_trainer
 
     clock = Clock(time.process_time)
     if hasattr(module, "after_step"):
         module.after_step = clock.tick  # type: ignore[assignment]
     bare_trainer(None if hasattr(module, "after_step") else clock).fit(module)
-    return (clock.ticks[-1] - clock.ticks[0]) / (len(clock.ticks) - 1)
+    return clock.seconds_a_step()
 
 
 def _tiny() -> "tuple[TrainParams, SplitImages]":
@@ -166,10 +183,9 @@ def _tiny() -> "tuple[TrainParams, SplitImages]":
     images = np.zeros((count, 8, 8, 1), np.uint8)
     split = Split(np.arange(count), ids, np.arange(count) % 10)
     params = preset_params("digits").train
-    return (
-        replace(params, batch_size=_BATCH, epochs=1, shards=1, threads=1, optimizer="sgd", ema_decay=None),
-        SplitImages(images, split, 10),
-    )
+    as_it_is = replace(params.augment, shift_px=0, rotate_deg=0.0)
+    plain = replace(params, augment=as_it_is, optimizer="sgd", ema_decay=None, epochs=1)
+    return replace(plain, batch_size=_BATCH, shards=1, threads=1), SplitImages(images, split, 10)
 
 
 # Photos that reach the network, a second
@@ -276,7 +292,7 @@ def _pack_small_photos(folder: Path) -> None:
 def _recipe_by_twinrun(folder: Path, _: float) -> float:
     import numpy as np
 
-    from benchmarks.shards_speed import Clock, bare_trainer
+    from benchmarks.shards_speed import bare_trainer
     from twinrun.dataset.manifest import Split
     from twinrun.models.architectures import build_network, find_head
     from twinrun.project.presets import preset_params

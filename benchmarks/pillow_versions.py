@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from twinrun.base.errors import DecodeError
 from twinrun.core.arrays import Pixels, Size
-from twinrun.core.errors import DecodeError
 from twinrun.decoding.decode import Fit, Resample, decode_image, fit_image
 from twinrun.ingest.facts import Facts, measured
 

@@ -99,9 +99,9 @@ def _models() -> dict[str, tuple[str, int, str, list[bytes]]]:
 
 def _register(name: str, network: str, size: int, channels: Any) -> int:
     """A version with the weights that the network begins with: they change no time."""
+    from twinrun.evaluation.onnx_file import onnx_file
     from twinrun.models.architectures import build_network
     from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle
-    from twinrun.models.onnx_file import onnx_file
     from twinrun.tracking.registry import Registry
     from twinrun.tracking.store import find_tracker
 

@@ -110,6 +110,10 @@ class Clock:
     def tick(self) -> None:
         self.ticks.append(self._now())
 
+    def seconds_a_step(self) -> float:
+        """The mean, from the end of the first step to that of the last."""
+        return (self.ticks[-1] - self.ticks[0]) / (len(self.ticks) - 1)
+
     def callback(self) -> "pl.Callback":
         from pytorch_lightning.callbacks import LambdaCallback
 

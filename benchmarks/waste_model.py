@@ -16,7 +16,7 @@ import onnx
 from onnx.external_data_helper import set_external_data
 from onnx.numpy_helper import to_array
 
-from twinrun.core.files import read_json, write_json
+from twinrun.base.files import read_json, write_json
 from twinrun.serving.waste import BACKBONE, FOLDER
 from twinrun.tracking.registry import ONNX
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.chaos.flips import flip_bit
 from pipeline.train import MANIFEST, PACK
-from twinrun.core.errors import BundleError
+from twinrun.base.errors import BundleError
 from twinrun.core.params import load_params
 from twinrun.models.bundle import load_bundle, save_bundle, weights_hash
 from twinrun.training.checkpoints import Checkpoints

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from pipeline.train import main as train
-from twinrun.core.errors import run_main
+from twinrun.base.errors import run_main
 
 
 def main() -> None:
