@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from twinrun.base.errors import run_main
+from twinrun.base.files import ensure_writable, write_json, write_table, write_text
+from twinrun.base.printing import print
 from twinrun.core.arrays import Pixels
-from twinrun.core.errors import run_main
-from twinrun.core.files import ensure_writable, write_json, write_table, write_text
 from twinrun.core.params import EvaluateParams, load_params
-from twinrun.core.printing import print
 from twinrun.dataset.manifest import Manifest, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.dataset.table import read_table

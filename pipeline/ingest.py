@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from twinrun.base.errors import run_main
+from twinrun.base.files import ensure_writable, write_table
+from twinrun.base.printing import print
+from twinrun.base.progress import fraction
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import run_main
-from twinrun.core.files import ensure_writable, write_table
 from twinrun.core.params import IngestParams, load_params
-from twinrun.core.printing import print
-from twinrun.core.progress import fraction
 from twinrun.dataset.pack import creating_pack, open_pack
 from twinrun.dataset.pairs import pairs_table
 from twinrun.decoding.samples import sample_rules

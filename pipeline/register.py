@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from twinrun.core.errors import DataError, TrackingError, run_main
-from twinrun.core.files import replacing_folder, write_json, write_text
+from twinrun.base.errors import DataError, TrackingError, run_main
+from twinrun.base.files import replacing_folder, write_json, write_text
+from twinrun.base.printing import print
 from twinrun.core.params import load_params
-from twinrun.core.printing import print
 from twinrun.evaluation.champion import judge_here, measured, metrics_of, used_sentence
 from twinrun.evaluation.conformal import with_calibration
 from twinrun.evaluation.gate import not_judged, refusal

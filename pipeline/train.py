@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twinrun.core.errors import PausedTraining, RecordError, duration, run_main, running_s
-from twinrun.core.files import canonical_json, ensure_writable, write_json, write_table, write_text
+from twinrun.base.errors import PausedTraining, RecordError, duration, run_main, running_s
+from twinrun.base.files import canonical_json, ensure_writable, write_json, write_table, write_text
+from twinrun.base.printing import percent, print
 from twinrun.core.params import PARAMS, Params, load_params
-from twinrun.core.printing import percent, print
 from twinrun.dataset.prediction_table import beside_table, prediction_table
 from twinrun.models.bundle import save_bundle
 from twinrun.record.card import (

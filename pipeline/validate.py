@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from twinrun.core.errors import ValidationFailed, run_main
-from twinrun.core.files import ensure_writable, write_json, write_table, write_text
+from twinrun.base.errors import ValidationFailed, run_main
+from twinrun.base.files import ensure_writable, write_json, write_table, write_text
+from twinrun.base.paths import expanded
+from twinrun.base.printing import print
 from twinrun.core.params import load_params, setting_lines
-from twinrun.core.paths import expanded
-from twinrun.core.printing import print
 from twinrun.dataset.manifest import write_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.dataset.pairs import read_pairs

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from twinrun.core.errors import run_main
+from twinrun.base.errors import run_main
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -108,7 +108,7 @@ def run_twinrun(folder: Path, *arguments: str) -> Ran:
         for name, value in {"argv": ["twinrun", *arguments], "stdout": out, "stderr": err}.items():
             patch.setattr(sys, name, value)
         for name in ("_LINE_EVERY_S", "_PHASE_EVERY_S"):  # of progress, which a busy machine would print
-            patch.setattr(f"twinrun.core.progress.{name}", 600.0)
+            patch.setattr(f"twinrun.base.progress.{name}", 600.0)
         try:
             cli.main()
         except SystemExit as ended:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from training_support import change_params
 
+from twinrun.base.errors import ParamsError, SourceError
 from twinrun.before_dvc import check
-from twinrun.core.errors import ParamsError, SourceError
 from twinrun.core.params import ALL_SETTINGS
 from twinrun.ingest.sharing import advice
 

@@ -22,7 +22,7 @@ import pytest
 from safetensors.numpy import save
 from training_support import made_once
 
-from twinrun.core.files import read_json, replacing_folder, write_json, write_table, write_text
+from twinrun.base.files import read_json, replacing_folder, write_json, write_table, write_text
 from twinrun.core.params import load_params
 from twinrun.dataset.prediction_table import prediction_table
 from twinrun.models.stored import tensors_hash

@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from twinrun.core.errors import run_main
+from twinrun.base.errors import run_main
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 128, "warmup_epochs": 0.0}

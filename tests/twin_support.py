@@ -15,7 +15,7 @@ from preloaded import in_use
 from tracking_support import runs
 from training_support import REPOSITORY, change_params, git, made_once, run_stages_for_dvc
 
-from twinrun.core.files import write_table
+from twinrun.base.files import write_table
 from twinrun.record.objects import Objects, file_md5
 from twinrun.tracking.sync import sync
 from twinrun.twins.material import MANIFEST, TABLE

@@ -24,7 +24,7 @@ _TOUCHING = {(name,) for name in ("add", "checkout", "commit", "exp", "fetch", "
 _HASHING = {("repro",), ("status",), ("commit",), ("exp", "run"), ("exp", "save"), ("data", "status")}
 _PROJECT = "pipeline/ingest.py"  # the file by which a project is known
 # They say which settings fit.
-_RULES = ("core/params.py", "core/hints.py", "core/networks.py", "core/rules.py", "core/yaml.py")
+_RULES = ("core/params.py", "base/hints.py", "core/networks.py", "core/rules.py", "core/yaml.py")
 _WITH = "params.yaml with the values of -S"
 _MOST_RUNS = 1000  # of a sweep that are checked
 _SHORTEST = 3  # letters of a long option that is cut short, its hyphens included
@@ -56,7 +56,7 @@ class _Watch:
         gc.set_threshold(50_000)
         for name in ("dvc_data.hashfile.checkout", "dvc_data.index.checkout"):
             logging.getLogger(name).addFilter(_is_of_use)
-        from twinrun.core.errors import run_main
+        from twinrun.base.errors import run_main
 
         run_main(lambda: check(sys.argv[1:], Path.cwd()))
         command = _command(_moved(Path.cwd(), sys.argv[1:])[1])[:1]
@@ -177,7 +177,7 @@ def _require_source(root: Path, command: tuple[str, ...], arguments: list[str]) 
 
 def _require_shared(root: Path, source: str, path: str, arguments: list[str]) -> None:
     """Check that an experiment in a temporary folder has the images."""
-    from twinrun.core.errors import SourceError
+    from twinrun.base.errors import SourceError
     from twinrun.ingest.sharing import OF_FILES, in_full, not_shared
 
     if source not in OF_FILES:
@@ -201,7 +201,7 @@ def _settings(root: Path, arguments: list[str], *, required: bool = False) -> li
     from ruamel.yaml.constructor import ConstructorError
     from ruamel.yaml.error import YAMLError
 
-    from twinrun.core.errors import ParamsError
+    from twinrun.base.errors import ParamsError
     from twinrun.core.yaml import read_yaml
 
     try:
@@ -286,7 +286,7 @@ def _require_params(root: Path, runs: list[dict[str, Any]], arguments: list[str]
 
 
 def _parse_all(root: Path, runs: list[dict[str, Any]], inputs: bool, origin: str) -> None:
-    from twinrun.core.errors import ParamsError
+    from twinrun.base.errors import ParamsError
     from twinrun.core.params import parse_params
 
     with chdir(root):
@@ -306,7 +306,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _is_there(root: Path, name: str) -> bool:
-    from twinrun.core.paths import expanded
+    from twinrun.base.paths import expanded
 
     try:
         return (root / expanded(name)).exists()
@@ -319,8 +319,8 @@ def _source_of(settings: dict[str, Any]) -> tuple[str, str] | None:
 
     Raises ParamsError for a path that is a text or null and that DVC cannot use.
     """
-    from twinrun.core.errors import ParamsError
-    from twinrun.core.paths import expanded
+    from twinrun.base.errors import ParamsError
+    from twinrun.base.paths import expanded
 
     try:
         source, path = settings["ingest"]["source"], settings["ingest"].get("path")
@@ -357,7 +357,7 @@ def _may_be_missing(arguments: list[str]) -> bool:
 
 
 def _require_there(root: Path, path: str, arguments: list[str]) -> None:
-    from twinrun.core.errors import SourceError
+    from twinrun.base.errors import SourceError
     from twinrun.ingest.sharing import nearby, tracked
 
     if _may_be_missing(arguments) or _is_out(root, path):
@@ -380,8 +380,8 @@ def _is_out(root: Path, path: str) -> bool:
 
 def _require_readable(folder: Path) -> None:
     """Name what DVC ends with an error on; what it overlooks is only said."""
-    from twinrun.core.errors import SourceError
-    from twinrun.core.printing import print
+    from twinrun.base.errors import SourceError
+    from twinrun.base.printing import print
     from twinrun.ingest.sharing import obstacles
 
     faults = obstacles(folder)
@@ -397,7 +397,7 @@ def _require_seen(root: Path) -> None:
     For DVC a pattern such as /data/raw/* covers data/raw itself: it then finds no .dvc file below it, and deletes the
     images of one that it knew before.
     """
-    from twinrun.core.errors import SourceError
+    from twinrun.base.errors import SourceError
 
     source = next(map(_source_of, _settings(root, [])), None)
     if source is None:
@@ -437,7 +437,7 @@ def _hiding(root: Path, places: list[Path]) -> tuple[str, str] | None:
 
 def _require_kept_here(root: Path, command: str) -> None:
     """Require that DVC's cache has all images of the workspace, before a command that replaces or deletes them."""
-    from twinrun.core.errors import SourceError
+    from twinrun.base.errors import SourceError
 
     if changed := _unstored(root):
         raise SourceError(
@@ -448,7 +448,7 @@ def _require_kept_here(root: Path, command: str) -> None:
 
 def _require_stored(root: Path, experiment: str) -> None:
     """`dvc exp apply` replaces images whether or not DVC or git has them: require that they are stored."""
-    from twinrun.core.errors import SourceError
+    from twinrun.base.errors import SourceError
 
     changed = _unstored(root) or _differing(root, experiment)
     if changed:
@@ -463,7 +463,7 @@ def _unstored(root: Path) -> str | None:
     import json
     import subprocess
 
-    from twinrun.core.errors import SourceError
+    from twinrun.base.errors import SourceError
 
     files = [file.decode() for file in _git(root, "ls-files", "-z", "-co", "*.dvc").split(b"\0") if file]
     files = [file for file in files if (root / file.removesuffix(".dvc")).exists()]
@@ -501,7 +501,7 @@ def _differing(root: Path, experiment: str) -> str | None:
 
 def _require_kept(root: Path, arguments: list[str]) -> None:
     """`dvc gc -w` keeps what the workspace names: require that no branch or stash has images that it does not name."""
-    from twinrun.core.errors import SourceError
+    from twinrun.base.errors import SourceError
 
     bundles = "".join(argument for argument in arguments if argument.startswith("-") and not argument.startswith("--"))
     if {"--all-branches", "--all-commits", "--dry"} & set(arguments) or {"a", "A"} & set(bundles):

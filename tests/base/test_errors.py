@@ -10,14 +10,14 @@ from pathlib import Path
 import preloaded
 import pytest
 
-from twinrun.core.errors import deaf_children, duration
+from twinrun.base.errors import deaf_children, duration
 
 STOPPED = "\nStopped by Ctrl-C; nothing half-written was left behind.\n"
 
 
 def test_a_reader_that_went_away_ends_a_command_without_a_traceback() -> None:
     script = (
-        "from twinrun.core.errors import run_main\nrun_main(lambda: [print(line, flush=True) for line in range(10**6)])"
+        "from twinrun.base.errors import run_main\nrun_main(lambda: [print(line, flush=True) for line in range(10**6)])"
     )
     command = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -62,6 +62,29 @@ def test_ctrl_c_while_a_stage_imports_its_libraries_is_a_sentence(tmp_path: Path
     assert (process.returncode, said) == (130, STOPPED)
 
 
+@pytest.mark.parametrize("command", [("pipeline.evaluate",), ("twinrun", "data", "check", ".")])
+def test_a_ctrl_c_that_a_module_in_c_replaces_by_an_error_of_its_own_is_a_sentence(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "numpy.py").write_text(  # as NumPy, where Ctrl-C hits its import of datetime
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+        "raise ImportError(\"PyCapsule_Import could not import module 'datetime'\") from None\n"
+    )
+    repository = Path.cwd()
+
+    done = subprocess.run(
+        [preloaded.REAL, "-m", *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, repository / "src", repository)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout + done.stderr) == (130, STOPPED)
+
+
 def test_children_do_not_hear_ctrl_c_and_the_process_that_starts_them_does() -> None:
     with deaf_children():
         child = subprocess.Popen(["sleep", "60"])
@@ -78,7 +101,7 @@ def test_children_do_not_hear_ctrl_c_and_the_process_that_starts_them_does() -> 
 
 def test_the_server_that_forks_workers_does_not_hear_ctrl_c_either() -> None:
     code = (
-        "import signal; from multiprocessing import forkserver; from twinrun.core.errors import deaf_children\n"
+        "import signal; from multiprocessing import forkserver; from twinrun.base.errors import deaf_children\n"
         "with deaf_children():\n"
         "    forkserver.ensure_running()  # its first step starts a process that tracks resources\n"
         "    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set()))\n"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import PublishError
-from twinrun.core.files import ensure_writable, folder_faults, replacing, replacing_folder, write_text
+from twinrun.base.errors import PublishError
+from twinrun.base.files import ensure_writable, folder_faults, replacing, replacing_folder, write_text
 
 # A writer on a system without renameat2 that is killed when the old folder is away and the new one not yet there.
 KILLED_BETWEEN_RENAMES = """
 import ctypes, os, sys
 from pathlib import Path
-from twinrun.core.files import replacing_folder
+from twinrun.base.files import replacing_folder
 
 rename = os.replace
 
@@ -53,7 +53,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
 
 def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from twinrun.core.files import replacing\n"
+        "import os, sys; from pathlib import Path; from twinrun.base.files import replacing\n"
         "with replacing(Path(sys.argv[1])) as temp: temp.write_text('half'); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "file.txt")], check=False)

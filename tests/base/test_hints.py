@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from twinrun.core.hints import meant_by_name, meant_by_value, several_values, yes_or_no
+from twinrun.base.hints import meant_by_name, meant_by_value, several_values, yes_or_no
 
 SETTINGS = ["train", "train.learning_rate", "train.epochs", "train.pretrained", "train.augment.flip", "validate.seed"]
 

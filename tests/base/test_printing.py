@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from twinrun.core.printing import escaped, one_line, print, printable, without_passwords
+from twinrun.base.printing import escaped, one_line, print, printable, without_passwords
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from twinrun.core import progress as module
-from twinrun.core.progress import fraction, phase, progress
+from twinrun.base import progress as module
+from twinrun.base.progress import fraction, phase, progress
 
 
 def test_a_phase_tells_now_and_then_that_it_goes_on_and_a_short_one_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,7 @@ def test_a_phase_that_fails_ends_with_its_error_and_says_no_more(capsys: pytest.
 
 def test_a_phase_on_a_terminal_is_seen_at_once_and_leaves_no_line() -> None:
     ours, theirs = pty.openpty()
-    code = "import time; from twinrun.core.progress import phase\nwith phase('Looking'): time.sleep(0.3)\nprint('done')"
+    code = "import time; from twinrun.base.progress import phase\nwith phase('Looking'): time.sleep(0.3)\nprint('done')"
 
     done = subprocess.run([sys.executable, "-c", code], stderr=theirs, stdout=subprocess.PIPE, text=True, check=True)
     os.close(theirs)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from twinrun.base.errors import SourceError
 from twinrun.cli.chosen import choose_images
-from twinrun.core.errors import SourceError
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from twin_support import first_run, relabel_one
 
+from twinrun.base.errors import DataError, PublishError, RegistryError
+from twinrun.base.files import write_json, write_table
 from twinrun.cli.main import app
-from twinrun.core.errors import DataError, PublishError, RegistryError
-from twinrun.core.files import write_json, write_table
 from twinrun.record.journal import Journal
 from twinrun.tracking.store import find_tracker, open_client
 from twinrun.tracking.sync import sync
@@ -261,7 +261,7 @@ def test_a_page_replaces_nothing_but_a_page(
 
 
 def test_one_run_is_too_few() -> None:
-    from twinrun.core.errors import TwinError
+    from twinrun.base.errors import TwinError
 
     with pytest.raises(TwinError, match="two runs or more"):
         app(["compare", "3"], standalone_mode=False)

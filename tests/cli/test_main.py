@@ -20,8 +20,8 @@ import pytest
 from tracking_support import HASHES, evaluate, free_port, runs, train, train_really, wait_for
 
 from pipeline import register
+from twinrun.base.files import write_json
 from twinrun.cli import main as cli
-from twinrun.core.files import write_json
 from twinrun.tracking.store import find_tracker, open_client
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from twinrun.core.errors import ParamsError
+from twinrun.base.errors import ParamsError
 from twinrun.core.params import parse_params
 
 

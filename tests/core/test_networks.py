@@ -2,7 +2,7 @@
 
 import pytest
 
-from twinrun.core.errors import ModelError
+from twinrun.base.errors import ModelError
 from twinrun.core.networks import timm_names, torchvision_names, unfit_size, unknown_network
 from twinrun.models.architectures import build_network
 

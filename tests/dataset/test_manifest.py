@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from twinrun.core.errors import DataError, PublishError
-from twinrun.core.files import write_table
+from twinrun.base.errors import DataError, PublishError
+from twinrun.base.files import write_table
 from twinrun.core.params import load_params
 from twinrun.dataset.manifest import read_manifest, read_manifest_table, write_manifest
 from twinrun.dataset.pack import PackWriter, creating_pack, open_pack

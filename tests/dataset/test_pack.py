@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.dataset.pack import PackWriter, creating_pack, open_pack
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import DataError
-from twinrun.core.files import write_table
+from twinrun.base.errors import DataError
+from twinrun.base.files import write_table
 from twinrun.dataset.pairs import NearPair, pairs_table, read_pairs
 
 PAIR = NearPair(0, 3, 0.25, "mirrored")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from twinrun.core.errors import DecodeError
+from twinrun.base.errors import DecodeError
 from twinrun.decoding.decode import Header, decode_image, fit_image
 
 LIMIT = 1_000_000

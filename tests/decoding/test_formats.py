@@ -18,7 +18,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_voi_lut
 
-from twinrun.core.errors import DecodeError
+from twinrun.base.errors import DecodeError
 from twinrun.decoding.decode import Decoded, Header, decode_image
 from twinrun.decoding.png import PngPixels, pixels_of_png, share_of_rows
 from twinrun.decoding.samples import SampleRules

@@ -10,7 +10,7 @@ import pyvips
 import tifffile
 from image_files import Array
 
-from twinrun.core.errors import DecodeError
+from twinrun.base.errors import DecodeError
 from twinrun.decoding.decode import decode_image
 
 _MOST_PIXELS = 1_000_000

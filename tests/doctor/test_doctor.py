@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 from tracking_support import REPOSITORY
 
-from twinrun.core.files import write_json
+from twinrun.base.files import write_json
 from twinrun.doctor.doctor import examine
 from twinrun.doctor.findings import Finding
 from twinrun.record.card import REINSTALL

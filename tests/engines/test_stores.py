@@ -9,7 +9,7 @@ import pytest
 from sweep_support import SweepProject
 from training_support import REPOSITORY, change_params, git
 
-from twinrun.core.files import read_json
+from twinrun.base.files import read_json
 from twinrun.record.journal import Journal
 from twinrun.tracking.store import find_tracker, open_client
 

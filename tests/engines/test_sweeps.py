@@ -14,7 +14,7 @@ from sweep_support import SweepProject
 from tracking_support import runs
 from training_support import change_params, git
 
-from twinrun.core.files import file_sha256, read_json
+from twinrun.base.files import file_sha256, read_json
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

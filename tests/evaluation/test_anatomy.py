@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with 40 digits, a lenet5 with the weights as they begin, and the first digit as 0.png."""
     from sklearn.datasets import load_digits
 
-    from twinrun.core.files import write_table
+    from twinrun.base.files import write_table
     from twinrun.dataset.manifest import write_manifest
     from twinrun.dataset.table import table_schema
 

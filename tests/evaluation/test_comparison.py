@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, norm
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.errors import DataError
 from twinrun.evaluation.comparison import (
     Contender,
     adjusted_interval,

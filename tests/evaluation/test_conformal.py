@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.errors import DataError
 from twinrun.evaluation.conformal import Calibration, calibrate, read_calibration, score_answers, with_calibration
 
 ALPHA = 0.05

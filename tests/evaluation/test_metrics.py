@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.errors import DataError
 from twinrun.evaluation.metrics import (
     HEADLINES,
     calibration_bins,

@@ -12,10 +12,10 @@ from torch import nn
 
 from twinrun.core.arrays import Pixels
 from twinrun.evaluation.gate import judge_onnx
+from twinrun.evaluation.onnx_file import onnx_file, onnx_logits
 from twinrun.evaluation.predictions import Predictions
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Bundle, Preprocessing
-from twinrun.models.onnx_file import onnx_file, onnx_logits
 from twinrun.models.predict import probabilities
 from twinrun.models.views import with_views
 

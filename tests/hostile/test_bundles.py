@@ -15,8 +15,8 @@ from safetensors.numpy import load, save
 from tracking_support import AB, evaluate, train
 
 from pipeline import register
-from twinrun.core.errors import BundleError, run_main
-from twinrun.core.files import write_text
+from twinrun.base.errors import BundleError, run_main
+from twinrun.base.files import write_text
 from twinrun.models.bundle import load_bundle
 from twinrun.models.stored import tensors_hash
 from twinrun.tracking.registry import Registry, check_bundle

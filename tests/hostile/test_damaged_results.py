@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 from training_support import TrainableProject, run_stage
 
-from twinrun.core.errors import DataError
-from twinrun.core.files import replacing_folder, write_json, write_text
+from twinrun.base.errors import DataError
+from twinrun.base.files import replacing_folder, write_json, write_text
 from twinrun.dataset.pack import open_pack
 from twinrun.evaluation.headline import read_out_of_fold
 from twinrun.evaluation.history import read_history

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from training_support import TrainableProject
 
-from twinrun.core.errors import TrainingError
+from twinrun.base.errors import TrainingError
 from twinrun.training.launch import decide
 
 AWAY = "http://127.0.0.1:9"

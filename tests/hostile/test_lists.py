@@ -18,7 +18,7 @@ import pytest
 from data_support import Project
 from PIL import Image
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.tables.sheet import read_sheet, sheet_text
 from twinrun.tables.spelling import read_alike, told_apart
 

@@ -9,8 +9,8 @@ import pytest
 from tracking_support import evaluate, runs, train
 
 from pipeline import register
-from twinrun.core import printing
-from twinrun.core.errors import DataError, run_main
+from twinrun.base import printing
+from twinrun.base.errors import DataError, run_main
 from twinrun.tracking.store import find_tracker, open_client
 
 _INVISIBLE = "\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f"

@@ -15,9 +15,9 @@ from training_support import REPOSITORY, git
 
 from pipeline import register
 from twinrun import before_dvc
+from twinrun.base.errors import PublishError, RepositoryError, os_problem, run_main
+from twinrun.base.files import write_json
 from twinrun.cli import main as cli
-from twinrun.core.errors import PublishError, RepositoryError, os_problem, run_main
-from twinrun.core.files import write_json
 from twinrun.doctor.doctor import examine
 from twinrun.record.card import collect_code
 from twinrun.record.journal import Journal, read_events

@@ -17,8 +17,8 @@ import pytest
 from tracking_support import evaluate, runs, train, validate
 
 from pipeline import register
-from twinrun.core.errors import RecordError, run_main
-from twinrun.core.files import file_sha256, write_json, write_text
+from twinrun.base.errors import RecordError, run_main
+from twinrun.base.files import file_sha256, write_json, write_text
 from twinrun.record.card import collect_environment
 from twinrun.record.journal import Journal, read_events
 from twinrun.tracking.store import find_tracker, open_client

@@ -14,8 +14,8 @@ import typer
 from tracking_support import runs, train
 from training_support import git
 
+from twinrun.base.files import write_json, write_table, write_text
 from twinrun.cli import main as cli
-from twinrun.core.files import write_json, write_table, write_text
 from twinrun.dataset.table import table_schema
 from twinrun.record.card import collect_code
 from twinrun.record.objects import file_md5

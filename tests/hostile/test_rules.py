@@ -9,7 +9,7 @@ import pytest
 from data_support import Project
 from ruamel.yaml import YAML
 
-from twinrun.core.errors import ParamsError
+from twinrun.base.errors import ParamsError
 from twinrun.core.params import parse_params
 
 COLUMN = {"column": "path"}

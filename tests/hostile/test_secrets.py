@@ -8,8 +8,8 @@ import pytest
 from tracking_support import evaluate, train
 from training_support import TrainableProject, git
 
+from twinrun.base.files import write_text
 from twinrun.cli import main as cli
-from twinrun.core.files import write_text
 from twinrun.doctor.code import check
 from twinrun.record.card import collect_code
 from twinrun.tracking.store import find_tracker

@@ -9,12 +9,12 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from twinrun import load
+from twinrun.base.errors import BundleError, DataError, ParamsError, PublishError, RegistryError, SourceError
+from twinrun.base.paths import expanded
 from twinrun.before_dvc import check
 from twinrun.cli.chosen import choose_images
 from twinrun.cli.predict import require_writable
-from twinrun.core.errors import BundleError, DataError, ParamsError, PublishError, RegistryError, SourceError
 from twinrun.core.params import parse_params
-from twinrun.core.paths import expanded
 from twinrun.prediction.inputs import images_in
 from twinrun.project.creating import create_project
 from twinrun.project.presets import params_text

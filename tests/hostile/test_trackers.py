@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from tracking_support import free_port, train
 
+from twinrun.base.errors import TrackingError
 from twinrun.cli import main as cli
-from twinrun.core.errors import TrackingError
 from twinrun.tracking.store import find_tracker, require_reachable
 
 Run = Callable[..., tuple[int, str]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twinrun.core.errors import ModelError
+from twinrun.base.errors import ModelError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import weights_hash
 

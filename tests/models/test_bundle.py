@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from twinrun.core.errors import BundleError
-from twinrun.core.files import replacing_folder, write_json
+from twinrun.base.errors import BundleError
+from twinrun.base.files import replacing_folder, write_json
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle, weights_hash
 from twinrun.models.predict import probabilities

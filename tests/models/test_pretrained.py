@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model, get_model_weights
 
-from twinrun.core.errors import ModelError
+from twinrun.base.errors import ModelError
 from twinrun.core.networks import torchvision_names
 from twinrun.models.architectures import build_network, find_head
 from twinrun.models.pretrained import Pretrained, load_pretrained, start_from

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twinrun.core.errors import run_main
+from twinrun.base.errors import run_main
 from twinrun.dataset.manifest import read_manifest
 from twinrun.dataset.prediction_table import beside_table
 from twinrun.evaluation.conformal import read_calibration
@@ -69,7 +69,7 @@ def make_trained(folder: Path, *, images: int, steps: int, size_px: int = SIZE_P
     import torch
     from sklearn.datasets import load_digits
 
-    from twinrun.core.files import write_table
+    from twinrun.base.files import write_table
     from twinrun.dataset.manifest import write_manifest
     from twinrun.models.architectures import build_network
     from twinrun.models.bundle import Preprocessing, save_bundle

@@ -13,7 +13,7 @@ import pytest
 from data_support import Project
 from PIL import Image
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.core.yaml import read_yaml
 from twinrun.validate.decisions import read_decisions
 from twinrun.validate.fixed_splits import read_fixed_splits

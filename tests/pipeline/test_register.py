@@ -17,9 +17,9 @@ from ruamel.yaml import YAML
 from tracking_support import AB, CD, REPOSITORY, evaluate, evaluate_really, predict, runs, train, train_really
 
 from pipeline import register
+from twinrun.base.errors import DataError
+from twinrun.base.files import write_json, write_table
 from twinrun.cli import main as cli
-from twinrun.core.errors import DataError
-from twinrun.core.files import write_json, write_table
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker, open_client
 

@@ -11,14 +11,14 @@ from ruamel.yaml import YAML
 from training_support import TrainableProject, change_params, run_stage
 from typer.testing import CliRunner
 
+from twinrun.base.errors import BundleError, TwinrunError
 from twinrun.cli.main import app
-from twinrun.core.errors import BundleError, TwinrunError
 from twinrun.core.params import load_params
+from twinrun.evaluation.trial import try_bundle
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import TRUSTED, load_bundle
 from twinrun.models.own import build_from_source
 from twinrun.models.stored import read_stored
-from twinrun.models.trial import try_bundle
 
 AWAY = "http://127.0.0.1:9"
 FILE = Path("networks/mine.py")

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torchvision.models import ShuffleNet_V2_X0_5_Weights, shufflenet_v2_x0_5
 from training_support import TrainableProject, run_stage
 
+from twinrun.base.errors import ModelError
 from twinrun.cli.weights import fetch
-from twinrun.core.errors import ModelError
 from twinrun.models.bundle import load_bundle
 
 AWAY = "http://127.0.0.1:9"

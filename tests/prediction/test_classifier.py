@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from twinrun.base.errors import DecodeError
 from twinrun.core.arrays import Pixels
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import DecodeError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Bundle, Preprocessing
 from twinrun.models.predict import probabilities

@@ -12,8 +12,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+from twinrun.base.errors import ParamsError, PublishError, SourceError, TwinrunError
 from twinrun.cli.main import app
-from twinrun.core.errors import ParamsError, PublishError, SourceError, TwinrunError
 from twinrun.core.params import load_params
 from twinrun.project.creating import create_project
 from twinrun.project.environment import outdated, refresh

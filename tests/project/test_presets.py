@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from twinrun.base.errors import ParamsError
 from twinrun.cli.main import app
-from twinrun.core.errors import ParamsError
 from twinrun.core.params import load_params
 from twinrun.project.presets import params_text, preset_names, preset_params, with_values, write_preset
 

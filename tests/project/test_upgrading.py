@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from twinrun.base.errors import ParamsError, RepositoryError
 from twinrun.cli.main import app
-from twinrun.core.errors import ParamsError, RepositoryError
 from twinrun.core.params import load_params
 from twinrun.project.creating import stage_files
 from twinrun.project.presets import default_settings, params_text

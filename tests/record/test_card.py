@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import RepositoryError
+from twinrun.base.errors import RepositoryError
 from twinrun.record import card
 from twinrun.record.card import (
     build_card,

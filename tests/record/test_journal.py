@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import PublishError
+from twinrun.base.errors import PublishError
 from twinrun.record.home import home
 from twinrun.record.journal import ARTIFACTS, Journal, events_from, read_events, summarize
 

@@ -13,8 +13,8 @@ import pytest
 from serving_support import digit_png, digits_engine, serving
 from tracking_support import free_port, wait_for
 
+from twinrun.base.errors import DataError
 from twinrun.cli.main import app as commands
-from twinrun.core.errors import DataError
 from twinrun.serving.app import make_app
 from twinrun.serving.follow import ModelInService
 

@@ -11,8 +11,8 @@ from data_support import Project
 from PIL import Image
 from serving_support import digit_png, digits_engine, serving
 
+from twinrun.base.errors import DataError
 from twinrun.cli.main import app as commands
-from twinrun.core.errors import DataError
 from twinrun.dataset.manifest import write_manifest
 from twinrun.decoding.decode import decode_image
 from twinrun.serving import feedback as receiving

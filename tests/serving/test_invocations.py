@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.serving.invocations import read_request
 
 PHOTO = base64.b64encode(b"\xff\xd8 a photo").decode()

@@ -22,7 +22,7 @@ from image_files import HEIC
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Request, Route, sync_playwright
 
-from twinrun.core.errors import DecodeError
+from twinrun.base.errors import DecodeError
 from twinrun.decoding.decode import decode_image, fit_image
 from twinrun.serving.app import PAGE, make_app
 from twinrun.serving.engine import Engine

@@ -27,8 +27,8 @@ from tracking_support import free_port, save_lenet5, wait_for
 
 from twinrun.cli.main import app as commands
 from twinrun.core.cores import available_cores
+from twinrun.evaluation.onnx_file import onnx_file
 from twinrun.models.bundle import load_bundle
-from twinrun.models.onnx_file import onnx_file
 from twinrun.serving import app as serving_app
 from twinrun.serving.answer_log import AnswerLog
 from twinrun.serving.app import make_app
@@ -317,7 +317,7 @@ async def _at_once(app: FastAPI, requests: list[tuple[str, str, bytes]]) -> list
 
 
 def _verify(capsys: pytest.CaptureFixture[str], answer: Path, photo: Path) -> tuple[int, str]:
-    from twinrun.core.errors import TwinrunError
+    from twinrun.base.errors import TwinrunError
 
     try:
         commands(["verify", str(answer), str(photo)], standalone_mode=False)

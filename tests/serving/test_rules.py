@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.serving.rules import read_region, read_regions
 
 TRASHNET = ("cardboard", "glass", "metal", "paper", "plastic", "trash")

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from tracking_support import free_port, wait_for
 
-from twinrun.core.errors import DataError, RegistryError
+from twinrun.base.errors import DataError, RegistryError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import load_bundle, save_bundle
 from twinrun.prediction.classifier import ImageClassifier
@@ -437,7 +437,7 @@ def _form(*files: bytes) -> tuple[bytes, str]:
 
 def _register(project: Path, seed: int) -> int:
     """The number of the version of a network with the weights of `seed`."""
-    from twinrun.models.onnx_file import onnx_file
+    from twinrun.evaluation.onnx_file import onnx_file
 
     before = load_bundle(project / BUNDLE)
     network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=seed)

@@ -11,8 +11,8 @@ from PIL import Image
 from serving_support import SIDE, digit_pixels, digit_png, digits_engine, serving
 from sklearn.datasets import load_digits
 
+from twinrun.base.errors import DataError
 from twinrun.cli.main import app as commands
-from twinrun.core.errors import DataError
 from twinrun.evaluation.conformal import Calibration, calibrate, with_traffic
 from twinrun.evaluation.traffic import image_facts
 from twinrun.serving.app import make_app

@@ -11,9 +11,9 @@ import torch
 from onnx.numpy_helper import to_array
 from sklearn.datasets import load_digits, load_sample_images
 
+from twinrun.base.errors import BundleError
+from twinrun.base.files import read_json
 from twinrun.cli.chosen_model import loaded
-from twinrun.core.errors import BundleError
-from twinrun.core.files import read_json
 from twinrun.models.architectures import build_network, find_head
 from twinrun.models.bundle import weights_hash
 from twinrun.models.pretrained import load_pretrained, start_from

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import SweepError
+from twinrun.base.errors import SweepError
 from twinrun.sweep.carrying import pack, unpack_result
 
 FOLDER = Path("data/sweeps/one/trials/3")

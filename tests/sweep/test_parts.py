@@ -8,8 +8,8 @@ from filelock import FileLock
 from sweep_support import SweepProject
 from training_support import change_params
 
-from twinrun.core.errors import LockHeldError, SweepError
-from twinrun.core.files import write_json
+from twinrun.base.errors import LockHeldError, SweepError
+from twinrun.base.files import write_json
 from twinrun.core.params import load_params
 from twinrun.sweep.parts import FOLDER, train_parts
 from twinrun.sweep.worker import RESULT

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from twinrun.core.errors import ParamsError
+from twinrun.base.errors import ParamsError
 from twinrun.core.params import Params, parse_params
 from twinrun.project.presets import params_text, preset_params
 from twinrun.sweep.launcher import Launcher

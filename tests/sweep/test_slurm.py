@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import SweepError
+from twinrun.base.errors import SweepError
 from twinrun.sweep.slurm import Slurm
 
 

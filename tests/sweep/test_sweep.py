@@ -19,7 +19,7 @@ from sweep_support import SweepProject
 from tracking_support import runs
 from training_support import change_params, git
 
-from twinrun.core.files import read_json, write_json, write_text
+from twinrun.base.files import read_json, write_json, write_text
 from twinrun.project.presets import params_text
 from twinrun.record.journal import Journal
 from twinrun.record.trial import Trial

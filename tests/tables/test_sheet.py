@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.tables.sheet import guarded, header_of, read_sheet, sheet_text, unguarded
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from tracking_support import FaultyTracker, evaluate, free_port, runs, train, wait_for
 
-from twinrun.core.errors import TrackingError
+from twinrun.base.errors import TrackingError
 from twinrun.tracking.pages import require_free, run_list
 from twinrun.tracking.presentation import describe_run
 from twinrun.tracking.store import find_tracker, open_client

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tracking_support import AB, FaultyTracker, runs, train
 
-from twinrun.core.errors import InterruptedTraining
+from twinrun.base.errors import InterruptedTraining
 from twinrun.doctor.doctor import examine
 from twinrun.record.journal import Journal, read_events
 from twinrun.tracking.publisher import TROUBLED, follow, publishing

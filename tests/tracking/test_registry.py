@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tracking_support import AB, HASHES, FaultyTracker, evaluate, train
 
-from twinrun.core.errors import BundleError, RegistryError, TrackingError
+from twinrun.base.errors import BundleError, RegistryError, TrackingError
 from twinrun.tracking.promotions import Judgement
 from twinrun.tracking.registry import Registry, Version
 from twinrun.tracking.runs import find_run

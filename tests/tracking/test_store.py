@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from twinrun.core.errors import TrackingError
+from twinrun.base.errors import TrackingError
 from twinrun.tracking.store import experiment_id, find_tracker, open_client
 
 
@@ -82,7 +82,7 @@ def test_what_the_database_refuses_is_an_error_and_no_traceback_in_the_log_of_ml
         store.execute("CREATE TRIGGER broken BEFORE INSERT ON experiments BEGIN INSERT INTO gone VALUES (1); END")
         store.commit()
     code = """
-from twinrun.core.errors import run_main
+from twinrun.base.errors import run_main
 from twinrun.tracking.store import experiment_id, explaining, find_tracker, open_client
 def main():
     with explaining(find_tracker()):

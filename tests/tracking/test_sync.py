@@ -15,8 +15,8 @@ import pytest
 from filelock import FileLock
 from tracking_support import AB, CD, REPOSITORY, FaultyTracker, evaluate, runs, train, validate
 
+from twinrun.base.files import write_text
 from twinrun.cli import main as cli
-from twinrun.core.files import write_text
 from twinrun.record.home import journals_folder
 from twinrun.record.journal import Journal
 from twinrun.tracking.replay import LOCK, publisher_lock

@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 from requests import HTTPError
 
-from twinrun.core.errors import TrackingError
+from twinrun.base.errors import TrackingError
 from twinrun.tracking.translation import database_trouble, describe, unreachable
 
 SERVER, STORE = "https://me:secret@mlflow.example:5000", "sqlite:////p/mlruns/mlflow.db"

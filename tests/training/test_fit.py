@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from training_support import TrainableProject
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.core.params import TrainParams, load_params
 from twinrun.models.bundle import weights_hash
 from twinrun.training.interruption import StopRequest

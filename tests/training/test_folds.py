@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.dataset.manifest import Manifest, Split
 from twinrun.training.folds import Labels, without_fold
 

@@ -15,7 +15,7 @@ SCRIPT = """
 import os, pathlib, time
 while os.getppid() == int(os.environ["STARTED_BY"]):
     time.sleep(0.02)
-from twinrun.core.errors import InterruptedTraining
+from twinrun.base.errors import InterruptedTraining
 from twinrun.training.interruption import StopRequest
 stop = StopRequest()
 stop.watch_parent()

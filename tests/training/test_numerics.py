@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinrun.core.errors import TrainingError
+from twinrun.base.errors import TrainingError
 from twinrun.core.params import load_params
 from twinrun.dataset.manifest import Split
 from twinrun.training.numerics import describe_numerics, pixel_statistics, resolve_numerics

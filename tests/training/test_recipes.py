@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from training_support import TrainableProject
 from typer.testing import CliRunner
 
+from twinrun.base.errors import ModelError
 from twinrun.cli.main import app
-from twinrun.core.errors import ModelError
 from twinrun.core.keyed import id_keys
 from twinrun.core.params import TrainParams, load_params
 from twinrun.dataset.manifest import SPLITS

@@ -11,9 +11,9 @@ import pytest
 from tracking_support import AB, CD, evaluate, train
 
 from pipeline import register
+from twinrun.base.errors import run_main
+from twinrun.base.files import write_json, write_table
 from twinrun.cli.main import app
-from twinrun.core.errors import run_main
-from twinrun.core.files import write_json, write_table
 from twinrun.dataset.manifest import write_manifest
 from twinrun.dataset.table import table_schema
 from twinrun.record.objects import file_md5

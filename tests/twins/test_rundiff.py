@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from twin_support import first_run, relabel_one
 
-from twinrun.core.files import write_json, write_table
+from twinrun.base.files import write_json, write_table
 from twinrun.record.journal import Journal
 from twinrun.tracking.store import find_tracker
 from twinrun.tracking.sync import sync

@@ -17,8 +17,8 @@ import pytest
 from tracking_support import runs
 from twin_support import first_run
 
-from twinrun.core.errors import TwinError
-from twinrun.core.files import write_json
+from twinrun.base.errors import TwinError
+from twinrun.base.files import write_json
 from twinrun.record.objects import Objects
 from twinrun.tracking.runs import find_run
 from twinrun.tracking.store import find_tracker

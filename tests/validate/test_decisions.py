@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.validate.decisions import Decision, decided, decisions_csv, not_decided, read_decisions
 
 FACTS: dict[str, list[str | None]] = {

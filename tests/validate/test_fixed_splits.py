@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.validate.fixed_splits import FixedSplit, fixed_splits, fixed_splits_csv, read_fixed_splits, with_images
 
 LINES = [FixedSplit("a.png", "train", "aa"), FixedSplit("b.png", "test", "bb", (("by", "Ann, Bo"),))]

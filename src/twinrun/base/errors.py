@@ -33,9 +33,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
-from twinrun.core.printing import print
+from twinrun.base.printing import print
 
 _IMPORTED = time.monotonic()  # every stage imports this module before what takes seconds, such as PyTorch
 
@@ -136,6 +136,7 @@ class MissingModelError(RegistryError):
 
 # Errors of the disk that is written to, whichever file they name.
 OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_interrupts: list[int] = []  # the signals of Ctrl-C that this process has heard
 _STOPPED = "\nStopped by Ctrl-C; nothing half-written was left behind."
 
 
@@ -149,18 +150,30 @@ def end_quietly_while_importing(*programs: str) -> None:
     if not any(word.startswith(program) or Path(word).name == program for word in words for program in programs):
         return
     explain = sys.excepthook
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor another's
+        signal.signal(signal.SIGINT, _interrupt)
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, KeyboardInterrupt):  # a library may have wrapped it
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if cause is None and not _was_lost(error):
             explain(kind, error, traceback)
             return
         print(_STOPPED, file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGINT)
 
     sys.excepthook = hook
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupts.append(number)
+    signal.default_int_handler(number, frame)
+
+
+def _was_lost(error: BaseException) -> bool:
+    """Whether `error` stands for a Ctrl-C: modules in C replace it where they import another module."""
+    return bool(_interrupts) and isinstance(error, ImportError | SystemError)
 
 
 @contextmanager
@@ -193,6 +206,11 @@ def run_main(main: Callable[[], None], stage: str | None = None) -> None:
         print(f"\n{error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
+        print(_STOPPED, file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except (ImportError, SystemError) as error:
+        if not _was_lost(error):
+            raise
         print(_STOPPED, file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:

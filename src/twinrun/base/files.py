@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.errors import DataError, PublishError, os_problem
+from twinrun.base.errors import DataError, PublishError, os_problem
 
 if TYPE_CHECKING:
     import pyarrow as pa

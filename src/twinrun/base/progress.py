@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from twinrun.core.printing import console, print
+from twinrun.base.printing import console, print
 
 _LINE_EVERY_S = 10.0
 _PHASE_EVERY_S = 30.0  # one that is over sooner says nothing

@@ -1,5 +1,5 @@
 """The command `twinrun`."""
 
-from twinrun.core.errors import end_quietly_while_importing
+from twinrun.base.errors import end_quietly_while_importing
 
 end_quietly_while_importing("twinrun")

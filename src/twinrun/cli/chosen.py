@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.core.errors import SourceError
-from twinrun.core.paths import expanded
-from twinrun.core.printing import escaped
+from twinrun.base.errors import SourceError
+from twinrun.base.paths import expanded
+from twinrun.base.printing import escaped
 from twinrun.ingest.walking import walk_folder
 from twinrun.tables.sheet import read_sheet
 

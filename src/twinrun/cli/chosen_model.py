@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.errors import BundleError, MissingModelError
-from twinrun.core.paths import expanded
+from twinrun.base.errors import BundleError, MissingModelError
+from twinrun.base.paths import expanded
 
 if TYPE_CHECKING:
     from twinrun.models.bundle import Bundle

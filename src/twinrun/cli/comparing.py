@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.base.errors import DataError, TwinError, TwinrunError
 from twinrun.core.arrays import IntArray
-from twinrun.core.errors import DataError, TwinError, TwinrunError
 from twinrun.evaluation.champion import recorded_results
 from twinrun.evaluation.comparison import Aligned, Contender, Slice, align, slices
 from twinrun.evaluation.comparison_page import Beside, Comparison, page

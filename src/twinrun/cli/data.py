@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.core.errors import DataError, PublishError, SourceError, TwinrunError
-from twinrun.core.paths import expanded
-from twinrun.core.printing import print
+from twinrun.base.errors import DataError, PublishError, SourceError, TwinrunError
+from twinrun.base.paths import expanded
+from twinrun.base.printing import print
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,7 +143,7 @@ def fix(
 
 def _add_decisions(decisions: "list[Decision]", out: Path) -> "tuple[list[Decision], list[Decision]]":
     """Append those of `decisions` whose image has none in `out`; returns the decisions that were there, and the new."""
-    from twinrun.core.files import write_text
+    from twinrun.base.files import write_text
     from twinrun.tables.sheet import decoded, mark_of
     from twinrun.validate.decisions import decisions_csv, not_decided, read_decisions
 
@@ -176,7 +176,7 @@ def split(
     """
     from collections import Counter
 
-    from twinrun.core.files import write_text
+    from twinrun.base.files import write_text
     from twinrun.core.params import load_params
     from twinrun.validate.fixed_splits import fixed_splits_csv, read_fixed_splits, with_images
 
@@ -332,8 +332,8 @@ def _check_feedback(out: Path) -> int:
     """Judge what is in quarantine; the number of photos that are held back."""
     from collections import Counter
 
+    from twinrun.base.files import write_text
     from twinrun.cli.feedback_check import check_feedback
-    from twinrun.core.files import write_text
     from twinrun.core.params import load_params
     from twinrun.evaluation.sheet import Tile, picture_of, sheet_html
     from twinrun.serving.feedback import FEEDBACK, read_feedback
@@ -390,7 +390,7 @@ def _accept_feedback(out: Path, into: Path | None) -> int:
 
 
 def _read_findings(path: Path) -> "pa.Table":
-    from twinrun.core.files import read_parquet
+    from twinrun.base.files import read_parquet
     from twinrun.validate.results import findings_schema
 
     again = "dvc repro -f validate" if path == FINDINGS else "twinrun data check"

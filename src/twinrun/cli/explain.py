@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twinrun.base.errors import DataError
+from twinrun.base.printing import escaped, print
 from twinrun.cli.chosen_model import Model, loaded
 from twinrun.cli.predict import is_desktop, require_writable
-from twinrun.core.errors import DataError
-from twinrun.core.printing import escaped, print
 
 if TYPE_CHECKING:
     from twinrun.core.arrays import Pixels
@@ -62,8 +62,8 @@ def explain(
 def _explain(photo: Path, model: Model, out: Path, *, similar: bool) -> None:
     import numpy as np
 
-    from twinrun.core.files import write_text
-    from twinrun.core.printing import without_library_output
+    from twinrun.base.files import write_text
+    from twinrun.base.printing import without_library_output
     from twinrun.evaluation.anatomy import agreement, anatomy, occlusion, unpacked
     from twinrun.evaluation.anatomy_page import anatomy_html
     from twinrun.models.views import plain_network

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from twinrun.base.errors import DataError
+from twinrun.base.files import file_sha256, replacing, scratch_folder
+from twinrun.base.progress import fraction
 from twinrun.core.arrays import Pixels
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import DataError
-from twinrun.core.files import file_sha256, replacing, scratch_folder
 from twinrun.core.params import IngestParams, Params
-from twinrun.core.progress import fraction
 from twinrun.dataset.manifest import read_manifest_table
 from twinrun.dataset.pack import PackWriter, creating_pack, open_pack
 from twinrun.dataset.table import Columns, read_table

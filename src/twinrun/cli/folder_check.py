@@ -9,12 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from twinrun.base.errors import PublishError
+from twinrun.base.files import ensure_writable, scratch_folder, write_json, write_table, write_text
+from twinrun.base.progress import fraction
+from twinrun.base.regular_files import open_regular
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import PublishError
-from twinrun.core.files import ensure_writable, scratch_folder, write_json, write_table, write_text
 from twinrun.core.params import LabelErrorParams, SplitFractions, ValidateParams
-from twinrun.core.progress import fraction
-from twinrun.core.regular_files import open_regular
 from twinrun.dataset.pack import creating_pack, open_pack
 from twinrun.decoding.decode import AS_STORED
 from twinrun.decoding.samples import SampleRules

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.core.errors import TrainingError
-from twinrun.core.files import replacing, write_text
-from twinrun.core.printing import print
+from twinrun.base.errors import TrainingError
+from twinrun.base.files import replacing, write_text
+from twinrun.base.printing import print
 
 if TYPE_CHECKING:
     from twinrun.training.range_test import RangeTest

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from twinrun.base.errors import TrackingError, TwinrunError, duration, os_problem, run_main
+from twinrun.base.printing import add_row, draw, one_line, print
 from twinrun.cli import data as data_commands
 from twinrun.cli import explain as explain_command
 from twinrun.cli import lr as lr_command
@@ -22,8 +24,6 @@ from twinrun.cli import project as project_commands
 from twinrun.cli import serve as serve_command
 from twinrun.cli import sweep as sweep_command
 from twinrun.cli import weights as weights_commands
-from twinrun.core.errors import TrackingError, TwinrunError, duration, os_problem, run_main
-from twinrun.core.printing import add_row, draw, one_line, print
 
 if TYPE_CHECKING:
     from twinrun.tracking.promotions import Judgement
@@ -384,9 +384,9 @@ def compare(
 
     Examples: twinrun compare 2 3, twinrun compare @champion @candidate --out compare.html
     """
+    from twinrun.base.errors import TwinError
+    from twinrun.base.files import write_text
     from twinrun.cli.comparing import PAGE, compare_runs, log_page
-    from twinrun.core.errors import TwinError
-    from twinrun.core.files import write_text
     from twinrun.evaluation.comparison_page import lines
     from twinrun.tracking.store import find_tracker
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.core.errors import DataError, PublishError, TwinrunError
-from twinrun.core.paths import expanded
-from twinrun.core.printing import add_row, draw, one_line, print, without_library_output
+from twinrun.base.errors import DataError, PublishError, TwinrunError
+from twinrun.base.paths import expanded
+from twinrun.base.printing import add_row, draw, one_line, print, without_library_output
 
 if TYPE_CHECKING:
     from twinrun.cli.chosen_model import Model
@@ -160,8 +160,8 @@ def _predict(
 
 
 def _classify_elsewhere(parts: "Parts", model: "Model", images: int, trust: bool, spread: _Spread) -> None:
+    from twinrun.base.progress import progress
     from twinrun.core.cores import available_cores
-    from twinrun.core.progress import progress
     from twinrun.sweep.engines import open_launcher
 
     slots = min(spread.workers or available_cores(), max(1, len(parts.starts)))
@@ -181,7 +181,7 @@ def _answered(
 
     What `parts` have is not classified again, and what is classified is kept there.
     """
-    from twinrun.core.progress import progress
+    from twinrun.base.progress import progress
     from twinrun.evaluation.sheet import picture_of
     from twinrun.prediction.classifier import ImageClassifier
     from twinrun.prediction.rows import Row, classified
@@ -224,7 +224,7 @@ def _answered(
 
 def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str]) -> None:
     """Raise DataError or PublishError where `file` has another suffix, is one of the images or cannot be written."""
-    from twinrun.core.files import ensure_writable
+    from twinrun.base.files import ensure_writable
 
     if file.suffix.lower() not in suffixes:
         raise DataError(
@@ -244,7 +244,7 @@ def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str
 
 
 def _write(rows: Sequence["Row"], out: Path, top: int) -> None:
-    from twinrun.core.files import write_table, write_text
+    from twinrun.base.files import write_table, write_text
     from twinrun.prediction.rows import table_of
     from twinrun.tables.sheet import sheet_text
 
@@ -256,7 +256,7 @@ def _write(rows: Sequence["Row"], out: Path, top: int) -> None:
 
 
 def _write_sheet(rows: Sequence["Row"], pictures: dict[int, str], model: str, sheet: Path) -> None:
-    from twinrun.core.files import write_text
+    from twinrun.base.files import write_text
     from twinrun.evaluation.sheet import Tile, sheet_html
 
     tiles = [

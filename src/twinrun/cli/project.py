@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from twinrun.core.printing import print
+from twinrun.base.printing import print
 
 Changes = Annotated[
     list[str] | None,
@@ -66,7 +66,7 @@ def preset(
     Examples: twinrun preset, twinrun preset photos --set ingest.path=data/raw/bins, twinrun preset mnist --set
     train.epochs=5
     """
-    from twinrun.core.errors import ParamsError
+    from twinrun.base.errors import ParamsError
     from twinrun.project.presets import about_presets, write_preset
 
     if name is None:

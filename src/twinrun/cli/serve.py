@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.core.errors import DataError
-from twinrun.core.printing import print
+from twinrun.base.errors import DataError
+from twinrun.base.printing import print
 
 if TYPE_CHECKING:
     from twinrun.serving.engine import Engine

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twinrun.base.errors import InterruptedTraining, SweepError
+from twinrun.base.files import write_text
+from twinrun.base.printing import print
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import InterruptedTraining, SweepError
-from twinrun.core.files import write_text
-from twinrun.core.printing import print
 
 if TYPE_CHECKING:
     from twinrun.core.params import Params

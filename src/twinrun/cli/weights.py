@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from twinrun.core.errors import ModelError
+from twinrun.base.errors import ModelError
+from twinrun.base.printing import print
 from twinrun.core.networks import PACKAGE_MODELS, side_by_side, unknown_network
-from twinrun.core.printing import print
 
 app = typer.Typer(no_args_is_help=True, help="Fetch pretrained weights, from which trainings start.")
 

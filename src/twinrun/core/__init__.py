@@ -1,1 +1,1 @@
-"""What every room builds on: errors, settings, files, keyed randomness, progress. Imports no other room."""
+"""What every room builds on: settings, array types, keyed randomness, cores. Imports base alone."""

@@ -10,7 +10,7 @@ from twinrun.core.yaml import read_yaml
 def imported_modules(file: Path, source_root: Path = Path("src"), apart: Iterable[str] = ()) -> list[str]:
     """Paths of the modules under `source_root` that `file` imports, at its top or inside functions, in order of name.
 
-    Paths start at the project, as src/twinrun/core/files.py does. An `__init__.py` that holds only a docstring is left
+    Paths start at the project, as src/twinrun/base/files.py does. An `__init__.py` that holds only a docstring is left
     out: it decides nothing. Modules below the folders `apart`, and what only they import, are left out too.
     """
     modules: set[Path] = set()
@@ -26,6 +26,9 @@ def imported_modules(file: Path, source_root: Path = Path("src"), apart: Iterabl
 RECORDS = ("src/twinrun/record", "src/twinrun/tracking")
 """Rooms that only keep records of what a stage does: a change in them is no reason to run it again."""
 
+_NO_WEIGHTS = {"train": ("src/twinrun/base",)}
+"""Rooms that decide nothing that a costly stage makes: a better message is no reason to train again."""
+
 
 def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
     """For each stage of dvc.yaml whose deps and imports differ: code to add to its deps, and code to remove.
@@ -38,7 +41,7 @@ def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
         file = root / "pipeline" / f"{stage}.py"
         if not file.is_file() or not (root / "src").is_dir():
             continue
-        modules = imported_modules(file, root / "src", apart=RECORDS)
+        modules = imported_modules(file, root / "src", apart=(*RECORDS, *_NO_WEIGHTS.get(stage, ())))
         wanted = {f"pipeline/{stage}.py", *(Path(module).relative_to(root).as_posix() for module in modules)}
         named = [dep for dep in facts.get("deps", []) if isinstance(dep, str) and dep.startswith(("src/", "pipeline/"))]
         missing = {_room(module) for module in wanted if not _is_below(module, named)}

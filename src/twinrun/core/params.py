@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from twinrun.core.errors import ParamsError
-from twinrun.core.hints import meant_by_name, meant_by_value, several_values, yes_or_no
+from twinrun.base.errors import ParamsError
+from twinrun.base.hints import meant_by_name, meant_by_value, several_values, yes_or_no
+from twinrun.base.paths import expanded
 from twinrun.core.networks import (
     IMAGENET,
     PACKAGE,
@@ -27,7 +28,6 @@ from twinrun.core.networks import (
     unknown_network,
     weights_side_by_side,
 )
-from twinrun.core.paths import expanded
 from twinrun.core.rules import METRICS, unfit_expectation
 from twinrun.core.yaml import conflict_line, half_characters, plain, read_yaml
 

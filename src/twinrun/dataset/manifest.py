@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from twinrun.base.errors import DataError
+from twinrun.base.files import read_parquet, write_table
 from twinrun.core.arrays import IntArray
-from twinrun.core.errors import DataError
-from twinrun.core.files import read_parquet, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

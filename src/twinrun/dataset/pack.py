@@ -8,9 +8,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from twinrun.base.errors import DataError
+from twinrun.base.files import ensure_writable, replacing
 from twinrun.core.arrays import Pixels
-from twinrun.core.errors import DataError
-from twinrun.core.files import ensure_writable, replacing
 
 # What NumPy raises of a header that it did not write.
 _NO_ARRAY = (ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError, BadZipFile)

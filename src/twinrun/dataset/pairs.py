@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from twinrun.core.errors import DataError
-from twinrun.core.files import read_parquet
+from twinrun.base.errors import DataError
+from twinrun.base.files import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.dataset.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.errors import DataError
-from twinrun.core.files import read_parquet
+from twinrun.base.errors import DataError
+from twinrun.base.files import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
+from twinrun.base.errors import DecodeError
 from twinrun.core.arrays import Pixels, Size
-from twinrun.core.errors import DecodeError
 from twinrun.core.framing import padded_box
 from twinrun.decoding.diagnosis import decoder_error, missing_end, not_an_image, too_many_pixels
 from twinrun.decoding.dicom import is_dicom, open_dicom

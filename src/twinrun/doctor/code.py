@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from twinrun.core.printing import one_line
+from twinrun.base.printing import one_line
 from twinrun.doctor.findings import SHOWN, Finding, Result, counted
 from twinrun.record.card import NAMED_AS_SECRET, collect_code, committing
 

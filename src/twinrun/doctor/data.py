@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.core.errors import RecordError
+from twinrun.base.errors import RecordError
 from twinrun.doctor.findings import Finding, Result, counted, shown
 from twinrun.record.card import collect_dvc_lock, lock_faults, recorded_size
 from twinrun.record.objects import Objects, file_md5

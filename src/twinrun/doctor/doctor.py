@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from twinrun.core.errors import ParamsError, TwinrunError, os_problem
+from twinrun.base.errors import ParamsError, TwinrunError, os_problem
 from twinrun.doctor import (
     code,
     data,

@@ -6,7 +6,7 @@ Each other module here has a function `check`, which looks at one part of the se
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.core.printing import one_line
+from twinrun.base.printing import one_line
 
 SHOWN = 6
 

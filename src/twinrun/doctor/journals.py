@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
-from twinrun.core.errors import RecordError
+from twinrun.base.errors import RecordError
 from twinrun.doctor.findings import Finding, Result, shown
 from twinrun.record.home import journal_folders
 from twinrun.record.journal import FILE, summarize

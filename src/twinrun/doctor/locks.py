@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from twinrun.core.files import read_json
+from twinrun.base.files import read_json
 from twinrun.doctor.findings import Finding, Result, duration, shown
 from twinrun.record.home import STATE, journal_folders
 from twinrun.tracking.replay import LOCK as PUBLISHER_LOCK

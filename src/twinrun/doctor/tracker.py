@@ -4,7 +4,7 @@ import shlex
 import sqlite3
 from contextlib import closing
 
-from twinrun.core.errors import TwinrunError
+from twinrun.base.errors import TwinrunError
 from twinrun.doctor.findings import Finding, Result
 from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.store import URI_VARIABLE, Tracker, require_reachable

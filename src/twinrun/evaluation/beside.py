@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from twinrun.core.errors import DataError
-from twinrun.core.printing import percent
+from twinrun.base.errors import DataError
+from twinrun.base.printing import percent
 from twinrun.dataset.manifest import Manifest
 from twinrun.evaluation.predictions import read_scores, require_same_classes
 

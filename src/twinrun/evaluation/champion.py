@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from twinrun.base.errors import DataError, TwinrunError
 from twinrun.core.arrays import IntArray
-from twinrun.core.errors import DataError, TwinrunError
 from twinrun.core.params import GateParams, RegisterParams
 from twinrun.evaluation.comparison import Contender, align
 from twinrun.evaluation.gate import (
@@ -31,8 +31,8 @@ from twinrun.evaluation.gate import (
 )
 from twinrun.evaluation.headline import Source
 from twinrun.evaluation.predictions import Predictions, read_predictions
+from twinrun.evaluation.trial import Question, Trial, try_bundle
 from twinrun.models.stored import StoredBundle
-from twinrun.models.trial import Question, Trial, try_bundle
 from twinrun.record.card import collect_hardware
 from twinrun.record.records import MetricsRecord, read_record
 from twinrun.tracking.in_use import fetch_bundle
@@ -107,7 +107,7 @@ def _judge_onnx(root: Path, trial: Trial, test: Predictions) -> list[Gate]:
     """The gate on the model's ONNX file; none where the images are not here. Without a file it cannot be judged."""
     from twinrun.dataset.manifest import read_manifest
     from twinrun.dataset.pack import open_pack
-    from twinrun.models.onnx_file import onnx_logits
+    from twinrun.evaluation.onnx_file import onnx_logits
 
     if trial.onnx is None:
         reason = f"{trial.no_onnx.rstrip('.')}; twinrun serve cannot serve it"

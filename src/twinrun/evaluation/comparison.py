@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.errors import DataError
 from twinrun.evaluation.metrics import FEW_GROUPS, surprise
 from twinrun.evaluation.predictions import Predictions, numbered
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.core.printing import percent
+from twinrun.base.printing import percent
 from twinrun.evaluation.comparison import (
     ALPHA,
     Aligned,

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
-from twinrun.core.errors import DataError
 from twinrun.core.intervals import wilson_interval
 from twinrun.evaluation.traffic import IMAGE_FACTS, KIND, PREDICTED, Spread, image_facts, spread_of, spread_of_places
 

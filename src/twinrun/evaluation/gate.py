@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from twinrun.base.printing import percent
 from twinrun.core.arrays import FloatArray
 from twinrun.core.intervals import wilson_interval
 from twinrun.core.params import GateParams, UserExpectation
-from twinrun.core.printing import percent
 from twinrun.core.rules import METRICS, columns_of
 from twinrun.evaluation.comparison import (
     ALPHA,
@@ -19,7 +19,7 @@ from twinrun.evaluation.comparison import (
     non_inferiority,
 )
 from twinrun.evaluation.predictions import Predictions
-from twinrun.models.trial import Trial
+from twinrun.evaluation.trial import Trial
 
 LOADED = "same answers when loaded"
 SAME_IN_ONNX = "same answers in ONNX"

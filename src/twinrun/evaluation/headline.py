@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.dataset.manifest import Manifest
 from twinrun.evaluation.metrics import Scores
 from twinrun.evaluation.predictions import Predictions, read_scores, require_same_classes

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 
 _COLUMNS = ("epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate")
 

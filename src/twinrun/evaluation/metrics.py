@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.errors import DataError
 from twinrun.core.intervals import wilson_interval
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")

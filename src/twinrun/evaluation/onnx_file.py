@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from twinrun.base.errors import ModelError
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
-from twinrun.core.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx

@@ -5,8 +5,8 @@ from threading import get_ident
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, Pixels
-from twinrun.core.errors import DataError
 from twinrun.dataset.manifest import Manifest, Split, SplitName
 from twinrun.evaluation.features import feature_maps
 from twinrun.evaluation.predictions import Predictions, require_same_classes

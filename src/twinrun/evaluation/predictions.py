@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from twinrun.base.errors import DataError
+from twinrun.base.files import read_parquet
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.errors import DataError
-from twinrun.core.files import read_parquet
 from twinrun.dataset.prediction_table import prediction_table
 from twinrun.tables.sheet import sheet_text
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.core.files import replacing_folder
-from twinrun.core.printing import percent
+from twinrun.base.files import replacing_folder
+from twinrun.base.printing import percent
 from twinrun.evaluation.beside import Beside
 from twinrun.evaluation.conformal import AnswerScores
 from twinrun.evaluation.features import FeatureMaps, spread

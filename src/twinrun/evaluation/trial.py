@@ -1,4 +1,4 @@
-"""Try a bundle in a separate process: `python -m twinrun.models.trial FOLDER RESULTS`, which reads what to try as JSON.
+"""Try a bundle in a separate process: `python -m twinrun.evaluation.trial FOLDER RESULTS` reads what to try as JSON.
 
 What works only in the process that trained it, or takes the process down, is found before it is registered. The same
 process measures what a user of the model would see: its answers, how they change with the image, how long one takes;
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from twinrun.base.errors import BundleError, ModelError, run_main
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
-from twinrun.core.errors import BundleError, ModelError, run_main
 from twinrun.models.stored import StoredBundle
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def try_bundle(stored: StoredBundle, question: Question | None) -> Trial:
     asked = json.dumps(None if question is None else asdict(question)).encode()
     with tempfile.TemporaryDirectory() as folder:
         place = stored.write(Path(folder, "bundle"))
-        command = [sys.executable, "-m", "twinrun.models.trial", str(place), folder]
+        command = [sys.executable, "-m", "twinrun.evaluation.trial", str(place), folder]
         try:
             done = subprocess.run(
                 command, env=environment, input=asked, capture_output=True, timeout=_LIMIT_S, check=False
@@ -121,8 +121,8 @@ def changed_images(images: Pixels, *, mirror: bool) -> dict[str, Pixels]:
 
 def main() -> None:
     """Raise BundleError where the bundle cannot be loaded, or gives no probabilities for a black image."""
+    from twinrun.evaluation.onnx_file import onnx_file
     from twinrun.models.bundle import load_bundle
-    from twinrun.models.onnx_file import onnx_file
     from twinrun.models.predict import probabilities, single_threads
 
     bundle = load_bundle(Path(sys.argv[1]))

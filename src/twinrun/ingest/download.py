@@ -4,8 +4,8 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from twinrun.core.errors import SourceError
-from twinrun.core.files import replacing
+from twinrun.base.errors import SourceError
+from twinrun.base.files import replacing
 
 # Without torchvision, whose import takes 3 s, for the message that says what to fetch.
 _COMMANDS = {

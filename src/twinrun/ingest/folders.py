@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from twinrun.core.errors import SourceError
+from twinrun.base.errors import SourceError
+from twinrun.base.paths import expanded
+from twinrun.base.printing import escaped
 from twinrun.core.params import IngestParams, Level
-from twinrun.core.paths import expanded
-from twinrun.core.printing import escaped
 from twinrun.dataset.manifest import SPLITS, SplitName
 from twinrun.dataset.table import NO_LABEL
 from twinrun.ingest.levels import (

@@ -15,9 +15,9 @@ from typing import BinaryIO, Literal, cast
 
 import numpy as np
 
+from twinrun.base.errors import SourceError
+from twinrun.base.regular_files import open_regular
 from twinrun.core.arrays import Pixels
-from twinrun.core.errors import SourceError
-from twinrun.core.regular_files import open_regular
 from twinrun.dataset.manifest import SplitName
 from twinrun.ingest.download import command, fetch
 from twinrun.ingest.listing import Arrays, Item, Listing, sorted_listing

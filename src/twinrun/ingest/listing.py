@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.base.paths import expanded
+from twinrun.base.printing import escaped as escaped
 from twinrun.core.params import IngestParams
-from twinrun.core.paths import expanded
-from twinrun.core.printing import escaped as escaped
 from twinrun.dataset.manifest import SplitName
 
 RAW = Path("data/raw")

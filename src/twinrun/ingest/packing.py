@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from twinrun.base.errors import DataError, deaf_children
+from twinrun.base.printing import without_library_output
+from twinrun.base.progress import progress
+from twinrun.base.regular_files import open_regular
 from twinrun.core.arrays import Pixels, Size
-from twinrun.core.errors import DataError, deaf_children
-from twinrun.core.printing import without_library_output
-from twinrun.core.progress import progress
-from twinrun.core.regular_files import open_regular
 from twinrun.dataset.pack import PackWriter
 from twinrun.dataset.table import table_schema
 from twinrun.decoding.decode import (

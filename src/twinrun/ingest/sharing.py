@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Literal
 
-from twinrun.core.printing import escaped
+from twinrun.base.printing import escaped
 
 OF_FILES = ("folder", "trashnet")  # the sources whose files a person puts there
 _SHOWN = 3

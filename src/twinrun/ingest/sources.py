@@ -7,7 +7,7 @@ their content lies, in files or in memory.
 import re
 from dataclasses import replace
 
-from twinrun.core.errors import SourceError
+from twinrun.base.errors import SourceError
 from twinrun.core.params import IngestParams
 from twinrun.ingest.folders import list_tree
 from twinrun.ingest.known_sets import list_cifar10, list_digits, list_idx

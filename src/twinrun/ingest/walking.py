@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twinrun.core.errors import SourceError
-from twinrun.core.printing import escaped
-from twinrun.core.regular_files import open_regular
+from twinrun.base.errors import SourceError
+from twinrun.base.printing import escaped
+from twinrun.base.regular_files import open_regular
 from twinrun.ingest.listing import some_names, words_of
 
 Parts = tuple[str, ...]  # names of folders, from the top, inside the folder that is walked

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from twinrun.core.errors import ModelError
+from twinrun.base.errors import ModelError
 from twinrun.core.networks import (
     BESIDE,
     RESNET9_WIDTH,

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from twinrun.core.errors import BundleError
-from twinrun.core.files import replacing_folder, write_json
-from twinrun.core.printing import one_line
+from twinrun.base.errors import BundleError
+from twinrun.base.files import replacing_folder, write_json
+from twinrun.base.printing import one_line
 from twinrun.models.architectures import build_network
 from twinrun.models.stored import FORMAT, MODEL, SOURCE, WEIGHTS, StoredModel, StoredPreprocessing, read_stored
 from twinrun.models.views import with_views

@@ -18,9 +18,9 @@ from types import ModuleType
 
 from torch import nn
 
-from twinrun.core.errors import ModelError
+from twinrun.base.errors import ModelError
+from twinrun.base.regular_files import read_regular
 from twinrun.core.networks import Size
-from twinrun.core.regular_files import read_regular
 
 _SETTING = "params.yaml: train.model"
 

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.core.errors import ModelError
-from twinrun.core.files import ensure_writable, replacing_folder, write_json
+from twinrun.base.errors import ModelError
+from twinrun.base.files import ensure_writable, replacing_folder, write_json
+from twinrun.base.paths import expanded
+from twinrun.base.regular_files import read_regular
 from twinrun.core.networks import (
     IMAGENET,
     PACKAGE,
@@ -27,8 +29,6 @@ from twinrun.core.networks import (
     unfit_weights,
     weights_side_by_side,
 )
-from twinrun.core.paths import expanded
-from twinrun.core.regular_files import read_regular
 from twinrun.models.architectures import SideBySide, find_head
 from twinrun.models.published import ORIGIN, WEIGHTS, download, find_weights, published_weights
 

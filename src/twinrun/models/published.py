@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.core.errors import ModelError
-from twinrun.core.files import MANIFEST
+from twinrun.base.errors import ModelError
+from twinrun.base.files import MANIFEST
+from twinrun.base.paths import expanded
+from twinrun.base.printing import one_line
 from twinrun.core.networks import TIMM, no_published_weights
-from twinrun.core.paths import expanded
-from twinrun.core.printing import one_line
 
 KEPT = Path("data/pretrained/imagenet")
 WEIGHTS, ORIGIN = "weights.safetensors", "origin.json"

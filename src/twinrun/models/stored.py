@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal, NoReturn
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from twinrun.core.errors import BundleError
-from twinrun.core.files import MANIFEST
+from twinrun.base.errors import BundleError
+from twinrun.base.files import MANIFEST
+from twinrun.base.printing import escaped, one_line
 from twinrun.core.networks import is_own_file, unknown_network
-from twinrun.core.printing import escaped, one_line
 
 WEIGHTS = "weights.safetensors"
 MODEL = "model.json"

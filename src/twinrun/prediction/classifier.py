@@ -8,8 +8,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import Pixels
-from twinrun.core.errors import DataError
 from twinrun.decoding.decode import fit_image
 from twinrun.decoding.samples import sample_rules
 from twinrun.models.bundle import Bundle

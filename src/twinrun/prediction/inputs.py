@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from twinrun.base.errors import DataError, DecodeError
+from twinrun.base.paths import expanded
+from twinrun.base.regular_files import open_regular
 from twinrun.core.arrays import Pixels
-from twinrun.core.errors import DataError, DecodeError
-from twinrun.core.paths import expanded
-from twinrun.core.regular_files import open_regular
 from twinrun.decoding.decode import AS_STORED, Channels, decode_image, opened_pixels
 from twinrun.decoding.samples import SampleRules
 from twinrun.ingest.walking import starts_like_an_image

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twinrun.core.errors import BundleError, DataError
-from twinrun.core.files import write_json, write_table
+from twinrun.base.errors import BundleError, DataError
+from twinrun.base.files import write_json, write_table
+from twinrun.base.printing import print, without_library_output
 from twinrun.core.keyed import keyed_bits
-from twinrun.core.printing import print, without_library_output
 from twinrun.models.bundle import Bundle, load_bundle
 from twinrun.models.predict import probabilities
 from twinrun.prediction.classifier import ImageClassifier

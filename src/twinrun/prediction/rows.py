@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from twinrun.base.printing import escaped
 from twinrun.core.arrays import Pixels
-from twinrun.core.printing import escaped
 from twinrun.prediction.classifier import ImageClassifier
 
 MISSING = "No such file"  # the error of a row

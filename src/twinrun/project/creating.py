@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import OF_THE_TARGET, PublishError, RepositoryError, SourceError, TwinrunError, os_problem
-from twinrun.core.files import explained, write_text
-from twinrun.core.paths import expanded
+from twinrun.base.errors import OF_THE_TARGET, PublishError, RepositoryError, SourceError, TwinrunError, os_problem
+from twinrun.base.files import explained, write_text
+from twinrun.base.paths import expanded
 from twinrun.project.environment import CODE, refresh
 from twinrun.project.presets import preset_params, quoted, write_preset
 from twinrun.record.card import run_git

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from twinrun.core.files import file_sha256, write_text
+from twinrun.base.files import file_sha256, write_text
 from twinrun.record.card import LOCK
 
 CODE = Path("code.yaml")

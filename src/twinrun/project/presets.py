@@ -11,8 +11,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from twinrun.core.errors import ParamsError
-from twinrun.core.files import write_text
+from twinrun.base.errors import ParamsError
+from twinrun.base.files import write_text
 from twinrun.core.params import PARAMS, Params, flat_settings, parse_params
 from twinrun.core.yaml import plain, read_yaml
 

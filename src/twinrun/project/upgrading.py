@@ -8,8 +8,8 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
-from twinrun.core.errors import ParamsError, RepositoryError
-from twinrun.core.files import explained, replacing
+from twinrun.base.errors import ParamsError, RepositoryError
+from twinrun.base.files import explained, replacing
 from twinrun.core.params import PARAMS
 from twinrun.core.yaml import read_yaml
 from twinrun.project.creating import GITIGNORE, ignored, stage_files

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from twinrun.core.errors import RepositoryError, os_problem
-from twinrun.core.files import file_sha256
-from twinrun.core.printing import one_line
+from twinrun.base.errors import RepositoryError, os_problem
+from twinrun.base.files import file_sha256
+from twinrun.base.printing import one_line
 from twinrun.core.yaml import conflict_line, read_yaml
 from twinrun.record.records import read_lock
 from twinrun.record.secret_scan import find_secret, is_secret

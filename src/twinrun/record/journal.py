@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
-from twinrun.core.errors import RecordError, TrackingError
-from twinrun.core.files import canonical_json, explained, file_sha256, folder_hashes, replacing
+from twinrun.base.errors import RecordError, TrackingError
+from twinrun.base.files import canonical_json, explained, file_sha256, folder_hashes, replacing
 from twinrun.core.params import flat_settings
 from twinrun.record.card import DVC_LOCK, Code
 from twinrun.record.home import Process, journals_folder, this_process

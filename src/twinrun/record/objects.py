@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import RepositoryError
-from twinrun.core.files import replacing
+from twinrun.base.errors import RepositoryError
+from twinrun.base.files import replacing
 
 
 @dataclass

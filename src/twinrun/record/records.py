@@ -26,9 +26,9 @@ from pydantic import (
     model_validator,
 )
 
-from twinrun.core.errors import RecordError
-from twinrun.core.files import canonical_json
-from twinrun.core.printing import one_line
+from twinrun.base.errors import RecordError
+from twinrun.base.files import canonical_json
+from twinrun.base.printing import one_line
 from twinrun.record.home import Process
 
 Record = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from twinrun.core.errors import RecordError
-from twinrun.core.files import write_json
+from twinrun.base.errors import RecordError
+from twinrun.base.files import write_json
 
 VARIABLE = "TWINRUN_TRIAL"  # the trial's folder, for the process that trains it
 SWEEPS = Path("data/sweeps")

@@ -11,8 +11,8 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from twinrun.core.errors import RepositoryError, TwinError
-from twinrun.core.printing import one_line
+from twinrun.base.errors import RepositoryError, TwinError
+from twinrun.base.printing import one_line
 from twinrun.record.card import diff_hash, run_git
 
 Ask = Callable[[str], bool]

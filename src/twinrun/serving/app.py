@@ -28,8 +28,8 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from twinrun.base.errors import DataError, DecodeError, PublishError, TwinrunError
 from twinrun.core.cores import available_cores
-from twinrun.core.errors import DataError, DecodeError, PublishError, TwinrunError
 from twinrun.decoding.decode import BrokenImage
 from twinrun.prediction.inputs import Given
 from twinrun.serving.answer_log import AnswerLog

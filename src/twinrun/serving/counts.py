@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from twinrun.core.files import read_json
+from twinrun.base.files import read_json
 
 _EVERY_S = 1.0
 

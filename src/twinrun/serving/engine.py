@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twinrun.base.errors import BundleError
 from twinrun.core.arrays import FloatArray, Pixels
-from twinrun.core.errors import BundleError
 from twinrun.decoding.decode import fit_image
 from twinrun.decoding.samples import sample_rules
 from twinrun.evaluation.conformal import (

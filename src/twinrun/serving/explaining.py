@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from twinrun.core.errors import TwinrunError
+from twinrun.base.errors import TwinrunError
 
 _LONGEST_S = 300
 _SHOWN = 500  # letters of a message

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from twinrun.core.errors import DataError
-from twinrun.core.files import replacing
+from twinrun.base.errors import DataError
+from twinrun.base.files import replacing
 from twinrun.models.stored import StoredPreprocessing
 from twinrun.serving.answer_log import AnsweringModel
 from twinrun.serving.json_lines import JsonLines

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
-from twinrun.core.errors import BundleError, MissingModelError, RegistryError, TwinrunError
-from twinrun.core.paths import expanded
+from twinrun.base.errors import BundleError, MissingModelError, RegistryError, TwinrunError
+from twinrun.base.paths import expanded
 from twinrun.serving.engine import Engine, load_engine
 from twinrun.tracking.addresses import sqlite_to_read
 from twinrun.tracking.in_use import parse_reference

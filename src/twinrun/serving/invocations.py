@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.prediction.inputs import Given, images_in
 
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 
 
 class JsonLines:

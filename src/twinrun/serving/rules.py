@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from twinrun.core.errors import DataError
-from twinrun.core.printing import one_line
-from twinrun.core.regular_files import read_regular
+from twinrun.base.errors import DataError
+from twinrun.base.printing import one_line
+from twinrun.base.regular_files import read_regular
 from twinrun.core.yaml import read_yaml
 
 FOLDER = Path("rules")  # of the project; the invented examples of the package serve where there is none

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from twinrun.core.errors import TrackingError, TwinrunError
-from twinrun.core.printing import print
+from twinrun.base.errors import TrackingError, TwinrunError
+from twinrun.base.printing import print
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

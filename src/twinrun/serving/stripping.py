@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from twinrun.base.errors import DecodeError
 from twinrun.core.arrays import Pixels
-from twinrun.core.errors import DecodeError
 from twinrun.decoding.samples import sample_rules
 from twinrun.models.stored import StoredPreprocessing
 from twinrun.prediction.inputs import read_image

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from twinrun.core.errors import DataError
-from twinrun.core.regular_files import read_regular
+from twinrun.base.errors import DataError
+from twinrun.base.regular_files import read_regular
 from twinrun.evaluation.conformal import KINDS
 from twinrun.evaluation.traffic import IMAGE_FACTS, KIND, PREDICTED, Spread
 from twinrun.serving.engine import Answer, Engine

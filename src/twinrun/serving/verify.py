@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from twinrun.core.errors import DataError
-from twinrun.core.regular_files import read_regular
+from twinrun.base.errors import DataError
+from twinrun.base.regular_files import read_regular
 from twinrun.serving.answer_log import AnsweringModel, Sha256
 from twinrun.serving.engine import Engine
 from twinrun.serving.json_lines import read_line

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twinrun.core.errors import BundleError
+from twinrun.base.errors import BundleError
 from twinrun.models.stored import MODEL, parse_model
 from twinrun.serving.engine import Engine, start_engine
 from twinrun.tracking.registry import ONNX

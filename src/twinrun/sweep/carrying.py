@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from twinrun.core.errors import SweepError
-from twinrun.core.files import read_json
+from twinrun.base.errors import SweepError
+from twinrun.base.files import read_json
 from twinrun.record.home import STATE
 from twinrun.record.records import is_journal_id
 from twinrun.record.trial import DRIVER

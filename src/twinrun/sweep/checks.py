@@ -17,8 +17,10 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from twinrun.core.errors import ModelError
-from twinrun.core.files import canonical_json, file_sha256
+from twinrun.base.errors import ModelError
+from twinrun.base.files import canonical_json, file_sha256
+from twinrun.base.paths import expanded
+from twinrun.base.printing import one_line
 from twinrun.core.keyed import keyed_uniform
 from twinrun.core.networks import (
     IMAGENET,
@@ -29,8 +31,6 @@ from twinrun.core.networks import (
     weights_side_by_side,
 )
 from twinrun.core.params import TrainParams, load_params
-from twinrun.core.paths import expanded
-from twinrun.core.printing import one_line
 from twinrun.dataset.manifest import Split
 from twinrun.models.pretrained import load_weights
 from twinrun.models.published import published_weights

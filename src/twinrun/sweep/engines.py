@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from twinrun.core.errors import SweepError
+from twinrun.base.errors import SweepError
 from twinrun.sweep.launcher import TRIAL, Launcher, Local
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from twinrun.core.errors import restart_clock
+from twinrun.base.errors import restart_clock
 from twinrun.sweep import worker
 from twinrun.sweep.worker import LOG
 

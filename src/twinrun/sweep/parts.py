@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from twinrun.core.errors import LockHeldError, SweepError
-from twinrun.core.files import write_json
+from twinrun.base.errors import LockHeldError, SweepError
+from twinrun.base.files import write_json
 from twinrun.core.params import Params
 from twinrun.record.home import STATE
 from twinrun.record.trial import DRIVER

@@ -13,9 +13,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from ruamel.yaml.error import YAMLError
 
-from twinrun.core.errors import ParamsError
+from twinrun.base.errors import ParamsError
+from twinrun.base.regular_files import read_regular
 from twinrun.core.params import HALF_CHARACTER, Params, Seed, TrainParams, flat_settings, parse_params
-from twinrun.core.regular_files import read_regular
 from twinrun.core.yaml import half_characters, plain, read_yaml
 from twinrun.project.presets import with_values
 

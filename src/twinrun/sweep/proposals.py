@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from twinrun.core.files import replacing
+from twinrun.base.files import replacing
 from twinrun.core.keyed import keyed_bits
 from twinrun.sweep.plan import Plan, Range, Scalar
 

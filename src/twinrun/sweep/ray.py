@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import ray
 
-from twinrun.core.errors import SweepError
-from twinrun.core.files import write_text
-from twinrun.core.printing import one_line
+from twinrun.base.errors import SweepError
+from twinrun.base.files import write_text
+from twinrun.base.printing import one_line
 from twinrun.sweep.carrying import pack, unpack_result, unpack_task
 from twinrun.sweep.launcher import TRIAL, command, run_command
 from twinrun.sweep.worker import LOG

@@ -15,10 +15,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from twinrun.core.errors import SweepError
-from twinrun.core.files import write_json
+from twinrun.base.errors import SweepError
+from twinrun.base.files import write_json
+from twinrun.base.printing import one_line
 from twinrun.core.params import PARAMS, Params
-from twinrun.core.printing import one_line
 from twinrun.record.trial import DRIVER
 from twinrun.sweep.launcher import run_command
 from twinrun.sweep.sweep import describe_driver

@@ -14,8 +14,8 @@ import submitit
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from twinrun.core.errors import SweepError
-from twinrun.core.printing import print
+from twinrun.base.errors import SweepError
+from twinrun.base.printing import print
 from twinrun.sweep.launcher import command, run_command
 from twinrun.sweep.worker import LOG
 

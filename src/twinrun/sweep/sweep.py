@@ -23,8 +23,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import InterruptedTraining, LockHeldError, SweepError, deaf_children
-from twinrun.core.files import canonical_json, read_json, write_json, write_text
+from twinrun.base.errors import InterruptedTraining, LockHeldError, SweepError, deaf_children
+from twinrun.base.files import canonical_json, read_json, write_json, write_text
 from twinrun.core.params import Params, load_params, parse_params
 from twinrun.core.yaml import read_yaml
 from twinrun.record.home import journals_folder

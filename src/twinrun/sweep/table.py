@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.core.errors import SweepError
-from twinrun.core.files import read_json
+from twinrun.base.errors import SweepError
+from twinrun.base.files import read_json
 from twinrun.sweep.plan import Scalar
 from twinrun.sweep.worker import read_ending
 

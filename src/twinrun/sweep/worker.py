@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from twinrun.core.errors import (
+from twinrun.base.errors import (
     DataError,
     DivergedError,
     InterruptedTraining,
@@ -22,9 +22,9 @@ from twinrun.core.errors import (
     TwinrunError,
     os_problem,
 )
-from twinrun.core.files import read_json, write_json
+from twinrun.base.files import read_json, write_json
+from twinrun.base.printing import print
 from twinrun.core.params import PARAMS, load_params
-from twinrun.core.printing import print
 from twinrun.record.home import STATE
 from twinrun.record.trial import VARIABLE
 

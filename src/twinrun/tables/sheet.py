@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinrun.core.errors import TwinrunError
-from twinrun.core.printing import one_line
-from twinrun.core.regular_files import read_regular
+from twinrun.base.errors import TwinrunError
+from twinrun.base.printing import one_line
+from twinrun.base.regular_files import read_regular
 
 _DELIMITERS = ",;\t"
 _FORMULA = (

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from twinrun.core.printing import escaped, one_line
+from twinrun.base.printing import escaped, one_line
 from twinrun.tables.sheet import guarded, unguarded
 
 _INVISIBLE = frozenset({"Cc", "Cf"})  # categories: control and format characters

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import RegistryError
+from twinrun.base.errors import RegistryError
 from twinrun.core.yaml import read_yaml
 from twinrun.record.records import relative_path, require_plain
 from twinrun.tracking.addresses import sqlite_to_read

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from twinrun.core.errors import TrackingError
+from twinrun.base.errors import TrackingError
 from twinrun.tracking.addresses import SQLITE
 from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_address, run_list_view
 from twinrun.tracking.store import Tracker, experiment_id, explaining, open_client, require_reachable

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.files import write_json
-from twinrun.core.printing import one_line, percent, printable
+from twinrun.base.files import write_json
+from twinrun.base.printing import one_line, percent, printable
 from twinrun.tables.sheet import unguarded
 from twinrun.tracking.metric_names import HEADLINE
 

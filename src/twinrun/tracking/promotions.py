@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from twinrun.core.errors import RegistryError
-from twinrun.core.printing import printable
+from twinrun.base.errors import RegistryError
+from twinrun.base.printing import printable
 
 PROMOTIONS = "promotions.jsonl"
 ELSEWHERE = "elsewhere"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from twinrun.core.errors import InterruptedTraining
-from twinrun.core.printing import print
+from twinrun.base.errors import InterruptedTraining
+from twinrun.base.printing import print
 from twinrun.record.journal import FILE, Journal, Summary, summarize
 from twinrun.tracking.replay import Published, Replay, publisher_lock, unpublished
 from twinrun.tracking.store import TIMEOUT_VARIABLE, find_tracker

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.models.bundle import load_bundle
 from twinrun.prediction.classifier import Answer, ImageClassifier
 from twinrun.prediction.inputs import images_in

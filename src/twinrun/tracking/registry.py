@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import MissingModelError, RegistryError
-from twinrun.core.files import explained, is_read_only
+from twinrun.base.errors import MissingModelError, RegistryError
+from twinrun.base.files import explained, is_read_only
 from twinrun.models.stored import StoredBundle, read_stored
 from twinrun.record.records import number_from, sha256_from, version_numbers
 from twinrun.tracking.metric_names import (

@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
-from twinrun.core.errors import PublishError
-from twinrun.core.files import is_read_only
-from twinrun.core.printing import print
+from twinrun.base.errors import PublishError
+from twinrun.base.files import is_read_only
+from twinrun.base.printing import print
 from twinrun.tracking.addresses import quoted, sqlite_to_read
 
 DATABASE = "mlflow.db"

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.errors import RecordError
-from twinrun.core.files import write_json
-from twinrun.core.printing import print
+from twinrun.base.errors import RecordError
+from twinrun.base.files import write_json
+from twinrun.base.printing import print
 from twinrun.record.home import Process
 from twinrun.record.journal import ARTIFACTS, FILE, Event, count_events, events_from, given_name, summarize
 from twinrun.record.records import MetricsRecord, PublishedRecord, parse_json, parse_record, process_from, read_record

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import RegistryError, TrackingError
-from twinrun.core.printing import one_line
+from twinrun.base.errors import RegistryError, TrackingError
+from twinrun.base.printing import one_line
 from twinrun.record.records import CardRecord, read_record
 from twinrun.tracking.metric_names import with_current_names
 from twinrun.tracking.presentation import short, titled

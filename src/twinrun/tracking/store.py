@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.errors import TrackingError, TwinrunError, duration
-from twinrun.core.files import explained, is_read_only
+from twinrun.base.errors import TrackingError, TwinrunError, duration
+from twinrun.base.files import explained, is_read_only
 from twinrun.record.home import home
 from twinrun.tracking.addresses import SQLITE, file_uri, sqlite_path, sqlite_uri
 from twinrun.tracking.presentation import RUN_LIST_TAG, run_list_view, user_of

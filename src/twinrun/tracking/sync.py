@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from twinrun.core.errors import RecordError
-from twinrun.core.files import canonical_json, explained, file_sha256
+from twinrun.base.errors import RecordError
+from twinrun.base.files import canonical_json, explained, file_sha256
 from twinrun.record.card import DVC_LOCK, collect_dvc_lock
 from twinrun.record.home import journal_folders, journals_folder, may_be_resumed
 from twinrun.record.journal import (

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from twinrun.core.errors import TwinrunError, os_problem
+from twinrun.base.errors import TwinrunError, os_problem
 from twinrun.tracking.addresses import sqlite_path
 from twinrun.tracking.presentation import without_password
 

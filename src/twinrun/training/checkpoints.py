@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinrun.core.errors import os_problem
-from twinrun.core.files import folder_faults, replacing, replacing_folder, write_json
-from twinrun.core.printing import one_line
+from twinrun.base.errors import os_problem
+from twinrun.base.files import folder_faults, replacing, replacing_folder, write_json
+from twinrun.base.printing import one_line
 
 _KEPT = 2
 _TENSORS = "state.safetensors"

@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from twinrun.base.files import canonical_json, folder_faults, replacing_folder
+from twinrun.base.progress import progress
 from twinrun.core.arrays import Pixels
-from twinrun.core.files import canonical_json, folder_faults, replacing_folder
-from twinrun.core.progress import progress
 from twinrun.models.architectures import without_head
 from twinrun.models.bundle import weights_hash
 from twinrun.models.predict import channel_tensor, normalised

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.files import canonical_json, file_sha256
+from twinrun.base.files import canonical_json, file_sha256
 from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import SPLITS, Manifest
 

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
+from twinrun.base.errors import DataError, DivergedError, ModelError, PausedTraining, TrainingError
+from twinrun.base.printing import print
 from twinrun.core.arrays import FloatArray, Pixels
-from twinrun.core.errors import DataError, DivergedError, ModelError, PausedTraining, TrainingError
 from twinrun.core.params import TrainParams
-from twinrun.core.printing import print
 from twinrun.dataset.manifest import Manifest
 from twinrun.models.architectures import find_head
 from twinrun.training import collectives

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.errors import DataError
 from twinrun.core.keyed import id_keys, keyed_bits
 from twinrun.dataset.manifest import SPLITS, Manifest, Split
 

@@ -13,9 +13,9 @@ from types import FrameType
 
 import psutil
 
-from twinrun.core.errors import InterruptedTraining, LockHeldError
-from twinrun.core.files import explained, read_json
-from twinrun.core.printing import print
+from twinrun.base.errors import InterruptedTraining, LockHeldError
+from twinrun.base.files import explained, read_json
+from twinrun.base.printing import print
 from twinrun.training.launch import launch
 
 LOCK_WAIT_S = 30.0

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from twinrun.base.errors import DataError, ModelError, TrainingError
+from twinrun.base.printing import print
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
-from twinrun.core.errors import DataError, ModelError, TrainingError
 from twinrun.core.keyed import id_keys
 from twinrun.core.networks import BESIDE, is_own_file
 from twinrun.core.params import IngestParams, TrainParams
-from twinrun.core.printing import print
 from twinrun.dataset.manifest import SPLITS, Manifest, Split, read_manifest
 from twinrun.dataset.pack import open_pack
 from twinrun.models.architectures import (

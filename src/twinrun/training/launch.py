@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from twinrun.core.errors import TrainingError
+from twinrun.base.errors import TrainingError
 
 _TRAINER = "TWINRUN_TRAINER"  # the first training process, for those that Lightning starts
 _TORCHRUN = "TORCHELASTIC_RUN_ID"

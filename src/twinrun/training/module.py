@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from twinrun.base.errors import DivergedError, ModelError
 from twinrun.core.arrays import Pixels
-from twinrun.core.errors import DivergedError, ModelError
 from twinrun.core.keyed import UInt64Array, id_keys
 from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import Split

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from twinrun.core.errors import TrainingError
+from twinrun.base.errors import TrainingError
 from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import Split
 from twinrun.training.launch import launch

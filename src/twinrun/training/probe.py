@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from twinrun.base.progress import phase, progress
 from twinrun.core.arrays import FloatArray, IntArray
 from twinrun.core.params import TrainParams
-from twinrun.core.progress import phase, progress
 from twinrun.dataset.manifest import Manifest, Split
 from twinrun.models.architectures import find_head
 from twinrun.training.folds import Labels, OutOfFold

@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from twinrun.base.progress import progress
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.core.progress import progress
 from twinrun.models.architectures import find_head
 from twinrun.training.batches import epoch_batches
 from twinrun.training.fit import in_shards

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from twinrun.base.errors import ModelError
 from twinrun.core.arrays import FloatArray, IntArray, Pixels
-from twinrun.core.errors import ModelError
 from twinrun.core.params import TrainParams
 from twinrun.training.shards import Numerics
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.dataset.manifest import read_manifest_table
 from twinrun.dataset.table import read_table
 from twinrun.tracking.runs import find_run

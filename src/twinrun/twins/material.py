@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from twinrun.core.errors import TwinrunError
-from twinrun.core.files import file_sha256
-from twinrun.core.paths import expanded
+from twinrun.base.errors import TwinrunError
+from twinrun.base.files import file_sha256
+from twinrun.base.paths import expanded
 from twinrun.record.card import collect_dvc_lock
 from twinrun.record.objects import Found, Objects, file_md5
 from twinrun.twins.difference import ImageChange, compare_images
@@ -214,7 +214,7 @@ def _edited_files(root: Path, card: Mapping[str, Any], material: Material) -> li
 
 
 def _different_rows(before: Path, after: Path, table: "pa.Table", manifest: "pa.Table") -> list[ImageChange]:
-    from twinrun.core.errors import DataError
+    from twinrun.base.errors import DataError
     from twinrun.dataset.pack import open_pack
 
     try:

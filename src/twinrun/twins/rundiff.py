@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from twinrun.core.errors import TwinError
-from twinrun.core.printing import add_row, one_line
+from twinrun.base.errors import TwinError
+from twinrun.base.printing import add_row, one_line
 from twinrun.record.card import LOCK
 from twinrun.tracking.runs import RunFacts
 from twinrun.tracking.store import Tracker

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from twinrun.core.errors import InterruptedTraining, RecordError, TrackingError, TwinError, TwinrunError
-from twinrun.core.files import write_json, write_text
-from twinrun.core.printing import one_line
+from twinrun.base.errors import InterruptedTraining, RecordError, TrackingError, TwinError, TwinrunError
+from twinrun.base.files import write_json, write_text
+from twinrun.base.printing import one_line
 from twinrun.core.yaml import read_yaml
 from twinrun.record.card import LOCK, REINSTALL, collect_hardware, installed_gpus, installed_versions, locked_versions
 from twinrun.record.home import TWIN_OF, TWIN_VARIABLE

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from twinrun.core.errors import RepositoryError
-from twinrun.core.files import explained, read_json, write_json
+from twinrun.base.errors import RepositoryError
+from twinrun.base.files import explained, read_json, write_json
 from twinrun.record.card import run_git
 from twinrun.record.home import TWINS, Process, this_process
 from twinrun.record.records import process_from

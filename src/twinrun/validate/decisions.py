@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.dataset.table import Columns
 from twinrun.tables.sheet import cells_by_column, column_names, header_of, read_sheet, sheet_text
 from twinrun.tables.spelling import Names

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from twinrun.base.progress import fraction, phase
 from twinrun.core.arrays import Pixels
 from twinrun.core.params import ValidateParams
-from twinrun.core.progress import fraction, phase
 from twinrun.dataset.table import Columns
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.core.files import write_text
+from twinrun.base.files import write_text
+from twinrun.base.printing import printable
 from twinrun.core.params import Severity
-from twinrun.core.printing import printable
 from twinrun.core.rules import Condition, parse_condition
 from twinrun.dataset.table import Columns
 

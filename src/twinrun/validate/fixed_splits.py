@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from twinrun.core.errors import DataError
+from twinrun.base.errors import DataError
 from twinrun.dataset.manifest import SPLITS, SplitName
 from twinrun.dataset.table import Columns
 from twinrun.tables.sheet import cells_by_column, column_names, read_sheet, sheet_text

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twinrun.base.progress import phase
 from twinrun.core.arrays import Pixels
 from twinrun.core.params import ValidateParams
-from twinrun.core.progress import phase
 from twinrun.dataset.manifest import SPLITS, SplitName
 from twinrun.validate.checks import checks
 from twinrun.validate.decisions import Decided, Decision, decided

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinrun.core.errors import DataError
-from twinrun.core.files import read_parquet
-from twinrun.core.paths import expanded
+from twinrun.base.errors import DataError
+from twinrun.base.files import read_parquet
+from twinrun.base.paths import expanded
 from twinrun.dataset.table import table_schema
 from twinrun.validate.evidence import Reference
 

@@ -1,0 +1,1 @@
+"""Words and files: printing, progress, errors, hints, atomic writes. Decides no weight, and imports no other room."""
