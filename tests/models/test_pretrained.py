@@ -1,7 +1,7 @@
 """What a network with pretrained weights is before its first step."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -36,7 +36,7 @@ def test_a_fresh_head_finds_all_classes_about_equally_probable_and_is_drawn_from
     assert torch.equal(one.get_parameter("conv_stem.weight"), other.get_parameter("conv_stem.weight"))
 
 
-def _from_file(model: str, tensors: dict[str, Tensor], folder: Path) -> torch.nn.Module:
+def _from_file(model: str, tensors: Mapping[str, object], folder: Path) -> torch.nn.Module:
     """The network for five classes, started from a file that holds the tensors."""
     torch.save(tensors, folder / "weights.pth")
     network = build_network(model, channels=3, size_px=(64, 64), classes=5, seed=0)
@@ -70,7 +70,7 @@ def test_weights_with_outputs_for_training_alone_and_without_counts_are_taken(tm
     ("changed", "message"),
     [
         (lambda name, tensor: (name, (tensor * 100).to(torch.int8)), "missing or have another shape or type"),
-        (lambda name, tensor: (f"module.{name}", tensor), "the weights have module.conv1.weight"),
+        (lambda name, tensor: (name.replace("layer", "stage"), tensor), "the weights have conv1.weight"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_the_names_that_they_have(
@@ -80,6 +80,26 @@ def test_weights_that_do_not_fit_are_refused_with_the_names_that_they_have(
 
     with pytest.raises(ModelError, match=message):
         _from_file("resnet18", tensors, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["state_dict", "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.backbone."])
+def test_weights_of_a_network_that_others_wrapped_are_found_in_what_their_scripts_write(
+    prefix: str, place: str, tmp_path: Path
+) -> None:
+    given = get_model("resnet18").state_dict()
+    wrapped = {"criterion.weight": torch.ones(3), **{f"{prefix}{name}": tensor for name, tensor in given.items()}}
+
+    network = _from_file("resnet18", {place: wrapped, "epoch": torch.tensor(3)}, tmp_path)
+
+    assert torch.equal(network.get_parameter("layer4.1.conv2.weight"), given["layer4.1.conv2.weight"])
+
+
+def test_weights_of_a_deeper_network_that_others_wrapped_are_refused(tmp_path: Path) -> None:
+    given = {f"module.{name}": tensor for name, tensor in get_model("resnet34").state_dict().items()}
+
+    with pytest.raises(ModelError, match="of a network with more layers"):
+        _from_file("resnet18", given, tmp_path)
 
 
 def test_a_network_that_ends_in_a_convolution_starts_from_its_weights_but_for_that(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from twinrun.models.published import ORIGIN, WEIGHTS, download, find_weights, pu
 
 FOLDER = Path("data/pretrained")
 _SETTING = "params.yaml: train.pretrained"
+# Where training scripts keep the weights beside other things.
+_PLACES = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 _HEAD_DEVIATION = 0.01  # of a head's initial weights
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -175,7 +177,7 @@ def _start(network: nn.Module, pretrained: Pretrained, prefix: str | None) -> No
     own = {
         name: tensor for name, tensor in network.state_dict().items() if prefix is None or not name.startswith(prefix)
     }
-    given = pretrained.tensors
+    given = _unwrapped(pretrained.tensors, own)
     if pretrained.in_order:
         given = dict(zip(network.state_dict(), given.values(), strict=False))
     fitted = {name: _fitted(given.get(name), tensor) for name, tensor in own.items()}
@@ -193,6 +195,17 @@ def _start(network: nn.Module, pretrained: Pretrained, prefix: str | None) -> No
             "network that they are of (train.model)."
         )
     network.load_state_dict({name: tensor for name, tensor in fitted.items() if tensor is not None}, strict=False)
+
+
+def _unwrapped(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a network that was part of another module, as `module.` of DataParallel, by their names in it."""
+    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
+    if not wanted or wanted[0] in given:
+        return given
+    for prefix in (name.removesuffix(wanted[0]) for name in given if name.endswith(f".{wanted[0]}")):
+        if all(prefix + name in given for name in wanted):
+            return {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
+    return given
 
 
 def _further(network: nn.Module, given: Mapping[str, Tensor], prefix: str | None) -> list[str]:
@@ -293,7 +306,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
             f"{path} is not a file of weights ({_SETTING}): {str(error).partition(chr(10))[0]}. It should be "
             ".safetensors, or a PyTorch file that holds tensors alone."
         ) from None
-    for name in ("state_dict", "model"):  # where training scripts keep the weights beside other things
+    for name in _PLACES:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     entries = content.items() if isinstance(content, Mapping) else ()
