@@ -141,6 +141,12 @@ def test_a_model_that_holds_source_is_loaded_by_consent_alone_and_a_changed_sour
             network(PLAIN, "self.conv = nn.Sequential(self.conv, nn.InstanceNorm2d(4, track_running_stats=True))"),
             "conv.1.running_mean of networks/mine.py:build is changed by a pass in training mode",
         ),
+        (
+            "import torch\ntorch.set_default_dtype(torch.float64)\n" + SOURCE,
+            "of networks/mine.py is torch.float64 on cpu, and weights begin as torch.float32",
+        ),
+        (network(PLAIN, built="Mine(channels, classes).half()"), "is torch.float16 on cpu"),
+        (network(PLAIN, built="Mine(channels, classes).to('meta')"), "is torch.float32 on meta"),
         (network("images = images * random.random(); " + PLAIN), "draws random numbers from Python's or NumPy's"),
         (network("images = images * np.random.rand(); " + PLAIN), "draws random numbers from Python's or NumPy's"),
     ],
@@ -260,6 +266,27 @@ def test_what_a_network_and_the_exporter_print_is_no_part_of_the_answer_of_a_tri
     assert trial.onnx is None
     assert "adaptive_avg_pool2d" in trial.no_onnx
     assert trial.repeats > 0
+
+
+@pytest.mark.usefixtures("own")
+def test_what_a_network_sets_for_all_of_pytorch_is_undone() -> None:
+    FILE.write_text(
+        SOURCE.replace("def build", "def plain")
+        + "import torch\n"
+        + "def build(*given):\n"
+        + "    network = plain(*given)\n"
+        + "    torch.set_default_dtype(torch.float64), torch.set_default_device('meta')\n"
+        + "    torch.set_grad_enabled(False), torch.set_num_threads(3)\n"
+        + "    return network\n"
+    )
+    before = torch.get_num_threads()
+
+    build_network("networks/mine.py:build", channels=1, size_px=(32, 32), classes=10, seed=0)
+
+    assert torch.zeros(1).dtype == torch.float32
+    assert torch.zeros(1).device.type == "cpu"
+    assert torch.is_grad_enabled()
+    assert torch.get_num_threads() == before
 
 
 def test_a_file_that_is_missing_or_misnamed_is_refused_by_the_first_stage(own: TrainableProject) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 
 from twinrun.base.errors import ModelError
@@ -43,7 +44,7 @@ def build_from_source(name: str, source: bytes, channels: int, size_px: Size, cl
     Raises ModelError, with the line, for any error in it, and for an import of another file of the project.
     """
     path, _, function = name.partition(":")
-    with explained(name):
+    with explained(name), _torch_as_it_was():
         if (local := _local_import(ast.parse(source, path))) is not None:
             raise _imports_another(f"{path}, line {local}")
         digest, before = hashlib.sha256(source).hexdigest()[:16], set(sys.modules)
@@ -63,7 +64,27 @@ def build_from_source(name: str, source: bytes, channels: int, size_px: Size, cl
             raise _imports_another(path)
     if not isinstance(network, nn.Module):
         raise ModelError(f"{function} in {path} returned {type(network).__name__} and no torch.nn.Module ({_SETTING}).")
+    for place, parameter in network.named_parameters():
+        if (parameter.dtype, parameter.device.type) != (torch.float32, "cpu"):
+            raise ModelError(
+                f"{place} of {path} is {parameter.dtype} on {parameter.device}, and weights begin as torch.float32 on "
+                f"the CPU ({_SETTING}). Leave their type and device to train.precision and train.accelerator."
+            )
     return network
+
+
+@contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """Undo what code changes in PyTorch for the whole process: types, device and threads of what comes after it."""
+    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_default_device(device if device.type != "cpu" else None)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 @contextmanager
