@@ -310,6 +310,24 @@ def test_fine_tuning_starts_from_the_pretrained_weights(
     assert len(pq.read_table("data/out/train/out_of_fold.parquet")) == 0
 
 
+def test_weights_of_a_model_of_twinrun_get_images_normalised_as_it_normalises_them(
+    trainable: TrainableProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    trainable.set(model="lenet5", epochs=1).train_here()
+    earlier = Path(shutil.copytree("data/out/train/bundle", "data/pretrained/earlier"))
+    description = json.loads((earlier / "model.json").read_text())
+    trainable.set(pretrained=f"{earlier}/weights.safetensors", seed=7).train_here()
+
+    after = json.loads(Path("data/out/train/bundle/model.json").read_text())
+
+    assert after["weights_hash"] != description["weights_hash"]
+    assert after["preprocessing"] == description["preprocessing"]
+    shutil.rmtree("data/out/train/bundle")
+    (earlier / "model.json").write_text(json.dumps({**description, "weights_hash": "0" * 64}))
+    assert "is not the one that was written" in refusal(capsys)
+
+
 def _images_kept() -> int:
     return sum(len(np.load(block / "sha256.npy")) for block in _blocks())
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinrun.base.errors import ModelError
+from twinrun.base.errors import BundleError, ModelError
 from twinrun.base.files import ensure_writable, replacing_folder, write_json
 from twinrun.base.paths import expanded
 from twinrun.base.regular_files import read_regular
@@ -31,6 +31,7 @@ from twinrun.core.networks import (
 )
 from twinrun.models.architectures import SideBySide, find_head
 from twinrun.models.published import ORIGIN, WEIGHTS, download, find_weights, published_weights
+from twinrun.models.stored import MODEL, read_stored
 
 FOLDER = Path("data/pretrained")
 _SETTING = "params.yaml: train.pretrained"
@@ -44,7 +45,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Pretrained:
     """Tensors by name, the sha256 of the file that they were published in, and the normalisation that they expect.
 
-    `mean` and `std` have a value for each RGB channel, as shares of 255; None where the network has no convention.
+    `mean` and `std` have a value for each channel, as shares of 255; None where the network has no convention.
     Where `in_order`, names differ from the network's and the tensors follow the order of its own.
     """
 
@@ -87,6 +88,8 @@ def load_pretrained(setting: str, model: str) -> list[Pretrained]:
 def load_weights(setting: str, model: str) -> Pretrained:
     """Read the weights of one network: `imagenet`, `package:NAME` or a path.
 
+    Those of a bundle expect images that are normalised as it normalises them.
+
     A file is hashed before it is parsed: one in a package must have the known sha256. Pickles are read with PyTorch's
     restricted reader, which runs no code. Raises ModelError where there is no such file, it is not what it should be,
     or it belongs to another network.
@@ -107,6 +110,12 @@ def load_weights(setting: str, model: str) -> Pretrained:
         return Pretrained(_parse(data, _file_of(package)), package.sha256, mean, std, in_order=True)
     path = expanded(setting)
     data = _read(path)
+    if path.name == WEIGHTS and (path.parent / MODEL).exists():  # a model of Twinrun
+        try:
+            prepared = read_stored(path.parent, undone="used").model.preprocessing
+        except BundleError as error:
+            raise ModelError(f"{error} ({_SETTING})") from None
+        mean, std = tuple(prepared.mean), tuple(prepared.std)
     return Pretrained(_parse(data, path), hashlib.sha256(data).hexdigest(), mean, std)
 
 
