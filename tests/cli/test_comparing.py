@@ -97,6 +97,19 @@ def test_a_run_and_itself_are_said_to_be_the_same(
     assert "no answer changed" in said
 
 
+def test_a_comparison_in_a_read_only_project_is_printed_and_written_where_it_can_be(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = first_run(trained)
+    monkeypatch.setattr("twinrun.tracking.store.is_read_only", lambda folder: folder == trained / "mlruns")
+
+    said = compared(trained, capsys, monkeypatch, run, run)
+
+    assert "have the same weights" in said
+    assert "The page: page.html" in said
+    assert "MLflow's store is read-only, so the page was not added to it" in said
+
+
 def test_two_runs_are_compared_on_the_same_images_with_the_one_setting_that_differs_as_the_cause(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -401,7 +401,9 @@ def compare(
     if out is not None:
         write_text(text, out)
         print(f"The page: {out}")
-    if not run.is_unpublished:
+    if tracker.is_read_only:
+        print("MLflow's store is read-only, so the page was not added to it; --out FILE writes it elsewhere.")
+    elif not run.is_unpublished:
         log_page(tracker, run.run_id, text)
         print(f"In MLflow: comparison/{PAGE} of {run.title}")
 

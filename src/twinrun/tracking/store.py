@@ -78,6 +78,11 @@ class Tracker:
         return self.database is not None and not (self.database.is_file() and self.database.stat().st_size)
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether it is a local store in a folder that nothing can be written to."""
+        return self.database is not None and not self.is_new and is_read_only(self.database.parent)
+
+    @property
     def artifacts(self) -> Path | None:
         """Where a local store keeps artifacts; None where a server decides."""
         return self.database.parent / "artifacts" if self.database else None
@@ -202,7 +207,7 @@ def open_client(tracker: Tracker) -> "MlflowClient":
     if tracker.database is None:
         return _client(tracker)
     _require_a_file(tracker)
-    if not tracker.is_new and is_read_only(tracker.database.parent):
+    if tracker.is_read_only:
         return look_client(tracker)  # with which a change fails, with a message
     with explained(tracker.database), explaining(tracker):
         tracker.database.parent.mkdir(parents=True, exist_ok=True)
