@@ -25,7 +25,7 @@ from twinrun.training import augment, on_device
 from twinrun.training.augment import partners
 from twinrun.training.batches import batch_sizes, epoch_batches, place_keys
 from twinrun.training.lightning import pl
-from twinrun.training.muon import FilterMuon
+from twinrun.training.muon import FilterMuon, map_here
 from twinrun.training.schedule import image_size, learning_rate
 from twinrun.training.shards import ShardedNetwork
 
@@ -110,7 +110,7 @@ class Classifier(pl.LightningModule):
         return self.network if self.average is None else self.average.module
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.network, self._params, self._head)
+        return build_optimizer(self.network, self._params, self._head, self._sharded.map)
 
     def train_dataloader(self) -> "Grouped":
         batches = EpochBatches(self, self._train_images, self._params)
@@ -267,11 +267,15 @@ class WholeSplit:
 
 
 def build_optimizer(
-    network: nn.Module, params: TrainParams, head: Sequence[nn.Parameter] = ()
+    network: nn.Module,
+    params: TrainParams,
+    head: Sequence[nn.Parameter] = (),
+    share_out: Callable[[Callable[[int], None], Sequence[int]], object] = map_here,
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, AdamW, or Muon for all matrices and filters but the head.
 
-    Weight decay spares tensors of one dimension: biases and normalisation.
+    Weight decay spares tensors of one dimension: biases and normalisation. Muon's work is shared out by `share_out`,
+    which calls a function with each of several numbers.
 
     The `share` of a group is its part of the learning rate, which is smaller for all but the `head` where settings say.
     """
@@ -290,7 +294,8 @@ def build_optimizer(
             groups.append({"params": parameters, "weight_decay": decay, "share": share, "muon": muon})
     groups = [group for group in groups if group["params"]]
     if params.optimizer == "muon":
-        return FilterMuon(groups, learning_rate=params.learning_rate, momentum=params.momentum)
+        rates = {"learning_rate": params.learning_rate, "momentum": params.momentum}
+        return FilterMuon(groups, **rates, share_out=share_out)
     if params.optimizer == "sgd":
         sgd, nesterov = _not_compiled(torch.optim.SGD), params.momentum > 0
         return sgd(groups, lr=params.learning_rate, momentum=params.momentum, nesterov=nesterov, fused=True)

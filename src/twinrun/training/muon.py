@@ -5,6 +5,7 @@
 learning rate. Keller Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +14,33 @@ from torch import Tensor
 _MOMENTUM = "momentum_buffer"
 
 
+def map_here(work: Callable[[int], None], numbers: Sequence[int]) -> None:
+    """Call `work` with each of the numbers, one after another, in this thread."""
+    for number in numbers:
+        work(number)
+
+
 class FilterMuon(torch.optim.Optimizer):
     """Groups with `muon: True` are Muon's, the others AdamW's; each has `lr` and `weight_decay`."""
 
-    def __init__(self, groups: list[dict[str, Any]], *, learning_rate: float, momentum: float) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        learning_rate: float,
+        momentum: float,
+        share_out: Callable[[Callable[[int], None], Sequence[int]], object] = map_here,
+    ) -> None:
+        """`share_out` calls a function with each of several numbers, as threads do: each filter's step is one call."""
         super().__init__(groups, {"lr": learning_rate})
-        filters: list[Tensor] = [p for group in self._of(muon=True) for p in group["params"]]
-        self._matrices = {p: _as_matrix(p, channels_last=_is_channels_last(p)) for p in filters}
-        self._muon: torch.optim.Optimizer | None = None
-        if self._matrices:
-            of_muon = [
-                self._inner(group, [self._matrices[p] for p in group["params"]]) for group in self._of(muon=True)
-            ]
-            self._muon = torch.optim.Muon(of_muon, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        self._share_out = share_out
+        self._matrices: dict[Tensor, Tensor] = {}
+        self._muons: dict[Tensor, torch.optim.Optimizer] = {}
+        for group in self._of(muon=True):
+            for filters in group["params"]:
+                matrix = self._matrices[filters] = _as_matrix(filters, channels_last=_is_channels_last(filters))
+                of_muon = [self._inner(group, [matrix])]
+                self._muons[filters] = torch.optim.Muon(of_muon, momentum=momentum, adjust_lr_fn="match_rms_adamw")
         of_adamw = [self._inner(group, group["params"]) for group in self._of(muon=False)]
         self._adamw = torch.optim.AdamW(of_adamw, betas=(momentum, 0.999), fused=True) if of_adamw else None
 
@@ -33,17 +48,23 @@ class FilterMuon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> Any:
         """One step of both, by the gradients and the groups' learning rates as they are now."""
         loss = None if closure is None else closure()
-        for inner, muon in ((self._muon, True), (self._adamw, False)):
-            if inner is None:
-                continue
-            for own, of_inner in zip(self._of(muon=muon), inner.param_groups, strict=True):
+        for group in self._of(muon=True):
+            for filters in group["params"]:
+                grad = filters.grad
+                self._matrices[filters].grad = (
+                    None if grad is None else _as_matrix(grad, channels_last=_is_channels_last(filters))
+                )
+                self._muons[filters].param_groups[0]["lr"] = group["lr"]
+        muons = list(self._muons.values())
+        self._share_out(lambda k: muons[k].step(), range(len(muons)))
+        for filters, muon in self._muons.items():
+            self.state[filters] = muon.state[self._matrices[filters]]
+        if self._adamw is not None:
+            for own, of_inner in zip(self._of(muon=False), self._adamw.param_groups, strict=True):
                 of_inner["lr"] = own["lr"]
-            for parameter, matrix in self._matrices.items() if muon else ():
-                grad = parameter.grad
-                matrix.grad = None if grad is None else _as_matrix(grad, channels_last=_is_channels_last(parameter))
-            inner.step()
-            for parameter in (p for group in self._of(muon=muon) for p in group["params"]):
-                self.state[parameter] = inner.state[self._matrices[parameter] if muon else parameter]
+            self._adamw.step()
+            for parameter in (p for group in self._of(muon=False) for p in group["params"]):
+                self.state[parameter] = self._adamw.state[parameter]
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -51,8 +72,8 @@ class FilterMuon(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
             state.update({name: value.to(parameter.device) for name, value in state.items()})
-            if parameter in self._matrices and self._muon is not None:
-                self._muon.state[self._matrices[parameter]] = state
+            if parameter in self._muons:
+                self._muons[parameter].state[self._matrices[parameter]] = state
             elif self._adamw is not None:
                 self._adamw.state[parameter] = state
 

@@ -161,7 +161,7 @@ class ShardedNetwork:
         mine = collectives.share_of(len(slices))
         if self._numerics.device.type == "cuda" and mine:
             load = loaded_at_once(load, slices[mine[0]].start, slices[mine[-1]].stop)
-        results = self._map(lambda k: self._shard(load, slices[k], images, step, k), mine)
+        results = self.map(lambda k: self._shard(load, slices[k], images, step, k), mine)
         gathered = collectives.gather_shards([result.tensors() for result in results], len(slices))
         total = self._tree_sum(gathered)
         count = len(self._parameters)
@@ -188,7 +188,7 @@ class ShardedNetwork:
                     logits = network(normalised(pixels, self._mean, self._std))
                 return _score(cross_entropy(logits.float(), targets, reduction="sum"), logits, targets)
 
-        results = self._map(score, collectives.share_of(len(slices)))
+        results = self.map(score, collectives.share_of(len(slices)))
         gathered = collectives.gather_shards([[result.clone()] for result in results], len(slices))
         return torch.stack([tensors[0] for tensors in gathered]) if gathered else torch.zeros(0, 2)
 
@@ -222,10 +222,11 @@ class ShardedNetwork:
 
         width = -(-len(parts[0]) // self._threads)
         with torch.no_grad():
-            self._map(lambda start: add(slice(start, start + width)), range(0, len(parts[0]), width))
+            self.map(lambda start: add(slice(start, start + width)), range(0, len(parts[0]), width))
         return parts[0]
 
-    def _map(self, work: Callable[[int], R], indices: Sequence[int]) -> list[R]:
+    def map(self, work: Callable[[int], R], indices: Sequence[int]) -> list[R]:
+        """The results of `work` for each index, computed by the threads of the shards; each uses one core."""
         if self._threads == 1:
             return [work(k) for k in indices]
         return list(self._pool.map(work, indices))
