@@ -257,7 +257,13 @@ def test_a_run_whose_id_begins_with_digits_alone_is_found_by_them(
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("photo.jpg", "must end with .html"), ("a.html", "is a folder"), ("b.html", "is a pipe")]
+    ("name", "message"),
+    [
+        ("photo.jpg", "must end with .html"),
+        ("a.html", "is a folder"),
+        ("b.html", "is a pipe"),
+        ("c.html", "is not what this command writes, and would be lost"),
+    ],
 )
 def test_a_page_replaces_nothing_but_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
@@ -266,11 +272,13 @@ def test_a_page_replaces_nothing_but_a_page(
     Path("photo.jpg").touch()
     Path("a.html").mkdir()
     os.mkfifo("b.html")
+    Path("c.html").write_text("<title>mine</title>")
 
     with pytest.raises((DataError, PublishError), match=message):
         app(["compare", "1", "2", "--out", name], standalone_mode=False)
 
     assert Path("b.html").is_fifo()
+    assert Path("c.html").read_text() == "<title>mine</title>"
 
 
 def test_one_run_is_too_few() -> None:

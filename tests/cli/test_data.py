@@ -107,6 +107,40 @@ def test_what_cannot_be_checked_is_said_in_words_and_with_another_code_than_find
     assert "Traceback" not in ran.said
 
 
+@pytest.mark.parametrize("name", ["index.html", "result.json", "findings.parquet"])
+def test_a_check_replaces_its_own_report_and_no_file_of_a_person(photos: Path, name: str) -> None:
+    place = photos.parent / "site"
+    place.mkdir()
+    (place / name).write_text("<title>My own page</title>")
+
+    refused = run_twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--out", "site")
+
+    assert refused.code == 2
+    assert f"site/{name} exists, is not what this command writes, and would be lost. Name another place" in refused.said
+    assert [path.name for path in place.iterdir()] == [name]
+    assert (place / name).read_text() == "<title>My own page</title>"
+
+    (place / name).write_bytes(b"")
+    first, again = (
+        run_twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--out", "site") for _ in range(2)
+    )
+
+    assert (first.code, again.said) == (0, first.said)
+
+
+def test_a_report_written_into_a_folder_of_images_hides_none_of_them(photos: Path) -> None:
+    (photos / "cat/broken.png").write_bytes(b"no image")
+
+    first, again = (
+        run_twinrun(photos.parent, "data", "check", "photos", "--no-labels", "--out", "photos/cat") for _ in range(2)
+    )
+
+    assert (first.code, again.code) == (1, 1)
+    for ran in (first, again):
+        assert "cat/broken.png" in ran.said
+    assert json.loads((photos / "cat/result.json").read_bytes())["images"]["total"] == 61
+
+
 def test_the_codes_are_in_the_help(tmp_path: Path) -> None:
     ran = run_twinrun(tmp_path, "data", "check", "--help")
 

@@ -256,8 +256,16 @@ def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing
         (["good.csv", "--out", "./good.csv"], r"good\.csv is one of the images and would be overwritten"),
         (["g*.csv", "--out", "good.csv"], r"good\.csv is one of the images and would be overwritten"),
         (["0.png", "--sheet", "0.png"], r"0\.png cannot be written: its name must end with \.html"),
+        (["good.csv", "--out", "link.csv"], r"link\.csv is one of the images and would be overwritten"),
+        (["good.csv", "--out", "hard.csv"], r"hard\.csv is one of the images and would be overwritten"),
+        (["0.png", "--out", "good.csv"], r"good\.csv exists, is not what this command writes, and would be lost"),
+        (["0.png", "--out", "edited.csv"], r"edited\.csv exists, is not what"),
+        (["0.png", "--out", "mine.parquet"], r"mine\.parquet exists, is not what"),
+        (["0.png", "--sheet", "mine.html"], r"mine\.html exists, is not what this command writes"),
+        (["0.png", "--show"], r"predictions\.html exists, is not what this command writes"),
+        (["0.png", "--out", "broken.csv"], r"broken\.csv is a link to a file that does not exist"),
     ],
-    ids=range(15),
+    ids=range(23),
 )
 def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     arguments: list[str], message: str, project: Path, twinrun: Callable[..., Ended]
@@ -267,6 +275,13 @@ def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     (project / "latin.csv").write_bytes(b"path\nb\xe4r.png\n")
     (project / "blank.csv").write_text("path,who\n0.png,Ann\n ,Bob\n")
     (project / "good.csv").write_text("path\n0.png\n")
+    (project / "link.csv").symlink_to("good.csv")
+    (project / "hard.csv").hardlink_to(project / "good.csv")
+    (project / "broken.csv").symlink_to("/nowhere/labels.csv")
+    (project / "edited.csv").write_text("path,label,probability,error,comment\n0.png,0,0.9,,mine\n")
+    (project / "mine.parquet").write_bytes(b"mine")
+    for name in ("mine.html", "predictions.html"):
+        (project / name).write_text("<title>mine</title>")
     before = {path: path.read_bytes() for path in project.glob("*") if path.is_file()}
 
     ended = twinrun("predict", *arguments)
@@ -275,6 +290,26 @@ def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     assert re.search(f"(?s){message}", ended.err)
     assert "Traceback" not in ended.err
     assert {path: path.read_bytes() for path in project.glob("*") if path.is_file()} == before
+
+
+def test_files_of_an_earlier_run_are_replaced_where_a_link_leads(
+    project: Path, tmp_path: Path, twinrun: Callable[..., Ended]
+) -> None:
+    outputs = {option: f"labels.{suffix}" for option, suffix in (("--out", "csv"), ("--sheet", "html"))}
+    given = [*outputs.items(), ("--model", BUNDLE)]
+    first = twinrun("predict", "0.png", *(text for pair in given for text in pair))
+    table = twinrun("predict", "0.png", "--out", "labels.parquet", "--model", BUNDLE)
+    for name in (*outputs.values(), "labels.parquet"):
+        (project / name).rename(tmp_path / name)
+        (project / name).symlink_to(tmp_path / name)
+
+    again = twinrun("predict", "0.png", "1.png", *(text for pair in given for text in pair))
+    table_again = twinrun("predict", "0.png", "1.png", "--out", "labels.parquet", "--model", BUNDLE)
+
+    assert [ended.code for ended in (first, table, again, table_again)] == [0, 0, 0, 0], again.err + table_again.err
+    assert all((project / name).is_symlink() for name in (*outputs.values(), "labels.parquet"))
+    assert len(_rows(tmp_path / "labels.csv")) == pq.read_table(tmp_path / "labels.parquet").num_rows == 2
+    assert "1.png" in (tmp_path / "labels.html").read_text(encoding="utf-8")
 
 
 def test_more_labels_than_there_are_classes_are_all_of_them(project: Path, twinrun: Callable[..., Ended]) -> None:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 _TEMP_PREFIX = ".unfinished-"
 _ABANDONED_S = 86400.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
+IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
 
 
 @contextmanager
@@ -228,6 +229,42 @@ def ensure_writable(folder: Path, needed_bytes: int) -> None:
             f"The disk of {folder} is too full: {needed_bytes / 1e6:.1f} MB are needed and "
             f"{free / 1e6:.1f} MB are free. Free some space and run again; finished results are kept."
         )
+
+
+def require_replaceable(path: Path, is_own: Callable[[Path], bool], option: str = "") -> None:
+    """Raise PublishError where a file at `path` would be lost: one that holds something and that `is_own` denies.
+
+    Called before long work, whose result is to be written to `path`. `option` is the one that names another place.
+    """
+    elsewhere = f"Name another place{f' ({option})' if option else ''}"
+    if path.is_dir():
+        raise PublishError(f"{path} is a folder, where a file is to be written. {elsewhere}.")
+    if not path.exists():
+        if path.is_symlink():
+            raise PublishError(f"{path} is a link to a file that does not exist. Remove it. {elsewhere}.")
+        return
+    if not path.is_file():
+        raise PublishError(f"{path} is a pipe or a device, and would be replaced by a file. {elsewhere}.")
+    try:
+        is_lost = path.stat().st_size > 0 and not is_own(path)
+    except OSError as error:
+        raise PublishError(os_problem(error, path)) from None
+    if is_lost:
+        raise PublishError(
+            f"{path} exists, is not what this command writes, and would be lost. {elsewhere}, or move that file away."
+        )
+
+
+def behind_links(path: Path) -> Path:
+    """The file that `path` leads to by links, since a file that replaces `path` would take the place of the link.
+
+    It is `path` itself where it leads nowhere, or into DVC's cache, whose files never change.
+    """
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return path
+    return path if IN_DVC_CACHE.search(target.as_posix()) else target
 
 
 def is_read_only(folder: Path) -> bool:

@@ -62,7 +62,7 @@ def explain(
 def _explain(photo: Path, model: Model, out: Path, *, similar: bool) -> None:
     import numpy as np
 
-    from twinrun.base.files import write_text
+    from twinrun.base.files import behind_links, write_text
     from twinrun.base.printing import without_library_output
     from twinrun.evaluation.anatomy import agreement, anatomy, occlusion, unpacked
     from twinrun.evaluation.anatomy_page import anatomy_html
@@ -94,7 +94,7 @@ def _explain(photo: Path, model: Model, out: Path, *, similar: bool) -> None:
         neighbours=neighbours,
         notes=notes,
     )
-    write_text(page, out)
+    write_text(page, behind_links(out))
     best = int(np.argmax(found.probabilities))
     print(f"{name}: {escaped(bundle.classes[best])}, {found.probabilities[best]:.4f}")
 

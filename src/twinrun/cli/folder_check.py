@@ -10,7 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 from twinrun.base.errors import PublishError
-from twinrun.base.files import ensure_writable, scratch_folder, write_json, write_table, write_text
+from twinrun.base.files import (
+    ensure_writable,
+    require_replaceable,
+    scratch_folder,
+    write_json,
+    write_table,
+    write_text,
+)
 from twinrun.base.progress import fraction
 from twinrun.base.regular_files import open_regular
 from twinrun.core.cores import available_cores
@@ -23,11 +30,12 @@ from twinrun.ingest.facts import Facts
 from twinrun.ingest.folders import REPORT_FILES, Levels, list_images
 from twinrun.ingest.listing import Arrays, Listing
 from twinrun.ingest.packing import Shape, facts_table, fill_pack, sample_notes
+from twinrun.tables.page import is_page
 from twinrun.validate.evidence import Reference
 from twinrun.validate.findings import Finding, Verdict
 from twinrun.validate.judging import judge_table
 from twinrun.validate.report import report_html
-from twinrun.validate.results import findings_table, result_json
+from twinrun.validate.results import findings_table, is_findings, is_result, result_json
 
 REPORT, _RESULT, FINDINGS = REPORT_FILES
 _MAX_PIXELS = 100_000_000
@@ -82,12 +90,15 @@ def check_folder(
     Labels and splits are those of its folders, where it has such, read as `levels` says; `leave_out` are patterns of
     paths that are left out; `follow_links` and `rules` are as in ingest. Wrong labels are searched for where `labels`
     says so. With a `reference`, drift is measured against it. Returns the verdict and notes for the terminal. Raises
-    SourceError where there is nothing to check, and PublishError where `out` cannot be written.
+    SourceError where there is nothing to check, and PublishError where `out` cannot be written or has another file of
+    that name.
     """
     listing = list_images(folder, out, levels, leave_out, follow_links=follow_links)
     size_px = size_px or _usual_size(listing)
     is_new = not out.exists()
     _make_writable(out)
+    for name, is_own in ((REPORT, is_page), (_RESULT, is_result), (FINDINGS, is_findings)):
+        require_replaceable(out / name, is_own, "--out")
     shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS, rules)
     settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))
     with _removed_if_empty(out if is_new else None), scratch_folder("twinrun-check") as temp:

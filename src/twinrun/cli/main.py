@@ -385,7 +385,7 @@ def compare(
     Examples: twinrun compare 2 3, twinrun compare @champion @candidate --out compare.html
     """
     from twinrun.base.errors import TwinError
-    from twinrun.base.files import write_text
+    from twinrun.base.files import behind_links, write_text
     from twinrun.cli.comparing import PAGE, compare_runs, log_page
     from twinrun.evaluation.comparison_page import lines
     from twinrun.tracking.store import find_tracker
@@ -399,7 +399,7 @@ def compare(
     comparison, text, run = compare_runs(Path.cwd(), tracker, runs, name, margin=margin)
     print("\n".join(lines(comparison)))
     if out is not None:
-        write_text(text, out)
+        write_text(text, behind_links(out))
         print(f"The page: {out}")
     if tracker.is_read_only:
         print("MLflow's store is read-only, so the page was not added to it; --out FILE writes it elsewhere.")

@@ -223,40 +223,57 @@ def _answered(
 
 
 def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str]) -> None:
-    """Raise DataError or PublishError where `file` has another suffix, is one of the images or cannot be written."""
-    from twinrun.base.files import ensure_writable
+    """Raise DataError or PublishError where `file` has another suffix, would be lost, or cannot be written.
+
+    It is lost where it is one of the images, or anything but a page or a table of an earlier run.
+    """
+    from twinrun.base.files import behind_links, ensure_writable, require_replaceable
+    from twinrun.tables.page import is_page
 
     if file.suffix.lower() not in suffixes:
         raise DataError(
             f"{file} cannot be written: its name must end with {' or '.join(suffixes)}, such as "
             f"{file.stem}{suffixes[0]}"
         )
-    if any(file.resolve() == expanded(image).resolve() for image in images):
+    if any(_is_same(file, expanded(image)) for image in images):
         raise PublishError(f"{file} is one of the images and would be overwritten. Name another file.")
     if file.is_dir():
         raise PublishError(f"{file} is a folder. Name a file in it: {file / 'predictions'}{suffixes[0]}")
-    if file.exists() and not file.is_file():
-        raise PublishError(f"{file} is a pipe or a device, and would be replaced by a file. Name another file.")
+    require_replaceable(file, is_page if ".html" in suffixes else _is_table)
     try:
-        ensure_writable(file.parent, 0)
+        ensure_writable(behind_links(file).parent, 0)
     except OSError as error:
         raise PublishError(f"{file} cannot be written: {error.strerror}. Name another file.") from None
 
 
+def _is_table(file: Path) -> bool:
+    from twinrun.prediction.rows import is_table
+
+    return is_table(file)
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    """Whether two paths name one file, also by links, another spelling, or the case where it does not matter."""
+    try:
+        return file.samefile(other)
+    except OSError:
+        return file.resolve() == other.resolve()
+
+
 def _write(rows: Sequence["Row"], out: Path, top: int) -> None:
-    from twinrun.base.files import write_table, write_text
+    from twinrun.base.files import behind_links, write_table, write_text
     from twinrun.prediction.rows import table_of
     from twinrun.tables.sheet import sheet_text
 
-    table = table_of(rows, top)
+    table, file = table_of(rows, top), behind_links(out)
     if out.suffix.lower() == ".parquet":
-        write_table(table, out)
+        write_table(table, file)
         return
-    write_text(sheet_text([table.column_names, *(list(row.values()) for row in table.to_pylist())]), out)
+    write_text(sheet_text([table.column_names, *(list(row.values()) for row in table.to_pylist())]), file)
 
 
 def _write_sheet(rows: Sequence["Row"], pictures: dict[int, str], model: str, sheet: Path) -> None:
-    from twinrun.base.files import write_text
+    from twinrun.base.files import behind_links, write_text
     from twinrun.evaluation.sheet import Tile, sheet_html
 
     tiles = [
@@ -267,7 +284,7 @@ def _write_sheet(rows: Sequence["Row"], pictures: dict[int, str], model: str, sh
     if len(rows) > len(tiles):
         notes.append(f"The first {len(tiles):,} of {len(rows):,} images.")
     title = f"{len(rows):,} image{'' if len(rows) == 1 else 's'}"
-    write_text(sheet_html(tiles, title=title, notes=notes), sheet)
+    write_text(sheet_html(tiles, title=title, notes=notes), behind_links(sheet))
 
 
 def _print(rows: Sequence["Row"], classes: Sequence[str]) -> None:

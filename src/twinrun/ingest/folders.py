@@ -130,18 +130,18 @@ def list_folder(
 def list_images(
     root: Path, out: Path, levels: Levels = "auto", leave_out: Sequence[str] = (), *, follow_links: bool = False
 ) -> Listing:
-    """List any folder of images, except those in `out`; folders are labels where there are two or more of them.
+    """List any folder of images; folders are labels where there are two or more of them.
 
-    Unreadable folders, files without a place in the reading and reports of earlier checks are left out with a note. If
-    there are two readings, the likelier is used, and a note names both. Raises SourceError where the folder is missing
-    or has no images.
+    The folder `out` is left out, unless it has more than the report of an earlier check. Unreadable folders, files
+    without a place in the reading and reports of earlier checks are left out with a note. If there are two readings,
+    the likelier is used, and a note names both. Raises SourceError where the folder is missing or has no images.
     """
     if not root.is_dir():
         raise SourceError(
             f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Name a folder of images."
         )
-    around = root.resolve().is_relative_to(out.resolve())
-    walk = walk_folder(root, leave_out, [] if around else [out], REPORT_FILES, follow_links=follow_links)
+    has_more = out.is_dir() and any(path.name not in REPORT_FILES for path in out.glob("[!.]*"))
+    walk = walk_folder(root, leave_out, [] if has_more else [out], REPORT_FILES, follow_links=follow_links)
     if not walk.files:
         raise SourceError(f"{root} has no images in it. Name a folder of images.{_said(walk)}")
     readings = _readings(walk, levels)

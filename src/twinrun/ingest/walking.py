@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twinrun.base.errors import SourceError
+from twinrun.base.files import IN_DVC_CACHE
 from twinrun.base.printing import escaped
 from twinrun.base.regular_files import open_regular
 from twinrun.ingest.listing import some_names, words_of
@@ -39,7 +40,6 @@ _HEIF_BRANDS = (
     *(b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"),
     *(b"mif1", b"msf1", b"avif", b"avis"),
 )
-_IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
 _LOOKED_AT = 512
 _DEEPEST = 100  # levels of folders
 _MOST_PATHS = 1000  # to one folder by links: folders that link to one another have exponentially many
@@ -202,7 +202,7 @@ def _target_outside(entry: "os.DirEntry[str]", inside: Path) -> Path | None:
         target = Path(entry.path).resolve(strict=True)
     except (OSError, RuntimeError):
         return None
-    return None if target.is_relative_to(inside) or _IN_DVC_CACHE.search(target.as_posix()) else target
+    return None if target.is_relative_to(inside) or IN_DVC_CACHE.search(target.as_posix()) else target
 
 
 def _files_below(folder: str) -> int:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from twinrun.base.errors import DataError
 from twinrun.base.printing import escaped
 from twinrun.core.arrays import Pixels
 from twinrun.prediction.classifier import ImageClassifier
+from twinrun.tables.sheet import read_sheet
 
 MISSING = "No such file"  # the error of a row
 
@@ -46,6 +49,19 @@ def rows_of(table: pa.Table) -> list[Row]:
         )
         for row in table.to_pylist()
     ]
+
+
+def is_table(path: Path) -> bool:
+    """Whether a .csv or .parquet file has the columns of `table_of`, and no others."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            names = pq.read_schema(path).names
+        else:
+            sheet = read_sheet(path, "--out", DataError)
+            names = [cell for line in sheet.lines[:1] for cell in line.cells] if sheet.delimiter == "," else []
+    except (DataError, pa.ArrowException):
+        return False
+    return bool(names == table_of([], (len(names) - 2) // 2).column_names)
 
 
 def _columns(place: int) -> tuple[str, str]:

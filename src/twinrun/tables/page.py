@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 _STYLE = Path(__file__).with_name("page.css")
+_MARK = b'<meta name="generator" content="Twinrun">'  # in each template
+_LOOKED_AT = 1000  # bytes
 
 
 def fill_page(template: Path, **values: Any) -> str:
@@ -13,3 +15,9 @@ def fill_page(template: Path, **values: Any) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     filled = environment.from_string(template.read_text(encoding="utf-8"))
     return filled.render(page_style=_STYLE.read_text(encoding="utf-8"), **values)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `fill_page` made."""
+    with path.open("rb") as file:
+        return _MARK in file.read(_LOOKED_AT)

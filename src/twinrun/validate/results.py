@@ -3,10 +3,12 @@
 import csv
 import io
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from twinrun.base.files import read_json
 from twinrun.dataset.manifest import SPLITS
 from twinrun.validate.findings import Verdict
 
@@ -66,6 +68,11 @@ def result_json(verdict: Verdict, table: "pa.Table") -> dict[str, Any]:
     }
 
 
+def is_result(path: Path) -> bool:
+    """Whether a file is one that `result_json` was written to."""
+    return {"format", "passed", "decisions", "expectations"} <= read_json(path).keys()
+
+
 def findings_table(verdict: Verdict, table: "pa.Table") -> "pa.Table":
     """A row for each affected image: check, severity, number of the violation, image, message, proposal."""
     import pyarrow as pa
@@ -97,6 +104,17 @@ def findings_schema() -> "pa.Schema":
 
     names = ("check", "severity", "path", "words", "action", "label")
     return pa.schema({**{name: pa.string() for name in names}, "violation": pa.int64()})
+
+
+def is_findings(path: Path) -> bool:
+    """Whether a file is one that `findings_table` was written to."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return bool(pq.read_schema(path).names == findings_schema().names)
+    except pa.ArrowException:
+        return False
 
 
 def distributions_csv(verdict: Verdict, table: "pa.Table") -> str:
