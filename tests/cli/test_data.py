@@ -449,6 +449,27 @@ def test_a_split_file_that_was_not_used_is_not_changed_to_what_was_drawn_without
     assert (drawn.folder / SPLITS).read_bytes() == written
 
 
+def test_a_split_file_that_a_person_saved_with_a_spreadsheet_keeps_its_form(drawn: Project) -> None:
+    first = run_twinrun(drawn.folder, "data", "split")
+    file, elsewhere = drawn.folder / SPLITS, drawn.folder / "elsewhere.csv"
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = [[row["split"], row["path"], "look, again", row["pixels_sha256"]] for row in csv.DictReader(lines)]
+    saved = "\r\n".join(map(";".join, [["split", "path", "note", "pixels_sha256"], *rows[3:]])) + "\r\n"
+    elsewhere.write_bytes(f"\ufeff{saved}".encode())
+    file.unlink()
+    file.symlink_to(elsewhere)
+
+    second, third = (run_twinrun(drawn.folder, "data", "split") for _ in range(2))
+
+    assert (first.code, second.code, third.code) == (0, 0, 0), second.said
+    added = "".join(f"{split};{path};;{pixels}\r\n" for split, path, _, pixels in rows[:3])
+    assert elsewhere.read_bytes().decode() == f"\ufeff{saved}{added}"
+    assert file.is_symlink()
+    assert "60 images" in second.said
+    assert "of which 3 were added" in second.said
+    assert "of which 0 were added" in third.said
+
+
 def test_a_split_cannot_be_written_before_there_is_one(photos: Path) -> None:
     folder = photos.parent
     write_preset(folder, "folder")

@@ -6,9 +6,16 @@ from typing import Any
 import pytest
 
 from twinrun.base.errors import DataError
-from twinrun.validate.fixed_splits import FixedSplit, fixed_splits, fixed_splits_csv, read_fixed_splits, with_images
+from twinrun.validate.fixed_splits import (
+    FixedSplit,
+    fixed_splits,
+    fixed_splits_csv,
+    read_fixed_splits,
+    read_with_sheet,
+    with_images,
+)
 
-LINES = [FixedSplit("a.png", "train", "aa"), FixedSplit("b.png", "test", "bb", (("by", "Ann, Bo"),))]
+LINES = [FixedSplit("a.png", "train", "aa"), FixedSplit("b.png", "test", "bb")]
 
 
 def _facts(**pixels: str) -> dict[str, list[Any]]:
@@ -17,7 +24,7 @@ def _facts(**pixels: str) -> dict[str, list[Any]]:
     return {"path": names, "pixels_sha256": list(pixels.values()), "split": [None] * len(names)}
 
 
-def test_what_is_written_is_what_is_read_with_the_columns_of_others(tmp_path: Path) -> None:
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "splits.csv").write_text(fixed_splits_csv(LINES), encoding="utf-8")
 
     lines = read_fixed_splits(tmp_path / "splits.csv")
@@ -26,7 +33,6 @@ def test_what_is_written_is_what_is_read_with_the_columns_of_others(tmp_path: Pa
         ("a.png", "train", "aa"),
         ("b.png", "test", "bb"),
     ]
-    assert lines[1].more == (("by", "Ann, Bo"),)
     assert lines[1].where.endswith("splits.csv, line 3")
 
 
@@ -60,7 +66,6 @@ def test_new_images_come_behind_the_lines_and_known_ones_are_brought_up_to_date(
         ("b.png", "val", "cc"),
         ("d.png", "train", "dd"),
     ]
-    assert lines[1].more == LINES[1].more
 
 
 @pytest.mark.parametrize(
@@ -83,12 +88,31 @@ def test_a_csv_that_is_wrong_is_refused_with_its_line(text: str, problem: str, t
         read_fixed_splits(tmp_path / "gone.csv")
 
 
-def test_notes_in_columns_without_a_name_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            'by;Split;path;pixels_sha256;;\r\n\r\n"Ann; Bo";Val;"a.png";aa;note;\r\nCy;TEST;b.png;bb',
+            'by;Split;path;pixels_sha256;;\r\n\r\n"Ann; Bo";Val;"a.png";aa;note;\r\nCy;test;b.png;cc;;\r\n'
+            ";train;d.png;dd;;\r\n",
+        ),
+        (
+            "sep=,\npath,split,note\na.png,val,'=1\nb.png,test\n",
+            "sep=,\npath,split,note,pixels_sha256\na.png,val,'=1,aa\nb.png,test,,cc\nd.png,train,,dd\n",
+        ),
+    ],
+)
+def test_only_lines_that_have_changed_are_written_anew_in_the_columns_of_the_file(
+    tmp_path: Path, text: str, expected: str
+) -> None:
     file = tmp_path / "splits.csv"
-    file.write_text("path,split,,,\na.png,val,first,second,\nb.png,test,,,\n")
+    file.write_text(text, newline="")
+    before, sheet = read_with_sheet(file)
+    images = [FixedSplit("a.png", "val", "aa"), FixedSplit("b.png", "test", "cc"), FixedSplit("d.png", "train", "dd")]
 
-    lines = read_fixed_splits(file)
-    file.write_text(fixed_splits_csv(lines))
+    written = fixed_splits_csv(with_images(before, images), sheet)
+    file.write_text(written, newline="")
+    again = fixed_splits_csv(*read_with_sheet(file))
 
-    assert [line.more for line in lines] == [(("column 3", "first"), ("column 4", "second")), ()]
-    assert read_fixed_splits(file)[0].more == lines[0].more
+    assert written == expected
+    assert again == written

@@ -143,7 +143,7 @@ def fix(
 
 def _add_decisions(decisions: "list[Decision]", out: Path) -> "tuple[list[Decision], list[Decision]]":
     """Append those of `decisions` whose image has none in `out`; returns the decisions that were there, and the new."""
-    from twinrun.base.files import write_text
+    from twinrun.base.files import behind_links, write_text
     from twinrun.tables.sheet import decoded, mark_of
     from twinrun.validate.decisions import decisions_csv, not_decided, read_decisions
 
@@ -153,7 +153,7 @@ def _add_decisions(decisions: "list[Decision]", out: Path) -> "tuple[list[Decisi
     try:
         if new:
             text = decisions_csv(new, decoded(out, "--out", DataError) if there else "")
-            write_text((mark_of(out) if there else "") + text, out)
+            write_text((mark_of(out) if there else "") + text, behind_links(out))
     except OSError as error:
         raise PublishError(f"{out} cannot be written: {error.strerror}. Name another one: --out.") from None
     return before, new
@@ -168,7 +168,8 @@ def split(
 ) -> None:
     """Write the split of every image to a CSV for git; from then on no image in it moves to another split.
 
-    Writes the splits of the last `dvc repro validate`. Set validate.splits in params.yaml to the file. Images are
+    Writes the splits of the last `dvc repro validate`. Set validate.splits in params.yaml to the file. Lines, columns
+    and separators in it stay as they are, but for hashes of images whose pixels changed. Images are
     recognised by path and pixels, so renamed and relabelled ones stay too. New images fill up validate.fractions; after
     the next `dvc repro validate`, run this command again to add them.
 
@@ -176,17 +177,20 @@ def split(
     """
     from collections import Counter
 
-    from twinrun.base.files import write_text
+    from twinrun.base.files import behind_links, write_text
     from twinrun.core.params import load_params
-    from twinrun.validate.fixed_splits import fixed_splits_csv, read_fixed_splits, with_images
+    from twinrun.tables.sheet import mark_of
+    from twinrun.validate.fixed_splits import fixed_splits_csv, read_with_sheet, with_images
 
     setting = load_params().validate.splits
     out = out or Path(setting or SPLITS_FILE)
-    before = read_fixed_splits(out) if out.exists() else []
+    before, sheet = read_with_sheet(out) if out.exists() else ([], None)
     images = _drawn_splits(before, out)
     lines = with_images(before, images)
-    if lines != before:
-        write_text(fixed_splits_csv(lines), out)
+    text = fixed_splits_csv(lines, sheet)
+    is_new = sheet is None or text != sheet.text
+    if is_new:
+        write_text((mark_of(out) if sheet is not None else "") + text, behind_links(out))
     counts = Counter(image.split for image in images)
     sizes = ", ".join(f"{name} {counts[name]:,}" for name in ("train", "val", "test"))
     added = len(lines) - len(before)
@@ -194,7 +198,7 @@ def split(
         f"{out}: {_count(len(images), 'image')} ({sizes}), of which {added:,} {'was' if added == 1 else 'were'} added."
     )
     if setting is not None and Path(setting) == out:
-        print("Commit it to git." if lines != before else "It was up to date.")
+        print("Commit it to git." if is_new else "It was up to date.")
     else:
         print(f"Commit it to git, set validate.splits: {out} in params.yaml, and run: dvc repro")
     _warn_unless_watched(out)

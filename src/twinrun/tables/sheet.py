@@ -8,7 +8,7 @@ behind an apostrophe, and read without it.
 import codecs
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +37,15 @@ _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM
 
 @dataclass(frozen=True)
 class Line:
-    """A line of cells; `number` counts lines of the file from 1, and is the first where cells hold line breaks."""
+    """A line of cells; `number` counts lines of the file from 1, and is the first where cells hold line breaks.
+
+    `start` and `end` are its place in the text of its sheet, in characters.
+    """
 
     number: int
     cells: tuple[str, ...]
+    start: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,22 @@ def read_sheet(path: Path, setting: str, error: type[TwinrunError]) -> Sheet:
     if "\0" in text:
         number = text[: text.index("\0")].count("\n") + 1
         raise error(f"{named}, line {number}: this is not CSV (it has a NUL character; {setting}).")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    lines, end = [], 0
+    taken = 0
+
+    def of_file() -> Iterator[str]:
+        nonlocal taken
+        for line in io.StringIO(text, newline=""):
+            taken += len(line)
+            yield line
+
+    reader = csv.reader(of_file(), delimiter=delimiter, strict=True)
+    lines, end, start = [], 0, 0
     try:
         for cells in reader:
             number, end = end + 1, reader.line_num
             if number > skipped and any(cell.strip() for cell in cells):
-                lines.append(Line(number, tuple(unguarded(cell) for cell in cells)))
+                lines.append(Line(number, tuple(unguarded(cell) for cell in cells), start, taken))
+            start = taken
     except csv.Error as problem:
         raise error(f"{named}, line {end + 1}: this is not CSV ({problem}; {setting}).") from None
     return Sheet(lines, text, delimiter)
@@ -142,6 +156,19 @@ def sheet_text(rows: Iterable[Sequence[object]], delimiter: str = ",", end: str 
         writer.writerow([guarded(cell) if isinstance(cell, str) else cell for cell in row])
         lines.append(line.getvalue().removesuffix("\r\n") + end)
     return "".join(lines)
+
+
+def edited_text(sheet: Sheet, changed: Mapping[Line, Sequence[str]], new: Iterable[Sequence[str]]) -> str:
+    """The text of `sheet` with other cells in some of its lines, and with `new` lines; the rest is as it was."""
+    text, at = "", 0
+    for line, cells in sorted(changed.items(), key=lambda item: item[0].start):
+        before = sheet.text[line.start : line.end]
+        text += sheet.text[at : line.start] + sheet_text([cells], sheet.delimiter, before[len(before.rstrip("\r\n")) :])
+        at = line.end
+    text += sheet.text[at:]
+    end = "\r\n" if "\r\n" in text else "\n"
+    added = sheet_text(new, sheet.delimiter, end)
+    return text + (end if added and not text.endswith("\n") else "") + added
 
 
 def guarded(cell: str) -> str:

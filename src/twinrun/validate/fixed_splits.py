@@ -11,14 +11,15 @@ are kept. A line applies to a picture rather than to a name:
 A line whose picture is missing does no harm: the picture gets its split again when it is back.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from twinrun.base.errors import DataError
 from twinrun.dataset.manifest import SPLITS, SplitName
 from twinrun.dataset.table import Columns
-from twinrun.tables.sheet import cells_by_column, column_names, read_sheet, sheet_text
+from twinrun.tables.sheet import Sheet, cells_by_column, column_names, edited_text, read_sheet, sheet_text
 from twinrun.tables.spelling import Names
 
 _COLUMNS = ("path", "split", "pixels_sha256")
@@ -28,17 +29,21 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class FixedSplit:
-    """The split of one picture; `more` are cells of additional columns, and `where` names the line."""
+    """The split of one picture; `where` names the line."""
 
     path: str
     split: SplitName
     pixels_sha256: str | None
-    more: tuple[tuple[str, str], ...] = ()
     where: str = ""
 
 
 def read_fixed_splits(path: Path) -> list[FixedSplit]:
     """Read a CSV of splits; raises DataError, which names the line, where it is not one."""
+    return read_with_sheet(path)[0]
+
+
+def read_with_sheet(path: Path) -> tuple[list[FixedSplit], Sheet]:
+    """The splits in a CSV, as `read_fixed_splits` reads them, and the CSV, which has a header and a line for each."""
     try:
         sheet = read_sheet(path, _SETTING, DataError)
     except FileNotFoundError:
@@ -53,7 +58,7 @@ def read_fixed_splits(path: Path) -> list[FixedSplit]:
         if other := by_path.get(line.path):
             raise DataError(f"{line.where}: {line.path!r} already has a line ({other.where}). Remove one of them.")
         by_path[line.path] = line
-    return list(by_path.values())
+    return list(by_path.values()), sheet
 
 
 def fixed_splits(facts: Columns, lines: Sequence[FixedSplit]) -> list[SplitName | None]:
@@ -95,14 +100,28 @@ def with_images(lines: Sequence[FixedSplit], images: Sequence[FixedSplit]) -> li
     return [*known, *(image for image in images if image.path not in paths)]
 
 
-def fixed_splits_csv(lines: Sequence[FixedSplit]) -> str:
-    """The CSV that `read_fixed_splits` reads."""
-    others = list(dict.fromkeys(name for line in lines for name, _ in line.more))
-    rows = [
-        [line.path, line.split, line.pixels_sha256 or "", *(dict(line.more).get(name, "") for name in others)]
-        for line in lines
-    ]
-    return sheet_text([[*_COLUMNS, *others], *rows])
+def fixed_splits_csv(lines: Sequence[FixedSplit], sheet: Sheet | None = None) -> str:
+    """The CSV that `read_fixed_splits` reads.
+
+    Where the first of `lines` were read from `sheet`, it is the text of the sheet with the others at its end, in its
+    columns. Of its own lines, only those are written anew whose split or pixels have changed.
+    """
+    if sheet is None:
+        return sheet_text([_COLUMNS, *([line.path, line.split, line.pixels_sha256 or ""] for line in lines)])
+    header, *own = sheet.lines
+    names, changed = [cell.strip().lower() for cell in header.cells], {}
+    if _COLUMNS[2] not in names:
+        names.append(_COLUMNS[2])
+        changed[header] = [*header.cells, _COLUMNS[2]]
+    for line, written in zip(lines, own, strict=False):
+        cells = dict(zip(names, written.cells, strict=False))
+        if (line.split, line.pixels_sha256) != _split_and_pixels(cells):
+            values = {"split": line.split, "pixels_sha256": line.pixels_sha256 or ""}
+            changed[written] = [
+                values.get(name, cell) for name, cell in zip_longest(names, written.cells, fillvalue="")
+            ]
+    new = [asdict(line) for line in lines[len(own) :]]
+    return edited_text(sheet, changed, [[line.get(name) or "" for name in names] for line in new])
 
 
 def _as_named(lines: Sequence[FixedSplit], paths: Iterable[str]) -> list[FixedSplit]:
@@ -128,12 +147,16 @@ def _line(header: Sequence[str], cells: Sequence[str], where: str) -> FixedSplit
     path = row.get("path", "")
     if not path:
         raise DataError(f"{where}: the path is empty.")
-    name = row.get("split", "").strip().lower()
-    split = next((split for split in SPLITS if split == name), None)
+    split, pixels = _split_and_pixels(row)
     if split is None:
         raise DataError(f"{where}: the split must be train, val or test, found {row.get('split', '')!r}.")
-    more = tuple((name, cell) for name, cell in row.items() if name not in _COLUMNS)
-    return FixedSplit(path, split, row.get("pixels_sha256", "").strip() or None, more, where)
+    return FixedSplit(path, split, pixels, where)
+
+
+def _split_and_pixels(cells: Mapping[str, str]) -> tuple[SplitName | None, str | None]:
+    name = cells.get("split", "").strip().lower()
+    split = next((split for split in SPLITS if split == name), None)
+    return split, cells.get("pixels_sha256", "").strip() or None
 
 
 def _require_agreement(facts: Columns, matches: Sequence[FixedSplit | None]) -> None:
