@@ -66,7 +66,8 @@ ORT := src/twinrun/serving/page/ort
 phone:  ## fetch what lets the page look at photos in the browser: three files of onnxruntime-web, by npm, checked by their sha256
 	@mkdir -p $(ORT) && cd $(ORT) && { sha256sum --status -c ../ort.sha256 2> /dev/null || { \
 	  folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT; \
-	  npm pack --silent --pack-destination "$$folder" onnxruntime-web@1.30.0 > /dev/null; \
+	  command -v npm > /dev/null || { echo "npm is not here" >&2; exit 1; }; \
+	  npm pack --loglevel=error --pack-destination "$$folder" onnxruntime-web@1.30.0 > /dev/null; \
 	  tar -xzf "$$folder"/*.tgz -C "$$folder" $$(sed 's|.*  |package/dist/|' ../ort.sha256); \
 	  (cd "$$folder/package/dist" && sha256sum --quiet -c "$(CURDIR)/src/twinrun/serving/page/ort.sha256"); \
 	  cp "$$folder"/package/dist/ort* .; }; }
@@ -74,7 +75,7 @@ phone:  ## fetch what lets the page look at photos in the browser: three files o
 axe:  ## fetch axe-core, which tests the page for accessibility, by npm, checked by its sha256
 	@cd tests/serving && { sha256sum --status -c axe.sha256 2> /dev/null || { \
 	  folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT; \
-	  npm pack --silent --pack-destination "$$folder" axe-core@4.14.1 > /dev/null; \
+	  npm pack --loglevel=error --pack-destination "$$folder" axe-core@4.14.1 > /dev/null; \
 	  tar -xzf "$$folder"/*.tgz -C "$$folder" package/axe.min.js; \
 	  (cd "$$folder/package" && sha256sum --quiet -c "$(CURDIR)/tests/serving/axe.sha256"); \
 	  cp "$$folder/package/axe.min.js" .; }; }
@@ -85,7 +86,8 @@ wheel: setup  ## build the wheel into dist/, with these files in it
 	@.venv/bin/uv build --wheel --no-build-isolation --python .venv/bin/python
 
 app: setup  ## open the page that sorts waste, at http://127.0.0.1:5001 (PORT=5002 for another port); it needs no training and no network
-	@$(MAKE) phone &> /dev/null || echo "npm is not here: photos are looked at by this machine's server, and not in the browser"
+	@said=$$(npm_config_fetch_retries=0 $(MAKE) phone 2>&1) || { sed -n 1,5p <<< "$$said"; \
+	  echo "Photos are looked at by this machine's server, and not in the browser, for the reason above"; }
 	@$(ACTIVATE) && twinrun app $(OTHER_PORT)
 
 serve: setup  ## serve the champion at http://127.0.0.1:5001: a page and an API (MODEL=name for another model, PORT=5002 for another port)
@@ -130,8 +132,8 @@ setup:  # uv comes from the lock too; a moved project gets its own path back wit
 	  .venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock; \
 	  .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; \
 	  packages=$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	  echo ../../../../src > $$packages/_editable_impl_twinrun.pth; \
-	  echo 'import twinrun.before_dvc; twinrun.before_dvc.watch()' > $$packages/_twinrun.pth; \
+	  echo ../../../../src > "$$packages/_editable_impl_twinrun.pth"; \
+	  echo 'import twinrun.before_dvc; twinrun.before_dvc.watch()' > "$$packages/_twinrun.pth"; \
 	  echo "$$ACTIVATE_HOOK" >> .venv/bin/activate; \
 	  echo "$(WANTED)" > .venv/.made-from; }
 
