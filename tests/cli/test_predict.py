@@ -414,6 +414,30 @@ def test_a_run_that_was_ended_goes_on_where_it_stopped(
     assert not list(Path().glob(".*.unfinished"))
 
 
+def test_two_runs_that_write_one_file_do_not_take_each_others_parts(
+    project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _photos(project, "a.png", "b.png")
+    inner: list[subprocess.CompletedProcess[str]] = []
+    read = ImageClassifier.read
+
+    def read_while_another_runs(self: ImageClassifier, image: Any) -> Any:
+        if not inner:
+            command = [sys.executable, "-m", "twinrun", "predict", "b.png", "--out", "all.csv", "--model", BUNDLE]
+            inner.append(subprocess.run(command, capture_output=True, text=True, timeout=120, check=False))
+        return read(self, image)
+
+    monkeypatch.setattr(ImageClassifier, "read", read_while_another_runs)
+    monkeypatch.setattr(classifier, "single_threads", InOrder)
+    ended = twinrun("predict", "a.png", "b.png", "--out", "all.csv", "--model", BUNDLE)
+
+    assert inner[0].returncode == 2, inner[0].stderr
+    assert "Another process writes all.csv. Wait for it to end, or name another file." in inner[0].stderr
+    assert ended.code == 0, ended.err
+    assert [row["path"] for row in _rows(Path("all.csv"))] == ["a.png", "b.png"]
+    assert not list(Path().glob(".*.unfinished"))
+
+
 def test_what_was_classified_of_other_files_is_not_used(
     project: Path, twinrun: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,7 @@ class DivergedError(TrainingError):
 
 
 class LockHeldError(TrainingError):
-    """Another training writes to the same place."""
+    """Another process writes to the same place."""
 
 
 class InterruptedTraining(TrainingError):

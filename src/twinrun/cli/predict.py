@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -129,7 +130,7 @@ def _predict(
 ) -> list["Row"]:
     from twinrun.cli.chosen import choose_images
     from twinrun.cli.chosen_model import loaded
-    from twinrun.prediction.parts import Parts, remove_parts
+    from twinrun.prediction.parts import Parts, locked_parts, remove_parts
 
     chosen = choose_images(images)
     read = [*images, *map(str, chosen.lists)]
@@ -144,13 +145,14 @@ def _predict(
         if model.note:
             print(model.note, file=sys.stderr)
         top = min(top, len(model.bundle.classes))
-        parts = None if out is None else Parts(out, model.bundle, chosen.paths, top, spread.parts)
-        if parts is not None and spread.on is not Engine.local:
-            _classify_elsewhere(parts, model, len(chosen.paths), trust, spread)
-        rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0, parts)
-    if out is not None:
-        _write(rows, out, top)
-        remove_parts(out)
+        with nullcontext() if out is None else locked_parts(out):
+            parts = None if out is None else Parts(out, model.bundle, chosen.paths, top, spread.parts)
+            if parts is not None and spread.on is not Engine.local:
+                _classify_elsewhere(parts, model, len(chosen.paths), trust, spread)
+            rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0, parts)
+            if out is not None:
+                _write(rows, out, top)
+                remove_parts(out)
     if sheet is not None:
         _write_sheet(rows, pictures, model.name, sheet)
     _print(rows, model.bundle.classes)

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twinrun.base.errors import BundleError, DataError
+from twinrun.base.errors import BundleError, DataError, LockHeldError
 from twinrun.base.files import write_json, write_table
 from twinrun.base.printing import print, without_library_output
 from twinrun.core.keyed import keyed_bits
@@ -29,6 +29,7 @@ from twinrun.prediction.rows import Row, classified, rows_of, table_of
 
 PART_IMAGES = 500  # so many are classified again after a kill, at most
 LOG = "log.txt"
+_LOCK = "lock"
 _JOB, _BUNDLE, _ROWS, _STARTS, _PROCESS = "job.json", "bundle", "rows.parquet", "starts.json", "process-"
 _ATTEMPTS = 2
 _SHARES = 4  # processes for each slot, one after another, so that a slow one holds up little
@@ -58,8 +59,7 @@ class Parts:
         self.starts = range(0, len(paths), size)
         key, job = _key(bundle, paths, top, size), self._folder / _JOB
         if not job.is_file() or _read_job(job).get("key") != key:
-            remove_parts(out)
-            self._folder.mkdir(parents=True)
+            _empty(self._folder)
             names = [str(path) for path in paths]
             write_json({"key": key, "paths": names, "top": top, "size": size, "test": _test(bundle)}, job)
 
@@ -143,6 +143,31 @@ def work(folder: Path) -> int:
             paths = [Path(name) for name in job["paths"][start : start + job["size"]]]
             _write(list(classified(classifier, paths, job["top"])), job["top"], _part_folder(folder.parent, start))
     return 0
+
+
+@contextmanager
+def locked_parts(out: Path) -> Iterator[None]:
+    """Keep the parts of `out` for this process; raises LockHeldError where another one has them."""
+    from filelock import FileLock, Timeout
+
+    folder = _folder(out)
+    folder.mkdir(exist_ok=True)
+    try:
+        held = FileLock(folder / _LOCK).acquire(timeout=0)
+    except Timeout:
+        raise LockHeldError(f"Another process writes {out}. Wait for it to end, or name another file.") from None
+    with held:
+        yield
+
+
+def _empty(folder: Path) -> None:
+    """Remove all in a folder of parts but its lock, which this process has."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            path.unlink()
 
 
 def remove_parts(out: Path) -> None:
