@@ -98,6 +98,20 @@ def test_a_line_that_a_crash_cut_off_costs_no_other_photo(tmp_path: Path) -> Non
     assert [item.label for item in read_feedback(tmp_path)] == ["3", "4", "4"]
 
 
+def test_a_table_of_something_else_is_refused_before_the_photos_are_judged(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.folder)
+    with serving(_app(FEEDBACK)) as served:
+        assert served.teach(digit_png(3), "3")[0] == 201
+    Path("photo.png").write_bytes(digit_png(0))
+
+    with pytest.raises(DataError, match=r"photo\.png, line 1: the byte 0x89 is not UTF-8 text"):
+        _command(capsys, "data", "feedback", "--out", "photo.png")
+
+    assert Path("photo.png").read_bytes() == digit_png(0)
+
+
 def test_copies_of_test_images_and_wrong_labels_are_held_back_and_only_accepted_photos_become_data(
     project: Project,
     write_digits: Any,

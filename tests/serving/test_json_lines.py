@@ -2,12 +2,15 @@
 
 import json
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from serving_support import digit_png, digits_engine, serving
+from tracking_support import free_port
 
 from twinrun.serving.answer_log import AnswerLog
 from twinrun.serving.app import make_app
@@ -46,6 +49,19 @@ def test_a_window_that_the_disk_cut_off_costs_no_other_window(tmp_path: Path) ->
     lines.append(windows[3])
 
     assert [window.time for window in read_windows(file)] == ["0", "2", "3"]
+
+
+@pytest.mark.parametrize("option", ["--log", "--watch"])
+def test_a_file_of_something_else_gets_no_lines(tmp_path: Path, option: str) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(digit_png(0))
+    command = [sys.executable, "-m", "twinrun", "app", "--no-open", "--port", str(free_port()), option, "photo.png"]
+
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert ended.returncode == 1
+    assert f"photo.png ({option}) is not a file of JSON lines, and would be damaged" in ended.stderr
+    assert photo.read_bytes() == digit_png(0)
 
 
 @contextmanager

@@ -228,6 +228,20 @@ def test_a_sweep_that_exists_is_neither_started_again_nor_lost(swept: SweepProje
     assert "twinrun sweep --resume one.yaml" in output
 
 
+def test_a_sweep_begins_in_no_folder_with_files_of_a_person(swept: SweepProject) -> None:
+    mine = Path("data/sweeps/two/best.yaml")
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    shutil.copy("one.yaml", "two.yaml")
+
+    code, output = swept.run("sweep", "two.yaml")
+
+    assert code == 1
+    assert "data/sweeps/two/best.yaml is of no sweep, and would be lost" in output
+    assert [path.name for path in mine.parent.iterdir()] == ["best.yaml"]
+    assert mine.read_text() == "mine"
+
+
 def another_lock() -> None:
     with Path("requirements.lock").open("a") as lock:
         lock.write("# another line\n")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from training_support import TrainableProject
 from typer.testing import CliRunner
 
-from twinrun.base.errors import ModelError
+from twinrun.base.errors import ModelError, PublishError
 from twinrun.cli.main import app
 from twinrun.core.keyed import id_keys
 from twinrun.core.params import TrainParams, load_params
@@ -276,6 +276,24 @@ def test_the_command_lr_prints_a_suggestion_and_draws_it(trainable: TrainablePro
     assert Path(".twinrun/lr/lr.png").read_bytes()[1:4] == b"PNG"
     assert Path(".twinrun/lr/lr.csv").read_text().startswith("learning_rate,loss,smoothed_loss\n1e-06,")
     assert not Path("data/out/train").exists()
+
+
+@pytest.mark.parametrize("name", ["lr.csv", "lr.png"])
+def test_the_command_lr_replaces_its_own_files_and_none_of_a_person(trainable: TrainableProject, name: str) -> None:
+    trainable.set(model="mlp", batch_size=256)
+    mine = Path("plots", name)
+    mine.parent.mkdir()
+    mine.write_bytes(b"a photo of mine")
+    command = ["lr", "--steps", "10", "--out", "plots"]
+
+    refused = CliRunner().invoke(app, command)
+
+    assert isinstance(refused.exception, PublishError)
+    assert f"plots/{name} exists, is not what this command writes, and would be lost" in str(refused.exception)
+    assert [path.read_bytes() for path in mine.parent.iterdir()] == [b"a photo of mine"]
+
+    mine.unlink()
+    assert [CliRunner().invoke(app, command).exit_code for _ in range(2)] == [0, 0]
 
 
 def test_a_whitened_first_convolution_gives_maps_of_variance_one_and_is_not_trained(params: TrainParams) -> None:

@@ -341,11 +341,14 @@ def _check_feedback(out: Path) -> int:
     from twinrun.core.params import load_params
     from twinrun.evaluation.sheet import Tile, picture_of, sheet_html
     from twinrun.serving.feedback import FEEDBACK, read_feedback
+    from twinrun.validate.decisions import read_decisions
 
     items = read_feedback(FEEDBACK)
     if not items:
         print(f"There is no feedback in {FEEDBACK}. Users send some to: twinrun serve --feedback")
         return 0
+    if out.exists():
+        read_decisions(out)  # which says what is wrong with it before the photos are judged
     photos, pixels = check_feedback(FEEDBACK, items, load_params())
     held = Counter(photo.kind for photo in photos if photo.kind is not None)
     _add_decisions([photo.proposal for photo in photos], out)

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twinrun.base.errors import TrainingError
-from twinrun.base.files import replacing, write_text
+from twinrun.base.files import behind_links, ensure_writable, explained, replacing, require_replaceable, write_text
 from twinrun.base.printing import print
 
 if TYPE_CHECKING:
     from twinrun.training.range_test import RangeTest
 
+_HEADER = "learning_rate,loss,smoothed_loss\n"
+_SOFTWARE = "twinrun lr"  # in the PNG
 _PACK, _MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
 
 
@@ -41,6 +43,10 @@ def lr(
             "The head of train.freeze: backbone is trained to convergence and has no learning rate. For a range test "
             "set train.freeze: none or batch_norm in params.yaml."
         )
+    with explained(out):
+        ensure_writable(out, 0)
+    for name in ("lr.csv", "lr.png"):
+        require_replaceable(out / name, _is_own, "--out")
     job = prepare_job(params.ingest, params.train, _PACK, _MANIFEST, Path(".twinrun/resume"), Path(".twinrun/features"))
     stop = StopRequest()
     stop.install()
@@ -51,10 +57,9 @@ def lr(
             "the settings of train in params.yaml."
         )
     rows = zip(found.rates.tolist(), found.losses.tolist(), found.smoothed.tolist(), strict=True)
-    out.mkdir(parents=True, exist_ok=True)
     text = "".join(f"{rate!r},{loss!r},{smoothed!r}\n" for rate, loss, smoothed in rows)
-    write_text("learning_rate,loss,smoothed_loss\n" + text, out / "lr.csv")
-    _draw(found, out / "lr.png")
+    write_text(_HEADER + text, behind_links(out / "lr.csv"))
+    _draw(found, behind_links(out / "lr.png"))
     print(
         f"Suggestion: --set train.learning_rate={found.suggestion():.2g}, a tenth of where the loss is lowest "
         f"({found.suggestion() * 10:.2g}); it falls fastest at {found.steepest:.2g}. params.yaml has "
@@ -73,4 +78,10 @@ def _draw(found: "RangeTest", path: Path) -> None:
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
     axes.legend()
     with replacing(path) as temp:
-        figure.savefig(temp, format="png", dpi=150)
+        figure.savefig(temp, format="png", dpi=150, metadata={"Software": _SOFTWARE})
+
+
+def _is_own(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(200)
+    return start.startswith(_HEADER.encode()) or _SOFTWARE.encode() in start

@@ -8,18 +8,27 @@ from typing import Any
 
 from twinrun.base.errors import DataError
 
+_START = b'{"'
+
 
 class JsonLines:
     """Appends to one file, a whole line at a time, also from several threads or processes."""
 
     def __init__(self, path: Path, option: str) -> None:
-        """Open `path`, which `option` named. Raises DataError where it cannot be written."""
+        """Open `path`, which `option` named. Raises DataError where it cannot be written or holds something else."""
         self._path, self._lock = path, threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            start = os.pread(self._file, len(_START), 0) if os.fstat(self._file).st_size else b""
         except OSError as error:
             raise DataError(f"{path} ({option}) cannot be written: {error.strerror}. Name another file.") from None
+        if not _START.startswith(start):
+            os.close(self._file)
+            raise DataError(
+                f"{path} ({option}) is not a file of JSON lines, and would be damaged: nothing was added. Name another "
+                "file."
+            )
 
     def append(self, content: dict[str, Any]) -> None:
         """Add one line. Raises OSError where the disk does not take it; what it took of the line stays, by itself."""

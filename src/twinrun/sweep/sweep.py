@@ -37,6 +37,7 @@ from twinrun.sweep.table import Row, Standing, best_row, promoted, table_csv
 from twinrun.sweep.worker import LOG, RESULT, read_ending
 
 IDENTITY, TABLE, BEST, STUDY = "sweep.json", "trials.csv", "best.yaml", "study.log"
+_LOCK, _JOBS = "sweep.lock", "jobs"
 LOCK_S = 20.0
 _ATTEMPTS = 3  # of a worker that was killed or refused: another one may be luckier
 
@@ -388,13 +389,19 @@ def open_sweep(
             " Remove the folder, and begin again."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "sweep.lock")
+    others = sorted({path.name for path in folder.glob("[!.]*")} - {_LOCK, _JOBS})
+    if others and not (folder / IDENTITY).exists():  # which is written first
+        raise SweepError(
+            f"{folder / others[0]} is of no sweep, and would be lost. A sweep has the name of its file: rename {file}, "
+            f"or move what is in {folder} away."
+        )
+    lock = FileLock(folder / _LOCK)
     try:
         held = lock.acquire(timeout=LOCK_S)  # trials of a driver that was killed hold it until they have stopped
     except Timeout:
         raise LockHeldError(f"Another process runs the sweep {folder}. Wait for it to end, or stop it.") from None
     with held:
-        launcher = launch(folder / "jobs")
+        launcher = launch(folder / _JOBS)
         try:
             worker = describe_driver(params)
             identity = _identity(plan, params, worker)
@@ -404,9 +411,9 @@ def open_sweep(
                     f"belong to this one.{_details(known.get('worker', {}), worker, changed)}\n"
                     f"Put that back, or begin a new sweep: rename {file}, or remove the folder."
                 )
-            write_text(text, folder / "params.yaml")
             journal_id = str(known.get("journal") or uuid.uuid4().hex)
             write_json({"journal": journal_id, "parts": identity, "worker": worker}, folder / IDENTITY)
+            write_text(text, folder / "params.yaml")
             write_json(worker, folder / DRIVER)
             journal = _open_journal(journal_id, file.stem, plan, params)
             try:
