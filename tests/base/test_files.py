@@ -261,3 +261,16 @@ def test_a_full_disk_is_named_whichever_language_found_it_full(tmp_path: Path) -
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     assert names(tmp_path) == []
+
+
+def test_a_file_that_is_replaced_stays_as_private_as_it_was_and_can_be_written(tmp_path: Path) -> None:
+    for name, mode in (("private", 0o600), ("shared", 0o664), ("protected", 0o444)):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+        write_text("new", tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "private")
+    write_text("new", tmp_path / "link")
+
+    modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in tmp_path.iterdir()}
+    assert modes.pop("link") != 0o600
+    assert modes == {"private": 0o600, "shared": 0o664, "protected": 0o644}

@@ -39,7 +39,8 @@ IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cac
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there takes the place of `path` on a clean exit.
 
-    Raises PublishError, with the path and what to do, where the folder is read-only or the disk full.
+    Who may read and write a file stays the same, and its owner always may write it. Raises PublishError, with the path
+    and what to do, where the folder is read-only or the disk full.
     """
     temp = _temporary(path)
     try:
@@ -47,6 +48,9 @@ def replacing(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
             yield temp
+            with suppress(OSError):  # usually there is none
+                if stat.S_ISREG(mode := path.lstat().st_mode):
+                    temp.chmod(mode & 0o777 | stat.S_IWUSR)
             _sync(temp)
             temp.replace(path)
             _sync_folder(path.parent)
