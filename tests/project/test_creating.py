@@ -113,6 +113,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
         (PublishError, "file is not a folder", ("file", "digits", None, ())),
         (ParamsError, "Did you mean mnist?", ("demo", "mnits", None, ())),
         (ParamsError, "did you mean train.learning_rate", ("demo", "mnist", None, ("train.lr=1",))),
+        (ParamsError, "did you mean train.learning_rate", ("new/above/demo", "mnist", None, ("train.lr=1",))),
         (SourceError, "does not exist", ("demo", "photos", place / "nowhere", ())),
         (SourceError, "brings its own images", ("demo", "digits", photos, ())),
         (SourceError, "is a link to a folder", ("demo", "photos", linked, ())),

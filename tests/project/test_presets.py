@@ -1,9 +1,11 @@
 """Presets: a full params.yaml with comments from the defaults and a few lines."""
 
 import re
+import resource
 from pathlib import Path
 
 import pytest
+from data_support import run_twinrun
 from typer.testing import CliRunner
 
 from twinrun.base.errors import ParamsError
@@ -155,3 +157,23 @@ def test_values_go_into_a_section_on_one_line_and_the_rest_stays() -> None:
 def test_a_value_that_would_change_something_else_is_refused(name: str, value: str) -> None:
     with pytest.raises(ParamsError, match=f"  {re.escape(f'train.{name}: {value}')}\nWrite each of these"):
         with_values(OWN, {("train", *name.split(".")): value, ("train", "model"): "c"})
+
+
+def test_a_params_yaml_that_a_full_disk_cannot_keep_stays_and_no_half_of_it_is_kept(tmp_path: Path) -> None:
+    write_preset(tmp_path, "digits")
+    params = tmp_path / "params.yaml"
+    params.write_text(params.read_text().replace("\ntrain:", "\n# mine\ntrain:"))
+    (tmp_path / "dvc.yaml").touch()
+    before = params.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        ran = run_twinrun(tmp_path, "preset", "mnist")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert ran.code == 1
+    assert ".yaml cannot be written: it would be larger than" in ran.said
+    assert params.read_bytes() == before
+    assert [path for path in (tmp_path / ".twinrun").rglob("*") if path.is_file()] == []

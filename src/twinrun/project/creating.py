@@ -57,6 +57,7 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
     outer = _git_above(folder)
     exists = folder.is_dir()  # then built in it: it may be a mount point, or its parent read-only
     unfinished = (folder if exists else folder.parent) / f"{_UNFINISHED}{folder.name}-{uuid.uuid4().hex[:8]}"
+    new_above = [above for above in unfinished.parents if not above.exists()]
     try:
         with explained(folder / GITIGNORE if exists else folder):
             unfinished.mkdir(parents=True)
@@ -79,6 +80,9 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
         if isinstance(error, TwinrunError):  # the temporary folder is gone when its message is read
             error.args = (str(error).replace(str(unfinished), str(folder)),)
         shutil.rmtree(unfinished, ignore_errors=True)
+        with suppress(OSError):
+            for above in new_above:
+                above.rmdir()
         raise
     return Created(folder, committed)
 

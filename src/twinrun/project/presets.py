@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from twinrun.base.errors import ParamsError
-from twinrun.base.files import write_text
+from twinrun.base.files import replacing, write_text
 from twinrun.core.params import PARAMS, Params, flat_settings, parse_params
 from twinrun.core.yaml import plain, read_yaml
 
@@ -113,8 +113,8 @@ def _keep_old(folder: Path, text: str) -> Path | None:
     if old == text.encode() or old in (params_text(name).encode() for name in preset_names()):
         return None
     kept = _OLD / f"{hashlib.sha256(old).hexdigest()[:8]}.yaml"
-    (folder / kept).parent.mkdir(parents=True, exist_ok=True)
-    (folder / kept).write_bytes(old)
+    with replacing(folder / kept) as temp:
+        temp.write_bytes(old)
     return kept
 
 
