@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import stat
 from collections import Counter
 from pathlib import Path
 
@@ -456,6 +457,7 @@ def test_a_split_file_that_a_person_saved_with_a_spreadsheet_keeps_its_form(draw
         rows = [[row["split"], row["path"], "look, again", row["pixels_sha256"]] for row in csv.DictReader(lines)]
     saved = "\r\n".join(map(";".join, [["split", "path", "note", "pixels_sha256"], *rows[3:]])) + "\r\n"
     elsewhere.write_bytes(f"\ufeff{saved}".encode())
+    elsewhere.chmod(0o640)
     file.unlink()
     file.symlink_to(elsewhere)
 
@@ -465,6 +467,7 @@ def test_a_split_file_that_a_person_saved_with_a_spreadsheet_keeps_its_form(draw
     added = "".join(f"{split};{path};;{pixels}\r\n" for split, path, _, pixels in rows[:3])
     assert elsewhere.read_bytes().decode() == f"\ufeff{saved}{added}"
     assert file.is_symlink()
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o640
     assert "60 images" in second.said
     assert "of which 3 were added" in second.said
     assert "of which 0 were added" in third.said

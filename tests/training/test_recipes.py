@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from training_support import TrainableProject
+from training_support import TrainableProject, change_params
 from typer.testing import CliRunner
 
 from twinrun.base.errors import ModelError, PublishError
@@ -294,6 +294,17 @@ def test_the_command_lr_replaces_its_own_files_and_none_of_a_person(trainable: T
 
     mine.unlink()
     assert [CliRunner().invoke(app, command).exit_code for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.usefixtures("trainable")
+def test_the_command_lr_draws_no_picture_among_the_images() -> None:
+    Path("images/cat").mkdir(parents=True)
+    change_params(Path("params.yaml"), "ingest", {"source": "folder", "path": "images"})
+
+    result = CliRunner().invoke(app, ["lr", "--steps", "10", "--out", "images/cat/plots"])
+
+    assert "images/cat/plots lies in the images (ingest.path), and lr.png would be one of them" in str(result.exception)
+    assert list(Path("images").rglob("*")) == [Path("images/cat")]
 
 
 def test_a_whitened_first_convolution_gives_maps_of_variance_one_and_is_not_trained(params: TrainParams) -> None:

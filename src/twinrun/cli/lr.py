@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.base.errors import TrainingError
+from twinrun.base.errors import PublishError, TrainingError
 from twinrun.base.files import behind_links, ensure_writable, explained, replacing, require_replaceable, write_text
 from twinrun.base.printing import print
 
 if TYPE_CHECKING:
+    from twinrun.core.params import IngestParams
     from twinrun.training.range_test import RangeTest
 
 _HEADER = "learning_rate,loss,smoothed_loss\n"
@@ -43,6 +44,7 @@ def lr(
             "The head of train.freeze: backbone is trained to convergence and has no learning rate. For a range test "
             "set train.freeze: none or batch_norm in params.yaml."
         )
+    _require_apart(out, params.ingest)
     with explained(out):
         ensure_writable(out, 0)
     for name in ("lr.csv", "lr.png"):
@@ -65,6 +67,19 @@ def lr(
         f"({found.suggestion() * 10:.2g}); it falls fastest at {found.steepest:.2g}. params.yaml has "
         f"{params.train.learning_rate:g}.\nPlot: {out / 'lr.png'}, numbers: {out / 'lr.csv'}"
     )
+
+
+def _require_apart(out: Path, ingest: "IngestParams") -> None:
+    """Raise PublishError where `out` lies among the images of the project, of which lr.png would be one more."""
+    from twinrun.ingest.listing import source_folder
+
+    if ingest.source == "digits":
+        return
+    images, place = source_folder(ingest).resolve(), out.resolve()
+    if place.is_relative_to(images) and not any(part.startswith(".") for part in place.relative_to(images).parts):
+        raise PublishError(
+            f"{out} lies in the images (ingest.path), and lr.png would be one of them. Name another --out."
+        )
 
 
 def _draw(found: "RangeTest", path: Path) -> None:
