@@ -28,10 +28,17 @@ def command(name: str, folder: Path) -> str:
 def fetch(name: str, folder: Path, stems: list[str]) -> None:
     """Put the checked files of the source `name` that are called after `stems` into `folder`, each whole or not at all.
 
-    Raises SourceError where no mirror gives a file with the right checksum.
+    An archive that a person fetched is unpacked and stays. Raises SourceError where no mirror gives a file with the
+    right checksum.
     """
     if name == "cifar10":
-        archive = folder / "cifar-10-binary.tar.gz"
+        from torchvision.datasets.utils import check_integrity
+
+        fetched = folder / _CIFAR10_URL.rpartition("/")[2]
+        if check_integrity(str(fetched), _CIFAR10_MD5):
+            unpack(fetched, folder, stems)
+            return
+        archive = fetched.with_name(f".{fetched.name}")
         _fetch_one([_CIFAR10_URL], _CIFAR10_MD5, archive)
         unpack(archive, folder, stems)
         archive.unlink()
