@@ -264,8 +264,13 @@ def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing
         (["0.png", "--sheet", "mine.html"], r"mine\.html exists, is not what this command writes"),
         (["0.png", "--show"], r"predictions\.html exists, is not what this command writes"),
         (["0.png", "--out", "broken.csv"], r"broken\.csv is a link to a file that does not exist"),
+        (
+            ["0.png", "--model", "7", "--out", "new/a/labels.csv", "--sheet", "new/b.html"],
+            r"has no version 7; it has 1",
+        ),
+        (["0.png", "--out", "good.csv/in/it.csv"], r"good\.csv/in/it\.csv cannot be written: "),
     ],
-    ids=range(23),
+    ids=range(25),
 )
 def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     arguments: list[str], message: str, project: Path, twinrun: Callable[..., Ended]
@@ -290,6 +295,7 @@ def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     assert re.search(f"(?s){message}", ended.err)
     assert "Traceback" not in ended.err
     assert {path: path.read_bytes() for path in project.glob("*") if path.is_file()} == before
+    assert not (project / "new").exists()
 
 
 def test_files_of_an_earlier_run_are_replaced_where_a_link_leads(
@@ -423,19 +429,19 @@ def test_two_runs_that_write_one_file_do_not_take_each_others_parts(
 
     def read_while_another_runs(self: ImageClassifier, image: Any) -> Any:
         if not inner:
-            command = [sys.executable, "-m", "twinrun", "predict", "b.png", "--out", "all.csv", "--model", BUNDLE]
+            command = [sys.executable, "-m", "twinrun", "predict", "b.png", "--out", "new/all.csv", "--model", BUNDLE]
             inner.append(subprocess.run(command, capture_output=True, text=True, timeout=120, check=False))
         return read(self, image)
 
     monkeypatch.setattr(ImageClassifier, "read", read_while_another_runs)
     monkeypatch.setattr(classifier, "single_threads", InOrder)
-    ended = twinrun("predict", "a.png", "b.png", "--out", "all.csv", "--model", BUNDLE)
+    ended = twinrun("predict", "a.png", "b.png", "--out", "new/all.csv", "--model", BUNDLE)
 
     assert inner[0].returncode == 2, inner[0].stderr
-    assert "Another process writes all.csv. Wait for it to end, or name another file." in inner[0].stderr
+    assert "Another process writes new/all.csv. Wait for it to end, or name another file." in inner[0].stderr
     assert ended.code == 0, ended.err
-    assert [row["path"] for row in _rows(Path("all.csv"))] == ["a.png", "b.png"]
-    assert not list(Path().glob(".*.unfinished"))
+    assert [row["path"] for row in _rows(Path("new/all.csv"))] == ["a.png", "b.png"]
+    assert [path.name for path in Path("new").iterdir()] == ["all.csv"]
 
 
 def test_what_was_classified_of_other_files_is_not_used(

@@ -45,11 +45,11 @@ def lr(
             "set train.freeze: none or batch_norm in params.yaml."
         )
     _require_apart(out, params.ingest)
-    with explained(out):
-        ensure_writable(out, 0)
     for name in ("lr.csv", "lr.png"):
         require_replaceable(out / name, _is_own, "--out")
     job = prepare_job(params.ingest, params.train, _PACK, _MANIFEST, Path(".twinrun/resume"), Path(".twinrun/features"))
+    with explained(out):
+        ensure_writable(out, 0)
     stop = StopRequest()
     stop.install()
     found = range_test(job, lowest=lowest, highest=highest, steps=steps, stop=stop)

@@ -242,8 +242,10 @@ def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str
     if file.is_dir():
         raise PublishError(f"{file} is a folder. Name a file in it: {file / 'predictions'}{suffixes[0]}")
     require_replaceable(file, is_page if ".html" in suffixes else _is_table)
+    folder = behind_links(file).parent
     try:
-        ensure_writable(behind_links(file).parent, 0)
+        # Not the folder itself, which is only created once there is something to write.
+        ensure_writable(next(above for above in (folder, *folder.parents) if above.exists()), 0)
     except OSError as error:
         raise PublishError(f"{file} cannot be written: {error.strerror}. Name another file.") from None
 

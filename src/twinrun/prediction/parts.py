@@ -151,7 +151,7 @@ def locked_parts(out: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder = _folder(out)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(folder / _LOCK).acquire(timeout=0)
     except Timeout:
@@ -162,7 +162,7 @@ def locked_parts(out: Path) -> Iterator[None]:
 
 def _empty(folder: Path) -> None:
     """Remove all in a folder of parts but its lock, which this process has."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
