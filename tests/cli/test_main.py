@@ -235,6 +235,17 @@ def test_an_argument_that_is_empty_is_not_taken_for_this_folder(
     assert ended.err.startswith("An argument is empty")
 
 
+@pytest.mark.parametrize("command", [("drift",), ("data", "drift")])
+def test_images_that_cannot_be_compared_have_another_exit_code_than_those_that_drifted(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no project: no champion, no traffic
+
+    ended = twinrun(*command)
+
+    assert (ended.code, ended.out) == (2, "")
+
+
 def test_sync_says_what_it_did_and_fails_where_the_tracker_is_away(
     project: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
 ) -> None:

@@ -281,7 +281,7 @@ def drift(
         str | None, typer.Option("--model", help="Name of the model; by default register.model_name of params.yaml.")
     ] = None,
 ) -> None:
-    """Compare the present training data with those of the champion. Exit code: 0 alike, 1 they differ.
+    """Compare the present training data with those of the champion. Exit code: 0 alike, 1 they differ, 2 not compared.
 
     Compares the distributions of facts, the labels and the images, and stops nothing. To check drift in the pipeline,
     set validate.reference to a table of facts. For images that were served: twinrun drift.
@@ -294,9 +294,13 @@ def drift(
     from twinrun.twins.material import MANIFEST, TABLE
     from twinrun.validate.searches.drift import drift_lines, find_drift
 
-    params = load_params()
-    before = champion_facts(Path.cwd(), find_tracker(), model or params.register.model_name)
-    lines = drift_lines(find_drift(before, facts_used(Path(TABLE), Path(MANIFEST)), seed=params.validate.seed))
+    try:
+        params = load_params()
+        before = champion_facts(Path.cwd(), find_tracker(), model or params.register.model_name)
+        lines = drift_lines(find_drift(before, facts_used(Path(TABLE), Path(MANIFEST)), seed=params.validate.seed))
+    except TwinrunError as error:
+        error.exit_code = _NOT_CHECKED
+        raise
     print("\n".join(lines) or "The data have the same distributions, labels and images as those of the champion.")
     raise SystemExit(1 if lines else 0)
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.base.errors import DataError
+from twinrun.base.errors import DataError, TwinrunError
 from twinrun.base.printing import print
 
 if TYPE_CHECKING:
     from twinrun.serving.engine import Engine
 
 _LABEL = "[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_NOT_COMPARED = 2  # exit code
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*", re.IGNORECASE)
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for the whole network.")]
@@ -128,13 +129,18 @@ def drift(
     """Compare served images with the test split of their model, in windows of 500 answers. No image is needed.
 
     Compares brightness, sharpness, sizes, labels and kinds of answers. Without drift, at most 1% of windows are
-    reported. Exit code: 0 the newest window is alike, 1 it differs. For training data: twinrun data drift.
+    reported. Exit code: 0 the newest window is alike, or there is none yet, 1 it differs, 2 not compared. For training
+    data: twinrun data drift.
 
     Examples: twinrun serve --watch traffic.jsonl, then twinrun drift
     """
     from twinrun.serving.traffic import read_windows
 
-    windows = read_windows(file)
+    try:
+        windows = read_windows(file)
+    except TwinrunError as error:
+        error.exit_code = _NOT_COMPARED
+        raise
     if not windows:
         print(f"{file} has no window yet: the first is written after 500 answers.")
         return
