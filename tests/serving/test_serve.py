@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from data_support import run_twinrun
 from PIL import Image
 from tracking_support import free_port, wait_for
 
@@ -408,6 +409,18 @@ def test_a_second_ctrl_c_while_the_server_starts_is_no_traceback_and_a_taken_por
     assert "Traceback" not in said
     assert refused.returncode == 1
     assert f"Choose another port: twinrun app --port {port + 1} (make app PORT={port + 1})" in refused.stdout
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_refused_without_the_advice_to_choose_another_port(
+    host: str, tmp_path: Path
+) -> None:
+    refused = run_twinrun(tmp_path, "app", "--host", host)
+
+    assert refused.code == 1
+    assert f"cannot listen on {host}:5001: " in refused.said
+    assert "Name an address of this machine, or 0.0.0.0 for all: --host" in refused.said
+    assert "port:" not in refused.said
 
 
 def _no_project() -> str:

@@ -4,6 +4,7 @@ One process fills the cores with threads, since decoders and ONNX Runtime let go
 kills a process. Each loads the model and follows the champion by itself; uvicorn's supervisor starts them.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from twinrun.serving.engine import Engine
 
+_LAST_PORT = 65_535
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _DRAIN_S = 30  # for requests that have begun when the server is to end
 _NOT_STARTED = 3  # exit code by which uvicorn's supervisor sees that it is no use to try again
@@ -143,10 +145,14 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
     try:
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise TrackingError(
-            f"The server cannot listen on {host}:{port}: {error.strerror}. Choose another port: "
-            f"twinrun {target} --port {port + 1} (make {target} PORT={port + 1})"
-        ) from None
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # what follows repeats the address
+        other = port + 1 if port < _LAST_PORT else port - 1
+        advice = (
+            f"Choose another port: twinrun {target} --port {other} (make {target} PORT={other})"
+            if error.errno in (errno.EADDRINUSE, errno.EACCES)
+            else "Name an address of this machine, or 0.0.0.0 for all: --host"
+        )
+        raise TrackingError(f"The server cannot listen on {host}:{port}: {reason}. {advice}") from None
     with listening:
         # For its connections, as asyncio sees no TCP in a socket that was created this way and leaves it unset.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
