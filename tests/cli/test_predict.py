@@ -245,7 +245,8 @@ def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing
         ),
         (["0.png", "--model", "data/out/gone"], r"There is no folder data/out/gone\. .*dvc checkout restores it"),
         (["0.png", "--model", "@best"], r"no version with the alias 'best'; its versions are 1\. Name one: --model 1"),
-        (["0.png", "--model", "data"], r"The model in data is not the one that was written:\n +data/manifest\.json"),
+        (["0.png", "--model", "data"], r"data is not the folder of a model: .* such as data/out/train/bundle"),
+        (["0.png", "--model", "data/out/train"], r"Name another folder, such as data/out/train/bundle"),
         (["empty"], r"There are no images in empty\."),
         (["*.tiff"], r"No file matches \*\.tiff"),
         (["gone.csv"], r"gone\.csv cannot be read: No such file"),
@@ -270,7 +271,7 @@ def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing
         ),
         (["0.png", "--out", "good.csv/in/it.csv"], r"good\.csv/in/it\.csv cannot be written: "),
     ],
-    ids=range(25),
+    ids=range(26),
 )
 def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     arguments: list[str], message: str, project: Path, twinrun: Callable[..., Ended]

@@ -136,6 +136,7 @@ def read_stored(folder: Path, undone: str) -> StoredBundle:
     """Read and check the bundle in `folder`. Raises BundleError, which names each fault and says what was not done."""
     files, faults = _read_files(folder)
     if faults:
+        _require_bundle(folder, undone)
         shown = [*faults[:_FAULTS_SHOWN], *(["and more"] if len(faults) > _FAULTS_SHOWN else [])]
         raise BundleError(
             "\n".join([f"The model in {folder} is not the one that was written:", *(f"  {fault}" for fault in shown)])
@@ -160,6 +161,18 @@ def read_stored(folder: Path, undone: str) -> StoredBundle:
             f"{model.weights_hash[:12]}.... The files are of two models, so it was not {undone}."
         )
     return StoredBundle(model, files)
+
+
+def _require_bundle(folder: Path, undone: str) -> None:
+    """Raise BundleError for a folder of other things, which a person named by mistake."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names and names.isdisjoint((MANIFEST, MODEL, WEIGHTS)):
+        inner = folder / "bundle"
+        other = inner if inner.is_dir() else "data/out/train/bundle"
+        raise BundleError(
+            f"{folder} is not the folder of a model: it has no {MANIFEST}, {MODEL} and {WEIGHTS}, so it was not "
+            f"{undone}. Name another folder, such as {other}"
+        )
 
 
 def tensors_hash(weights: bytes) -> str:
