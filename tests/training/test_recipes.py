@@ -272,7 +272,7 @@ def test_the_command_lr_prints_a_suggestion_and_draws_it(trainable: TrainablePro
     result = CliRunner().invoke(app, ["lr", "--steps", "20", "--highest", "10"], catch_exceptions=False)
 
     assert result.exit_code == 0
-    assert "Suggestion: --set train.learning_rate=" in result.stdout
+    assert "Try it: dvc exp run -S train.learning_rate=" in result.stdout
     assert Path(".twinrun/lr/lr.png").read_bytes()[1:4] == b"PNG"
     assert Path(".twinrun/lr/lr.csv").read_text().startswith("learning_rate,loss,smoothed_loss\n1e-06,")
     assert not Path("data/out/train").exists()

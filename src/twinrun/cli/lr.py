@@ -63,9 +63,10 @@ def lr(
     write_text(_HEADER + text, behind_links(out / "lr.csv"))
     _draw(found, behind_links(out / "lr.png"))
     print(
-        f"Suggestion: --set train.learning_rate={found.suggestion():.2g}, a tenth of where the loss is lowest "
-        f"({found.suggestion() * 10:.2g}); it falls fastest at {found.steepest:.2g}. params.yaml has "
-        f"{params.train.learning_rate:g}.\nPlot: {out / 'lr.png'}, numbers: {out / 'lr.csv'}"
+        f"Suggestion: {found.suggestion():.2g}, a tenth of where the loss is lowest ({found.suggestion() * 10:.2g}); "
+        f"it falls fastest at {found.steepest:.2g}. params.yaml has {params.train.learning_rate:g}.\n"
+        f"Try it: dvc exp run -S train.learning_rate={found.suggestion():.2g}\n"
+        f"Plot: {out / 'lr.png'}, numbers: {out / 'lr.csv'}"
     )
 
 
