@@ -50,6 +50,7 @@ def test_two_workers_that_were_interrupted_and_then_killed_give_the_table_of_one
     code, output = swept.run("sweep", "two.yaml", "--workers", "2", "--resume")
 
     assert code == 0, output
+    assert "training it and params.yaml with 1 new seed\n" in output
     assert swept.table("two") == swept.table("one")
     trials = [run for run in runs(swept.folder) if run.tags.get("twinrun.sweep") == "two"]
     names = sorted(run.tags.get("twinrun.trial", "the sweep") for run in trials)

@@ -233,7 +233,9 @@ class Sweep:
         )
         text += f": {len(rivals)} trial{'' if len(rivals) == 1 else 's'}"
         text += f", {failed} failed" if failed else ""
-        text += f", trials {', '.join(map(str, sorted(going_on)))} go on" if stop is not None else ""
+        if stop is not None:
+            numbers = ", ".join(map(str, sorted(going_on)))
+            text += f", trial {numbers} goes on" if len(going_on) == 1 else f", trials {numbers} go on"
         text += f"; best so far: {self._number(best.metric)}, trial {best.number}" if best else ""
         self._say(text)
         if best is not None and best.metric is not None:
@@ -305,8 +307,11 @@ class Sweep:
         stop = self._stops[trial.rung]
         if not trial.standing.reached(stop):
             return "ended early, and is started again"
-        score = trial.standing.score(stop, self.plan.metric, self._params.train.keep)
-        return f"{self._number(score)} after {len(trial.standing.epochs)} epochs ({values})"
+        score, epochs = (
+            trial.standing.score(stop, self.plan.metric, self._params.train.keep),
+            len(trial.standing.epochs),
+        )
+        return f"{self._number(score)} after {epochs} epoch{'' if epochs == 1 else 's'} ({values})"
 
     def _with_new_seeds(self, kind: str, values: Mapping[str, Scalar]) -> list[Path]:
         """The folders of trainings with new seeds, prepared: of the `best` settings, or those of params.yaml."""
@@ -323,7 +328,8 @@ class Sweep:
         """Train the best settings with new seeds, and finish those of params.yaml in `base`, which have the same."""
         if not base:
             return None
-        self._say(f"trial {best.number} is the best; training it and params.yaml with {len(base)} new seeds")
+        seeds = f"{len(base)} new seed{'' if len(base) == 1 else 's'}"
+        self._say(f"trial {best.number} is the best; training it and params.yaml with {seeds}")
         folders = [*self._with_new_seeds("best", best.values), *base]
         while left := [each for each in folders if not Standing.read(each).reached(None)]:
             self._work([(each, None) for each in left if each not in self._submitted])
