@@ -235,6 +235,15 @@ def test_an_argument_that_is_empty_is_not_taken_for_this_folder(
     assert ended.err.startswith("An argument is empty")
 
 
+@pytest.mark.parametrize("command", ["models", "history"])
+@pytest.mark.usefixtures("project")
+def test_a_model_that_is_named_and_does_not_exist_is_an_error(command: str, twinrun: Callable[..., Ended]) -> None:
+    ended = twinrun(command, "--model", "twinrun-digit")
+
+    assert (ended.code, ended.out) == (1, "")
+    assert "There is no model 'twinrun-digit'" in ended.err
+
+
 @pytest.mark.parametrize("command", [("drift",), ("data", "drift")])
 def test_images_that_cannot_be_compared_have_another_exit_code_than_those_that_drifted(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]

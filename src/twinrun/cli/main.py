@@ -125,6 +125,8 @@ def models(model: Model = None) -> None:
     registry = _registry(model)
     versions = registry.versions()
     if not versions:
+        if model is not None:
+            raise registry.missing()
         print(str(registry.missing()))
         return
     table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -221,6 +223,8 @@ def history(model: Model = None) -> None:
     registry = _registry(model)
     entries = registry.history()
     if not entries:
+        if model is not None and not registry.versions():
+            raise registry.missing()
         print(f"No version of {registry.name!r} has been promoted here yet.")
         return
     table = Table(title=registry.name, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -466,7 +470,10 @@ def _main() -> None:
     _join_lines_of_help(app)
     given = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
     if "" in sys.argv[1:] or any(re.fullmatch("--[a-z-]+=", each) for each in given):  # an empty path is this folder
-        print("An argument is empty; perhaps it is a variable that is not set. This folder is .", file=sys.stderr)
+        print(
+            "An argument is empty; perhaps it is a variable that is not set. Write a value, or . for this folder.",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     try:
         app()
