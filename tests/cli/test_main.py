@@ -244,6 +244,18 @@ def test_a_model_that_is_named_and_does_not_exist_is_an_error(command: str, twin
     assert "There is no model 'twinrun-digit'" in ended.err
 
 
+def test_weights_are_fetched_into_a_project_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    ended = twinrun("weights", "fetch", "resnet18")
+
+    assert ended.code == 1
+    assert "This folder is not a project" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("command", [("drift",), ("data", "drift")])
 def test_images_that_cannot_be_compared_have_another_exit_code_than_those_that_drifted(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]

@@ -27,6 +27,9 @@ def fetch(
 
     Examples: twinrun weights fetch resnet18, twinrun weights fetch timm/convnext_atto
     """
+    from twinrun.core.params import require_project
+
+    require_project()
     if problem := unknown_network(name):
         raise ModelError(problem[0].upper() + problem[1:] + ".")
     for each in side_by_side(name):
