@@ -271,6 +271,8 @@ def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos:
 
 
 def test_mend_without_a_validation_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    write_preset(tmp_path, "digits")
+
     ran = run_twinrun(tmp_path, "data", "fix")
 
     assert ran.code == 1

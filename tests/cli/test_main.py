@@ -256,6 +256,17 @@ def test_weights_are_fetched_into_a_project_and_nowhere_else(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_no_project_is_named_and_not_its_missing_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    ended = twinrun("data", "fix")
+
+    assert ended.code == 1
+    assert "This folder is not a project" in ended.err
+
+
 @pytest.mark.parametrize("command", [("drift",), ("data", "drift")])
 def test_images_that_cannot_be_compared_have_another_exit_code_than_those_that_drifted(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twinrun: Callable[..., Ended]

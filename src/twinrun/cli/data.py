@@ -128,8 +128,11 @@ def fix(
 
     Examples: twinrun data fix, twinrun data fix --findings twinrun-check/findings.parquet
     """
+    from twinrun.core.params import require_project
     from twinrun.validate.decisions import proposed
 
+    if findings == FINDINGS:
+        require_project()
     before, new = _add_decisions(proposed(_read_findings(findings)), out)
     if not new:
         print("Nothing to propose" + (f" beyond {_count(len(before), 'decision')} in {out}." if before else "."))
