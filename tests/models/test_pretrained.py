@@ -95,6 +95,20 @@ def test_weights_of_a_network_that_others_wrapped_are_found_in_what_their_script
     assert torch.equal(network.get_parameter("layer4.1.conv2.weight"), given["layer4.1.conv2.weight"])
 
 
+def test_weights_of_two_networks_of_which_either_fits_are_refused_and_a_part_of_another_shape_is_passed_over(
+    tmp_path: Path,
+) -> None:
+    given = get_model("resnet18").state_dict()
+    smaller = {f"first.{name}": tensor[:1] if tensor.ndim else tensor for name, tensor in given.items()}
+    second = {f"second.{name}": tensor for name, tensor in given.items()}
+
+    network = _from_file("resnet18", {**smaller, **second}, tmp_path)
+    with pytest.raises(ModelError, match=r"hold 2 networks that fit: second\., third\."):
+        _from_file("resnet18", {**second, **{f"third.{name}": tensor for name, tensor in given.items()}}, tmp_path)
+
+    assert torch.equal(network.get_parameter("layer1.0.conv1.weight"), given["layer1.0.conv1.weight"])
+
+
 def test_weights_of_a_deeper_network_that_others_wrapped_are_refused(tmp_path: Path) -> None:
     given = {f"module.{name}": tensor for name, tensor in get_model("resnet34").state_dict().items()}
 

@@ -60,7 +60,7 @@ def test_a_file_of_something_else_gets_no_lines(tmp_path: Path, option: str) -> 
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
     assert ended.returncode == 1
-    assert f"photo.png ({option}) is not a file of JSON lines, and would be damaged" in ended.stderr
+    assert f"photo.png ({option}) is not a file of JSON lines, and nothing was added to it" in ended.stderr
     assert photo.read_bytes() == digit_png(0)
 
 

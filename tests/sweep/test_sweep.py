@@ -238,7 +238,7 @@ def test_a_sweep_begins_in_no_folder_with_files_of_a_person(swept: SweepProject)
     code, output = swept.run("sweep", "two.yaml")
 
     assert code == 1
-    assert "data/sweeps/two/best.yaml is of no sweep, and would be lost" in output
+    assert "data/sweeps/two/best.yaml does not belong to a sweep, and would be lost" in output
     assert [path.name for path in mine.parent.iterdir()] == ["best.yaml"]
     assert mine.read_text() == "mine"
 

@@ -136,7 +136,7 @@ class MissingModelError(RegistryError):
 
 # Errors of the disk that is written to, whichever file they name.
 OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_interrupts: list[int] = []  # the signals of Ctrl-C that this process has heard
+_interrupts: list[int] = []  # SIGINTs that this process received
 _STOPPED = "\nStopped by Ctrl-C; nothing half-written was left behind."
 
 

@@ -32,14 +32,15 @@ MANIFEST = "manifest.json"
 _TEMP_PREFIX = ".unfinished-"
 _ABANDONED_S = 86400.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
-IN_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")  # where `cache.type: symlink` makes DVC link to
+# Where `cache.type: symlink` makes DVC link to.
+IN_DVC_CACHE = re.compile(r"/(files/md5|cache)/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there takes the place of `path` on a clean exit.
 
-    Who may read and write a file stays the same, and its owner always may write it. Raises PublishError, with the path
+    The permission bits of a file stay the same, and its owner always may write it. Raises PublishError, with the path
     and what to do, where the folder is read-only or the disk full.
     """
     temp = _temporary(path)

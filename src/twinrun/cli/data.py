@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.base.errors import DataError, PublishError, SourceError, TwinrunError
+from twinrun.base.errors import DataError, PublishError, SourceError, TwinrunError, os_problem
 from twinrun.base.paths import expanded
 from twinrun.base.printing import print
 
@@ -172,9 +172,9 @@ def split(
     """Write the split of every image to a CSV for git; from then on no image in it moves to another split.
 
     Writes the splits of the last `dvc repro validate`. Set validate.splits in params.yaml to the file. Lines, columns
-    and separators in it stay as they are, but for hashes of images whose pixels changed. Images are
-    recognised by path and pixels, so renamed and relabelled ones stay too. New images fill up validate.fractions; after
-    the next `dvc repro validate`, run this command again to add them.
+    and separators in it stay as they are, except in lines of images whose pixels changed. Images are recognised by path
+    and pixels, so renamed and relabelled ones stay too. New images fill up validate.fractions; after the next `dvc
+    repro validate`, run this command again to add them.
 
     Examples: twinrun data split, twinrun data split --out data/decisions/splits.csv
     """
@@ -301,9 +301,10 @@ def drift(
         params = load_params()
         before = champion_facts(Path.cwd(), find_tracker(), model or params.register.model_name)
         lines = drift_lines(find_drift(before, facts_used(Path(TABLE), Path(MANIFEST)), seed=params.validate.seed))
-    except TwinrunError as error:
-        error.exit_code = _NOT_CHECKED
-        raise
+    except (TwinrunError, OSError) as error:
+        problem = error if isinstance(error, TwinrunError) else DataError(os_problem(error))
+        problem.exit_code = _NOT_CHECKED
+        raise problem from None
     print("\n".join(lines) or "The data have the same distributions, labels and images as those of the champion.")
     raise SystemExit(1 if lines else 0)
 

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -73,6 +74,12 @@ _SETTINGS = ValidateParams(
 )
 
 
+def _is_report(out: Path, page: Path) -> bool:
+    """Whether a page is one that this command wrote, also before pages had a mark: then its result is beside it."""
+    result = out / _RESULT
+    return is_page(page) or (result.is_file() and is_result(result))
+
+
 def check_folder(
     folder: Path,
     out: Path,
@@ -90,14 +97,14 @@ def check_folder(
     Labels and splits are those of its folders, where it has such, read as `levels` says; `leave_out` are patterns of
     paths that are left out; `follow_links` and `rules` are as in ingest. Wrong labels are searched for where `labels`
     says so. With a `reference`, drift is measured against it. Returns the verdict and notes for the terminal. Raises
-    SourceError where there is nothing to check, and PublishError where `out` cannot be written or has another file of
-    that name.
+    SourceError where there is nothing to check, and PublishError where `out` cannot be written or
+    holds another file with one of these names.
     """
     listing = list_images(folder, out, levels, leave_out, follow_links=follow_links)
     size_px = size_px or _usual_size(listing)
     is_new = not out.exists()
     _make_writable(out)
-    for name, is_own in ((REPORT, is_page), (_RESULT, is_result), (FINDINGS, is_findings)):
+    for name, is_own in ((REPORT, partial(_is_report, out)), (_RESULT, is_result), (FINDINGS, is_findings)):
         require_replaceable(out / name, is_own, "--out")
     shape = Shape((size_px, size_px), "rgb", "pad", "bilinear", _MAX_PIXELS, rules)
     settings = _SETTINGS if labels else replace(_SETTINGS, label_errors=LabelErrorParams(folds=0, budget_s=1.0))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from twinrun.core.params import IngestParams
     from twinrun.training.range_test import RangeTest
 
+_OUT = Path(".twinrun/lr")
 _HEADER = "learning_rate,loss,smoothed_loss\n"
 _SOFTWARE = "twinrun lr"  # in the PNG
 _PACK, _MANIFEST = Path("data/out/ingest/images.npy"), Path("data/out/validate/manifest.parquet")
@@ -22,7 +23,7 @@ def lr(
     lowest: Annotated[float, typer.Option(min=1e-12, max=1e3, help="The learning rate of the first step.")] = 1e-6,
     highest: Annotated[float, typer.Option(min=1e-12, max=1e3, help="The learning rate of the last step.")] = 1.0,
     steps: Annotated[int, typer.Option(min=10, max=10_000, help="Steps, each of one batch.")] = 100,
-    out: Annotated[Path, typer.Option(help="Folder for lr.csv and lr.png.")] = Path(".twinrun/lr"),
+    out: Annotated[Path, typer.Option(help="Folder for lr.csv and lr.png.")] = _OUT,
 ) -> None:
     """Suggest a learning rate: train while it rises from step to step, and see where the loss falls.
 
@@ -45,7 +46,7 @@ def lr(
             "set train.freeze: none or batch_norm in params.yaml."
         )
     _require_apart(out, params.ingest)
-    for name in ("lr.csv", "lr.png"):
+    for name in () if out == _OUT else ("lr.csv", "lr.png"):
         require_replaceable(out / name, _is_own, "--out")
     job = prepare_job(params.ingest, params.train, _PACK, _MANIFEST, Path(".twinrun/resume"), Path(".twinrun/features"))
     with explained(out):

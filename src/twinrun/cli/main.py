@@ -406,7 +406,8 @@ def compare(
         write_text(text, behind_links(out))
         print(f"The page: {out}")
     if tracker.is_read_only:
-        print("MLflow's store is read-only, so the page was not added to it; --out FILE writes it elsewhere.")
+        elsewhere = "; --out FILE writes it elsewhere" if out is None else ""
+        print(f"MLflow's store is read-only, so the page was not added to it{elsewhere}.")
     elif not run.is_unpublished:
         log_page(tracker, run.run_id, text)
         print(f"In MLflow: comparison/{PAGE} of {run.title}")

@@ -128,6 +128,7 @@ def _predict(
     trust: bool,
     spread: _Spread,
 ) -> list["Row"]:
+    from twinrun.base.files import behind_links
     from twinrun.cli.chosen import choose_images
     from twinrun.cli.chosen_model import loaded
     from twinrun.prediction.parts import Parts, locked_parts, remove_parts
@@ -135,7 +136,8 @@ def _predict(
     chosen = choose_images(images)
     read = [*images, *map(str, chosen.lists)]
     for file in filter(None, (out, sheet)):
-        require_writable(file, (".csv", ".parquet") if file is out else (".html", ".htm"), read)
+        suffixes, option = ((".csv", ".parquet"), "--out") if file is out else ((".html", ".htm"), "--sheet")
+        require_writable(file, suffixes, read, option)
     if out is None and spread.on is not Engine.local:
         raise DataError(f"--on {spread.on} needs a file for the answers: --out labels.parquet")
     for note in chosen.notes:
@@ -145,14 +147,15 @@ def _predict(
         if model.note:
             print(model.note, file=sys.stderr)
         top = min(top, len(model.bundle.classes))
-        with nullcontext() if out is None else locked_parts(out):
-            parts = None if out is None else Parts(out, model.bundle, chosen.paths, top, spread.parts)
+        target = None if out is None else behind_links(out)
+        with nullcontext() if target is None else locked_parts(target):
+            parts = None if target is None else Parts(target, model.bundle, chosen.paths, top, spread.parts)
             if parts is not None and spread.on is not Engine.local:
                 _classify_elsewhere(parts, model, len(chosen.paths), trust, spread)
             rows, pictures = _answered(model.bundle, chosen.paths, top, _TILES_SHOWN if sheet else 0, parts)
-            if out is not None:
+            if out is not None and target is not None:
                 _write(rows, out, top)
-                remove_parts(out)
+                remove_parts(target)
     if sheet is not None:
         _write_sheet(rows, pictures, model.name, sheet)
     _print(rows, model.bundle.classes)
@@ -224,7 +227,7 @@ def _answered(
     return rows, pictures
 
 
-def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str]) -> None:
+def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str], option: str = "--out") -> None:
     """Raise DataError or PublishError where `file` has another suffix, would be lost, or cannot be written.
 
     It is lost where it is one of the images, or anything but a page or a table of an earlier run.
@@ -241,7 +244,7 @@ def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str
         raise PublishError(f"{file} is one of the images and would be overwritten. Name another file.")
     if file.is_dir():
         raise PublishError(f"{file} is a folder. Name a file in it: {file / 'predictions'}{suffixes[0]}")
-    require_replaceable(file, is_page if ".html" in suffixes else _is_table)
+    require_replaceable(file, is_page if ".html" in suffixes else _is_table, option)
     folder = behind_links(file).parent
     try:
         # Not the folder itself, which is only created once there is something to write.

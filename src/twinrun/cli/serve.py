@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.base.errors import DataError, TwinrunError
+from twinrun.base.errors import DataError, TwinrunError, os_problem
 from twinrun.base.printing import print
 
 if TYPE_CHECKING:
@@ -138,9 +138,10 @@ def drift(
 
     try:
         windows = read_windows(file)
-    except TwinrunError as error:
-        error.exit_code = _NOT_COMPARED
-        raise
+    except (TwinrunError, OSError) as error:
+        problem = error if isinstance(error, TwinrunError) else DataError(os_problem(error))
+        problem.exit_code = _NOT_COMPARED
+        raise problem from None
     if not windows:
         print(f"{file} has no window yet: the first is written after 500 answers.")
         return

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from twinrun.core.params import Params
     from twinrun.sweep.launcher import Launcher
 
-_PAGE = "sweep.html"
-
 
 class Engine(StrEnum):
     """Where trials run."""
@@ -64,7 +62,7 @@ def sweep(
     from twinrun.core.params import load_params
     from twinrun.sweep.page import page, summary
     from twinrun.sweep.plan import load_plan
-    from twinrun.sweep.sweep import BEST, TABLE, open_sweep, resuming
+    from twinrun.sweep.sweep import BEST, PAGE, TABLE, open_sweep, resuming
 
     if not re.fullmatch(r"[\w-][\w.-]*", file.stem):
         raise SweepError(
@@ -79,7 +77,7 @@ def sweep(
         open_sweep(file, plan, resume=resume, launch=launch, say=_say) as running,
     ):
         outcome = running.run()
-        target = outcome.folder / _PAGE
+        target = outcome.folder / PAGE
         write_text(page(outcome), target)
         running.keep(target, outcome.folder / TABLE, outcome.folder / BEST)
     for line in summary(outcome):

@@ -65,7 +65,7 @@ def build_from_source(name: str, source: bytes, channels: int, size_px: Size, cl
     if not isinstance(network, nn.Module):
         raise ModelError(f"{function} in {path} returned {type(network).__name__} and no torch.nn.Module ({_SETTING}).")
     for place, parameter in network.named_parameters():
-        if (parameter.dtype, parameter.device.type) != (torch.float32, "cpu"):
+        if parameter.requires_grad and (parameter.dtype, parameter.device.type) != (torch.float32, "cpu"):
             raise ModelError(
                 f"{place} of {path} is {parameter.dtype} on {parameter.device}, and weights begin as torch.float32 on "
                 f"the CPU ({_SETTING}). Leave their type and device to train.precision and train.accelerator."

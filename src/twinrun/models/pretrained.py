@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twinrun.base.errors import BundleError, ModelError
-from twinrun.base.files import ensure_writable, replacing_folder, write_json
+from twinrun.base.files import MANIFEST, ensure_writable, replacing_folder, write_json
 from twinrun.base.paths import expanded
 from twinrun.base.regular_files import read_regular
 from twinrun.core.networks import (
@@ -109,13 +109,15 @@ def load_weights(setting: str, model: str) -> Pretrained:
             )
         return Pretrained(_parse(data, _file_of(package)), package.sha256, mean, std, in_order=True)
     path = expanded(setting)
-    data = _read(path)
-    if path.name == WEIGHTS and (path.parent / MODEL).exists():  # a model of Twinrun
+    if path.name == WEIGHTS and all((path.parent / name).exists() for name in (MODEL, MANIFEST)):  # a model of Twinrun
         try:
-            prepared = read_stored(path.parent, undone="used").model.preprocessing
+            stored = read_stored(path.parent, "used", advice=f"Copy the folder of that model again ({_SETTING}).")
         except BundleError as error:
-            raise ModelError(f"{error} ({_SETTING})") from None
+            raise ModelError(str(error)) from None
+        data, prepared = stored.files[WEIGHTS], stored.model.preprocessing
         mean, std = tuple(prepared.mean), tuple(prepared.std)
+    else:
+        data = _read(path)
     return Pretrained(_parse(data, path), hashlib.sha256(data).hexdigest(), mean, std)
 
 
@@ -207,14 +209,25 @@ def _start(network: nn.Module, pretrained: Pretrained, prefix: str | None) -> No
 
 
 def _unwrapped(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors of a network that was part of another module, as `module.` of DataParallel, by their names in it."""
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    if not wanted or wanted[0] in given:
+    """The tensors of a network that was part of another module, as `module.` of DataParallel, by their names in it.
+
+    Raises ModelError where several parts of that module fit the network.
+    """
+    wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
+    first = next(iter(wanted), None)
+    if first is None or first in given:
         return given
-    for prefix in (name.removesuffix(wanted[0]) for name in given if name.endswith(f".{wanted[0]}")):
-        if all(prefix + name in given for name in wanted):
-            return {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
-    return given
+    parts = [name.removesuffix(first) for name in given if name.endswith(f".{first}")]
+    fitting = [
+        part for part in parts if all(_fitted(given.get(part + name), own) is not None for name, own in wanted.items())
+    ]
+    if len(fitting) > 1:
+        raise ModelError(
+            f"The pretrained weights hold {len(fitting)} networks that fit: {_some(fitting)}. Name a file that holds "
+            f"one of them ({_SETTING})."
+        )
+    part = fitting[0] if fitting else ""
+    return {name.removeprefix(part): tensor for name, tensor in given.items() if name.startswith(part)}
 
 
 def _further(network: nn.Module, given: Mapping[str, Tensor], prefix: str | None) -> list[str]:
@@ -303,6 +316,12 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(entry, Tensor) or _holds_tensors(entry) for entry in value.values()
+    )
+
+
 def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
@@ -316,7 +335,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
             ".safetensors, or a PyTorch file that holds tensors alone."
         ) from None
     for name in _PLACES:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+        if isinstance(content, Mapping) and _holds_tensors(content.get(name)):
             content = content[name]
     entries = content.items() if isinstance(content, Mapping) else ()
     tensors = {str(name): tensor for name, tensor in entries if isinstance(tensor, Tensor)}

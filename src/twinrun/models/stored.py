@@ -30,6 +30,7 @@ _READABLE_FORMATS = (1, FORMAT)
 _MOST_JSON_BYTES = 64_000_000  # 100,000 classes with the longest names
 _LONGEST_LABEL = 4096
 _FAULTS_SHOWN = 10
+_AGAIN = "Train again (dvc repro -f train) or restore it (dvc checkout --force train)."
 # Of each type in safetensors its name in torch, which is part of the weights hash, and in numpy where it is a float.
 _DTYPES: dict[str, tuple[str, str | None]] = {
     "BOOL": ("torch.bool", None),
@@ -132,15 +133,18 @@ class StoredBundle:
         return folder
 
 
-def read_stored(folder: Path, undone: str) -> StoredBundle:
-    """Read and check the bundle in `folder`. Raises BundleError, which names each fault and says what was not done."""
+def read_stored(folder: Path, undone: str, advice: str = _AGAIN) -> StoredBundle:
+    """Read and check the bundle in `folder`.
+
+    Raises BundleError, which names each fault, says what was not done, and gives the advice.
+    """
     files, faults = _read_files(folder)
     if faults:
         _require_bundle(folder, undone)
         shown = [*faults[:_FAULTS_SHOWN], *(["and more"] if len(faults) > _FAULTS_SHOWN else [])]
         raise BundleError(
             "\n".join([f"The model in {folder} is not the one that was written:", *(f"  {fault}" for fault in shown)])
-            + f"\nIt was not {undone}. Train again (dvc repro -f train) or restore it (dvc checkout --force train)."
+            + f"\nIt was not {undone}. {advice}"
         )
     try:
         model = parse_model(files[MODEL])

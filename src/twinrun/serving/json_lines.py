@@ -26,8 +26,7 @@ class JsonLines:
         if not _START.startswith(start):
             os.close(self._file)
             raise DataError(
-                f"{path} ({option}) is not a file of JSON lines, and would be damaged: nothing was added. Name another "
-                "file."
+                f"{path} ({option}) is not a file of JSON lines, and nothing was added to it. Name another file."
             )
 
     def append(self, content: dict[str, Any]) -> None:

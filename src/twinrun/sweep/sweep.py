@@ -37,6 +37,7 @@ from twinrun.sweep.table import Row, Standing, best_row, promoted, table_csv
 from twinrun.sweep.worker import LOG, RESULT, read_ending
 
 IDENTITY, TABLE, BEST, STUDY = "sweep.json", "trials.csv", "best.yaml", "study.log"
+PAGE = "sweep.html"
 _LOCK, _JOBS = "sweep.lock", "jobs"
 LOCK_S = 20.0
 _ATTEMPTS = 3  # of a worker that was killed or refused: another one may be luckier
@@ -395,11 +396,11 @@ def open_sweep(
             " Remove the folder, and begin again."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    others = sorted({path.name for path in folder.glob("[!.]*")} - {_LOCK, _JOBS})
+    others = [name for name in (TABLE, BEST, STUDY, PAGE, DRIVER) if (folder / name).exists()]
     if others and not (folder / IDENTITY).exists():  # which is written first
         raise SweepError(
-            f"{folder / others[0]} is of no sweep, and would be lost. A sweep has the name of its file: rename {file}, "
-            f"or move what is in {folder} away."
+            f"{folder / others[0]} does not belong to a sweep, and would be lost. A sweep has the name of its "
+            f"file: rename {file}, or move what is in {folder} away."
         )
     lock = FileLock(folder / _LOCK)
     try:

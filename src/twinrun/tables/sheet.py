@@ -166,9 +166,10 @@ def edited_text(sheet: Sheet, changed: Mapping[Line, Sequence[str]], new: Iterab
         text += sheet.text[at : line.start] + sheet_text([cells], sheet.delimiter, before[len(before.rstrip("\r\n")) :])
         at = line.end
     text += sheet.text[at:]
-    end = "\r\n" if "\r\n" in text else "\n"
+    header = sheet.text[: sheet.lines[0].end]
+    end = header[len(header.rstrip("\r\n")) :] or "\n"
     added = sheet_text(new, sheet.delimiter, end)
-    return text + (end if added and not text.endswith("\n") else "") + added
+    return text + (end if added and not text.endswith(("\n", "\r")) else "") + added
 
 
 def guarded(cell: str) -> str:
