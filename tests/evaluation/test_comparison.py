@@ -119,7 +119,7 @@ def test_the_bootstrap_interval_covers_the_truth_and_groups_widen_it() -> None:
     groups = np.repeat(np.arange(60), 5)
     covered, widths = [], []
     for trial in range(300):
-        change = np.repeat(random.choice([-1.0, 0.0, 0.0, 0.0, 1.0], 60), 5)  # a clip changes as a whole
+        change = np.repeat(random.choice(np.array([-1.0, 0.0, 0.0, 0.0, 1.0]), 60), 5)  # a clip changes as a whole
         low, high = bootstrap_interval(change, groups, samples=500, seed=trial)
         alone = bootstrap_interval(change, samples=500, seed=trial)
         covered.append(low <= 0 <= high)
@@ -167,7 +167,7 @@ def test_non_inferiority_at_the_margin_itself_is_claimed_in_one_of_twenty() -> N
     random = np.random.default_rng(1)
     claims = []
     for _ in range(2000):
-        outcome = random.choice([-1.0, 0.0, 1.0], 300, p=[0.08, 0.89, 0.03])  # a true loss of 5 points
+        outcome = random.choice(np.array([-1.0, 0.0, 1.0]), 300, p=[0.08, 0.89, 0.03])  # a true loss of 5 points
         claims.append(non_inferiority(outcome, 0.05) <= 0.05)
 
     assert np.mean(claims) <= 0.06
@@ -255,7 +255,9 @@ def test_a_set_of_images_shows_the_difference_that_it_says_four_times_in_five() 
     flipping = 12 / 254
     found = []
     for _ in range(2000):
-        change = random.choice([-1.0, 0.0, 1.0], 252, p=[(flipping - shown) / 2, 1 - flipping, (flipping + shown) / 2])
+        change = random.choice(
+            np.array([-1.0, 0.0, 1.0]), 252, p=[(flipping - shown) / 2, 1 - flipping, (flipping + shown) / 2]
+        )
         found.append(permutation_test(change)[1] <= 0.05)
 
     assert np.mean(found) == pytest.approx(0.8, abs=0.07)

@@ -68,7 +68,8 @@ def test_a_shift_moves_whole_pixels_by_at_most_the_set_number_and_fills_with_zer
 
 
 def test_a_shift_lets_in_the_image_mirrored_at_its_border_where_that_is_set() -> None:
-    images = np.random.default_rng(0).integers(1, 256, IMAGES.shape, dtype=np.uint8)  # no border is zeros by chance
+    random = np.random.default_rng(0)
+    images = np.full_like(IMAGES, random.integers(1, 256, IMAGES.shape))  # no border is zeros by chance
     wide = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
     side = images.shape[1]
     cuts = np.stack([wide[:, y : y + side, x : x + side] for y in range(7) for x in range(7)])

@@ -289,7 +289,8 @@ def _windows(images: Float32Array, patch_px: int) -> Float32Array:
 def _evened(patches: Float32Array) -> Float32Array:
     """Patches (m, d) normalised to mean 0 and deviation 1, or less for those that are nearly flat."""
     centred = patches - patches.mean(axis=-1, keepdims=True)
-    evened: Float32Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(_CONTRAST_FLOOR))
+    deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(_CONTRAST_FLOOR))
+    evened: Float32Array = np.divide(centred, deviation, dtype=np.float32)
     return evened
 
 
