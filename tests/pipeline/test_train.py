@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -289,7 +290,7 @@ def test_a_read_only_output_folder_is_refused_before_the_first_batch(trainable: 
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 
     done = subprocess.run(
-        [*command, os.environ.get("PYTHON", "python"), "-m", "pipeline.train"],
+        [*command, preloaded.REAL, "-m", "pipeline.train"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(_python_path())},
         capture_output=True,
         text=True,

@@ -133,5 +133,5 @@ def test_facts_of_a_champion_that_are_nowhere_are_named(project: Path, capsys: p
 
     ended = _twinrun("data", "drift")
 
-    assert ended == 1
+    assert ended == 2
     assert "are neither in the workspace nor in DVC's cache or remote" in capsys.readouterr().err
