@@ -85,6 +85,26 @@ def test_a_ctrl_c_that_a_module_in_c_replaces_by_an_error_of_its_own_is_a_senten
     assert (done.returncode, done.stdout + done.stderr) == (130, STOPPED)
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ("DataError('no champion')", 2),
+        ("OSError(errno.ENOSPC, 'No space left on device', 'x')", 2),
+        ("BrokenPipeError(errno.EPIPE, 'Broken pipe')", 141),
+    ],
+)
+def test_a_command_whose_1_is_a_result_ends_with_another_code_where_it_fails(error: str, code: int) -> None:
+    script = (
+        "import errno\nfrom twinrun.base.errors import DataError, failing_with, run_main\n"
+        f"def main():\n    with failing_with(2):\n        raise {error}\nrun_main(main)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
 def test_children_do_not_hear_ctrl_c_and_the_process_that_starts_them_does() -> None:
     with deaf_children():
         child = subprocess.Popen(["sleep", "60"])

@@ -142,23 +142,18 @@ def test_a_folder_that_is_not_what_was_written_does_not_verify(tmp_path: Path, c
     assert folder_faults(tmp_path / "bundle")
 
 
-def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        with replacing_folder(tmp_path / "bundle") as temp:
-            (temp / name).touch()
-
-    assert names(tmp_path / "bundle") == ["manifest.json", "second"]
-    assert names(tmp_path) == ["bundle"]
-
-
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A system without renameat2, such as macOS."""
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
 
 
-@pytest.mark.usefixtures("no_exchange")
-def test_a_folder_takes_the_place_of_the_old_one_where_two_cannot_be_exchanged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["Linux", "without an exchange of two folders"])
+def test_a_folder_takes_the_place_of_the_old_one_whole(
+    tmp_path: Path, request: pytest.FixtureRequest, system: str
+) -> None:
+    if system != "Linux":
+        request.getfixturevalue("no_exchange")
     for name in ("first", "second"):
         with replacing_folder(tmp_path / "bundle") as temp:
             (temp / name).touch()

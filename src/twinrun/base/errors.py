@@ -224,6 +224,19 @@ def run_main(main: Callable[[], None], stage: str | None = None) -> None:
         raise SystemExit(1) from None
 
 
+@contextmanager
+def failing_with(exit_code: int) -> Iterator[None]:
+    """Have an error end the command with `exit_code`, where the usual 1 is a result, such as a difference."""
+    try:
+        yield
+    except (TwinrunError, OSError) as error:
+        if isinstance(error, OSError) and (error.errno is None or isinstance(error, BrokenPipeError)):
+            raise  # which `run_main` knows, or does not either
+        problem = TwinrunError(os_problem(error)) if isinstance(error, OSError) else error
+        problem.exit_code = exit_code
+        raise problem from None
+
+
 def os_problem(error: OSError, path: object = None, *, verb: str = "used") -> str:
     """The message for an error of the operating system, with what to do: for every errno, in one place.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.base.errors import DataError, PublishError, SourceError, TwinrunError, os_problem
+from twinrun.base.errors import DataError, PublishError, SourceError, failing_with
 from twinrun.base.paths import expanded
 from twinrun.base.printing import print
 
@@ -92,7 +92,7 @@ def check(
     from twinrun.validate.messages import summary
     from twinrun.validate.reference import read_reference
 
-    try:
+    with failing_with(_NOT_CHECKED):
         earlier = read_reference(expanded(reference), "--reference", reference.name) if reference else None
         verdict, notes = check_folder(
             expanded(folder),
@@ -105,9 +105,6 @@ def check(
             follow_links=follow_links,
             rules=_rules(depth, ground, bands),
         )
-    except TwinrunError as error:
-        error.exit_code = _NOT_CHECKED
-        raise
     print("\n".join(notes))
     print(summary(verdict, (out / REPORT).as_posix(), None, most_lines=max(_FEWEST_LINES, _MOST_LINES - len(notes))))
     raise SystemExit(1 if verdict.stopping or verdict.warnings else 0)
@@ -297,14 +294,10 @@ def drift(
     from twinrun.twins.material import MANIFEST, TABLE
     from twinrun.validate.searches.drift import drift_lines, find_drift
 
-    try:
+    with failing_with(_NOT_CHECKED):
         params = load_params()
         before = champion_facts(Path.cwd(), find_tracker(), model or params.register.model_name)
         lines = drift_lines(find_drift(before, facts_used(Path(TABLE), Path(MANIFEST)), seed=params.validate.seed))
-    except (TwinrunError, OSError) as error:
-        problem = error if isinstance(error, TwinrunError) else DataError(os_problem(error))
-        problem.exit_code = _NOT_CHECKED
-        raise problem from None
     print("\n".join(lines) or "The data have the same distributions, labels and images as those of the champion.")
     raise SystemExit(1 if lines else 0)
 
@@ -331,12 +324,9 @@ def feedback(
     """
     from twinrun.core.params import require_project
 
-    try:
+    with failing_with(_NOT_CHECKED):
         require_project()
         held = _accept_feedback(out, into) if accept else _check_feedback(out)
-    except TwinrunError as error:
-        error.exit_code = _NOT_CHECKED
-        raise
     raise SystemExit(1 if held else 0)
 
 

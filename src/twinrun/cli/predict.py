@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.base.errors import DataError, PublishError, TwinrunError
+from twinrun.base.errors import DataError, PublishError, failing_with
 from twinrun.base.paths import expanded
 from twinrun.base.printing import add_row, draw, one_line, print, without_library_output
 
@@ -108,11 +108,8 @@ def predict(
     Examples: twinrun predict photo.jpg, twinrun predict photos --out labels.csv --show,
     twinrun predict list.csv --model 3 --top 1, twinrun predict photos --out labels.parquet --on ray --workers 8
     """
-    try:
+    with failing_with(_NOT_PREDICTED):
         rows = _predict(images, model, out, top, sheet or (SHEET if show else None), trust, _Spread(on, workers, parts))
-    except TwinrunError as error:
-        error.exit_code = _NOT_PREDICTED
-        raise
     if show and sheet is None and is_desktop():
         typer.launch(SHEET.resolve().as_uri())
     failed = sum(row.error is not None for row in rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.base.errors import DataError, TwinrunError, os_problem
+from twinrun.base.errors import DataError, failing_with
 from twinrun.base.printing import print
 
 if TYPE_CHECKING:
@@ -136,12 +136,8 @@ def drift(
     """
     from twinrun.serving.traffic import read_windows
 
-    try:
+    with failing_with(_NOT_COMPARED):
         windows = read_windows(file)
-    except (TwinrunError, OSError) as error:
-        problem = error if isinstance(error, TwinrunError) else DataError(os_problem(error))
-        problem.exit_code = _NOT_COMPARED
-        raise problem from None
     if not windows:
         print(f"{file} has no window yet: the first is written after 500 answers.")
         return

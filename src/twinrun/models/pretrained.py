@@ -219,7 +219,9 @@ def _unwrapped(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mappin
         return given
     parts = [name.removesuffix(first) for name in given if name.endswith(f".{first}")]
     fitting = [
-        part for part in parts if all(_fitted(given.get(part + name), own) is not None for name, own in wanted.items())
+        part
+        for part in parts
+        if all(_fitted(given.get(part + name), mine) is not None for name, mine in wanted.items())
     ]
     if len(fitting) > 1:
         raise ModelError(

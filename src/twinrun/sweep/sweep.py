@@ -308,10 +308,8 @@ class Sweep:
         stop = self._stops[trial.rung]
         if not trial.standing.reached(stop):
             return "ended early, and is started again"
-        score, epochs = (
-            trial.standing.score(stop, self.plan.metric, self._params.train.keep),
-            len(trial.standing.epochs),
-        )
+        score = trial.standing.score(stop, self.plan.metric, self._params.train.keep)
+        epochs = len(trial.standing.epochs)
         return f"{self._number(score)} after {epochs} epoch{'' if epochs == 1 else 's'} ({values})"
 
     def _with_new_seeds(self, kind: str, values: Mapping[str, Scalar]) -> list[Path]:
