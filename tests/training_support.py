@@ -21,12 +21,12 @@ from ruamel.yaml import YAML
 from twinrun.base.errors import run_main
 
 REPOSITORY = Path(__file__).parents[1]
-SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 128, "warmup_epochs": 0.0}
+SMALL: dict[str, Any] = {"epochs": 3, "batch_size": 128, "warmup_epochs": 0.0, "accelerator": "cpu"}
 
 
 @dataclass(frozen=True)
 class TrainableProject:
-    """A git repository with handwritten digits, taken in and judged, and a training of a few epochs."""
+    """A git repository with handwritten digits, taken in and judged, and a short training on the CPU."""
 
     folder: Path
 

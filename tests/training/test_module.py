@@ -14,6 +14,7 @@ from twinrun.core.params import load_params
 from twinrun.dataset.manifest import Split
 from twinrun.training.fit import in_shards
 from twinrun.training.module import Classifier, SplitImages, build_optimizer
+from twinrun.training.processes import cluster
 from twinrun.training.shards import Numerics
 
 
@@ -66,6 +67,7 @@ def test_several_steps_at_once_are_those_of_the_epoch_and_each_is_told_of(monkey
             groups.append(len(module.train_dataloader()))
             pl.Trainer(
                 accelerator="cpu",
+                plugins=[cluster()],
                 max_epochs=1,
                 logger=False,
                 enable_checkpointing=False,

@@ -56,5 +56,5 @@ def test_more_processes_than_gpus_are_refused_with_both_numbers(monkeypatch: pyt
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     params = replace(load_params().train, accelerator="gpu", devices=2)
 
-    with pytest.raises(TrainingError, match=r"2 training processes[\s\S]*there are 1 GPUs"):
+    with pytest.raises(TrainingError, match=r"2 training processes[\s\S]*PyTorch finds 1"):
         resolve_numerics(params, np.zeros((1, 2, 2, 1), np.uint8), Split(np.arange(1), ["a"], np.zeros(1, np.int64)))

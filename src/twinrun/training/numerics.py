@@ -113,8 +113,8 @@ def _device(params: TrainParams) -> torch.device:
         return torch.device("cpu")
     if params.devices > torch.cuda.device_count():
         raise TrainingError(
-            f"params.yaml asks for {params.devices} training processes (train.devices) with a GPU each, and there are "
-            f"{torch.cuda.device_count()} GPUs. Lower it, or set train.accelerator: cpu."
+            f"params.yaml asks for {params.devices} training processes (train.devices), each on a GPU of its own, and "
+            f"PyTorch finds {torch.cuda.device_count()}. Lower it, or set train.accelerator: cpu."
         )
     return torch.device("cuda", launch().local_rank)
 
