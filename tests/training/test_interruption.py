@@ -1,8 +1,10 @@
 """A trainer stops when the dvc that it works for is gone."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,3 +54,17 @@ def test_a_trainer_that_a_python_program_started_through_dvc_goes_on(monkeypatch
     stop.watch_parent()
 
     stop.check()
+
+
+def test_a_process_whose_first_one_takes_time_to_end_says_nothing_of_the_lost_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = StopRequest()
+    threading.Timer(2.0, stop._request, (signal.SIGTERM, "the process that it worked for ended")).start()
+
+    with pytest.raises(SystemExit), stop.quietly():
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("twinrun.training.interruption._FIRST_ENDS_S", 0.1)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), StopRequest().quietly():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -20,6 +20,7 @@ from twinrun.training.launch import launch
 
 LOCK_WAIT_S = 30.0
 _POLL_S = 0.25
+_FIRST_ENDS_S = 10.0  # how long the first process may take from its last word to the others until it has ended
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _EPOCH_KEPT = "The last finished epoch is kept; `dvc repro` continues after it."
 _SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
@@ -88,7 +89,9 @@ class StopRequest:
         except InterruptedTraining as interruption:
             raise SystemExit(_quiet_code(interruption.exit_code)) from None
         except RuntimeError:
-            time.sleep(4 * _POLL_S)
+            until = time.monotonic() + _FIRST_ENDS_S
+            while time.monotonic() < until and not self.requested:
+                time.sleep(_POLL_S)
             if self.requested:
                 raise SystemExit(_quiet_code(128 + signal.SIGTERM)) from None
             raise
