@@ -157,6 +157,9 @@ def _require_source(root: Path, command: tuple[str, ...], arguments: list[str]) 
 
     Where the project has no code of its own, the record of the installed code is updated first.
     """
+    is_run = command[0] == "repro" or command[:2] == ("exp", "run")
+    if is_run:
+        _require_stages(root)
     if (root / "code.yaml").is_file():
         from twinrun.project.environment import refresh, stands_alone
 
@@ -165,7 +168,7 @@ def _require_source(root: Path, command: tuple[str, ...], arguments: list[str]) 
     runs = _settings(root, arguments, required=True)
     sources = list(dict.fromkeys(named for run in runs if (named := _source_of(run))))
     apart = command[:2] == ("exp", "run") and bool({"--temp", "--queue"} & set(arguments))
-    if command[0] == "repro" or command[:2] == ("exp", "run"):
+    if is_run:
         _require_params(root, runs, arguments, apart=apart)
     for source, path in sources:
         if apart:
@@ -173,6 +176,18 @@ def _require_source(root: Path, command: tuple[str, ...], arguments: list[str]) 
         elif not (root / path).exists() and command[0] != "status" and command[:1] != ("data",):
             _require_there(root, path, arguments)
         _require_readable(root / path)
+
+
+def _require_stages(root: Path) -> None:
+    """Check that the stages can import what they need before DVC deletes what they made."""
+    from twinrun.base.errors import RepositoryError
+    from twinrun.core.dependencies import of_another_version
+
+    if (problem := of_another_version(root)) is not None:
+        raise RepositoryError(
+            f"{problem} Bring the project's files up to this version: twinrun upgrade\n"
+            "Nothing was run, written or deleted."
+        )
 
 
 def _require_shared(root: Path, source: str, path: str, arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from twinrun.base.errors import ParamsError, PublishError, SourceError, TwinrunError
 from twinrun.cli.main import app
 from twinrun.core.params import load_params
+from twinrun.doctor.doctor import examine
 from twinrun.project.creating import create_project
 from twinrun.project.environment import outdated, refresh
 
@@ -243,3 +244,27 @@ def test_a_full_disk_is_named_by_the_project_and_leaves_nothing(
     advice = "cannot be written: the disk is full. Free some space and run again; finished results are kept."
     assert str(caught.value) == f"{place / 'demo'} {advice}"
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("installed", "other"), [("twinrun.base.", "twinrun.core."), ("import run_main", "import run_stage")]
+)
+def test_stages_of_another_version_end_dvc_repro_with_the_command_that_replaces_them(
+    place: Path, installed: str, other: str
+) -> None:
+    create_project(place / "demo", "digits")
+    result = place / "demo/data/out/ingest/images.npy"
+    result.parent.mkdir(parents=True)
+    result.write_bytes(b"the last result")
+    for stage in (place / "demo/pipeline").glob("*.py"):
+        stage.write_text(stage.read_text().replace(installed, other))
+
+    run = subprocess.run(["dvc", "repro"], cwd="demo", capture_output=True, text=True, check=False)
+
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert "was written by another version of Twinrun: it imports twinrun." in run.stderr
+    assert run.stderr.endswith("this version: twinrun upgrade\nNothing was run, written or deleted.\n")
+    assert result.read_bytes() == b"the last result"
+    finding = next(check.findings for check in examine(place / "demo") if check.name == "dvc.yaml")[0]
+    assert finding.fix == "twinrun upgrade"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tracking_support import runs
+from training_support import git
 from twin_support import first_run
 
 from twinrun.base.errors import TwinError
@@ -260,6 +261,25 @@ def test_another_torch_or_processor_than_the_runs_is_said_before_training(traine
     assert "The run was trained with torch 2.14.1" in said
     assert "The run was trained on An older processor" in said
     assert 'the best result to expect is "equivalent"' in said
+
+
+def test_a_run_whose_stages_need_another_version_of_twinrun_is_refused_before_training(trained: Path) -> None:
+    stage = trained / "pipeline/train.py"
+    stage.write_text(stage.read_text().replace("twinrun.base.files", "twinrun.publish"))
+    git(trained, "add", "pipeline")
+    git(trained, "rm", "-r", "-q", "--cached", "src")
+    git(trained, "commit", "-q", "-m", "A project without code of its own")
+    card_file = next((trained / "mlruns/artifacts").rglob("card.json"))
+    card = json.loads(card_file.read_bytes())
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    write_json({**card, "commit": commit, "diff": ""}, card_file)
+
+    with pytest.raises(
+        TwinError, match=r"^pipeline/train\.py was written by another version.*imports twinrun\.publish"
+    ):
+        reproduce(trained, first_run(trained), MODEL)
+
+    assert left_behind(trained) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

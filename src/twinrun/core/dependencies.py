@@ -1,6 +1,7 @@
 """Which of our own modules a file imports, directly or not, read from the source. Runs none of it."""
 
 import ast
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,6 +60,44 @@ def _room(module: str) -> str:
     """The folder below src/twinrun that holds a module; the module itself where it lies in none."""
     parts = Path(module).parts
     return "/".join(parts[:3]) if len(parts) > 3 and parts[0] == "src" else module
+
+
+_STAGE_FILES = ("__init__", "ingest", "validate", "train", "evaluate", "register")
+
+
+def of_another_version(root: Path) -> str | None:
+    """A sentence where a stage of the project at `root` imports at its top what the installed Twinrun lacks, else None.
+
+    For a project without code of its own, whose stages fail then. Other files in pipeline/ are their owner's.
+    """
+    if (root / "src/twinrun").is_dir():
+        return None
+    for name in _STAGE_FILES:
+        if (missing := _not_installed(root / "pipeline" / f"{name}.py")) is not None:
+            return (
+                f"pipeline/{name}.py was written by another version of Twinrun: it imports {missing}, which the "
+                "installed version does not have."
+            )
+    return None
+
+
+def _not_installed(file: Path) -> str | None:
+    """The first name of Twinrun that a file imports at its top and that is not installed."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):  # which Python explains when it runs
+        return None
+    for node in body:
+        if not isinstance(node, ast.ImportFrom) or node.module is None or not node.module.startswith("twinrun."):
+            continue
+        modules = _module_files(node.module, Path(__file__).parents[2])
+        if not modules:
+            return node.module
+        text = modules[0].read_text(encoding="utf-8")
+        for alias in node.names:  # what a module defines is somewhere in its text
+            if not re.search(rf"\b{alias.name}\b", text):
+                return f"{node.module}.{alias.name}"
+    return None
 
 
 def imported_names(file: Path) -> set[str]:

@@ -20,6 +20,7 @@ from typing import Any
 from twinrun.base.errors import InterruptedTraining, RecordError, TrackingError, TwinError, TwinrunError
 from twinrun.base.files import write_json, write_text
 from twinrun.base.printing import one_line
+from twinrun.core.dependencies import of_another_version
 from twinrun.core.yaml import read_yaml
 from twinrun.record.card import LOCK, REINSTALL, collect_hardware, installed_gpus, installed_versions, locked_versions
 from twinrun.record.home import TWIN_OF, TWIN_VARIABLE
@@ -118,6 +119,11 @@ def reproduce(
         report.folder = str(project) if keep else None
         for name in (*NEEDED, "params.yaml", "dvc.lock", ".dvc/config.local"):
             require_plain(project / name, project)  # a link there could make us write outside the twin's folder
+        if (problem := of_another_version(project)) is not None:
+            raise TwinError(
+                f"{problem} Nothing was computed. Install the run's version of Twinrun in an environment of its own, "
+                "and make the twin there."
+            )
         _share_cache(root, project)
         for text in [*_place_params(project, card), *_notes_on_environment(root, project, card)]:
             note(text)
