@@ -176,3 +176,51 @@ def test_params_yaml_keeps_its_line_ends() -> None:
     new = Path("params.yaml").read_bytes()
     assert new.count(b"\n") == new.count(b"\r\n")
     assert load_params().train.epochs == 7
+
+
+@pytest.mark.usefixtures("_project")
+def test_a_link_stays_one_and_leads_to_the_upgraded_settings() -> None:
+    Path("settings").mkdir()
+    Path("params.yaml").rename("settings/mine.yaml")
+    Path("params.yaml").symlink_to("settings/mine.yaml")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "a link")
+    Path("settings/mine.yaml").write_text(Path("settings/mine.yaml").read_text() + "# not committed\n")
+
+    refused = CliRunner().invoke(app, ["upgrade"])
+    git("commit", "--all", "--quiet", "--message", "mine")
+    CliRunner().invoke(app, ["upgrade"], catch_exceptions=False)
+
+    assert "settings/mine.yaml would be changed, and git does not have" in str(refused.exception)
+    assert Path("params.yaml").is_symlink()
+    assert load_params(Path("settings/mine.yaml")).train.epochs == 7
+
+
+@pytest.mark.usefixtures("_project")
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "pipeline/train.py"])
+def test_a_link_out_of_the_project_is_named_and_nothing_is_written(name: str, tmp_path: Path) -> None:
+    shared = tmp_path.parent / f"{tmp_path.name}-shared"
+    shared.write_text(Path(name).read_text() + "# shared\n")
+    Path(name).unlink()
+    Path(name).symlink_to(shared)
+    git("commit", "--all", "--quiet", "--message", "a link")
+    before = {file: file.read_bytes() for file in (Path("params.yaml"), Path("dvc.yaml"), Path("pipeline/train.py"))}
+
+    result = CliRunner().invoke(app, ["upgrade"])
+
+    assert isinstance(result.exception, RepositoryError)
+    assert f"{name} would be changed, and it leads to {shared}, outside the project" in str(result.exception)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+@pytest.mark.usefixtures("_project")
+def test_a_setting_that_no_longer_exists_is_named_each_time() -> None:
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("  epochs: 7", "  epochs: 7\n  ticks: 3"))
+    git("commit", "--all", "--quiet", "--message", "an old setting")
+
+    first = CliRunner().invoke(app, ["upgrade"], catch_exceptions=False)
+    again = CliRunner().invoke(app, ["upgrade"], catch_exceptions=False)
+
+    for result in (first, again):
+        assert "params.yaml does not describe a run:\n  train.ticks: not a setting" in result.stdout
+    assert "The project's files are those" not in again.stdout

@@ -96,13 +96,13 @@ def upgrade() -> None:
     from twinrun.project.upgrading import upgrade_project
 
     done = upgrade_project(Path.cwd())
-    for note in done.notes:
-        print(note)
-    if not done.settings and not done.files:
-        print("The project's files are those of this version.")
-        return
     if done.settings:
         print(f"Added to params.yaml, with defaults: {', '.join(done.settings)}")
     if done.files:
         print(f"Replaced: {', '.join(done.files)}")
-    print("Look at the changes and commit them: git diff")
+    if done.settings or done.files:
+        print("Look at the changes and commit them: git diff")
+    elif not done.notes:
+        print("The project's files are those of this version.")
+    for note in done.notes:
+        print(note)

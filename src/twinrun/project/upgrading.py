@@ -9,8 +9,8 @@ from typing import Any
 from ruamel.yaml.error import YAMLError
 
 from twinrun.base.errors import ParamsError, RepositoryError
-from twinrun.base.files import explained, replacing
-from twinrun.core.params import PARAMS
+from twinrun.base.files import behind_links, explained, replacing
+from twinrun.core.params import PARAMS, parse_params
 from twinrun.core.yaml import read_yaml
 from twinrun.project.creating import GITIGNORE, ignored, stage_files
 from twinrun.project.presets import default_settings
@@ -32,8 +32,9 @@ def upgrade_project(root: Path) -> Upgrade:
     """Add missing settings to params.yaml, with defaults and comments, and replace dvc.yaml and pipeline/*.py.
 
     What .gitignore lacks is added to it; one that cannot be read is left alone, with a note. The rest of both files
-    stays, byte for byte. Raises RepositoryError, before anything is written, where a file that would change is not
-    committed as it is, so that git has what was there; ParamsError for a params.yaml that cannot be read.
+    stays, byte for byte. Where params.yaml does not describe a run even then, a note says why. Raises RepositoryError,
+    before anything is written, where a file that would change is not committed as it is, so that git has what was
+    there, or leads out of the project; ParamsError for a params.yaml that cannot be read.
     """
     path = root / PARAMS
     try:
@@ -50,13 +51,33 @@ def upgrade_project(root: Path) -> Upgrade:
     changed = {name: text for name, text in texts.items() if _lines(_text(root / name)) != _lines(text)}
     if added:
         changed[PARAMS.as_posix()] = new
-    _require_committed(root, [name for name in changed if (root / name).exists()])
+    _require_committed(root, [_name_of_content(root, name) for name in changed if (root / name).exists()])
     for name, text in changed.items():
         with explained(root / name):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            with replacing(root / name) as temp:
+            with replacing(behind_links(root / name)) as temp:
                 temp.write_bytes(text.encode())
-    return Upgrade(tuple(added), tuple(name for name in changed if name != PARAMS.as_posix()), notes)
+    files = tuple(name for name in changed if name != PARAMS.as_posix())
+    return Upgrade(tuple(added), files, (*notes, *_problems(new)))
+
+
+def _name_of_content(root: Path, name: str) -> str:
+    """The path in the project of the file that is written for `name`, which may be a link to it."""
+    target, home = (root / name).resolve(), root.resolve()
+    if not target.is_relative_to(home):
+        raise RepositoryError(
+            f"{name} would be changed, and it leads to {target}, outside the project, where others may use it. Nothing "
+            "was written. Put a copy in the place of the link, commit it, and run this again."
+        )
+    return target.relative_to(home).as_posix()
+
+
+def _problems(settings: str) -> Iterator[str]:
+    """What is wrong with settings that an earlier version may have had."""
+    try:
+        parse_params(read_yaml(settings), PARAMS.as_posix())
+    except ParamsError as error:
+        yield str(error)
 
 
 def _files(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
