@@ -177,3 +177,17 @@ def test_a_params_yaml_that_a_full_disk_cannot_keep_stays_and_no_half_of_it_is_k
     assert ".yaml cannot be written: it would be larger than" in ran.said
     assert params.read_bytes() == before
     assert [path for path in (tmp_path / ".twinrun").rglob("*") if path.is_file()] == []
+
+
+def test_a_params_yaml_that_is_a_link_stays_one(folder: Path) -> None:
+    (folder / "dvc.yaml").touch()
+    (folder / "settings.yaml").write_text("train:\n  epochs: 7\n")
+    (folder / "params.yaml").symlink_to("settings.yaml")
+
+    result = CliRunner().invoke(app, ["preset", "digits"], catch_exceptions=False)
+
+    assert (folder / "params.yaml").is_symlink()
+    assert (folder / "settings.yaml").read_text() == params_text("digits")
+    kept = re.search(r"is now (\S+)\.\n", result.stdout)
+    assert kept is not None
+    assert Path(kept[1]).read_text() == "train:\n  epochs: 7\n"

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from twinrun.base.errors import ParamsError
-from twinrun.base.files import replacing, write_text
+from twinrun.base.files import behind_links, replacing, write_text
 from twinrun.core.params import PARAMS, Params, flat_settings, parse_params
 from twinrun.core.yaml import plain, read_yaml
 
@@ -81,7 +81,7 @@ def write_preset(folder: Path, preset: str, changes: Iterable[str] = ()) -> Path
     """
     text = params_text(preset, changes)
     kept = _keep_old(folder, text)
-    write_text(text, folder / PARAMS)
+    write_text(text, behind_links(folder / PARAMS))
     ingest = _load(text)["ingest"]
     if ingest["source"] in _DOWNLOADED and ingest["path"] == f"data/raw/{ingest['source']}":
         place = folder / ingest["path"]
