@@ -270,8 +270,11 @@ def test_a_file_in_a_folder_that_cannot_be_entered_is_unreadable_and_not_missing
             r"has no version 7; it has 1",
         ),
         (["0.png", "--out", "good.csv/in/it.csv"], r"good\.csv/in/it\.csv cannot be written: "),
+        (["0.png", "--on", "ray"], r"--on ray needs a file for the answers: --out labels\.parquet"),
+        (["0.png", "--parts", "2"], r"--parts 2 needs a file for the answers: --out labels\.parquet"),
+        (["0.png", "--workers", "2"], r"--workers 2 needs a file for the answers: --out labels\.parquet"),
     ],
-    ids=range(26),
+    ids=range(29),
 )
 def test_what_cannot_be_done_is_a_message_and_changes_nothing(
     arguments: list[str], message: str, project: Path, twinrun: Callable[..., Ended]
@@ -547,6 +550,18 @@ class OneByOne:
 
     def close(self) -> None:
         pass
+
+
+def test_workers_that_do_nothing_are_said_to_and_the_images_are_classified(
+    project: Path, twinrun: Callable[..., Ended]
+) -> None:
+    _photos(project, "a.png")
+
+    ended = twinrun("predict", "a.png", "--out", "a.csv", "--model", BUNDLE, "--workers", "2")
+
+    assert ended.code == 0
+    assert "--workers 2 has no effect here" in ended.err.replace("\n", " ")
+    assert Path("a.csv").is_file()
 
 
 @pytest.mark.parametrize(("count", "slots"), [(1, 3), (7, 1), (64, 2)])

@@ -48,6 +48,15 @@ class _Spread:
     workers: int | None
     parts: int | None
 
+    def option(self) -> str | None:
+        """The first option that a person gave, as it was given; None where there was none."""
+        given = (
+            ("--on", None if self.on is Engine.local else self.on.value),
+            ("--workers", self.workers),
+            ("--parts", self.parts),
+        )
+        return next((f"{name} {value}" for name, value in given if value is not None), None)
+
 
 def predict(
     images: Annotated[
@@ -135,8 +144,14 @@ def _predict(
     for file in filter(None, (out, sheet)):
         suffixes, option = ((".csv", ".parquet"), "--out") if file is out else ((".html", ".htm"), "--sheet")
         require_writable(file, suffixes, read, option)
-    if out is None and spread.on is not Engine.local:
-        raise DataError(f"--on {spread.on} needs a file for the answers: --out labels.parquet")
+    if out is None and (given := spread.option()) is not None:
+        raise DataError(f"{given} needs a file for the answers: --out labels.parquet")
+    if spread.workers is not None and spread.on is Engine.local:
+        print(
+            f"--workers {spread.workers} has no effect here: one part is classified at a time, on all cores. It is for "
+            "--on slurm, ray or spark.",
+            file=sys.stderr,
+        )
     for note in chosen.notes:
         print(note, file=sys.stderr)
     with loaded(reference, trust) as model:
