@@ -51,17 +51,19 @@ def test_a_window_that_the_disk_cut_off_costs_no_other_window(tmp_path: Path) ->
     assert [window.time for window in read_windows(file)] == ["0", "2", "3"]
 
 
-@pytest.mark.parametrize("option", ["--log", "--watch"])
-def test_a_file_of_something_else_gets_no_lines(tmp_path: Path, option: str) -> None:
-    photo = tmp_path / "photo.png"
-    photo.write_bytes(digit_png(0))
-    command = [sys.executable, "-m", "twinrun", "app", "--no-open", "--port", str(free_port()), option, "photo.png"]
+@pytest.mark.parametrize(
+    ("option", "content"), [("--log", digit_png(0)), ("--watch", digit_png(0)), ("--log", b'{"name": "settings"}\n')]
+)
+def test_a_file_of_something_else_gets_no_lines(tmp_path: Path, option: str, content: bytes) -> None:
+    own = tmp_path / "own.json"
+    own.write_bytes(content)
+    command = [sys.executable, "-m", "twinrun", "app", "--no-open", "--port", str(free_port()), option, "own.json"]
 
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
     assert ended.returncode == 1
-    assert f"photo.png ({option}) is not a file of JSON lines, and nothing was added to it" in ended.stderr
-    assert photo.read_bytes() == digit_png(0)
+    assert f"own.json ({option}) is not a file that the server writes, and nothing was added to it" in ended.stderr
+    assert own.read_bytes() == content
 
 
 @contextmanager

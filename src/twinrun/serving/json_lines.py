@@ -8,7 +8,7 @@ from typing import Any
 
 from twinrun.base.errors import DataError
 
-_START = b'{"'
+_START = b'{"time":'  # of every line that the server writes
 
 
 class JsonLines:
@@ -26,7 +26,8 @@ class JsonLines:
         if not _START.startswith(start):
             os.close(self._file)
             raise DataError(
-                f"{path} ({option}) is not a file of JSON lines, and nothing was added to it. Name another file."
+                f"{path} ({option}) is not a file that the server writes, and nothing was added to it. Name another "
+                "file."
             )
 
     def append(self, content: dict[str, Any]) -> None:
