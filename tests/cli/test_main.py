@@ -103,7 +103,7 @@ def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
         evaluate(project, weights_hash=HASHES[weights])
         register.main()
 
-    promoted = [twinrun("promote", "1"), twinrun("promote", "2", "--reason", "better")]
+    promoted = [twinrun("promote", "1"), twinrun("promote", "2", "--reason", "better"), twinrun("promote", "2")]
     record = project / "mlruns/promotions.jsonl"
     record.rename(project / "kept")
     record.mkdir()  # a place that cannot be written to, even by root
@@ -116,7 +116,8 @@ def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
     shown = twinrun("show", "2").out
 
     rows = [line.split() for line in listed.splitlines()]
-    assert [each.code for each in (*promoted, back, *refused)] == [0, 0, 0, 1, 1]
+    assert [each.code for each in (*promoted, back, *refused)] == [0, 0, 0, 0, 1, 1]
+    assert promoted[2].out == "Version 2 of twinrun-digits is the champion already; nothing was changed.\n"
     for each in refused:
         assert "promotions.jsonl (Is a directory), so nothing was changed" in each.err
         assert "Traceback" not in each.err

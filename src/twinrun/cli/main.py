@@ -175,6 +175,9 @@ def promote(
         return judge_version(Path.cwd(), registry.tracker, version, champion, params)
 
     promotion = registry.promote(version, force=force, reason=reason, judge=judge)
+    if promotion.before == promotion.after:
+        print(f"Version {promotion.after} of {promotion.name} is the champion already; nothing was changed.")
+        return
     print(f"Version {promotion.after} of {promotion.name} is the champion ({_before(promotion)}).")
     for gate in promotion.gates:
         print(f"  {gate}")

@@ -191,7 +191,7 @@ class Registry:
     def promote(
         self, number: int, *, force: bool = False, reason: str | None = None, judge: Judge | None = None
     ) -> Promotion:
-        """Make a version the champion.
+        """Make a version the champion. Changes and records nothing where it is the champion already.
 
         `judge` gets the version and the present champion (None where there is none), and says whether the version may
         replace it. Raises RegistryError where it may not, or where the version has not passed its gates, unless forced
@@ -202,9 +202,9 @@ class Registry:
             raise RegistryError('A forced promotion needs a reason that others can read: --force --reason "..."')
         with self._locked(), explaining(self.tracker):
             before = self._reconciled()
-            if before == number:
-                raise RegistryError(f"Version {number} of {self.name!r} is the champion already; nothing was changed.")
             promotion = Promotion(name=self.name, action="promote", before=before, after=number, reason=reason)
+            if before == number:
+                return promotion
             judgement = self._judgement(version, before, judge)
             if judgement.refusal and not force:
                 self._journal.end(self._begin(promotion, judgement), "refused", judgement.refusal)
