@@ -175,6 +175,7 @@ def test_a_folder_or_a_pipe_in_place_of_a_file_is_one_sentence_that_says_what_to
     os.mkfifo(tmp_path / "pipe.yaml")
     cases = [
         (("explain", "some"), "some is a folder. Name one image of it; to classify them all: twinrun predict some"),
+        (("explain", "no.jpg"), "no.jpg cannot be read: No such file or directory. Name an image."),
         (("sweep", "some"), "some cannot be read: it is a folder. Name a YAML file: twinrun sweep sweep.yaml"),
         (("sweep", "pipe.yaml"), "pipe.yaml cannot be read: it is not a regular file. Name a YAML file: twinrun sweep"),
         (("verify", "photo.jpg", "some"), "some cannot be read: it is a folder. Name the photo that was sent."),

@@ -9,6 +9,7 @@ import typer
 
 from twinrun.base.errors import DataError
 from twinrun.base.printing import escaped, print
+from twinrun.base.regular_files import read_regular
 from twinrun.cli.chosen_model import Model, loaded
 from twinrun.cli.predict import is_desktop, require_writable
 
@@ -48,6 +49,10 @@ def explain(
             f"{escaped(str(photo))} is a folder. Name one image of it; to classify them all: "
             f"twinrun predict {shlex.quote(escaped(str(photo)))}"
         )
+    try:
+        read_regular(photo)  # to open the model takes seconds
+    except OSError as error:
+        raise DataError(f"{escaped(str(photo))} cannot be read: {error.strerror}. Name an image.") from None
     require_writable(out, (".html", ".htm"), [str(photo)])
     with loaded(model, trust) as used:
         print(f"Model: {used.name}", file=sys.stderr)
