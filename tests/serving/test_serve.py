@@ -1,5 +1,6 @@
 """`twinrun serve` over real HTTP: one server, started once, for a project with a registered model."""
 
+import errno
 import http.client
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,12 +26,13 @@ from data_support import run_twinrun
 from PIL import Image
 from tracking_support import free_port, wait_for
 
-from twinrun.base.errors import DataError, RegistryError
+from twinrun.base.errors import DataError, RegistryError, TrackingError
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import load_bundle, save_bundle
 from twinrun.prediction.classifier import ImageClassifier
 from twinrun.serving import follow
 from twinrun.serving.follow import open_app, open_model
+from twinrun.serving.running import Settings, run
 from twinrun.serving.waste import waste_engine
 from twinrun.tracking.registry import Registry
 from twinrun.tracking.store import find_tracker
@@ -421,6 +424,16 @@ def test_an_address_of_another_machine_is_refused_without_the_advice_to_choose_a
     assert f"cannot listen on {host}:5001: " in refused.said
     assert "Name an address of this machine, or 0.0.0.0 for all: --host" in refused.said
     assert "port:" not in refused.said
+
+
+def test_a_port_that_needs_a_permission_is_refused_with_one_that_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", deny)  # root, and some systems, permit every port
+
+    with pytest.raises(TrackingError, match=r"Choose another port: twinrun app --port 8080 \(make app PORT=8080\)$"):
+        run(Settings("127.0.0.1", 80, None, None, False, None, model=None, is_app=True), browser=False)
 
 
 def _no_project() -> str:

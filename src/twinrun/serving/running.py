@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from twinrun.serving.engine import Engine
 
 _LAST_PORT = 65_535
+_FIRST_OPEN_PORT = 1024  # those below need a permission
+_OTHER_PORT = 8080
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _DRAIN_S = 30  # for requests that have begun when the server is to end
 _NOT_STARTED = 3  # exit code by which uvicorn's supervisor sees that it is no use to try again
@@ -147,6 +149,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]  # what follows repeats the address
         other = port + 1 if port < _LAST_PORT else port - 1
+        if error.errno == errno.EACCES and port < _FIRST_OPEN_PORT:
+            other = _OTHER_PORT
         advice = (
             f"Choose another port: twinrun {target} --port {other} (make {target} PORT={other})"
             if error.errno in (errno.EADDRINUSE, errno.EACCES)
