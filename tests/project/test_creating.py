@@ -268,3 +268,19 @@ def test_stages_of_another_version_end_dvc_repro_with_the_command_that_replaces_
     assert result.read_bytes() == b"the last result"
     finding = next(check.findings for check in examine(place / "demo") if check.name == "dvc.yaml")[0]
     assert finding.fix == "twinrun upgrade"
+
+
+def test_a_sweep_that_cannot_begin_leaves_the_reason_to_dvc(place: Path) -> None:
+    create_project(place / "demo", "digits")
+    (place / "demo/pipeline/ingest.py").write_text("from twinrun.publish import write_json\n")
+    space = "{train.learning_rate: {from: 0.001, to: 0.01, scale: log}}"
+    more = {"trials": 2, "width": 2, "seed": 0, "metric": "val_accuracy", "rungs": [1], "keep": 0.5, "seeds": 0}
+    lines = [f"space: {space}", *(f"{name}: {value}" for name, value in more.items())]
+    (place / "demo/sweep.yaml").write_text("\n".join(lines))
+
+    run = subprocess.run(["twinrun", "sweep"], cwd="demo", capture_output=True, text=True, check=False)
+
+    assert run.returncode == 1
+    assert "this version: twinrun upgrade" in run.stderr
+    assert run.stderr.endswith("`dvc repro validate` failed, see its message above. Nothing was trained.\n")
+    assert "did not pass" not in run.stderr

@@ -175,9 +175,9 @@ def _stopped_by_signal(message: str) -> Iterator[None]:
 
 
 def _validate() -> None:
-    """Bring the data up to date, once for all trials; raises SweepError where they do not pass."""
+    """Bring the data up to date, once for all trials; raises SweepError where that fails."""
     if not Path("dvc.yaml").is_file():
         return
     done = subprocess.run([sys.executable, "-m", "dvc", "repro", "validate"])
     if done.returncode:
-        raise SweepError("The data did not pass, see above. Fix them until this passes: dvc repro validate")
+        raise SweepError("`dvc repro validate` failed, see its message above. Nothing was trained.")
