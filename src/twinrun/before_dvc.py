@@ -2,10 +2,10 @@
 
 DVC has no hook for this. By itself it writes wrong settings of `-S` to params.yaml and deletes the last model before a
 stage refuses them, ends with "[Errno 2]" on a broken link, runs an experiment in a temporary folder without the images,
-and deletes images that it has not stored when an experiment is applied. So each Python of
-the project's environment calls `watch` at its start (site-packages/_twinrun.pth). In a process that
-is neither `dvc` nor `mlflow` it does nothing; without that file DVC works as ever, with its own messages. Imports what
-it needs when it is needed, since every process of the environment reads this.
+and deletes images that it has not stored when an experiment is applied. So each Python of the project's environment
+calls `watch` at its start (site-packages/_twinrun.pth). In a process that is neither `dvc` nor `mlflow` nor a stage it
+does nothing; without that file DVC works as ever, with its own messages. Imports what it needs when it is needed, since
+every process of the environment reads this.
 """
 
 import copy
@@ -17,6 +17,7 @@ import re
 import sys
 from contextlib import chdir, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 # Commands that read or write the folders that .dvc files name.
@@ -27,13 +28,15 @@ _PROJECT = "pipeline/ingest.py"  # the file by which a project is known
 _RULES = ("core/params.py", "base/hints.py", "core/networks.py", "core/rules.py", "core/yaml.py")
 _WITH = "params.yaml with the values of -S"
 _MOST_RUNS = 1000  # of a sweep that are checked
+_UPGRADE = "Bring the project's files up to this version: twinrun upgrade"
 _SHORTEST = 3  # letters of a long option that is cut short, its hyphens included
 
 
 def watch() -> None:
     """Have `check` run before DVC reads its command line, if this process is a `dvc`.
 
-    If it is an `mlflow` in a project, have it find the artifacts after the project was moved.
+    If it is an `mlflow` in a project, have it find the artifacts after the project was moved. If it is a stage that
+    imports what this version lacks, have it end with a sentence.
     """
     programs = set(map(os.path.basename, sys.orig_argv[1:4]))
     if "dvc" in programs:
@@ -42,6 +45,18 @@ def watch() -> None:
         from twinrun.tracking.relocate import main
 
         main()
+    elif any(program.startswith("pipeline.") for program in programs):
+        sys.excepthook = _explain_import
+
+
+def _explain_import(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    from twinrun.core.dependencies import of_another_version
+
+    problem = of_another_version(Path.cwd()) if isinstance(error, ImportError) else None
+    if problem is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        sys.stderr.write(f"\n{problem} {_UPGRADE}\n")
 
 
 class _Watch:
@@ -184,10 +199,7 @@ def _require_stages(root: Path) -> None:
     from twinrun.core.dependencies import of_another_version
 
     if (problem := of_another_version(root)) is not None:
-        raise RepositoryError(
-            f"{problem} Bring the project's files up to this version: twinrun upgrade\n"
-            "Nothing was run, written or deleted."
-        )
+        raise RepositoryError(f"{problem} {_UPGRADE}\nNothing was run, written or deleted.")
 
 
 def _require_shared(root: Path, source: str, path: str, arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,11 @@ def test_stages_of_another_version_end_dvc_repro_with_the_command_that_replaces_
     assert "was written by another version of Twinrun: it imports twinrun." in run.stderr
     assert run.stderr.endswith("this version: twinrun upgrade\nNothing was run, written or deleted.\n")
     assert result.read_bytes() == b"the last result"
+    command = [sys.executable, "-m", "pipeline.ingest"]
+    by_hand = subprocess.run(command, cwd="demo", capture_output=True, text=True, check=False)
+    assert by_hand.returncode == 1
+    assert "Traceback" not in by_hand.stderr
+    assert by_hand.stderr.endswith("this version: twinrun upgrade\n")
     finding = next(check.findings for check in examine(place / "demo") if check.name == "dvc.yaml")[0]
     assert finding.fix == "twinrun upgrade"
 
