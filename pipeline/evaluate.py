@@ -10,6 +10,7 @@ import numpy as np
 from twinrun.base.errors import run_main
 from twinrun.base.files import ensure_writable, write_json, write_table, write_text
 from twinrun.base.printing import print
+from twinrun.base.progress import phase
 from twinrun.core.arrays import Pixels
 from twinrun.core.params import EvaluateParams, load_params
 from twinrun.dataset.manifest import Manifest, read_manifest
@@ -53,9 +54,10 @@ def main() -> None:
     out_of_fold, beside = read_out_of_fold(OUT_OF_FOLD, manifest), read_beside(BESIDE, manifest)
 
     split = manifest.split("test")
-    test = replace(predict(bundle, images, manifest, "test"), units=split.units)
-    facts = read_table(TABLE, len(images))
-    answers = _calibrated(bundle, images, facts, manifest, test, settings.serve.alpha)
+    with phase("Classifying the test images"):
+        test = replace(predict(bundle, images, manifest, "test"), units=split.units)
+        facts = read_table(TABLE, len(images))
+        answers = _calibrated(bundle, images, facts, manifest, test, settings.serve.alpha)
     plain = plain_network(bundle.network)
     if plain is not bundle.network:
         once = predict(replace(bundle, network=plain), images, manifest, "test")
@@ -74,19 +76,22 @@ def main() -> None:
     write_table(predictions_table(replace(test, pixels=pixels)), OUT / "predictions.parquet")
     write_text(confusion_csv(headline.predictions), OUT / "confusion.csv")
     example = follow_one(replace(bundle, network=plain), images, split.rows, test)
-    write_report(
-        OUT / "report",
-        model=model,
-        headline=headline,
-        beside=beside,
-        history=history,
-        mistakes=Mistakes(mistakes=worst, images=images[worst_rows], paths=facts["path"].take(worst_rows).to_pylist()),
-        example=example,
-        bins=params.calibration_bins,
-        samples=params.bootstrap_samples,
-        answers=answers,
-        network=anatomy_html(anatomy(bundle, example.image), name="a test image", model=bundle.architecture),
-    )
+    with phase("Writing the report"):
+        write_report(
+            OUT / "report",
+            model=model,
+            headline=headline,
+            beside=beside,
+            history=history,
+            mistakes=Mistakes(
+                mistakes=worst, images=images[worst_rows], paths=facts["path"].take(worst_rows).to_pylist()
+            ),
+            example=example,
+            bins=params.calibration_bins,
+            samples=params.bootstrap_samples,
+            answers=answers,
+            network=anatomy_html(anatomy(bundle, example.image), name="a test image", model=bundle.architecture),
+        )
     (OUT / "metrics.json").unlink(missing_ok=True)  # until it is there again, nothing was evaluated
     write_json({"weights_hash": model.weights_hash}, OUT / "model.json")
     write_json({**headline.shown(), **beside.shown()}, OUT / "scores.json")

@@ -5,6 +5,7 @@ from pathlib import Path
 from twinrun.base.errors import DataError, TrackingError, run_main
 from twinrun.base.files import replacing_folder, write_json, write_text
 from twinrun.base.printing import print
+from twinrun.base.progress import phase
 from twinrun.core.params import load_params
 from twinrun.evaluation.champion import judge_here, measured, metrics_of, used_sentence
 from twinrun.evaluation.conformal import with_calibration
@@ -33,12 +34,14 @@ def main() -> None:
     bundle = check_bundle(BUNDLE)
     tracker = find_tracker()
     require_reachable(tracker)
-    report = sync(verify=True)
+    with phase("Publishing to MLflow"):
+        report = sync(verify=True)
     if report.failed:
         raise TrackingError("\n".join(report.lines()))
 
     registry = Registry(tracker, params.model_name)
-    judged = judge_here(Path.cwd(), registry, metrics, bundle, params, mirror=settings.train.augment.flip)
+    with phase("Testing the model"):
+        judged = judge_here(Path.cwd(), registry, metrics, bundle, params, mirror=settings.train.augment.flip)
     refused = refusal(judged.gates)
     onnx = judged.trial.onnx
     if onnx is not None and CALIBRATION.is_file():
@@ -49,17 +52,18 @@ def main() -> None:
             (folder / "none.txt").write_text(f"{judged.trial.no_onnx}\n", encoding="utf-8")
         else:
             (folder / "model.onnx").write_bytes(onnx)
-    version = registry.register(
-        BUNDLE,
-        metrics,
-        passed=refused is None,
-        gates={gate.name: str(gate) for gate in judged.gates},
-        onnx=onnx,
-        fingerprint=card["fingerprint"],
-        run_id=writable_run(tracker, run_of(Path.cwd(), card["weights_hash"])),
-        data=training_data(Path.cwd()),
-        refusal=refused,
-    )
+    with phase("Registering the model"):
+        version = registry.register(
+            BUNDLE,
+            metrics,
+            passed=refused is None,
+            gates={gate.name: str(gate) for gate in judged.gates},
+            onnx=onnx,
+            fingerprint=card["fingerprint"],
+            run_id=writable_run(tracker, run_of(Path.cwd(), card["weights_hash"])),
+            data=training_data(Path.cwd()),
+            refusal=refused,
+        )
     uses = used_sentence(registry.uses(judged.test_set))
     page = gate_page(judged.gates, f"{version.name} version {version.version}", refused, [uses, measured(judged)])
     write_text(page, OUT / "report/index.html")

@@ -1,6 +1,8 @@
 """Projects to run the data stages in, and images for them."""
 
 import os
+import pty
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,3 +62,16 @@ def hostile_images() -> list[Path]:
     if not folder:
         pytest.skip("TWINRUN_TEST_DATA names no folder with hostile-images")
     return sorted(path for path in (Path(folder) / "hostile-images").rglob("*") if path.is_file())
+
+
+def on_terminal(*arguments: str) -> str:
+    """What Python writes with `arguments`, on a terminal."""
+    seen = bytearray()
+    command = ["env", "TERM=xterm", sys.executable, *arguments]
+
+    def read(terminal: int) -> bytes:
+        seen.extend(data := os.read(terminal, 65_536))
+        return data
+
+    assert pty.spawn(command, read) == 0
+    return seen.decode()

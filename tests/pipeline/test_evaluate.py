@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from stage_support import on_terminal
 
 from twinrun.base.errors import run_main
 from twinrun.dataset.manifest import read_manifest
@@ -452,6 +454,16 @@ def test_a_changed_byte_in_the_bundle_is_refused_on_the_command_line_and_nothing
     assert "weights.safetensors has sha256" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(OUT.glob("*"))
+
+
+def test_on_a_terminal_evaluate_and_predict_say_what_they_do_before_they_have_a_result(workspace: Path) -> None:
+    evaluated = on_terminal(str(STAGE))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(workspace / "new.png")
+    predicted = on_terminal("-m", "twinrun", "predict", "new.png")
+
+    titles = ("Classifying the test images", "Writing the report", "Report: ")
+    assert sorted(titles, key=evaluated.index) == list(titles)
+    assert predicted.index("Loading the model") < predicted.index("Model: ")
 
 
 def test_an_empty_test_split_is_refused_with_the_setting_that_fills_it(

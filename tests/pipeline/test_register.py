@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
+from stage_support import on_terminal
 from tracking_support import AB, CD, REPOSITORY, evaluate, evaluate_really, predict, runs, train, train_really
 
 from pipeline import register
@@ -48,6 +49,21 @@ def test_a_model_becomes_a_version_that_is_linked_to_its_run(project: Path, caps
     assert json.loads(first)["passed"] is True
     assert (project / "data/out/register/registered.json").read_bytes() == first
     assert "version 1 has passed and is the candidate" in capsys.readouterr().out
+
+
+def test_on_a_terminal_each_long_part_of_registering_says_what_it_does(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project)
+    evaluate(project, accuracy=0.99)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")]))
+
+    synced = on_terminal("-m", "twinrun", "sync")
+    registered = on_terminal("-m", "pipeline.register")
+
+    assert "Publishing to MLflow" in synced
+    titles = ("Publishing to MLflow", "Testing the model", "Registering the model", "has passed")
+    assert sorted(titles, key=registered.index) == list(titles)
 
 
 def test_a_model_below_the_bar_is_a_version_and_no_candidate(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from twinrun.base.errors import DataError
 from twinrun.base.printing import escaped, print
+from twinrun.base.progress import phase
 from twinrun.base.regular_files import read_regular
 from twinrun.cli.chosen_model import Model, loaded
 from twinrun.cli.predict import is_desktop, require_writable
@@ -54,7 +56,9 @@ def explain(
     except OSError as error:
         raise DataError(f"{escaped(str(photo))} cannot be read: {error.strerror}. Name an image.") from None
     require_writable(out, (".html", ".htm"), [str(photo)])
-    with loaded(model, trust) as used:
+    with ExitStack() as stack:
+        with phase("Loading the model"):
+            used = stack.enter_context(loaded(model, trust))
         print(f"Model: {used.name}", file=sys.stderr)
         if used.note:
             print(used.note, file=sys.stderr)

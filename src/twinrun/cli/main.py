@@ -254,11 +254,14 @@ def sync() -> None:
 
     Example: MLFLOW_TRACKING_URI=http://mlflow.example:5000 twinrun sync
     """
+    from twinrun.base.progress import phase
     from twinrun.core.params import require_project
-    from twinrun.tracking.sync import sync as bring_up_to_date
 
     require_project()
-    report = bring_up_to_date(thorough=True)
+    with phase("Publishing to MLflow"):  # importing it takes seconds as well
+        from twinrun.tracking.sync import sync as bring_up_to_date
+
+        report = bring_up_to_date(thorough=True)
     if report.failed:
         raise TrackingError("\n".join(report.lines()))
     print("\n".join(report.lines()) or f"MLflow at {report.tracker.shown} is up to date.")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -16,6 +16,7 @@ import typer
 from twinrun.base.errors import DataError, PublishError, failing_with
 from twinrun.base.paths import expanded
 from twinrun.base.printing import add_row, draw, one_line, print, without_library_output
+from twinrun.base.progress import phase, progress
 
 if TYPE_CHECKING:
     from twinrun.cli.chosen_model import Model
@@ -154,7 +155,9 @@ def _predict(
         )
     for note in chosen.notes:
         print(note, file=sys.stderr)
-    with loaded(reference, trust) as model:
+    with ExitStack() as stack:
+        with phase("Loading the model"):
+            model = stack.enter_context(loaded(reference, trust))
         print(f"Model: {model.name}", file=sys.stderr)
         if model.note:
             print(model.note, file=sys.stderr)
@@ -177,7 +180,6 @@ def _predict(
 
 
 def _classify_elsewhere(parts: "Parts", model: "Model", images: int, trust: bool, spread: _Spread) -> None:
-    from twinrun.base.progress import progress
     from twinrun.core.cores import available_cores
     from twinrun.sweep.engines import open_launcher
 
@@ -198,7 +200,6 @@ def _answered(
 
     What `parts` have is not classified again, and what is classified is kept there.
     """
-    from twinrun.base.progress import progress
     from twinrun.evaluation.sheet import picture_of
     from twinrun.prediction.classifier import ImageClassifier
     from twinrun.prediction.rows import Row, classified
