@@ -99,7 +99,7 @@ def main() -> None:
     write_json(metrics, OUT / "metrics.json")
     journal_evaluation(OUT, metrics, model.weights_hash)
     print(" ".join(filter(None, (verdict(headline), why_out_of_fold(headline)))))
-    for line in beside.sentences():
+    for line in beside.sentences(headline.test.accuracy):
         print(line)
     print(f"Report: {OUT / 'report/index.html'}")
     publish()

@@ -45,8 +45,8 @@ class Beside:
         mean, deviation, _, _ = seed_statistics(self.seeds)
         return {"mean_of_seeds": mean, "sd_of_seeds": deviation}
 
-    def sentences(self) -> list[str]:
-        """What a person should know of them."""
+    def sentences(self, accuracy: float) -> list[str]:
+        """What a person should know of them, where `accuracy` is the model's own on the test images."""
         said = []
         if self.seeds:
             mean, deviation, low, high = (100 * value for value in seed_statistics(self.seeds))
@@ -60,7 +60,7 @@ class Beside:
         if self.nearest_neighbour is not None:
             said.append(
                 f"The nearest neighbour on the same features, a lower bar that takes no training, classifies "
-                f"{percent(self.nearest_neighbour)} of the test images correctly."
+                f"{percent(self.nearest_neighbour)} of the test images correctly; this model {percent(accuracy)}."
             )
         return said
 

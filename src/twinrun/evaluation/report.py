@@ -110,7 +110,7 @@ def write_report(
         + (f" · {epochs} epochs" if epochs > 1 else ""),
         "several_epochs": epochs > 1,
         "verdict": verdict(headline),
-        "findings": [*findings(headline, pairs), *beside.sentences()],
+        "findings": [*findings(headline, pairs), *beside.sentences(headline.test.accuracy)],
         "out_of_fold": headline.source == "cross-validation",
         "numbers": _numbers(model, scores),
         "samples": samples,
