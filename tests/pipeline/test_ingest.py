@@ -107,6 +107,7 @@ def test_a_splits_file_names_the_split_of_each_image(project: Project, write_dig
     assert ran.code == 0, ran.said
     assert [row["split"] for row in project.table()] == ["train", "test", "val", None]
     assert "1/001.png" in ran.said
+    assert "is outside" not in ran.said
 
 
 def test_a_splits_file_may_name_groups_with_splits_or_without(project: Project, write_digits: WriteDigits) -> None:
@@ -119,6 +120,55 @@ def test_a_splits_file_may_name_groups_with_splits_or_without(project: Project, 
     assert ran.code == 0, ran.said
     assert [row["group"] for row in project.table()] == ["walk", None, None, "walk"]
     assert [row["split"] for row in project.table()] == [None] * 4
+
+
+@pytest.mark.parametrize("folder", ["images", "images/train_images"])
+def test_labels_may_come_from_a_csv_that_names_images_without_their_suffix(
+    project: Project, write_digits: WriteDigits, folder: str
+) -> None:
+    photos = write_digits(each=2, classes=(0, 1))
+    flat = project.folder / folder
+    flat.mkdir(exist_ok=True)
+    for photo in sorted(photos.glob("?/*.png")):
+        photo.rename(flat / f"{photo.parent.name}_{photo.name}")
+    for empty in ("0", "1"):
+        (photos / empty).rmdir()
+    project.set(ingest__source="folder", ingest__path="images")
+    without = project.run("ingest")
+    (project.folder / "labels.csv").write_text("id,label\n0_000,null\n0_001,null\n1_000,one\n1_001,\n")
+    project.set(ingest__splits_file="labels.csv")
+
+    ran = project.run("ingest")
+
+    assert without.code == 1
+    assert "set ingest.splits_file to a CSV with the columns path and label" in without.said
+    assert ran.code == 0, ran.said
+    assert [row["label"] for row in project.table()] == ["null", "null", "one", None]
+    assert "Labels are those of labels.csv: 2 classes." in ran.said
+    assert "1 of them cannot be used" in ran.said
+    assert "Without a split" not in ran.said
+    assert "labels.csv is outside images, so `dvc repro` does not notice its changes" in ran.said
+
+
+def test_a_csv_whose_label_column_has_another_name_and_a_name_of_two_images_are_refused(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    root = write_digits(each=2, classes=(0, 1))
+    project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="labels.csv")
+    sheet = project.folder / "labels.csv"
+    sheet.write_text("id,breed\n0/000,pug\n")
+    other = project.run("ingest")
+    sheet.write_text("id,label\n000,pug\n")
+    twice = project.run("ingest")
+    (root / "1/new").write_bytes((root / "1/000.png").read_bytes())
+    (root / "0/new.png").write_bytes((root / "0/000.png").read_bytes())
+    sheet.write_text("id,label\nnew,pug\n1/001.png,cat\n")
+    exact = project.run("ingest")
+
+    assert (other.code, twice.code, exact.code) == (1, 1, 0)
+    assert "A header may name the columns path, label, split and group" in other.said
+    assert "labels.csv names 000, but 2 images have that name: write its path, <class>/000.png" in twice.said
+    assert [row["path"] for row in project.table() if row["label"] == "pug"] == ["1/new"]
 
 
 def test_a_decoder_that_crashes_costs_its_image_and_no_other(project: Project, write_digits: WriteDigits) -> None:

@@ -175,7 +175,8 @@ def _on_classes(verdict: Verdict) -> list[Finding]:
             meaning="The images lie in folders of two classes or more",
             severity="warning",
             status="warning",
-            found="There are no two classes, so labels were not checked; a training would stop here",
+            found="There are no two classes, so labels were not checked; a training would stop here. "
+            "Labels are the names of folders, or those in a CSV (ingest.splits_file)",
             settings=(),
             advice="If it is one class of a set, check the folder above it",
             judged_by="",

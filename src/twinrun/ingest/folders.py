@@ -45,6 +45,7 @@ _PATH_COLUMNS = (
 )
 _SPLIT_COLUMNS = ("split", "subset", "partition", "set")
 _GROUP_COLUMNS = ("group", "group_id")
+_LABEL_COLUMNS = ("label", "class", "class_name", "category")
 _LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
 _CLASSES_SHOWN = 6
 REPORT_FILES = ("index.html", "result.json", "findings.parquet")  # what a check of a folder writes
@@ -81,7 +82,9 @@ def list_folder(
     *,
     follow_links: bool = False,
 ) -> Listing:
-    """List a tree of images; `splits_file` names their splits and groups, and overrides folders named as splits.
+    """List a tree of images; `splits_file` names their labels, splits and groups, and overrides folders.
+
+    Where it has a column of labels, folders are no labels.
 
     Raises SourceError where the folder is missing, is empty, has only one class or can be read in two ways, where a
     sub-folder cannot be read, or where the splits file does not fit. Unreadable sub-folders are left out only if
@@ -119,11 +122,16 @@ def list_folder(
             + "\n".join(f"  {way}" for way in doubt[1:])
         )
     content = _content(root, walk, readings[0], strict=True)
-    _expect_classes(root, content, readings[0])
     items, notes = content.items, content.notes
     if splits_file is not None:
         items, more = _with_splits(items, {splits_file: None}, root)
         notes = notes + more
+        if not splits_file.resolve().is_relative_to(root.resolve()):
+            notes.append(
+                f"{splits_file} is outside {root}, so `dvc repro` does not notice its changes: after a change run "
+                "dvc repro -f ingest, or move the file into that folder."
+            )
+    _expect_classes(root, items, notes[0], readings[0])
     return sorted_listing(items, Files(content.files), notes)
 
 
@@ -355,8 +363,8 @@ def _beside_splits(root: Path, strays: list[str], places: Mapping[Parts, Place],
     )
 
 
-def _expect_classes(root: Path, content: _Content, reading: Reading) -> None:
-    classes = sorted({item.label for item in content.items if item.label is not None})
+def _expect_classes(root: Path, items: list[Item], note: str, reading: Reading) -> None:
+    classes = sorted({item.label for item in items if item.label is not None})
     if len(classes) > 1:
         return
     structure = f"one class, {classes[0]!r}," if classes else "no class folders"
@@ -366,8 +374,8 @@ def _expect_classes(root: Path, content: _Content, reading: Reading) -> None:
         structure = f"folders named as splits ({', '.join(_shown(reading.splits))}) and no class folders in them,"
     raise SourceError(
         f"The source folder {root} has {structure} and a classifier needs at least two classes "
-        f"(params.yaml: ingest.path). {content.notes[0]} {_LAYOUT}, or say what each level of "
-        "folders is: ingest.levels."
+        f"(params.yaml: ingest.path). {note} {_LAYOUT}, say what each level of folders is (ingest.levels), or set "
+        "ingest.splits_file to a CSV with the columns path and label."
     )
 
 
@@ -494,16 +502,19 @@ class _Named:
 
     split: SplitName | None
     group: str | None = None
+    label: str | None = None
 
 
 def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: Path) -> tuple[list[Item], list[str]]:
-    """Items with the splits and groups that `lists` name; a list of one split names only images.
+    """Items with the labels, splits and groups that `lists` name; a list of one split names only images.
 
-    Images are named by their path below `root` or, where no other has it, their file name.
+    Images are named by their path below `root` or, where no other has it, their file name, with its suffix or without.
     """
     named: dict[str, _Named] = {}
-    by_name = Counter(item.path.rsplit("/", 1)[-1] for item in items)
-    known = Names({item.path for item in items} | by_name.keys(), root)
+    by_name = Counter(Path(item.path).name for item in items)
+    by_stem = Counter(stem for item in items if (stem := Path(item.path).stem) not in by_name)
+    counts = by_name + by_stem
+    known = Names({item.path for item in items} | counts.keys(), root)
     comments = 0
     for path, split in lists.items():
         for written, place in _read_places(path, split, known):
@@ -518,22 +529,31 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: P
                     f"{_described(named[name])}. Remove one of them."
                 )
     where = ", ".join(map(str, lists))
+    labels = {place.label for place in named.values()} - {None}
     result, used = [], set()
     for item in items:
-        short = item.path.rsplit("/", 1)[-1]
-        key = item.path if item.path in named else short if short in named else None
-        if key == short != item.path and by_name[short] > 1:
+        short, stem = Path(item.path).name, Path(item.path).stem
+        key = next((name for name in (item.path, short, *({stem} & by_stem.keys())) if name in named), None)
+        if key is not None and key != item.path and counts[key] > 1:
             raise SourceError(
-                f"{where} names {short}, but {by_name[short]} images have that name: write its path, <class>/{short}."
+                f"{where} names {key}, but {counts[key]} images have that name: write its path, <class>/{short}."
             )
         if key is not None:
             used.add(key)
         place = named[key] if key is not None else _Named(None)
-        result.append(replace(item, split=place.split or item.split, group=place.group or item.group))
+        so_far = replace(item, split=place.split or item.split, group=place.group or item.group)
+        if labels:
+            problem = item.problem if item.problem not in (None, NO_LABEL) else None if place.label else NO_LABEL
+            so_far = replace(so_far, label=place.label, problem=problem)
+        result.append(so_far)
     if absent := sorted(named.keys() - used):
         raise SourceError(f"{where} names {_images(len(absent))} that are not there: {some_names(absent)}.")
-    unnamed = [item.path for item in result if item.split is None]
-    notes = [f"Without a split in {where}; validate decides: {some_names(unnamed)}."] if unnamed else []
+    if labels and not any(place.split for place in named.values()):
+        unnamed = []  # a table of labels
+    else:
+        unnamed = [item.path for item in result if item.split is None]
+    notes = [f"Labels are those of {where}: {len(labels):,} classes."] if labels else []
+    notes += [f"Without a split in {where}; validate decides: {some_names(unnamed)}."] if unnamed else []
     if comments:
         lines = "1 line" if comments == 1 else f"{comments:,} lines"
         notes.append(f"Read as comments, since they begin with # and name no image: {lines} of {where}.")
@@ -545,15 +565,16 @@ def _images(count: int) -> str:
 
 
 def _described(place: _Named) -> str:
-    return " ".join(filter(None, [place.split or "no split", place.group and f"(group {place.group})"]))
+    of = ", ".join(f"{name} {value}" for name, value in (("label", place.label), ("group", place.group)) if value)
+    return " ".join(filter(None, [place.split or "no split", of and f"({of})"]))
 
 
 def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[tuple[str, _Named]]:
-    """Names of images with their splits and groups: the columns of a CSV, or the two of a text.
+    """Names of images with their labels, splits and groups: the columns of a CSV, or the two of a text.
 
-    A CSV with a header has the column `path` and `split`, `group` or both; without a header its columns are path and
-    split. Where `split` is given, the file is a list of images of that split, and further columns are ignored. A line
-    that begins with # and names no image of those that are `known` is a comment.
+    A CSV with a header has the column `path` and some of `label`, `split` and `group`; without a header its columns are
+    path and split. Where `split` is given, the file is a list of images of that split, and further columns are ignored.
+    A line that begins with # and names no image of those that are `known` is a comment.
     """
     columns: dict[str, int] | None = None
     is_sheet = path.suffix.lower() in _SHEETS
@@ -572,14 +593,15 @@ def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[
         cell_of = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
         written, group = cell_of["path"], cell_of.get("group", "").strip() or None
         its_split = _split_of(cell_of.get("split", "").strip())
-        if its_split is None and (cell_of.get("split") or "group" not in columns):
+        label = escaped(cell_of.get("label", "").strip()) or None
+        if its_split is None and (cell_of.get("split") or not {"group", "label"} & columns.keys()):
             if is_comment:
                 continue
             raise SourceError(
                 f"{path}, line {line.number}: expected an image and its split (train, val or test), found "
-                f"{', '.join(map(repr, cells))}. A header may name the columns path, split and group."
+                f"{', '.join(map(repr, cells))}. A header may name the columns path, label, split and group."
             )
-        yield written, _Named(its_split, group)
+        yield written, _Named(its_split, group, label)
 
 
 def _lines(path: Path, is_sheet: bool, only_names: bool) -> Iterator[Line]:
@@ -602,13 +624,13 @@ def _split_of(word: str) -> SplitName | None:
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    return bool({cell.strip().lower() for cell in cells} & {*_SPLIT_COLUMNS, *_GROUP_COLUMNS})
+    return bool({cell.strip().lower() for cell in cells} & {*_SPLIT_COLUMNS, *_GROUP_COLUMNS, *_LABEL_COLUMNS})
 
 
 def _columns_of(cells: Sequence[str]) -> dict[str, int]:
     """The index of each column, from a CSV's first line."""
     header = [cell.strip().lower() for cell in cells]
-    named = {"split": _SPLIT_COLUMNS, "group": _GROUP_COLUMNS}
+    named = {"split": _SPLIT_COLUMNS, "group": _GROUP_COLUMNS, "label": _LABEL_COLUMNS}
     columns = {
         content: header.index(names[0])
         for content, known in named.items()
