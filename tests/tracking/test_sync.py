@@ -353,6 +353,7 @@ def test_data_that_were_refused_are_a_failed_run_with_the_report_once(project: P
     (trained,) = [run for run in runs(project) if run.status == "FINISHED"]
     failed = sorted((run for run in runs(project) if run.status == "FAILED"), key=lambda run: run.info.info.start_time)
     assert len(first.failures) == 1
+    assert "MLflow has the report on data that did not pass: run " in "\n".join(first.lines())
     assert (second.lines(), len(failed)) == ([], 2)
     assert failed[0].info.info.run_name == f"{failed[0].id[:8]} data of digits"
     assert failed[0].info.info.run_name in first.lines()[-1]

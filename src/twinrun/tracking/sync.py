@@ -90,7 +90,7 @@ class SyncReport:
             )
         if self.attached:
             lines.append(f"Added to the run: {', '.join(self.attached)}.")
-        lines += [f"The data did not pass: run {name!r} (FAILED) has the report." for name in self.failures]
+        lines += [f"MLflow has the report on data that did not pass: run {name!r} (FAILED)." for name in self.failures]
         lines += [f"Run {short(run_id)} was left by a dead process; it is marked KILLED now." for run_id in self.killed]
         lines += [
             f"MLflow refused {_count(number, 'event')} of run {short(run_id)}; data/out/train/journal.jsonl has them."
