@@ -87,16 +87,17 @@ def _not_installed(file: Path) -> str | None:
         body = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError):  # which Python explains when it runs
         return None
+    sources = Path(__file__).parents[2]
     for node in body:
         if not isinstance(node, ast.ImportFrom) or node.module is None or not node.module.startswith("twinrun."):
             continue
-        modules = _module_files(node.module, Path(__file__).parents[2])
-        if not modules:
+        if not (modules := _module_files(node.module, sources)):
             return node.module
         text = modules[0].read_text(encoding="utf-8")
-        for alias in node.names:  # what a module defines is somewhere in its text
-            if not re.search(rf"\b{alias.name}\b", text):
-                return f"{node.module}.{alias.name}"
+        for name in (alias.name for alias in node.names if alias.name != "*"):
+            # What a module defines is somewhere in its text; else it is a module of its own.
+            if not re.search(rf"\b{name}\b", text) and not _module_files(f"{node.module}.{name}", sources):
+                return f"{node.module}.{name}"
     return None
 
 
