@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from twinrun.base.errors import ParamsError
 from twinrun.core.params import load_params, parse_params
 from twinrun.project.presets import params_text
+from twinrun.training.schedule import learning_rate
 
 
 @pytest.fixture
@@ -100,6 +101,74 @@ def test_a_learning_rate_that_is_no_positive_number_is_refused(settings: dict[st
 
 
 @pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("train.epochs", 10**400, "at most 1000000"),
+        ("train.epochs", 1e308, "at most 1000000"),
+        ("train.warmup_epochs", 1e308, "at most 1000000"),
+        ("train.learning_rate", 1e308, "at most 1000"),
+        ("train.devices", 1000, "at most 64"),
+        ("train.augment.mixup", 1e-320, "0, which is off, or at least 1e-9"),
+        ("train.augment.cutmix", 1e-320, "0, which is off, or at least 1e-9"),
+        ("evaluate.bootstrap_samples", 10**30, "at most 100000"),
+    ],
+)
+def test_a_number_that_no_stage_can_compute_with_is_refused_by_the_first_one(
+    settings: dict[str, Any], setting: str, value: float, allowed: str
+) -> None:
+    put(settings, setting, value)
+
+    (problem,) = problems_of(settings)
+
+    assert problem.startswith(f"  {setting}: must be {allowed}, got ")
+    assert len(problem) < 250
+
+
+@pytest.mark.parametrize("extreme", [{"epochs": 1_000_000, "warmup_epochs": 1_000_000.0, "learning_rate": 1000.0}])
+def test_the_largest_settings_give_a_finite_learning_rate(settings: dict[str, Any], extreme: dict[str, Any]) -> None:
+    settings["train"] |= extreme
+
+    params = parse_params(settings).train
+
+    rates = [learning_rate(step, 1000, params) for step in (0, 1, 10**9 - 1)]
+    assert all(0 <= rate <= 1000 for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("ingest.workers", 0, "must be 'auto' or at least 1, got 0"),
+        ("ingest.workers", "all", "must be 'auto' or a valid integer, got 'all'"),
+        ("ingest.depth", None, "must be 'file' or 'data' or a valid integer, got None"),
+        ("ingest.depth", 33, "must be 'file' or 'data' or at most 32, got 33"),
+        ("train.threads", 0.5, "must be 'auto' or a valid integer, got 0.5"),
+        ("train.probe.l2", 0, "must be 'auto' or greater than 0, got 0"),
+        ("train.probe.l2", True, "must be 'auto' or a valid number, got True"),
+    ],
+)
+def test_a_setting_of_two_kinds_has_one_message_with_both(
+    settings: dict[str, Any], setting: str, value: Any, problem: str
+) -> None:
+    put(settings, setting, value)
+
+    assert problems_of(settings) == [f"  {setting}: {problem}"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "hint"), [([None], "; did you mean skip?"), (["label", None], "; did you mean skip?"), ("é中", "")]
+)
+def test_levels_that_are_none_of_those_known_are_refused_in_one_line(
+    settings: dict[str, Any], levels: Any, hint: str
+) -> None:
+    settings["ingest"]["levels"] = levels
+
+    (problem,) = problems_of(settings)
+
+    assert problem.startswith("  ingest.levels: must be auto, or a list of split, label, group, skip from the top")
+    assert problem.endswith(f"got {levels!r}{hint}")
+
+
+@pytest.mark.parametrize(
     ("freeze", "l2", "refused"), [("none", "auto", False), ("backbone", 0.1, False), ("backbone", "auto", True)]
 )
 def test_a_penalty_that_cross_validation_chooses_needs_folds(
@@ -142,6 +211,13 @@ def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Pat
 
     with pytest.raises(ParamsError, match=r"Write one: twinrun preset digits$"):
         load_params(tmp_path / "params.yaml")
+
+
+def put(settings: dict[str, Any], setting: str, value: Any) -> None:
+    *sections, name = setting.split(".")
+    for section in sections:
+        settings = settings[section]
+    settings[name] = value
 
 
 def problems_of(settings: dict[str, Any]) -> list[str]:

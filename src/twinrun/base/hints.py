@@ -121,7 +121,8 @@ def meant_by_name(where: Sequence[str], value: Any, settings: Sequence[str]) -> 
 
 def meant_by_value(setting: str, value: Any) -> str | None:
     """The value that `setting` has for what other tools call `value`; None where none is known."""
-    return _OTHER_VALUES.get(setting, {}).get(_plain(str(value)))
+    plain = _plain(str(value))
+    return None if value and not plain else _OTHER_VALUES.get(setting, {}).get(plain)
 
 
 def several_values(setting: str, values: Sequence[Any]) -> str:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -63,13 +64,19 @@ def _one_form_of_size(value: Any) -> Any:
     return sides[0] if len(set(sides)) == 1 else tuple(sides)
 
 
+def _shown(value: Any) -> str:
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return repr(f"{value[:_SHOWN]}...")
+    text = repr(value)
+    return text if isinstance(value, str) or len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _regular_expression(pattern: str) -> str:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        shown = pattern if len(pattern) <= _SHOWN else f"{pattern[:_SHOWN]}..."
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"must be a regular expression, got {shown!r}: {reason}") from None
+        raise ValueError(f"must be a regular expression, got {_shown(pattern)}: {reason}") from None
     return pattern
 
 
@@ -89,13 +96,11 @@ def _each_level_once(levels: Any) -> Any:
     """Levels as they are, where they are `auto` or a list; raises ValueError with what was meant."""
     if levels == "auto":
         return levels
-    names = levels if isinstance(levels, list) else [levels]
+    names = levels if isinstance(levels, list) else [] if levels is None else [levels]
     known = get_args(Level)
-    unknown = next((name for name in names if name not in known), None)
-    if not isinstance(levels, list) or not levels or unknown is not None:
-        hint = meant_by_value("ingest.levels", unknown) if unknown is not None else None
-        if unknown is None and levels:
-            hint = f"[{levels}]"
+    unknown = [name for name in names if name not in known]
+    if not isinstance(levels, list) or not levels or unknown:
+        hint = meant_by_value("ingest.levels", unknown[0]) if unknown else f"[{levels}]" if levels else None
         raise ValueError(
             f"must be auto, or a list of {', '.join(known)} from the top, such as [split, label], got {levels!r}"
             + (f"; did you mean {hint}?" if hint else "")
@@ -249,6 +254,16 @@ def _in_order(params: ValidateParams) -> ValidateParams:
     return params
 
 
+def _off_or_computable(parameter: float) -> float:
+    # Far below, the quantiles of Beta(a, a) come out as 0.5: a blend in equal shares, where nearly none was asked for.
+    if 0 < parameter < 1e-9:
+        raise ValueError(f"must be 0, which is off, or at least 1e-9, got {parameter!r}")
+    return parameter
+
+
+BetaParameter = Annotated[float, Field(ge=0, le=100), AfterValidator(_off_or_computable)]
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class AugmentParams:
     """Changes to training images, drawn for each image in each epoch."""
@@ -265,8 +280,8 @@ class AugmentParams:
     contrast: Share
     saturation: Share
     hue: Annotated[float, Field(ge=0, le=0.5)]
-    mixup: Annotated[float, Field(ge=0, le=100)]
-    cutmix: Annotated[float, Field(ge=0, le=100)]
+    mixup: BetaParameter
+    cutmix: BetaParameter
 
     @property
     def changes_images(self) -> bool:
@@ -314,15 +329,15 @@ class TrainParams:
     probe: ProbeParams
     whiten: bool
     identity: bool
-    epochs: Count
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)]
     patience: Count | None
     balance: Literal["none", "weights", "sampling"]
     batch_size: Annotated[int, Field(ge=2)]
     optimizer: Literal["sgd", "adamw", "muon"]
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1000)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
-    warmup_epochs: Annotated[float, Field(ge=0)]
+    warmup_epochs: Annotated[float, Field(ge=0, le=1_000_000)]
     schedule: Literal["cosine", "linear", "constant"]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)] | None
@@ -334,7 +349,7 @@ class TrainParams:
     precision: Literal["fp32", "bf16", "auto"]
     shards: Annotated[int, Field(ge=1, le=64)]
     threads: AutoCount
-    devices: Count
+    devices: Annotated[int, Field(ge=1, le=64)]
     accelerator: Literal["auto", "cpu", "gpu"]
 
 
@@ -377,7 +392,7 @@ def _fitting_together(params: TrainParams) -> TrainParams:
 class EvaluateParams:
     """How a model is scored on the test split."""
 
-    bootstrap_samples: Annotated[int, Field(ge=100)]
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
     bootstrap_seed: Seed
     calibration_bins: Annotated[int, Field(ge=2, le=1000)]
     cross_validate_below: Annotated[int, Field(ge=0)]
@@ -482,7 +497,7 @@ def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = F
     params, errors = _validated(settings)
     if errors and _with_numbers(settings, errors):
         params, errors = _validated(settings)
-    problems = [*(f"{name}: {HALF_CHARACTER}" for name in halves), *map(_problem, errors), *_conflicts(settings)]
+    problems = [*(f"{name}: {HALF_CHARACTER}" for name in halves), *_problems(errors), *_conflicts(settings)]
     missing = _missing_inputs(settings) if inputs else {}
     # A source that is missing and nothing else: the source itself says how to get it.
     if problems or missing.keys() - {"ingest.path", "ingest.splits_file"} or params is None:
@@ -659,6 +674,18 @@ def _place(error: Any) -> list[Any]:
     return [part for part in where if part not in _BRANCHES]
 
 
+def _problems(errors: list[Any]) -> Iterator[str]:
+    """A line for each wrong setting; one of two kinds, such as auto or a number, has an error for each kind."""
+    for place, group in groupby(errors, _place):
+        first, *others = group
+        if first["type"] != "literal_error" or not others:
+            yield from map(_problem, [first, *others])
+            continue
+        line = _problem(others[0]).replace(": must be ", f": must be {first['ctx']['expected']} or ", 1)
+        hint = _hint(".".join(map(str, place)), first["input"], first)
+        yield line if line.endswith(hint) else line + hint
+
+
 def _problem(error: Any) -> str:
     if error["type"] == "unexpected_keyword_argument":
         where = [str(part) for part in error["loc"]]
@@ -681,7 +708,7 @@ def _problem(error: Any) -> str:
             return f"{name}: {error['ctx']['error']}"
     wanted = error["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
     wanted = wanted.replace("less than or equal to", "at most")
-    return f"{name}: must be {wanted}, got {value!r}{_hint(name, value, error)}"
+    return f"{name}: must be {wanted}, got {_shown(value)}{_hint(name, value, error)}"
 
 
 def _hint(setting: str, value: Any, error: Any) -> str:
