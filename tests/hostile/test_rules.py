@@ -162,6 +162,12 @@ def test_the_columns_that_may_be_asked_for_are_those_of_the_quality_checks_and_f
         ({"column": "width"}, "there is no column 'width' in the table of metrics; there are accuracy"),
         ({"column": "worst_recal"}, "did you mean worst_recall?"),
         ({"column": "accuracy", "min_value": {"$PARAMETER": "1"}}, "must be a number, a text"),
+        ({"column": "accuracy", "min_value": "high"}, "min_value must be a finite number, got 'high'"),
+        ({"column": "accuracy", "min_value": float("nan")}, "min_value must be a finite number, got nan"),
+        ({"column": "accuracy", "max_value": True}, "max_value must be a finite number, got True"),
+        ({"column": "accuracy", "min_value": 0.9, "max_value": 0.1}, "must be at most max_value, got 0.9 and 0.1"),
+        ({"column": "accuracy", "min_value": 0.9, "strict_min": 1}, "strict_min must be true or false, got 1"),
+        ({"column": "accuracy"}, f"{BETWEEN} needs the argument min_value or max_value"),
     ],
 )
 def test_a_gate_of_a_user_is_held_to_the_same_list_and_to_the_columns_of_metrics(
@@ -173,3 +179,49 @@ def test_a_gate_of_a_user_is_held_to_the_same_list_and_to_the_columns_of_metrics
 
     with pytest.raises(ParamsError, match=re.escape(said)):
         parse_params(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("ExpectColumnValuesToMatchRegex", {"regex": "(["}, "regex must be a regular expression, got '([': untermin"),
+        ("ExpectColumnValuesToMatchRegex", {"regex": 5}, "regex must be a regular expression, got 5"),
+        ("ExpectColumnValuesToMatchRegex", {}, "needs the argument regex"),
+        ("ExpectColumnValuesToNotMatchRegexList", {"regex_list": ["a", "("]}, "must be a regular expression, got '('"),
+        ("ExpectColumnValuesToBeInSet", {}, "needs the argument value_set"),
+        ("ExpectColumnValueZScoresToBeLessThan", {"threshold": 3}, "needs the argument double_sided"),
+        ("ExpectColumnValueLengthsToEqual", {"value": None}, "value must be a finite number, got None"),
+    ],
+)
+def test_an_argument_that_great_expectations_cannot_use_is_refused_by_the_first_stage(
+    name: str, arguments: dict[str, Any], said: str
+) -> None:
+    settings = YAML(typ="safe").load(Path("params.yaml").read_text(encoding="utf-8"))
+    settings["validate"]["expectations"] = [
+        {"name": name, "arguments": {"column": "path", **arguments}, "severity": "critical"}
+    ]
+
+    with pytest.raises(ParamsError, match=re.escape(said)):
+        parse_params(settings)
+
+
+def test_every_argument_that_great_expectations_requires_is_required_here() -> None:
+    import great_expectations.expectations as library
+
+    from twinrun.core.rules import EXPECTATIONS, unfit_expectation
+
+    for name, allowed in EXPECTATIONS.items():
+        given: dict[str, Any] = {
+            "column": "width",
+            "column_A": "width",
+            "column_B": "height",
+            "column_list": ["width", "height"],
+        }
+        given |= {"value_set": [1], "value": 1, "threshold": 1, "double_sided": True, "sum_total": 1}
+        given |= {"regex": "a", "regex_list": ["a"], "min_value": 1}
+        given = {key: value for key, value in given.items() if key in allowed}
+        assert unfit_expectation(name, given) is None
+        for key, field in getattr(library, name).__fields__.items():
+            if field.required:
+                without = {other: value for other, value in given.items() if other != key}
+                assert f"needs the argument {key}" in str(unfit_expectation(name, without))

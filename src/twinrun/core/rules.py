@@ -6,6 +6,7 @@ plain, and a condition is parsed here into comparisons of a column with a value.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,12 @@ METRICS = (
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAMED_COLUMNS = ("column", "column_A", "column_B")
 _LISTS = ("value_set", "regex_list", "column_list")
+_REGEXES = ("regex", "regex_list")
+_FLAGS = ("strict_min", "strict_max", "or_equal", "strictly", "double_sided", "ties_okay")
+_NUMBERS = ("value", "threshold", "sum_total")
+_ENDS = ("min_value", "max_value")
+# regex is not required by Great Expectations: without it, every text matches.
+_REQUIRED = (*_NAMED_COLUMNS, "column_list", "value_set", *_NUMBERS, "double_sided", *_REGEXES)
 _LONGEST_TEXT = 4096
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>'[^'"`\\\x00-\x1f\x7f]*'|"[^'"`\\\x00-\x1f\x7f]*")
@@ -141,14 +148,18 @@ def unfit_expectation(
         if unknown := next((column for column in _columns_named(key, value) if column not in columns), None):
             hint = _meant(unknown, columns) or f"; there are {', '.join(columns)}"
             return f"{name}: {key} is wrong: there is no column {unknown!r} in {table}{hint}"
-    return next(
-        (
-            f"{name} needs the argument {key}"
-            for key in (*_NAMED_COLUMNS, "column_list")
-            if key in allowed and key not in arguments
-        ),
-        None,
-    )
+    if missing := next((key for key in _REQUIRED if key in allowed and key not in arguments), None):
+        return f"{name} needs the argument {missing}"
+    return _unfit_range(name, arguments) if "min_value" in allowed else None
+
+
+def _unfit_range(name: str, arguments: Mapping[str, Any]) -> str | None:
+    low, high = arguments.get("min_value"), arguments.get("max_value")
+    if low is None and high is None:
+        return f"{name} needs the argument min_value or max_value; with neither it is always met"
+    if low is not None and high is not None and low > high:
+        return f"{name}: min_value must be at most max_value, got {_shown(low)} and {_shown(high)}"
+    return None
 
 
 def parse_condition(text: str) -> Condition:
@@ -173,9 +184,9 @@ def _unfit_value(key: str, value: Any) -> str | None:
         fits = isinstance(value, list) and all(map(_is_column, value))
         return None if fits else f"must be a list of columns, got {_shown(value)}"
     if key in _LISTS:
-        return (
-            None if isinstance(value, list) and all(map(_is_plain, value)) else f"must be a list, got {_shown(value)}"
-        )
+        if not isinstance(value, list) or not all(map(_is_plain, value)):
+            return f"must be a list, got {_shown(value)}"
+        return next((problem for each in value if (problem := _unfit_regex(each))), None) if key in _REGEXES else None
     if key == "row_condition":
         return _unfit_condition(value)
     if key == "condition_parser":
@@ -183,7 +194,30 @@ def _unfit_value(key: str, value: Any) -> str | None:
     if key == "mostly":
         fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
         return None if fits else f"must be a number from 0 to 1, got {_shown(value)}"
-    return None if _is_plain(value) else f"must be a number, a text, true, false or null, got {_shown(value)}"
+    if not _is_plain(value):
+        return f"must be a number, a text, true, false or null, got {_shown(value)}"
+    if key in _REGEXES:
+        return _unfit_regex(value)
+    if key in _FLAGS:
+        return None if isinstance(value, bool) else f"must be true or false, got {_shown(value)}"
+    if key in _NUMBERS or (key in _ENDS and value is not None):
+        return None if _is_finite(value) else f"must be a finite number, got {_shown(value)}"
+    return None
+
+
+def _unfit_regex(value: Any) -> str | None:
+    try:
+        re.compile(value)
+    except (TypeError, re.error, OverflowError, RecursionError) as error:
+        return f"must be a regular expression, got {_shown(value)}: {error}"
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that is no float
+        return False
 
 
 def _unfit_condition(value: Any) -> str | None:
