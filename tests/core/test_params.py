@@ -154,6 +154,26 @@ def test_a_setting_of_two_kinds_has_one_message_with_both(
     assert problems_of(settings) == [f"  {setting}: {problem}"]
 
 
+@pytest.mark.parametrize("path", ["", " ", "\n"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "ingest.path",
+        "ingest.splits_file",
+        "validate.splits",
+        "validate.reference",
+        "validate.decisions",
+        "train.pretrained",
+    ],
+)
+def test_an_empty_path_is_refused_and_is_not_the_projects_folder(
+    settings: dict[str, Any], setting: str, path: str
+) -> None:
+    put(settings, setting, path)
+
+    assert f"  {setting}: must be the path of a file or folder, got {path!r}" in problems_of(settings)
+
+
 @pytest.mark.parametrize(
     ("levels", "hint"), [([None], "; did you mean skip?"), (["label", None], "; did you mean skip?"), ("é中", "")]
 )

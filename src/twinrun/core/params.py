@@ -81,6 +81,8 @@ def _regular_expression(pattern: str) -> str:
 
 
 def _name_of_a_file(path: str) -> str:
+    if not path.strip():
+        raise ValueError(f"must be the path of a file or folder, got {path!r}")
     if "\0" in path:
         raise ValueError(f"must be a path, which has no NUL character, got {path!r}")
     return path
