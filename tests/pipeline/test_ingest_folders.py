@@ -440,6 +440,16 @@ def test_a_pattern_on_the_path_names_the_group_of_an_image(tree: Tree) -> None:
     assert "ingest.group_pattern" in absent.said
 
 
+def test_a_pattern_that_would_be_searched_for_without_end_stops_with_the_path(tree: Tree) -> None:
+    project = tree("{cat,dog}").set(ingest__group_pattern="(.*)" * 40 + "!")
+
+    ran = project.run("ingest")
+
+    assert ran.code == 1
+    assert "takes more than 5 s for one path, cat/0.png (params.yaml: ingest.group_pattern)" in ran.said
+    assert "Traceback" not in ran.said
+
+
 def test_odd_names_are_one_line_of_text_everywhere_and_different_names_stay_different(tree: Tree) -> None:
     project = tree("{cat,dog}")
     (project.folder / "splits.csv").write_text("path,split\ncat/\x1b[31mred.png,test\ncat/line\\nbreak.png,val\n")

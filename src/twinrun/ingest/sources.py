@@ -5,13 +5,19 @@ their content lies, in files or in memory.
 """
 
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 
 from twinrun.base.errors import SourceError
 from twinrun.core.params import IngestParams
 from twinrun.ingest.folders import list_tree
 from twinrun.ingest.known_sets import list_cifar10, list_digits, list_idx
 from twinrun.ingest.listing import RAW, Listing, source_folder
+
+_SEARCH_S = 5  # processor time for one path, of which a usable pattern takes microseconds
 
 
 def list_source(params: IngestParams) -> Listing:
@@ -41,7 +47,12 @@ def _grouped(listing: Listing, pattern: str | None) -> Listing:
     if pattern is None:
         return listing
     matcher = re.compile(pattern)  # params.py has refused what is not a regular expression
-    items = [item if item.group else replace(item, group=_captured(matcher, item.path)) for item in listing.items]
+    items = []
+    for item in listing.items:
+        if not item.group:
+            with _search_limit(pattern, item.path):
+                item = replace(item, group=_captured(matcher, item.path))
+        items.append(item)
     groups = {item.group for item in items} - {None}
     if not groups:
         shown = f", such as {listing.items[0].path}" if listing.items else ""
@@ -59,3 +70,23 @@ def _captured(matcher: "re.Pattern[str]", path: str) -> str | None:
     if match is None:
         return None
     return (match.group(1) if matcher.groups else match.group()) or None
+
+
+@contextmanager
+def _search_limit(pattern: str, path: str) -> Iterator[None]:
+    """Raise SourceError where the search takes longer than _SEARCH_S: some patterns take years for one path."""
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise SourceError(
+            f"{pattern!r} takes more than {_SEARCH_S} s for one path, {path} (params.yaml: ingest.group_pattern). "
+            "Repetitions inside repetitions, such as (.*)*, can match in too many ways. Write them with one repetition "
+            "each, such as ([^/]*)."
+        )
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _SEARCH_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
