@@ -154,6 +154,39 @@ def test_a_setting_of_two_kinds_has_one_message_with_both(
     assert problems_of(settings) == [f"  {setting}: {problem}"]
 
 
+@pytest.mark.parametrize(
+    ("model", "size_px", "start_size", "problem"),
+    [
+        (
+            "lenet5",
+            32,
+            0.01,
+            "lenet5 takes images of at least 16 pixels on each side, and the first epoch would have 8",
+        ),
+        (
+            "lenet5",
+            [32, 64],
+            0.25,
+            "lenet5 takes images of at least 16 pixels on each side, and the first epoch would ",
+        ),
+        ("mlp", 32, 0.5, "must be 1 for mlp, which takes images of one size, got 0.5"),
+        ("lenet5", 32, 0.5, None),
+        ("mlp", 32, 0.95, None),
+    ],
+)
+def test_images_that_grow_from_a_size_that_the_network_cannot_take_are_refused_by_the_first_stage(
+    settings: dict[str, Any], model: str, size_px: Any, start_size: float, problem: str | None
+) -> None:
+    settings["ingest"]["size_px"] = size_px
+    settings["train"] |= {"model": model, "start_size": start_size}
+
+    if problem is None:
+        parse_params(settings)
+    else:
+        (line,) = problems_of(settings)
+        assert line.startswith(f"  train.start_size: {problem}")
+
+
 @pytest.mark.parametrize("path", ["", " ", "\n"])
 @pytest.mark.parametrize(
     "setting",

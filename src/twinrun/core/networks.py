@@ -144,13 +144,24 @@ def no_published_weights(model: str) -> str | None:
     )
 
 
-def unfit_size(name: str, size: Size) -> str | None:
-    """Why a network cannot take images of `size` (H, W), where that is known from its name; else None."""
+def shrunk(size: Size, share: float) -> Size:
+    """Height and width of images that are resized to a share of `size` (H, W): multiples of 8 pixels, at least 8."""
+    if share == 1:
+        return size
+    height, width = (min(side, max(8, 8 * round(side * share / 8))) for side in size)
+    return height, width
+
+
+def unfit_size(name: str, size: Size, of: str = "ingest.size_px is") -> str | None:
+    """Why a network cannot take images of `size` (H, W), where that is known from its name; else None.
+
+    `of` begins what the message says about the size.
+    """
     if BESIDE in name:
-        return next((problem for part in side_by_side(name) if (problem := unfit_size(part, size))), None)
+        return next((problem for part in side_by_side(name) if (problem := unfit_size(part, size, of))), None)
     height, width = size
     own = name.removeprefix(TIMM).partition(".")[0]
-    got = f"ingest.size_px is {height}" if height == width else f"ingest.size_px is [{height}, {width}]"
+    got = f"{of} {height}" if height == width else f"{of} [{height}, {width}]"
     if vision_transformer := re.match(r"vit_[a-z]_(\d+)$", name):
         patch = int(vision_transformer[1])
         if height != width or height % patch:

@@ -24,6 +24,7 @@ from twinrun.core.networks import (
     PACKAGE,
     PACKAGE_MODELS,
     is_own_file,
+    shrunk,
     unfit_size,
     unfit_weights,
     unknown_network,
@@ -560,6 +561,8 @@ def _conflicts_with_size(settings: Any) -> list[str]:
     problems = []
     if isinstance(model, str) and (problem := unfit_size(model, (height, width))):
         problems.append(f"train.model: {problem}")
+    elif problem := _unfit_start(settings, model, (height, width)):
+        problems.append(f"train.start_size: {problem}")
     for section in ("augment", "test_views"):
         shift_px = _setting(settings, f"train.{section}.shift_px")
         if isinstance(shift_px, int) and shift_px >= min(height, width):
@@ -567,6 +570,18 @@ def _conflicts_with_size(settings: Any) -> list[str]:
                 f"train.{section}.shift_px: must be less than ingest.size_px, {min(height, width)}, got {shift_px}"
             )
     return [*problems, *_conflicts_with_channels(settings)]
+
+
+def _unfit_start(settings: Any, model: Any, size: tuple[int, int]) -> str | None:
+    """Why the network cannot take the smaller images that a training would begin with."""
+    share = _setting(settings, "train.start_size")
+    if not isinstance(model, str) or not isinstance(share, int | float) or not 0 < share < 1:
+        return None
+    first = shrunk(size, share)
+    if model == "mlp" and first != size:
+        return f"must be 1 for mlp, which takes images of one size, got {share}"
+    problem = unfit_size(model, first, of="the first epoch would have")
+    return f"{problem}. Raise start_size, got {share}" if problem else None
 
 
 def _conflicts_with_channels(settings: Any) -> list[str]:

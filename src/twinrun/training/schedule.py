@@ -2,6 +2,7 @@
 
 import math
 
+from twinrun.core.networks import shrunk
 from twinrun.core.params import TrainParams
 
 GROWING = 0.75
@@ -16,10 +17,7 @@ def image_size(epoch: int, size: tuple[int, int], params: TrainParams) -> tuple[
     """
     growing = math.ceil(GROWING * params.epochs)
     share = min(1.0, params.start_size + (1 - params.start_size) * epoch / growing)
-    if share == 1:
-        return size
-    height, width = (min(side, max(8, 8 * round(side * share / 8))) for side in size)
-    return height, width
+    return shrunk(size, share)
 
 
 def learning_rate(step: int, steps_per_epoch: int, params: TrainParams) -> float:
