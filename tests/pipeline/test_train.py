@@ -239,11 +239,12 @@ def test_a_batch_larger_than_the_training_split_is_refused_with_both_numbers(
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_learning_rate(
     trainable: TrainableProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainable.set(learning_rate=1e30)
+    trainable.set(learning_rate=1000.0, optimizer="sgd", weight_decay=1e6)
 
     said = refused(capsys)
 
-    assert re.search(r"The loss became (nan|inf) at step \d+ \(epoch 1\), where the learning rate was \S+e\+", said)
+    assert re.search(r"The loss became (nan|inf) at step \d+ \(epoch 1\), where the learning rate was \d", said)
+    assert re.search(r"train.weight_decay takes \S+ of each weight away per step; lower it too", said)
     assert sync(trainable.folder).problem is None  # at most two seconds are spent on it when a training fails
     (run,) = runs(trainable.folder)
     assert run.status == "FAILED"

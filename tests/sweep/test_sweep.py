@@ -137,7 +137,7 @@ def test_a_sweep_whose_record_is_lost_is_not_mixed_with_another(swept: SweepProj
 
 
 def test_a_sweep_ends_although_params_yaml_cannot_be_trained_with_a_new_seed(swept: SweepProject) -> None:
-    change_params(Path("params.yaml"), "train", {"learning_rate": 1e30, "optimizer": "sgd"})
+    change_params(Path("params.yaml"), "train", {"learning_rate": 1000.0, "optimizer": "sgd"})
     plan = Path("one.yaml").read_text().replace("trials: 4", "trials: 2").replace("rungs: [1]", "rungs: []")
     Path("two.yaml").write_text(plan.replace("seeds: 1", "seeds: 2"))
 

@@ -135,10 +135,12 @@ class Classifier(pl.LightningModule):
             group["lr"] = rate * group["share"]
         result = self._sharded.backward(lambda part: self.load(batch[part]), len(batch), self.steps_done)
         if not np.isfinite(result.loss):
+            shrink = rate * self._params.weight_decay
+            decay = f" train.weight_decay takes {shrink:.3g} of each weight away per step; lower it too." * (shrink > 1)
             raise DivergedError(
                 f"The loss became {result.loss} at step {self.steps_done} (epoch {self.current_epoch + 1}), "
                 f"where the learning rate was {rate:.3g}. Lower train.learning_rate, lengthen train.warmup_epochs "
-                "or set train.gradient_clip in params.yaml."
+                f"or set train.gradient_clip in params.yaml.{decay}"
             )
         clip_gradient(self.network, self._params)
         optimizer.step()
