@@ -1,5 +1,6 @@
 """params.yaml: strict, and every problem at once."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,46 @@ def test_a_setting_of_two_kinds_has_one_message_with_both(
     put(settings, setting, value)
 
     assert problems_of(settings) == [f"  {setting}: {problem}"]
+
+
+def test_a_model_name_that_the_registry_cannot_hold_is_refused_by_the_first_stage(settings: dict[str, Any]) -> None:
+    settings["register"]["model_name"] = "a" * 256
+    assert parse_params(settings).register.model_name == "a" * 256
+
+    settings["register"]["model_name"] = "a" * 257
+
+    assert problems_of(settings) == [
+        "  register.model_name: must have at most 256 characters, as MLflow's registry, got 257"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "lowest", "highest", "beyond", "words"),
+    [
+        ("serve.alpha", 1e-6, 0.5, 0.51, "above 0, up to 0.5"),
+        ("train.epochs", 1, 1_000_000, 1_000_001, "1 to 1,000,000"),
+        ("train.learning_rate", 1e-9, 1000.0, 1001.0, "above 0, up to 1000"),
+        ("train.devices", 1, 64, 65, "1 to 64"),
+        ("train.shards", 1, 64, 65, "1 to 64"),
+        ("train.batch_size", 2, 10**6, 1, "at least 2"),
+        ("evaluate.bootstrap_samples", 100, 100_000, 100_001, "100 to 100,000"),
+        ("evaluate.calibration_bins", 2, 1000, 1001, "2 to 1000"),
+        ("evaluate.mistakes_shown", 1, 240, 241, "1 to 240"),
+    ],
+)
+def test_the_range_that_the_comment_names_is_the_one_that_is_accepted(
+    settings: dict[str, Any], setting: str, lowest: float, highest: float, beyond: float, words: str
+) -> None:
+    (comment,) = re.findall(rf"^ +{setting.partition('.')[2]}: .*# (.*)", params_text("digits"), re.MULTILINE)
+    assert words in comment
+
+    for value in (lowest, highest):
+        put(settings, setting, value)
+        parse_params(settings)
+    put(settings, setting, beyond)
+
+    (problem,) = problems_of(settings)
+    assert problem.startswith(f"  {setting}: must be ")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ _MODES = (  # Pillow's
 )
 
 _SHOWN = 100  # characters of a setting
+_LONGEST_NAME = 256  # of a model in MLflow's registry
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -127,8 +128,10 @@ def _known_modes(modes: list[str]) -> list[str]:
 def _model_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", name):
         raise ValueError(
-            f"must begin with a letter or digit and hold only letters, digits, spaces, ., _ and -, got {name!r}"
+            f"must begin with a letter or digit and hold only letters, digits, spaces, ., _ and -, got {_shown(name)}"
         )
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"must have at most {_LONGEST_NAME} characters, as MLflow's registry, got {len(name)}")
     return name
 
 
