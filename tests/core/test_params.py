@@ -145,9 +145,11 @@ def test_the_largest_settings_give_a_finite_learning_rate(settings: dict[str, An
         ("train.threads", 0.5, "must be 'auto' or a valid integer, got 0.5"),
         ("train.probe.l2", 0, "must be 'auto' or greater than 0, got 0"),
         ("train.probe.l2", True, "must be 'auto' or a valid number, got True"),
+        ("train.augment.saturation", -1, "must be at least 0, got -1"),
+        ("train.augment.hue", "red", "must be a valid number, got 'red'"),
     ],
 )
-def test_a_setting_of_two_kinds_has_one_message_with_both(
+def test_a_setting_that_is_wrong_in_two_ways_has_one_message(
     settings: dict[str, Any], setting: str, value: Any, problem: str
 ) -> None:
     put(settings, setting, value)

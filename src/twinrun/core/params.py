@@ -503,7 +503,9 @@ def parse_params(settings: Any, origin: str = "params.yaml", *, inputs: bool = F
     params, errors = _validated(settings)
     if errors and _with_numbers(settings, errors):
         params, errors = _validated(settings)
-    problems = [*(f"{name}: {HALF_CHARACTER}" for name in halves), *_problems(errors), *_conflicts(settings)]
+    wrong = {".".join(map(str, _place(error))) for error in errors}  # each has its message already
+    conflicts = [line for line in _conflicts(settings) if line.partition(":")[0] not in wrong]
+    problems = [*(f"{name}: {HALF_CHARACTER}" for name in halves), *_problems(errors), *conflicts]
     missing = _missing_inputs(settings) if inputs else {}
     # A source that is missing and nothing else: the source itself says how to get it.
     if problems or missing.keys() - {"ingest.path", "ingest.splits_file"} or params is None:
