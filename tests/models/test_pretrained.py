@@ -54,6 +54,17 @@ def test_weights_of_a_deeper_network_whose_first_layers_fit_are_refused(
         _from_file(model, get_model(deeper).state_dict(), tmp_path)
 
 
+def test_a_file_that_holds_code_is_refused_without_advice_to_run_it(tmp_path: Path) -> None:
+    torch.save(get_model("resnet18"), tmp_path / "whole.pth")
+
+    with pytest.raises(
+        ModelError, match="should be .safetensors, or a PyTorch file that holds tensors alone"
+    ) as refused:
+        load_pretrained(str(tmp_path / "whole.pth"), "resnet18")
+
+    assert "weights_only" not in str(refused.value)
+
+
 def test_weights_with_outputs_for_training_alone_and_without_counts_are_taken(tmp_path: Path) -> None:
     published = get_model("googlenet", aux_logits=True, init_weights=False).state_dict()
     given = {name: tensor for name, tensor in published.items() if not name.endswith("num_batches_tracked")}

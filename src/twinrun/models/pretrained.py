@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -332,9 +333,11 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
             return _named_as_now(load(data))
         content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # what is not such a file makes the readers raise anything
+        # PyTorch advises to read it in a way that runs what is in it.
+        reason = "" if isinstance(error, UnpicklingError) else f": {str(error).partition(chr(10))[0]}"
         raise ModelError(
-            f"{path} is not a file of weights ({_SETTING}): {str(error).partition(chr(10))[0]}. It should be "
-            ".safetensors, or a PyTorch file that holds tensors alone."
+            f"{path} is not a file of weights ({_SETTING}){reason}. It should be .safetensors, or a PyTorch file that "
+            "holds tensors alone."
         ) from None
     for name in _PLACES:
         if isinstance(content, Mapping) and _holds_tensors(content.get(name)):
