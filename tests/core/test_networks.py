@@ -20,6 +20,11 @@ def test_a_network_of_each_library_is_known(name: str) -> None:
     assert unknown_network(name) is None
 
 
+@pytest.mark.parametrize("name", ["resnet\n18", "timm/a\x1b[2J", "networks/a\nb.py:build"])
+def test_a_name_that_would_break_a_line_is_shown_on_one(name: str) -> None:
+    assert unknown_network(name) == f"{name!r} is not the name of a network"
+
+
 @pytest.mark.parametrize(
     ("name", "smallest"),
     [

@@ -57,9 +57,7 @@ def test_weights_of_a_deeper_network_whose_first_layers_fit_are_refused(
 def test_a_file_that_holds_code_is_refused_without_advice_to_run_it(tmp_path: Path) -> None:
     torch.save(get_model("resnet18"), tmp_path / "whole.pth")
 
-    with pytest.raises(
-        ModelError, match="should be .safetensors, or a PyTorch file that holds tensors alone"
-    ) as refused:
+    with pytest.raises(ModelError, match="a PyTorch file that holds tensors alone") as refused:
         load_pretrained(str(tmp_path / "whole.pth"), "resnet18")
 
     assert "weights_only" not in str(refused.value)

@@ -59,6 +59,8 @@ def unknown_network(name: str) -> str | None:
     weights, as in `timm/resnet18.a1_in1k`; a function in a file of the project `networks/FILE.py:FUNCTION`; networks
     side by side `A+B`.
     """
+    if not name.isprintable():
+        return f"{name!r} is not the name of a network"
     if BESIDE in name:
         parts = side_by_side(name)
         if own := next((part for part in parts if is_own_file(part)), None):
