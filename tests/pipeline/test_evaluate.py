@@ -1,6 +1,7 @@
 """The stage on real handwritten digits, read back from its files as DVC, MLflow and a person would."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_support import run_twinrun
 from PIL import Image
 from stage_support import on_terminal
 
@@ -348,6 +350,40 @@ def test_where_the_test_split_is_small_the_headline_comes_from_cross_validation(
     assert page.count("<img") == 6
     assert len(pq.read_table(OUT / "predictions.parquet")) == 150
     assert len((OUT / "confusion.csv").read_text().splitlines()) == 601
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_labels_that_the_models_of_cross_validation_doubt_are_proposed_to_be_changed() -> None:
+    wrong = set(write_out_of_fold(right=0.95)[570:])
+    labels = {row["id"]: row["label"] for row in pq.read_table("data/out/validate/manifest.parquet").to_pylist()}
+    path_of = {row["id"]: row["path"] for row in pq.read_table("data/out/ingest/table.parquet").to_pylist()}
+
+    ran = run_twinrun(Path(), "data", "fix", "--by-model")
+
+    assert ran.code == 0
+    assert "0 drops and 30 relabels proposed" in ran.said
+    with Path("data/decisions/decisions.csv").open(newline="") as file:
+        decisions = {line["path"]: line for line in csv.DictReader(file)}
+    assert {path: line["label"] for path, line in decisions.items()} == {
+        path_of[i]: str((int(labels[i]) + 1) % 10) for i in wrong
+    }
+    assert {line["action"] for line in decisions.values()} == {"relabel"}
+    assert "Nothing to propose beyond 30 decisions" in run_twinrun(Path(), "data", "fix", "--by-model").said
+    both = run_twinrun(Path(), "data", "fix", "--by-model", "--findings", "findings.parquet")
+    assert (both.code, "two sources" in both.said) == (1, True)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_labels_are_not_doubted_by_models_that_know_too_little_or_are_not_there() -> None:
+    absent = run_twinrun(Path(), "data", "fix", "--by-model")
+    write_out_of_fold(right=0.6)
+    poor = run_twinrun(Path(), "data", "fix", "--by-model")
+
+    assert (absent.code, poor.code) == (1, 1)
+    assert "no predictions out of fold" in absent.said
+    assert "train.probe.folds" in absent.said
+    assert "agree with only 60% of the labels" in poor.said
+    assert not Path("data/decisions").exists()
 
 
 @pytest.mark.parametrize("case", ["no rows", "large enough"])

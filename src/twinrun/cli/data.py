@@ -27,6 +27,7 @@ FEEDBACK_DECISIONS = Path("data/decisions/feedback.csv")
 SPLITS_FILE = Path("data/decisions/splits.csv")
 TABLE = Path("data/out/ingest/table.parquet")
 MANIFEST = Path("data/out/validate/manifest.parquet")
+OUT_OF_FOLD = Path("data/out/train/out_of_fold.parquet")
 _NOT_CHECKED = 2  # exit code
 _MOST_LINES = 10
 _FEWEST_LINES = 5
@@ -117,20 +118,31 @@ def fix(
     findings: Annotated[
         Path, typer.Option("--findings", help="Findings of validate or of `twinrun data check`.")
     ] = FINDINGS,
+    by_model: Annotated[
+        bool,
+        typer.Option(
+            "--by-model", help="Relabels that the last training proposes instead, from its predictions out of fold."
+        ),
+    ] = False,
 ) -> None:
     """Write a CSV of drops and relabels for what the last `dvc repro validate` or `twinrun data check` found.
 
     Edit it (the action is drop, relabel or keep) and set validate.decisions in params.yaml to apply it. Run again, this
     command keeps the lines and appends new proposals.
 
-    Examples: twinrun data fix, twinrun data fix --findings twinrun-check/findings.parquet
+    With --by-model, labels are doubted by the models of the last training's cross-validation, each of which had not
+    seen the image: on photos they know more than the quick model of validate.
+
+    Examples: twinrun data fix, twinrun data fix --by-model, twinrun data fix --findings twinrun-check/findings.parquet
     """
     from twinrun.core.params import require_project
     from twinrun.validate.decisions import proposed
 
-    if findings == FINDINGS:
+    if findings == FINDINGS or by_model:
         require_project()
-    before, new = _add_decisions(proposed(_read_findings(findings)), out)
+    if findings != FINDINGS and by_model:
+        raise DataError("--findings and --by-model are two sources of proposals. Give one of them.")
+    before, new = _add_decisions(_relabels_by_model() if by_model else proposed(_read_findings(findings)), out)
     if not new:
         print("Nothing to propose" + (f" beyond {_count(len(before), 'decision')} in {out}." if before else "."))
         return
@@ -392,6 +404,42 @@ def _accept_feedback(out: Path, into: Path | None) -> int:
             f"Commit {out} to git{f', run dvc add {accepted.folder},' if watched.exists() else ''} and run: dvc repro"
         )
     return 0
+
+
+def _relabels_by_model() -> "list[Decision]":
+    """Proposals for labels that the models of cross-validation doubt; raises DataError where there are none."""
+    from twinrun.dataset.manifest import read_manifest
+    from twinrun.dataset.table import read_table
+    from twinrun.evaluation.headline import read_out_of_fold
+    from twinrun.validate.decisions import Decision
+    from twinrun.validate.searches.label_errors import LEAST_AGREEMENT, doubted
+
+    facts = read_table(TABLE)
+    manifest = read_manifest(MANIFEST, len(facts))
+    scored = read_out_of_fold(OUT_OF_FOLD, manifest)
+    if scored is None:
+        raise DataError(
+            "The last training has no predictions out of fold. A linear head on pretrained features has them with "
+            "train.probe.folds: 5, any other network with train.folds: 5 (params.yaml). Set it, and run: dvc repro"
+        )
+    by_model = scored.predictions
+    agreement = float((by_model.predicted == by_model.targets).mean())
+    if agreement < LEAST_AGREEMENT:
+        raise DataError(
+            f"The models of cross-validation agree with only {agreement:.0%} of the labels, too few to doubt any. Look "
+            "at the mistakes in data/out/evaluate/report/index.html, or train a better model."
+        )
+    paths = facts["path"].take(manifest.rows_of(by_model.ids)).to_pylist()
+    names = by_model.classes
+    decisions = []
+    for at, suggested in doubted(by_model.targets, by_model.probabilities):
+        given = int(by_model.targets[at])
+        reason = (
+            f"by model: looks like {names[suggested]}; the probability of {names[given]} is "
+            f"{by_model.probabilities[at, given]:.2f}"
+        )
+        decisions.append(Decision(paths[at], "relabel", names[suggested], reason, ""))
+    return decisions
 
 
 def _read_findings(path: Path) -> "pa.Table":

@@ -52,7 +52,10 @@ def _label_search(subject: Subject, unjudged: str | None = None) -> Check:
             "warning" if finished else severity_of(subject.params.on_label_error),
         ),
         settings=() if finished else ("validate.label_errors", "validate.on_label_error"),
-        advice="Look through some images of each class" if finished else "Raise budget_s, or lower folds",
+        advice="Look through some images of each class, or let the models of a training with cross-validation judge "
+        "them: twinrun data fix --by-model"
+        if finished
+        else "Raise budget_s, or lower folds",
         violations=lambda _: iter(()),
         says=lambda *_: str(unjudged),
         judges=False,

@@ -116,10 +116,23 @@ def find_label_errors(
         return LabelSearch([], agreement, True, agreed)
     issues = [
         LabelIssue(int(judged[i]), str(names[codes[i]]), str(names[suggested]), float(probabilities[i, codes[i]]))
-        for i in _flagged(codes, probabilities)
-        if (suggested := int(np.argmax(probabilities[i]))) != codes[i]
+        for i, suggested in doubted(codes, probabilities)
     ]
     return LabelSearch(issues, agreement, finished=True)
+
+
+def doubted(codes: IntArray, probabilities: FloatArray) -> list[tuple[int, int]]:
+    """Positions of labels that are probably wrong, each with the most probable label; the least confident first.
+
+    `codes` (n,) are label numbers, and `probabilities` (n, labels) those of models that were not trained on the image.
+    These are the labels that cleanlab prunes and that are not the most probable ones; ties stand in their order.
+    """
+    from cleanlab.filter import find_label_issues
+
+    pruned = np.flatnonzero(find_label_issues(codes, probabilities, filter_by="prune_by_noise_rate", n_jobs=1))
+    suggested = probabilities[pruned].argmax(axis=1)
+    ranked = np.argsort(probabilities[pruned, codes[pruned]], kind="stable")
+    return [(int(pruned[i]), int(suggested[i])) for i in ranked if suggested[i] != codes[pruned[i]]]
 
 
 class OutOfTime(Exception):
@@ -158,17 +171,6 @@ def out_of_fold(
     probabilities = np.empty(scores.shape)
     probabilities[order] = np.exp(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))
     return np.round(probabilities, _DIGITS)
-
-
-def _flagged(codes: IntArray, probabilities: FloatArray) -> list[int]:
-    """Positions of labels that cleanlab prunes, by their self-confidence, the lowest first and ties in order."""
-    from cleanlab.filter import find_label_issues
-
-    pruned = find_label_issues(codes, probabilities, filter_by="prune_by_noise_rate", n_jobs=1)
-    places = np.flatnonzero(pruned)
-    given = probabilities[places, codes[places]]
-    ranked: list[int] = places[np.argsort(given, kind="stable")].tolist()
-    return ranked
 
 
 class _Meter:
