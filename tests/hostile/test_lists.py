@@ -60,7 +60,7 @@ UNREAD: dict[str, tuple[bytes, str]] = {
     "Latin-1": (b"path,split\n#/1.png,test\nb/caf\xe9.png,train\n", "line 3: the byte 0xe9 is not UTF-8 text"),
     "no split": (b"path,split\n#/1.png,7th\n", "line 2: expected an image and its split"),
     "a number": (b"path,split\n\n\n#/1.png,1\n", "line 4: expected an image and its split"),
-    "an image that is not there": (b"path,split\na/none.png,test\n", "names 1 image that are not there: a/none.png"),
+    "an image that is not there": (b"path,split\na/none.png,test\n", "names 1 image that is not there: a/none.png"),
     "two splits": (b"path,split\n#/1.png,test\n./#/1.png,train\n", "but another line puts it into test"),
     "NUL": (b"path,split\n#/1.png\0,test\n", "line 2: this is not CSV (it has a NUL"),
 }

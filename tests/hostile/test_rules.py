@@ -191,6 +191,14 @@ def test_a_gate_of_a_user_is_held_to_the_same_list_and_to_the_columns_of_metrics
         ("ExpectColumnValuesToBeInSet", {}, "needs the argument value_set"),
         ("ExpectColumnValueZScoresToBeLessThan", {"threshold": 3}, "needs the argument double_sided"),
         ("ExpectColumnValueLengthsToEqual", {"value": None}, "value must be a finite number, got None"),
+        ("ExpectColumnValueLengthsToEqual", {"value": 2.5}, "value must be a whole number, got 2.5"),
+        ("ExpectColumnUniqueValueCountToBeBetween", {"min_value": 4.9}, "min_value must be a whole number, got 4.9"),
+        ("ExpectColumnValuesToMatchRegexList", {"regex_list": []}, "must be a list with an entry, got []"),
+        (
+            "ExpectColumnValuesToMatchRegexList",
+            {"regex_list": ["a"], "match_on": "some"},
+            "must be any or all, got 'some'",
+        ),
     ],
 )
 def test_an_argument_that_great_expectations_cannot_use_is_refused_by_the_first_stage(

@@ -154,7 +154,9 @@ def test_a_csv_whose_label_column_has_another_name_and_a_name_of_two_images_are_
     project: Project, write_digits: WriteDigits
 ) -> None:
     root = write_digits(each=2, classes=(0, 1))
-    project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="labels.csv")
+    project.set(
+        ingest__source="folder", ingest__path="images", ingest__splits_file="labels.csv", ingest__levels=["skip"]
+    )
     sheet = project.folder / "labels.csv"
     sheet.write_text("id,breed\n0/000,pug\n")
     other = project.run("ingest")
@@ -167,8 +169,75 @@ def test_a_csv_whose_label_column_has_another_name_and_a_name_of_two_images_are_
 
     assert (other.code, twice.code, exact.code) == (1, 1, 0)
     assert "A header may name the columns path, label, split and group" in other.said
-    assert "labels.csv names 000, but 2 images have that name: write its path, <class>/000.png" in twice.said
+    assert "labels.csv names 000, but 2 images have that name: write the path, such as 0/000.png" in twice.said
     assert [row["path"] for row in project.table() if row["label"] == "pug"] == ["1/new"]
+
+
+def test_folders_that_name_classes_count_more_than_a_column_of_labels_unless_their_level_is_skipped(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    write_digits(each=2, classes=(0, 1))
+    project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="images/list.csv")
+    (project.folder / "images/list.csv").write_text("path,split,class\n0/000.png,train,seven\n1/001.png,test,eight\n")
+    by_folder = project.run("ingest"), [row["label"] for row in project.table()]
+    project.set(ingest__levels=["skip"])
+
+    by_list = project.run("ingest"), [row["label"] for row in project.table()]
+
+    assert by_folder[0].code == by_list[0].code == 0
+    assert by_folder[1] == ["0", "0", "1", "1"]
+    assert "To take all labels from that file: ingest.levels: [skip]." in by_folder[0].said
+    assert by_list[1] == ["seven", None, None, "eight"]
+    assert "2 of them cannot be used" in by_list[0].said
+    assert "has no label in the file of ingest.splits_file" in {row["error"] for row in project.table()}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("index,img_id,label\n0,1,cat\n1,0,dog\n", "'0' may be a number of the line"),
+        ("id,photo,split\n0,1.png,train\n1,0.png,test\n", "'0' may be a number of the line"),
+        ("path,label\n0.png,cat\n1.png,cat\n", "list.csv names one class, 'cat'"),
+    ],
+)
+def test_a_csv_from_which_no_labels_can_be_taken_is_refused(
+    project: Project, write_digits: WriteDigits, text: str, said: str
+) -> None:
+    photos = write_digits(each=1, classes=(0, 1))
+    for name in ("0", "1"):
+        (photos / name / "000.png").rename(photos / f"{name}.png")
+        (photos / name).rmdir()
+    project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="images/list.csv")
+    (photos / "list.csv").write_text(text)
+
+    ran = project.run("ingest")
+
+    assert ran.code == 1
+    assert said in ran.said
+
+
+def test_images_beside_class_folders_that_a_csv_names_are_said_to_be_left_out(
+    project: Project, write_digits: WriteDigits
+) -> None:
+    photos = write_digits(each=2, classes=(0, 1))
+    for name in ("0", "1"):
+        (photos / "train").mkdir(exist_ok=True)
+        (photos / name).rename(photos / "train" / name)
+    (photos / "test").mkdir()
+    (photos / "train/0/001.png").rename(photos / "test/seen.png")
+    rows = {"test/seen.png": 0, "train/0/000.png": 0, "train/1/000.png": 1, "train/1/001.png": 1}
+    (photos / "list.csv").write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows.items()))
+    project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="images/list.csv")
+    refused = project.run("ingest")
+    project.set(ingest__levels=["split"])
+
+    taken = project.run("ingest")
+
+    assert (refused.code, taken.code) == (1, 0), taken.said
+    assert "names 1 image that is left out: test/seen.png. To take all labels from that file: ing" in refused.said
+    assert [(row["split"], row["label"]) for row in project.table()] == [
+        ("test", "0"), ("train", "0"), ("train", "1"), ("train", "1")
+    ]  # fmt: skip
 
 
 def test_a_decoder_that_crashes_costs_its_image_and_no_other(project: Project, write_digits: WriteDigits) -> None:

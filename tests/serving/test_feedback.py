@@ -168,7 +168,13 @@ def test_copies_of_test_images_and_wrong_labels_are_held_back_and_only_accepted_
     assert "run: dvc repro" in accepted[1]
     assert "The pipeline does not read others" in elsewhere[1]
     assert project.run("ingest").code == 0
-    assert pq.read_table("data/out/ingest/table.parquet").num_rows == 410
+    table = pq.read_table("data/out/ingest/table.parquet")
+    assert table.num_rows == 410
+    flat = [path.replace("/", "_") for path in table["path"].to_pylist()]  # as where a CSV names the labels
+    place = table.schema.get_field_index("path")
+    pq.write_table(table.set_column(place, table.schema.field(place), [flat]), "data/out/ingest/table.parquet")
+    with pytest.raises(DataError, match="The labels of the source are not its folders"):
+        _command(capsys, "data", "feedback", "--accept")
 
 
 def _app(folder: Path) -> Any:

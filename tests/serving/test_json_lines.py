@@ -66,6 +66,16 @@ def test_a_file_of_something_else_gets_no_lines(tmp_path: Path, option: str, con
     assert own.read_bytes() == content
 
 
+def test_a_log_whose_first_line_was_cut_off_is_taken_again(tmp_path: Path) -> None:
+    log = tmp_path / "answers.jsonl"
+    log.write_bytes(b'{"ti')
+
+    for at in range(2):
+        JsonLines(log, "--log").append({"time": at})
+
+    assert log.read_bytes() == b'{"ti\n{"time": 0}\n{"time": 1}\n'
+
+
 @contextmanager
 def _full_after(file: Path, size: int) -> Iterator[None]:
     """Let this process write `size` more bytes to `file`, and no more."""

@@ -338,4 +338,10 @@ def _folders(root: Path, *, is_source: bool) -> Mapping[str, Path]:
     for path, label, split, error in zip(*columns, strict=True):
         if label is not None and split in ("train", None) and error is None:
             counts.setdefault(label, Counter())[Path(path).parent.as_posix()] += 1
-    return {label: root / folders.most_common(1)[0][0] for label, folders in counts.items()}
+    folder_of = {label: root / folders.most_common(1)[0][0] for label, folders in counts.items()}
+    if len(set(folder_of.values())) < len(folder_of):
+        raise DataError(
+            "The labels of the source are not its folders, so a photo in one of them would have no label. Name another "
+            "folder for the accepted photos: --into photos"
+        )
+    return folder_of

@@ -89,7 +89,9 @@ def _not_installed(file: Path) -> str | None:
         return None
     sources = Path(__file__).parents[2]
     for node in body:
-        if not isinstance(node, ast.ImportFrom) or node.module is None or not node.module.startswith("twinrun."):
+        if not isinstance(node, ast.ImportFrom) or node.level or node.module is None:
+            continue
+        if not node.module.startswith("twinrun."):
             continue
         if not (modules := _module_files(node.module, sources)):
             return node.module

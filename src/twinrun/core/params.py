@@ -25,6 +25,7 @@ from twinrun.core.networks import (
     PACKAGE_MODELS,
     is_own_file,
     shrunk,
+    side_by_side,
     unfit_size,
     unfit_weights,
     unknown_network,
@@ -42,7 +43,7 @@ Severity = Literal["critical", "warning"]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
-AutoCount = Literal["auto"] | Count
+AutoCount = Literal["auto"] | Annotated[int, Field(ge=1, le=4096)]
 PixelCap = Annotated[int, Field(ge=1, le=178_956_970)]  # more than that Pillow refuses by itself
 
 _MODES = (  # Pillow's
@@ -583,8 +584,9 @@ def _unfit_start(settings: Any, model: Any, size: tuple[int, int]) -> str | None
     if not isinstance(model, str) or not isinstance(share, int | float) or not 0 < share < 1:
         return None
     first = shrunk(size, share)
-    if model == "mlp" and first != size:
-        return f"must be 1 for mlp, which takes images of one size, got {share}"
+    fixed = next((name for name in side_by_side(model) if re.fullmatch(r"mlp|vit_[a-z]_\d+", name)), None)
+    if fixed is not None and first != size:
+        return f"must be 1 for {fixed}, which takes images of one size, got {share}"
     problem = unfit_size(model, first, of="the first epoch would have")
     return f"{problem}. Raise start_size, got {share}" if problem else None
 

@@ -95,6 +95,15 @@ _NAMED_COLUMNS = ("column", "column_A", "column_B")
 _LISTS = ("value_set", "regex_list", "column_list")
 _REGEXES = ("regex", "regex_list")
 _FLAGS = ("strict_min", "strict_max", "or_equal", "strictly", "double_sided", "ties_okay")
+_FLAGS_OR_NULL = ("or_equal", "strictly", "ties_okay")
+_WHOLE = ("RowCount", "UniqueValueCount", "ValueLengths")  # parts of names whose numbers are counts
+_CHOICES = {
+    "match_on": ("any", "all"),
+    "ignore_row_if": (
+        *("all_values_are_missing", "any_value_is_missing", "both_values_are_missing", "either_value_is_missing"),
+        "never",
+    ),
+}
 _NUMBERS = ("value", "threshold", "sum_total")
 _ENDS = ("min_value", "max_value")
 # regex is not required by Great Expectations: without it, every text matches.
@@ -150,13 +159,17 @@ def unfit_expectation(
             return f"{name}: {key} is wrong: there is no column {unknown!r} in {table}{hint}"
     if missing := next((key for key in _REQUIRED if key in allowed and key not in arguments), None):
         return f"{name} needs the argument {missing}"
+    if any(part in name for part in _WHOLE):
+        for key in ("value", *_ENDS):
+            if isinstance(number := arguments.get(key), float) and not number.is_integer():
+                return f"{name}: {key} must be a whole number, got {_shown(number)}"
     return _unfit_range(name, arguments) if "min_value" in allowed else None
 
 
 def _unfit_range(name: str, arguments: Mapping[str, Any]) -> str | None:
     low, high = arguments.get("min_value"), arguments.get("max_value")
     if low is None and high is None:
-        return f"{name} needs the argument min_value or max_value; with neither it is always met"
+        return f"{name} needs the argument min_value or max_value"
     if low is not None and high is not None and low > high:
         return f"{name}: min_value must be at most max_value, got {_shown(low)} and {_shown(high)}"
     return None
@@ -184,11 +197,14 @@ def _unfit_value(key: str, value: Any) -> str | None:
         fits = isinstance(value, list) and all(map(_is_column, value))
         return None if fits else f"must be a list of columns, got {_shown(value)}"
     if key in _LISTS:
-        if not isinstance(value, list) or not all(map(_is_plain, value)):
-            return f"must be a list, got {_shown(value)}"
+        if not isinstance(value, list) or not value or not all(map(_is_plain, value)):
+            return f"must be a list with an entry, got {_shown(value)}"
         return next((problem for each in value if (problem := _unfit_regex(each))), None) if key in _REGEXES else None
     if key == "row_condition":
         return _unfit_condition(value)
+    if key in _CHOICES:
+        fits = value in _CHOICES[key]
+        return None if fits else f"must be {', '.join(_CHOICES[key][:-1])} or {_CHOICES[key][-1]}, got {_shown(value)}"
     if key == "condition_parser":
         return None if value == "pandas" else f"may only be pandas, and need not be given, got {_shown(value)}"
     if key == "mostly":
@@ -198,6 +214,8 @@ def _unfit_value(key: str, value: Any) -> str | None:
         return f"must be a number, a text, true, false or null, got {_shown(value)}"
     if key in _REGEXES:
         return _unfit_regex(value)
+    if key in _FLAGS_OR_NULL and value is None:
+        return None
     if key in _FLAGS:
         return None if isinstance(value, bool) else f"must be true or false, got {_shown(value)}"
     if key in _NUMBERS or (key in _ENDS and value is not None):

@@ -5,8 +5,9 @@ listing, with notes on anything a person may not expect. Folders below the level
 """
 
 import glob
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from twinrun.base.paths import expanded
 from twinrun.base.printing import escaped
 from twinrun.core.params import IngestParams, Level
 from twinrun.dataset.manifest import SPLITS, SplitName
-from twinrun.dataset.table import NO_LABEL
+from twinrun.dataset.table import NO_LABEL, NO_LABEL_IN_LIST
 from twinrun.ingest.levels import (
     Parts,
     Place,
@@ -71,7 +72,14 @@ def list_tree(params: IngestParams) -> Listing:
     root = source_folder(params)
     splits_file = expanded(params.splits_file) if params.splits_file is not None else None
     make = list_trashnet if params.source == "trashnet" else list_folder
-    return make(root, splits_file, params.levels, params.leave_out, follow_links=params.follow_links)
+    listing = make(root, splits_file, params.levels, params.leave_out, follow_links=params.follow_links)
+    if splits_file is None or splits_file.resolve().is_relative_to(root.resolve()):
+        return listing
+    note = (
+        f"{splits_file} is outside {root}, so `dvc repro` does not notice its changes. Move it into that folder, or "
+        "run after each change: dvc repro -f ingest, then dvc repro."
+    )
+    return replace(listing, notes=[*listing.notes, note])
 
 
 def list_folder(
@@ -82,9 +90,9 @@ def list_folder(
     *,
     follow_links: bool = False,
 ) -> Listing:
-    """List a tree of images; `splits_file` names their labels, splits and groups, and overrides folders.
+    """List a tree of images; `splits_file` names their splits and groups, and overrides folders.
 
-    Where it has a column of labels, folders are no labels.
+    It names their labels too where the folders do not name two classes or more.
 
     Raises SourceError where the folder is missing, is empty, has only one class or can be read in two ways, where a
     sub-folder cannot be read, or where the splits file does not fit. Unreadable sub-folders are left out only if
@@ -124,13 +132,25 @@ def list_folder(
     content = _content(root, walk, readings[0], strict=True)
     items, notes = content.items, content.notes
     if splits_file is not None:
-        items, more = _with_splits(items, {splits_file: None}, root)
-        notes = notes + more
-        if not splits_file.resolve().is_relative_to(root.resolve()):
-            notes.append(
-                f"{splits_file} is outside {root}, so `dvc repro` does not notice its changes: after a change run "
-                "dvc repro -f ingest, or move the file into that folder."
+        places = _read_lists({splits_file: None}, items, root)
+        labels = {place.label for place in places.named.values()} - {None}
+        if labels and len({item.label for item in items} - {None}) > 1:
+            places = places.without_labels()
+            notes = [
+                *notes,
+                f"The labels are those of the folders, not those in {splits_file}. {_by_file(readings[0])}",
+            ]
+            labels = set()
+        elif labels:
+            notes = [f"Labels are those of {splits_file}: {len(labels):,} classes.", *notes[1:]]
+        left_out = {name for _, name in walk.files} - {Path(item.path).name for item in items}
+        items, more = _placed(items, places, left_out, _by_file(readings[0]))
+        if len(labels) == 1:
+            raise SourceError(
+                f"{splits_file} names one class, {labels.pop()!r}, and a classifier needs at least two "
+                f"({_SPLITS_FILE})."
             )
+        notes = notes + more
     _expect_classes(root, items, notes[0], readings[0])
     return sorted_listing(items, Files(content.files), notes)
 
@@ -187,7 +207,7 @@ def list_trashnet(
         )
     if splits_file is not None:
         return list_folder(images, splits_file, levels, leave_out, follow_links=follow_links)
-    lists = {root / name: split for split, name in _TRASHNET_LISTS.items()}
+    lists: dict[Path, SplitName | None] = {root / name: split for split, name in _TRASHNET_LISTS.items()}
     if missing := [path.name for path in lists if not path.is_file()]:
         raise SourceError(
             f"{root} lacks TrashNet's published split lists {', '.join(missing)}. Fetch them from "
@@ -195,7 +215,7 @@ def list_trashnet(
             f"ingest.source: folder, ingest.path: {images}."
         )
     listing = list_folder(images, None, levels, leave_out, follow_links=follow_links)
-    items, notes = _with_splits(listing.items, dict(lists), images)
+    items, notes = _placed(listing.items, _read_lists(lists, listing.items, images))
     return Listing(items, listing.content, listing.notes + notes)
 
 
@@ -505,19 +525,44 @@ class _Named:
     label: str | None = None
 
 
-def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: Path) -> tuple[list[Item], list[str]]:
-    """Items with the labels, splits and groups that `lists` name; a list of one split names only images.
+@dataclass(frozen=True)
+class _Places:
+    """What splits files say about images: by path, by file name, or by file name without suffix.
 
-    Images are named by their path below `root` or, where no other has it, their file name, with its suffix or without.
+    `counts` are the images of each short name, and `stems` those names that lack the suffix.
     """
+
+    named: Mapping[str, _Named]
+    where: str
+    counts: Mapping[str, int]
+    stems: Collection[str]
+    notes: list[str]
+
+    def without_labels(self) -> "_Places":
+        return replace(self, named={name: replace(place, label=None) for name, place in self.named.items()})
+
+    def name_of(self, item: Item) -> str | None:
+        """The name by which an image is named; raises SourceError where others have it too."""
+        path = Path(item.path)
+        names = (item.path, path.name, path.stem) if path.stem in self.stems else (item.path, path.name)
+        name = next((name for name in names if name in self.named), None)
+        if name is not None and name != item.path and self.counts[name] > 1:
+            raise SourceError(
+                f"{self.where} names {name}, but {self.counts[name]} images have that name: write the path, such as "
+                f"{item.path}."
+            )
+        return name
+
+
+def _read_lists(lists: Mapping[Path, SplitName | None], items: list[Item], root: Path) -> _Places:
+    """What `lists` say about the labels, splits and groups of images; a list of one split names only images."""
     named: dict[str, _Named] = {}
     by_name = Counter(Path(item.path).name for item in items)
     by_stem = Counter(stem for item in items if (stem := Path(item.path).stem) not in by_name)
-    counts = by_name + by_stem
-    known = Names({item.path for item in items} | counts.keys(), root)
+    known = Names({item.path for item in items} | by_name.keys() | by_stem.keys(), root)
     comments = 0
     for path, split in lists.items():
-        for written, place in _read_places(path, split, known):
+        for written, place in _read_places(path, split, known, by_stem.keys()):
             name = known.find(written)
             if name is None and written.startswith("#"):
                 comments += 1
@@ -529,35 +574,53 @@ def _with_splits(items: list[Item], lists: dict[Path, SplitName | None], root: P
                     f"{_described(named[name])}. Remove one of them."
                 )
     where = ", ".join(map(str, lists))
-    labels = {place.label for place in named.values()} - {None}
-    result, used = [], set()
-    for item in items:
-        short, stem = Path(item.path).name, Path(item.path).stem
-        key = next((name for name in (item.path, short, *({stem} & by_stem.keys())) if name in named), None)
-        if key is not None and key != item.path and counts[key] > 1:
-            raise SourceError(
-                f"{where} names {key}, but {counts[key]} images have that name: write its path, <class>/{short}."
-            )
-        if key is not None:
-            used.add(key)
-        place = named[key] if key is not None else _Named(None)
-        so_far = replace(item, split=place.split or item.split, group=place.group or item.group)
-        if labels:
-            problem = item.problem if item.problem not in (None, NO_LABEL) else None if place.label else NO_LABEL
-            so_far = replace(so_far, label=place.label, problem=problem)
-        result.append(so_far)
-    if absent := sorted(named.keys() - used):
-        raise SourceError(f"{where} names {_images(len(absent))} that are not there: {some_names(absent)}.")
-    if labels and not any(place.split for place in named.values()):
-        unnamed = []  # a table of labels
-    else:
-        unnamed = [item.path for item in result if item.split is None]
-    notes = [f"Labels are those of {where}: {len(labels):,} classes."] if labels else []
-    notes += [f"Without a split in {where}; validate decides: {some_names(unnamed)}."] if unnamed else []
+    notes = known.note(where)
     if comments:
         lines = "1 line" if comments == 1 else f"{comments:,} lines"
-        notes.append(f"Read as comments, since they begin with # and name no image: {lines} of {where}.")
-    return result, [*known.note(where), *notes]
+        notes = [*notes, f"Read as comments, since they begin with # and name no image: {lines} of {where}."]
+    return _Places(named, where, by_name + by_stem, by_stem.keys(), notes)
+
+
+def _by_file(reading: Reading) -> str:
+    """How labels of a splits file are taken where the folders have some."""
+    levels = list(reading.levels)
+    above = levels[: levels.index("label")] if "label" in levels else levels
+    return f"To take all labels from that file: ingest.levels: [{', '.join(above or ['skip'])}]."
+
+
+def _placed(
+    items: list[Item], places: _Places, left_out: Collection[str] = (), advice: str = ""
+) -> tuple[list[Item], list[str]]:
+    """Items with the labels, splits and groups that `places` name, and notes.
+
+    Raises SourceError where an image is not there; with `advice` where it is one of those `left_out`, by name.
+    """
+    labels = any(place.label for place in places.named.values())
+    result, used = [], set()
+    for item in items:
+        name = places.name_of(item)
+        place = _Named(None)
+        if name is not None:
+            place = places.named[name]
+            used.add(name)
+        so_far = replace(item, split=place.split or item.split, group=place.group or item.group)
+        if labels and item.problem in (None, NO_LABEL):
+            so_far = replace(so_far, label=place.label, problem=None if place.label else NO_LABEL_IN_LIST)
+        result.append(so_far)
+    if absent := sorted(places.named.keys() - used):
+        known = {*left_out, *(Path(name).stem for name in left_out)}
+        out = any(Path(path).name in known for path in absent)
+        are = "is" if len(absent) == 1 else "are"
+        raise SourceError(
+            f"{places.where} names {_images(len(absent))} that {are} {'left out' if out else 'not there'}: "
+            f"{some_names(absent)}." + (f" {advice}" if out else "")
+        )
+    notes = list(places.notes)
+    by_split = any(place.split for place in places.named.values())
+    unnamed = [item.path for item in result if item.split is None] if by_split or not labels else []
+    if unnamed:
+        notes.append(f"Without a split in {places.where}; validate decides: {some_names(unnamed)}.")
+    return result, notes
 
 
 def _images(count: int) -> str:
@@ -569,14 +632,18 @@ def _described(place: _Named) -> str:
     return " ".join(filter(None, [place.split or "no split", of and f"({of})"]))
 
 
-def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[tuple[str, _Named]]:
+def _read_places(
+    path: Path, split: SplitName | None, known: Names, stems: Collection[str]
+) -> Iterator[tuple[str, _Named]]:
     """Names of images with their labels, splits and groups: the columns of a CSV, or the two of a text.
 
     A CSV with a header has the column `path` and some of `label`, `split` and `group`; without a header its columns are
     path and split. Where `split` is given, the file is a list of images of that split, and further columns are ignored.
-    A line that begins with # and names no image of those that are `known` is a comment.
+    A line that begins with # and names no image of those that are `known` is a comment. Of a column that is taken for
+    the paths since it is the first of several, `stems` are no names: it may hold numbers of lines.
     """
     columns: dict[str, int] | None = None
+    header: Sequence[str] = ()
     is_sheet = path.suffix.lower() in _SHEETS
     for line in _lines(path, is_sheet, split is not None):
         cells = line.cells
@@ -589,17 +656,23 @@ def _read_places(path: Path, split: SplitName | None, known: Names) -> Iterator[
         if columns is None:
             columns = _columns_of(cells) if is_sheet else {"path": 0, "split": 1}
             if is_sheet and _is_header(cells):
+                header = cells
                 continue
         cell_of = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
         written, group = cell_of["path"], cell_of.get("group", "").strip() or None
         its_split = _split_of(cell_of.get("split", "").strip())
-        label = escaped(cell_of.get("label", "").strip()) or None
+        label = escaped(unicodedata.normalize("NFC", cell_of.get("label", "").strip())) or None
         if its_split is None and (cell_of.get("split") or not {"group", "label"} & columns.keys()):
             if is_comment:
                 continue
             raise SourceError(
                 f"{path}, line {line.number}: expected an image and its split (train, val or test), found "
                 f"{', '.join(map(repr, cells))}. A header may name the columns path, label, split and group."
+            )
+        if written in stems and _is_guess(header, columns):
+            raise SourceError(
+                f"{path}, line {line.number}: {written!r} may be a number of the line. Call the column of the images "
+                "path, or leave no other columns than label, split and group beside it."
             )
         yield written, _Named(its_split, group, label)
 
@@ -624,7 +697,18 @@ def _split_of(word: str) -> SplitName | None:
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    return bool({cell.strip().lower() for cell in cells} & {*_SPLIT_COLUMNS, *_GROUP_COLUMNS, *_LABEL_COLUMNS})
+    words = {cell.strip().lower() for cell in cells}
+    # Without a header a line is an image and its split.
+    return bool(words & {*_SPLIT_COLUMNS, *_GROUP_COLUMNS}) or (
+        bool(words & {*_LABEL_COLUMNS}) and not any(map(_split_of, words))
+    )
+
+
+def _is_guess(header: Sequence[str], columns: Mapping[str, int]) -> bool:
+    """Whether the column of the images is only the first of several that might be it."""
+    if not header:
+        return False
+    return header[columns["path"]].strip().lower() not in _PATH_COLUMNS and len(header) > len(columns)
 
 
 def _columns_of(cells: Sequence[str]) -> dict[str, int]:
@@ -640,4 +724,6 @@ def _columns_of(cells: Sequence[str]) -> dict[str, int]:
         return {"path": 0, "split": 1}
     others = [column for column in range(len(header)) if column not in columns.values()]
     paths = [header.index(name) for name in _PATH_COLUMNS if name in header]
+    if not paths and not others and "label" in columns:
+        others = [columns.pop("label")]
     return {"path": [*paths, *others, 0][0], **columns}

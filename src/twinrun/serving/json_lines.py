@@ -23,7 +23,7 @@ class JsonLines:
             start = os.pread(self._file, len(_START), 0) if os.fstat(self._file).st_size else b""
         except OSError as error:
             raise DataError(f"{path} ({option}) cannot be written: {error.strerror}. Name another file.") from None
-        if not _START.startswith(start):
+        if not _START.startswith(start.partition(b"\n")[0]):  # of a line that was cut off, a part is there
             os.close(self._file)
             raise DataError(
                 f"{path} ({option}) is not a file that the server writes, and nothing was added to it. Name another "

@@ -1,8 +1,9 @@
 """Checks of files: unreadable images, sizes, colour modes."""
 
+from collections import Counter
 from collections.abc import Sequence
 
-from twinrun.dataset.table import NO_LABEL
+from twinrun.dataset.table import NO_LABEL, NO_LABEL_IN_LIST
 from twinrun.validate.checks.check import Check, counting, each_image, severity_of
 from twinrun.validate.expectations import Rule
 from twinrun.validate.findings import Violation
@@ -83,12 +84,18 @@ def of_files(subject: Subject) -> list[Check]:
 def _unusable(subject: Subject, rows: Sequence[int]) -> str:
     """Such as "4 images are unreadable, and 1 image lies in no class folder", of rows of the table of files."""
     files = subject.files()
-    strays = [row for row in rows if subject.facts["error"][files[row]] == NO_LABEL]
-    counts = ((len(rows) - len(strays), "is unreadable"), (len(strays), "lies in no class folder"))
+    errors = Counter(subject.facts["error"][files[row]] for row in rows)
+    without = errors[NO_LABEL], errors[NO_LABEL_IN_LIST]
+    counts = (
+        (len(rows) - sum(without), "is unreadable"),
+        (without[0], "lies in no class folder"),
+        (without[1], NO_LABEL_IN_LIST),
+    )
     return ", and ".join(counting(predicate)(range(count), ()) for count, predicate in counts if count)
 
 
 def _advice_on_unusable(subject: Subject) -> str:
-    strays = any(subject.facts["error"][row] == NO_LABEL for row in subject.files())
-    moving = ", move those without a label into a class folder" if strays else ""
-    return f"Fix or remove them{moving}, or set on_broken to drop"
+    errors = {subject.facts["error"][row] for row in subject.files()}
+    moving = ", move those without a label into a class folder" if NO_LABEL in errors else ""
+    naming = ", name the labels of those without one there" if NO_LABEL_IN_LIST in errors else ""
+    return f"Fix or remove them{moving}{naming}, or set on_broken to drop"
