@@ -57,8 +57,7 @@ def measured(known: Facts, pixels: Pixels) -> Facts:
     """`known` with what is measured of uint8 pixels (H, W, C) at full size, in the channels asked for."""
     gray = _gray(pixels)
     counts = np.bincount(gray.reshape(-1), minlength=256)[None]
-    colour = [pixels.sum(axis=(0, 1), dtype=np.int64)]
-    return _with_measures([known], pixels[None], counts, colour, [_sharpness(gray)], _phashes([gray]))[0]
+    return _with_measures([known], pixels[None], counts, [_sharpness(gray)], _phashes([gray]))[0]
 
 
 def measured_stack(known: Sequence[Facts], images: Pixels) -> list[Facts]:
@@ -67,8 +66,7 @@ def measured_stack(known: Sequence[Facts], images: Pixels) -> list[Facts]:
     grays = _gray(images.reshape(count * height, width, channels)).reshape(count, height, width)
     places = grays.reshape(count, -1) + np.arange(count)[:, None] * 256
     counts = np.bincount(places.reshape(-1), minlength=count * 256).reshape(count, 256)
-    colours = images.sum(axis=(1, 2), dtype=np.int64)
-    return _with_measures(known, images, counts, colours, _sharpnesses(grays), _phashes(grays))
+    return _with_measures(known, images, counts, _sharpnesses(grays), _phashes(grays))
 
 
 def pixels_sha256(pixels: Pixels) -> str:
@@ -94,19 +92,20 @@ def _with_measures(
     known: Sequence[Facts],
     images: Pixels,
     counts: IntArray,
-    colours: Sequence[IntArray] | IntArray,
     sharpness: Sequence[float],
     phashes: Sequence[str],
 ) -> list[Facts]:
-    """Facts of `images` (N, H, W, C): `counts` (N, 256) of their gray values and `colours`, sums of channels (N, C)."""
+    """Facts of `images` (N, H, W, C): `counts` (N, 256) are of their gray values."""
     pixels = images.shape[1] * images.shape[2]
     values = np.arange(256)
+    # One channel at a time: NumPy is eight times slower on all at once, with three values to a pixel.
+    colours = [images[..., channel].sum(axis=(1, 2), dtype=np.int64).tolist() for channel in range(images.shape[3])]
     totals, squares = (counts @ values).tolist(), (counts @ values**2).tolist()
     entropies, percentiles = _entropies(counts), _percentiles(counts, (0.05, 0.95))
     measured = []
     for i, fact in enumerate(known):
         brightness, contrast = _mean_and_deviation(totals[i], squares[i], pixels)
-        channels = [int(total) / pixels / 255 for total in colours[i]]
+        channels = [sums[i] / pixels / 255 for sums in colours]
         red, green, blue = channels * 3 if len(channels) == 1 else channels
         measured.append(
             replace(
