@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.shards_speed import Clock, bare_trainer
+from benchmarks.shards_speed import Clock, bare_trainer, has_bfloat16, processor
 
 if TYPE_CHECKING:
     import torch
@@ -93,10 +93,8 @@ def _airbench(options: argparse.Namespace) -> tuple[list[float], int, float]:
     """Train by the package: the time of each step, images in a batch, and accuracy on test by its six views."""
     import torch
 
-    from twinrun.training.numerics import matrix_instructions
-
     torch.set_num_threads(options.threads)
-    _on_the_cpu(torch.bfloat16 if any(matrix_instructions().values()) else torch.float32)
+    _on_the_cpu(torch.bfloat16 if has_bfloat16() else torch.float32)
     from airbench import lib_airbench94, utils  # type: ignore[import-not-found]
 
     ticks: list[float] = []
@@ -252,7 +250,14 @@ def _report(speeds: dict[str, list[float]], whole: dict[str, dict[str, Any]], op
     from rich.table import Table
 
     medians = {way: median(values) for way, values in speeds.items()}
-    table = Table("training", "images/s, median", "lowest to highest", "seconds to the end", "accuracy on test")
+    table = Table(
+        "training",
+        "images/s, median",
+        "lowest to highest",
+        "seconds to the end",
+        "accuracy on test",
+        caption=processor(),
+    )
     for way, values in speeds.items():
         end = whole.get(way)
         table.add_row(
@@ -264,7 +269,8 @@ def _report(speeds: dict[str, list[float]], whole: dict[str, dict[str, Any]], op
         )
     Console().print(table)
     if options.json:
-        facts = {"images_per_second": speeds, "medians": medians, "whole": whole, "threads": options.threads}
+        facts = {"processor": processor(), "threads": options.threads, "images_per_second": speeds}
+        facts |= {"medians": medians, "whole": whole}
         options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

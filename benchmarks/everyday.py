@@ -9,6 +9,8 @@ same data, in turns, each turn in a process of its own:
     recipe    images a second from the second epoch on, of a ResNet-18 from random weights, with all augmentation; the
               training recipes of timm and of torchvision, as their documentation gives them, with a worker for each
               core, channels last, and bfloat16 where the processor multiplies it
+    copies    reading photos, measuring light, sharpness and the like of each, and searching copies and near copies; what
+              CleanVision looks for by default (TrashNet's photos where TWINRUN_TEST_DATA has them, else those above)
     metrics   recording the four figures of an epoch; MLflow's client with SQLite
     start     from the command to the end of the first step; Lightning with MLflow and Great Expectations imported
     nothing   processor time of `dvc repro ingest` with 20,000 photos where nothing has changed; plain DVC with the
@@ -29,13 +31,14 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.shards_speed import Clock
+from benchmarks.shards_speed import Clock, has_bfloat16, processor
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     import torch
 
     from twinrun.core.params import TrainParams
+    from twinrun.ingest.listing import Listing
     from twinrun.training.module import SplitImages
 
 _BIN = Path(sys.executable).parent
@@ -395,20 +398,52 @@ def _images_a_second(
     """Train for two epochs in the best way of a processor: the speed of the second, loading included."""
     import torch
 
-    from twinrun.training.numerics import matrix_instructions
-
     network = network.to(memory_format=torch.channels_last).train()
     for _epoch in range(2):
         started, steps = time.perf_counter(), 0
         for given in loader:
             images, targets = mix(*given)
-            with torch.autocast("cpu", torch.bfloat16, enabled=any(matrix_instructions().values())):
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
                 logits = network(images.contiguous(memory_format=torch.channels_last))
             optimizer.zero_grad()
             loss(logits.float(), targets).backward()
             optimizer.step()
             steps += 1
     return _RECIPE_BATCH * steps / (time.perf_counter() - started)
+
+
+# Reading photos and searching copies among them, in seconds
+
+
+def _listed_photos(folder: Path) -> "Listing":
+    from twinrun.ingest.listing import Files, Item, Listing
+
+    trashnet = Path(os.environ.get("TWINRUN_TEST_DATA", ""), "trashnet")
+    files = sorted((trashnet if trashnet.is_dir() else folder / "photos").rglob("*.jpg"))
+    return Listing([Item(str(file), file.parent.name, None) for file in files], Files(files))
+
+
+def _copies_by_twinrun(folder: Path, _: float) -> float:
+    from twinrun.dataset.pack import creating_pack, open_pack
+    from twinrun.ingest.copies.nearest import near_duplicates
+    from twinrun.ingest.packing import Shape, fill_pack
+
+    listing, shape = _listed_photos(folder), Shape((64, 64), "rgb", "pad", "bilinear", 10**8)
+    started = time.perf_counter()
+    with creating_pack(folder / "copies.npy", (len(listing.items), *shape.of_image)) as temp:
+        facts = fill_pack(listing, shape, temp, len(os.sched_getaffinity(0)))
+    near_duplicates(open_pack(folder / "copies.npy"), facts)
+    return time.perf_counter() - started
+
+
+def _copies_by_cleanvision(folder: Path, _: float) -> float:
+    from cleanvision import Imagelab
+
+    content: Any = _listed_photos(folder).content
+    started = time.perf_counter()
+    lab = Imagelab(filepaths=[str(path) for path in content.paths], verbose=False)
+    lab.find_issues(verbose=False)  # all that it looks for by default: facts of each image, as ours, and copies
+    return time.perf_counter() - started
 
 
 # Recording the figures of an epoch, in microseconds
@@ -579,6 +614,7 @@ _ROWS: dict[str, tuple[str, dict[str, _Way]]] = {
         "ResNet-18, images/s",
         {"twinrun": _recipe_by_twinrun, "timm": _recipe_by_timm, "torchvision": _recipe_by_torchvision},
     ),
+    "copies": ("photos read and searched, s", {"twinrun": _copies_by_twinrun, "cleanvision": _copies_by_cleanvision}),
     "metrics": ("figures of an epoch, µs", {"twinrun": _metrics_by_twinrun, "mlflow": _metrics_by_mlflow}),
     "start": ("to the first step, s", {"twinrun": _start_of_twinrun, "lightning": _start_of_lightning}),
     "nothing": (
@@ -592,6 +628,7 @@ _ROWS: dict[str, tuple[str, dict[str, _Way]]] = {
 _PREPARATIONS: dict[str, tuple[Callable[[Path], None], ...]] = {
     "photos": (_write_photos, _pack_photos),
     "recipe": (_write_photos, _pack_small_photos),
+    "copies": (_write_photos,),
     "start": (_prepare_digits,),
     "nothing": (_prepare_many,),
 }
@@ -602,7 +639,7 @@ def _report(results: dict[str, dict[str, list[float]]], options: argparse.Namesp
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("what", "Twinrun, median", "the other, median", "the other is", "times better")
+    table = Table("what", "Twinrun, median", "the other, median", "the other is", "times better", caption=processor())
     for row, ways in results.items():
         (_, ours), *others = ((way, median(values)) for way, values in ways.items())
         for other, theirs in others:
@@ -610,7 +647,9 @@ def _report(results: dict[str, dict[str, list[float]]], options: argparse.Namesp
             table.add_row(_ROWS[row][0], f"{ours:.4g}", f"{theirs:.4g}", other, f"{ratio:.2f}")
     Console().print(table)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps({"processor": processor(), "rows": results}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _options() -> argparse.Namespace:

@@ -1,10 +1,11 @@
 """Training speed with and without shards: `python -m benchmarks.shards_speed` or `make bench`; ten minutes on 2 cores.
 
-ResNet-9 on 32 x 32 colour images at batch 512, four ways to train it in Lightning, on the same images, with the same
+ResNet-9 on 32 x 32 colour images at batch 512, several ways to train it in Lightning, on the same images, with the same
 augmentation, optimizer and learning rates:
 
-    shards      Twinrun's: K = 4 shards, one thread each, bfloat16
-    bf16        the same module without shards: one bfloat16 batch, channels last, all cores within an operator
+    shards      Twinrun's: K = 4 shards, one thread each, `precision: auto`
+    bf16        the same module without shards: one bfloat16 batch, channels last, all cores within an operator; only
+                where the processor multiplies bfloat16
     fp32        Lightning's default: float32, all cores within an operator
     fp32-nhwc   the same with channels last
 
@@ -43,12 +44,29 @@ def main() -> None:
     if options.way:
         print(json.dumps(_images_per_second(options.way, options.steps, options.threads)))
         return
-    speeds: dict[str, list[float]] = {way: [] for way in WAYS}
+    ways = [way for way in WAYS if way != "bf16" or has_bfloat16()]
+    speeds: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(options.repeats):
-        for way in WAYS:
+        for way in ways:
             speeds[way].append(_in_own_process(way, options.steps, options.threads))
             print(f"turn {turn + 1}/{options.repeats}  {way:10} {speeds[way][-1]:7.0f} images/s", file=sys.stderr)
     _report(speeds, options)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies matrices of bfloat16."""
+    from twinrun.training.numerics import matrix_instructions
+
+    return any(matrix_instructions().values())
+
+
+def processor() -> str:
+    """The processor's name, its cores that may be used, and whether it multiplies bfloat16."""
+    from twinrun.record.card import collect_hardware
+
+    hardware = collect_hardware()
+    instructions = "with" if has_bfloat16() else "without"
+    return f"{hardware['cpu']}, {hardware['cores_usable']} cores, {instructions} bfloat16 instructions"
 
 
 def _in_own_process(way: str, steps: int, threads: int) -> float:
@@ -81,7 +99,8 @@ def _images_per_second(way: str, steps: int, threads: int) -> float:
         from twinrun.training.shards import Numerics, ShardedNetwork
 
         torch.set_num_threads(1)
-        numerics = Numerics(torch.device("cpu"), torch.bfloat16, (0.5,) * 3, (0.25,) * 3)
+        precision_here = torch.bfloat16 if has_bfloat16() else None  # as `precision: auto`
+        numerics = Numerics(torch.device("cpu"), precision_here, (0.5,) * 3, (0.25,) * 3)
         network.to(memory_format=torch.channels_last)
         sharded = ShardedNetwork(
             network, numerics, shards=_SHARDS, threads=threads, label_smoothing=params.label_smoothing, seed=0
@@ -243,12 +262,22 @@ def _report(speeds: dict[str, list[float]], options: argparse.Namespace) -> None
     if options.markdown:
         print("\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *lines)))
     else:
-        table = Table(*columns, title=f"ResNet-9, batch {_BATCH}, {options.threads} threads, {options.repeats} turns")
+        table = Table(
+            *columns,
+            title=f"ResNet-9, batch {_BATCH}, {options.threads} threads, {options.repeats} turns",
+            caption=processor(),
+        )
         for line in lines:
             table.add_row(*line)
         Console().print(table)
     if options.json:
-        facts = {"threads": options.threads, "steps": options.steps, "batch_size": _BATCH, "shards": _SHARDS}
+        facts = {
+            "processor": processor(),
+            "threads": options.threads,
+            "steps": options.steps,
+            "batch_size": _BATCH,
+            "shards": _SHARDS,
+        }
         found = {"images_per_second": speeds, "medians": medians, **facts}
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
