@@ -9,8 +9,9 @@ same data, in turns, each turn in a process of its own:
     recipe    images a second from the second epoch on, of a ResNet-18 from random weights, with all augmentation; the
               training recipes of timm and of torchvision, as their documentation gives them, with a worker for each
               core, channels last, and bfloat16 where the processor multiplies it
-    copies    reading photos, measuring light, sharpness and the like of each, and searching copies and near copies; what
-              CleanVision looks for by default (TrashNet's photos where TWINRUN_TEST_DATA has them, else those above)
+    copies    reading photos, measuring light, sharpness and the like of each, and searching copies and near copies;
+              what CleanVision looks for by default (TrashNet's photos where TWINRUN_TEST_DATA has them, else those
+              above)
     metrics   recording the four figures of an epoch; MLflow's client with SQLite
     start     from the command to the end of the first step; Lightning with MLflow and Great Expectations imported
     nothing   processor time of `dvc repro ingest` with 20,000 photos where nothing has changed; plain DVC with the
