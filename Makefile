@@ -99,7 +99,7 @@ docs: setup  ## build the documentation into site/; a dead link is an error
 chaos: setup  ## inject faults into trainings, here and in a plain stack, and print the results (more than an hour)
 	@$(ACTIVATE) && python -m benchmarks.chaos --json chaos.json $(CHAOS)
 
-bench: setup  ## compare training, and what happens around it, with what others do (about 20 minutes)
+bench: setup  ## compare training, and what happens around it, with what others do (20 minutes; an hour where the processor has no bfloat16)
 	@$(ACTIVATE) && python -m benchmarks.shards_speed --json bench.json $(BENCH)
 	@$(ACTIVATE) && python -m benchmarks.everyday --json bench-everyday.json
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.pillow_versions import CASES, Case, image, pixels_hash
-from twinrun.decoding.decode import fit_image
+from twinrun.decoding import decode
+from twinrun.decoding.decode import fit_image, fit_images
 from twinrun.ingest.copies.descriptors import content_boxes
 from twinrun.ingest.facts import Facts, measured
 from twinrun.validate.searches.shortcuts import corner_colours
@@ -41,6 +42,20 @@ def test_one_perceptual_hash_is_that_of_every_pillow() -> None:
         hashlib.sha256(" ".join(map(str, hashes)).encode()).hexdigest()
         == "8532b27ddd2856c7031a21429ebcde2e0cfc306db887843a44f84c72606fbabd"
     )
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+@pytest.mark.parametrize("shape", [(40, 90, 3), (28, 28, 1), (9, 4, 3), (1, 1, 1)])
+def test_a_stack_of_images_becomes_what_each_becomes_alone(
+    shape: tuple[int, int, int], fit: decode.Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, *shape), dtype=np.uint8)
+
+    alone = np.stack([fit_image(each, (32, 24), fit, "bicubic") for each in images])
+
+    assert np.array_equal(fit_images(images, (32, 24), fit, "bicubic"), alone)
+    monkeypatch.setattr(decode, "_STRIP_PIXELS", 3 * shape[0] * shape[1])
+    assert np.array_equal(fit_images(images, (32, 24), fit, "bicubic"), alone)
 
 
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])

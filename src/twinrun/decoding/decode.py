@@ -181,38 +181,53 @@ def fit_image(pixels: Pixels, size: Size, fit: Fit, resample: Resample) -> Pixel
 
     `pad` shows all of the image, centred on black; `crop` fills the frame and cuts the two sides that reach beyond it.
     """
-    if pixels.shape[:2] == size:
-        return pixels
-    height, width, channels = pixels.shape
+    fitted: Pixels = fit_images(pixels[None], size, fit, resample)[0]
+    return fitted
+
+
+def fit_images(images: Pixels, size: Size, fit: Fit, resample: Resample) -> Pixels:
+    """As `fit_image`, for each of (N, h, w, C): (N, H, W, C)."""
+    if images.shape[1:3] == size:
+        return images
+    count, height, width, channels = images.shape
     frame_height, frame_width = size
-    image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     method = _METHODS[resample]
     if fit == "crop":
         across, down = min(width, height * frame_width / frame_height), min(height, width * frame_height / frame_width)
         left, top = (width - across) / 2, (height - down) / 2
-        box = (left, top, left + across, top + down)
-        return _to_array(resize(image, (frame_width, frame_height), method, box))
+        return resize(images, size, method, (left, top, left + across, top + down))
     top, left, inner_height, inner_width = padded_box(height, width, size)
-    frame = np.zeros((*size, channels), np.uint8)
-    inner = resize(image, (inner_width, inner_height), method)
-    frame[top : top + inner_height, left : left + inner_width] = _to_array(inner)
-    return frame
+    frames = np.zeros((count, *size, channels), np.uint8)
+    inner = resize(images, (inner_height, inner_width), method)
+    frames[:, top : top + inner_height, left : left + inner_width] = inner
+    return frames
 
 
 def resize(
-    image: Image.Image,
-    size: tuple[int, int],
-    method: Image.Resampling,
-    box: tuple[float, float, float, float] | None = None,
-) -> Image.Image:
-    """Resize to `size` (width, height), first horizontally and then vertically; `box` is left, top, right, bottom.
+    images: Pixels, size: Size, method: Image.Resampling, box: tuple[float, float, float, float] | None = None
+) -> Pixels:
+    """Resize uint8 (N, h, w, C) to (N, H, W, C) for `size` (H, W); `box` is left, top, right, bottom.
 
-    Pillow rounds to 8 bits after each axis, and which axis it takes first differs between its versions. Two calls with
-    one axis each give the same bytes under all of them.
+    First horizontally and then vertically. Pillow rounds to 8 bits after each axis, and which axis it takes first
+    differs between its versions. Two calls with one axis each give the same bytes under all of them, and then many
+    images can be one: on top of one another for the first call, side by side for the second.
     """
-    left, top, right, bottom = box or (0, 0, *image.size)
-    across = image.resize((size[0], image.height), method, box=(left, 0, right, image.height))
-    return across.resize(size, method, box=(0, top, size[0], bottom))
+    count, height, width, channels = images.shape
+    if count > (most := max(1, _STRIP_PIXELS // (height * width))):
+        parts = (images[start : start + most] for start in range(0, count, most))
+        return np.concatenate([resize(part, size, method, box) for part in parts])
+    left, top, right, bottom = box or (0, 0, width, height)
+    tall = _resized(
+        images.reshape(-1, width, channels), (count * height, size[1]), method, (left, 0, right, count * height)
+    )
+    wide = tall.reshape(count, height, size[1], channels).swapaxes(0, 1).reshape(height, -1, channels)
+    wide = _resized(wide, (size[0], wide.shape[1]), method, (0, top, wide.shape[1], bottom))
+    return np.ascontiguousarray(wide.reshape(size[0], count, size[1], channels).swapaxes(0, 1))
+
+
+def _resized(pixels: Pixels, size: Size, method: Image.Resampling, box: tuple[float, float, float, float]) -> Pixels:
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return _to_array(image.resize(size[::-1], method, box))
 
 
 def _open(stream: BinaryIO, max_pixels: int, rules: SampleRules) -> _Opened:

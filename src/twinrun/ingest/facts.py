@@ -1,7 +1,7 @@
 """What is measured of each image: hashes, size, light, colour. Pure."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,7 +57,7 @@ def measured(known: Facts, pixels: Pixels) -> Facts:
     """`known` with what is measured of uint8 pixels (H, W, C) at full size, in the channels asked for."""
     gray = _gray(pixels)
     counts = np.bincount(gray.reshape(-1), minlength=256)[None]
-    return _with_measures([known], pixels[None], counts, [_sharpness(gray)], _phashes([gray]))[0]
+    return _with_measures([known], pixels[None], counts, [_sharpness(gray)], _phashes(gray[None]))[0]
 
 
 def measured_stack(known: Sequence[Facts], images: Pixels) -> list[Facts]:
@@ -182,19 +182,15 @@ def _mean_and_deviation(total: int, squares: int, count: int) -> tuple[float, fl
     return mean / 255, max(variance, 0.0) ** 0.5 / 255
 
 
-def _phashes(grays: Iterable[Pixels]) -> list[str]:
-    """What imagehash.phash gives for each gray image (H, W), bit for bit: the same resampling and the same transform.
+def _phashes(grays: Pixels) -> list[str]:
+    """What imagehash.phash gives for each gray image of (N, H, W), bit for bit: the same resampling and transform.
 
     The resampling is that of Pillow 12, horizontally first, under every Pillow. The library takes one image at a time,
-    and half of its time goes into calls; here all share one transform.
+    and half of its time goes into calls; here all share them.
     """
     from scipy.fftpack import dct
 
-    small = np.stack([_resampled(gray) for gray in grays])
+    small = resize(grays[..., None], (_PHASH_INPUT_PX, _PHASH_INPUT_PX), Image.Resampling.LANCZOS)[..., 0]
     low = dct(dct(small, axis=1)[:, :_PHASH_SIDE], axis=2)[:, :, :_PHASH_SIDE].reshape(len(small), -1)
     bits = np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
     return [row.tobytes().hex() for row in bits]
-
-
-def _resampled(gray: Pixels) -> Pixels:
-    return np.asarray(resize(Image.fromarray(gray), (_PHASH_INPUT_PX, _PHASH_INPUT_PX), Image.Resampling.LANCZOS))

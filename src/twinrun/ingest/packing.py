@@ -42,7 +42,7 @@ from twinrun.decoding.decode import (
     Header,
     Resample,
     decode_image,
-    fit_image,
+    fit_images,
 )
 from twinrun.decoding.samples import SampleRules
 from twinrun.ingest.facts import Facts, broken, measured, measured_stack, with_header
@@ -83,9 +83,9 @@ class Shape:
         """(H, W, C)."""
         return (*self.size, 1 if self.channels == "gray" else 3)
 
-    def fit_image(self, pixels: Pixels) -> Pixels:
-        """Resize uint8 (h, w, C) to (H, W, C), see `decode.fit_image`."""
-        return fit_image(pixels, self.size, self.fit, self.resample)
+    def fit_images(self, images: Pixels) -> Pixels:
+        """Resize uint8 (N, h, w, C) to (N, H, W, C), see `decode.fit_image`."""
+        return fit_images(images, self.size, self.fit, self.resample)
 
 
 @dataclass(frozen=True)
@@ -360,10 +360,10 @@ def _work_file(worker: _Worker, row: int, path: Path) -> Facts:
             is_transparent=image.is_transparent,
         )
         try:
-            facts, fitted = measured(known, image.pixels), worker.shape.fit_image(image.pixels)
+            facts, fitted = measured(known, image.pixels), worker.shape.fit_images(image.pixels[None])
         except MemoryError:
             return broken(known, NO_MEMORY)
-        worker.writer.write(row, fitted[None])
+        worker.writer.write(row, fitted)
         return facts
 
 
@@ -405,17 +405,14 @@ def _work_array(worker: _Worker, chunk: Chunk) -> list[Facts]:
     if chunk.pixels is None:
         raise AssertionError("a chunk holds files or pixels")
     images = _to_channels(chunk.pixels, worker.shape.channels)
-    fitted = np.stack([worker.shape.fit_image(image) for image in images])
-    worker.writer.write(chunk.first_row, fitted)
+    worker.writer.write(chunk.first_row, worker.shape.fit_images(images))
     return measured_stack([_array_facts(stored, chunk.format) for stored in chunk.pixels], images)
 
 
 def _array_facts(stored: Pixels, kind: str) -> Facts:
     height, width, channels = stored.shape
-    header = Header(width=width, height=height, mode="L" if channels == 1 else "RGB", format=kind)
-    return with_header(
-        Facts(file_bytes=stored.nbytes, bytes_sha256=hashlib.sha256(stored.tobytes()).hexdigest()), header
-    )
+    digest = hashlib.sha256(stored.tobytes()).hexdigest()
+    return Facts(stored.nbytes, digest, width=width, height=height, mode="L" if channels == 1 else "RGB", format=kind)
 
 
 def _to_channels(images: Pixels, channels: Channels) -> Pixels:
@@ -423,7 +420,8 @@ def _to_channels(images: Pixels, channels: Channels) -> Pixels:
         return images if channels == "gray" else np.repeat(images, 3, axis=3)
     if channels == "rgb":
         return images
-    return np.stack([np.asarray(Image.fromarray(image).convert("L"))[:, :, None] for image in images])
+    tall = images.reshape(-1, *images.shape[2:])  # one on top of another
+    return np.asarray(Image.fromarray(tall).convert("L")).reshape(*images.shape[:3], 1)
 
 
 def sample_notes(listing: Listing, facts: list[Facts], rules: SampleRules) -> list[str]:
