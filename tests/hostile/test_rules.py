@@ -123,6 +123,34 @@ def test_conditions_choose_rows_and_texts_in_them_are_only_texts(
     ]
 
 
+def test_a_regular_expression_that_would_be_searched_for_without_end_stops_with_the_value(
+    project: Project, write_digits: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinrun.core.searching._SEARCH_S", 1)
+    root = write_digits()
+    long = (root / "0/000.png").rename(root / f"0/{'a' * 50}.png")
+    rules: dict[str, dict[str, Any]] = {
+        "ExpectColumnValuesToMatchRegex": {"regex": r"([a-z]+\s?)+\.jpg$"},
+        "ExpectColumnValuesToNotMatchRegexList": {"regex_list": [r"\.gif$", "(a+)+$"]},
+        "ExpectColumnValuesToNotMatchRegex": {"regex": r"\.gif$"},
+    }
+    own = [
+        {"name": name, "arguments": {"column": "path", **arguments}, "severity": "warning"}
+        for name, arguments in rules.items()
+    ]
+    project.set(ingest__source="folder", ingest__path="images", validate__expectations=own)
+    project.set(validate__min_images_per_class=1)
+
+    assert project.run("ingest").code == 0
+    ran = project.run("validate")
+
+    passed = {each["name"]: each["passed"] for each in project.result()["expectations"] if each["name"] in rules}
+    assert ran.code == 1
+    for name, pattern in zip(rules, (r"([a-z]+\s?)+\.jpg$", "(a+)+$"), strict=False):
+        assert f"{pattern!r} takes more than 1 s for one value, 0/{long.name} ({name})" in ran.said
+    assert list(passed.values()) == [False, False, True]
+
+
 def test_data_docs_show_names_as_text(project: Project, write_digits: Callable[..., Path]) -> None:
     evil, quotes = "<img src=x onerror=alert(1)>", "\"'><svg onload=alert(2)>"
     root = write_digits()

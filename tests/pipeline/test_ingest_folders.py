@@ -446,7 +446,7 @@ def test_a_pattern_that_would_be_searched_for_without_end_stops_with_the_path(tr
     ran = project.run("ingest")
 
     assert ran.code == 1
-    assert "takes more than 5 s for one path, cat/0.png (params.yaml: ingest.group_pattern)" in ran.said
+    assert "takes more than 5 s for one value, cat/0.png (params.yaml: ingest.group_pattern)" in ran.said
     assert "Traceback" not in ran.said
 
 

@@ -5,19 +5,14 @@ their content lies, in files or in memory.
 """
 
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 
 from twinrun.base.errors import SourceError
 from twinrun.core.params import IngestParams
+from twinrun.core.searching import limited_search
 from twinrun.ingest.folders import list_tree
 from twinrun.ingest.known_sets import list_cifar10, list_digits, list_idx
 from twinrun.ingest.listing import RAW, Listing, source_folder
-
-_SEARCH_S = 5  # processor time for one path, of which a usable pattern takes microseconds
 
 
 def list_source(params: IngestParams) -> Listing:
@@ -46,13 +41,8 @@ def _grouped(listing: Listing, pattern: str | None) -> Listing:
     """The listing with the groups that `pattern` captures in paths; a group that the source names stands above them."""
     if pattern is None:
         return listing
-    matcher = re.compile(pattern)  # params.py has refused what is not a regular expression
-    items = []
-    for item in listing.items:
-        if not item.group:
-            with _search_limit(pattern, item.path):
-                item = replace(item, group=_captured(matcher, item.path))
-        items.append(item)
+    with limited_search(pattern, "params.yaml: ingest.group_pattern", SourceError) as search:
+        items = [item if item.group else replace(item, group=_captured(search(item.path))) for item in listing.items]
     groups = {item.group for item in items} - {None}
     if not groups:
         shown = f", such as {listing.items[0].path}" if listing.items else ""
@@ -65,28 +55,7 @@ def _grouped(listing: Listing, pattern: str | None) -> Listing:
     return replace(listing, items=items, notes=[*listing.notes, f"{len(groups):,} groups of images{alone}."])
 
 
-def _captured(matcher: "re.Pattern[str]", path: str) -> str | None:
-    match = matcher.search(path)
+def _captured(match: "re.Match[str] | None") -> str | None:
     if match is None:
         return None
-    return (match.group(1) if matcher.groups else match.group()) or None
-
-
-@contextmanager
-def _search_limit(pattern: str, path: str) -> Iterator[None]:
-    """Raise SourceError where the search takes longer than _SEARCH_S: some patterns take years for one path."""
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise SourceError(
-            f"{pattern!r} takes more than {_SEARCH_S} s for one path, {path} (params.yaml: ingest.group_pattern). "
-            "Repetitions inside repetitions, such as (.*)*, can match in too many ways. Write them with one repetition "
-            "each, such as ([^/]*)."
-        )
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _SEARCH_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+    return (match.group(1) if match.re.groups else match.group()) or None

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twinrun.base.errors import DataError
 from twinrun.base.files import write_text
 from twinrun.base.printing import printable
 from twinrun.core.params import Severity
 from twinrun.core.rules import Condition, parse_condition
+from twinrun.core.searching import limited_search
 from twinrun.dataset.table import Columns
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def judge(
             continue
         suite = ExpectationSuite(name=name)
         for index, rule in asked:
-            made = _expectation(rule, index)
+            made = _endless(rule, columns) or _expectation(rule, index)
             if isinstance(made, str):
                 judgements[index] = Judgement(False, [], None, made)
             else:
@@ -109,6 +111,23 @@ _COMPARED = {
 }
 _DRAWN_ID = r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"
 _TIMES = r"(?:\?d=)?\d{8}T\d{6}\.\d{6}Z"
+
+
+def _endless(rule: Rule, columns: Columns) -> str | None:
+    """Why a regular expression of the rule cannot be searched for; None where there is none, or it can.
+
+    Great Expectations would search without end: which engine it searches with depends on the pattern and the values.
+    """
+    patterns = [rule.settings.get("regex"), *rule.settings.get("regex_list", ())]
+    try:
+        for pattern in filter(None, patterns):
+            with limited_search(pattern, rule.expectation, DataError) as search:
+                for value in dict.fromkeys(columns.get(rule.settings.get("column", ""), ())):
+                    if value is not None:
+                        search(str(value))
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _expectation(rule: Rule, index: int) -> "Expectation | str":
