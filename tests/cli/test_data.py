@@ -543,3 +543,28 @@ def test_a_published_split_that_contradicts_the_file_is_refused_and_val_carved_o
     assert ran.code == 1
     assert "1 line contradicts the splits of the source:" in ran.said
     assert f"test, but the source has '{first}' in train" in ran.said
+
+
+def test_of_identical_images_the_one_that_is_named_as_a_copy_goes(photos: Path) -> None:
+    copies = {
+        "IMG": ["IMG (1)", "IMG (2)"],
+        "x": ["Copy of x", "Copy (2) of x"],
+        "y": ["y - Copy", "y - Copy (2)"],
+        "z": ["z copy", "z copy 2"],
+        "w": ["w_copy"],
+        "v": ["v (another copy)"],
+        "a copy": ["Copy of a copy (1)"],
+    }
+    for number, (name, others) in enumerate(copies.items()):
+        picture = (photos / f"cat/{number}.png").rename(photos / f"cat/{name}.png")
+        for other in others:
+            (photos / f"cat/{other}.png").write_bytes(picture.read_bytes())
+
+    checked = run_twinrun(photos.parent, "data", "check", "photos", "--no-labels")
+    fixed = run_twinrun(photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet")
+
+    assert (checked.code, fixed.code) == (1, 0), checked.said + fixed.said
+    proposed = {row["path"]: row for row in _decisions(photos.parent / "data/decisions/decisions.csv")}
+    assert set(proposed) == {f"cat/{other}.png" for others in copies.values() for other in others}
+    assert {row["action"] for row in proposed.values()} == {"drop"}
+    assert "cat/IMG.png (cat) = cat/IMG (1).png (cat)" in proposed["cat/IMG (1).png"]["reason"]

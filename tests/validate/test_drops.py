@@ -81,6 +81,20 @@ def test_the_first_of_some_duplicates_stays() -> None:
     assert copies(table, on_duplicate="drop") == {1: "duplicate: of 0.png", 3: "duplicate: of 0.png"}
 
 
+def test_of_identical_images_of_one_label_and_split_the_one_not_named_as_a_copy_stays() -> None:
+    names = {"path": ["IMG (1).png", "IMG.png", "small.png"]}
+    one_label = facts(("a", "cat", "train"), ("a", "cat", "train"), ("b", "cat", "train"), **names)
+    two_labels = facts(("a", "cat", "train"), ("a", "dog", "train"), ("b", "cat", "train"), **names)
+    two_splits = facts(("a", "cat", "test"), ("a", "cat", "train"), ("b", "cat", "train"), **names)
+
+    assert copies(one_label, NearPair(0, 2, 0.02, "mirrored"), on_duplicate="drop") == {
+        0: "duplicate: of IMG.png",
+        2: "duplicate: of IMG.png (mirrored, distance 0.020)",
+    }
+    assert copies(two_labels, on_duplicate="drop") == {1: "duplicate: of IMG (1).png"}
+    assert copies(two_splits, on_leak="drop", on_duplicate="drop") == {1: "leak: of IMG (1).png"}
+
+
 def test_a_group_that_reaches_a_later_split_leaves_the_earlier_one() -> None:
     table = facts(("a", "cat", "train"), ("b", "cat", "test"), ("c", "cat", "train"), group=["g", "g", "h"])
 

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 from twinrun.core.params import ValidateParams
 from twinrun.dataset.table import Columns
 from twinrun.validate.findings import Drop
-from twinrun.validate.searches.leaks import contradicting, first_copies, kept_pairs, leaked, near_leaked, undecided
+from twinrun.validate.searches.leaks import (
+    contradicting,
+    first_copies,
+    kept_pairs,
+    leaked,
+    near_by_pixels,
+    near_leaked,
+    undecided,
+)
 
 if TYPE_CHECKING:
     from twinrun.dataset.pairs import NearPair
@@ -127,11 +135,13 @@ class _Copies:
         }
 
     def duplicates(self) -> dict[int, Drop]:
-        """The rows that repeat an earlier one of their split."""
-        pairs = {(pair.first, pair.second): pair for pair in self._pairs}
-        firsts = first_copies(self._pixels, self._facts["split"], self._pairs)
+        """The rows that repeat another one of their split."""
+        pixels = self._facts["pixels_sha256"]
+        near = near_by_pixels(self._pairs, pixels)
+        stays = first_copies({**self._facts, "pixels_sha256": self._pixels}, self._facts["split"], self._pairs)
         return {
-            row: Drop(f"duplicate: {self._of(first, pairs.get((first, row)))}", first) for row, first in firsts.items()
+            row: Drop(f"duplicate: {self._of(first, near.get(frozenset((pixels[first], pixels[row]))))}", first)
+            for row, first in stays.items()
         }
 
     def _near(self, kind: str, partners: "Mapping[int, NearPair]", column: str) -> dict[int, Drop]:

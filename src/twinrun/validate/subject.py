@@ -111,12 +111,12 @@ class Subject:
         return bool(self.splits) or any(split is not None for split in self.of("split"))
 
     def copies(self) -> dict[int, int]:
-        """Each kept row that repeats another of its split and label, changed or not, with the first of those.
+        """Each kept row that repeats another of its split and label, changed or not, with the one that stays.
 
         Those with another label are conflicting labels, which have a separate check.
         """
         splits = _where(self.facts["split"], self.kept)
-        copies = first_copies(self.facts["pixels_sha256"], splits, self.evidence.pairs)
+        copies = first_copies(self.facts, splits, self.evidence.pairs)
         labels = self.facts["label"]
         return {
             row: first

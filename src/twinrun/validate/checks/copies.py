@@ -8,6 +8,7 @@ from twinrun.dataset.manifest import SPLITS
 from twinrun.validate.checks.check import TWINS_NAMED, Check, counting, severity_of
 from twinrun.validate.expectations import Judgement, Rule
 from twinrun.validate.findings import Proposal, Violation
+from twinrun.validate.searches.leaks import near_by_pixels
 from twinrun.validate.subject import Subject
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def of_copies(subject: Subject) -> list[Check]:
             table="images",
             rule=Rule("ExpectColumnValuesToBeNull", {"column": "copy_of"}, severity_of(params.on_duplicate)),
             settings=("validate.on_duplicate",),
-            advice="Remove them, or set on_duplicate to drop, which keeps the first",
+            advice="Remove them, or set on_duplicate to drop, which keeps one of each",
             violations=_duplicates(subject),
             says=counting(f"duplicates another one{same_split}"),
         ),
@@ -241,16 +242,18 @@ def _earlier_split(subject: Subject, pair: "NearPair") -> int:
 
 
 def _duplicates(subject: Subject) -> Callable[[Judgement], Iterator[Violation]]:
-    """A violation for each image that repeats an earlier one."""
+    """A violation for each image that repeats another one."""
 
     def violations(judgement: Judgement) -> Iterator[Violation]:
-        near = {(pair.first, pair.second): pair for pair in subject.evidence.pairs}
+        pixels = subject.facts["pixels_sha256"]
+        near = near_by_pixels(subject.evidence.pairs, pixels)
         copies = subject.copies()
         for index in judgement.rows:
             row = subject.kept[index]
             first = copies[row]
-            pair = near.get((first, row))
-            text = _near(subject, pair) if pair else f"{subject.named(first)} = {subject.named(row)}"
+            pair = near.get(frozenset((pixels[first], pixels[row])))
+            text = f"{subject.named(first)} {'~' if pair else '='} {subject.named(row)}"
+            text += f": {_change(pair)}" if pair else ""
             measure = _change(pair) if pair else "identical pixels"
             yield Violation((first, row), text, measure, (Proposal(row, "drop"),))
 

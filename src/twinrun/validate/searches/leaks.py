@@ -1,14 +1,23 @@
 """Copies of one picture: in two splits a leak, under two labels a conflict. Pure: no files, no policy."""
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from twinrun.dataset.manifest import SPLITS
 
 if TYPE_CHECKING:
     from twinrun.dataset.pairs import NearPair
+
+# What file managers add to the name of a copy: "Copy of x", "x - Copy (2)", "x copy 2", "x (another copy)", "x (1)".
+_COPY = "(?:copy|kopie|copie|copia|cópia)"
+_COPY_MARK = re.compile(
+    rf"^{_COPY} (?:\(\d+\) )?(?:of|von|de|di) |[ _-]+\(?(?:another |\d+\w\w )?{_COPY}(?: ?\(?\d+\)?)?\)?$| ?\(\d+\)$",
+    re.IGNORECASE,
+)
 
 
 def distinct_per_key(keys: Sequence[str | None], values: Sequence[str | None]) -> list[int]:
@@ -74,18 +83,49 @@ def near_leaked(pairs: "Iterable[NearPair]", splits: Sequence[str | None]) -> "d
 
 
 def first_copies(
-    pixels_sha256: Sequence[str | None], splits: Sequence[str | None], pairs: "Iterable[NearPair]"
+    facts: Mapping[str, Sequence[Any]], splits: Sequence[str | None], pairs: "Iterable[NearPair]"
 ) -> dict[int, int]:
-    """For each row that repeats an earlier one of its split, changed or not, the first such row."""
+    """For each row that repeats another one of its split, changed or not, the row that stays: the first of them.
+
+    Among identical images with one label, the one that stays is not named as a copy if another is not.
+    """
     first: dict[tuple[str, str | None], int] = {}
     copies: dict[int, int] = {}
-    for row, (pixels, split) in enumerate(zip(pixels_sha256, splits, strict=True)):
+    for row, (pixels, split) in enumerate(zip(facts["pixels_sha256"], splits, strict=True)):
         if pixels is not None and (earlier := first.setdefault((pixels, split), row)) != row:
             copies[row] = earlier
+    swapped = _swapped(facts, splits, {*copies, *copies.values()})
     for pair in pairs:
         if splits[pair.first] == splits[pair.second]:
             copies[pair.second] = min(pair.first, copies.get(pair.second, pair.first))
-    return copies
+    return {swapped.get(row, row): swapped.get(stays, stays) for row, stays in copies.items()}
+
+
+def _swapped(facts: Mapping[str, Sequence[Any]], splits: Sequence[str | None], rows: Iterable[int]) -> dict[int, int]:
+    """The first row of each set with equal pixels, split and label, and the one to swap it for, in both directions."""
+    sets: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for row in sorted(rows):
+        sets[facts["pixels_sha256"][row], splits[row], facts["label"][row]].append(row)
+    swapped: dict[int, int] = {}
+    for same in sets.values():
+        best = min(same, key=lambda row: (_copy_marks(facts["path"][row]), row))
+        swapped |= {same[0]: best, best: same[0]}
+    return swapped
+
+
+def _copy_marks(path: str) -> int:
+    """How often a file is named as a copy: 2 for "Copy of x (1).jpg"."""
+    name, marks = PurePosixPath(path).stem, 0
+    while (shorter := _COPY_MARK.sub("", name, count=1)) != name:
+        name, marks = shorter, marks + 1
+    return marks
+
+
+def near_by_pixels(
+    pairs: "Iterable[NearPair]", pixels_sha256: Sequence[str | None]
+) -> "dict[frozenset[str | None], NearPair]":
+    """The near pairs by the pixels of both sides: a pair speaks for all images that have them."""
+    return {frozenset((pixels_sha256[pair.first], pixels_sha256[pair.second])): pair for pair in pairs}
 
 
 def kept_pairs(
