@@ -225,3 +225,60 @@ def test_a_check_that_is_stopped_leaves_no_folder_and_the_next_removes_what_a_ki
         assert [ran.code for ran in stopped] == [130, 130]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "photos", "temp"]
     assert list((tmp_path / "temp").iterdir()) == []
+
+
+def test_a_flat_folder_is_checked_with_the_labels_of_a_csv(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    _photos(photos, 12, 5)
+    (photos / "12.png").write_bytes((photos / "0.png").read_bytes())
+    rows = "".join(f"{number},{'cat' if number % 2 else 'dog'},train\n" for number in range(12))
+    (photos / "train.csv").write_text(f"id,label,split\n{rows}12,cat,train\n")
+
+    without = run_twinrun(tmp_path, "data", "check", "photos", "--no-labels")
+    ran = run_twinrun(tmp_path, "data", "check", "photos", "--no-labels", "--splits-file", "photos/train.csv")
+
+    assert "Labels are the names of folders, or those in a CSV (--splits-file)" in without.said
+    assert ran.said.startswith("Labels are those of photos/train.csv: 2 classes.\n")
+    assert ran.code == 1
+    assert "2 identical images have conflicting labels" in ran.said
+    assert "0.png (dog, train) = 12.png (cat, train)" in ran.said
+    assert ".csv" not in ran.said.partition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (None, 2, "labels.csv does not exist (--splits-file)."),
+        ("path,label\nnone.png,cat\n", 2, "labels.csv names 1 image that is not there: none.png."),
+        ("path,label\n0.png,cat\n", 2, "names one class, 'cat', and a classifier needs at least two (--splits-file)."),
+        ("path,label\n0.png,\n", 1, "labels.csv names no labels. Put them into a column label of it.\n"),
+        ("path,label\n0.png,cat\n1.png,dog\n", 1, "  10 images have no label in the splits file\n"),
+    ],
+)
+def test_a_csv_without_labels_for_a_check_is_answered_with_the_option_and_not_with_a_setting(
+    tmp_path: Path, text: str | None, code: int, said: str
+) -> None:
+    _photos(tmp_path / "photos", 12, 5)
+    if text is not None:
+        (tmp_path / "labels.csv").write_text(text)
+
+    ran = run_twinrun(tmp_path, "data", "check", "photos", "--no-labels", "--splits-file", "labels.csv")
+
+    assert ran.code == code, ran.said
+    assert said in ran.said
+    assert "params.yaml" not in ran.said
+    assert "ingest." not in ran.said
+
+
+def test_a_check_of_folders_of_classes_says_how_to_take_the_labels_of_a_csv_instead(tmp_path: Path) -> None:
+    _photos(tmp_path / "photos/a", 6, 1)
+    _photos(tmp_path / "photos/b", 6, 2)
+    rows = "".join(f"{'ab'[at % 2]}/{at // 2}.png,{'cat' if at < 6 else 'dog'}\n" for at in range(12))
+    (tmp_path / "labels.csv").write_text(f"path,label\n{rows}")
+    command = ("data", "check", "photos", "--no-labels", "--splits-file", "labels.csv")
+
+    by_folder = run_twinrun(tmp_path, *command)
+    by_list = run_twinrun(tmp_path, *command, "--levels", "skip")
+
+    assert "not those in labels.csv. To take all labels from that file: --levels skip.\n" in by_folder.said
+    assert by_list.said.startswith("Labels are those of labels.csv: 2 classes.\n")

@@ -189,7 +189,7 @@ def test_folders_that_name_classes_count_more_than_a_column_of_labels_unless_the
     assert "To take all labels from that file: ingest.levels: [skip]." in by_folder[0].said
     assert by_list[1] == ["seven", None, None, "eight"]
     assert "2 of them cannot be used" in by_list[0].said
-    assert "has no label in the file of ingest.splits_file" in {row["error"] for row in project.table()}
+    assert "has no label in the splits file" in {row["error"] for row in project.table()}
 
 
 @pytest.mark.parametrize(

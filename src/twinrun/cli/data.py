@@ -65,6 +65,14 @@ def check(
         list[str] | None,
         typer.Option("--leave-out", help="Pattern of paths to leave out, such as '*/masks/*'; may be repeated."),
     ] = None,
+    splits_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--splits-file",
+            help="CSV with the label of each image, such as train.csv of Kaggle: columns path and label, and split or "
+            "group if there are any.",
+        ),
+    ] = None,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Read links that lead out of the folder as well.")
     ] = False,
@@ -87,7 +95,10 @@ def check(
     Looks for unreadable images, duplicates, near duplicates, conflicting and wrong labels, shortcuts, poor images and
     drift, and writes a page with pictures. Nothing in the folder is changed.
 
-    Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --levels split,label --out report
+    Labels are the names of folders. Where folders name no classes, a CSV may: --splits-file.
+
+    Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --levels split,label --out report, twinrun
+    data check pets --splits-file pets/train.csv
     """
     from twinrun.cli.folder_check import REPORT, check_folder
     from twinrun.validate.messages import summary
@@ -103,6 +114,7 @@ def check(
             reference=earlier,
             levels=_levels(levels),
             leave_out=leave_out or (),
+            splits_file=expanded(splits_file) if splits_file else None,
             follow_links=follow_links,
             rules=_rules(depth, ground, bands),
         )

@@ -28,7 +28,7 @@ from twinrun.decoding.decode import AS_STORED
 from twinrun.decoding.samples import SampleRules
 from twinrun.ingest.copies.nearest import near_duplicates
 from twinrun.ingest.facts import Facts
-from twinrun.ingest.folders import REPORT_FILES, Levels, list_images
+from twinrun.ingest.folders import REPORT_FILES, Levels, as_options, list_images
 from twinrun.ingest.listing import Arrays, Listing
 from twinrun.ingest.packing import Shape, facts_table, fill_pack, sample_notes
 from twinrun.tables.page import is_page
@@ -89,18 +89,19 @@ def check_folder(
     reference: Reference | None = None,
     levels: Levels = "auto",
     leave_out: Sequence[str] = (),
+    splits_file: Path | None = None,
     follow_links: bool = False,
     rules: SampleRules = AS_STORED,
 ) -> tuple[Verdict, list[str]]:
     """Check the images below `folder` and write index.html, result.json and findings.parquet into `out`.
 
     Labels and splits are those of its folders, where it has such, read as `levels` says; `leave_out` are patterns of
-    paths that are left out; `follow_links` and `rules` are as in ingest. Wrong labels are searched for where `labels`
-    says so. With a `reference`, drift is measured against it. Returns the verdict and notes for the terminal. Raises
-    SourceError where there is nothing to check, and PublishError where `out` cannot be written or
+    paths that are left out; `splits_file`, `follow_links` and `rules` are as in ingest. Wrong labels are searched for
+    where `labels` says so. With a `reference`, drift is measured against it. Returns the verdict and notes for the
+    terminal. Raises SourceError where there is nothing to check, and PublishError where `out` cannot be written or
     holds another file with one of these names.
     """
-    listing = list_images(folder, out, levels, leave_out, follow_links=follow_links)
+    listing = list_images(folder, out, levels, leave_out, splits_file=splits_file, follow_links=follow_links)
     size_px = size_px or _usual_size(listing)
     is_new = not out.exists()
     _make_writable(out)
@@ -123,7 +124,7 @@ def check_folder(
         write_text(report_html(verdict, table, images, settings, {}, docs=None), out / REPORT)
         write_table(findings_table(verdict, table), out / FINDINGS)
         write_json(result_json(verdict, table), out / _RESULT)
-    return verdict, [*listing.notes, *(_as_options(note) for note in sample_notes(listing, facts, rules))]
+    return verdict, [*listing.notes, *(as_options(note) for note in sample_notes(listing, facts, rules))]
 
 
 def _usual_size(listing: Listing) -> int:
@@ -139,11 +140,6 @@ def _usual_size(listing: Listing) -> int:
             with contextlib.suppress(Exception), open_regular(path) as file:
                 longest = max(longest, *Image.open(file, formats=_PLAIN_FORMATS).size)
     return min(_SIDE_PX, max(_SMALLEST_SIDE_PX, longest)) if longest else _SIDE_PX
-
-
-def _as_options(note: str) -> str:
-    """A note with the options of `twinrun data check` in place of settings."""
-    return re.sub(r"ingest\.(\w+): ", r"--\1 ", re.sub(r"\(ingest\.(\w+)\)", r"(--\1)", note))
 
 
 def _make_writable(out: Path) -> None:
@@ -176,7 +172,7 @@ def _on_classes(verdict: Verdict) -> list[Finding]:
             severity="warning",
             status="warning",
             found="There are no two classes, so labels were not checked; a training would stop here. "
-            "Labels are the names of folders, or those in a CSV (ingest.splits_file)",
+            "Labels are the names of folders, or those in a CSV (--splits-file)",
             settings=(),
             advice="If it is one class of a set, check the folder above it",
             judged_by="",

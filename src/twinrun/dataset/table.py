@@ -16,8 +16,8 @@ Columns = Mapping[str, Sequence[Any]]
 NO_LABEL = "lies in no class folder, so that it has no label"
 """The error of an image beside folders of classes."""
 
-NO_LABEL_IN_LIST = "has no label in the file of ingest.splits_file"
-"""The error of an image whose label that file should name."""
+NO_LABEL_IN_LIST = "has no label in the splits file"
+"""The error of an image whose label the file of ingest.splits_file should name."""
 
 
 def table_schema() -> "pa.Schema":

@@ -5,6 +5,7 @@ listing, with notes on anything a person may not expect. Folders below the level
 """
 
 import glob
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ _GROUP_COLUMNS = ("group", "group_id")
 _LABEL_COLUMNS = ("label", "class", "class_name", "category")
 _LAYOUT = "Lay it out as <class>/<image> or <split>/<class>/<image>"
 _CLASSES_SHOWN = 6
+_OPTIONS = "levels|splits_file|depth|ground|bands"  # settings that are options of a check too
 REPORT_FILES = ("index.html", "result.json", "findings.parquet")  # what a check of a folder writes
 
 _TRASHNET_LISTS: dict[SplitName, str] = {
@@ -130,51 +132,46 @@ def list_folder(
             + "\n".join(f"  {way}" for way in doubt[1:])
         )
     content = _content(root, walk, readings[0], strict=True)
-    items, notes = content.items, content.notes
+    note = content.notes[0]
     if splits_file is not None:
-        places = _read_lists({splits_file: None}, items, root)
-        labels = {place.label for place in places.named.values()} - {None}
-        if labels and len({item.label for item in items} - {None}) > 1:
-            places = places.without_labels()
-            notes = [
-                *notes,
-                f"The labels are those of the folders, not those in {splits_file}. {_by_file(readings[0])}",
-            ]
-            labels = set()
-        elif labels:
-            notes = [f"Labels are those of {splits_file}: {len(labels):,} classes.", *notes[1:]]
-        left_out = {name for _, name in walk.files} - {Path(item.path).name for item in items}
-        items, more = _placed(items, places, left_out, _by_file(readings[0]))
-        if len(labels) == 1:
-            raise SourceError(
-                f"{splits_file} names one class, {labels.pop()!r}, and a classifier needs at least two "
-                f"({_SPLITS_FILE})."
-            )
-        notes = notes + more
-    _expect_classes(root, items, notes[0], readings[0])
-    return sorted_listing(items, Files(content.files), notes)
+        content = _by_list(root, walk, readings[0], content, splits_file)
+    _expect_classes(root, content.items, note, readings[0], splits_file)
+    return sorted_listing(content.items, Files(content.files), content.notes)
 
 
 def list_images(
-    root: Path, out: Path, levels: Levels = "auto", leave_out: Sequence[str] = (), *, follow_links: bool = False
+    root: Path,
+    out: Path,
+    levels: Levels = "auto",
+    leave_out: Sequence[str] = (),
+    *,
+    splits_file: Path | None = None,
+    follow_links: bool = False,
 ) -> Listing:
-    """List any folder of images; folders are labels where there are two or more of them.
+    """List any folder of images; folders are labels where there are two or more of them, and `splits_file` otherwise.
 
     The folder `out` is left out, unless it has more than the report of an earlier check. Unreadable folders, files
     without a place in the reading and reports of earlier checks are left out with a note. If there are two readings,
-    the likelier is used, and a note names both. Raises SourceError where the folder is missing or has no images.
+    the likelier is used, and a note names both. Raises SourceError where the folder is missing or has no images, or
+    where the splits file does not fit. Notes and errors name options of `twinrun data check`.
     """
     if not root.is_dir():
         raise SourceError(
             f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Name a folder of images."
         )
     has_more = out.is_dir() and any(path.name not in REPORT_FILES for path in out.glob("[!.]*"))
-    walk = walk_folder(root, leave_out, [] if has_more else [out], REPORT_FILES, follow_links=follow_links)
+    skipped = [*([] if has_more else [out]), *([splits_file] if splits_file is not None else [])]
+    walk = walk_folder(root, leave_out, skipped, REPORT_FILES, follow_links=follow_links)
     if not walk.files:
         raise SourceError(f"{root} has no images in it. Name a folder of images.{_said(walk)}")
     readings = _readings(walk, levels)
     content = _content(root, walk, readings[0], strict=False)
-    items, notes = content.items, content.notes
+    if splits_file is not None:
+        try:
+            content = _by_list(root, walk, readings[0], content, splits_file)
+        except SourceError as error:
+            raise SourceError(as_options(str(error))) from None
+    items, notes = content.items, [as_options(note) for note in content.notes]
     if len({item.label for item in items} - {None}) < 2:
         items = [replace(item, label=None, problem=None) for item in items]
     if len(readings) > 1:
@@ -217,6 +214,16 @@ def list_trashnet(
     listing = list_folder(images, None, levels, leave_out, follow_links=follow_links)
     items, notes = _placed(listing.items, _read_lists(lists, listing.items, images))
     return Listing(items, listing.content, listing.notes + notes)
+
+
+def as_options(text: str) -> str:
+    """A text with the options of `twinrun data check` in place of settings."""
+
+    def option(match: re.Match[str]) -> str:
+        value = (match[3] or "").replace(", ", ",")
+        return f"--{match[1].replace('_', '-')}{' ' if match[2] else ''}{value}"
+
+    return re.sub(rf"(?:params\.yaml: )?ingest\.({_OPTIONS})(: )?(?:\[([^\]]*)\])?", option, text)
 
 
 def _links(walk: Walk) -> str:
@@ -383,7 +390,7 @@ def _beside_splits(root: Path, strays: list[str], places: Mapping[Parts, Place],
     )
 
 
-def _expect_classes(root: Path, items: list[Item], note: str, reading: Reading) -> None:
+def _expect_classes(root: Path, items: list[Item], note: str, reading: Reading, splits_file: Path | None) -> None:
     classes = sorted({item.label for item in items if item.label is not None})
     if len(classes) > 1:
         return
@@ -392,10 +399,13 @@ def _expect_classes(root: Path, items: list[Item], note: str, reading: Reading) 
         structure = "no level of folders that is the label,"
     elif not classes and reading.splits:
         structure = f"folders named as splits ({', '.join(_shown(reading.splits))}) and no class folders in them,"
+    by_list = "set ingest.splits_file to a CSV with the columns path and label"
+    if splits_file is not None:
+        by_list = f"put the classes into a column label of {splits_file}, which names none ({_SPLITS_FILE})"
     raise SourceError(
         f"The source folder {root} has {structure} and a classifier needs at least two classes "
-        f"(params.yaml: ingest.path). {note} {_LAYOUT}, say what each level of folders is (ingest.levels), or set "
-        "ingest.splits_file to a CSV with the columns path and label."
+        f"(params.yaml: ingest.path). {note} {_LAYOUT}, say what each level of folders is (ingest.levels), or "
+        f"{by_list}."
     )
 
 
@@ -581,6 +591,29 @@ def _read_lists(lists: Mapping[Path, SplitName | None], items: list[Item], root:
     return _Places(named, where, by_name + by_stem, by_stem.keys(), notes)
 
 
+def _by_list(root: Path, walk: Walk, reading: Reading, content: _Content, splits_file: Path) -> _Content:
+    """The content with the splits and groups that `splits_file` names, and its labels if the folders name none."""
+    items, notes = content.items, content.notes
+    places = _read_lists({splits_file: None}, items, root)
+    labels = {place.label for place in places.named.values()} - {None}
+    by_folder = len({item.label for item in items} - {None}) > 1
+    if labels and by_folder:
+        places = places.without_labels()
+        notes = [*notes, f"The labels are those of the folders, not those in {splits_file}. {_by_file(reading)}"]
+        labels = set()
+    elif labels:
+        notes = [f"Labels are those of {splits_file}: {len(labels):,} classes.", *notes[1:]]
+    elif not by_folder:
+        notes = [*notes, f"{splits_file} names no labels. Put them into a column label of it."]
+    left_out = {name for _, name in walk.files} - {Path(item.path).name for item in items}
+    items, more = _placed(items, places, left_out, _by_file(reading))
+    if len(labels) == 1:
+        raise SourceError(
+            f"{splits_file} names one class, {labels.pop()!r}, and a classifier needs at least two ({_SPLITS_FILE})."
+        )
+    return replace(content, items=items, notes=[*notes, *more])
+
+
 def _by_file(reading: Reading) -> str:
     """How labels of a splits file are taken where the folders have some."""
     levels = list(reading.levels)
@@ -619,7 +652,7 @@ def _placed(
     by_split = any(place.split for place in places.named.values())
     unnamed = [item.path for item in result if item.split is None] if by_split or not labels else []
     if unnamed:
-        notes.append(f"Without a split in {places.where}; validate decides: {some_names(unnamed)}.")
+        notes.append(f"Without a split in {places.where}; the pipeline chooses one: {some_names(unnamed)}.")
     return result, notes
 
 
