@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -97,6 +98,108 @@ def test_a_list_that_cannot_be_read_is_refused_with_its_line(odd: Project, conte
     assert ran.code == 1
     assert reason in ran.said
     assert "Traceback" not in ran.said
+
+
+LABELS = {"a b.png": "cat", "c.png": "dog", f"{NFC}.png": "cat"}
+LABELLED: dict[str, bytes] = {
+    "capitals and spaces in the header": _csv([(" Path", "Label "), *LABELS.items()]),
+    "spaces around labels": _csv([("path", "label"), *((name, f" {label} ") for name, label in LABELS.items())]),
+    "a mark and semicolons": codecs.BOM_UTF8 + _csv([("path", "label"), *LABELS.items()], delimiter=";"),
+    "UTF-16 and tabs": _csv([("path", "label"), *LABELS.items()], delimiter="\t").decode().encode("utf-16"),
+}
+NOT_LABELLED: dict[str, tuple[bytes, str]] = {
+    "no label at all": (
+        b"path,label\nc.png,\na b.png, \n",
+        "or put the classes into a column label of labels.csv, which names none (params.yaml: ingest.splits_file).",
+    ),
+    "another folder in front": (
+        b"path,label\ntrain/photos/c.png,cat\n",
+        "not there: train/photos/c.png. Write each path as it is inside the folder of images, such as c.png.",
+    ),
+    "the path of another computer, without the suffix": (
+        b"path,label\nC:\\photos\\C,cat\n",
+        "Write each path as it is inside the folder of images, such as c.png.",
+    ),
+    "no image in a line": (b"path,label\nc.png,cat\n,dog\n", "line 3: no image is named in '', 'dog'. Name it, or rem"),
+    "UTF-16 without a mark": ("path,label\n".encode("utf-16-le"), "(it has a NUL character; params.yaml: ingest.sp"),
+}
+
+
+@pytest.fixture
+def flat(project: Project) -> Project:
+    """A project whose images lie in one folder; the same picture is never there twice."""
+    values = np.random.default_rng(4)
+    (project.folder / "images").mkdir()
+    for name in LABELS:
+        Image.fromarray(values.integers(0, 256, (10, 10), dtype=np.uint8)).save(project.folder / "images" / name)
+    return project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="labels.csv")
+
+
+@pytest.mark.parametrize("content", LABELLED.values(), ids=LABELLED)
+def test_a_list_of_labels_is_read_as_whoever_wrote_it_meant_it(flat: Project, content: bytes) -> None:
+    (flat.folder / "labels.csv").write_bytes(content)
+
+    ran = flat.run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert {row["path"]: row["label"] for row in flat.table()} == LABELS
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["./{name}", ".\\{name}", "images/{name}", "{above.name}\\images\\{name}", "{above}/images/{name}", "{quoted}"],
+)
+def test_a_label_is_that_of_its_image_however_the_path_is_written(flat: Project, form: str) -> None:
+    rows = [(form.format(name=name, quoted=quote(name), above=flat.folder), label) for name, label in LABELS.items()]
+    (flat.folder / "labels.csv").write_bytes(_csv([("path", "label"), *rows]))
+
+    ran = flat.run("ingest")
+
+    assert ran.code == 0, ran.said
+    assert {row["path"]: row["label"] for row in flat.table()} == LABELS
+
+
+@pytest.mark.parametrize(("content", "advice"), NOT_LABELLED.values(), ids=NOT_LABELLED)
+def test_a_list_of_labels_that_cannot_be_used_is_answered_with_what_to_do(
+    flat: Project, content: bytes, advice: str
+) -> None:
+    (flat.folder / "labels.csv").write_bytes(content)
+
+    ran = flat.run("ingest")
+
+    assert ran.code == 1
+    assert advice in ran.said
+    assert "set ingest.splits_file to a CSV" not in ran.said
+
+
+def test_a_text_file_of_labels_is_answered_with_the_kind_of_file_that_may_have_them(flat: Project) -> None:
+    (flat.folder / "labels.txt").write_text("c.png cat\n")
+
+    ran = flat.set(ingest__splits_file="labels.txt").run("ingest")
+
+    assert ran.code == 1
+    assert "The header of a CSV (.csv or .tsv) may name the columns path, label, split and group." in ran.said
+
+
+def test_labels_of_a_list_that_read_alike_are_named(project: Project, write_digits: Callable[..., Path]) -> None:
+    root = write_digits(each=12, classes=(0, 1, 2, 3, 4, 5))
+    names = ["Cat", "cat", " cat ", "1", "1.0", "v1.0"]
+    rows = [(f"{path.parent.name}/{path.name}", names[int(path.parent.name)]) for path in root.glob("*/*.png")]
+    (root / "labels.csv").write_bytes(_csv([("path", "label"), *rows]))
+    project.set(ingest__source="folder", ingest__path="images", ingest__splits_file="images/labels.csv")
+    project.set(ingest__levels=["skip"], validate__min_images_per_class=1)
+
+    ingested = project.run("ingest")
+    ran = project.run("validate")
+
+    found = next(each for each in project.result()["expectations"] if each["name"] == "distinct_names")
+    assert ingested.code == ran.code == 0, ingested.said + ran.said
+    assert sorted({row["label"] for row in project.table()}) == ["1", "1.0", "Cat", "cat", "v1.0"]
+    assert [each["what"] for each in found["first_violations"]] == [
+        '"1" is written like "1.0"',
+        '"Cat" is written like "cat"',
+    ]
+    assert "give their folders or labels one name" in project.report()
 
 
 def test_absolute_paths_are_those_of_the_source(odd: Project) -> None:

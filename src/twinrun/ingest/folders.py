@@ -646,7 +646,7 @@ def _placed(
         are = "is" if len(absent) == 1 else "are"
         raise SourceError(
             f"{places.where} names {_images(len(absent))} that {are} {'left out' if out else 'not there'}: "
-            f"{some_names(absent)}." + (f" {advice}" if out else "")
+            f"{some_names(absent)}.{f' {advice}' if out else _meant(absent, items)}"
         )
     notes = list(places.notes)
     by_split = any(place.split for place in places.named.values())
@@ -654,6 +654,14 @@ def _placed(
     if unnamed:
         notes.append(f"Without a split in {places.where}; the pipeline chooses one: {some_names(unnamed)}.")
     return result, notes
+
+
+def _meant(absent: Iterable[str], items: Iterable[Item]) -> str:
+    """How to write names that are not there, if an image has the file name of one of them."""
+    paths = {name.casefold(): item.path for item in items for name in (Path(item.path).stem, Path(item.path).name)}
+    names = (re.split(r"[\\/]+", name)[-1].casefold() for name in absent)
+    path = next((paths[name] for name in names if name in paths), None)
+    return f" Write each path as it is inside the folder of images, such as {path}." if path is not None else ""
 
 
 def _images(count: int) -> str:
@@ -698,9 +706,15 @@ def _read_places(
         if its_split is None and (cell_of.get("split") or not {"group", "label"} & columns.keys()):
             if is_comment:
                 continue
+            where = "A header" if is_sheet else "The header of a CSV (.csv or .tsv)"
             raise SourceError(
                 f"{path}, line {line.number}: expected an image and its split (train, val or test), found "
-                f"{', '.join(map(repr, cells))}. A header may name the columns path, label, split and group."
+                f"{', '.join(map(repr, cells))}. {where} may name the columns path, label, split and group."
+            )
+        if not written.strip():
+            raise SourceError(
+                f"{path}, line {line.number}: no image is named in {', '.join(map(repr, cells))}. Name it, or remove "
+                "the line."
             )
         if written in stems and _is_guess(header, columns):
             raise SourceError(

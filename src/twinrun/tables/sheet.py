@@ -1,8 +1,8 @@
 """CSV files that people edit: one reader for what spreadsheets make of them, one writer that no spreadsheet computes.
 
-Read are UTF-8 and UTF-16, with and without a mark at the start, LF, CR LF and CR, quoted line breaks, and commas,
-semicolons or tabs, whichever the first line has most of. A cell that a spreadsheet would take for a formula is written
-behind an apostrophe, and read without it.
+Read are UTF-8 (with or without a mark at the start) and UTF-16 (with one), LF, CR LF and CR, quoted line breaks, and
+commas, semicolons or tabs, whichever the first line has most of. A cell that a spreadsheet would take for a formula is
+written behind an apostrophe, and read without it.
 """
 
 import codecs
@@ -68,7 +68,7 @@ def read_sheet(path: Path, setting: str, error: type[TwinrunError]) -> Sheet:
     delimiter, skipped = _delimiter(text)
     if "\0" in text:
         number = text[: text.index("\0")].count("\n") + 1
-        raise error(f"{named}, line {number}: this is not CSV (it has a NUL character; {setting}).")
+        raise error(f"{named}, line {number}: this is not CSV (it has a NUL character; {setting}). Save it in UTF-8.")
     taken = 0
 
     def of_file() -> Iterator[str]:

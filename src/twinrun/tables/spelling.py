@@ -10,6 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from twinrun.base.printing import escaped, one_line
 from twinrun.tables.sheet import guarded, unguarded
@@ -17,6 +18,7 @@ from twinrun.tables.sheet import guarded, unguarded
 _INVISIBLE = frozenset({"Cc", "Cf"})  # categories: control and format characters
 _BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|U([0-9a-f]{8})|x([0-9a-f]{2}))")
+_WHOLE_NUMBER = re.compile(r"^(-?\d+)\.0$")  # as pandas writes one beside empty cells
 _LOOKS_LIKE = str.maketrans(
     "аеорсухіјѕһԛԝԁӏАВЕКМНОРСТУХІЈЅԚԜΑΒΕΖΗΙΚΜΝΟΡΤΥΧονρոսցօհ",
     "aeopcyxijshqwdlABEKMHOPCTYXIJSQWABEZHIKMNOPTYXovpnugoh",
@@ -29,15 +31,16 @@ class Names:
     def __init__(self, names: Iterable[str], root: Path | None = None) -> None:
         """`root` is the folder that the names are relative to, where they are paths."""
         self._names = frozenset(names)
-        self._root = root
+        self._fronts = [] if root is None else _fronts(root)
         self._composed: dict[str, list[str]] | None = None
         self.other_forms: dict[str, str] = {}
 
     def find(self, written: str) -> str | None:
         """The name that `written` means, or None where there is none or more than one.
 
-        It may have spaces around, escapes, an apostrophe against formulas, ./ or the folder in front, backslashes for
-        slashes, or another Unicode form; `other_forms` keeps the names that were found so, by what was written.
+        It may have spaces around, escapes of here or of a URL, an apostrophe against formulas, ./, the folder or its
+        last parts in front, backslashes for slashes, or another Unicode form; `other_forms` keeps the names that were
+        found in another form, by what was written.
         """
         if written in self._names:
             return written
@@ -66,13 +69,12 @@ class Names:
 
     def _spellings(self, written: str) -> Iterable[str]:
         for text in (written, written.strip(), unguarded(written.strip()), guarded(written.strip())):
-            for path in (text, text.replace("\\", "/")):
-                relative = path.removeprefix("./")
-                if self._root is not None and path.startswith("/"):
-                    for root in dict.fromkeys((self._root, self._root.absolute(), self._root.resolve())):
-                        if path.startswith(f"{root}/"):
-                            relative = path.removeprefix(f"{root}/")
-                yield from (relative, escaped(relative))
+            for path in (text, text.replace("\\", "/"), unquote(text)):
+                plain = path.removeprefix("./")
+                for front in ("", *self._fronts):
+                    if plain.startswith(front):
+                        relative = plain.removeprefix(front)
+                        yield from (relative, escaped(relative))
 
     def _by_form(self) -> dict[str, list[str]]:
         if self._composed is None:
@@ -83,10 +85,14 @@ class Names:
 
 
 def read_alike(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names that look like other names, each with all names that look the same, itself included, sorted."""
+    """Names that look like other names, each with all names that look the same, itself included, sorted.
+
+    So do 1 and 1.0.
+    """
     forms: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        forms["".join(_drawn(name).casefold().split())].append(name)
+        look = "".join(_drawn(name).casefold().split())
+        forms[_WHOLE_NUMBER.sub(r"\1", look)].append(name)
     return {name: same for same in map(sorted, forms.values()) if len(same) > 1 for name in same}
 
 
@@ -106,6 +112,14 @@ def code_points(name: str) -> str:
     """A name in ASCII: "caf U+00E9" for café."""
     parts = re.split(r"([^!-~])", name)
     return " ".join(part if re.fullmatch("[!-~]+", part) else f"U+{ord(part):04X}" for part in parts if part)
+
+
+def _fronts(root: Path) -> list[str]:
+    """What may stand before a path inside `root`: the whole path of `root`, or its last folders; the longest first."""
+    fronts = {f"{root}/"}
+    for path in (root.absolute(), root.resolve()):
+        fronts |= {f"{path}/", *("/".join((*path.parts[at:], "")) for at in range(1, len(path.parts)))}
+    return sorted(fronts, key=lambda front: (-len(front), front))
 
 
 def _drawn(name: str) -> str:

@@ -44,13 +44,13 @@ def of_classes(subject: Subject) -> list[Check]:
             table="classes",
             rule=Rule("ExpectColumnValuesToBeNull", {"column": "written_alike"}, severity_of(params.on_names)),
             settings=("ingest.path", "validate.on_names"),
-            advice="Merge the folders if they mean the same",
+            advice="Where they mean the same, give their folders or labels one name",
             violations=lambda judgement: (
                 Violation((), f'"{shown[i]}" is written like {_others(subject, classes[i])}')
                 for i in judgement.rows
                 if classes[i] == min(subject.alike[classes[i]])  # once for all that look alike
             ),
-            says=counting("differs from another one only in case, spaces or similar characters", "label"),
+            says=counting("differs from another one only in case, spaces, a final .0 or similar characters", "label"),
         ),
     ]
 
