@@ -121,7 +121,10 @@ NOT_LABELLED: dict[str, tuple[bytes, str]] = {
         "Write each path as it is inside the folder of images, such as c.png.",
     ),
     "no image in a line": (b"path,label\nc.png,cat\n,dog\n", "line 3: no image is named in '', 'dog'. Name it, or rem"),
-    "UTF-16 without a mark": ("path,label\n".encode("utf-16-le"), "(it has a NUL character; params.yaml: ingest.sp"),
+    "UTF-16 without a mark": (
+        "path,label\n".encode("utf-16-le"),
+        "params.yaml: ingest.splits_file). Save it in UTF-8.",
+    ),
 }
 
 
