@@ -124,8 +124,11 @@ def train(project: Path, *, epochs: int = 3, weights_hash: str = AB, end: bool =
     return journal
 
 
-def save_lenet5(folder: Path) -> str:
-    """A bundle of a LeNet-5 for digits with its first weights; returns their hash."""
+def save_lenet5(folder: Path, *, certain: bool = False) -> str:
+    """A bundle of a LeNet-5 for digits with its first weights; returns their hash.
+
+    Where it is `certain`, its probabilities round to 0 and 1.
+    """
     from twinrun.models.architectures import build_network
     from twinrun.models.bundle import Preprocessing, save_bundle
 
@@ -138,17 +141,17 @@ def save_lenet5(folder: Path) -> str:
         mean=(0.3,),
         std=(0.3,),
     )
-    network = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0)
-    return save_bundle(
-        folder, network.state_dict(), architecture="lenet5", classes=tuple("0123456789"), preprocessing=preprocessing
-    )
+    weights = build_network("lenet5", channels=1, size_px=(32, 32), classes=10, seed=0).state_dict()
+    head = [*weights][-2:]
+    weights |= {name: weights[name] * (1e6 if certain else 1) for name in head}
+    return save_bundle(folder, weights, architecture="lenet5", classes=tuple("0123456789"), preprocessing=preprocessing)
 
 
-def train_really(project: Path) -> None:
+def train_really(project: Path, *, certain: bool = False) -> None:
     """The outputs of the train stage with a network that can be loaded, its weights as they begin."""
 
     def save() -> str:
-        return save_lenet5(project / "data/out/train/bundle")
+        return save_lenet5(project / "data/out/train/bundle", certain=certain)
 
     train(project, weights_hash=save())  # which puts another network there
     digest = save()
@@ -248,13 +251,14 @@ def evaluate(project: Path, *, weights_hash: str = AB, accuracy: float = 0.99, *
     return metrics
 
 
-def predict(project: Path, *, wrong: int, prefix: str = "") -> None:
+def predict(project: Path, *, wrong: int, prefix: str = "", groups: int | None = None) -> None:
     """The predictions of an evaluation that classifies the first `wrong` of 300 test images wrongly."""
     targets = np.arange(300) % 2
     said = (targets + (np.arange(300) < wrong)) % 2
     probabilities = np.where(np.arange(2) == said[:, None], 0.9, 0.1)
     ids = [f"{prefix}{at}" for at in range(300)]
-    table = prediction_table(ids, targets, probabilities, ("0", "1"))
+    units = None if groups is None else [f"{at * groups // 300}" for at in range(300)]
+    table = prediction_table(ids, targets, probabilities, ("0", "1"), units=units)
     write_table(table, project / "data/out/evaluate/predictions.parquet")
     _journal_again(project / "data/out/evaluate")
 

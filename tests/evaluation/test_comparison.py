@@ -173,6 +173,17 @@ def test_non_inferiority_at_the_margin_itself_is_claimed_in_one_of_twenty() -> N
     assert np.mean(claims) <= 0.06
 
 
+def test_non_inferiority_at_the_margin_itself_is_claimed_in_one_of_twenty_where_groups_change_as_a_whole() -> None:
+    random = np.random.default_rng(1)
+    claims = {}
+    for name, sizes in (("equal", np.full(40, 50)), ("one large", np.array([1000] + [10] * 100))):
+        groups = np.repeat(np.arange(len(sizes)), sizes)
+        lost = random.random((1000, len(sizes))) < 0.03  # a true loss of 3 points
+        claims[name] = np.mean([non_inferiority(-one[groups].astype(np.float64), 0.03, groups) <= 0.05 for one in lost])
+
+    assert max(claims.values()) <= 0.06, claims
+
+
 def test_few_images_never_show_equivalence_even_where_no_answer_changed() -> None:
     nothing = np.zeros(22)
 
@@ -182,6 +193,14 @@ def test_few_images_never_show_equivalence_even_where_no_answer_changed() -> Non
     assert low < -0.1 < 0.1 < high
     compared = difference(nothing, nothing)
     assert compared.low < -0.1 < 0.1 < compared.high
+
+
+@pytest.mark.parametrize("after", [0.0, 1.0])
+def test_one_image_shows_no_difference_at_all(after: float) -> None:
+    found = difference(np.ones(1), np.full(1, after))
+
+    assert found.shows_from == 1
+    assert found.mid_p >= 0.5
 
 
 def test_holms_correction_is_as_published() -> None:

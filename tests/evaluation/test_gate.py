@@ -1,11 +1,12 @@
-"""The gate on labels that should survive a small change of the images."""
+"""The gates on labels that should survive a change of the images, and on classes that the champion knew better."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from twinrun.evaluation.gate import judge_agreement
+from twinrun.evaluation.comparison import Contender, align
+from twinrun.evaluation.gate import judge_agreement, judge_beside
 from twinrun.evaluation.predictions import Predictions
 from twinrun.project.presets import preset_params
 
@@ -46,3 +47,21 @@ def test_images_of_one_group_count_once(groups: int, passed: bool) -> None:
 
     assert gate.passed is passed
     assert ("in 9 groups" in gate.sentence) is (groups == 9)
+
+
+def test_of_many_classes_that_are_worse_the_worst_are_named_and_the_rest_counted() -> None:
+    targets = np.arange(3000) % 30
+    right = np.eye(30)[targets]
+    lost = np.eye(30)[np.where(np.arange(3000) < 100 * (targets + 10), (targets + 1) % 30, targets)]
+    models = (
+        Predictions([*map(str, range(3000))], targets, shares, tuple(f"class {at}" for at in range(30)))
+        for shares in (right, lost)
+    )
+    aligned = align([Contender(name=name, members=(model,)) for name, model in zip("ab", models, strict=True)])
+
+    gate = judge_beside(aligned, "the champion", preset_params("digits").register.gates)[1]
+
+    assert not gate.passed
+    assert gate.sentence.startswith('its recall of "class 20" is 0.0%')
+    assert gate.sentence.endswith("; and 20 classes more")
+    assert len(gate.sentence) < 2000

@@ -107,11 +107,11 @@ def test_a_model_that_may_be_guessing_the_commonest_class_is_no_candidate_whatev
         assert registered["refusal"] in said
 
 
-def champion(project: Path) -> Registry:
+def champion(project: Path, groups: int | None = None) -> Registry:
     """A first model that is in use, and that classifies 10 of 300 images wrongly."""
     train(project)
     evaluate(project, accuracy=0.97)
-    predict(project, wrong=10)
+    predict(project, wrong=10, groups=groups)
     register.main()
     registry = Registry(find_tracker(), "twinrun-digits")
     registry.promote(1)
@@ -149,6 +149,20 @@ def test_a_model_is_compared_with_the_champion_on_the_same_images(
     assert refused[:1] == ([gate] if gate else [])
     if gate:
         assert f"Refused by the gate “{gate}”" in printed
+
+
+@pytest.mark.parametrize("known", [6, None], ids=["known to both", "unknown when the champion was evaluated"])
+def test_images_of_few_groups_do_not_show_that_a_model_is_as_good_as_the_champion(
+    project: Path, capsys: pytest.CaptureFixture[str], known: int | None
+) -> None:
+    champion(project, groups=known)
+    train(project, weights_hash=CD)
+    evaluate(project, weights_hash=CD, accuracy=0.97)
+    predict(project, wrong=10, groups=6)
+
+    register.main()
+
+    assert "Refused by the gate “not worse than the champion”" in capsys.readouterr().out
 
 
 def test_a_champion_that_cannot_be_compared_is_a_gate_that_is_not_passed(
@@ -245,6 +259,44 @@ def test_probabilities_that_the_loaded_model_does_not_give_refuse_it(
     ]
     assert [gates[name]["value"] for name in labels] == [0, 0]
     assert "latency" not in gates
+
+
+def test_a_model_whose_probabilities_round_to_0_and_1_answers_the_same_in_onnx(project: Path) -> None:
+    train_really(project, certain=True)
+    evaluate_really(project)
+
+    gate = gates_of(project)["same answers in ONNX"]
+
+    shares = pq.read_table(project / "data/out/evaluate/predictions.parquet")["probabilities"].to_pylist()
+    assert any(0.0 in row for row in shares)
+    assert gate["passed"], gate["sentence"]
+
+
+def test_a_class_without_test_images_is_not_the_weakest_one(project: Path) -> None:
+    train(project)
+    metrics = evaluate(project)
+    nothing = {"label": "1", "precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 0}
+    write_json({**metrics, "per_class": [*metrics["per_class"], nothing]}, project / "data/out/evaluate/metrics.json")
+    rule = {
+        "name": "ExpectColumnValuesToBeBetween",
+        "arguments": {"column": "worst_recall", "min_value": 0.7},
+        "severity": "critical",
+    }
+
+    gate = gates_of(project, expectations=[rule])["ExpectColumnValuesToBeBetween of worst_recall"]
+
+    assert (gate["passed"], gate["value"]) == (True, 0.9)
+
+
+def test_a_model_just_below_a_bar_is_told_from_one_that_reaches_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(project)
+    evaluate(project, accuracy=0.94996)
+
+    register.main()
+
+    assert "at least 95.0% is required (register.min_accuracy), 0.004 points more" in capsys.readouterr().out
 
 
 def test_a_promotion_judges_what_was_measured_at_registration_by_the_limits_of_today(

@@ -22,7 +22,7 @@ from twinrun.evaluation.predictions import Predictions, numbered
 ALPHA = 0.05
 # Quantiles of the normal distribution: a two-sided test at 5%, and a power of 80%.
 _TEST, _FOUND = 1.959964, 0.841621
-_PSEUDO = 2  # images that the adjusted interval adds, one for each model
+_PSEUDO = 2  # images, or groups, that the adjusted interval adds, one for each model
 
 State = Literal["worse", "not worse", "open"]
 
@@ -162,7 +162,7 @@ def align(contenders: Sequence[Contender]) -> Aligned:
         classes=classes,
         ids=[everyone[0][1].ids[at] for at in rows[0]],
         targets=targets,
-        groups=_groups(everyone[0][1].units, rows[0]),
+        groups=_groups([member.units for _, member in everyone], rows),
         probabilities=probabilities,
         correct=tuple((shares.argmax(axis=2) == targets).mean(axis=0) for shares in probabilities),
         left_out={contender.name: len(contender.members[0].ids) - len(shared) for contender in contenders},
@@ -186,11 +186,13 @@ def _keys(members: Sequence[Predictions]) -> list[list[tuple[str, int]]]:
     return keys
 
 
-def _groups(units: list[str] | None, rows: IntArray) -> IntArray | None:
-    """Numbers of the units that images belong to; None where they are unknown, or where each image is a unit."""
-    if units is None:
-        return None
-    return numbered([units[row] for row in rows.tolist()])
+def _groups(units: Sequence[list[str] | None], rows: Sequence[IntArray]) -> IntArray | None:
+    """Numbers of the units that images belong to, by the table that joins most images; None where each is a unit.
+
+    A table of an earlier version has no units, and one of before images were grouped has fewer groups.
+    """
+    known = [numbered([names[row] for row in at.tolist()]) for names, at in zip(units, rows, strict=True) if names]
+    return min((numbers for numbers in known if numbers is not None), key=lambda numbers: numbers.max(), default=None)
 
 
 def difference(
@@ -306,8 +308,8 @@ def adjusted_interval(change: FloatArray, *, quantile: float, groups: IntArray |
     """Interval of the mean of `change` (N,) that has a width even where no answer changed; clustered by `groups` (N,).
 
     Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data", Journal of Educational and Behavioral Statistics 2012: one image more that only the first model classifies
-    correctly, and one that only the second does.
+    data", Journal of Educational and Behavioral Statistics 2012: one image, or group, more that only the first model
+    classifies correctly, and one that only the second does.
     """
     mean, error = _adjusted(change, groups)
     return max(-1.0, mean - quantile * error), min(1.0, mean + quantile * error)
@@ -411,17 +413,22 @@ def _shown_from(change: FloatArray, groups: IntArray | None) -> float:
     changed = (squares + _PSEUDO) / (len(change) + _PSEUDO)
     together = _summed(change if squares else np.ones(len(change)), groups)
     images = len(change) * min(1.0, (squares or len(change)) / float((together**2).sum() or 1)) + _PSEUDO
-    spread = images * _TEST**2 - (images + _FOUND**2) * (_TEST**2 - _FOUND**2)
+    spread = max(0.0, images * _TEST**2 - (images + _FOUND**2) * (_TEST**2 - _FOUND**2))  # below 0 for one image
     shown = np.sqrt(changed) * (np.sqrt(images) * _TEST + np.sqrt(spread)) / (images + _FOUND**2)
     return float(min(1.0, max(shown, (_TEST + _FOUND) ** 2 / images)))
 
 
 def _adjusted(change: FloatArray, groups: IntArray | None = None) -> tuple[float, float]:
-    """Mean of `change` and its standard error, with one image more for each model, and clustered by `groups`."""
-    images = len(change) + _PSEUDO
+    """Mean of `change` and its standard error, with one image more for each model, and clustered by `groups`.
+
+    With groups it is a whole group more, as large as the one that an image is in on average: that no answer changed in
+    few groups of many images shows no more than that it changed in none of few images.
+    """
+    size = 1.0 if groups is None else float((np.bincount(groups) ** 2).sum()) / len(change)
+    images = len(change) + _PSEUDO * size
     mean = float(change.sum()) / images
     rest = change - mean if groups is None else np.bincount(groups, weights=change - mean)
-    squares = float((rest**2).sum()) + (1 - mean) ** 2 + (1 + mean) ** 2
+    squares = float((rest**2).sum()) + size**2 * ((1 - mean) ** 2 + (1 + mean) ** 2)
     return mean, float(np.sqrt(squares)) / images
 
 

@@ -18,6 +18,7 @@ from twinrun.evaluation.comparison import (
     difference,
     non_inferiority,
 )
+from twinrun.evaluation.conformal import softmax
 from twinrun.evaluation.predictions import Predictions
 from twinrun.evaluation.trial import Trial
 
@@ -27,6 +28,7 @@ CHANGES = {"shift": "a small shift", "brightness": "a change of light", "mirror"
 _ROUNDING = 1e-4
 _ONNX_ROUNDING = 1e-4  # of the scale of the logits
 _LEAST_PROBABILITY = 1e-300
+_MOST_NAMED = 10  # classes; MLflow takes no description of more than 5,000 characters on some databases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
             passed=accuracy >= min_accuracy,
             sentence=f"its accuracy is {percent(accuracy)}; at least {percent(min_accuracy)} is required "
             "(register.min_accuracy)"
-            + ("" if accuracy >= min_accuracy else f", {100 * (min_accuracy - accuracy):.1f} points more"),
+            + ("" if accuracy >= min_accuracy else f", {100 * (min_accuracy - accuracy):.3g} points more"),
             value=accuracy,
             limit=min_accuracy,
         ),
@@ -84,14 +86,14 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
             "calibration_error",
             1.0,
             gates.max_calibration_error,
-            "its calibration error is {:.3f}; at most {:g} is allowed (register.gates.max_calibration_error)",
+            "its calibration error is {:.4g}; at most {:g} is allowed (register.gates.max_calibration_error)",
         ),
         (
             "size",
             "model_bytes",
             1e-6,
             gates.max_model_mb,
-            "its size is {:.1f} MB; at most {:g} MB is allowed (register.gates.max_model_mb)",
+            "its size is {:.4g} MB; at most {:g} MB is allowed (register.gates.max_model_mb)",
         ),
     ):
         value = metrics.get(measure)
@@ -137,7 +139,8 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
             limit=-gates.margin,
         )
     ]
-    lost = [loss for loss in class_differences(aligned, 0, 1, margin=gates.class_margin) if loss.state == "worse"]
+    losses = class_differences(aligned, 0, 1, margin=gates.class_margin)
+    lost = sorted((loss for loss in losses if loss.state == "worse"), key=lambda loss: loss.difference.value)
     answers.append(
         Gate(
             name="no class worse than the champion's",
@@ -145,8 +148,9 @@ def judge_beside(aligned: Aligned, champion: str, gates: GateParams) -> list[Gat
             sentence="; ".join(
                 f'its recall of "{loss.label}" is {percent(loss.difference.after)}, that of {champion} '
                 f"{percent(loss.difference.before)} ({loss.difference.images:,} images, register.gates.class_margin)"
-                for loss in lost
+                for loss in lost[:_MOST_NAMED]
             )
+            + (f"; and {len(lost) - _MOST_NAMED:,} classes more" if lost[_MOST_NAMED:] else "")
             or f"no class is significantly worse than with {champion}",
         )
     )
@@ -183,12 +187,13 @@ def judge_loaded(trial: Trial, expected: Predictions) -> Gate:
 def judge_onnx(logits: FloatArray, expected: Predictions) -> Gate:
     """The gate on the network in ONNX: its `logits` (n, classes) against what evaluate wrote for the same images.
 
-    Probabilities determine logits up to a constant for each image, so the mean is subtracted from each row.
+    Both are compared as logarithms of probabilities, which are the logits up to a constant for each image. Where a
+    probability is so small that it may have been rounded to 0, how small it is does not count.
     """
     certain = np.log(np.maximum(expected.probabilities, _LEAST_PROBABILITY))
     scale = float(np.abs(certain - certain.mean(axis=1, keepdims=True)).max())
-    apart = logits - certain
-    share = float(np.abs(apart - apart.mean(axis=1, keepdims=True)).max()) / (scale or 1.0)
+    apart = np.log(np.maximum(softmax(logits), _LEAST_PROBABILITY)) - certain
+    share = float(np.abs(apart).max()) / (scale or 1.0)
     other_labels = int((logits.argmax(axis=1) != expected.predicted).sum())
     return Gate(
         name=SAME_IN_ONNX,
@@ -242,7 +247,7 @@ def judge_latency(latency_ms: float | None, measured: str, gates: GateParams) ->
             passed=None if latency_ms is None else latency_ms <= most,
             sentence=measured
             if latency_ms is None
-            else f"one image takes {latency_ms:.1f} ms, from pixels to probabilities, {measured}; at most {most:g} ms "
+            else f"one image takes {latency_ms:.4g} ms, from pixels to probabilities, {measured}; at most {most:g} ms "
             "is allowed (register.gates.max_latency_ms)",
             value=latency_ms,
             limit=most,
@@ -290,12 +295,12 @@ def metrics_row(
 ) -> dict[str, float | None]:
     """The one row of the table of metrics: each of `rules.METRICS`, None where it is not known.
 
-    `shares` maps a change of the images to the share of labels that survive it.
+    `shares` maps a change of the images to the share of labels that survive it. The weakest class is one with images.
     """
     row: dict[str, float | None] = dict.fromkeys(METRICS)
     row |= {name: metrics[name] for name in METRICS if name in metrics}
     for score in ("precision", "recall", "f1"):
-        known = [scores[score] for scores in metrics["per_class"] if scores.get(score) is not None]
+        known = [one[score] for one in metrics["per_class"] if one.get(score) is not None and one.get("images") != 0]
         row[f"worst_{score}"] = min(known, default=None)
     return row | {"latency_ms": latency_ms} | {f"agreement_{change}": share for change, share in shares.items()}
 
