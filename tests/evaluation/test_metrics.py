@@ -67,6 +67,21 @@ def test_an_interval_covers_the_true_accuracy_about_95_times_in_100() -> None:
     assert 0.90 <= np.mean(covered) <= 0.99
 
 
+@pytest.mark.parametrize("each", [1, 8])
+def test_an_interval_covers_the_true_accuracy_where_few_images_or_groups_are_wrong(each: int) -> None:
+    random, covered = np.random.default_rng(1), []
+    groups = np.arange(150).repeat(each)
+    for seed in range(200):
+        right = (random.random(150) < 0.975)[groups]
+        probabilities = np.where(right[:, None], [0.8, 0.2], [0.3, 0.7])
+        found = intervals(
+            np.zeros(len(groups), np.int64), probabilities, bins=10, samples=100, seed=seed, groups=groups
+        )
+        covered.append(found["accuracy"][0] <= 0.975 <= found["accuracy"][1])
+
+    assert np.mean(covered) >= 0.93
+
+
 def test_copies_of_images_that_are_one_group_do_not_narrow_an_interval() -> None:
     targets, probabilities = answers(images=120, classes=5, skill=1.0)
     group = np.arange(120).repeat(4)

@@ -122,3 +122,12 @@ def test_colour_photos_larger_than_a_tile_are_drawn_in_their_colours() -> None:
 
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
     assert (np.abs(pixels.astype(int) - [0, 200, 0]).max(axis=2) < 5).mean() > 0.3
+
+
+def test_a_class_without_test_images_is_listed_last_and_without_shares(tmp_path: Path) -> None:
+    page = write(tmp_path / "report", [0, 0, 2, 2], [0, 0, 2, 0], ("cat", "dog", "newt"))
+
+    rows = re.findall(r'<tr><td class="text">(\w+)</td><td>(\d+)</td><td>(.*?)</td><td class="(.*?)">(.*?)</td>', page)
+    assert [row[:2] for row in rows] == [("newt", "2"), ("cat", "2"), ("dog", "0")]
+    assert rows[0][3:] == ("weak", "50.0%")
+    assert rows[2][2:] == ("", "", "")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from twinrun.base.errors import DataError
-from twinrun.core.arrays import FloatArray, IntArray
+from twinrun.core.arrays import BoolArray, FloatArray, IntArray
 from twinrun.core.intervals import wilson_interval
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error")
 LEVEL = 0.95
 FEW_GROUPS = 10
-"""With fewer groups, resampling them gives intervals that are too narrow."""
+"""With fewer groups, or fewer of them that hold a mistake, resampling gives intervals that are too narrow."""
 _SHARES = HEADLINES[:3]  # those that are 1 where every image is classified correctly, and 0 where none is
 _CHUNK_CELLS = 2_000_000  # weights held at once: 16 MB
 
@@ -165,11 +165,10 @@ def intervals(
     Each of `samples` resamples draws N images with replacement, and all numbers are computed on the same ones. Where
     `groups` (N,) numbers images that belong together, as many whole groups are drawn as there are ("cluster bootstrap",
     Davison and Hinkley, "Bootstrap Methods and their Application", 1997). Resamples of fewer than FEW_GROUPS vary too
-    little: the intervals then hold those of single images as well, and the shares' hold Wilson's for so many groups. A
-    resample repeats images, which makes its calibration error larger than that of the whole on average; this excess is
-    subtracted, or the interval would lie above the number that it belongs to. A class that a resample lacks is left
-    out of its means. Memory does not grow with `samples` times N. Where every image, or none, is classified correctly,
-    all resamples agree on the accuracies and F1: these then have Wilson's interval.
+    little: the intervals then hold those of single images as well. A resample repeats images, which makes its
+    calibration error larger than that of the whole on average; this excess is subtracted, or the interval would lie
+    above the number that it belongs to. A class that a resample lacks is left out of its means. Memory does not grow
+    with `samples` times N. Where accuracies and F1 `vary_little`, their intervals hold Wilson's for as many groups.
     """
     names, group_of = np.unique(np.arange(len(targets)) if groups is None else groups, return_inverse=True)
     random = np.random.default_rng(seed)
@@ -186,10 +185,19 @@ def intervals(
     if groups is not None and len(names) < FEW_GROUPS:
         of_images = intervals(targets, probabilities, bins=bins, samples=samples, seed=seed)
         ends = {name: _hull(ends[name], of_images[name]) for name in HEADLINES}
+    if vary_little(probabilities.argmax(axis=1) == targets, groups):
         whole = dict(zip(HEADLINES, statistics.of(np.ones((1, len(targets))))[0].tolist(), strict=True))
         ends |= {name: _hull(ends[name], wilson_interval(whole[name], len(names))) for name in _SHARES}
-    right = float((probabilities.argmax(axis=1) == targets).mean())
-    return ends if 0 < right < 1 else ends | dict.fromkeys(_SHARES, wilson_interval(right, len(names)))
+    return ends
+
+
+def vary_little(is_right: BoolArray, groups: IntArray | None = None) -> bool:
+    """Whether so few of the images (N,), or of their `groups`, are right, or wrong, that resamples vary too little.
+
+    With one mistake every third resample has none, and with none no resample has one.
+    """
+    sides = (np.flatnonzero(side) for side in (is_right, ~is_right))
+    return min(len(side if groups is None else np.unique(groups[side])) for side in sides) < FEW_GROUPS
 
 
 def _hull(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

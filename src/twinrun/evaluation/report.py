@@ -17,7 +17,7 @@ from twinrun.evaluation.conformal import AnswerScores
 from twinrun.evaluation.features import FeatureMaps, spread
 from twinrun.evaluation.headline import Headline
 from twinrun.evaluation.history import History
-from twinrun.evaluation.metrics import ClassScores, Scores, calibration_bins, confusion_matrix
+from twinrun.evaluation.metrics import ClassScores, Scores, calibration_bins, confusion_matrix, vary_little
 from twinrun.evaluation.pictures import (
     DPI,
     confusion_picture,
@@ -114,7 +114,7 @@ def write_report(
         "out_of_fold": headline.source == "cross-validation",
         "numbers": _numbers(model, scores),
         "samples": samples,
-        "one_sided": scores.accuracy in (0.0, 1.0),
+        "vary_little": vary_little(predictions.predicted == predictions.targets, predictions.groups),
         "per_class": _per_class(scores),
         "confusions": [(pair.actual, pair.predicted, f"{pair.images:,}", f"{pair.of:,}") for pair in pairs],
         "wrong": int((predictions.predicted != predictions.targets).sum()),
@@ -251,16 +251,16 @@ def _numbers(model: Model, scores: Scores) -> list[dict[str, str]]:
 
 
 def _per_class(scores: Scores) -> list[dict[str, Any]]:
-    """The classes, the weakest recall first."""
-    names = sorted(scores.per_class, key=lambda name: _recall(scores, name))
+    """The classes, the weakest recall first; those without images, of which nothing is known, last."""
+    names = sorted(scores.per_class, key=lambda name: (not scores.per_class[name].images, _recall(scores, name)))
 
     def row(name: str, one: ClassScores) -> dict[str, Any]:
-        values = {"precision": percent(one.precision), "recall": percent(one.recall), "f1": percent(one.f1)}
+        shares = {"precision": one.precision, "recall": one.recall, "f1": one.f1}
         return {
             "name": name,
             "images": f"{one.images:,}",
-            "weak": one.recall < scores.balanced_accuracy - 0.05,
-            **values,
+            "weak": one.images > 0 and one.recall < scores.balanced_accuracy - 0.05,
+            **{share: percent(value) if one.images else "" for share, value in shares.items()},
         }
 
     return [row(name, scores.per_class[name]) for name in names]
@@ -272,7 +272,7 @@ def _answers(answers: AnswerScores) -> dict[str, Any]:
     shared = [one.label for one in answers.coverage if not one.of_its_own]
     below = [one.label for one in answers.coverage if one.interval[1] < 1 - answers.alpha]
     return {
-        "promise": f"{1 - answers.alpha:.0%}",
+        "promise": f"{100 * (1 - answers.alpha):g}%",
         "sentence": f"{percent(answers.single)} of the test images get one label{right}; {percent(answers.choice)} "
         f"get two or three to choose from, and {percent(answers.unknown)} are answered with “I don't know”.",
         "shared": ", ".join(f"“{name}”" for name in shared),
