@@ -92,3 +92,20 @@ def test_the_maps_that_vary_most_are_kept_in_the_order_of_the_network() -> None:
     maps[1, 0, 0], maps[3, 0, 0], maps[2, 0, 0] = 1, 5, 3
 
     assert liveliest(maps, 2).tolist() == [2, 3]
+
+
+def test_what_is_computed_of_parameters_alone_is_no_map() -> None:
+    class Gated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.one, self.each = torch.nn.Conv2d(1, 4, 3), *map(torch.nn.Parameter, torch.zeros(2, 4))
+            self.gate = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = self.conv(images) * torch.sigmoid(self.gate)
+            logits: torch.Tensor = maps.mean((2, 3)) * torch.tanh(self.one) + torch.nn.functional.relu(self.each)
+            return logits
+
+    seen = feature_maps(Gated().eval(), torch.rand(1, 1, 8, 8))
+
+    assert [(maps.kind, maps.maps.shape) for maps in seen] == [("convolution", (4, 6, 6))]

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -251,6 +253,22 @@ def test_a_network_that_uses_a_weight_twice_is_trained_and_loaded(own: Trainable
 
     tensors = load_bundle(Path("data/out/train/bundle")).network.state_dict()
     assert torch.equal(tensors["first.weight"], tensors["second.weight"])
+
+
+def test_a_network_with_a_gate_that_changes_its_input_in_place_is_reported_with_its_own_numbers(
+    own: TrainableProject,
+) -> None:
+    gated = "images.sub_(0.5); return self.head(nn.functional.gelu(self.features(images))) * torch.sigmoid(self.gate)"
+    FILE.write_text(network(gated, "self.gate = nn.Parameter(torch.zeros(()))"))
+    own.train_here()
+
+    run_stage("evaluate")
+
+    predicted = pq.read_table("data/out/evaluate/predictions.parquet")["probabilities"].to_pylist()
+    page = Path("data/out/evaluate/report/network.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert json.loads(data)["probabilities"] in predicted
+    assert json.loads(data)["maps"]["kind"] == "gradient"
 
 
 def test_what_a_network_and_the_exporter_print_is_no_part_of_the_answer_of_a_trial(own: TrainableProject) -> None:

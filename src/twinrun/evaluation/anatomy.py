@@ -275,7 +275,7 @@ def _calls(network: nn.Module, images: Tensor, wanted: set[int]) -> tuple[list[_
     hooks = list(naming_hooks(network, recorder.path))
     try:
         with recorder:
-            logits = network(images)
+            logits = network(images.clone())  # a network may change its input in place
     finally:
         for hook in hooks:
             hook.remove()
@@ -480,7 +480,7 @@ def _gradient_maps(network: nn.Module, image: Tensor, classes: IntArray) -> dict
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in network.named_modules()]
     try:
-        logits = network(image.requires_grad_())[0]
+        logits = network(image.requires_grad_().clone())[0]  # what may be changed in place is no leaf
     finally:
         for hook in hooks:
             hook.remove()

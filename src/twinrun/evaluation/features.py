@@ -102,7 +102,8 @@ class _Recorder(TorchFunctionMode):
         output = function(*args, **(kwargs or {}))
         operation = getattr(function, "__name__", "").strip("_")
         kind = KINDS.get(operation)
-        if kind is not None and isinstance(output, Tensor):
+        # An image has its maps, tokens or units beside the batch: less is a parameter, such as a gate, or one number.
+        if kind is not None and isinstance(output, Tensor) and 2 <= output.ndim <= 4:
             # A copy: the next operation may work in place.
             maps = as_maps(output, self.aspect).float().cpu().numpy().copy()
             self.seen.append(FeatureMaps(self.path[-1], kind, operation, maps))
