@@ -187,7 +187,10 @@ def read_scores(path: Path, again: str) -> "tuple[pa.Table, tuple[str, ...], Flo
             raise ValueError("its classes are not different texts")
         if unknown := sorted(set(table["label"].to_pylist()) - set(names)):
             raise ValueError(f"the label {unknown[0]!r} is not one of its classes")
-        probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(table), len(names))
+        lists = table["probabilities"].combine_chunks()
+        if not (lists.value_lengths().to_numpy() == len(names)).all():
+            raise ValueError(f"an image has other than {len(names)} probabilities, one for each class")
+        probabilities = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(table), len(names))
         if not ((probabilities >= 0) & (probabilities <= 1)).all():
             raise ValueError("some probabilities are not between 0 and 1")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
