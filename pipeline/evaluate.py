@@ -19,12 +19,12 @@ from twinrun.dataset.table import read_table
 from twinrun.evaluation.anatomy import anatomy
 from twinrun.evaluation.anatomy_page import anatomy_html
 from twinrun.evaluation.beside import read_beside
-from twinrun.evaluation.conformal import AnswerScores, calibrate, score_answers, with_traffic
+from twinrun.evaluation.conformal import AnswerScores, calibrate, independent, score_answers, with_traffic
 from twinrun.evaluation.headline import choose_headline, read_out_of_fold
 from twinrun.evaluation.history import read_history
 from twinrun.evaluation.metrics import Scores, score
 from twinrun.evaluation.predict import follow_one, outputs_of, predict
-from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes, predictions_table
+from twinrun.evaluation.predictions import Predictions, confusion_csv, mistakes, numbered, predictions_table
 from twinrun.evaluation.report import Mistakes, Model, verdict, why_out_of_fold, write_report
 from twinrun.models.bundle import Bundle, load_bundle
 from twinrun.models.views import plain_network
@@ -118,7 +118,10 @@ def _calibrated(
     write_json(None if calibration is None else calibration.model_dump(), OUT / "calibration.json")
     if calibration is None or test.logits is None:
         return None
-    return score_answers(calibration, test.logits, test.features, test.targets, test.classes)
+    behind = independent(numbered(split.units or split.ids), split.targets, len(test.classes))
+    return score_answers(
+        calibration, test.logits, test.features, test.targets, test.classes, groups=test.groups, calibrated_on=behind
+    )
 
 
 def _scored(predictions: Predictions, params: EvaluateParams) -> Scores:

@@ -15,7 +15,14 @@ from sklearn.linear_model import LogisticRegression
 
 from twinrun.base.errors import DataError
 from twinrun.core.arrays import FloatArray, IntArray
-from twinrun.evaluation.conformal import Calibration, calibrate, read_calibration, score_answers, with_calibration
+from twinrun.evaluation.conformal import (
+    Calibration,
+    calibrate,
+    independent,
+    read_calibration,
+    score_answers,
+    with_calibration,
+)
 
 ALPHA = 0.05
 CLASSES = tuple(str(digit) for digit in range(10))
@@ -60,6 +67,27 @@ def test_each_class_is_covered_as_promised_over_many_splits(digits: tuple[FloatA
 
     assert (np.mean(covered, axis=0) >= 1 - ALPHA - 0.005).all()
     assert below <= 3  # of 60: intervals of 95% for ten classes together
+
+
+def test_clips_of_many_frames_give_wide_intervals_that_contain_the_promise(digits: tuple[FloatArray, IntArray]) -> None:
+    logits, targets = digits[0].repeat(20, axis=0), digits[1].repeat(20)
+    clip, rng, missed = np.arange(len(targets)) // 20, np.random.default_rng(0), 0
+
+    for _ in range(60):
+        order = rng.permutation(len(digits[1]))
+        known, new = (np.flatnonzero(np.isin(clip, chosen)) for chosen in (order[:300], order[300:600]))
+        scores = score_answers(
+            _calibrated(logits[known], targets[known]),
+            logits[new],
+            None,
+            targets[new],
+            CLASSES,
+            groups=clip[new],
+            calibrated_on=independent(clip[known], targets[known], 10),
+        )
+        missed += any(each.interval[1] < 1 - ALPHA for each in scores.coverage)
+
+    assert missed <= 3  # of 60: intervals of 95% for ten classes together
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])

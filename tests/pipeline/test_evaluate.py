@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import html
 import json
 import os
 import re
@@ -261,6 +262,11 @@ def test_answers_are_calibrated_on_the_validation_split_and_the_report_says_how_
     assert re.search(r'<td class="text">all</td><td class="text">150</td><td class="text">9\d\.\d%</td>', page)
     assert "Too few validation images for a guarantee of their own: “" in page
 
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(re.sub(r"alpha: 0\.05", "alpha: 0.025", text))
+    evaluate()
+    assert "for 97.5% of the photos of each class" in (OUT / "report/index.html").read_text()
+
 
 @pytest.mark.usefixtures("evaluated")
 def test_the_confusion_csv_has_a_line_for_every_test_image() -> None:
@@ -283,8 +289,27 @@ def test_a_model_without_convolutions_and_one_without_mistakes_get_a_page_too(tm
     assert not (OUT / "report/mistakes.png").exists()
 
 
-def pretend_everything_is_classified_correctly(folder: Path) -> None:
-    """Relabel the images in the manifest with what the model says, keeping all ten classes through the train split."""
+def test_the_first_mistake_lowers_the_interval_and_the_report_says_how_it_was_computed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    make_trained(tmp_path / "sure", images=240, steps=1, model="mlp")
+    monkeypatch.chdir(tmp_path / "sure")
+    found = []
+    for wrong in (0, 1):
+        pretend_everything_is_classified_correctly(tmp_path / "sure", wrong)
+        evaluate()
+        found.append(metrics()["intervals"])
+        assert "those of accuracies and F1 include Wilson's" in html.unescape((OUT / "report/index.html").read_text())
+
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert found[1][name][0] < found[0][name][0]
+
+
+def pretend_everything_is_classified_correctly(folder: Path, wrong: int = 0) -> None:
+    """Relabel the images in the manifest with what the model says, keeping all ten classes through the train split.
+
+    All but the first `wrong` test images, which get another label.
+    """
     from twinrun.dataset.manifest import read_manifest, write_manifest
     from twinrun.models.bundle import load_bundle
     from twinrun.models.predict import probabilities
@@ -293,8 +318,8 @@ def pretend_everything_is_classified_correctly(folder: Path) -> None:
     manifest = read_manifest(path)
     table = pq.read_table(path).to_pydict()
     said = probabilities(load_bundle(folder / "data/out/train/bundle"), np.load(folder / "data/out/ingest/images.npy"))
-    for row in manifest.split("test").rows:
-        table["label"][row] = str(said[row].argmax())
+    for at, row in enumerate(manifest.split("test").rows):
+        table["label"][row] = str((said[row].argmax() + (at < wrong)) % 10)
     write_manifest(path, ids=table["id"], labels=table["label"], splits=table["split"], dropped=table["dropped"])
 
 

@@ -10,6 +10,7 @@ Predictors", 2012. Sun et al., "Out-of-Distribution Detection with Deep Nearest 
 """
 
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, floor
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -185,10 +186,18 @@ def score_answers(
     features: FloatArray | None,
     targets: IntArray,
     classes: tuple[str, ...],
+    groups: IntArray | None = None,
+    calibrated_on: Sequence[float] | None = None,
 ) -> AnswerScores:
-    """How the answers do on the test split, logits (N, C) and features (N, D)."""
+    """How the answers do on the test split, logits (N, C) and features (N, D).
+
+    `groups` (N,) numbers images that show one thing. `calibrated_on` is, for each class, the number of `independent`
+    images behind its threshold; without it, all of the calibration are.
+    """
     named, kinds = calibration.named(logits), kinds_of_answers(calibration, logits, features)
     right = logits.argmax(axis=1) == targets
+    tested = independent(groups, targets, len(classes))
+    behind = calibration.images if calibrated_on is None else calibrated_on
     single = kinds == "answer"
     covered = named[np.arange(len(targets)), targets]
     order = np.argsort(-calibration.probabilities(logits).max(axis=1), kind="stable")
@@ -199,12 +208,13 @@ def score_answers(
         choice=float((kinds == "choice").mean()),
         unknown=float((kinds == "unknown").mean()),
         coverage=[
-            _coverage("all", covered, sum(calibration.images), 1, of_its_own=True),
+            _coverage("all", covered, sum(tested), sum(behind), 1, of_its_own=True),
             *(
                 _coverage(
                     name,
                     covered[targets == at],
-                    calibration.images[at],
+                    tested[at],
+                    behind[at],
                     len(np.unique(targets)),
                     of_its_own=_enough(calibration.images[at], calibration.alpha),
                 )
@@ -214,6 +224,17 @@ def score_answers(
         ],
         risk=(~right[order]).cumsum() / np.arange(1, len(right) + 1),
     )
+
+
+def independent(groups: IntArray | None, targets: IntArray, classes: int) -> list[float]:
+    """As how many independent images those of each class count, if images of one of the `groups` (N,) agree.
+
+    Kish, "Survey Sampling", 1965. Without groups they are all independent.
+    """
+    if groups is None:
+        return [float(images) for images in np.bincount(targets, minlength=classes)]
+    sizes = (np.unique(groups[targets == label], return_counts=True)[1] for label in range(classes))
+    return [float(each.sum() ** 2 / max(1, (each**2).sum())) for each in sizes]
 
 
 def kinds_of_answers(calibration: Calibration, logits: FloatArray, features: FloatArray | None) -> NDArray[np.str_]:
@@ -391,7 +412,9 @@ def _enough(images: int, alpha: float) -> bool:
     return floor(alpha * (images + 1) + 1e-9) >= 1
 
 
-def _coverage(label: str, covered: Flags, calibrated_on: int, together: int, *, of_its_own: bool) -> Coverage:
+def _coverage(
+    label: str, covered: Flags, tested: float, calibrated_on: float, together: int, *, of_its_own: bool
+) -> Coverage:
     """The interval allows for the sampling of the test images and of the validation images behind the threshold."""
-    share, images = float(covered.mean()), 1 / (1 / len(covered) + (1 / calibrated_on if calibrated_on else 0))
+    share, images = float(covered.mean()), 1 / (1 / tested + (1 / calibrated_on if calibrated_on else 0))
     return Coverage(label, len(covered), share, wilson_interval(share, images, together), of_its_own)
