@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,25 @@ def test_the_page_shows_no_picture_that_has_taken_the_name_of_another(
     assert "20 answers changed" in replaced
     assert "data:image/webp" not in page
     assert renamed.count("data:image/webp") == 20
+
+
+def test_of_cameras_and_groups_with_as_many_images_the_first_by_name_come_first(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = (another_run(trained, f"run{wrong}", with_nothing, wrong=wrong) for wrong in (0, 20))
+    file = trained / "data/out/ingest/table.parquet"
+    table, before = pq.read_table(file), file.read_bytes()
+    names = pa.array(["abc"[at % 3] for at in range(len(table))], pa.string())
+    for column in ("camera", "group"):
+        table = table.set_column(table.schema.get_field_index(column), table.schema.field(column), names)
+    write_table(table, file)
+
+    compared(trained, capsys, monkeypatch, good, bad)
+    file.write_bytes(before)
+
+    page = (trained / "page.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<td class="text">((?:camera|group) .)</td><td>20</td>', page)
+    assert shown == [f"{column} {name}" for column in ("camera", "group") for name in "abc"]
 
 
 def test_runs_with_pretrained_weights_of_other_content_are_two_rows_and_the_seed_is_not_the_only_cause(

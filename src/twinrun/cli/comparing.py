@@ -299,12 +299,12 @@ def _slices(root: Path, aligned: Aligned, table: Mapping[str, Mapping[str, Any]]
             parts[f"the quarter that is most {low}"] = quarters[0]
             parts[f"the quarter that is most {high}"] = quarters[3]
     for column in ("camera", "group"):
-        names = [None if fact is None else fact.get(column) for fact in facts]
-        counted = {
-            name: np.array([at for at, value in enumerate(names) if value == name]) for name in set(names) - {None}
-        }
-        common = sorted(counted, key=lambda name: -len(counted[name]))[:4]
-        parts |= {f"{column} {name}": counted[name] for name in common if len(counted[name]) >= _FEWEST}
+        places: dict[str, list[int]] = {}
+        for at, fact in enumerate(facts):
+            if fact is not None and fact.get(column) is not None:
+                places.setdefault(fact[column], []).append(at)
+        common = sorted(places, key=lambda name: (-len(places[name]), name))[:4]
+        parts |= {f"{column} {name}": np.array(places[name]) for name in common if len(places[name]) >= _FEWEST}
     parts["near duplicates of training images"] = _copies(root, aligned, table)
     return slices(aligned, 0, 1, parts)
 
