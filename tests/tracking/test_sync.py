@@ -292,6 +292,27 @@ def test_dvc_lock_is_added_when_it_speaks_of_this_training(project: Path) -> Non
     assert "dvc.lock" in after.artifacts
 
 
+def test_a_command_that_lists_versions_does_not_speak_of_a_dvc_lock_that_it_added(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(project)
+    evaluate(project)
+    md5 = hashlib.md5((project / "data/out/train/journal.jsonl").read_bytes()).hexdigest()
+    lock = f"stages: {{train: {{outs: [{{path: data/out/train/journal.jsonl, md5: {md5}}}]}}}}\n"
+    monkeypatch.setattr(sys, "argv", ["twinrun", "models"])
+
+    said = []
+    for text in (lock, f"{lock}# of a later stage\n"):
+        write_text(text, project / "dvc.lock")
+        with pytest.raises(SystemExit):
+            cli.main()
+        said.append(capsys.readouterr().err)
+
+    assert "Added to the run: evaluation.\n" in said[0]
+    assert said[1] == ""
+    assert "dvc.lock" in runs(project)[0].artifacts
+
+
 @pytest.mark.parametrize("restored", [False, True])
 def test_a_run_has_the_validation_of_its_data_so_that_its_links_hold(project: Path, restored: bool) -> None:
     validate(project, "the data as trained on")

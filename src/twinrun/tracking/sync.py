@@ -482,8 +482,8 @@ def _finish(summary: Summary, replay: Replay) -> None:
 def _say_published(summary: Summary, replay: Replay, report: SyncReport) -> None:
     if replay.state.deleted:
         return
-    if summary.part_of is not None:
-        report.attached.append({"evaluate": "evaluation"}.get(summary.stage, summary.stage))
+    if summary.part_of is not None and summary.stage == "evaluate":  # not dvc.lock, which every `dvc repro` changes
+        report.attached.append("evaluation")
     elif summary.stage == "validate":
         report.failures.append(run_name(summary.name, str(replay.state.run_id)))
 
