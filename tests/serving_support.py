@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -125,3 +126,14 @@ def serving(app: FastAPI) -> Iterator[Served]:
     finally:
         served.server.should_exit = True
         served.thread.join(30)
+
+
+@contextmanager
+def full_after(file: Path, size: int) -> Iterator[None]:
+    """Let this process write `size` more bytes to `file`, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

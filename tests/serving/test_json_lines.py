@@ -1,15 +1,14 @@
 """Files to which the server appends lines, on a disk that becomes full."""
 
 import json
-import resource
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serving_support import digit_png, digits_engine, serving
+from data_support import heed_permissions
+from serving_support import digit_png, digits_engine, full_after, serving
 from tracking_support import free_port
 
 from twinrun.serving.answer_log import AnswerLog
@@ -20,18 +19,21 @@ from twinrun.serving.traffic import Window, read_windows
 from twinrun.serving.verify import verify_answer
 
 
-def test_an_answer_that_the_disk_cut_off_costs_no_other_line_of_the_log(tmp_path: Path) -> None:
+def test_an_answer_that_the_disk_cut_off_costs_no_other_line_of_the_log_and_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log, photo = tmp_path / "answers.jsonl", tmp_path / "photo.png"
     app = make_app(ModelInService(digits_engine()), [], host="127.0.0.1", token=None, log=AnswerLog(log))
     with serving(app) as served:
         before = served.ask("POST", "/classify", digit_png(0))[0]
-        with _full_after(log, 30):
+        with full_after(log, 30):
             full = served.ask("POST", "/classify", digit_png(1))[0]
         after = [served.ask("POST", "/classify", digit_png(row))[0] for row in (2, 3)]
 
     lines = log.read_bytes().splitlines()
     photo.write_bytes(digit_png(2))
     assert (before, full, after) == (200, 503, [200, 200])
+    assert capsys.readouterr().err == f"Nothing can be added to {log} (--log): the disk is full.\n"
     assert [len(lines), len(lines[1])] == [4, 30]
     assert [json.loads(lines[at])["model"]["name"] for at in (0, 2, 3)] == ["digits"] * 3
     assert verify_answer(log, photo, lambda _: digits_engine()).same
@@ -43,7 +45,7 @@ def test_a_window_that_the_disk_cut_off_costs_no_other_window(tmp_path: Path) ->
     windows = [Window(time=str(at), model={}, images=1, reference={}, counts={}).model_dump() for at in range(4)]
 
     lines.append(windows[0])
-    with _full_after(file, 30), pytest.raises(OSError, match=r"full|large"):
+    with full_after(file, 30), pytest.raises(OSError, match=r"full|large"):
         lines.append(windows[1])
     other_process.append(windows[2])
     lines.append(windows[3])
@@ -76,12 +78,42 @@ def test_a_log_whose_first_line_was_cut_off_is_taken_again(tmp_path: Path) -> No
     assert log.read_bytes() == b'{"ti\n{"time": 0}\n{"time": 1}\n'
 
 
-@contextmanager
-def _full_after(file: Path, size: int) -> Iterator[None]:
-    """Let this process write `size` more bytes to `file`, and no more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--log", "one.jsonl", "--watch", "./one.jsonl"], "one.jsonl is the file of --log and of --watch. Name"),
+        (["--log", "one.jsonl", "--watch", "link.jsonl"], "one.jsonl is the file of --log and of --watch. Name"),
+        (
+            ["--feedback", "--watch", "data/feedback/items.jsonl"],
+            "data/feedback/items.jsonl is the file of --watch and of --feedback. Name another",
+        ),
+        (["--log", "lgos/a.jsonl"], "lgos/a.jsonl (--log) cannot be written: there is no folder lgos. Create"),
+        (["--watch", "folder"], "folder (--watch) cannot be written: Is a directory. Name another file"),
+        (["--log", "away"], "away (--log) is a link to /nowhere/a.jsonl, which does not exist. Create that, or name"),
+        (["--log", "pipe"], "pipe (--log) is not a file that the server writes"),
+        (["--log", "locked.jsonl"], "locked.jsonl (--log) cannot be written: Permission denied. Name another file"),
+        (["--workers", "2", "--log", "locked/a.jsonl"], "locked/a.jsonl (--log) cannot be written: Permission denied."),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_once_before_the_model_is_looked_for(
+    tmp_path: Path, arguments: list[str], problem: str
+) -> None:
+    for folder in ("folder", "locked", "data/feedback"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link.jsonl").symlink_to("one.jsonl")
+    (tmp_path / "one.jsonl").touch()
+    (tmp_path / "away").symlink_to("/nowhere/a.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "locked.jsonl").touch(0o400)
+    (tmp_path / "locked").chmod(0o500)
+    command = [sys.executable, "-m", "twinrun", "serve", "--model", "none", "--port", str(free_port()), *arguments]
+
+    ended = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, preexec_fn=heed_permissions
+    )
+
+    (tmp_path / "locked").chmod(0o700)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.count(problem) == 1
+    assert not (tmp_path / "lgos").exists()

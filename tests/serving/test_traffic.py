@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving_support import SIDE, digit_pixels, digit_png, digits_engine, serving
+from serving_support import SIDE, digit_pixels, digit_png, digits_engine, full_after, serving
 from sklearn.datasets import load_digits
 
 from twinrun.base.errors import DataError
@@ -67,6 +67,22 @@ def test_darker_photos_are_reported_and_photos_like_the_test_split_are_not(
     assert "brightness (PSI" in said.splitlines()[1]
     assert "traffic" not in version["calibration"]
     assert len(file.read_text().splitlines()) == 2
+
+
+def test_a_window_that_the_disk_does_not_take_costs_no_answer_and_is_reported_once(
+    watched: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "traffic.jsonl"
+    traffic = TrafficWatch(size=10, file=JsonLines(file, "--watch"))
+    with serving(make_app(ModelInService(watched), [], host="127.0.0.1", token=None, traffic=traffic)) as served:
+        with full_after(file, 0):
+            full = [served.ask("POST", "/classify", digit_png(row))[0] for row in LATER[:20]]
+        said = capsys.readouterr().err
+        after = [served.ask("POST", "/classify", digit_png(row))[0] for row in LATER[20:30]]
+
+    assert full + after == [200] * 30
+    assert said.count(f"Nothing can be added to {file} (--watch): ") == 1
+    assert len(file.read_text().splitlines()) == 1
 
 
 def test_at_most_one_window_in_a_hundred_is_reported_where_nothing_changed(watched: Engine) -> None:

@@ -162,7 +162,8 @@ def make_app(
         if log is not None:
             log.add(row)
         if counted and answer is not None:
-            traffic.add(engine, answer)
+            with suppress(OSError):  # a window that is lost, which the file reports, costs no answer
+                traffic.add(engine, answer)
         return row
 
     async def classify(images: Sequence[Given], *, counted: bool = True) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ says which label was given and which model said what. `twinrun data feedback` ch
 import hashlib
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +66,8 @@ class Quarantine:
     def __init__(self, folder: Path) -> None:
         """Raises DataError where the folder cannot be written, or holds something else."""
         self._folder, self._lock = folder, Lock()
+        with suppress(OSError):  # JsonLines says why
+            folder.mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(folder / ITEMS, "--feedback")
         items = read_feedback(folder)
         files = {item.file for item in items}

@@ -1,12 +1,17 @@
 """Files to which the server only appends: one JSON object a line, whole or not at all."""
 
+import errno
 import json
 import os
+import shlex
+import stat
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from twinrun.base.errors import DataError
+from twinrun.base.printing import print
 
 _START = b'{"time":'  # of every line that the server writes
 
@@ -16,30 +21,54 @@ class JsonLines:
 
     def __init__(self, path: Path, option: str) -> None:
         """Open `path`, which `option` named. Raises DataError where it cannot be written or holds something else."""
-        self._path, self._lock = path, threading.Lock()
+        self._path, self._named, self._lock = path, f"{path} ({option})", threading.Lock()
+        self._is_failing = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink() and not path.exists():
+                raise DataError(
+                    f"{self._named} is a link to {path.readlink()}, which does not exist. Create that, or name another "
+                    "file."
+                )
+            if not path.parent.exists():
+                folder = shlex.quote(str(path.parent))
+                raise DataError(
+                    f"{self._named} cannot be written: there is no folder {path.parent}. Create it: mkdir -p {folder}"
+                )
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            start = os.pread(self._file, len(_START), 0) if os.fstat(self._file).st_size else b""
+            status = os.fstat(self._file)
+            start = os.pread(self._file, len(_START), 0) if status.st_size else b""
         except OSError as error:
-            raise DataError(f"{path} ({option}) cannot be written: {error.strerror}. Name another file.") from None
-        if not _START.startswith(start.partition(b"\n")[0]):  # of a line that was cut off, a part is there
+            raise DataError(f"{self._named} cannot be written: {error.strerror}. Name another file.") from None
+        # Of a line that was cut off, a part is there.
+        if not stat.S_ISREG(status.st_mode) or not _START.startswith(start.partition(b"\n")[0]):
             os.close(self._file)
             raise DataError(
-                f"{path} ({option}) is not a file that the server writes, and nothing was added to it. Name another "
-                "file."
+                f"{self._named} is not a file that the server writes, and nothing was added to it. Name another file."
             )
 
     def append(self, content: dict[str, Any]) -> None:
-        """Add one line. Raises OSError where the disk does not take it; what it took of the line stays, by itself."""
+        """Add one line. Raises OSError where the disk does not take it; what it took of the line stays, by itself.
+
+        The first such line is reported on stderr, and so is the next one after others were taken.
+        """
         data = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._lock:
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":  # cut off by a crash or a full disk
-                data = b"\n" + data
-            if os.write(self._file, data) < len(data):
-                raise OSError(f"{self._path}: the disk is full")
-            os.fsync(self._file)
+            try:
+                self._append(data)
+            except OSError as error:
+                if not self._is_failing:
+                    print(f"Nothing can be added to {self._named}: {error.strerror}.", file=sys.stderr, flush=True)
+                self._is_failing = True
+                raise
+            self._is_failing = False
+
+    def _append(self, data: bytes) -> None:
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":  # cut off by a crash or a full disk
+            data = b"\n" + data
+        if os.write(self._file, data) < len(data):
+            raise OSError(errno.ENOSPC, "the disk is full", str(self._path))
+        os.fsync(self._file)
 
 
 def read_line(line: bytes) -> Any:

@@ -17,19 +17,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from twinrun.base.errors import TrackingError, TwinrunError
+from twinrun.base.errors import DataError, TrackingError, TwinrunError
 from twinrun.base.printing import print
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from twinrun.serving.answer_log import AnswerLog
     from twinrun.serving.engine import Engine
+    from twinrun.serving.feedback import Quarantine
+    from twinrun.serving.json_lines import JsonLines
 
 _LAST_PORT = 65_535
 _FIRST_OPEN_PORT = 1024  # those below need a permission
@@ -61,7 +65,7 @@ class Settings:
 
 
 def run(settings: Settings, *, browser: bool) -> None:
-    """Serve until a signal ends it. Raises TrackingError, RegistryError or BundleError where it cannot begin."""
+    """Serve until a signal ends it. Raises TrackingError, BundleError or DataError where it cannot begin."""
     with _listening(settings) as listening:
         if settings.workers == 1:
             stop = threading.Event()
@@ -77,6 +81,7 @@ def run(settings: Settings, *, browser: bool) -> None:
 
 
 def _run_workers(settings: Settings, listening: socket.socket) -> None:
+    _files(settings)  # which each worker opens itself: here it is refused once, and before any of them starts
     counts = Path(tempfile.mkdtemp(prefix="twinrun-serve-"))
     try:
         make = partial(_worker_app, replace(settings, counts=counts), os.getpid())
@@ -108,12 +113,10 @@ def _worker_app(settings: Settings, parent: int) -> "FastAPI":
 
 
 def _make_app(settings: Settings, stop: threading.Event) -> "tuple[FastAPI, Engine]":
+    log, watch, feedback = _files(settings)  # first, since to load the model takes seconds
     from twinrun.core.params import load_params
-    from twinrun.serving.answer_log import AnswerLog
     from twinrun.serving.app import make_app
-    from twinrun.serving.feedback import FEEDBACK, Quarantine
     from twinrun.serving.follow import open_app, open_model
-    from twinrun.serving.json_lines import JsonLines
     from twinrun.serving.rules import read_regions
     from twinrun.serving.traffic import TrafficWatch
     from twinrun.serving.waste import waste_engine
@@ -132,12 +135,29 @@ def _make_app(settings: Settings, stop: threading.Event) -> "tuple[FastAPI, Engi
         host=settings.host,
         token=settings.token,
         names=settings.names,
-        log=None if settings.log is None else AnswerLog(settings.log),
-        feedback=Quarantine(FEEDBACK) if settings.feedback else None,
-        traffic=TrafficWatch(file=None if settings.watch is None else JsonLines(settings.watch, "--watch")),
+        log=log,
+        feedback=feedback,
+        traffic=TrafficWatch(file=watch),
         counts=settings.counts,
     )
     return app, served.engine
+
+
+def _files(settings: Settings) -> "tuple[AnswerLog | None, JsonLines | None, Quarantine | None]":
+    """The files of answers, windows and feedback. Raises DataError where one cannot be written or has two uses."""
+    from twinrun.serving.answer_log import AnswerLog
+    from twinrun.serving.feedback import FEEDBACK, ITEMS, Quarantine
+    from twinrun.serving.json_lines import JsonLines
+
+    log = None if settings.log is None else AnswerLog(settings.log)
+    watch = None if settings.watch is None else JsonLines(settings.watch, "--watch")
+    feedback = Quarantine(FEEDBACK) if settings.feedback else None
+    items = FEEDBACK / ITEMS if settings.feedback else None
+    used = {"--log": settings.log, "--watch": settings.watch, "--feedback": items}
+    for (option, path), (other, same) in combinations(used.items(), 2):
+        if path is not None and same is not None and path.samefile(same):
+            raise DataError(f"{path} is the file of {option} and of {other}. Name another file for one of them.")
+    return log, watch, feedback
 
 
 @contextmanager
