@@ -209,9 +209,43 @@ def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, t
     together = twinrun("predict", "gone.png", "0.png", "--model", BUNDLE)
 
     assert (alone.code, together.code) == (2, 1)
-    assert re.search(r"gone\.png +missing +No such file", alone.out)
+    assert "There is no file gone.png. Name images, or folders of images." in alone.err
+    assert re.search(r"gone\.png +missing +No such file", together.out)
     assert "unreadable" not in alone.out + together.out
     assert project
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (["predict", "nope.jpg"], 2, "There is no file nope.jpg. Name images, or folders of images."),
+        (
+            ["predict", *(f"{number}.jpg" for number in range(1, 6)), "--out", "out.csv"],
+            2,
+            "None of these 5 files exists: 1.jpg, 2.jpg, 3.jpg and 2 more. Name images, or folders of images.",
+        ),
+        (["predict", "list.csv"], 2, "There is no file nope.jpg. Name images, or folders of images. A CSV names"),
+        (["explain", "nope.jpg"], 1, "nope.jpg cannot be read: No such file or directory"),
+        (["verify", "answer.json", "nope.jpg"], 1, "nope.jpg cannot be read: No such file or directory"),
+    ],
+)
+def test_a_name_that_no_file_has_is_refused_before_what_takes_seconds_is_imported(
+    tmp_path: Path, arguments: list[str], code: int, problem: str
+) -> None:
+    (tmp_path / "list.csv").write_text("path\nnope.jpg\n")
+    program = (
+        "import sys\n"
+        "from twinrun.cli import main\n"
+        "try:\n    main.main()\n"
+        "finally:\n    print(sorted({'torch', 'mlflow', 'onnxruntime'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stdout) == (code, "[]\n")
+    assert problem in done.stderr
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,3 +9,14 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:  # no such user, or none whose home folder is known
         return Path(path)
+
+
+def is_missing(path: Path) -> bool:
+    """Whether nothing has this name; a file in a folder that cannot be entered may be there."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False

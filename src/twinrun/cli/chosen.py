@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinrun.base.errors import SourceError
-from twinrun.base.paths import expanded
+from twinrun.base.paths import expanded, is_missing
 from twinrun.base.printing import escaped
 from twinrun.ingest.walking import walk_folder
 from twinrun.tables.sheet import read_sheet
 
 _COLUMNS = ("path", "image", "file", "filename")
+_SHOWN = 3  # names of missing files
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class ChosenImages:
 def choose_images(arguments: Sequence[str]) -> ChosenImages:
     """The images that `arguments` name, in that order; those of a folder, and of all below it, by path.
 
-    A named file counts as an image whatever it contains. Raises SourceError where there are no images at all, or a CSV
-    cannot be read.
+    A named file counts as an image whatever it contains. Raises SourceError where there are no images at all, none that
+    is named exists, or a CSV cannot be read.
     """
     paths: list[Path] = []
     notes: list[str] = []
@@ -46,7 +47,18 @@ def choose_images(arguments: Sequence[str]) -> ChosenImages:
                 paths.append(path)
     if not paths:
         raise SourceError(" ".join([f"There are no images in {', '.join(map(escaped, arguments))}.", *notes]))
+    if all(map(is_missing, paths)):
+        raise SourceError(_none_exists(paths, lists))
     return ChosenImages(paths, notes, lists)
+
+
+def _none_exists(paths: Sequence[Path], lists: Sequence[Path]) -> str:
+    names = ", ".join(escaped(str(path)) for path in paths[:_SHOWN])
+    if (more := len(paths) - _SHOWN) > 0:
+        names += f" and {more:,} more"
+    there = f"There is no file {names}" if len(paths) == 1 else f"None of these {len(paths):,} files exists: {names}"
+    relative = " A CSV names its images as seen from its own folder." if lists else ""
+    return f"{there}. Name images, or folders of images.{relative}"
 
 
 def _expanded(argument: str) -> list[Path]:

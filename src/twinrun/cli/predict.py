@@ -137,8 +137,6 @@ def _predict(
 ) -> list["Row"]:
     from twinrun.base.files import behind_links
     from twinrun.cli.chosen import choose_images
-    from twinrun.cli.chosen_model import loaded
-    from twinrun.prediction.parts import Parts, locked_parts, remove_parts
 
     chosen = choose_images(images)
     read = [*images, *map(str, chosen.lists)]
@@ -156,7 +154,10 @@ def _predict(
     for note in chosen.notes:
         print(note, file=sys.stderr)
     with ExitStack() as stack:
-        with phase("Loading the model"):
+        with phase("Loading the model"):  # importing PyTorch takes seconds as well
+            from twinrun.cli.chosen_model import loaded
+            from twinrun.prediction.parts import Parts, locked_parts, remove_parts
+
             model = stack.enter_context(loaded(reference, trust))
         print(f"Model: {model.name}", file=sys.stderr)
         if model.note:

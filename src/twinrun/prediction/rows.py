@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twinrun.base.paths import is_missing
 from twinrun.base.printing import escaped
 from twinrun.core.arrays import Pixels
 from twinrun.prediction.classifier import ImageClassifier
@@ -88,16 +89,5 @@ def classified(
         shares = answer.probabilities
         best = () if shares is None else (-shares).argsort(kind="stable")[:top]
         labels = tuple((classes[i], float(shares[i])) for i in best)  # type: ignore[index]
-        error = MISSING if answer.error and _is_missing(path) else answer.error
+        error = MISSING if answer.error and is_missing(path) else answer.error
         yield Row(escaped(str(path)), labels, error)
-
-
-def _is_missing(path: Path) -> bool:
-    """Whether nothing has this name; a file in a folder that cannot be entered may be there."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        pass
-    return False
