@@ -5,7 +5,9 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import pytest
 from tracking_support import AB, HASHES, FaultyTracker, evaluate, train
 
 from twinrun.base.errors import BundleError, RegistryError, TrackingError
-from twinrun.tracking.promotions import Judgement
+from twinrun.doctor import promotions as doctor_promotions
+from twinrun.tracking import registry as module
+from twinrun.tracking.promotions import Judgement, Promotions
 from twinrun.tracking.registry import Registry, Version
 from twinrun.tracking.runs import find_run
 from twinrun.tracking.store import find_tracker, open_client
@@ -440,3 +444,60 @@ def test_a_champion_that_changed_while_it_was_compared_is_not_replaced(project: 
         registry.promote(2, judge=judge)
 
     assert _aliases(project) == {2: ("candidate",), 1: ("champion",)}
+
+
+def test_of_two_clones_that_promote_at_once_one_notices_that_the_champion_changed(
+    tracker: FaultyTracker, project: Path, tmp_path: Path
+) -> None:
+    clones = [project, tmp_path / "clone"]
+    clones[1].mkdir()
+    for weights in ("ab", "cd", "ef"):
+        _register(project, weights, name="raced")
+    Registry(find_tracker(project), "raced").promote(1)
+    judged = threading.Barrier(2)
+
+    def judge(version: Version, champion: Version | None) -> Judgement:
+        judged.wait(60)
+        return Judgement(refusal=None, gates=(f"{version.version} against {champion and champion.version}",))
+
+    def promote(clone: Path, number: int) -> str:
+        try:
+            return f"was {Registry(find_tracker(clone), 'raced').promote(number, judge=judge).before}"
+        except RegistryError as error:
+            return str(error)
+
+    tracker.break_down("slow", only="registered-models/alias")  # after the look at the champion and before it is moved
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(promote, clones, (2, 3)))
+    tracker.break_down(None)
+
+    won = ended.index("was 1")
+    champion, other = 2 + won, 3 - won
+    changed = f"The champion of 'raced' was changed while version {other} was compared with it: it was version 1 and"
+    model = open_client(find_tracker()).get_registered_model("raced")
+    entries = [Promotions(clone / "mlruns/promotions.jsonl").read()[0][-1] for clone in clones]
+    assert f"{changed} is version {champion}. Nothing was changed." in ended[1 - won]
+    assert int(model.aliases["champion"]) == champion
+    assert [entries[at].outcome for at in (won, 1 - won)] == ["done", "refused"]
+    assert [entry.gates[0] for entry in entries] == ["2 against 1", "3 against 1"]
+    assert entries[1 - won].gates[1].startswith(changed)
+    assert not [tag for tag in model.tags if "changing" in tag]
+    assert [doctor_promotions.check(find_tracker(clone))[1] for clone in clones] == [[], []]
+    again = Registry(find_tracker(clones[1 - won]), "raced")
+    assert again.promote(other).before == champion
+    assert [entry.action for entry in again.history()][-2:] == ["elsewhere", "promote"]
+
+
+def test_a_promotion_that_was_killed_while_it_moved_the_champion_holds_no_other_one_up(
+    tracker: FaultyTracker, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _register(project, name="left")
+    open_client(find_tracker()).set_registered_model_tag("left", f"twinrun.changing_champion.{'0' * 32}", "true")
+    monkeypatch.setattr(module, "_LEFT_S", 1.0)
+
+    Registry(find_tracker(), "left").promote(1)
+
+    model = open_client(find_tracker()).get_registered_model("left")
+    assert tracker.fault is None
+    assert model.aliases["champion"] == "1"
+    assert not [tag for tag in model.tags if "changing" in tag]

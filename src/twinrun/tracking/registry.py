@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ from twinrun.tracking.metric_names import (
 from twinrun.tracking.presentation import DESCRIBED_TAG, describe_model, describe_version, may_describe, text_hash
 from twinrun.tracking.promotions import ELSEWHERE, PROMOTIONS, Entry, Judgement, Promotions
 from twinrun.tracking.store import (
+    DATABASE,
     MLRUNS,
     Tracker,
     as_default,
@@ -54,6 +57,8 @@ ONNX_TAG = "twinrun.onnx_sha256"
 _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
 _SET_TAG = "twinrun.champion_set"  # the champion that Twinrun set last; the alias may have been moved in MLflow's pages
+_CHANGING_TAG = "twinrun.changing_champion."  # and a number: that of a process that is changing it
+_LEFT_S = 60.0  # such a tag is by a process that was killed
 _MOST_NAMED = 10  # models, of a store that lacks the requested one
 _GATE_TAG = "twinrun.gate."
 _LONGEST_ANSWER = 500
@@ -213,14 +218,20 @@ class Registry:
                     "Improve it, or promote it anyway with a reason: "
                     f'twinrun promote {number} --force --reason "..."'
                 )
-            if (now := self._aliases().get(CHAMPION)) != before:
-                was, is_now = (f"version {number}" if number else "no version" for number in (before, now))
-                raise RegistryError(
-                    f"The champion of {self.name!r} was changed while version {number} was compared with it: it was "
-                    f"{was} and is {is_now}. Nothing was changed. Compare with that: twinrun promote {number}"
-                )
-            former = self._former(before)
-            self._move(promotion, former if before is None else [*former, before], judgement)
+            with self._alone():
+                if (now := self._aliases().get(CHAMPION)) != before:
+                    if now == number:
+                        return replace(promotion, before=now)
+                    was, is_now = ("no version" if each is None else f"version {each}" for each in (before, now))
+                    changed = (
+                        f"The champion of {self.name!r} was changed while version {number} was compared with it: it "
+                        f"was {was} and is {is_now}."
+                    )
+                    judgement = replace(judgement, gates=(*judgement.gates, changed))
+                    self._journal.end(self._begin(promotion, judgement), "refused", changed)
+                    raise RegistryError(f"{changed} Nothing was changed. Compare with that: twinrun promote {number}")
+                former = self._former(before)
+                self._move(promotion, former if before is None else [*former, before], judgement)
             return replace(promotion, gates=judgement.gates, test_set=judgement.test_set)
 
     def rollback(self, reason: str | None = None) -> Promotion:
@@ -228,7 +239,7 @@ class Registry:
         existing = {version.version for version in self.versions()}
         if not existing:
             raise self.missing()
-        with self._locked(), explaining(self.tracker):
+        with self._locked(), explaining(self.tracker), self._alone():
             before = self._reconciled()
             former = [number for number in self._former(before) if number in existing and number != before]
             if not former:
@@ -332,6 +343,34 @@ class Registry:
                 yield
         except Timeout:
             raise RegistryError(f"Another process has been changing the registry for 2 minutes ({folder}).") from None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have no other clone of the project change the champion at the same time.
+
+        MLflow has no lock, and the last writer of an alias wins. So each process writes a tag of its own, and is alone
+        where it then sees no other one. Otherwise it takes its tag back and tries again.
+        """
+        if self.tracker.database == self.tracker.home / MLRUNS / DATABASE:  # a lock on a file is enough
+            yield
+            return
+        own, seen = _CHANGING_TAG + uuid.uuid4().hex, dict[str, float]()
+        try:
+            while True:
+                self._client.set_registered_model_tag(self.name, own, "true")
+                tags = self._client.get_registered_model(self.name).tags
+                others = [tag for tag in tags if tag.startswith(_CHANGING_TAG) and tag != own]
+                if not others:
+                    break
+                self._client.delete_registered_model_tag(self.name, own)
+                for other in others:
+                    if time.monotonic() - seen.setdefault(other, time.monotonic()) > _LEFT_S:
+                        self._client.delete_registered_model_tag(self.name, other)
+                time.sleep(0.1 + int(own[-2:], 16) / 500)  # differs, so that two do not meet again
+            yield
+        finally:
+            with suppress(Exception):
+                self._client.delete_registered_model_tag(self.name, own)
 
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException
