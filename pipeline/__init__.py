@@ -1,5 +1,8 @@
 """The five stages of dvc.yaml, a thin file each: read files, call the library, write files."""
 
-from twinrun.base.errors import end_quietly_while_importing
+from twinrun.base.errors import end_quietly_while_importing, is_program
+from twinrun.base.progress import show_imports
 
-end_quietly_while_importing("pipeline.")
+if is_program("pipeline."):
+    end_quietly_while_importing()
+    show_imports()

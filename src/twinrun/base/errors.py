@@ -140,15 +140,16 @@ _interrupts: list[int] = []  # SIGINTs that this process received
 _STOPPED = "\nStopped by Ctrl-C; nothing half-written was left behind."
 
 
-def end_quietly_while_importing(*programs: str) -> None:
-    """Have Ctrl-C end this process with a sentence also before `run_main`, if it is one of these programs.
+def is_program(name: str) -> bool:
+    """Whether this process is the script of that name, or `python -m` with a module whose name begins with it."""
+    return any(word.startswith(name) or Path(word).name == name for word in sys.orig_argv[1:4])
 
-    A program is the beginning of a module's name after `python -m`, or the name of a script. PyTorch and others take
-    seconds to import, in which a traceback of theirs would be printed.
+
+def end_quietly_while_importing() -> None:
+    """Have Ctrl-C end this process with a sentence also before `run_main`.
+
+    PyTorch and others take seconds to import, in which a traceback of theirs would be printed.
     """
-    words = sys.orig_argv[1:4]
-    if not any(word.startswith(program) or Path(word).name == program for word in words for program in programs):
-        return
     explain = sys.excepthook
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor another's
         signal.signal(signal.SIGINT, _interrupt)

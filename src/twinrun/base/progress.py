@@ -1,16 +1,29 @@
-"""How far a long piece of work is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a long piece of work is: a bar on a terminal, a line now and then elsewhere. And what is being imported."""
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
 
 from twinrun.base.printing import console, print
 
 _LINE_EVERY_S = 10.0
 _PHASE_EVERY_S = 30.0  # one that is over sooner says nothing
 _PERCENT = 100
+# What takes seconds to import, and half a minute on a busy machine.
+_SLOW = {
+    "torch": "PyTorch",
+    "pytorch_lightning": "Lightning",
+    "mlflow": "MLflow",
+    "great_expectations": "Great Expectations",
+}
+_is_shown = False  # a line that is taken away again, so that no other is drawn over it
 
 
 @contextmanager
@@ -41,7 +54,7 @@ def _bar(title: str, total: int, percent: bool) -> Iterator[Callable[[int], None
 
     number = TaskProgressColumn() if percent else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), number, TimeRemainingColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    with _on_terminal(), Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.advance(task, done)
 
@@ -79,7 +92,7 @@ def fraction(title: str) -> Iterator[Callable[[float], None]]:
 def phase(title: str, every_s: float = _PHASE_EVERY_S) -> Iterator[None]:
     """Say that work is going on whose progress is unknown: on a terminal at once, elsewhere every so often."""
     if sys.stderr.isatty():
-        with console(stderr=True).status(title):
+        with _on_terminal(), console(stderr=True).status(title):
             yield
         return
     over, started = threading.Event(), time.monotonic()
@@ -95,3 +108,54 @@ def phase(title: str, every_s: float = _PHASE_EVERY_S) -> Iterator[None]:
     finally:
         over.set()
         reporter.join()
+
+
+def show_imports() -> None:
+    """Show on a terminal which slow library is being imported, for as long as it is; elsewhere nothing."""
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(MetaPathFinder):
+    """Finds modules as Python does, those in `_SLOW` with a loader that shows their import."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name not in _SLOW or _is_shown:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, f"Loading {_SLOW[name]} ...")
+        return spec
+
+
+class _Loader(Loader):
+    def __init__(self, loader: Loader, line: str) -> None:
+        self._loader, self._line = loader, line
+
+    def __getattr__(self, name: str) -> Any:  # for whoever looks for a module and does not import it
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        with _on_terminal():
+            print(self._line, end="", file=sys.stderr, flush=True)
+            try:
+                self._loader.exec_module(module)
+            finally:
+                sys.stderr.write("\r\x1b[2K")
+                sys.stderr.flush()
+
+
+@contextmanager
+def _on_terminal() -> Iterator[None]:
+    global _is_shown
+    before, _is_shown = _is_shown, True
+    try:
+        yield
+    finally:
+        _is_shown = before
