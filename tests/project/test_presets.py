@@ -2,15 +2,18 @@
 
 import re
 import resource
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_support import run_twinrun
+from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from twinrun.base.errors import ParamsError
 from twinrun.cli.main import app
-from twinrun.core.params import load_params
+from twinrun.core.params import Params, load_params
 from twinrun.project.presets import params_text, preset_names, preset_params, with_values, write_preset
 
 PROJECT = Path("src/twinrun/project")
@@ -191,3 +194,42 @@ def test_a_params_yaml_that_is_a_link_stays_one(folder: Path) -> None:
     kept = re.search(r"is now (\S+)\.\n", result.stdout)
     assert kept is not None
     assert Path(kept[1]).read_text() == "train:\n  epochs: 7\n"
+
+
+def test_the_comment_of_a_setting_has_every_bound_that_is_enforced() -> None:
+    schema, comments = TypeAdapter(Params).json_schema(), _comments()
+    bounds = dict(_bounds(schema, schema["$defs"]))
+
+    unsaid = {name: least for name, numbers in bounds.items() if (least := numbers - _numbers(comments[name]))}
+
+    assert unsaid == {}
+    assert bounds["train.threads"] == {"1", "4096"}
+    assert bounds["validate.fractions.val"] == {"0", "1"}
+
+
+def _bounds(schema: dict[str, Any], types: dict[str, Any], name: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each setting with a bound, by its full name, and the numbers that bound it."""
+    schema = types[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    for key, inner in schema.get("properties", {}).items():
+        yield from _bounds(inner, types, f"{name}.{key}".lstrip("."))
+    kinds = [schema, *schema.get("anyOf", []), schema.get("items", {})]
+    limits = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+    if numbers := {f"{kind[limit]:.15g}" for kind in kinds for limit in limits if limit in kind}:
+        yield name, {"2^63" if number == f"{2**63:.15g}" else number for number in numbers}
+
+
+def _comments() -> dict[str, str]:
+    """The comment of each setting by its full name; one that has none shares that of its section."""
+    place: list[str] = []
+    comments: dict[str, str] = {}
+    for line in (PROJECT / "defaults.yaml").read_text().splitlines():
+        if setting := re.match(r"((?:  )*)(\w+):", line):
+            place[len(setting[1]) // 2 :] = [setting[2]]
+            comments[".".join(place)] = line.partition(" # ")[2] or comments.get(".".join(place[:-1]), "")
+        elif place:
+            comments[".".join(place)] += line
+    return comments
+
+
+def _numbers(comment: str) -> set[str]:
+    return set(re.findall(r"\d+(?:\.\d+)?(?:\^63)?", comment.replace(",", "")))
