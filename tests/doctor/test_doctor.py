@@ -18,6 +18,7 @@ from filelock import FileLock
 from tracking_support import REPOSITORY
 
 from twinrun.base.files import write_json
+from twinrun.cli import main as cli
 from twinrun.doctor.doctor import examine
 from twinrun.doctor.findings import Finding
 from twinrun.record.card import REINSTALL
@@ -342,6 +343,41 @@ def test_the_command_exits_with_1_where_something_was_found(trained: Path) -> No
     assert "Traceback" not in done.stderr
 
 
+def test_findings_that_one_command_fixes_are_one_with_examples_unless_all_are_wanted(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    for number in range(9):
+        journal = Journal.create(trained, name=f"waiting {number}", experiment="twinrun-digits")
+        journal.end()
+        journal.close()
+    shutil.rmtree(trained / ".dvc/cache")  # in a clone whose remote cannot be reached it was never filled
+    shutil.rmtree(trained / "data/out")
+
+    short, code = _doctor(monkeypatch, capsys)
+    long, code_of_all = _doctor(monkeypatch, capsys, "--all")
+
+    number = len(findings(trained, "data"))
+    assert code == code_of_all == 1
+    assert (short.count(" of waiting "), long.count(" of waiting ")) == (3, 9)
+    assert (short.count("so a twin would lack it"), long.count("so a twin would lack it")) == (3, number)
+    more = "      and 6 more, which one command fixes (twinrun doctor --all lists them)\n"
+    assert f"{more}      fix: twinrun sync\n" in short
+    assert [said.count("fix: dvc pull ingest validate train ") for said in (short, long)] == [1, 1]
+    assert "lists them" not in long
+    assert short.splitlines()[-1] == long.splitlines()[-1]
+
+
+def _doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[str, int | str | None]:
+    """What the command prints, and its exit code."""
+    monkeypatch.setattr(sys, "argv", ["twinrun", "doctor", *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return capsys.readouterr().out, ended.value.code
+
+
 def test_a_lock_that_is_held_names_who_holds_it_and_since_when(trained: Path, locked: int) -> None:
     (finding,) = findings(trained, "locks")
 
@@ -464,7 +500,7 @@ def test_what_is_missing_in_the_cache_and_is_here_is_fixed_by_a_commit(trained: 
 
     found = findings(trained, "data")
 
-    assert any(PACK in finding.problem and finding.fix == "dvc commit ingest" for finding in found)
+    assert any(PACK in finding.problem and finding.fix.startswith("dvc commit ingest ") for finding in found)
 
 
 def test_a_merge_conflict_in_dvc_lock_is_a_finding(trained: Path) -> None:

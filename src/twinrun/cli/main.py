@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twinrun.tracking.registry import Promotion, Registry, Version
 
 _NAMES_SHOWN = 8
+_EXAMPLES = 3  # of findings that one command fixes
 _OF_EPOCHS = ("epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "warmup_epochs")
 _OF_STEPS = (
     "patience",
@@ -443,6 +444,9 @@ def doctor(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also hash the DVC cache and data/out again, which takes longer.")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List each finding, also where one command fixes many of them.")
+    ] = False,
 ) -> None:
     """Check the whole set-up; every finding says how to fix it. Exit code: 0 no findings, 1 findings.
 
@@ -459,8 +463,12 @@ def doctor(
     for check in examine(Path.cwd(), deep=deep):
         wrong = sum(not finding.harmless for finding in check.findings)
         print(f"{'!!' if wrong else 'ok'}  {check.name:<12} {check.seen}", flush=True)
-        for finding in check.findings:
-            print(f"      {finding.problem}\n      fix: {finding.fix}", flush=True)
+        for same in check.causes():
+            shown = same if everything else same[:_EXAMPLES]
+            lines = [finding.problem for finding in shown]
+            if more := len(same) - len(shown):
+                lines.append(f"and {more:,} more, which one command fixes (twinrun doctor --all lists them)")
+            print("\n".join(f"      {line}" for line in [*lines, f"fix: {same[0].fix}"]), flush=True)
         findings += wrong
     print(f"\n{findings} finding{'' if findings == 1 else 's'}." if findings else "\nNo problems found.")
     raise SystemExit(1 if findings else 0)

@@ -13,6 +13,7 @@ from twinrun.record.objects import Objects, file_md5
 from twinrun.record.records import folder_members
 
 _UNFINISHED = ".tmp"  # the end of a name to which DVC copies a file that is to be in its cache
+_AGAIN = "dvc pull {0}, or dvc repro --force {0}"
 
 
 def check(root: Path, deep: bool) -> Result:
@@ -32,18 +33,23 @@ def check(root: Path, deep: bool) -> Result:
     if not outs:
         return "" if findings else "no outputs in dvc.lock yet", findings
     findings += [*_gone(root, cache, outs), *_changed_source(root)]
-    findings += [finding for out in outs for finding in _out_findings(root, cache, out, deep)]
+    findings += _of_outputs(root, cache, outs, deep)
     if not deep:
         return "what dvc.lock names (--deep hashes it again)", findings
     files = [file for file in sorted(cache.glob("??/*")) if file.is_file() and not file.name.endswith(".changed")]
     makers = {md5: out.stage for out in outs for md5 in (out.md5, *out.members(cache).values())}
+    damaged: dict[str | None, list[str]] = {}  # stage -> files
+    for file in files:
+        md5 = file.parent.name + file.name.removesuffix(".dir")
+        if not file.name.endswith(_UNFINISHED) and file_md5(file) != md5:
+            damaged.setdefault(makers.get(file.parent.name + file.name), []).append(shown(file, root))
     findings += [
         Finding(
-            f"{shown(file, root)} in the DVC cache is damaged: its content is not what its name says",
-            f"rm -f {shlex.quote(shown(file, root))}; {_again(makers.get(file.parent.name + file.name))}",
+            f"{name} in the DVC cache is damaged: its content is not what its name says",
+            f"rm -f {shlex.join(names)}; {_again(stage)}",
         )
-        for file in files
-        if not file.name.endswith(_UNFINISHED) and file_md5(file) != file.parent.name + file.name.removesuffix(".dir")
+        for stage, names in damaged.items()
+        for name in names
     ]
     if left := [shown(file, root) for file in files if file.name.endswith(_UNFINISHED)]:
         problem = f"{counted(left, 'file')} left in the DVC cache by a dvc that was interrupted or found the disk full"
@@ -98,23 +104,30 @@ def _files(size: int, number: int) -> str:
     return f"{number:,} file{'' if number == 1 else 's'} of {size:,} bytes"
 
 
-def _out_findings(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[Finding]:
-    """Whether an output is complete in the cache and, if `deep`, unchanged in the workspace."""
+def _of_outputs(root: Path, cache: Path, outs: list[_Out], deep: bool) -> Iterator[Finding]:
+    """Outputs that the cache lacks or, if `deep`, that were changed; one command fixes all of a kind."""
+    problems: dict[str, list[tuple[str, str]]] = {}  # command -> its targets and what is wrong with them
+    for out in outs:
+        for command, target, problem in _out_problems(root, cache, out, deep):
+            problems.setdefault(command, []).append((target, problem))
+    for command, affected in problems.items():
+        fix = command.format(shlex.join(dict.fromkeys(target for target, _ in affected)))
+        yield from (Finding(problem, fix) for _, problem in affected)
+
+
+def _out_problems(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[tuple[str, str, str]]:
+    """The command that fixes an output, with a place for its target; the target; the problem."""
     members = out.members(cache)
     changed = _changed_files(root / out.path, out.md5, members) if deep and (root / out.path).exists() else []
     lost = [name for name, md5 in members.items() if not _cached(cache, md5).exists()]
     if lost or not _cached(cache, out.md5).exists():
         affected = f"{counted([f'{out.path}/{name}' for name in lost], 'file')}" if lost else f"{out.path} is"
         here = (root / out.path).exists() and not changed
-        yield Finding(
-            f"{affected} in dvc.lock and not in the DVC cache, so a twin would lack it",
-            f"dvc commit {shlex.quote(out.stage)}" if here else _again(out.stage),
-        )
+        problem = f"{affected} in dvc.lock and not in the DVC cache, so a twin would lack it"
+        yield "dvc commit {}" if here else _AGAIN, out.stage, problem
     elif changed:
         affected = out.path if changed == [""] else f"{out.path} ({counted(changed, 'file').removesuffix(' is')})"
-        yield Finding(
-            f"{affected} was changed since {out.stage} wrote it", f"dvc checkout --force {shlex.quote(out.path)}"
-        )
+        yield "dvc checkout --force {}", out.path, f"{affected} was changed since {out.stage} wrote it"
 
 
 def _changed_files(place: Path, md5: str, members: dict[str, str]) -> list[str]:
@@ -136,4 +149,4 @@ def _cached(cache: Path, md5: str) -> Path:
 def _again(stage: str | None) -> str:
     if stage is None:
         return "dvc fetch --all-commits"
-    return f"dvc pull {shlex.quote(stage)}, or dvc repro --force {shlex.quote(stage)}"
+    return _AGAIN.format(shlex.quote(stage))

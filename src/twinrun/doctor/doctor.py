@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from twinrun.base.errors import ParamsError, TwinrunError, os_problem
+from twinrun.base.errors import TwinrunError, os_problem
 from twinrun.doctor import (
     code,
     data,
@@ -22,7 +22,7 @@ from twinrun.doctor import (
     twins,
 )
 from twinrun.doctor import tracker as tracking_server
-from twinrun.doctor.findings import Check, Finding, Result
+from twinrun.doctor.findings import Check, Finding, Result, reported
 from twinrun.tracking.store import Tracker, find_tracker
 from twinrun.tracking.translation import describe
 
@@ -57,20 +57,12 @@ def examine(root: Path, *, deep: bool = False) -> Iterator[Check]:
         try:
             seen, findings = look()
         except TwinrunError as error:
-            seen, findings = "", [_reported(error)]
+            seen, findings = "", [reported(error)]
         except Exception as error:  # one broken part must not hide the rest
             seen, findings = "", [_unseen(name, error, tracker)]
         new = tuple(finding for finding in findings if finding not in known)
         known.update(new)
         yield Check(name, seen if new or not findings else "not checked: see above", new)
-
-
-def _reported(error: TwinrunError) -> Finding:
-    """A message as a finding: its last line says what to do, unless it lists what is wrong with the settings."""
-    problem, *more = str(error).splitlines()
-    if more and isinstance(error, ParamsError):
-        return Finding("\n      ".join([problem, *more]), "correct params.yaml")
-    return Finding(problem, more[-1] if more else problem)
 
 
 def _unseen(name: str, error: Exception, tracker: Tracker) -> Finding:

@@ -6,6 +6,7 @@ Each other module here has a function `check`, which looks at one part of the se
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinrun.base.errors import ParamsError, TwinrunError
 from twinrun.base.printing import one_line
 
 SHOWN = 6
@@ -31,6 +32,24 @@ class Check:
     name: str
     seen: str
     findings: tuple[Finding, ...]
+
+    def causes(self) -> list[list[Finding]]:
+        """The findings in lists: what one command fixes has one cause."""
+        groups: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            groups.setdefault(finding.fix, []).append(finding)
+        return list(groups.values())
+
+
+def reported(error: TwinrunError) -> Finding:
+    """A message as a finding: its last line or sentence says what to do, unless it lists wrong settings."""
+    problem, *more = str(error).splitlines()
+    if more and isinstance(error, ParamsError):
+        return Finding("\n      ".join([problem, *more]), "correct params.yaml")
+    if not more:
+        problem, _, remedy = problem.partition(". ")
+        more = [remedy or problem]
+    return Finding(problem, more[-1])
 
 
 def counted(names: list[str], noun: str) -> str:
