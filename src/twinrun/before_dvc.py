@@ -555,9 +555,11 @@ def _git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
     """The output of git; b"" where it fails. Raises RepositoryError where git does not trust the repository."""
     import subprocess
 
-    env = {**os.environ, "LC_ALL": "C"}
+    from twinrun.base.git import git_environment
+
+    command, env = ["git", *arguments], git_environment()
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, input=stdin, capture_output=True, check=False, env=env)
+        done = subprocess.run(command, cwd=root, input=stdin, capture_output=True, check=False, env=env)
     except OSError:
         return b""
     if done.returncode:

@@ -70,3 +70,37 @@ def test_the_fix_for_a_change_commits_it_although_git_does_not_show_it(
     after = code.check(tmp_path)
     assert not isinstance(after, str)
     assert after[1] == []
+
+
+@pytest.mark.parametrize("name", [".env", "my[1].env", "a?b.env", "back\\slash.env", "star*.env"])
+def test_the_fixes_work_in_a_project_that_lies_in_a_folder_of_its_repository(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "repository/my project"
+    project.mkdir(parents=True)
+    monkeypatch.chdir(project)
+    subprocess.run(["git", "init", "--quiet", ".."], check=True)
+    subprocess.run(["git", "config", "user.name", "Ada"], check=True)
+    subprocess.run(["git", "config", "user.email", "a@example.org"], check=True)
+    Path("train.py").write_text("epochs = 3\n")
+    subprocess.run('git add -A && git commit --quiet -m "one"', shell=True, check=True)
+    subprocess.run(["git", "update-index", "--assume-unchanged", "train.py"], check=True)
+    Path("train.py").write_text("epochs = 4\n")
+    Path("weights.bin").write_bytes(bytes(9))
+    Path("..", "notes.bin").write_bytes(bytes(9))
+    for folder in (".", ".."):
+        Path(folder, name).write_text("PASSWORD=x")
+
+    result = code.check(project)
+    assert not isinstance(result, str)
+    _, (secrets, changes, others) = result
+    subprocess.run(secrets.fix, shell=True, check=True)
+    subprocess.run(others.fix.partition(", or ")[0], shell=True, check=True)
+    subprocess.run(changes.fix, shell=True, check=True)
+
+    tracked = subprocess.check_output(["git", "ls-files", "--full-name", ".."], text=True).splitlines()
+    assert sorted(tracked) == [".gitignore", "my project/train.py", "my project/weights.bin", "notes.bin"]
+    assert subprocess.check_output(["git", "show", "HEAD:./train.py"]) == b"epochs = 4\n"
+    after = code.check(project)
+    assert not isinstance(after, str)
+    assert after[1] == []

@@ -238,3 +238,39 @@ def test_a_worktree_of_the_user_that_is_not_mounted_is_not_forgotten(
     assert "The twin's stage train failed" in printed
     git(tmp_path / "usb/stick", "status")
     assert len(list((project / ".git/worktrees").iterdir())) == 1
+
+
+def test_a_patch_is_listed_although_git_is_to_refuse_spaces_at_the_ends_of_lines(
+    project: Path, reproduce: Callable[..., tuple[str, list[str]]]
+) -> None:
+    git(project, "checkout", "--quiet", "ours")
+    git(project, "config", "apply.whitespace", "error")
+    write_text("x = 1 \n", project / "src/more.py")
+    diff = collect_code(project).diff
+    (project / "src/more.py").unlink()
+    run_id = record(project, diff)
+
+    printed, _ = reproduce(run_id, answer=False)
+
+    assert "  patch   1 file, not committed when it was trained:\n          src/more.py" in printed
+
+
+@pytest.mark.parametrize("variable", ["GIT_INDEX_FILE", "GIT_DIR"])
+def test_a_twin_that_is_made_in_a_hook_leaves_the_index_of_the_repository_alone(
+    variable: str,
+    project: Path,
+    mark: Path,
+    reproduce: Callable[..., tuple[str, list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_id = record(project)
+    write_text("x = 1\n", project / "staged.py")
+    git(project, "add", "staged.py")
+    index = (project / ".git/index").read_bytes()
+    monkeypatch.setenv(variable, str(project / ".git" / ("index" if variable == "GIT_INDEX_FILE" else "")))
+
+    printed, _ = reproduce(run_id, "--trust")
+
+    assert "The twin's stage train failed" in printed
+    assert mark.exists()
+    assert (project / ".git/index").read_bytes() == index

@@ -183,7 +183,7 @@ def test_images_secrets_and_what_is_too_large_are_named_and_not_copied(repositor
 
 
 def test_untracked_source_is_taken_in_up_to_a_sum(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card, "ALL_UNTRACKED_BYTES", 50_000)
+    monkeypatch.setattr(card, "ALL_TAKEN_BYTES", 50_000)
     (repository / "pipeline").mkdir()
     for number in range(7):
         (repository / f"pipeline/{number}.py").write_text("# 3456789\n" * 900)
@@ -294,3 +294,116 @@ def test_the_card_opens_with_what_a_run_is_looked_up_by(repository: Path) -> Non
     assert card["started"] == "2026-01-02T03:04:05+00:00"
     assert card["hardware"]["cores_usable"] >= 1
     assert card["hardware"]["gpus"] == [{"name": "a GPU"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GIT_DIR", "{other}/.git"),
+        ("GIT_DIR", ".git"),
+        ("GIT_INDEX_FILE", "{other}/.git/index"),
+        ("GIT_WORK_TREE", "{other}"),
+    ],
+)
+def test_the_code_is_that_of_the_folder_whatever_a_git_says_that_runs_this(
+    name: str, value: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a hook, an alias or `git rebase --exec`; the project lies in a folder of the repository."""
+    _git(tmp_path, "clone", "-q", str(repository), str(tmp_path / "other"))
+    (repository / "project/src").mkdir(parents=True)
+    (repository / "project/src/new.py").write_text("x = 1\n")
+    (repository / "train.py").write_text("epochs = 4\n")
+    expected = collect_code(repository / "project")
+
+    monkeypatch.setenv(name, value.format(other=tmp_path / "other"))
+
+    assert collect_code(repository / "project") == expected
+    assert expected.taken == ("project/src/new.py",)
+
+
+@pytest.mark.parametrize("name", ["HEAD", "repository ", "repository\n"])
+def test_names_that_git_could_take_for_something_else_are_names(name: str, repository: Path) -> None:
+    if name == "HEAD":
+        (repository / name).touch()
+    else:
+        repository = repository.rename(repository.with_name(name))
+    (repository / "train.py").write_text("epochs = 4\n")
+
+    code = collect_code(repository)
+
+    assert "+epochs = 4" in code.diff
+    assert code.left_out == (("HEAD",) if name == "HEAD" else ())
+
+
+def test_a_repository_inside_of_this_one_is_named_since_a_twin_lacks_it(repository: Path) -> None:
+    inner = repository / "networks/library"
+    inner.mkdir(parents=True)
+    _git(inner, "init", "-q")
+    (inner / "net.py").write_text("x = 1\n")
+    _git(inner, "add", "-A")
+    _git(inner, "commit", "-qm", "Begin")
+
+    code = collect_code(repository)
+
+    assert (code.dirty, code.left_out) == (True, ("networks/library/",))
+
+
+def test_code_in_the_middle_of_a_merge_makes_a_patch_that_applies(repository: Path, tmp_path: Path) -> None:
+    _git(repository, "checkout", "-q", "-b", "theirs")
+    (repository / "train.py").write_text("epochs = 5\n")
+    _git(repository, "commit", "-qam", "Five")
+    _git(repository, "checkout", "-q", "-")
+    (repository / "train.py").write_text("epochs = 4\n")
+    (repository / "zoo.py").write_text("x = 1\n")
+    _git(repository, "add", "-A")
+    _git(repository, "commit", "-qm", "Four")
+    merge = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.c", "merge", "theirs"]
+    assert subprocess.run(merge, capture_output=True, check=False).returncode == 1
+    (repository / "zoo.py").write_text("x = 2\n")
+
+    code = collect_code(repository)
+
+    clone = tmp_path / "clone"
+    _git(tmp_path, "clone", "-q", str(repository), str(clone))
+    subprocess.run(["git", "apply"], cwd=clone, input=code.diff, text=True, check=True)
+    for file in ("train.py", "zoo.py"):
+        assert (clone / file).read_text() == (repository / file).read_text()
+
+
+def test_large_changes_of_tracked_files_are_named_and_not_copied(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "LARGEST_TAKEN_BYTES", 20_000)
+    monkeypatch.setattr(card, "ALL_TAKEN_BYTES", 50_000)
+    (repository / "photos").mkdir()
+    for number in range(8):
+        (repository / f"photos/{number}.png").write_bytes(bytes(1) + os.urandom(9_000))
+    (repository / "table.csv").write_text("1,2,3\n" * 5_000)
+    _git(repository, "add", "-A")
+    _git(repository, "commit", "-qm", "Photos")
+    for file in (*(repository / "photos").iterdir(), repository / "table.csv"):
+        file.unlink()
+    (repository / "train.py").write_text("epochs = 4\n")
+
+    code = collect_code(repository)
+
+    assert "+epochs = 4" in code.diff
+    assert len(code.diff) < 60_000
+    assert "table.csv" in code.left_out
+    assert "photos/7.png" in code.left_out
+    assert set(code.left_out) <= code.tracked
+    assert code.lines()[0].startswith("Too large for the run's card: the changes of photos/")
+
+
+def test_a_worktree_whose_repository_was_moved_is_repaired_by_what_the_message_says(
+    repository: Path, tmp_path: Path
+) -> None:
+    worktree = tmp_path / "linked tree"
+    _git(repository, "worktree", "add", "-q", "--detach", str(worktree))
+    moved = repository.rename(tmp_path / "moved")
+
+    with pytest.raises(RepositoryError, match="git worktree repair") as raised:
+        collect_code(worktree)
+    subprocess.run(str(raised.value).rpartition("place: ")[2], shell=True, check=True, cwd=moved)
+
+    assert collect_code(worktree).dirty is False

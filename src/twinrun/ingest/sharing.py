@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Literal
 
+from twinrun.base.git import git_environment
 from twinrun.base.printing import escaped
 
 OF_FILES = ("folder", "trashnet")  # the sources whose files a person puts there
@@ -263,20 +264,19 @@ def _covering(folder: Path) -> list[Path]:
 
 def _untracked(root: Path, folder: Path) -> bool:
     """Whether a folder holds a file that git does not track."""
-    command = ["git", "ls-files", "--others", "--directory", "--no-empty-directory", "--", os.fspath(folder)]
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0 and bool(done.stdout)
+    return _git_lists(root, "--others", "--directory", "--no-empty-directory", "--", os.fspath(folder))
 
 
 def _git_tracks(root: Path, path: Path) -> bool:
-    """Whether git tracks a file, or any file in a folder, staged or committed; False where there is no git."""
+    """Whether git tracks a file, or any file in a folder, staged or committed."""
+    return _git_lists(root, "--", os.fspath(path))
+
+
+def _git_lists(root: Path, *arguments: str) -> bool:
+    """Whether `git ls-files` lists something; False where there is no git."""
+    command, env = ["git", "ls-files", *arguments], git_environment()
     try:
-        done = subprocess.run(
-            ["git", "ls-files", "--", os.fspath(path)], cwd=root, capture_output=True, check=False, timeout=60
-        )
+        done = subprocess.run(command, cwd=root, capture_output=True, check=False, timeout=60, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0 and bool(done.stdout)

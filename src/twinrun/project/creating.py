@@ -124,7 +124,7 @@ def _git_above(folder: Path) -> Path | None:
     """The git repository that `folder` would lie in."""
     parent = next(folder_above for folder_above in folder.parents if folder_above.is_dir())
     top = run_git(parent, "rev-parse", "--show-toplevel")
-    return None if top.returncode else Path(top.stdout.strip())
+    return None if top.returncode else Path(top.stdout.removesuffix("\n"))
 
 
 def _write_files(project: Path, preset: str, changes: tuple[str, ...]) -> None:

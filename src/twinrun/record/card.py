@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from twinrun.base.errors import RepositoryError, os_problem
 from twinrun.base.files import file_sha256
+from twinrun.base.git import git_environment
 from twinrun.base.printing import one_line
 from twinrun.core.yaml import conflict_line, read_yaml
 from twinrun.record.records import read_lock
@@ -30,8 +31,8 @@ DVC_LOCK = "dvc.lock"
 _UNREADABLE = object()
 # Without the file .made-from, `make setup` installs again.
 REINSTALL = "rm -f .venv/.made-from && make setup"
-LARGEST_UNTRACKED_BYTES = 1_000_000
-ALL_UNTRACKED_BYTES = 5_000_000
+LARGEST_TAKEN_BYTES = 1_000_000
+ALL_TAKEN_BYTES = 5_000_000
 
 # Untracked files that a patch includes: of these kinds, below these folders or named in dvc.yaml.
 _SOURCES = {".py", ".pyi", ".ipynb", ".yaml", ".yml", ".toml", ".lock", ".cfg", ".ini", ".json"}
@@ -59,7 +60,8 @@ class Code:
 
     `diff` is a patch for `git apply`, of changed files and of the untracked source files in `taken`, without dvc.lock.
     `secrets` maps files that look like secrets to the reason; their changes are not in the patch. `left_out` names
-    these and the other untracked files. `tracked` names those of them that git knows.
+    these, tracked files with too large changes, and the other untracked files. `tracked` names those of them that git
+    knows. All names are relative to the top folder of the repository.
     """
 
     commit: str
@@ -80,6 +82,10 @@ class Code:
                 f"Not in the run's card: {one_line(name)}, since {reason}. A twin will lack this change. Move the "
                 "secret out of the file, or commit the change if it has none."
             )
+        if large := [name for name in self.left_out if name in self.tracked and name not in self.secrets]:
+            lines.append(
+                f"Too large for the run's card: the changes of {_some(large)}. A twin will lack them; commit them."
+            )
         return lines
 
 
@@ -89,10 +95,12 @@ def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Cod
     Raises RepositoryError, with what to do, where git is missing, `root` is not a repository or has no commit.
     """
     place = run_git(root, "rev-parse", "--git-dir")
-    if place.returncode and "not a git repository" not in place.stderr:
+    if place.returncode and "not a git repository (" not in place.stderr:
+        is_lost = "not a git repository: " in place.stderr  # the file .git of a worktree or submodule names a folder
+        remedy = f"\nIf that was moved, run in its new place: git worktree repair {shlex.quote(str(root.resolve()))}"
         raise RepositoryError(
             f"git cannot read the repository at {root.resolve()}, so the code of a model could not be recorded.\n"
-            f"It says: {place.stderr.strip()}"
+            f"It says: {place.stderr.strip()}{remedy if is_lost else ''}"
         )
     if place.returncode:
         git_error = place.stderr.strip()
@@ -106,19 +114,18 @@ def collect_code(root: Path, untracked: Literal["none", "code"] = "code") -> Cod
             f"The git repository at {root.resolve()} has no commit yet, so the code of a model could not be recorded.\n"
             'Make one: git add -A && git commit -m "Begin"'
         )
-    top = Path(run_git(root, "rev-parse", "--show-toplevel").stdout.strip())
+    top = repository_top(root)
     others = run_git(top, "ls-files", "--others", "--exclude-standard", "-z").stdout
-    prefix = run_git(root, "rev-parse", "--show-prefix").stdout.strip()
+    prefix = run_git(root, "rev-parse", "--show-prefix").stdout.removesuffix("\n")
     taken, left_out, secrets = _choose(top, prefix, sorted(filter(None, others.split("\0"))), untracked)
     with full_index(top) as index:
-        changed = _changed_secrets(top, index)
-        diff = _patch(top, taken, list(changed), index)
+        changed, large = _changes_to_leave_out(top, index)
+        diff = _patch(top, taken, [*changed, *large], index)
     # After `git rm --cached` a file is both: deleted from the index, and untracked.
-    taken = [name for name in taken if name not in changed]
-    secrets, left_out = {**changed, **secrets}, list(dict.fromkeys([*changed, *left_out]))
-    return Code(
-        head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out), tuple(taken), secrets, frozenset(changed)
-    )
+    tracked = frozenset([*changed, *large])
+    taken = [name for name in taken if name not in tracked]
+    secrets, left_out = {**changed, **secrets}, list(dict.fromkeys([*changed, *large, *left_out]))
+    return Code(head.stdout.strip(), bool(diff or left_out), diff, tuple(left_out), tuple(taken), secrets, tracked)
 
 
 def _choose(
@@ -129,10 +136,12 @@ def _choose(
     named = _named_in_dvc_yaml(top / prefix)
     for name in untracked:
         file = top / name
+        if name.endswith("/"):  # a repository inside this one, of which git lists no files
+            left_out.append(name)
         if file.name == DVC_LOCK or not file.is_file():
             continue
         size = 0 if file.is_symlink() else file.stat().st_size
-        fits = size <= LARGEST_UNTRACKED_BYTES and total + size <= ALL_UNTRACKED_BYTES
+        fits = size <= LARGEST_TAKEN_BYTES and total + size <= ALL_TAKEN_BYTES
         inside = name.startswith(prefix) and _is_source(name.removeprefix(prefix), named)
         if is_secret(name):
             secrets[name] = NAMED_AS_SECRET
@@ -167,10 +176,14 @@ def _named_in_dvc_yaml(root: Path) -> frozenset[str]:
     return frozenset(dep for dep in deps if not dep.startswith(("data/", "$")))
 
 
-def _changed_secrets(top: Path, index: Path) -> dict[str, str]:
-    """Tracked files that have uncommitted changes and look like secrets, deleted files included, and why."""
-    names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD", index=index))
-    secrets = {}
+def _changes_to_leave_out(top: Path, index: Path) -> tuple[dict[str, str], list[str]]:
+    """Tracked files with uncommitted changes, deleted files included, that a patch does not hold.
+
+    Those that look like secrets, and why; and those whose changes are too large.
+    """
+    names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--", index=index))
+    secrets: dict[str, str] = {}
+    large, total = [], 0  # bytes of binary files
     for name in filter(None, names.split("\0")):
         file = PurePosixPath(name)
         if file.name == DVC_LOCK:
@@ -181,15 +194,22 @@ def _changed_secrets(top: Path, index: Path) -> dict[str, str]:
         # As text, whatever its attributes say: a binary patch would hold it all the same.
         compare = ("--literal-pathspecs", *_DIFF, "--text", "HEAD", "--", name)
         patch = _compared(run_git(top, *compare, index=index))
-        if "\0" in patch:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            # Removed lines and context lines are part of the patch too.
-            changes = Path(folder, file.name)
-            changes.write_text("\n".join(line[1:] for line in patch.splitlines()), "utf-8", "surrogateescape")
-            if (reason := find_secret(changes)) is not None:
-                secrets[name] = reason.replace("looks", "of its changes looks", 1)
-    return secrets
+        is_binary = "\0" in patch
+        total += len(patch) if is_binary else 0
+        if len(patch) > LARGEST_TAKEN_BYTES or (is_binary and total > ALL_TAKEN_BYTES):
+            large.append(name)
+        elif not is_binary and (reason := _secret_in(patch, file.name)) is not None:
+            secrets[name] = reason
+    return secrets, large
+
+
+def _secret_in(patch: str, name: str) -> str | None:
+    """Where the patch of a file called `name` looks like a secret, in removed lines and in context too."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = Path(folder, name)
+        changes.write_text("\n".join(line[1:] for line in patch.splitlines()), "utf-8", "surrogateescape")
+        reason = find_secret(changes)
+    return None if reason is None else reason.replace("looks", "of its changes looks", 1)
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
@@ -206,6 +226,11 @@ def _patch(top: Path, untracked: list[str], without: list[str], index: Path) -> 
         if marked.returncode:
             raise RepositoryError(f"git could not compare the untracked files in {top}: {marked.stderr.strip()}")
     return _compared(run_git(top, *_DIFF, "--binary", "HEAD", "--", ".", *excluded, index=index))
+
+
+def repository_top(folder: Path) -> Path:
+    """The top folder of the repository that `folder` lies in."""
+    return Path(run_git(folder, "rev-parse", "--show-toplevel").stdout.removesuffix("\n"))
 
 
 @contextmanager
@@ -234,9 +259,18 @@ def hidden_files(folder: Path) -> list[str]:
     return [name for tag, _, name in entries if tag == "h" or (tag in ("S", "s") and os.path.lexists(folder / name))]
 
 
+def path_to_top(folder: Path) -> str:
+    """What leads from `folder` to the top folder of its repository: empty, or "../" for each folder between them."""
+    return run_git(folder, "rev-parse", "--show-cdup").stdout.removesuffix("\n")
+
+
 def committing(folder: Path, names: Collection[str]) -> str:
-    """The command that commits the files of these `names`, hidden ones too, to which `git add` does nothing."""
-    hidden = " ".join(shlex.quote(name) for name in hidden_files(folder) if name in names)
+    """The command that commits the files of these `names`, hidden ones too, to which `git add` does nothing.
+
+    It is for `folder`; the names are relative to the top folder of the repository.
+    """
+    up = path_to_top(folder)
+    hidden = " ".join(shlex.quote(up + name) for name in hidden_files(repository_top(folder)) if name in names)
     flags = ("--no-assume-unchanged", "--no-skip-worktree") if hidden else ()
     return "".join(f"git update-index {flag} {hidden} && " for flag in flags) + 'git add -A && git commit -m "..."'
 
@@ -447,7 +481,7 @@ def run_git(
             ["git", "-C", os.fspath(folder), "-c", "core.quotePath=false", *arguments],
             capture_output=True,
             input=stdin,
-            env={**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_DIFF_OPTS": "", **own_index},
+            env=git_environment(GIT_OPTIONAL_LOCKS="0", GIT_DIFF_OPTS="", **own_index),
             check=False,
         )
     except FileNotFoundError:

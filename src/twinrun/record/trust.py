@@ -13,7 +13,7 @@ from pathlib import Path
 
 from twinrun.base.errors import RepositoryError, TwinError
 from twinrun.base.printing import one_line
-from twinrun.record.card import diff_hash, run_git
+from twinrun.record.card import diff_hash, repository_top, run_git
 
 Ask = Callable[[str], bool]
 
@@ -106,8 +106,8 @@ def _description(root: Path, commit: str, diff: str, user: str | None) -> str:
 
 def _files(root: Path, diff: str) -> list[str]:
     """The files that a patch changes, as git understands it."""
-    top = Path(run_git(root, "rev-parse", "--show-toplevel").stdout.rstrip("\n"))
-    listed = run_git(top, "apply", "--numstat", "-z", "-", stdin=diff.encode("utf-8", "surrogateescape"))
+    patch = diff.encode("utf-8", "surrogateescape")
+    listed = run_git(repository_top(root), "apply", "--whitespace=nowarn", "--numstat", "-z", "-", stdin=patch)
     if listed.returncode:
         raise TwinError(f"git does not understand the run's patch: {listed.stderr.strip()}")
     return [one_line(entry.split("\t", 2)[-1]) for entry in listed.stdout.split("\0") if entry]

@@ -46,7 +46,8 @@ def changed_files(root: Path, before: str, after: str) -> list[str] | None:
 
 def patched_files(root: Path, patch: str) -> list[str]:
     """Files that a patch changes, with the lines added and removed; empty where git cannot read it."""
-    answer = run_git(root, "apply", "--numstat", "-", stdin=patch.encode("utf-8", "surrogateescape"))
+    listing = ("apply", "--whitespace=nowarn", "--numstat", "-")
+    answer = run_git(root, *listing, stdin=patch.encode("utf-8", "surrogateescape"))
     return [] if answer.returncode else _counted(answer.stdout)
 
 
@@ -79,7 +80,7 @@ def worktree(root: Path, *, name: str, commit: str, diff: str, keep: bool) -> It
                 raise RepositoryError(
                     f"The run's uncommitted changes do not apply to its commit {commit[:12]}: {applied.stderr.strip()}"
                 )
-        yield folder / run_git(root, "rev-parse", "--show-prefix").stdout.strip()
+        yield folder / run_git(root, "rev-parse", "--show-prefix").stdout.removesuffix("\n")
     finally:
         if not keep or not folder.exists():
             remove(root, folder)
