@@ -3,6 +3,7 @@
 import base64
 import datetime
 import ipaddress
+import os
 import shutil
 import sqlite3
 import ssl
@@ -51,6 +52,7 @@ class Server:
 
     answer: tuple[int, str] = (200, "3.17.2")
     password: str | None = None
+    location: str | None = None  # where a redirection leads, without the path
     certificate: Path | None = None
     asked: list[str] = field(default_factory=list)
 
@@ -64,6 +66,8 @@ class Server:
                 refused = server.password is not None and self.headers.get("Authorization") != wanted
                 code, text = (401, "no") if refused else server.answer
                 self.send_response(code)
+                if server.location is not None:
+                    self.send_header("Location", server.location + self.path)
                 self.end_headers()
                 self.wfile.write(text.encode())
 
@@ -339,3 +343,67 @@ def test_an_address_that_is_none_is_one_message_for_every_command(
     assert code == 1
     assert expected in said
     assert "Traceback" not in said
+
+
+def test_a_server_that_sends_writes_on_as_reads_is_named_with_the_address_to_use(
+    project: Path, twinrun: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what stands before a server does that wants https: a POST becomes a GET, which MLflow answers with 405."""
+    train(project)
+    with Server() as server, Server((301, ""), location=f"http://{server.address}") as front:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{front.address}/")
+
+        code, said = twinrun("sync")
+
+    assert code == 1
+    assert f"export MLFLOW_TRACKING_URI=http://{server.address}" in said
+    assert len(list((project / ".twinrun/journals").iterdir())) == 1
+
+
+@pytest.mark.parametrize("answer", ["{}", '{"status": "ok"}', '{"run": {"info": {}}, "experiment": {}}'])
+def test_a_server_that_answers_everything_with_the_same_json_gets_no_journal(
+    answer: str, project: Path, twinrun: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project)
+    with Server((200, answer)) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{server.address}")
+
+        code, said = twinrun("sync")
+
+    assert code == 1
+    assert "not as an MLflow server does" in said
+    assert len(list((project / ".twinrun/journals").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("models", "--model", "it's"),
+        ("history", "--model", "a/b"),
+        ("show", "it's@champion"),
+        ("show", "o'brien/1"),
+        ("promote", "1", "--model", "x' AND name != '"),
+        ("rollback", "--model", "a:b"),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_a_name_that_no_model_may_have_is_a_model_that_is_missing(arguments: tuple[str, ...], twinrun: Run) -> None:
+    code, said = twinrun(*arguments)
+
+    assert code == 1
+    assert "There is no model" in said
+    assert "filter" not in said
+
+
+def test_a_registry_of_its_own_in_the_environment_changes_no_model(
+    registered: Path, project: Path, twinrun: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """MLFLOW_REGISTRY_URI is MLflow's, for whoever keeps models apart from runs; Twinrun keeps both in one store."""
+    shutil.copytree(registered, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", find_tracker(project).uri)
+
+    code, said = twinrun("predict", "0.png")
+
+    assert code == 0, said
+    assert os.environ["MLFLOW_REGISTRY_URI"] == find_tracker(project).uri

@@ -172,6 +172,8 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """All versions, the newest first."""
+        if not self._is_possible:
+            return []
         with explaining(self.tracker):
             aliases = self._aliases()
             entries = self._client.search_model_versions(f"name = '{self.name}'")
@@ -264,6 +266,11 @@ class Registry:
     def uses(self, test_set: str) -> int:
         """How many promotions of this model were decided on the test set with this hash, by this project's record."""
         return self._journal.uses(self.name, self._store)[test_set]
+
+    @property
+    def _is_possible(self) -> bool:
+        """Whether a model can have that name: MLflow takes no slash or colon in it, and its search no quotes."""
+        return not set("/:'\"") & set(self.name)
 
     @property
     def _journal(self) -> Promotions:
@@ -483,6 +490,8 @@ class Registry:
     def _aliases(self) -> dict[str, int]:
         from mlflow.exceptions import MlflowException
 
+        if not self._is_possible:
+            return {}
         try:
             aliases = self._client.get_registered_model(self.name).aliases
         except MlflowException as error:

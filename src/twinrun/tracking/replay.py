@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twinrun.base.errors import RecordError
+from twinrun.base.errors import RecordError, TrackingError
 from twinrun.base.files import write_json
 from twinrun.base.printing import print
 from twinrun.record.home import Process
@@ -351,6 +351,11 @@ class Replay:
         else:
             tags = {JOURNAL_TAG: self.journal_id, PROCESS_TAG: process, **source_tags(event.get("stage", "train"))}
             run = self.client.create_run(experiment, start_time=event["time_ms"], tags=tags, run_name=name)
+            if not run.info.run_id:
+                raise TrackingError(
+                    f"{self.tracker.shown} answers, but not as an MLflow server does: it gave a new run no id. Correct "
+                    "MLFLOW_TRACKING_URI."
+                )
             self.state.run_id = run.info.run_id
         if run.info.run_name == name:  # the name contains the id, which MLflow has given only now
             self.client.update_run(run.info.run_id, name=run_name(name, run.info.run_id))

@@ -7,6 +7,7 @@ store at once would break it, so creation stands behind a lock.
 import hashlib
 import os
 import re
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MLRUNS = "mlruns"
 DATABASE = "mlflow.db"
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+_REGISTRY_VARIABLE = "MLFLOW_REGISTRY_URI"
 _DEFAULT_VARIABLE = "_TWINRUN_DEFAULT_URI"
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _QUIET = {
@@ -45,6 +47,7 @@ _QUIET = {
 _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # read by MLflow itself wherever it opens a store
 _OPENING_S = 120.0  # a new store takes 10 s; a process that is stopped would hold the lock without end
 _OLDEST_SERVER = 3  # earlier ones have no logged models
+_MADE_A_READ = frozenset({301, 302, 303})  # redirections after which a client repeats a POST as a GET
 _DATABASES = ("postgresql", "mysql", "mssql", "oracle")
 _RAISING = frozenset({"mlflow", "sqlalchemy", "alembic", "requests", "urllib3"})
 
@@ -163,6 +166,12 @@ def _require_server(tracker: Tracker, timeout_s: float) -> None:
         raise TrackingError(describe(MlflowException(f"error code {answer.status_code}"), tracker.uri))
     if answer.status_code >= 500:
         raise _away(tracker, f"it answers with {answer.status_code} {answer.reason}")
+    if answer.url.endswith("/version") and any(step.status_code in _MADE_A_READ for step in answer.history):
+        there = shown(answer.url.removesuffix("/version"))
+        raise TrackingError(
+            f"The tracker at {tracker.shown} ({URI_VARIABLE}) redirects to {there}, by which nothing can be written.\n"
+            f"Name that address: export {URI_VARIABLE}={shlex.quote(there)}; nothing that was trained is lost."
+        )
     version = re.fullmatch(r"(\d{1,4})\.\d[\w.]*", answer.text.strip()[:40]) if answer.ok else None
     if version is not None and int(version[1]) < _OLDEST_SERVER:
         raise TrackingError(
@@ -295,18 +304,23 @@ def _be_quiet() -> None:
 
 @contextmanager
 def as_default(tracker: Tracker) -> Iterator[None]:
-    """Make it MLflow's own default store for a while: what resolves a models:/ address asks no client."""
+    """Make it MLflow's own default store and registry for a while: what resolves a models:/ address asks no client."""
     import mlflow
 
-    before = os.environ.get(URI_VARIABLE)
+    before = {name: os.environ.get(name) for name in (URI_VARIABLE, _REGISTRY_VARIABLE)}
     mlflow.set_tracking_uri(tracker.uri)
+    mlflow.set_registry_uri(tracker.uri)
     try:
         yield
     finally:
-        # It wrote the environment too, and that decides for whoever asks after us.
+        # They wrote the environment too, and that decides for whoever asks after us.
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        if before is not None:
-            os.environ[URI_VARIABLE] = before
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
