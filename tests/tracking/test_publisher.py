@@ -15,7 +15,7 @@ from twinrun.doctor.doctor import examine
 from twinrun.record.journal import Journal, read_events
 from twinrun.tracking.publisher import TROUBLED, follow, publishing
 from twinrun.tracking.replay import Published, Replay, unpublished
-from twinrun.tracking.store import find_tracker
+from twinrun.tracking.store import find_tracker, open_client
 from twinrun.tracking.sync import sync
 
 
@@ -81,6 +81,24 @@ def test_a_stopped_training_is_killed_and_a_resumed_one_goes_on_in_the_same_run(
 
     (finished,) = runs(project)
     assert [stopped.status, running.status, finished.status] == ["KILLED", "RUNNING", "FINISHED"]
+    assert finished.history == {"train/loss": [(0, 0.5), (1, 0.25)]}
+
+
+def test_a_resumed_training_goes_on_in_its_run_although_a_person_renamed_the_experiment(project: Path) -> None:
+    journal = Journal.create(project, name="mlp on digits", experiment="digits")
+    journal.metrics(0, {"train_loss": 0.5})
+    journal.end("KILLED")
+    follow(journal.folder)
+    (stopped,) = runs(project)
+    open_client(find_tracker(project)).rename_experiment(stopped.info.info.experiment_id, "first tries")
+
+    resumed = Journal.resume(project, journal.id)
+    resumed.metrics(1, {"train_loss": 0.25})
+    resumed.end()
+    follow(journal.folder)
+
+    (finished,) = runs(project)
+    assert (finished.id, finished.status) == (stopped.id, "FINISHED")
     assert finished.history == {"train/loss": [(0, 0.5), (1, 0.25)]}
 
 

@@ -189,9 +189,10 @@ def test_the_name_and_description_that_a_person_gave_a_run_stay(project: Path) -
     assert run.metrics["test/accuracy"] == 0.99
 
 
-def test_a_description_follows_a_later_evaluation(project: Path) -> None:
+@pytest.mark.parametrize("accuracy", [0.99, 0.9995, 1.0])
+def test_a_description_follows_a_later_evaluation(accuracy: float, project: Path) -> None:
     train(project)
-    evaluate(project)
+    evaluate(project, accuracy=accuracy)
     sync()
     evaluate(project, accuracy=0.5)
 
@@ -561,3 +562,21 @@ def test_a_temporary_experiment_publishes_to_the_outer_project(project: Path, mo
     (run,) = runs(project)
     assert run.metrics["test/accuracy"] == 0.99
     assert "card.json" in run.artifacts
+
+
+def test_an_evaluation_after_the_clock_was_set_back_is_the_one_that_the_run_shows(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or on another machine, whose clock is behind: MLflow shows the metric with the latest time."""
+    train(project)
+    evaluate(project, accuracy=0.75)
+    sync()
+    hour_ago = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: hour_ago)
+    evaluate(project, accuracy=0.5)
+
+    sync()
+
+    (run,) = runs(project)
+    assert run.metrics["accuracy"] == 0.5
+    assert sync().lines() == []

@@ -149,7 +149,7 @@ def _row_name(row: Sequence[_RecordedRun]) -> str:
     if len(row) == 1:
         return row[0].run.title
     seeds = ", ".join(sorted(str(_seed(run)) for run in row))
-    name = re.sub(r"^(\d+\.\d% )?[0-9a-f]{8} ", "", row[0].run.title)  # accuracy and number of one of them
+    name = re.sub(r"^(\d+\.\d{1,2}% )?[0-9a-f]{8} ", "", row[0].run.title)  # accuracy and number of one of them
     return f"{name}, seeds {seeds}"
 
 

@@ -64,7 +64,7 @@ def run_name(name: str, run_id: str, accuracy: float | None = None) -> str:
 def is_given_name(current: str | None, name: str, run_id: str) -> bool:
     """Whether a run has a name that this or an earlier version gave it, not one given by a person."""
     own, identity = re.escape(name), re.escape(short(run_id))
-    pattern = rf"(\d+\.\d% )?({identity} {own}|{own}(, {identity})?)"
+    pattern = rf"(\d+\.\d{{1,2}}% )?({identity} {own}|{own}(, {identity})?)"
     return re.fullmatch(pattern, current or "") is not None
 
 

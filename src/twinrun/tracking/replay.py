@@ -29,7 +29,7 @@ from twinrun.tracking.store import Tracker, experiment_id, open_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import RunTag
+    from mlflow.entities import Metric, RunTag
 
 LOCK = "publisher.lock"
 JOURNAL_TAG = "twinrun.journal_id"
@@ -303,13 +303,27 @@ class Replay:
                 case "tags":
                     tags += [RunTag(name, str(value)[:5000]) for name, value in event["values"].items()]
                     tags += self._parent(event["values"].get(PARENT_TAG))
-        if self.part_of is not None:  # a repeated evaluation with the same numbers adds nothing
-            known = self.client.get_run(run_id).data.metrics
-            metrics = [metric for metric in metrics if known.get(metric.key) != metric.value]
+        if self.part_of is not None:
+            metrics = self._new_metrics(run_id, metrics)
         # Several requests are needed only where a single event has more than fit into one.
         while metrics or params or tags:
             self.client.log_batch(run_id, metrics[:_MOST_METRICS], params[:_MOST_PARAMS], tags[:_MOST_TAGS])
             metrics, params, tags = metrics[_MOST_METRICS:], params[_MOST_PARAMS:], tags[_MOST_TAGS:]
+
+    def _new_metrics(self, run_id: str, metrics: "list[Metric]") -> "list[Metric]":
+        """Those of an evaluation that the run does not show, each with a later time than the values that it has.
+
+        MLflow shows the latest value, and the clock may have been set back, or be another machine's.
+        """
+        from mlflow.entities import Metric
+
+        known, new = self.client.get_run(run_id).data.metrics, []
+        for metric in metrics:
+            if known.get(metric.key) != metric.value:
+                earlier = self.client.get_metric_history(run_id, metric.key) if metric.key in known else []
+                time_ms = max([metric.timestamp, *(value.timestamp + 1 for value in earlier)])
+                new.append(Metric(metric.key, metric.value, time_ms, metric.step))
+        return new
 
     def _parent(self, journal_id: str | None) -> "list[RunTag]":
         """The tag by which MLflow shows a trial's run below that of its sweep, whose journal came first."""
@@ -335,10 +349,13 @@ class Replay:
             training = Published.load(self.tracker, self.part_of)
             self.state.run_id, self.state.deleted = training.run_id, training.deleted
             return
-        experiment = experiment_id(self.client, self.tracker, event["experiment"])
         process = json.dumps({**event["process"], "machine": event.get("machine", "")}, sort_keys=True)
         name = given_name(event)
-        known = self._runs(experiment)
+        if self.state.run_id is not None and not self._run_is_gone():  # even in an experiment that was renamed
+            known = [self.client.get_run(self.state.run_id)]
+        else:
+            experiment = experiment_id(self.client, self.tracker, event["experiment"])
+            known = self._runs(experiment)
         if known:
             run = known[0]
             self.state.run_id = run.info.run_id
