@@ -43,6 +43,8 @@ AMONG_CODE = {
     "pipeline/upload.py": f'KEY = "{AWS}"  # {VALUE}\n',
     "networks/pull.py": f'TOKEN = "hf_{VALUE}AbCd"\n',
     "src/key.txt": f"-----BEGIN RSA PRIVATE KEY-----\n{VALUE}\n",
+    "src/upload.sh": f"export DB_PASSWORD={VALUE}\n",
+    "networks/explore.ipynb": f'{{"source": ["os.environ[\\"WANDB_API_KEY\\"] = \\"{VALUE}\\"\\n"]}}',
 }
 
 
@@ -233,6 +235,8 @@ COMMANDS = (["sync"], ["models"], ["show", "1"], ["diff", "1", "2"], ["promote",
         f"http://joe/{VALUE}@127.0.0.1:9",
         f"http://joe:{VALUE}#x@127.0.0.1:9",
         f"postgresql://joe:x/{VALUE}@127.0.0.1:9/mlflow",
+        f"postgresql://127.0.0.1:9/mlflow?user=joe&password={VALUE}",
+        f"postgresql://joe@127.0.0.1:9/mlflow?sslmode=disable&password={VALUE}",
     ],
 )
 def test_no_command_shows_or_records_the_password_of_a_tracker(
@@ -277,3 +281,42 @@ def test_doctor_has_a_change_that_looks_like_a_secret_committed_and_not_ignored(
     assert ".env is not in a run's card: it is named as secrets are" in named.problem
     assert "src/settings.py is not in a run's card: line " in held.problem
     assert named.fix == held.fix == "commit the change, if it holds no secret, or move the secret out of it"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (".dvc/config", f"    password = {VALUE}\n"),
+        (".dvc/config", f"    gdrive_client_secret = GOCSPX-{VALUE}\n"),
+        (".dvc/config", f"    sas_token = sv=2024-08-04&sig={VALUE}%2Fx%3D\n"),
+        ("Dockerfile", f"ENV MLFLOW_TRACKING_PASSWORD={VALUE}\n"),
+        ("notebooks/explore.ipynb", f'{{"source": ["password = \\"{VALUE}\\"\\n"]}}\n'),
+    ],
+)
+def test_a_secret_without_quotes_or_with_escaped_ones_stays_out_of_the_patch(
+    name: str, line: str, repository: Path
+) -> None:
+    """`dvc remote modify` without --local writes passwords into a file that git tracks."""
+    write_text(
+        "[core]\n    remote = store\n['remote \"store\"']\n    url = ssh://example.org/store\n", repository / name
+    )
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message", "More")
+    with (repository / name).open("a") as file:
+        file.write(line)
+
+    code = collect_code(repository)
+
+    assert VALUE not in code.diff
+    assert name in code.secrets
+
+
+def test_shell_code_that_passes_secrets_on_and_holds_none_is_taken(repository: Path) -> None:
+    write_text(
+        'PASSWORD=$1\nSECRET="$(cat ~/.secret)"\nexport DB_PASSWORD_FILE=/run/secrets/db TOKEN=${TOKEN:?}\n',
+        repository / "src/upload.sh",
+    )
+
+    code = collect_code(repository)
+
+    assert "src/upload.sh" in code.taken

@@ -14,9 +14,9 @@ import pytest
 from tracking_support import FaultyTracker, evaluate, free_port, runs, train, wait_for
 
 from twinrun.base.errors import TrackingError
-from twinrun.tracking.pages import require_free, run_list
+from twinrun.tracking.pages import require_free, run_list, serve
 from twinrun.tracking.presentation import describe_run
-from twinrun.tracking.store import find_tracker, open_client
+from twinrun.tracking.store import Tracker, find_tracker, open_client
 from twinrun.tracking.sync import sync
 
 _MODEL = "twinrun-digits"
@@ -128,3 +128,20 @@ def test_of_many_classes_the_description_lists_the_commonest_mistakes(tmp_path: 
 
     assert text.index("| class 1 | class 2 | 3 |") < text.index("| class 3 | class 2 | 1 |")
     assert "class 17" not in text
+
+
+def test_the_password_of_a_database_is_in_no_argument_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arguments are in the list of processes, for every user of the machine."""
+    started: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda _, arguments: started.extend(arguments))
+    for name in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"):
+        monkeypatch.setenv(name, "false")  # and restored afterwards
+    uri = "postgresql://joe:s3cret@db.example/mlflow"
+
+    serve(Tracker(tmp_path, uri, None), 5000)
+
+    assert "ui" in started
+    assert not any("s3cret" in argument for argument in started)
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == uri

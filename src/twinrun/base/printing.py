@@ -22,6 +22,7 @@ _WIDTH_OF_A_PIPE = 240  # a table in a pipe is for grep: nothing is cut to 80 co
 _CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})  # categories: controls, lone surrogates, separators of lines
 _FORMAT = "Cf"
 _LOGIN = re.compile(r"(?<=://)[^\s/@:]*:[^\s/]+@")
+_IN_A_QUERY = re.compile(r"(?<=[?&])((?:ssl)?passw(?:or)?d=)[^&#\s'\"]+")
 _JOINERS = frozenset("\u200c\u200d")  # Persian, Indic scripts and emoji are written with them
 _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # drawn as nothing, and of no such category
 _REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -91,7 +92,9 @@ def add_row(table: "Table", *cells: object) -> None:
 
 
 def without_passwords(text: str) -> str:
-    """Text in which no address of the form scheme://user:password@host shows its user and password."""
+    """Text in which no address shows a password: not in scheme://user:password@host, and not as ?password=."""
+    if "passw" in text:
+        text = _IN_A_QUERY.sub(r"\1***", text)
     return _LOGIN.sub("***@", text) if "@" in text else text
 
 

@@ -1,6 +1,7 @@
 """Finds files that look like secrets (keys, passwords, tokens) by name or content. They are left out of run cards."""
 
 import re
+import tempfile
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +15,13 @@ _FOLDERS = ("*secret*", "*credential*", ".ssh", ".aws", ".gnupg", ".kube")
 _NO_DETECTORS = ("HexHighEntropyString", "Base64HighEntropyString", "IPPublicDetector")
 # Not found by the others: Hugging Face's tokens; a long value with digits that is called a key or a token.
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|glpat-[\w-]{20,}|wandb_v1_\w{20,})\b")
-_NAMED = re.compile(r"""(?i)(?:token|key)["']?\s*[:=]\s*(["']?)([\w+/=.-]{20,})\1\s*(?:[,}\]#]|$)""")
+_NAMED = re.compile(r"""(?i)(?:token|key)["'\]]{0,2}\s*[:=]\s*(["']?)([\w+/=.-]{20,})\1"?\s*(?:[,}\]#]|$)""")
+# Without quotes; not the value of a variable, a command or a path.
+_BARE = re.compile(
+    r"(?i)(?:(?:passw(?:or)?d|secret)\w{0,30}|token)\s*=\s*(?!\d+\s)"
+    r"""[^\s$"'`(){}<>/~][^\s"'`(){}<>]{5,}(?:\s|$)"""
+)
+_BARE_IN = frozenset({"", ".sh"})  # as in Dockerfile and .dvc/config
 _ALLOWED = "pragma: allowlist secret"
 
 
@@ -35,21 +42,31 @@ def find_secret(file: Path) -> str | None:
     from detect_secrets.core.scan import scan_file
     from detect_secrets.settings import transient_settings
 
+    if file.suffix == ".ipynb":
+        return _find_in_notebook(file)
     detectors = {str(detector.__name__) for detector in get_mapping_from_secret_type_to_class().values()}
     plugins = [{"name": name} for name in sorted(detectors - set(_NO_DETECTORS))]
     with transient_settings({"plugins_used": plugins}):
         for secret in scan_file(str(file)):
             return f"line {secret.line_number} looks like a secret ({secret.type.lower()})"
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if _holds_token(line, is_code=file.suffix in (".py", ".pyi")):
-            return f"line {number} looks like a secret (a token)"
+        if _ALLOWED not in line and _holds_secret(line, file.suffix):
+            return f"line {number} looks like a secret (a token or a password)"
     return None
 
 
-def _holds_token(line: str, *, is_code: bool) -> bool:
-    if _ALLOWED in line:
-        return False
+def _find_in_notebook(file: Path) -> str | None:
+    """The same for a notebook, where each line of code is a text in JSON with a line end and quotes as escapes."""
+    text = file.read_text(encoding="utf-8", errors="replace").replace('\\n"', ' #"').replace('\\"', '"')
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder, "notebook.py")
+        code.write_text(text, encoding="utf-8")
+        return find_secret(code)
+
+
+def _holds_secret(line: str, suffix: str) -> bool:
     match = _NAMED.search(line)
     # Without quotes, code names another variable there.
-    named = match is not None and (bool(match[1]) or not is_code) and sum(map(str.isdigit, match[2])) >= 3
-    return named or _TOKEN.search(line) is not None
+    has_value = match is not None and (bool(match[1]) or suffix not in (".py", ".pyi"))
+    named = match is not None and has_value and sum(map(str.isdigit, match[2])) >= 3
+    return named or _TOKEN.search(line) is not None or (suffix in _BARE_IN and _BARE.search(line) is not None)

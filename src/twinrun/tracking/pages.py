@@ -58,7 +58,10 @@ def serve(tracker: Tracker, port: int) -> NoReturn:
         # Relative, since MLflow creates folders elsewhere for a quoted name.
         os.chdir(tracker.home)
         uri = f"{SQLITE}{tracker.database.relative_to(tracker.home)}"
-    server = ("mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port))
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = (
+        uri  # no argument, since everybody may read those, and it may hold a password
+    )
+    server = ("mlflow", "ui", "--host", HOST, "--port", str(port))
     # uvicorn prints a traceback at Ctrl-C where an application is told about its start and its end; MLflow uses that
     # for an assistant in a container, of which there is none here.
     os.execv(sys.executable, [sys.executable, "-m", *server, "--workers", "1", "--uvicorn-opts", "--lifespan off"])

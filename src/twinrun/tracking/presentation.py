@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinrun.base.files import write_json
-from twinrun.base.printing import one_line, percent, printable
+from twinrun.base.printing import one_line, percent, printable, without_passwords
 from twinrun.tables.sheet import unguarded
 from twinrun.tracking.metric_names import HEADLINE
 
@@ -93,7 +93,7 @@ def run_list_address(server: str, experiment: str) -> str:
 
 def without_password(address: str) -> str:
     """An address without its user and password, to print it."""
-    return address.replace(f"{user}@", "", 1) if (user := user_of(address)) else address
+    return without_passwords(address.replace(f"{user}@", "", 1) if (user := user_of(address)) else address)
 
 
 def user_of(address: str) -> str:

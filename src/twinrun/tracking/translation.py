@@ -56,7 +56,7 @@ def describe(error: BaseException, uri: str) -> str:
 
 def shown(uri: str) -> str:
     """A store's address for a person, without user and password."""
-    return without_password(uri) if "@" in uri else uri
+    return without_password(uri)
 
 
 def unreachable(error: BaseException) -> str:
