@@ -82,3 +82,14 @@ def test_a_record_that_is_too_large_is_named_and_does_not_stop_a_promotion(
     assert "Version 1 of twinrun-digits is the champion" in promoted
     assert "Traceback" not in promoted
     assert "promotions.jsonl was not read: it has 64 MB" in found
+
+
+def test_a_record_whose_last_line_end_an_editor_removed_is_kept(project: Path, twinrun: Callable[..., str]) -> None:
+    file = project / "mlruns/promotions.jsonl"
+    twinrun("promote", "1")
+    file.write_bytes(file.read_bytes().removesuffix(b"\n"))
+    open_client(find_tracker()).delete_registered_model_alias("twinrun-digits", "champion")
+
+    twinrun("promote", "1")
+
+    assert [entry.outcome for entry in Promotions(file).read()[0]] == ["done", "done"]

@@ -107,12 +107,10 @@ class Promotions:
         entries: dict[str, Entry] = {}
         problems = []
         for number, line in enumerate(content.splitlines(), 1):
-            try:
-                parsed = _LINE.validate_json(line)
-            except ValidationError:
+            parsed = _parsed(line)
+            if parsed is None:
                 problems.append(f"{self.file.name}, line {number}: not a record of a promotion")
-                continue
-            if isinstance(parsed, _Begun):
+            elif isinstance(parsed, _Begun):
                 entries[parsed.id or f"line {number}"] = _entry(parsed)
             elif parsed.id in entries:
                 entries[parsed.id] = replace(entries[parsed.id], outcome=parsed.outcome, detail=parsed.detail)
@@ -182,19 +180,33 @@ class Promotions:
         return [entry for entry in self.read()[0] if entry.model == model and entry.tracker == tracker]
 
     def _append(self, line: dict[str, Any]) -> None:
-        """Add a line, completely or not at all. An incomplete line of a killed process is removed first."""
+        """Add a line, completely or not at all. An incomplete line of a killed process is removed first.
+
+        A record that lacks nothing but the end of its line stays: an editor may have removed that.
+        """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a+b") as file:
             end = _whole_lines(file)
+            file.seek(end)
+            last = file.read()
+            start, end = (b"\n", end + len(last)) if _parsed(last) is not None else (b"", end)
             file.truncate(end)
             try:
-                file.write(json.dumps({name: _text(value) for name, value in line.items()}).encode() + b"\n")
+                file.write(start + json.dumps({name: _text(value) for name, value in line.items()}).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
                     file.truncate(end)
                 raise
+
+
+def _parsed(line: bytes) -> _Begun | _Ended | None:
+    """What a line of the journal says; None where it is not one that was written here."""
+    try:
+        return _LINE.validate_json(line)
+    except ValidationError:
+        return None
 
 
 def _entry(line: _Begun) -> Entry:
