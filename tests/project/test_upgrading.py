@@ -88,6 +88,19 @@ def test_a_file_that_git_does_not_have_stops_the_upgrade_before_it_writes_anythi
     assert Path("params.yaml").read_text() == old
 
 
+@pytest.mark.usefixtures("_project")
+def test_a_file_that_git_does_not_track_stops_the_upgrade_whatever_git_is_to_show() -> None:
+    git("rm", "--quiet", "--cached", "dvc.yaml")
+    git("commit", "--quiet", "--message", "no stages")
+    git("config", "status.showUntrackedFiles", "no")
+
+    result = CliRunner().invoke(app, ["upgrade"])
+
+    assert isinstance(result.exception, RepositoryError)
+    assert "dvc.yaml would be changed, and git does not have" in str(result.exception)
+    assert Path("dvc.yaml").read_text() == "stages: {}\n"
+
+
 @pytest.mark.parametrize(
     "setting", ["  rotate_deg", "  min_side_px", "  l2", "  margin", "ingest", "register", "train"]
 )

@@ -192,7 +192,7 @@ def _lines(text: str | None) -> list[str] | None:
 def _require_committed(root: Path, names: list[str]) -> None:
     if not names:
         return
-    command = ("status", "--porcelain", "--ignored", "--", *names)
+    command = ("status", "--porcelain", "--ignored", "--untracked-files=all", "--", *names)
     status = run_git(root, *command)
     if status.returncode == 0:
         with full_index(root) as index:
