@@ -198,6 +198,21 @@ def test_a_journal_that_a_newer_version_may_have_written_is_not_to_be_deleted(tr
     assert finding.fix.startswith("upgrade Twinrun, ")
 
 
+def test_a_copy_of_a_journal_is_removed_by_what_the_finding_says(trained: Path) -> None:
+    journal = Journal.create(trained, name="mlp on digits", experiment="digits")
+    journal.end()
+    journal.close()
+    shutil.copytree(journal.folder, journal.folder.with_name("my backup"))
+
+    copied = next(
+        finding for finding in findings(trained, "journals") if "is a copy of another journal" in finding.problem
+    )
+    fix(copied)
+
+    assert [folder.name for folder in journal.folder.parent.iterdir()] == [journal.id]
+    assert copied not in findings(trained, "journals")
+
+
 def test_outputs_that_a_failed_run_left_deleted_are_restored_by_what_the_finding_says(trained: Path) -> None:
     before = sorted((trained / "data/out/train").rglob("*"))
     shutil.rmtree(trained / "data/out/train")
@@ -231,6 +246,30 @@ def test_code_that_dvc_yaml_does_not_name_is_to_be_added(trained: Path) -> None:
 
     assert "the deps of train" in finding.problem
     assert "add src/twinrun/training" in finding.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        (
+            "dvc.yaml",
+            "<<<<<<< HEAD\nstages: {}\n=======\n>>>>>>> theirs\n",
+            "dvc.yaml cannot be used: git left a merge conflict",
+        ),
+        ("dvc.yaml", "", "dvc.yaml cannot be used: it has no stages"),
+        ("dvc.yaml", "stages: {train: }\n", "the deps of train are not what pipeline/train.py imports: add "),
+        ("dvc.yaml", "stages: [train]\n", "dvc.yaml cannot be used: it has no stages"),
+        ("pipeline/train.py", "<<<<<<< HEAD\nx = 1\n", "pipeline/train.py cannot be read: line 1: invalid syntax"),
+        ("src/twinrun/training/fit.py", "def fit(:\n", "src/twinrun/training/fit.py cannot be read: line 1: "),
+    ],
+)
+def test_stages_and_code_that_cannot_be_read_are_named(name: str, content: str, problem: str, trained: Path) -> None:
+    (trained / name).write_text(content)
+
+    found = findings(trained, "dvc.yaml")
+
+    assert [finding for finding in found if problem in finding.problem], found
+    assert not any("bug of Twinrun" in finding.fix for finding in found)
 
 
 def test_a_tracker_that_is_away_is_one_finding_and_the_rest_is_looked_at(
@@ -417,8 +456,11 @@ def test_a_bit_flip_in_the_cache_is_seen_only_by_hashing_again(trained: Path) ->
     assert findings(trained, "data") == []
     (finding,) = findings(trained, "data", deep=True)
 
+    subprocess.run(finding.fix.partition(";")[0], shell=True, check=True)
+
     assert "is damaged" in finding.problem
-    assert shlex.split(finding.fix)[:2] == ["rm", "-f"]
+    assert cached.with_name(f"{cached.name}.changed").read_bytes() == content  # which the workspace may link to
+    assert not cached.exists()
 
 
 def test_a_file_that_dvc_did_not_finish_in_its_cache_is_only_a_hint(trained: Path) -> None:

@@ -4,8 +4,10 @@ import ast
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from twinrun.core.yaml import read_yaml
+from twinrun.base.errors import RepositoryError
+from twinrun.core.yaml import conflict_line, read_yaml
 
 
 def imported_modules(file: Path, source_root: Path = Path("src"), apart: Iterable[str] = ()) -> list[str]:
@@ -35,21 +37,39 @@ def unlisted_imports(root: Path) -> dict[str, tuple[list[str], list[str]]]:
     """For each stage of dvc.yaml whose deps and imports differ: code to add to its deps, and code to remove.
 
     A dep names a module or a folder of them. A project that has no code of its own under src has nothing to compare.
+    Raises RepositoryError where dvc.yaml or the code cannot be read.
     """
-    stages = read_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     faults = {}
-    for stage, facts in stages.items():
+    for stage, facts in _stages(root / "dvc.yaml").items():
         file = root / "pipeline" / f"{stage}.py"
         if not file.is_file() or not (root / "src").is_dir():
             continue
         modules = imported_modules(file, root / "src", apart=(*RECORDS, *_NO_WEIGHTS.get(stage, ())))
         wanted = {f"pipeline/{stage}.py", *(Path(module).relative_to(root).as_posix() for module in modules)}
-        named = [dep for dep in facts.get("deps", []) if isinstance(dep, str) and dep.startswith(("src/", "pipeline/"))]
+        deps = (facts.get("deps") if isinstance(facts, dict) else None) or []
+        named = [dep for dep in deps if isinstance(dep, str) and dep.startswith(("src/", "pipeline/"))]
         missing = {_room(module) for module in wanted if not _is_below(module, named)}
         superfluous = {dep for dep in named if not any(_is_below(module, [dep]) for module in wanted)}
         if missing or superfluous:
             faults[stage] = (sorted(missing), sorted(superfluous))
     return faults
+
+
+def _stages(file: Path) -> dict[str, Any]:
+    """The stages of a dvc.yaml. Raises RepositoryError where it is not one."""
+    from ruamel.yaml.error import YAMLError
+
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = read_yaml(text)
+        stages, problem = content.get("stages") if isinstance(content, dict) else None, "it has no stages"
+    except YAMLError:
+        stages, problem = None, "it is not YAML" if conflict_line(text) is None else "git left a merge conflict in it"
+    if not isinstance(stages, dict):
+        raise RepositoryError(
+            f"{file.name} cannot be used: {problem}.\nCorrect it, or restore it: git checkout {file.name}"
+        )
+    return stages
 
 
 def _is_below(path: str, places: Iterable[str]) -> bool:
@@ -104,9 +124,17 @@ def _not_installed(file: Path) -> str | None:
 
 
 def imported_names(file: Path) -> set[str]:
-    """Dotted names of the modules that `file` imports itself, at its top or inside functions, ours or another's."""
+    """Dotted names of the modules that `file` imports itself, at its top or inside functions, ours or another's.
+
+    Raises RepositoryError where it is not Python.
+    """
+    try:
+        code = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        line = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        raise RepositoryError(f"{file} cannot be read: {line}.\nCorrect it, or restore it from git") from None
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(code):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

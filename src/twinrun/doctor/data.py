@@ -46,7 +46,8 @@ def check(root: Path, deep: bool) -> Result:
     findings += [
         Finding(
             f"{name} in the DVC cache is damaged: its content is not what its name says",
-            f"rm -f {shlex.join(names)}; {_again(stage)}",
+            # Moved and not removed: images may be links to it.
+            "; ".join([*(shlex.join(["mv", each, f"{each}.changed"]) for each in names), _again(stage)]),
         )
         for stage, names in damaged.items()
         for name in names

@@ -28,6 +28,9 @@ def check(tracker: Tracker) -> Result:
         if summary is None:
             findings.append(Finding(f"{shown(folder, tracker.home)} has no readable journal: {fault}", fix))
             continue
+        if summary.journal_id != folder.name:
+            findings.append(Finding(f"{shown(folder, tracker.home)} is a copy of another journal", fix))
+            continue
         state = Published.load(tracker, folder.name)
         title = state.title(summary.name)
         if summary.dead() and state.killed_at is None:

@@ -8,6 +8,7 @@ even import MLflow. An invalid journal is reported and left where it is.
 
 import hashlib
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -34,6 +35,7 @@ from twinrun.record.journal import (
     summarize,
     summary_of,
 )
+from twinrun.record.objects import file_md5
 from twinrun.record.records import (
     CardRecord,
     MetricsRecord,
@@ -240,7 +242,7 @@ class _Result:
         lock = self.workspace / DVC_LOCK
         # While a stage runs, dvc.lock still describes the run before.
         recorded = collect_dvc_lock(self.workspace).get("train", {}).get("outs", {})
-        if hashlib.md5(self.journal.read_bytes()).hexdigest() in recorded.values():
+        if file_md5(self.journal) in recorded.values():
             sha256 = file_sha256(lock)
             artifact = {"event": "artifact", "path": DVC_LOCK, "to": "", "source": DVC_LOCK, "sha256": sha256}
             yield self._addition(
@@ -333,7 +335,10 @@ def _checked_begin(folder: Path, journals: Path) -> tuple[bool, int]:
     events = read_events(folder / FILE)
     ids = {event["journal_id"] for event in events if event["event"] == "run"}
     if not is_journal_id(folder.name) or ids - {folder.name}:
-        raise RecordError(f"{folder / FILE} has another journal's id than its folder.")
+        raise RecordError(
+            f"{folder / FILE} has another journal's id than its folder, so it is a copy. If nothing in it is needed: "
+            f"rm -r {shlex.quote(str(folder))}"
+        )
     return any("part_of" in event for event in events), _begun(events)
 
 
