@@ -111,6 +111,18 @@ def test_a_comparison_in_a_read_only_project_is_printed_and_written_where_it_can
     assert "MLflow's store is read-only, so the page was not added to it" in said
 
 
+def test_a_comparison_with_a_run_that_a_person_deleted_is_printed_and_written(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = first_run(trained)
+    open_client(find_tracker(trained)).delete_run(run)
+
+    said = compared(trained, capsys, monkeypatch, run, run)
+
+    assert "have the same weights" in said
+    assert "was deleted in MLflow, so the page was not added to it" in said
+
+
 def test_two_runs_are_compared_on_the_same_images_with_the_one_setting_that_differs_as_the_cause(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from twinrun.base.errors import TwinError
 from twinrun.base.files import write_json
 from twinrun.record.objects import Objects
 from twinrun.tracking.runs import find_run
-from twinrun.tracking.store import find_tracker
+from twinrun.tracking.store import find_tracker, open_client
 from twinrun.twins.material import NEEDED, PACK, choose
 from twinrun.twins.twin import reproduce
 
@@ -307,6 +307,17 @@ def _reproduce(run_id: str, said: int) -> None:
     sys.stdout = os.fdopen(1, "w")
     sys.argv = ["twinrun", "reproduce", run_id]
     cli.main()
+
+
+def test_a_run_that_a_person_deleted_has_a_twin_with_the_verdict(trained: Path) -> None:
+    run_id = first_run(trained)
+    open_client(find_tracker(trained)).delete_run(run_id)
+
+    report = reproduce(trained, run_id, MODEL)
+
+    (twin,) = runs(trained)
+    assert twin.tags["twinrun.twin_verdict"] == report.verdict.tag == "identical"
+    assert report.problem == f"the run {run_id[:8]} was deleted there, so nothing was added to it."
 
 
 def test_a_version_is_found_by_its_alias(trained: Path) -> None:

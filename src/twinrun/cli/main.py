@@ -399,6 +399,7 @@ def compare(
     from twinrun.base.files import behind_links, write_text
     from twinrun.cli.comparing import PAGE, compare_runs, log_page
     from twinrun.evaluation.comparison_page import lines
+    from twinrun.tracking.runs import writable_run
     from twinrun.tracking.store import find_tracker
 
     if len(runs) < 2:
@@ -415,6 +416,8 @@ def compare(
     if tracker.is_read_only:
         elsewhere = "; --out FILE writes it elsewhere" if out is None else ""
         print(f"MLflow's store is read-only, so the page was not added to it{elsewhere}.")
+    elif not run.is_unpublished and writable_run(tracker, run.run_id) is None:
+        print(f"{run.title} was deleted in MLflow, so the page was not added to it.")
     elif not run.is_unpublished:
         log_page(tracker, run.run_id, text)
         print(f"In MLflow: comparison/{PAGE} of {run.title}")

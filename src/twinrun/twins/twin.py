@@ -31,9 +31,10 @@ from twinrun.record.trust import Ask, minimal_environment, require_trust
 from twinrun.tracking.metric_names import TEST_METRICS
 from twinrun.tracking.presentation import short
 from twinrun.tracking.replay import Published
-from twinrun.tracking.runs import RunFacts, fetch_artifact, find_run
+from twinrun.tracking.runs import RunFacts, fetch_artifact, find_run, writable_run
 from twinrun.tracking.store import URI_VARIABLE, Tracker, find_tracker, open_client, require_reachable
 from twinrun.tracking.sync import evaluated_weights, sync
+from twinrun.tracking.translation import describe
 from twinrun.twins.difference import (
     compare_cards,
     compare_metrics,
@@ -481,7 +482,7 @@ def _record(tracker: Tracker, report: TwinReport, journal_id: str | None) -> Non
             _record_in_mlflow(tracker, report)
             return
         except Exception as error:  # of any kind: the verdict is known
-            report.problem = f"{type(error).__name__}: {error}"
+            report.problem = describe(error, tracker.uri)
     folder = tracker.home / ".twinrun" / "journals" / str(journal_id)
     if journal_id is not None and folder.is_dir():
         journal = Journal(folder)
@@ -501,6 +502,9 @@ def _record_in_mlflow(tracker: Tracker, report: TwinReport) -> None:
         write_text(report.markdown(), Path(temporary, "report.md"))
         write_json(report.json(), Path(temporary, "report.json"))
         for run_id, values in tags.items():
+            if writable_run(tracker, run_id) is None:
+                report.problem = f"the run {short(run_id)} was deleted there, so nothing was added to it."
+                continue
             client.log_artifacts(run_id, temporary, folder)
             for name, value in values.items():
                 client.set_tag(run_id, name, value)
