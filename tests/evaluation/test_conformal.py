@@ -90,6 +90,15 @@ def test_clips_of_many_frames_give_wide_intervals_that_contain_the_promise(digit
     assert missed <= 3  # of 60: intervals of 95% for ten classes together
 
 
+def test_one_long_clip_counts_little_beside_single_images_and_much_more_in_the_whole() -> None:
+    clip, targets = np.array([0] * 100 + list(range(1, 101))), np.arange(200) // 100
+
+    whole, of_clip, of_single_images = independent(clip, targets, 2)
+
+    assert (of_clip, of_single_images) == (1, 100)
+    assert whole == pytest.approx(200**2 / (100**2 + 100))
+
+
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_the_interval_of_every_class_contains_the_promise(
     name: str, digits: tuple[FloatArray, IntArray], request: pytest.FixtureRequest

@@ -133,6 +133,8 @@ class _Loader(Loader):
         self._loader, self._line = loader, line
 
     def __getattr__(self, name: str) -> Any:  # for whoever looks for a module and does not import it
+        if name == "_loader":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

@@ -47,7 +47,7 @@ def check(root: Path, deep: bool) -> Result:
         Finding(
             f"{name} in the DVC cache is damaged: its content is not what its name says",
             # Moved and not removed: images may be links to it.
-            "; ".join([*(shlex.join(["mv", each, f"{each}.changed"]) for each in names), _again(stage)]),
+            f"{_aside(names)}; {_again(stage)}",
         )
         for stage, names in damaged.items()
         for name in names
@@ -56,6 +56,12 @@ def check(root: Path, deep: bool) -> Result:
         problem = f"{counted(left, 'file')} left in the DVC cache by a dvc that was interrupted or found the disk full"
         findings.append(Finding(problem, f"rm -f {shlex.join(left)} (while no dvc is running)", harmless=True))
     return f"{len(files)} files hashed again", findings
+
+
+def _aside(names: list[str]) -> str:
+    if len(names) == 1:
+        return shlex.join(["mv", names[0], f"{names[0]}.changed"])
+    return f'for file in {shlex.join(names)}; do mv "$file" "$file.changed"; done'
 
 
 @dataclass(frozen=True)

@@ -191,13 +191,13 @@ def score_answers(
 ) -> AnswerScores:
     """How the answers do on the test split, logits (N, C) and features (N, D).
 
-    `groups` (N,) numbers images that show one thing. `calibrated_on` is, for each class, the number of `independent`
-    images behind its threshold; without it, all of the calibration are.
+    `groups` (N,) numbers images that show one thing. `calibrated_on` are the numbers of `independent` images behind
+    the thresholds; without them, all of the calibration are.
     """
     named, kinds = calibration.named(logits), kinds_of_answers(calibration, logits, features)
     right = logits.argmax(axis=1) == targets
     tested = independent(groups, targets, len(classes))
-    behind = calibration.images if calibrated_on is None else calibrated_on
+    behind = [sum(calibration.images), *calibration.images] if calibrated_on is None else calibrated_on
     single = kinds == "answer"
     covered = named[np.arange(len(targets)), targets]
     order = np.argsort(-calibration.probabilities(logits).max(axis=1), kind="stable")
@@ -208,13 +208,13 @@ def score_answers(
         choice=float((kinds == "choice").mean()),
         unknown=float((kinds == "unknown").mean()),
         coverage=[
-            _coverage("all", covered, sum(tested), sum(behind), 1, of_its_own=True),
+            _coverage("all", covered, tested[0], behind[0], 1, of_its_own=True),
             *(
                 _coverage(
                     name,
                     covered[targets == at],
-                    tested[at],
-                    behind[at],
+                    tested[1 + at],
+                    behind[1 + at],
                     len(np.unique(targets)),
                     of_its_own=_enough(calibration.images[at], calibration.alpha),
                 )
@@ -227,13 +227,14 @@ def score_answers(
 
 
 def independent(groups: IntArray | None, targets: IntArray, classes: int) -> list[float]:
-    """As how many independent images those of each class count, if images of one of the `groups` (N,) agree.
+    """As how many independent images all count, and those of each class, if images of one of the `groups` (N,) agree.
 
     Kish, "Survey Sampling", 1965. Without groups they are all independent.
     """
     if groups is None:
-        return [float(images) for images in np.bincount(targets, minlength=classes)]
-    sizes = (np.unique(groups[targets == label], return_counts=True)[1] for label in range(classes))
+        return [float(images) for images in (len(targets), *np.bincount(targets, minlength=classes))]
+    parts = (groups, *(groups[targets == label] for label in range(classes)))
+    sizes = (np.unique(part, return_counts=True)[1] for part in parts)
     return [float(each.sum() ** 2 / max(1, (each**2).sum())) for each in sizes]
 
 

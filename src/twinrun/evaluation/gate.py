@@ -28,6 +28,7 @@ CHANGES = {"shift": "a small shift", "brightness": "a change of light", "mirror"
 _ROUNDING = 1e-4
 _ONNX_ROUNDING = 1e-4  # of the scale of the logits
 _LEAST_PROBABILITY = 1e-300
+_MOST_DECIMALS = 9
 _MOST_NAMED = 10  # classes; MLflow takes no description of more than 5,000 characters on some databases
 
 
@@ -80,20 +81,22 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
         ),
         _better_than_guessing(metrics, accuracy, images),
     ]
-    for name, measure, scale, limit, described in (
+    for name, measure, scale, digits, limit, described in (
         (
             "calibration",
             "calibration_error",
             1.0,
+            3,
             gates.max_calibration_error,
-            "its calibration error is {:.4g}; at most {:g} is allowed (register.gates.max_calibration_error)",
+            "its calibration error is {}; at most {:g} is allowed (register.gates.max_calibration_error)",
         ),
         (
             "size",
             "model_bytes",
             1e-6,
+            1,
             gates.max_model_mb,
-            "its size is {:.4g} MB; at most {:g} MB is allowed (register.gates.max_model_mb)",
+            "its size is {} MB; at most {:g} MB is allowed (register.gates.max_model_mb)",
         ),
     ):
         value = metrics.get(measure)
@@ -104,7 +107,7 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
             judged.append(Gate(name=name, passed=None, sentence=reason, limit=limit))
         else:
             size = scale * float(value)
-            sentence = described.format(size, limit)
+            sentence = described.format(_beside(size, limit, digits), limit)
             judged.append(Gate(name=name, passed=size <= limit, sentence=sentence, value=size, limit=limit))
     return judged
 
@@ -247,8 +250,8 @@ def judge_latency(latency_ms: float | None, measured: str, gates: GateParams) ->
             passed=None if latency_ms is None else latency_ms <= most,
             sentence=measured
             if latency_ms is None
-            else f"one image takes {latency_ms:.4g} ms, from pixels to probabilities, {measured}; at most {most:g} ms "
-            "is allowed (register.gates.max_latency_ms)",
+            else f"one image takes {_beside(latency_ms, most, 1)} ms, from pixels to probabilities, {measured}; at "
+            f"most {most:g} ms is allowed (register.gates.max_latency_ms)",
             value=latency_ms,
             limit=most,
         )
@@ -340,6 +343,13 @@ def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: i
         if passed
         else f"it is not shown to be better than {guessing}. Add images, or train a better model",
     )
+
+
+def _beside(value: float, limit: float, digits: int) -> str:
+    """`value` with so many decimals, or with as many more as show on which side of `limit` it is."""
+    while digits < _MOST_DECIMALS and value != limit and f"{value:.{digits}f}" == f"{limit:.{digits}f}":
+        digits += 1
+    return f"{value:,.{digits}f}"
 
 
 def _values(row: Mapping[str, float | None], names: Sequence[str]) -> str:

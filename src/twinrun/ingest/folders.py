@@ -649,8 +649,8 @@ def _placed(
             f"{some_names(absent)}.{f' {advice}' if out else _meant(absent, items)}"
         )
     notes = list(places.notes)
-    by_split = any(place.split for place in places.named.values())
-    unnamed = [item.path for item in result if item.split is None] if by_split or not labels else []
+    by_split = any(place.split or (place.group and not labels) for place in places.named.values())
+    unnamed = [item.path for item in result if item.split is None] if by_split else []
     if unnamed:
         notes.append(f"Without a split in {places.where}; the pipeline chooses one: {some_names(unnamed)}.")
     return result, notes

@@ -149,15 +149,21 @@ def _files(settings: Settings) -> "tuple[AnswerLog | None, JsonLines | None, Qua
     from twinrun.serving.feedback import FEEDBACK, ITEMS, Quarantine
     from twinrun.serving.json_lines import JsonLines
 
-    log = None if settings.log is None else AnswerLog(settings.log)
-    watch = None if settings.watch is None else JsonLines(settings.watch, "--watch")
-    feedback = Quarantine(FEEDBACK) if settings.feedback else None
     items = FEEDBACK / ITEMS if settings.feedback else None
     used = {"--log": settings.log, "--watch": settings.watch, "--feedback": items}
     for (option, path), (other, same) in combinations(used.items(), 2):
-        if path is not None and same is not None and path.samefile(same):
+        if path is not None and same is not None and _is_one_file(path, same):
             raise DataError(f"{path} is the file of {option} and of {other}. Name another file for one of them.")
-    return log, watch, feedback
+    log = None if settings.log is None else AnswerLog(settings.log)
+    watch = None if settings.watch is None else JsonLines(settings.watch, "--watch")
+    return log, watch, Quarantine(FEEDBACK) if settings.feedback else None
+
+
+def _is_one_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # not there yet
+        return one.resolve() == other.resolve()
 
 
 @contextmanager

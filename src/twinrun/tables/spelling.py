@@ -69,7 +69,7 @@ class Names:
 
     def _spellings(self, written: str) -> Iterable[str]:
         for text in (written, written.strip(), unguarded(written.strip()), guarded(written.strip())):
-            for path in (text, text.replace("\\", "/"), unquote(text)):
+            for path in dict.fromkeys((text, text.replace("\\", "/"), unquote(text))):
                 plain = path.removeprefix("./")
                 for front in ("", *self._fronts):
                     if plain.startswith(front):

@@ -20,6 +20,7 @@ from typing import Any
 
 from twinrun.base.errors import MissingModelError, RegistryError
 from twinrun.base.files import explained, is_read_only
+from twinrun.base.progress import phase
 from twinrun.models.stored import StoredBundle, read_stored
 from twinrun.record.records import number_from, sha256_from, version_numbers
 from twinrun.tracking.metric_names import (
@@ -58,7 +59,8 @@ _BUNDLE_TAG = "twinrun.bundle"
 _FORMER_TAG = "twinrun.former_champions"
 _SET_TAG = "twinrun.champion_set"  # the champion that Twinrun set last; the alias may have been moved in MLflow's pages
 _CHANGING_TAG = "twinrun.changing_champion."  # and a number: that of a process that is changing it
-_LEFT_S = 60.0  # such a tag is by a process that was killed
+_LEFT_S = 60.0  # a tag that stays so long is by a process that was killed
+_WAITING_S = 180.0
 _MOST_NAMED = 10  # models, of a store that lacks the requested one
 _GATE_TAG = "twinrun.gate."
 _LONGEST_ANSWER = 500
@@ -363,21 +365,38 @@ class Registry:
             return
         own, seen = _CHANGING_TAG + uuid.uuid4().hex, dict[str, float]()
         try:
-            while True:
-                self._client.set_registered_model_tag(self.name, own, "true")
-                tags = self._client.get_registered_model(self.name).tags
-                others = [tag for tag in tags if tag.startswith(_CHANGING_TAG) and tag != own]
-                if not others:
-                    break
-                self._client.delete_registered_model_tag(self.name, own)
-                for other in others:
-                    if time.monotonic() - seen.setdefault(other, time.monotonic()) > _LEFT_S:
-                        self._client.delete_registered_model_tag(self.name, other)
-                time.sleep(0.1 + int(own[-2:], 16) / 500)  # differs, so that two do not meet again
+            if not self._is_alone(own, seen):
+                with phase("Waiting for another clone, which is changing the champion", every_s=_LEFT_S / 4):
+                    began = time.monotonic()
+                    while not self._is_alone(own := _CHANGING_TAG + uuid.uuid4().hex, seen):
+                        if time.monotonic() - began > _WAITING_S:
+                            raise RegistryError(
+                                f"Other clones have been changing the champion of {self.name!r} for "
+                                f"{_WAITING_S:.0f} s, and nothing was changed. Try again."
+                            )
+                        time.sleep(0.1 + int(own[-2:], 16) / 500)  # differs, so that two do not meet again
             yield
         finally:
-            with suppress(Exception):
-                self._client.delete_registered_model_tag(self.name, own)
+            self._take_back(own)
+
+    def _is_alone(self, own: str, seen: dict[str, float]) -> bool:
+        """Write the tag `own`, and take it back where there are others; `seen` is when each of these was seen first.
+
+        A process has another tag in each attempt, so one that stays was left by a process that was killed.
+        """
+        self._client.set_registered_model_tag(self.name, own, "true")
+        tags = self._client.get_registered_model(self.name).tags
+        others = [tag for tag in tags if tag.startswith(_CHANGING_TAG) and tag != own]
+        if others:
+            self._take_back(own)
+        for other in others:
+            if time.monotonic() - seen.setdefault(other, time.monotonic()) > _LEFT_S:
+                self._take_back(other)
+        return not others
+
+    def _take_back(self, tag: str) -> None:
+        with suppress(Exception):
+            self._client.delete_registered_model_tag(self.name, tag)
 
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException
