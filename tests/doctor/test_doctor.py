@@ -400,7 +400,7 @@ def test_findings_that_one_command_fixes_are_one_with_examples_unless_all_are_wa
     assert code == code_of_all == 1
     assert (short.count(" of waiting "), long.count(" of waiting ")) == (3, 9)
     assert (short.count("so a twin would lack it"), long.count("so a twin would lack it")) == (3, number)
-    more = "      and 6 more, which one command fixes (twinrun doctor --all lists them)\n"
+    more = "      and 6 more with the same fix (twinrun doctor --all lists them)\n"
     assert f"{more}      fix: twinrun sync\n" in short
     assert [said.count("fix: dvc pull ingest validate train ") for said in (short, long)] == [1, 1]
     assert "lists them" not in long

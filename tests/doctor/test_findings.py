@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from twinrun.base.errors import TwinrunError
 from twinrun.doctor import code
-from twinrun.doctor.findings import counted, duration, shown
+from twinrun.doctor.findings import Finding, counted, duration, reported, shown
 
 
 def test_names_are_counted_and_the_first_ones_listed() -> None:
@@ -28,6 +29,22 @@ def test_times_are_in_their_largest_unit_and_never_negative() -> None:
 def test_a_path_is_shown_below_the_project_or_whole() -> None:
     assert shown(Path("/p/a/b"), Path("/p")) == "a/b"
     assert shown(Path("/q/b"), Path("/p")) == "/q/b"
+
+
+@pytest.mark.parametrize(
+    ("message", "problem", "fix"),
+    [
+        ("/data/St. Gallen/x is missing. Restore it.", "/data/St. Gallen/x is missing", "Restore it."),
+        ("/data/St. Gallen/x is missing.", "/data/St. Gallen/x is missing.", "unset it"),
+        ("It is away. Run it: touch /St. Gallen/x", "It is away", "Run it: touch /St. Gallen/x"),
+        ("It is away. It was at x. Start it.", "It is away. It was at x", "Start it."),
+        ("git. It fails.\nIt says: no.\nRepair it.", "git. It fails.", "It says: no.\n      Repair it."),
+    ],
+)
+def test_the_last_sentence_or_the_lines_after_the_first_of_a_message_are_the_fix(
+    message: str, problem: str, fix: str
+) -> None:
+    assert reported(TwinrunError(message), "unset it") == Finding(problem, fix)
 
 
 def test_the_fix_for_a_secret_adds_a_line_to_a_gitignore_without_a_final_newline(tmp_path: Path) -> None:

@@ -470,7 +470,7 @@ def doctor(
             shown = same if everything else same[:_EXAMPLES]
             lines = [finding.problem for finding in shown]
             if more := len(same) - len(shown):
-                lines.append(f"and {more:,} more, which one command fixes (twinrun doctor --all lists them)")
+                lines.append(f"and {more:,} more with the same fix (twinrun doctor --all lists them)")
             print("\n".join(f"      {line}" for line in [*lines, f"fix: {same[0].fix}"]), flush=True)
         findings += wrong
     print(f"\n{findings} finding{'' if findings == 1 else 's'}." if findings else "\nNo problems found.")

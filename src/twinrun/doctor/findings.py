@@ -3,6 +3,7 @@
 Each other module here has a function `check`, which looks at one part of the set-up and changes nothing.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from twinrun.base.errors import ParamsError, TwinrunError
 from twinrun.base.printing import one_line
 
 SHOWN = 6
+# The last sentence of a text; a period inside a path, as in "/data/St. Gallen/x", ends none.
+_LAST_SENTENCE = re.compile(r"(.+)\. ([^\s/]+ .+)")
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,18 @@ class Check:
         return list(groups.values())
 
 
-def reported(error: TwinrunError) -> Finding:
-    """A message as a finding: its last line or sentence says what to do, unless it lists wrong settings."""
+def reported(error: TwinrunError, default: str | None = None) -> Finding:
+    """A message as a finding: the lines after the first, or the last sentence, say what to do.
+
+    Unless it lists wrong settings. The fix of a single sentence is `default`, or the sentence itself.
+    """
     problem, *more = str(error).splitlines()
     if more and isinstance(error, ParamsError):
         return Finding("\n      ".join([problem, *more]), "correct params.yaml")
-    if not more:
-        problem, _, remedy = problem.partition(". ")
-        more = [remedy or problem]
-    return Finding(problem, more[-1])
+    if more:
+        return Finding(problem, "\n      ".join(more))
+    sentences = _LAST_SENTENCE.fullmatch(problem)
+    return Finding(*sentences.groups()) if sentences else Finding(problem, default or problem)
 
 
 def counted(names: list[str], noun: str) -> str:
