@@ -44,6 +44,9 @@ AMONG_CODE = {
     "networks/pull.py": f'TOKEN = "hf_{VALUE}AbCd"\n',
     "src/key.txt": f"-----BEGIN RSA PRIVATE KEY-----\n{VALUE}\n",
     "src/upload.sh": f"export DB_PASSWORD={VALUE}\n",
+    "src/image.sh": f"FROM x\nENV PASSWORD {VALUE}\n",
+    "networks/variable.ipynb": f'{{"source": ["%env MLFLOW_TRACKING_PASSWORD={VALUE}\\n", "x"]}}',
+    "networks/command.ipynb": f'{{"source": ["!mlflow --password={VALUE}"]}}',
     "networks/explore.ipynb": f'{{"source": ["os.environ[\\"WANDB_API_KEY\\"] = \\"{VALUE}\\"\\n"]}}',
 }
 
@@ -189,6 +192,13 @@ def test_code_that_speaks_of_secrets_and_holds_none_is_taken_and_listed(reposito
     assert "src/login.py" in code.diff
     assert code.lines() == ["Untracked code that goes into the run's card: src/login.py."]
     assert code.left_out == ("mlruns/mlflow.db",) or not code.secrets
+
+
+def test_commands_with_names_of_files_and_variables_are_no_secrets(repository: Path) -> None:
+    write_text("token = tokenize.py --all\nENV PASSWORD_FILE /run/password\n", repository / "src/prepare.sh")
+    write_text('{"source": ["!train --token=tokens.txt\\n", "%env PASSWORD=$FROM_VAULT"]}', repository / "src/a.ipynb")
+
+    assert collect_code(repository).taken == ("src/a.ipynb", "src/prepare.sh")
 
 
 def test_what_dvc_yaml_names_is_taken_and_none_takes_nothing(repository: Path) -> None:

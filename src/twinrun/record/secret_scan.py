@@ -16,12 +16,15 @@ _NO_DETECTORS = ("HexHighEntropyString", "Base64HighEntropyString", "IPPublicDet
 # Not found by the others: Hugging Face's tokens; a long value with digits that is called a key or a token.
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|glpat-[\w-]{20,}|wandb_v1_\w{20,})\b")
 _NAMED = re.compile(r"""(?i)(?:token|key)["'\]]{0,2}\s*[:=]\s*(["']?)([\w+/=.-]{20,})\1"?\s*(?:[,}\]#]|$)""")
-# Without quotes; not the value of a variable, a command or a path.
+# Without quotes; not the value of a variable, a command or a path. That of a token has a digit.
+_BARE_NAME = r"(?:(?:passw(?:or)?d|secret)\w{0,30}|token(?=\W+\S*\d))"
 _BARE = re.compile(
-    r"(?i)(?:(?:passw(?:or)?d|secret)\w{0,30}|token)\s*=\s*(?!\d+\s)"
-    r"""[^\s$"'`(){}<>/~][^\s"'`(){}<>]{5,}(?:\s|$)"""
+    rf"(?i)(?:{_BARE_NAME}\s*=\s*|^\s*(?:set_)?env\s+\w*{_BARE_NAME}\s+)(?!\d+\s)"
+    r"""[^\s$"'`(){}<>/~=][^\s"'`(){}<>]{5,}(?:\s|$)"""
 )
+_COMMAND = re.compile(r'"\s*[%!]([^"]+)')  # a line of a notebook that IPython or a shell runs
 _BARE_IN = frozenset({"", ".sh"})  # as in Dockerfile and .dvc/config
+_A_TOKEN = "looks like a secret (a token or a password)"
 _ALLOWED = "pragma: allowlist secret"
 
 
@@ -51,7 +54,7 @@ def find_secret(file: Path) -> str | None:
             return f"line {secret.line_number} looks like a secret ({secret.type.lower()})"
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if _ALLOWED not in line and _holds_secret(line, file.suffix):
-            return f"line {number} looks like a secret (a token or a password)"
+            return f"line {number} {_A_TOKEN}"
     return None
 
 
@@ -61,7 +64,12 @@ def _find_in_notebook(file: Path) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder, "notebook.py")
         code.write_text(text, encoding="utf-8")
-        return find_secret(code)
+        if (reason := find_secret(code)) is not None:
+            return reason
+    for number, line in enumerate(text.splitlines(), 1):
+        if _ALLOWED not in line and any(map(_BARE.search, _COMMAND.findall(line))):
+            return f"line {number} {_A_TOKEN}"
+    return None
 
 
 def _holds_secret(line: str, suffix: str) -> bool:
