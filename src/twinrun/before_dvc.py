@@ -557,7 +557,7 @@ def _git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
 
     from twinrun.base.git import git_environment
 
-    command, env = ["git", *arguments], git_environment()
+    command, env = ["git", *arguments], git_environment(root)
     try:
         done = subprocess.run(command, cwd=root, input=stdin, capture_output=True, check=False, env=env)
     except OSError:

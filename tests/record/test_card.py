@@ -303,6 +303,7 @@ def test_the_card_opens_with_what_a_run_is_looked_up_by(repository: Path) -> Non
         ("GIT_DIR", ".git"),
         ("GIT_INDEX_FILE", "{other}/.git/index"),
         ("GIT_WORK_TREE", "{other}"),
+        ("GIT_OBJECT_DIRECTORY", "{other}/empty"),
     ],
 )
 def test_the_code_is_that_of_the_folder_whatever_a_git_says_that_runs_this(
@@ -319,6 +320,21 @@ def test_the_code_is_that_of_the_folder_whatever_a_git_says_that_runs_this(
 
     assert collect_code(repository / "project") == expected
     assert expected.taken == ("project/src/new.py",)
+
+
+def test_a_repository_that_only_the_environment_names_is_found(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "train.py").write_text("epochs = 4\n")
+    (repository / "src").mkdir()
+    expected = collect_code(repository)
+    (repository / ".git").rename(tmp_path / "store.git")
+    monkeypatch.chdir(repository / "src")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_DIR", "../../store.git")
+    monkeypatch.setenv("GIT_WORK_TREE", "..")
+
+    assert collect_code(repository) == collect_code(repository / "src") == expected
 
 
 @pytest.mark.parametrize("name", ["HEAD", "repository ", "repository\n"])

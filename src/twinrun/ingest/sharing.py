@@ -274,7 +274,7 @@ def _git_tracks(root: Path, path: Path) -> bool:
 
 def _git_lists(root: Path, *arguments: str) -> bool:
     """Whether `git ls-files` lists something; False where there is no git."""
-    command, env = ["git", "ls-files", *arguments], git_environment()
+    command, env = ["git", "ls-files", *arguments], git_environment(root)
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, check=False, timeout=60, env=env)
     except (OSError, subprocess.TimeoutExpired):

@@ -481,7 +481,7 @@ def run_git(
             ["git", "-C", os.fspath(folder), "-c", "core.quotePath=false", *arguments],
             capture_output=True,
             input=stdin,
-            env=git_environment(GIT_OPTIONAL_LOCKS="0", GIT_DIFF_OPTS="", **own_index),
+            env=git_environment(folder, GIT_OPTIONAL_LOCKS="0", GIT_DIFF_OPTS="", **own_index),
             check=False,
         )
     except FileNotFoundError:
