@@ -89,6 +89,23 @@ def test_the_fix_for_a_change_commits_it_although_git_does_not_show_it(
     assert after[1] == []
 
 
+def test_no_fix_moves_the_git_file_of_a_worktree_of_another_repository(tmp_path: Path) -> None:
+    identity = ["-c", "user.name=Ada", "-c", "user.email=a@example.org"]
+    for name in ("project", "other"):
+        subprocess.run(["git", "init", "--quiet", name], check=True, cwd=tmp_path)
+        command = ["git", *identity, "commit", "--quiet", "--allow-empty", "--message", "one"]
+        subprocess.run(command, check=True, cwd=tmp_path / name)
+    subprocess.run(["git", "worktree", "add", "--quiet", "../project/tree"], check=True, cwd=tmp_path / "other")
+    subprocess.run(["git", "worktree", "add", "--quiet", "own"], check=True, cwd=tmp_path / "project")
+
+    result = code.check(tmp_path / "project")
+    assert not isinstance(result, str)
+    (finding,) = result[1]
+
+    assert finding.problem.startswith("tree/ is a repository of its own")
+    assert finding.fix == "list in .gitignore what no run needs"
+
+
 @pytest.mark.parametrize("name", [".env", "my[1].env", "a?b.env", "back\\slash.env", "star*.env"])
 def test_the_fixes_work_in_a_project_that_lies_in_a_folder_of_its_repository(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

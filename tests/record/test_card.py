@@ -364,6 +364,15 @@ def test_a_repository_inside_of_this_one_is_named_since_a_twin_lacks_it(reposito
     assert (code.dirty, code.left_out) == (True, ("networks/library/",))
 
 
+def test_a_worktree_of_the_repository_itself_is_no_change(repository: Path) -> None:
+    _git(repository, "worktree", "add", "-q", "--detach", str(repository / "a tree"))
+    _git(repository / "a tree", "worktree", "add", "-q", "--detach", str(repository / "a tree/another"))
+
+    codes = [collect_code(folder) for folder in (repository, repository / "a tree")]
+
+    assert [(code.dirty, code.left_out) for code in codes] == [(False, ())] * 2
+
+
 def test_code_in_the_middle_of_a_merge_makes_a_patch_that_applies(repository: Path, tmp_path: Path) -> None:
     _git(repository, "checkout", "-q", "-b", "theirs")
     (repository / "train.py").write_text("epochs = 5\n")

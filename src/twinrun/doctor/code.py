@@ -49,7 +49,9 @@ def check(root: Path) -> Result:
     for name in others:
         if name.endswith("/"):
             problem = f"{one_line(name)} is a repository of its own, whose files git does not track here"
-            remedy = f"move {shlex.quote(f'{up}{name}.git')} elsewhere, or list in .gitignore what no run needs"
+            remedy = "list in .gitignore what no run needs"
+            if not (root / f"{up}{name}.git").is_file():  # of a worktree or submodule, which moving it would break
+                remedy = f"move {shlex.quote(f'{up}{name}.git')} elsewhere, or {remedy}"
             findings.append(Finding(f"{problem}, so a twin would lack them", remedy))
     if untracked := [name for name in others if name not in code.tracked and not name.endswith("/")]:
         findings.append(

@@ -136,7 +136,7 @@ def _choose(
     named = _named_in_dvc_yaml(top / prefix)
     for name in untracked:
         file = top / name
-        if name.endswith("/"):  # a repository inside this one, of which git lists no files
+        if name.endswith("/") and not _is_worktree(top, file):  # a repository of which git lists no files
             left_out.append(name)
         if file.name == DVC_LOCK or not file.is_file():
             continue
@@ -153,6 +153,17 @@ def _choose(
             secrets[name] = reason
         left_out.append(name)
     return taken, left_out, secrets
+
+
+def _is_worktree(top: Path, folder: Path) -> bool:
+    """Whether `folder` is a worktree of the repository at `top`, as `git worktree add` creates."""
+    try:
+        place = (folder / ".git").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # a folder
+        return False
+    of_repository = top / run_git(top, "rev-parse", "--git-common-dir").stdout.removesuffix("\n")
+    own = folder / place.removeprefix("gitdir: ").removesuffix("\n")
+    return own.resolve().parent == of_repository.resolve() / "worktrees"
 
 
 def _is_source(name: str, named: frozenset[str]) -> bool:
