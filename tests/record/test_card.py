@@ -1,6 +1,7 @@
 """The card: enough to make the run again."""
 
 import os
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -418,6 +419,19 @@ def test_large_changes_of_tracked_files_are_named_and_not_copied(
     assert "photos/7.png" in code.left_out
     assert set(code.left_out) <= code.tracked
     assert code.lines()[0].startswith("Too large for the run's card: the changes of photos/")
+
+
+def test_more_changes_than_git_can_leave_out_are_to_be_committed(repository: Path) -> None:
+    folder = repository.joinpath("secrets", *["deep" * 50] * 9)
+    folder.mkdir(parents=True)
+    for number in range(4_000):
+        (folder / f"{number}.txt").touch()
+    _git(repository, "add", "-A")
+    _git(repository, "commit", "-qm", "Many")
+    shutil.rmtree(repository / "secrets")
+
+    with pytest.raises(RepositoryError, match="Commit the change or deletion of these files"):
+        collect_code(repository)
 
 
 def test_a_worktree_whose_repository_was_moved_is_repaired_by_what_the_message_says(

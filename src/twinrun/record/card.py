@@ -3,6 +3,7 @@
 Training passes in what only it knows: GPU, precision, fingerprint.
 """
 
+import errno
 import hashlib
 import os
 import platform
@@ -501,6 +502,12 @@ def run_git(
             "Install it (Debian: apt install git; macOS: xcode-select --install) and run again."
         ) from None
     except OSError as error:
+        if error.errno == errno.E2BIG:  # git diff takes names to leave out as arguments alone
+            raise RepositoryError(
+                f"The git repository at {folder.resolve()} has more uncommitted changes of large or secret files than "
+                "git can leave out of a run's card.\n"
+                "Commit the change or deletion of these files, or restore them (git status lists them)."
+            ) from error
         raise RepositoryError(f"git could not be run in {folder}: {os_problem(error)}") from error
     # Decoded here, since subprocess would change the line ends of a patch.
     stdout, stderr = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
