@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from twinrun.record.card import (
     collect_dvc_lock,
     collect_environment,
     collect_hardware,
+    run_git,
 )
 
 
@@ -410,9 +412,17 @@ def test_large_changes_of_tracked_files_are_named_and_not_copied(
     for file in (*(repository / "photos").iterdir(), repository / "table.csv"):
         file.unlink()
     (repository / "train.py").write_text("epochs = 4\n")
+    compared = []
+
+    def counted(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        compared.extend(["a file"] if "--text" in arguments else [])
+        return run_git(folder, *arguments, **options)
+
+    monkeypatch.setattr(card, "run_git", counted)
 
     code = collect_code(repository)
 
+    assert len(compared) < 10  # of 8 photos, a table and the code
     assert "+epochs = 4" in code.diff
     assert len(code.diff) < 60_000
     assert "table.csv" in code.left_out

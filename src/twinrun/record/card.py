@@ -194,6 +194,8 @@ def _changes_to_leave_out(top: Path, index: Path) -> tuple[dict[str, str], list[
     Those that look like secrets, and why; and those whose changes are too large.
     """
     names = _compared(run_git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--", index=index))
+    counts = _compared(run_git(top, *_DIFF, "--numstat", "--no-renames", "-z", "HEAD", "--", index=index)).split("\0")
+    binary = {count.removeprefix("-\t-\t") for count in counts if count.startswith("-\t-\t")}
     secrets: dict[str, str] = {}
     large, total = [], 0  # bytes of binary files
     for name in filter(None, names.split("\0")):
@@ -202,6 +204,9 @@ def _changes_to_leave_out(top: Path, index: Path) -> tuple[dict[str, str], list[
             continue
         if is_secret(name) and file.suffix not in (".py", ".pyi"):  # code of that name is judged by what it holds
             secrets[name] = _CHANGED_AND_NAMED_AS_SECRET
+            continue
+        if total > ALL_TAKEN_BYTES and name in binary and file.suffix.lower() not in _SOURCES:
+            large.append(name)  # without a git for each of thousands of images
             continue
         # As text, whatever its attributes say: a binary patch would hold it all the same.
         compare = ("--literal-pathspecs", *_DIFF, "--text", "HEAD", "--", name)
