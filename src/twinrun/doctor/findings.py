@@ -55,7 +55,7 @@ def reported(error: TwinrunError, default: str | None = None) -> Finding:
     if more:
         return Finding(problem, "\n      ".join(more))
     sentences = _LAST_SENTENCE.fullmatch(problem)
-    return Finding(*sentences.groups()) if sentences else Finding(problem, default or problem)
+    return Finding(sentences[1], sentences[2]) if sentences else Finding(problem, default or problem)
 
 
 def counted(names: list[str], noun: str) -> str:
