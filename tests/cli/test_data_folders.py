@@ -268,6 +268,7 @@ def test_a_csv_without_labels_for_a_check_is_answered_with_the_option_and_not_wi
     assert said in ran.said
     assert "params.yaml" not in ran.said
     assert "ingest." not in ran.said
+    assert "Without a split" not in ran.said
 
 
 def test_a_check_of_folders_of_classes_says_how_to_take_the_labels_of_a_csv_instead(tmp_path: Path) -> None:

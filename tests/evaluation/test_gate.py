@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from twinrun.evaluation.comparison import Contender, align
-from twinrun.evaluation.gate import judge_agreement, judge_beside
+from twinrun.evaluation.gate import judge_agreement, judge_alone, judge_beside
 from twinrun.evaluation.predictions import Predictions
 from twinrun.project.presets import preset_params
 
@@ -29,6 +29,23 @@ def test_few_images_refuse_a_model_only_where_its_loss_is_large(kept: int, image
 
     assert gate.passed is passed
     assert f"of {images} test images keep their label" in gate.sentence
+
+
+@pytest.mark.parametrize(
+    ("model_bytes", "said"),
+    [
+        (12_345_600_000, "its size is 12,345.6 MB; at most 5 MB"),
+        (5_000_400, "its size is 5.0004 MB; at most 5 MB"),
+        (1, "its size is 0.0 MB; at most 5 MB"),
+    ],
+)
+def test_a_size_is_written_out_with_as_many_decimals_as_tell_it_from_the_limit(model_bytes: int, said: str) -> None:
+    gates = replace(preset_params("digits").register.gates, max_model_mb=5.0)
+    metrics = {"accuracy": 0.99, "images": 400, "per_class": [{"images": 200}, {"images": 200}], "model_bytes": model_bytes}
+
+    (size,) = (gate for gate in judge_alone(metrics, 0.5, gates) if gate.name == "size")
+
+    assert size.sentence.startswith(said)
 
 
 def test_an_agreement_that_is_not_known_is_neither_passed_nor_refused() -> None:

@@ -83,6 +83,7 @@ def test_a_log_whose_first_line_was_cut_off_is_taken_again(tmp_path: Path) -> No
     [
         (["--log", "one.jsonl", "--watch", "./one.jsonl"], "one.jsonl is the file of --log and of --watch. Name"),
         (["--log", "one.jsonl", "--watch", "link.jsonl"], "one.jsonl is the file of --log and of --watch. Name"),
+        (["--log", "new.jsonl", "--watch", "./new.jsonl"], "new.jsonl is the file of --log and of --watch. Name"),
         (
             ["--feedback", "--watch", "data/feedback/items.jsonl"],
             "data/feedback/items.jsonl is the file of --watch and of --feedback. Name another",
@@ -116,4 +117,4 @@ def test_a_file_that_cannot_be_used_is_refused_once_before_the_model_is_looked_f
     assert ended.returncode == 1
     assert ended.stdout == ""
     assert ended.stderr.count(problem) == 1
-    assert not (tmp_path / "lgos").exists()
+    assert not [name for name in ("lgos", "new.jsonl", "data/feedback/items.jsonl") if (tmp_path / name).exists()]

@@ -491,12 +491,22 @@ def test_of_two_clones_that_promote_at_once_one_notices_that_the_champion_change
 def test_a_promotion_that_was_killed_while_it_moved_the_champion_holds_no_other_one_up(
     tracker: FaultyTracker, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow import MlflowClient
+
     _register(project, name="left")
     open_client(find_tracker()).set_registered_model_tag("left", f"twinrun.changing_champion.{'0' * 32}", "true")
     monkeypatch.setattr(module, "_LEFT_S", 1.0)
+    tried, set_tag = list[str](), MlflowClient.set_registered_model_tag
+
+    def noted(client: MlflowClient, name: str, key: str, value: str) -> None:
+        tried.extend([key] if "changing" in key else [])
+        set_tag(client, name, key, value)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_tag", noted)
 
     Registry(find_tracker(), "left").promote(1)
 
+    assert len(tried) == len(set(tried)) > 1  # a tag that stayed would count as left by a killed process
     model = open_client(find_tracker()).get_registered_model("left")
     assert tracker.fault is None
     assert model.aliases["champion"] == "1"
