@@ -41,7 +41,8 @@ def test_few_images_refuse_a_model_only_where_its_loss_is_large(kept: int, image
 )
 def test_a_size_is_written_out_with_as_many_decimals_as_tell_it_from_the_limit(model_bytes: int, said: str) -> None:
     gates = replace(preset_params("digits").register.gates, max_model_mb=5.0)
-    metrics = {"accuracy": 0.99, "images": 400, "per_class": [{"images": 200}, {"images": 200}], "model_bytes": model_bytes}
+    classes = [{"label": name, "images": 200} for name in "ab"]
+    metrics = {"accuracy": 0.99, "images": 400, "per_class": classes, "model_bytes": model_bytes}
 
     (size,) = (gate for gate in judge_alone(metrics, 0.5, gates) if gate.name == "size")
 
