@@ -563,7 +563,9 @@ def test_a_class_without_validation_images_is_evaluated_with_the_threshold_of_al
     calibration = json.loads((OUT / "calibration.json").read_text())
     assert calibration["images"][9] == 0
     assert 0 < min(calibration["least"]) <= calibration["least"][9] < 1
-    assert "Too few validation images for a guarantee of their own: “" in (OUT / "report/index.html").read_text()
+    page = (OUT / "report/index.html").read_text()
+    assert "Too few validation images for a guarantee of their own: “" in page
+    assert "”. The intervals allow for" in page
 
 
 def test_a_model_of_other_classes_is_refused_and_both_differences_are_named(
