@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import preloaded
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
@@ -114,13 +113,6 @@ def run_twinrun(folder: Path, *arguments: str) -> Ran:
         except SystemExit as ended:
             code = int(ended.code or 0)
     return Ran(code, out.getvalue() + err.getvalue())
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of all that it started: unlike a clock, much the same on a busy machine."""
-    process = psutil.Process()
-    times = [process.cpu_times(), *(child.cpu_times() for child in process.children(recursive=True))]
-    return float(sum(sum(time[:4]) for time in times))  # of each: user, system, and those of children that ended
 
 
 def heed_permissions() -> None:

@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from clock import takes_at_most
 from tracking_support import HASHES, evaluate, free_port, runs, train, train_really, wait_for
 
 from pipeline import register
@@ -57,15 +58,11 @@ def twinrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 def test_help_answers_at_once_and_shows_every_command() -> None:
-    cpu_seconds = []
-    for _ in range(3):  # the least of them: a busy machine slows one or another
-        used = os.times().children_user
+    with takes_at_most(0.5):  # PyTorch, MLflow or DVC alone take longer to import
         printed = subprocess.run(
             [sys.executable, "-m", "twinrun", "--help"], capture_output=True, text=True, check=True
         ).stdout
-        cpu_seconds.append(os.times().children_user - used)
 
-    assert min(cpu_seconds) < 0.5
     for name in (
         "init",
         "preset",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clock import takes_at_most
 from data_support import Project
 from PIL import Image
 
@@ -480,7 +481,7 @@ def test_odd_names_are_one_line_of_text_everywhere_and_different_names_stay_diff
     }  # fmt: skip
 
 
-def test_twenty_thousand_files_are_listed_in_two_seconds(project: Project) -> None:
+def test_twenty_thousand_files_are_listed_in_seconds(project: Project) -> None:
     from twinrun.ingest.folders import list_images
 
     for label in ("cat", "dog"):
@@ -488,12 +489,10 @@ def test_twenty_thousand_files_are_listed_in_two_seconds(project: Project) -> No
         for number in range(10_000):
             (project.folder / f"images/{label}/{number}.jpg").touch()
 
-    before = os.times()
-    listing = list_images(project.folder / "images", Path("out"))
-    after = os.times()
+    with takes_at_most(2):
+        listing = list_images(project.folder / "images", Path("out"))
 
     assert len(listing.items) == 20_000
-    assert after.user + after.system - before.user - before.system < 2
 
 
 @pytest.mark.parametrize("word", ["label", "test"])
@@ -507,9 +506,7 @@ def test_thousands_of_classes_whose_names_have_a_word_for_something_else_are_lis
         folder.mkdir(parents=True)
         (folder / "1.jpg").touch()
 
-    before = os.times()
-    listing = list_images(project.folder / "images", Path("out"))
-    after = os.times()
+    with takes_at_most(2):
+        listing = list_images(project.folder / "images", Path("out"))
 
     assert len({item.label for item in listing.items}) == 2000
-    assert after.user + after.system - before.user - before.system < 4

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data_support import Project, Ran, cpu_seconds
+from clock import takes_at_most
+from data_support import Project, Ran
 from PIL import Image
 from tracking_support import runs
 
@@ -276,18 +277,17 @@ def test_without_ingest_the_missing_file_is_named(project: Project, validated: S
     assert "data/out/ingest/images.npy is missing. Create it: dvc repro ingest" in ran.said
 
 
-def test_fashion_mnist_takes_about_a_minute_of_cpu_time_and_has_val_carved_out_of_train(
+def test_fashion_mnist_takes_about_a_minute_and_has_val_carved_out_of_train(
     project: Project, real_images: Path
 ) -> None:
     project.set(ingest__source="fashion-mnist", ingest__path=str(real_images / "fashion-mnist"))
 
     project.set(validate__on_near_leak="drop")  # a few of its test images are in training as well
-    started = cpu_seconds()
-    for stage in ("ingest", "validate"):
-        ran = project.run(stage)
-        assert ran.code == 0, ran.said
+    with takes_at_most(100):  # of which the search for near duplicates takes most
+        for stage in ("ingest", "validate"):
+            ran = project.run(stage)
+            assert ran.code == 0, ran.said
 
-    assert cpu_seconds() - started < 90  # of which the search for near duplicates takes most
     splits = project.result()["splits"]
     assert splits["test"] == 10_000
     leaks = project.result()["images"]["dropped"]["near leak"]
@@ -302,16 +302,14 @@ def test_trashnet_stops_and_names_the_three_contradicting_pairs_and_dropping_the
 ) -> None:
     project.set(ingest__source="trashnet", ingest__path=str(real_images / "trashnet"), ingest__channels="rgb")
 
-    started = cpu_seconds()
-    assert project.run("ingest").code == 0
-    ingest_cpu_s = cpu_seconds() - started
+    with takes_at_most(40):
+        assert project.run("ingest").code == 0
     stopped = validated(project, first_ingest=False)
     pictures = project.report().count("data:image/")
     shown = project.report()
     project.set(validate__on_leak="drop", validate__on_near_leak="drop", validate__on_contradiction="drop")
     dropped = validated(project, first_ingest=False)
 
-    assert ingest_cpu_s < 45  # processor time, which grows where other programs share the caches
     rows = project.table()
     assert Counter(row["split"] for row in rows) == {"train": 1768, "val": 328, "test": 431}
     assert Counter(row["label"] for row in rows)["trash"] == 137

