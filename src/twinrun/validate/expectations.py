@@ -69,7 +69,8 @@ def judge(
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-    source = context.data_sources.add_pandas("twinrun")
+    asset = context.data_sources.add_pandas("twinrun").add_dataframe_asset("tables")
+    batch = asset.add_batch_definition_whole_dataframe("all")  # one for all: each writes the configuration again
     result_format = {
         "result_format": "COMPLETE",
         "unexpected_index_column_names": [_ROW],
@@ -77,12 +78,11 @@ def judge(
     }
     judgements: dict[int, Judgement] = {}
     for name, columns in tables.items():
-        frame = pd.DataFrame({key: pd.Series(list(values), dtype=_dtype(values)) for key, values in columns.items()})
-        frame[_ROW] = range(len(frame))
-        batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
         asked = [(index, rule) for index, (table, rule) in enumerate(rules) if table == name]
         if not asked:
             continue
+        frame = pd.DataFrame({key: pd.Series(list(values), dtype=_dtype(values)) for key, values in columns.items()})
+        frame[_ROW] = range(len(frame))
         suite = ExpectationSuite(name=name)
         for index, rule in asked:
             made = _endless(rule, columns) or _expectation(rule, index)
