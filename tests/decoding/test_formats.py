@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import struct
 import sys
 import zlib
@@ -462,3 +463,13 @@ def test_zeros_after_the_end_of_a_jpeg_are_nobodys_business() -> None:
 
     assert np.array_equal(pixels(whole + bytes(4096)), pixels(whole))
     assert np.array_equal(pixels(whole + b"a trailer" + bytes(4096)), pixels(whole))
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded_and_the_bytes_of_one_in_a_video_are_not() -> None:
+    whole = encoded(Image.fromarray(COLORS), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+
+    words = why_not(whole[:-2] + whole[last:-2] * 600 + whole[-2:])
+
+    assert re.fullmatch(r"has 6\d\d scans, and at most 500 are decoded: a JPEG has about 10. Save it again", words)
+    assert np.array_equal(pixels(whole + b"\xff\xda" * 600), pixels(whole))

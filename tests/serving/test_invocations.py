@@ -1,7 +1,9 @@
 """Requests in the forms of MLflow's server."""
 
 import base64
+import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -44,3 +46,16 @@ def test_every_form_gives_the_images_that_it_holds(content: Any) -> None:
 def test_a_body_of_another_form_is_refused_with_what_is_wrong(body: bytes, problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         read_request(body, 2)
+
+
+@pytest.mark.parametrize("texts", [["x" * 200_000] + ["a"] * 200, [["x" * 200_000] + [1] * 200]])
+def test_one_long_text_among_many_takes_no_more_memory_for_the_others(texts: list[Any]) -> None:
+    body = json.dumps({"inputs": [texts]}).encode()
+
+    tracemalloc.start()
+    with contextlib.suppress(DataError):
+        read_request(body, 2)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < 10 * len(body)

@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from twinrun.base.errors import DecodeError
 from twinrun.core.arrays import Pixels, Size
 from twinrun.core.framing import padded_box
-from twinrun.decoding.diagnosis import decoder_error, missing_end, not_an_image, too_many_pixels
+from twinrun.decoding.diagnosis import decoder_error, missing_end, not_an_image, too_many_pixels, too_many_scans
 from twinrun.decoding.dicom import is_dicom, open_dicom
 from twinrun.decoding.npy import MAGIC, open_npy
 from twinrun.decoding.png import (
@@ -291,6 +291,8 @@ def _all_bits(png: PngPixels) -> Samples:
 
 
 def _loaded_jpeg(image: Image.Image, stream: BinaryIO) -> _Picture:
+    if reason := too_many_scans(stream):
+        raise FormatError(reason)
     picture = _loaded(image)
     if reason := missing_end(stream):
         raise FormatError(reason)

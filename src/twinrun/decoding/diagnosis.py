@@ -3,6 +3,7 @@
 import io
 import re
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -67,7 +68,8 @@ _PNG_SIGNATURE = 8
 _PNG_AROUND_DATA = 12  # length, kind and checksum of a chunk
 _FEWEST_ZEROS = 512  # what was reserved on a disk and never written comes in sectors
 _FEWEST_ZEROS_OF_JPEG = 16
-_END_OF_IMAGE = 0xD9
+_END_OF_IMAGE, _SCAN = 0xD9, 0xDA
+_MOST_SCANS = 500
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _CUT = "truncated: the end of the file is missing"
 
@@ -106,25 +108,39 @@ def missing_end(stream: BinaryIO) -> str | None:
         return None
     stream.seek(0)
     data = stream.read()
-    if _jpeg_ends(data):
+    if _END_OF_IMAGE in _markers(data):
         return None
     return f"damaged: the last {100 * (1 - len(data.rstrip(bytes(1))) / len(data)):.0f}% of the file are zeros"
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether the first image of a JPEG file has its end marker: segments are passed over, scans searched through."""
+def too_many_scans(stream: BinaryIO) -> str | None:
+    """What is wrong with a JPEG of so many scans that decoding takes hours: each costs a few bytes and a pass of all.
+
+    Libjpeg has no limit, and its authors advise this one. Those of other pictures in the file do not count.
+    """
+    stream.seek(0)
+    data = stream.read()
+    if data.count(bytes((0xFF, _SCAN))) <= _MOST_SCANS:  # quick; a video behind the picture may hold such bytes too
+        return None
+    if (scans := sum(marker == _SCAN for marker in _markers(data))) <= _MOST_SCANS:
+        return None
+    return f"has {scans:,} scans, and at most {_MOST_SCANS} are decoded: a JPEG has about 10. Save it again"
+
+
+def _markers(data: bytes) -> Iterator[int]:
+    """Those of the first image of a JPEG file, to its end: segments are passed over, scans searched through."""
     at = 2
     while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
         marker = data[at + 1]
-        if marker == _END_OF_IMAGE:
-            return True
         if marker == 0xFF:  # a fill byte
             at += 1
         elif marker in _WITHOUT_LENGTH:
             at += 2
         else:
+            yield marker
+            if marker == _END_OF_IMAGE:
+                return
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
 
 
 def decoder_error(error: Exception, image: Image.Image | None, stream: BinaryIO) -> str:

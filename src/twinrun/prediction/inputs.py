@@ -109,7 +109,7 @@ def _column(names: list[Any], columns: Any, container: str) -> Any:
 def _images_of_list(values: Sequence[Any], paths: bool) -> list[Given]:
     if values and all(isinstance(value, list | tuple | int | float) for value in values):  # an image, or some, as JSON
         try:
-            return _images_of_array(np.asarray(values), paths)
+            return _images_of_array(_as_array(values), paths)
         except ValueError:
             raise DataError(f"The rows of this list differ in length. {_examples(paths)}") from None
     return [_image(value, paths) for value in values]
@@ -151,10 +151,16 @@ def _image(value: Any, paths: bool) -> Given:
 
 def _image_of_list(values: Sequence[Any], paths: bool) -> Given:
     try:
-        array = np.asarray(values)
+        array = _as_array(values)
     except ValueError:
         return Unreadable("is a list whose rows differ in length")
     return _array(array) if array.dtype.kind in "buif" else Unreadable(f"is a list, not an image. {_examples(paths)}")
+
+
+def _as_array(values: Sequence[Any]) -> npt.NDArray[Any]:
+    """Nested lists as an array, of objects where there is text: else each would take the bytes of the longest."""
+    objects = np.asarray(values, dtype=object)
+    return objects if any(isinstance(value, str | bytes) for value in objects.flat) else np.asarray(values)
 
 
 def _image_of_text(text: str, paths: bool) -> Given:
