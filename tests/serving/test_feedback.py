@@ -73,16 +73,34 @@ def test_feedback_is_off_unless_wanted_and_limited_in_rate_and_number(
     monkeypatch.setattr(receiving, "PER_MINUTE", 2)
     with serving(_app(tmp_path / "few")) as served:
         fast = [served.teach(digit_png(row), "3") for row in range(4)]
-    monkeypatch.setattr(receiving, "MOST_ITEMS", 0)
+    monkeypatch.setattr(receiving, "PER_MINUTE", 30)
+    monkeypatch.setattr(receiving, "MOST_ITEMS", 1)
     with serving(_app(tmp_path / "full")) as served:
-        full = served.teach(digit_png(0), "3")
+        served.teach(digit_png(0), "3")
+        full = served.teach(digit_png(1), "3")
+        (tmp_path / "full" / "items.jsonl").unlink()
+        emptied = served.teach(digit_png(1), "3")[0]
 
     assert off[0] == 404
     assert "--feedback" in off[1]["error"]
     assert version["feedback"] is False
     assert [status for status, _, _ in fast] == [201, 201, 429, 429]
-    assert full[0] == 429
+    assert [full[0], emptied] == [429, 201]
     assert int(full[2]["Retry-After"]) > 60
+
+
+def test_photos_that_come_after_a_person_emptied_the_folder_are_kept_also_the_same_ones(tmp_path: Path) -> None:
+    with serving(_app(tmp_path)) as served:
+        for left in ("", "items.jsonl", ""):
+            statuses = [served.teach(digit_png(row), "3")[0] for row in (0, 1)]
+            names = {item.file for item in read_feedback(tmp_path)}
+            photos = {file.name for file in tmp_path.iterdir()} - {"items.jsonl"}
+
+            assert (statuses, len(names)) == ([201, 201], 2)
+            assert names == photos
+            for file in tmp_path.iterdir():
+                if file.name != left:
+                    file.unlink()
 
 
 def test_a_line_that_a_crash_cut_off_costs_no_other_photo(tmp_path: Path) -> None:

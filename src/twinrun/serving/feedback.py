@@ -59,6 +59,10 @@ class _Taken:
     allowance: float
     counted: float
 
+    @property
+    def is_full(self) -> bool:
+        return len(self.items) >= MOST_ITEMS or self.bytes >= MOST_BYTES
+
 
 class Quarantine:
     """The folder to which feedback goes."""
@@ -69,11 +73,7 @@ class Quarantine:
         with suppress(OSError):  # JsonLines says why
             folder.mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(folder / ITEMS, "--feedback")
-        items = read_feedback(folder)
-        files = {item.file for item in items}
-        sizes = [(folder / file).stat().st_size for file in files if (folder / file).is_file()]
-        known = {(item.file, item.label) for item in items}
-        self._taken = _Taken(known, sum(sizes), PER_MINUTE, time.monotonic())
+        self._taken = _Taken(*_held(folder), PER_MINUTE, time.monotonic())
 
     def allow(self) -> None:
         """Count one more request. Raises TooMuch where there were too many, or the folder is full."""
@@ -81,11 +81,13 @@ class Quarantine:
             taken, now = self._taken, time.monotonic()
             taken.allowance = min(PER_MINUTE, taken.allowance + (now - taken.counted) * PER_MINUTE / 60)
             taken.counted = now
-            if len(taken.items) >= MOST_ITEMS or taken.bytes >= MOST_BYTES:
-                raise TooMuch("No more feedback can be kept until what is there was looked at.", 3600)
             if taken.allowance < 1:
                 raise TooMuch(f"At most {PER_MINUTE} photos a minute are taken. Send it again in a minute.", 60)
             taken.allowance -= 1
+            if taken.is_full:
+                self._count()
+            if taken.is_full:
+                raise TooMuch("No more feedback can be kept until what is there was looked at and removed.", 3600)
 
     def add(self, image: bytes, label: str, answer: dict[str, Any], settings: StoredPreprocessing) -> str:
         """Keep a photo that was classified with `answer` under the label that a person gives it; returns its sha256.
@@ -96,7 +98,9 @@ class Quarantine:
         digest = hashlib.sha256(photo).hexdigest()
         name = digest + suffix
         with self._lock:
-            if (name, label) in self._taken.items:
+            if not self._lines.is_there:
+                self._count()
+            if (name, label) in self._taken.items and (self._folder / name).exists():
                 return digest
             if not (self._folder / name).exists():
                 with replacing(self._folder / name) as temp:
@@ -107,6 +111,18 @@ class Quarantine:
             self._lines.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
             self._taken.items.add((name, label))
         return digest
+
+    def _count(self) -> None:
+        """Look at what is left: a person removes photos, or all of the folder, while the server runs."""
+        with suppress(DataError):  # a line that a person spoiled, which `twinrun data feedback` names
+            self._taken.items, self._taken.bytes = _held(self._folder)
+
+
+def _held(folder: Path) -> tuple[set[tuple[str, str]], int]:
+    """The photos in a folder, each with a label that it was given, and the bytes of all."""
+    items = [item for item in read_feedback(folder) if (folder / item.file).is_file()]
+    sizes = {item.file: (folder / item.file).stat().st_size for item in items}
+    return {(item.file, item.label) for item in items}, sum(sizes.values())
 
 
 def read_feedback(folder: Path) -> list[FeedbackItem]:

@@ -34,22 +34,23 @@ class JsonLines:
                 raise DataError(
                     f"{self._named} cannot be written: there is no folder {path.parent}. Create it: mkdir -p {folder}"
                 )
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            status = os.fstat(self._file)
-            start = os.pread(self._file, len(_START), 0) if status.st_size else b""
+            self._file = self._opened()
         except OSError as error:
             raise DataError(f"{self._named} cannot be written: {error.strerror}. Name another file.") from None
-        # Of a line that was cut off, a part is there.
-        if not stat.S_ISREG(status.st_mode) or not _START.startswith(start.partition(b"\n")[0]):
-            os.close(self._file)
-            raise DataError(
-                f"{self._named} is not a file that the server writes, and nothing was added to it. Name another file."
-            )
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the path still names the file that was opened: it may have been removed, or moved away."""
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._file))
+        except OSError:
+            return False
 
     def append(self, content: dict[str, Any]) -> None:
         """Add one line. Raises OSError where the disk does not take it; what it took of the line stays, by itself.
 
-        The first such line is reported on stderr, and so is the next one after others were taken.
+        The first such line is reported on stderr, and so is the next one after others were taken. A file that was
+        removed or moved away meanwhile is begun anew.
         """
         data = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._lock:
@@ -62,7 +63,27 @@ class JsonLines:
                 raise
             self._is_failing = False
 
+    def _opened(self) -> int:
+        """Raises DataError where the file is something else."""
+        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        status = os.fstat(file)
+        start = os.pread(file, len(_START), 0) if stat.S_ISREG(status.st_mode) else b""
+        # Of a line that was cut off, a part is there.
+        if stat.S_ISREG(status.st_mode) and _START.startswith(start.partition(b"\n")[0]):
+            return file
+        os.close(file)
+        raise DataError(
+            f"{self._named} is not a file that the server writes, and nothing was added to it. Name another file."
+        )
+
     def _append(self, data: bytes) -> None:
+        if not self.is_there:
+            try:
+                renewed = self._opened()
+            except DataError:
+                raise OSError(errno.EEXIST, "another file has its name now", str(self._path)) from None
+            os.close(self._file)
+            self._file = renewed
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":  # cut off by a crash or a full disk
             data = b"\n" + data
