@@ -20,7 +20,7 @@ import uvicorn
 from firefox_support import FIREFOX, Firefox
 from image_files import HEIC
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Request, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Request, Route, expect, sync_playwright
 
 from twinrun.base.errors import DecodeError
 from twinrun.decoding.decode import decode_image, fit_image
@@ -127,6 +127,14 @@ def evaluate(request: pytest.FixtureRequest, server: uvicorn.Server) -> Evaluate
     firefox: Firefox = request.getfixturevalue("firefox")
     _open_in_firefox(firefox, server)
     return firefox.evaluate
+
+
+@pytest.fixture
+def unkept(browser: Browser) -> Iterator[BrowserContext]:
+    """Without a service worker, so that each request can be held back."""
+    with browser.new_context(service_workers="block") as context:
+        context.set_default_timeout(30_000)
+        yield context
 
 
 @pytest.fixture
@@ -266,6 +274,96 @@ def test_a_server_with_a_token_has_the_page_ask_for_it_and_the_photo_stays_on_th
     assert page.inner_text("#privacy") == "Your photo stays on this device."
     assert "POST" not in sent
     assert page.evaluate("document.body.dataset.device") == "yes"
+
+
+def test_a_photo_chosen_while_the_page_loads_is_classified_and_every_text_follows_the_last_language(
+    unkept: BrowserContext, server: uvicorn.Server
+) -> None:
+    page, held = unkept.new_page(), list[Route]()
+    page.route("**/version", partial(_hold, held))
+    page.goto(server.address)  # type: ignore[attr-defined]
+    page.wait_for_selector("#region option:nth-of-type(2)", state="attached")
+
+    page.set_input_files("#file", PAGE / "examples" / "glass.jpg")
+    held.pop().continue_()
+    page.wait_for_selector("#answer-heading:text-is('Glass')")
+    page.route("**/lang/de.json", partial(_hold, held))
+    page.select_option("#language", "de")
+    page.select_option("#language", "ko")
+    page.wait_for_selector("#answer-heading:text-is('유리')")
+    with page.expect_response("**/lang/de.json"):
+        held.pop().continue_()
+    page.route("**/lang/en.json", lambda route: route.abort())
+    page.select_option("#language", "en")
+    expect(page.locator("#language")).to_have_value("ko")
+
+    assert page.get_attribute("#picture", "alt") == "내 사진"
+    assert page.inner_text("#model").startswith("모델: ")
+    assert page.evaluate("document.documentElement.lang") == "ko"
+
+
+@pytest.mark.parametrize(
+    ("missing", "answer"), [("regions", "Der Server antwortet"), ("lang/*", "The server does not")]
+)
+def test_a_page_that_cannot_load_all_says_that_the_server_does_not_answer(
+    unkept: BrowserContext, server: uvicorn.Server, missing: str, answer: str
+) -> None:
+    page = unkept.new_page()
+    page.add_init_script("localStorage.setItem('language', 'de')")
+    page.route(f"**/{missing}", lambda route: route.abort())
+
+    page.goto(server.address)  # type: ignore[attr-defined]
+
+    page.wait_for_selector(f"#confidence:has-text('{answer}')")
+
+
+def test_thanks_for_one_photo_do_not_stand_below_the_next_one(unkept: BrowserContext, server: uvicorn.Server) -> None:
+    page, held = unkept.new_page(), list[Route]()
+    page.route("**/version", partial(_change, {"feedback": True}))
+    page.route("**/feedback", partial(_hold, held))
+    page.goto(server.address)  # type: ignore[attr-defined]
+
+    page.set_input_files("#file", PAGE / "examples" / "glass.jpg")
+    page.click("#wrong summary")
+    page.check("#consent")
+    page.click("#labels button >> nth=0")
+    page.set_input_files("#file", PAGE / "examples" / "metal.jpg")
+    page.wait_for_selector("#answer-heading:text-is('Metal')")
+    with page.expect_response("**/feedback"):
+        held.pop().fulfill(status=201, json={})
+    page.click("#wrong summary")
+    page.click("#labels button >> nth=0")
+
+    assert page.inner_text("#taught") == "Please agree first."
+
+
+def test_a_device_whose_disk_is_full_still_looks_at_photos_itself(
+    context: BrowserContext, server: uvicorn.Server
+) -> None:
+    page = context.new_page()
+    quota = {"origin": server.address, "quotaSize": 100_000}  # type: ignore[attr-defined]
+    context.new_cdp_session(page).send("Storage.overrideQuotaForOrigin", quota)
+
+    page.goto(server.address)  # type: ignore[attr-defined]
+
+    _wait_for_device(page, "yes")
+
+
+def test_why_shows_the_places_of_the_label_where_names_are_numbers(
+    unkept: BrowserContext, server: uvicorn.Server
+) -> None:
+    names, maps = ["1", "10", "11", "2", "3", "4"], list[str]()
+    for classes in ({}, {"classes": names}):
+        page = unkept.new_page()
+        page.route("**/version", partial(_change, classes))
+        page.goto(server.address)  # type: ignore[attr-defined]
+        page.set_input_files("#file", PAGE / "examples" / "glass.jpg")
+        page.click("#why")
+        page.wait_for_selector("#map:not([hidden])")
+        maps.append(page.evaluate("document.querySelector('#map').toDataURL()"))
+
+    assert page.inner_text("#answer-heading") == "10"
+    assert maps[0] == maps[1]
 
 
 def test_a_question_and_an_error_follow_the_language_that_is_chosen_while_they_stand(
@@ -640,6 +738,14 @@ def _serious(page: Page) -> list[str]:
         page.emulate_media(color_scheme=scheme)
         problems += page.evaluate(SERIOUS)
     return problems
+
+
+def _hold(held: list[Route], route: Route) -> None:
+    held.append(route)
+
+
+def _change(changes: dict[str, Any], route: Route) -> None:
+    route.fulfill(json=route.fetch().json() | changes)
 
 
 def _fulfill(answer: dict[str, Any], route: Route) -> None:

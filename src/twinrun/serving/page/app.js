@@ -4,8 +4,9 @@ import { drawn, pngOf, styleOf } from "./draw.js";
 
 const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
-const words = { texts: {}, language: "en" };
-let regions = [], current = null, teaches = false, guarded = false, accepted = false, asked = 0, token = "", agreed = false, device = null, served = null, reason = "";
+const words = { texts: { failed: "That did not work", "no server": "The server does not answer. Is it still running?" }, language: "en" };
+let spoken = 0, early = null; // languages that were asked for, and a photo that came before the page was ready
+let regions = [], current = null, teaches = false, guarded = false, accepted = false, asked = 0, token = "", agreed = false, device = null, served = null, named = null, reason = "";
 const NO_TOKEN = "refused 401"; // the name of a text, and the worker's error where the server keeps the model back
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
@@ -18,7 +19,7 @@ async function openDevice(version) {
   const { name, version: number, weights_hash, onnx_sha256 } = version;
   const model = { ...version, facts: { name, version: number, weights_hash, onnx_sha256 } };
   try { await ask({ kind: "start", model, headers: withToken() }); } catch (error) { worker.terminate(); throw error; }
-  return { temperature: version.calibration?.temperature, classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
+  return { classes: version.classes, temperature: version.calibration?.temperature, classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
 }
 
 const withToken = () => token ? { Authorization: `Bearer ${token}` } : {};
@@ -91,11 +92,11 @@ async function ask(photo, what = "your photo", look = classify) {
   const picture = at("picture");
   if (picture.src) URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(photo);
-  picture.alt = put(what);
+  picture.alt = put(picture.dataset.what = what);
   picture.classList.toggle("small", what !== "your photo");
   picture.hidden = false;
-  current = null;
-  show(put("looking"));
+  current = { isLooking: true };
+  render();
   showPrivacy();
   let answer;
   try { answer = await look(photo); } catch { answer = { error: "no server" }; }
@@ -145,6 +146,7 @@ function show(heading, detail = "") {
 
 function render() {
   if (!current) return;
+  if (current.isLooking) return show(put("looking"));
   const { answer, label, what } = current;
   if (answer.ask) return askToSend(answer.ask, what);
   if (answer.error) return show(put("failed"), words.texts[answer.error] || answer.error);
@@ -198,12 +200,13 @@ async function teach(photo, label) {
   if (!at("consent").checked) { at("taught").textContent = put("agree first"); at("consent").focus(); return; }
   const body = new FormData();
   for (const [key, value] of [["file", photo], ["label", label], ["consent", "yes"]]) body.append(key, value);
+  const tell = text => { if (photo === current?.photo) at("taught").textContent = text; }; // not below another photo
   try {
     const response = await post("feedback", body);
     if (response.ok && photo === current?.photo) showPrivacy(true);
     const refused = response.ok ? "" : await refusal(response);
-    at("taught").textContent = response.ok ? put("taught", { label: name(label) }) : words.texts[refused] || refused;
-  } catch { at("taught").textContent = put("no server"); }
+    tell(response.ok ? put("taught", { label: name(label) }) : words.texts[refused] || refused);
+  } catch { tell(put("no server")); }
 }
 
 // Which places speak for the label, in red: by its class map, as exact as the network; without such maps by covering parts.
@@ -214,7 +217,7 @@ async function drawWhy() {
   at("explain").hidden = !pressed;
   if (!pressed) return;
   let map, place = 0;
-  if (answer.maps) [map, place] = [answer.maps, Object.keys(answer.probabilities).indexOf(label || answer.label)];
+  if (answer.maps) [map, place] = [answer.maps, answer.here.classes.indexOf(label || answer.label)]; // an object puts names that are numbers in another order
   else {
     at("why-note").textContent = put("looking");
     try { map = await answer.here.cover(label || answer.label); } catch (error) { at("why-note").textContent = `${put("failed")}: ${error.message}`; return; }
@@ -318,36 +321,67 @@ function showRegion() {
 }
 
 function showModel(model) {
+  named = model;
   at("model").textContent = put(model.version === null ? "model folder" : "model", { ...model, weights_hash: model.weights_hash.slice(0, 12) });
   at("model").title = model.weights_hash;
 }
 
 async function speak(language) {
-  words.texts = await (await fetch(`lang/${language}.json`)).json();
+  const number = ++spoken, texts = await (await fetch(`lang/${language}.json`)).json();
+  if (number !== spoken) return; // another one was chosen meanwhile
+  words.texts = texts;
   words.language = document.documentElement.lang = language;
+  say();
+}
+
+// Every text of the page, in the language of now.
+function say() {
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = put(node.dataset.text);
   if (regions.length) for (const node of document.querySelectorAll("[data-waste]")) node.textContent = put(node.dataset.waste);
   document.title = at("title").textContent;
   [...at("region").options].slice(1).forEach((option, place) => { option.textContent = inLanguage(regions[place].name); });
+  at("picture").alt = at("picture").dataset.what ? put(at("picture").dataset.what) : "";
+  if (named) showModel(named);
   showRegion();
   search();
   render();
+}
+
+// A photo that a person gives, once the page is ready.
+function take(photo) {
+  if (document.body.dataset.ready) ask(photo);
+  else early = photo;
+}
+
+function listen() {
+  for (const id of ["file", "camera"]) at(id).addEventListener("change", event => { if (event.target.files.length) take(event.target.files[0]); event.target.value = ""; });
+  for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, event => { // anywhere, or the browser would leave the page
+    event.preventDefault();
+    at("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
+  });
+  addEventListener("paste", event => { if (event.clipboardData.files.length) take(event.clipboardData.files[0]); });
+  early = at("file").files[0] || at("camera").files[0]; // chosen before this script was there
 }
 
 async function start() {
   const languages = [...at("language").options].map(option => option.value);
   const wanted = [chosen("language"), ...navigator.languages.map(each => each.slice(0, 2))];
   at("language").value = wanted.find(each => languages.includes(each)) || "en";
-  at("language").addEventListener("change", event => { chosen("language", event.target.value); speak(event.target.value); });
+  at("language").addEventListener("change", event => {
+    chosen("language", event.target.value);
+    speak(event.target.value).catch(() => { event.target.value = words.language; });
+  });
+  await speak(at("language").value);
   regions = await (await fetch("regions")).json();
   at("region").append(...regions.map((_, place) => new Option("", place)));
   const known = regions.findIndex(region => inLanguage(region.name) && region.name.en === chosen("region"));
   at("region").value = known >= 0 ? known : regions.length === 1 ? 0 : ""; // no bin of somewhere else
   at("region").addEventListener("change", () => { chosen("region", regions[at("region").value]?.name.en || ""); showRegion(); search(); if (current) showRule(current.label); });
   at("waste").hidden = regions.length === 0;
-  await speak(at("language").value);
+  say();
   for (const example of document.querySelectorAll("#examples button")) example.addEventListener("click", async () => {
-    ask(await (await fetch(example.querySelector("img").src)).blob());
+    try { ask(await (await fetch(example.querySelector("img").src)).blob()); } catch { show(put("failed"), put("no server")); }
   });
   at("examples").hidden = regions.length === 0;
   at("why").addEventListener("click", drawWhy);
@@ -370,15 +404,10 @@ async function start() {
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
   served = version;
   startDevice();
-  for (const id of ["file", "camera"]) at(id).addEventListener("change", event => { if (event.target.files.length) ask(event.target.files[0]); event.target.value = ""; });
   at("picture").addEventListener("error", () => { at("picture").hidden = true; }); // a kind of file that this browser does not show
-  for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, event => { // anywhere, or the browser would leave the page
-    event.preventDefault();
-    at("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) ask(event.dataTransfer.files[0]);
-  });
-  addEventListener("paste", event => { if (event.clipboardData.files.length) ask(event.clipboardData.files[0]); });
   document.body.dataset.ready = "yes";
+  if (early) ask(early);
 }
 
-start().catch(error => show(put("failed"), String(error)));
+listen();
+start().catch(error => show(put("failed"), error instanceof TypeError ? put("no server") : String(error))); // fetch has no other error

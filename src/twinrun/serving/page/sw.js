@@ -18,7 +18,7 @@ self.addEventListener("fetch", event => {
     if (path.startsWith("/model/") && kept) return kept;
     try {
       const response = await fetch(request);
-      if (response.ok && !path.startsWith("/model/")) await cache.put(request, response.clone());
+      if (response.ok && !path.startsWith("/model/")) await cache.put(request, response.clone()).catch(() => {}); // on a full disk
       return response;
     } catch (error) {
       if (kept) return kept;

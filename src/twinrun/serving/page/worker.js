@@ -42,13 +42,16 @@ async function start(wanted, headers) {
   if (!file.ok) throw new Error(`the model cannot be fetched: ${file.status}`);
   const bytes = await file.arrayBuffer();
   if (await hex(bytes) !== model.onnx_sha256) throw new Error("the model's file is not the one that was named");
-  if (self.caches) { // so that the next visit needs no network
-    const cache = await caches.open("twinrun-1");
-    for (const old of await cache.keys()) if (new URL(old.url).pathname.startsWith("/model/")) await cache.delete(old);
-    await cache.put(file.url, new Response(bytes));
-    await cache.addAll(["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm", "ort.wasm.min.mjs"].map(name => `ort/${name}`));
-  }
+  await keep(file.url, bytes).catch(() => {}); // a full disk or a private window forbids it; then the next visit needs the network
   session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+}
+
+async function keep(address, bytes) {
+  if (!self.caches) return;
+  const cache = await caches.open("twinrun-1");
+  for (const old of await cache.keys()) if (new URL(old.url).pathname.startsWith("/model/")) await cache.delete(old);
+  await cache.put(address, new Response(bytes));
+  await cache.addAll(["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm", "ort.wasm.min.mjs"].map(name => `ort/${name}`));
 }
 
 function softmax(logits, temperature = 1) {
