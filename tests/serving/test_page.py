@@ -611,7 +611,8 @@ def test_axe_finds_nothing_serious_in_any_state(
     }
     found = {}
     for state, changed in states.items():
-        shown = version | {"calibration": changed, "feedback": True}
+        long_name = "one_word_that_is_wider_than_a_phone_and_has_no_space"
+        shown = version | {"calibration": changed, "feedback": True, "classes": [*version["classes"][:-1], long_name]}
         with browser.new_context(service_workers="block", viewport={"width": 320, "height": 800}) as context:
             context.set_default_timeout(120_000)
             context.route("**/version", partial(_fulfill, shown))
