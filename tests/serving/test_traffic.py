@@ -1,6 +1,7 @@
 """Whether served images are like the test split: windows of answers, `twinrun drift`, and /metrics."""
 
 import io
+import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,23 @@ def test_at_most_one_window_in_a_hundred_is_reported_where_nothing_changed(watch
     assert DOUBT == 0.01
 
 
-def test_a_file_that_holds_no_windows_is_refused_with_its_line(tmp_path: Path) -> None:
-    file = tmp_path / "traffic.jsonl"
-    file.write_text('{"time": 3}\n')
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"time": 3}, "time Input should be a valid string"),
+        ({"images": 10**9, "counts": {"width": [10**9, 0]}}, "it has more than 100,000,000 images"),
+        ({"reference": {"width": {"edges": [9], "counts": [10**30, 1]}}}, "it has more than 100,000,000 images"),
+        ({"counts": {"width": [3, 0]}}, "the counts do not add up to 2 answers. Remove the line"),
+    ],
+)
+def test_a_file_that_holds_no_windows_is_refused_with_its_line(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    file, reference = tmp_path / "traffic.jsonl", {"width": {"edges": [9.0], "counts": [1, 1]}}
+    window = {"time": "", "model": {}, "images": 2, "reference": reference, "counts": {"width": [2, 0]}}
+    file.write_text(json.dumps(window | changes) + "\n")
 
-    with pytest.raises(DataError, match=r"line 1: time Input should be a valid string"):
+    with pytest.raises(DataError, match=f"line 1.*{problem}"):
         commands(["drift", str(file)], standalone_mode=False)
     with pytest.raises(DataError, match="twinrun serve --watch"):
         commands(["drift", str(tmp_path / "none.jsonl")], standalone_mode=False)

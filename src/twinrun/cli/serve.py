@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twinrun.base.errors import DataError, failing_with
-from twinrun.base.printing import print
+from twinrun.base.printing import one_line, print
 
 if TYPE_CHECKING:
     from twinrun.serving.engine import Engine
@@ -147,7 +147,7 @@ def drift(
         differs = bool(shifts)
         found = ", ".join(f"{shift.name} (PSI {shift.value:.2f}, p {shift.p_value:.2g})" for shift in shifts)
         model = f"{window.model.get('name')}, version {window.model.get('version')}"
-        print(f"{window.time}  {window.images:,} answers of {model}: {found or 'like the test split'}")
+        print(one_line(f"{window.time}  {window.images:,} answers of {model}: {found or 'like the test split'}"))
     raise SystemExit(1 if differs else 0)
 
 

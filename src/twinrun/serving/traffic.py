@@ -21,6 +21,7 @@ from twinrun.validate.searches.drift import Shift, compare_counts
 WINDOW = 500  # answers
 DOUBT = 0.01  # of windows without drift, at most so many alarm
 _MOST_BYTES = 1_000_000_000
+_MOST_IMAGES = 100_000_000  # of a window or a test split; NumPy draws from fewer than ten times as many
 
 
 class Window(BaseModel):
@@ -118,6 +119,10 @@ def read_windows(path: Path) -> list[Window]:
             if (content := read_line(line)) is None:
                 continue
             window = Window.model_validate(content)
+            if max([window.images, *(sum(spread.counts) for spread in window.reference.values())]) > _MOST_IMAGES:
+                raise ValueError(f"it has more than {_MOST_IMAGES:,} images")
+            if any(sum(counts) != window.images for counts in window.counts.values()):
+                raise ValueError(f"the counts do not add up to {window.images} answers")
             if {name: len(spread.counts) for name, spread in window.reference.items()} != {
                 name: len(counts) for name, counts in window.counts.items()
             }:
