@@ -114,9 +114,9 @@ def missing_end(stream: BinaryIO) -> str | None:
 
 
 def too_many_scans(stream: BinaryIO) -> str | None:
-    """What is wrong with a JPEG of so many scans that decoding takes hours: each costs a few bytes and a pass of all.
+    """What is wrong with a JPEG of so many scans that decoding takes hours: a few bytes make a pass over all pixels.
 
-    Libjpeg has no limit, and its authors advise this one. Those of other pictures in the file do not count.
+    Libjpeg has no limit of its own. Scans of other pictures in the file do not count.
     """
     stream.seek(0)
     data = stream.read()

@@ -114,7 +114,7 @@ class Quarantine:
 
     def _count(self) -> None:
         """Look at what is left: a person removes photos, or all of the folder, while the server runs."""
-        with suppress(DataError):  # a line that a person spoiled, which `twinrun data feedback` names
+        with suppress(DataError, OSError):  # a spoiled line, which `twinrun data feedback` names; a file just removed
             self._taken.items, self._taken.bytes = _held(self._folder)
 
 
