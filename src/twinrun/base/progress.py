@@ -20,7 +20,10 @@ _PERCENT = 100
 _SLOW = {
     "torch": "PyTorch",
     "pytorch_lightning": "Lightning",
+    "torchvision": "torchvision",
+    "timm": "timm",
     "mlflow": "MLflow",
+    "mlflow.store.tracking.sqlalchemy_store": "MLflow",
     "great_expectations": "Great Expectations",
 }
 _is_shown = False  # a line that is taken away again, so that no other is drawn over it
