@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -35,6 +36,20 @@ def test_two_processes_that_need_a_new_store_at_once_make_one(tmp_path: Path, mo
     client = open_client(find_tracker(tmp_path))
     assert [child.exitcode for child in children] == [0, 0]
     assert len(client.search_runs([experiment_id(client, find_tracker(tmp_path), "digits")])) == 2
+
+
+def test_a_model_is_described_without_a_warning_where_pip_is_not_installed_as_uv_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.utils import environment
+
+    open_client(find_tracker(tmp_path))
+    monkeypatch.setattr(environment, "_get_package_version", lambda _: None)
+
+    described: Any = environment._mlflow_conda_env(additional_pip_deps=["torch"])  # type: ignore[no-untyped-call]
+
+    assert "pip" in described["dependencies"]
+    assert capfd.readouterr().err == ""
 
 
 def test_the_environment_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,7 @@ def _client(tracker: Tracker) -> "MlflowClient":
 
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which uv installs nowhere
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     with explaining(tracker), _own_artifact_root(tracker):
         if tracker.database is not None and tracker.uri != f"{SQLITE}{tracker.database}":
