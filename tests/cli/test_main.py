@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clock import takes_at_most
 from tracking_support import HASHES, evaluate, free_port, runs, train, train_really, wait_for
+from typer.main import get_command
 
 from pipeline import register
 from twinrun.base.files import write_json
@@ -78,6 +80,14 @@ def test_help_answers_at_once_and_shows_every_command() -> None:
     ):
         assert len(re.findall(rf"^│ {name} ", printed, re.MULTILINE)) == 1
     assert re.findall("^╭─ (.*?) ─", printed, re.MULTILINE) == ["Options", "Start", "Train", "Models and runs", "Serve"]
+
+
+def test_the_help_of_each_command_has_an_example() -> None:
+    def commands(of: Any) -> Iterator[Any]:
+        for command in of.commands.values():
+            yield from commands(command) if hasattr(command, "commands") else [command]
+
+    assert [command.name for command in commands(get_command(cli.app)) if "Example" not in command.help] == []
 
 
 def test_help_is_wrapped_by_the_terminal_and_not_where_the_source_breaks_its_lines(

@@ -92,6 +92,8 @@ def upgrade() -> None:
 
     For use after an update of Twinrun. Values in params.yaml stay. Where a file that it would change has uncommitted
     changes, it stops and writes nothing. If you had changed a stage, git diff shows what to put back.
+
+    Example: twinrun upgrade && git diff
     """
     from twinrun.project.upgrading import upgrade_project
 

@@ -48,6 +48,8 @@ def app(
 
     It begins with the waste model that comes with Twinrun; a champion of this project replaces it as soon as there is
     one. Ctrl-C ends it. Photos stay on this machine, and none is kept without --feedback.
+
+    Examples: twinrun app, twinrun app --port 5002 --no-open
     """
     from twinrun.serving.running import Settings, run
 

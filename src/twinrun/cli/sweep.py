@@ -118,7 +118,8 @@ def train(
 ) -> None:
     """Train in several processes on the machines of a cluster; `dvc repro` then records and evaluates it.
 
-    The weights are those of one process. Several processes on one machine need no cluster: set train.devices.
+    On this machine alone, `dvc repro` trains. The weights are those of one process. Several processes on one machine
+    need no cluster: set train.devices.
 
     Example: twinrun train --on ray --workers 4 && dvc repro
     """
