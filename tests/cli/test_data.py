@@ -86,6 +86,7 @@ def test_a_folder_without_labels_is_checked_too(photos: Path) -> None:
     [
         (["nowhere"], "nowhere does not exist. Name a folder of images."),
         (["file"], "file is not a folder. Name a folder of images."),
+        (["photos.zip"], "photos.zip is an archive: unpack it first. Name a folder of images."),
         (["empty"], "empty has no images in it. Name a folder of images."),
         (["photos", "--out", "file"], "file cannot be made a folder: File exists. Name another one: --out."),
         (["photos", "--out", "/proc/there/it"], "/proc/there/it cannot be made a folder"),
@@ -97,7 +98,8 @@ def test_a_folder_without_labels_is_checked_too(photos: Path) -> None:
 def test_what_cannot_be_checked_is_said_in_words_and_with_another_code_than_findings(
     photos: Path, arguments: list[str], words: str
 ) -> None:
-    (photos.parent / "file").write_text("text")
+    for name in ("file", "photos.zip"):
+        (photos.parent / name).write_text("text")
     (photos.parent / "empty").mkdir()
 
     ran = run_twinrun(photos.parent, "data", "check", *arguments)
@@ -249,18 +251,20 @@ def test_what_mend_proposes_is_edited_by_a_person_and_lets_the_data_pass(photos:
     (folder / "data/decisions/decisions.csv").write_text(
         "path,action,label,reason\ncat/page.jpg,drop,,no picture\ndog/copy.png,relabel,cat,it is a cat\n"
     )
+    project.set(validate__decisions="data/decisions/decisions.csv")
     second = run_twinrun(folder, "data", "mend")
-    passed = project.set(validate__decisions="data/decisions/decisions.csv").run("validate")
+    passed = project.run("validate")
 
     assert stopped.code == 1, stopped.said
     assert first.code == 0, first.said
-    assert "validate.decisions: data/decisions/decisions.csv" in first.said
+    assert "Then set validate.decisions: data/decisions/decisions.csv" in first.said
     assert {(row["path"], row["action"]) for row in proposed} == {
         ("cat/page.jpg", "drop"),
         ("cat/3.png", "drop"),
         ("dog/copy.png", "drop"),
     }
     assert second.code == 0, second.said
+    assert "params.yaml names the file already. Apply it: dvc repro" in second.said
     assert [row["path"] for row in _decisions(folder / "data/decisions/decisions.csv")][:2] == [
         "cat/page.jpg",
         "dog/copy.png",
@@ -284,6 +288,7 @@ def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None
     run_twinrun(photos.parent, "data", "check", "photos", "--no-labels")
 
     inside = run_twinrun(photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet")
+    write_preset(photos.parent, "digits")
     outside = run_twinrun(
         photos.parent, "data", "fix", "--findings", "twinrun-check/findings.parquet", "--out", "other/mine.csv"
     )
@@ -295,6 +300,8 @@ def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None
     for file in ("data/decisions/decisions.csv", "other/mine.csv"):
         assert [row["path"] for row in _decisions(photos.parent / file)] == ["cat/page.jpg"]
     assert "DVC watches" not in inside.said
+    assert "copy data/decisions/decisions.csv into data/decisions of a project" in inside.said
+    assert "every line takes effect" in inside.said
     assert "DVC watches only data/decisions: move it there, or add other/mine.csv to the deps" in outside.said
     assert refused.code == 1
     assert "photos/cat/page.jpg/a cannot be written: " in refused.said

@@ -1,11 +1,13 @@
 """The commands `twinrun data check | fix | split | drift | feedback`; each imports what it needs when it is called."""
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinrun.base.errors import DataError, PublishError, SourceError, failing_with
+from twinrun.base.errors import DataError, ParamsError, PublishError, SourceError, failing_with
 from twinrun.base.paths import expanded
 from twinrun.base.printing import print
 
@@ -161,7 +163,23 @@ def fix(
     drops = sum(decision.action == "drop" for decision in new)
     proposals = f"{_count(drops, 'drop')} and {_count(len(new) - drops, 'relabel')} proposed"
     print(f"{out}: {proposals}, {_count(len(before), 'decision')} kept.")
-    print(f"Edit it, set validate.decisions: {out} in params.yaml, and run: dvc repro")
+    _say_how_to_apply(out)
+
+
+def _say_how_to_apply(out: Path) -> None:
+    from twinrun.core.params import PARAMS, load_params
+
+    print("Look at the images first: every line takes effect as it stands, unless you set its action to keep.")
+    if not PARAMS.is_file():
+        print(f"To apply it, copy {out} into data/decisions of a project and set validate.decisions there to the copy.")
+        return
+    decisions = None
+    with suppress(ParamsError):
+        decisions = load_params().validate.decisions
+    if decisions is not None and Path(decisions).resolve() == out.resolve():
+        print("params.yaml names the file already. Apply it: dvc repro")
+    else:
+        print(f"Then set validate.decisions: {out} in params.yaml, and run: dvc repro")
     _warn_unless_watched(out)
 
 
@@ -412,9 +430,8 @@ def _accept_feedback(out: Path, into: Path | None) -> int:
         print("into a folder of your own with the images of the source, and set ingest.source and ingest.path to it.")
     elif accepted.new:
         watched = Path(f"{accepted.folder}.dvc")
-        print(
-            f"Commit {out} to git{f', run dvc add {accepted.folder},' if watched.exists() else ''} and run: dvc repro"
-        )
+        added = f", run dvc add {shlex.quote(str(accepted.folder))}," if watched.exists() else ""
+        print(f"Commit {out} to git{added} and run: dvc repro")
     return 0
 
 
