@@ -145,6 +145,14 @@ def test_a_source_folder_that_is_missing_is_answered_with_those_that_exist(
     assert "empty" not in str(raised.value)
 
 
+def test_the_command_that_fetches_images_can_be_pasted_where_their_folder_has_a_space(project: Path) -> None:
+    (project / "data/raw/my bins.dvc").touch()
+    change_params(project / "params.yaml", "ingest", {"source": "folder", "path": "data/raw/my bins"})
+
+    with pytest.raises(SourceError, match=r"Fetch them: dvc pull 'data/raw/my bins\.dvc'\n"):
+        check(["repro"], project)
+
+
 def test_a_folder_outside_the_project_is_said_not_to_be_shared_and_to_need_its_full_path(project: Path) -> None:
     (project / ".dvc").mkdir()
     outside = project.parent / "photos"

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 import sys
 from contextlib import chdir, suppress
 from pathlib import Path
@@ -391,7 +392,7 @@ def _require_there(root: Path, path: str, arguments: list[str]) -> None:
         return
     if tracked(root, path) in ("added", "not committed"):
         raise SourceError(
-            f"The images of {path} are not here. Fetch them: dvc pull {path}.dvc\n"
+            f"The images of {path} are not here. Fetch them: dvc pull {shlex.quote(f'{path}.dvc')}\n"
             "Or go on without them, as long as no stage needs them: dvc repro --allow-missing"
         )
     raise SourceError(
@@ -469,7 +470,7 @@ def _require_kept_here(root: Path, command: str) -> None:
     if changed := _unstored(root):
         raise SourceError(
             f"`{command}` would delete images that are stored nowhere else: {changed} changed since it was added. "
-            f"Store them first: dvc add {changed}"
+            f"Store them first: dvc add {shlex.quote(changed)}"
         )
 
 
@@ -481,7 +482,7 @@ def _require_stored(root: Path, experiment: str) -> None:
     if changed:
         raise SourceError(
             f"`dvc exp apply` would replace images that are stored nowhere else: {changed} changed since it was added. "
-            f"Store them first: dvc add {changed}"
+            f"Store them first: dvc add {shlex.quote(changed)}"
         )
 
 

@@ -594,6 +594,7 @@ def test_a_merge_conflict_is_named_with_its_line_and_what_to_do(tmp_path: Path) 
     ("line", "problem"),
     [
         ("path: 2024-02-30", r"is not YAML: 2024-02-30 is not a date that exists .*put it in quotes[\s\S]*line \d+"),
+        ("leave_out: [1", r"is not YAML: .*[\s\S]*params\.yaml, line \d+, column"),
         ("path: !!int many", r"is not YAML: many cannot be read as int"),
         ("2025-01-02: 3", r"  ingest\.2025-01-02: not a setting"),
         ("size_px: 2024-02-03", r"  ingest\.size_px: must be an integer.*, got \"2024-02-03\""),

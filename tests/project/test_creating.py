@@ -104,7 +104,12 @@ def test_a_project_can_lie_in_another_project_and_leaves_its_git_index_alone(pla
 def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path, photos: Path) -> None:
     (place / "full").mkdir()
     (place / "full/notes.txt").write_text("mine")
-    (place / "file").write_text("mine")
+    for name in ("file", "photos.zip"):
+        (place / name).write_text("mine")
+    (place / "empty/cat").mkdir(parents=True)
+    (place / "old").mkdir()
+    for name in ("code.yaml", "dvc.yaml"):
+        (place / "old" / name).touch()
     linked = photos.parent / "linked"
     linked.mkdir()
     (linked / "more").symlink_to(photos)
@@ -113,10 +118,13 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
     refused: list[tuple[type[TwinrunError], str, tuple[str, str, Path | None, tuple[str, ...]]]] = [
         (PublishError, "full is not empty; nothing was written", ("full", "digits", None, ())),
         (PublishError, "file is not a folder", ("file", "digits", None, ())),
+        (PublishError, "old is a project already; nothing was written", ("old", "digits", None, ())),
         (ParamsError, "Did you mean mnist?", ("demo", "mnits", None, ())),
         (ParamsError, "did you mean train.learning_rate", ("demo", "mnist", None, ("train.lr=1",))),
         (ParamsError, "did you mean train.learning_rate", ("new/above/demo", "mnist", None, ("train.lr=1",))),
         (SourceError, "does not exist", ("demo", "photos", place / "nowhere", ())),
+        (SourceError, "is an archive: unpack it first", ("demo", "photos", place / "photos.zip", ())),
+        (SourceError, "has no images in it", ("demo", "photos", place / "empty", ())),
         (SourceError, "brings its own images", ("demo", "digits", photos, ())),
         (SourceError, "is a link to a folder", ("demo", "photos", linked, ())),
         (SourceError, "Make the project elsewhere", ("demo", "photos", place, ())),

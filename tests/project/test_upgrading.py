@@ -139,7 +139,7 @@ def test_a_folder_that_is_no_project_or_no_repository_is_named_with_what_to_do()
     without_params = CliRunner().invoke(app, ["upgrade"])
 
     assert "git init && git add . && git commit" in str(without_git.exception)
-    assert "There is no params.yaml here" in str(without_params.exception)
+    assert "params.yaml is missing. Go to a project's folder" in str(without_params.exception)
     assert Path("dvc.yaml").read_text() == "stages: {}\n"
 
 

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from twinrun.base.errors import ParamsError
 from twinrun.base.hints import meant_by_name, meant_by_value, several_values, yes_or_no
-from twinrun.base.paths import expanded
+from twinrun.base.paths import expanded, not_a_folder
 from twinrun.core.networks import (
     IMAGENET,
     PACKAGE,
@@ -613,7 +613,7 @@ def _missing_inputs(settings: Any) -> dict[str, str]:
     if isinstance(folder, str) and source != "digits" and (is_own or Path(folder) != Path("data/raw") / str(source)):
         path = expanded(folder)
         if not path.is_dir():
-            problems["ingest.path"] = f"{folder} {'is not a folder' if path.exists() else 'does not exist'}"
+            problems["ingest.path"] = f"{folder} {not_a_folder(path)}"
     named = ["validate.splits", "validate.decisions", "validate.reference", "train.pretrained"]
     for setting in ["ingest.splits_file", *named] if is_own else named:
         value = _setting(settings, setting)
@@ -660,10 +660,10 @@ def _setting(settings: Any, path: str) -> Any:
 def require_project() -> None:
     """Raise ParamsError, with what to do, where the working folder has neither dvc.yaml nor params.yaml."""
     if not Path("dvc.yaml").is_file() and not PARAMS.is_file():
-        raise ParamsError(_no_project(PARAMS))
+        raise ParamsError(no_project(PARAMS))
 
 
-def _no_project(missing: Path) -> str:
+def no_project(missing: Path) -> str:
     return (
         f"This folder is not a project: {missing} is missing. Go to a project's folder, or create a project: "
         "twinrun init demo"
@@ -681,7 +681,7 @@ def _read_yaml(path: Path) -> Any:
         raise ParamsError(
             f"{path} is missing. Write one: twinrun preset digits"
             if path.with_name("dvc.yaml").is_file()
-            else _no_project(path)
+            else no_project(path)
         ) from None
     except (YAMLError, UnicodeDecodeError) as error:
         if (line := conflict_line(text)) is not None:
@@ -689,7 +689,8 @@ def _read_yaml(path: Path) -> Any:
                 f"{path} has a merge conflict, which git left in line {line}.\n"
                 f"Edit it, or take one side: git checkout --ours {path.name} (or --theirs)"
             ) from None
-        raise ParamsError(f"{path} is not YAML: {error}") from None
+        where = str(error).replace('in "<unicode string>", line', f"{path}, line")
+        raise ParamsError(f"{path} is not YAML: {where}") from None
 
 
 def _place(error: Any) -> list[Any]:

@@ -228,7 +228,7 @@ def judge_agreement(
             sentence = (
                 f"after {CHANGES[change]} {percent(share)} of {images:,} test images"
                 f"{'' if groups == images else f' in {groups:,} groups'} keep their label{when}; at least "
-                f"{percent(least)} is required, or must be in the 95% interval (register.gates.min_agreement)"
+                f"{percent(least)} is required, or a 95% interval that reaches it (register.gates.min_agreement)"
             )
         judged.append(
             Gate(name=f"same label after {CHANGES[change]}", passed=passed, sentence=sentence, value=share, limit=least)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from twinrun.base.errors import SourceError
-from twinrun.base.paths import expanded
+from twinrun.base.paths import expanded, not_a_folder
 from twinrun.base.printing import escaped
 from twinrun.core.params import IngestParams, Level
 from twinrun.dataset.manifest import SPLITS, SplitName
@@ -101,7 +101,7 @@ def list_folder(
     `leave_out` says so: otherwise images would be missing from the training without anybody having decided it.
     """
     if not root.is_dir():
-        problem = "is not a folder" if root.exists() else "does not exist"
+        problem = not_a_folder(root)
         others = nearby(Path.cwd(), str(root))
         raise SourceError(
             f"The source folder {root} {problem} (params.yaml: ingest.path).{others} {_LAYOUT} and name it there."
@@ -156,9 +156,7 @@ def list_images(
     where the splits file does not fit. Notes and errors name options of `twinrun data check`.
     """
     if not root.is_dir():
-        raise SourceError(
-            f"{root} {'is not a folder' if root.exists() else 'does not exist'}. Name a folder of images."
-        )
+        raise SourceError(f"{root} {not_a_folder(root)}. Name a folder of images.")
     has_more = out.is_dir() and any(path.name not in REPORT_FILES for path in out.glob("[!.]*"))
     skipped = [*([] if has_more else [out]), *([splits_file] if splits_file is not None else [])]
     walk = walk_folder(root, leave_out, skipped, REPORT_FILES, follow_links=follow_links)

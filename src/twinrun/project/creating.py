@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 from twinrun.base.errors import OF_THE_TARGET, PublishError, RepositoryError, SourceError, TwinrunError, os_problem
 from twinrun.base.files import explained, write_text
-from twinrun.base.paths import expanded
+from twinrun.base.paths import expanded, not_a_folder
 from twinrun.project.environment import CODE, refresh
 from twinrun.project.presets import preset_params, quoted, write_preset
 from twinrun.record.card import run_git
@@ -96,6 +97,11 @@ def _require_empty(folder: Path) -> None:
                 f"{folder} is not empty: an attempt that was interrupted left {left.name}; nothing was written. Empty "
                 "the folder, unless another process creates a project there now, and run again."
             )
+        if (folder / CODE).is_file() and (folder / "dvc.yaml").is_file():
+            raise PublishError(
+                f"{folder} is a project already; nothing was written. Name another folder, or use it: "
+                f"cd {shlex.quote(str(folder))} && dvc repro"
+            )
         problem = "is not empty" if folder.is_dir() else "is not a folder"
         raise PublishError(f"{folder} {problem}; nothing was written. Name a folder that does not exist yet.")
 
@@ -105,19 +111,23 @@ def _require_copyable(data: Path, folder: Path, preset: str) -> None:
     if preset_params(preset).ingest.source == "digits":
         raise SourceError(f"The preset {preset} brings its own images. For --data, use --preset photos or folder.")
     if not data.is_dir():
-        raise SourceError(f"{data} (--data) {'is not a folder' if data.exists() else 'does not exist'}.")
+        raise SourceError(f"{data} (--data) {not_a_folder(data)}.")
     try:
         data.name.encode()
     except UnicodeEncodeError:
         raise SourceError(f"The name of {data} (--data) is not UTF-8, which DVC needs. Rename the folder.") from None
     if folder.resolve().is_relative_to(data):
         raise SourceError(f"{folder} lies in {data} (--data), which is copied into it. Make the project elsewhere.")
-    for place, folders, _ in os.walk(data):
+    empty = True
+    for place, folders, files in os.walk(data):
+        empty = empty and not files
         if linked := next((Path(place, name) for name in folders if Path(place, name).is_symlink()), None):
             raise SourceError(
                 f"{linked} is a link to a folder, which --data does not follow. Put the images themselves there, or "
                 "leave --data out and set ingest.path."
             )
+    if empty:
+        raise SourceError(f"{data} (--data) has no images in it. Name a folder of images.")
 
 
 def _git_above(folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from ruamel.yaml.error import YAMLError
 
 from twinrun.base.errors import ParamsError, RepositoryError
 from twinrun.base.files import behind_links, explained, replacing
-from twinrun.core.params import PARAMS, parse_params
+from twinrun.core.params import PARAMS, no_project, parse_params
 from twinrun.core.yaml import read_yaml
 from twinrun.project.creating import GITIGNORE, ignored, stage_files
 from twinrun.project.presets import default_settings
@@ -42,9 +42,7 @@ def upgrade_project(root: Path) -> Upgrade:
         new, added = with_missing(old.replace("\r\n", "\n"), default_settings())
         new = new.replace("\n", "\r\n") if "\r\n" in old else new
     except FileNotFoundError:
-        raise ParamsError(
-            f"There is no {PARAMS} here. Run this in a project's folder, or create one: twinrun init"
-        ) from None
+        raise ParamsError(no_project(PARAMS)) from None
     except (OSError, UnicodeDecodeError, YAMLError, AttributeError, TypeError) as error:
         raise ParamsError(f"{PARAMS} cannot be read as settings: {error}") from None
     texts, notes = _files(root) if not (root / "src/twinrun").is_dir() else ({}, ())
