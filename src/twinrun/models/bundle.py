@@ -104,9 +104,9 @@ def save_bundle(
 def load_bundle(folder: Path, *, trust: bool = False) -> Bundle:
     """Check and load a bundle.
 
-    One that holds source code is loaded where that is the file of this project, or a person agreed: by `trust`, or by
-    its sha256 in TWINRUN_TRUST_NETWORK. Raises BundleError, naming the file, where a byte is not what was written, the
-    files do not describe a model, or no one consented.
+    One that holds source code is loaded where the project has that file too, apart from the bundle, or a person agreed:
+    by `trust`, or by its sha256 in TWINRUN_TRUST_NETWORK. Raises BundleError, naming the file, where a byte is not what
+    was written, the files do not describe a model, or no one consented.
     """
     from safetensors.torch import load
 
@@ -155,12 +155,14 @@ def bundle_of(model: StoredModel, tensors: Mapping[str, Tensor], source: bytes |
 def _require_consent(folder: Path, architecture: str, source: bytes) -> None:
     digest = hashlib.sha256(source).hexdigest()
     file = Path(architecture.partition(":")[0])
-    if os.environ.get(TRUSTED) == digest or (file.is_file() and file.read_bytes() == source):
+    # A bundle that was unpacked into networks/ can name its own file.
+    is_of_project = file.is_file() and not file.samefile(folder / SOURCE) and file.read_bytes() == source
+    if is_of_project or os.environ.get(TRUSTED) == digest:
         return
     raise BundleError(
-        f"The model in {folder} holds the source code of its network, which would run on this machine and is not that "
-        f"of {file} here. It was not loaded. Read {folder / SOURCE}; if you trust it, add --trust to `twinrun "
-        f"predict`, or set {TRUSTED}={digest}"
+        f"The model in {folder} holds the source code of its network, which would run on this machine, and the project "
+        f"has no {file} of its own with that code. It was not loaded. Read {folder / SOURCE}; if you trust it, add "
+        f"--trust to `twinrun predict`, or set {TRUSTED}={digest}"
     )
 
 
