@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from clock import takes_at_most
 from image_files import HEIC, Array, app1, chunk, encoded, exif, png, tiff, xmp
-from imagecodecs import jpeg2k_encode
+from imagecodecs import jpeg2k_encode, jpeg8_encode, jpegxl_encode, lerc_encode, png_encode, webp_encode
 from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_voi_lut
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from twinrun.base.errors import DecodeError
 from twinrun.decoding.decode import Decoded, Header, decode_image
@@ -26,6 +27,7 @@ from twinrun.decoding.samples import SampleRules
 
 COLORS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 GRAY = COLORS[:, :, 0]
+LARGE = np.zeros((2050, 2000), np.uint8)
 DEEP, DEEP_GRAY = COLORS.astype(np.uint16) * 257, GRAY.astype(np.uint16) * 257
 
 
@@ -182,6 +184,29 @@ def test_damaged_lzw_costs_an_image_and_not_the_process() -> None:
             damaged[at] = int(values.integers(0, 256))
         with contextlib.suppress(DecodeError):
             assert pixels(bytes(damaged)).shape == COLORS.shape
+
+
+@pytest.mark.parametrize(
+    ("compression", "packed"),
+    [
+        (34892, lambda: jpeg8_encode(LARGE)),
+        (34712, lambda: jpeg2k_encode(LARGE, level=0)),
+        (34887, lambda: lerc_encode(LARGE)),
+        (34887, lambda: lerc_encode(LARGE.astype(np.float32))),
+        (34933, lambda: png_encode(LARGE)),
+        (50001, lambda: webp_encode(np.dstack([LARGE] * 3), lossless=True)),
+        (50002, lambda: jpegxl_encode(LARGE.astype(np.uint16), lossless=True, effort=1)),
+    ],
+    ids=["JPEG", "JPEG 2000", "LERC", "LERC of floats", "PNG", "WebP", "JPEG XL"],
+)
+def test_a_part_of_a_tiff_that_claims_more_pixels_than_the_picture_is_not_unpacked(
+    compression: int, packed: Any
+) -> None:
+    part = packed()
+    small = bytearray(tiff(np.zeros((8, 8), np.uint8), photometric="minisblack", rowsperstrip=8))
+    file = retagged(small, {259: compression, 273: len(small), 279: len(part)}) + part
+
+    assert "damaged: a part of its picture claims" in why_not(bytes(file), depth="data")
 
 
 def test_a_tiff_that_claims_more_samples_than_there_is_memory_for_is_refused_from_its_header() -> None:
@@ -403,6 +428,20 @@ def test_elements_of_a_dicom_file_without_a_value_are_as_good_as_absent() -> Non
     windows = pixels(dicom(WindowCenter=[0, 600], WindowWidth=[0, 1600]))
     assert np.array_equal(windows, pixels(dicom(WindowCenter=600, WindowWidth=1600)))
     assert why_not(dicom(Rows=None)) == "is a DICOM file without a picture"
+
+
+def test_a_dicom_file_that_unpacks_to_more_than_images_may_take_is_refused_before_it_is_unpacked() -> None:
+    dataset = dcmread(Path(str(get_testdata_file("MR_small.dcm"))))
+    plain = pixels(dicom())
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    file, bomb = io.BytesIO(), io.BytesIO()
+    dataset.save_as(file)
+    dataset.add_new(0xFFFCFFFC, "OB", bytes(17_000_000))
+    dataset.save_as(bomb)
+
+    assert np.array_equal(pixels(file.getvalue()), plain)
+    assert len(bomb.getvalue()) < 50_000
+    assert why_not(bomb.getvalue()) == "is a DICOM file that would take more than 16,000,000 bytes of memory"
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def _open(stream: BinaryIO, max_pixels: int, rules: SampleRules) -> _Opened:
     start = stream.read(_LOOKED_AT)
     stream.seek(0)
     if is_dicom(start):  # what stands before its mark may be that of a TIFF file
-        dicom = open_dicom(stream, windowed=rules.depth == "file")
+        dicom = open_dicom(stream, max_pixels, windowed=rules.depth == "file")
         header = Header(dicom.width, dicom.height, "L" if dicom.is_gray else "RGB", "DICOM")
         return _Opened(header, lambda: _Picture(dicom.load()))
     if start.startswith(SIGNATURE):

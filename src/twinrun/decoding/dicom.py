@@ -1,5 +1,6 @@
 """DICOM files, by pydicom, which the extra `dicom` installs: the first frame, with the window that the file names."""
 
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _PREAMBLE = 128
+_ABOUT_THE_FILE = 2  # the group of elements that are never compressed
+_BYTES_PER_PIXEL = 16  # for each pixel that is allowed
 # Programs that remove what tells who a patient is leave such elements without a value.
 _MAY_BE_EMPTY = (
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
@@ -37,7 +40,7 @@ def is_dicom(start: bytes) -> bool:
     return start[_PREAMBLE : _PREAMBLE + 4] == b"DICM"
 
 
-def open_dicom(stream: BinaryIO, *, windowed: bool) -> DicomHeader:
+def open_dicom(stream: BinaryIO, max_pixels: int, *, windowed: bool) -> DicomHeader:
     """Read the header. `windowed`: brightness as the file's window has it; otherwise the values themselves.
 
     Raises FormatError where there is no picture, or pydicom is not installed, and what pydicom raises.
@@ -46,6 +49,7 @@ def open_dicom(stream: BinaryIO, *, windowed: bool) -> DicomHeader:
         from pydicom import dcmread
     except ImportError:
         raise FormatError("is a DICOM file: to read such files, pip install 'twinrun[dicom]'") from None
+    _expect_small(stream, _BYTES_PER_PIXEL * max_pixels)
     stream.seek(0)
     dataset = dcmread(stream)
     if "PixelData" not in dataset or not dataset.get("Rows") or not dataset.get("Columns"):
@@ -57,6 +61,20 @@ def open_dicom(stream: BinaryIO, *, windowed: bool) -> DicomHeader:
     return DicomHeader(
         int(dataset.Columns), int(dataset.Rows), is_gray, partial(_samples, dataset, is_gray, windowed=windowed)
     )
+
+
+def _expect_small(stream: BinaryIO, most_bytes: int) -> None:
+    """Raise FormatError where a file that is compressed as a whole holds more, which pydicom unpacks at once."""
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    stream.seek(_PREAMBLE + 4)
+    about = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != _ABOUT_THE_FILE)
+    if about.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    unpacked = zlib.decompressobj(-zlib.MAX_WBITS)
+    if len(unpacked.decompress(stream.read(), most_bytes + 1)) > most_bytes:
+        raise FormatError(f"is a DICOM file that would take more than {most_bytes:,} bytes of memory")
 
 
 def _samples(dataset: "Dataset", is_gray: bool, *, windowed: bool) -> Samples:

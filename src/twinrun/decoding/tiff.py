@@ -7,6 +7,7 @@ those that are listed here. The first page counts.
 import io
 import logging
 import math
+import re
 import struct
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,10 @@ _OTHER_COLORS = {8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32844: "Log
 _OF_LIBTIFF = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
 _LZW = 5
 _JPEG = frozenset({6, 7, 34892})
+_JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
+_OF_OWN_SIZE = frozenset({22610, 34887, 34927, 34933, 34934, 50001, 50002, 52546})  # JPEG XR and XL, LERC, WebP, PNG
+_JPEG_SIZE = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf](..).(..)(..)(.)", re.DOTALL)
+_JPEG_2000_SIZE = re.compile(rb"\xff\x4f\xff\x51.{4}(.{4})(.{4}).{24}(..)", re.DOTALL)
 _PREMULTIPLIED, _ALPHA = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _MODES = {("gray", False): "L", ("gray", True): "LA", ("rgb", False): "RGB", ("rgb", True): "RGBA"}
@@ -111,7 +116,7 @@ def open_tiff(stream: BinaryIO, max_pixels: int, bands: tuple[int, ...] | None) 
         mode=_mode(page, len(colors), alpha is not None),
         orientation=_tag(page, _ORIENTATION, 1),
         camera=(_tag(page, _MAKE, ""), _tag(page, _MODEL, "")),
-        load=partial(_samples, page, colors, alpha, size),
+        load=partial(_samples, page, colors, alpha, size, max_pixels),
     )
 
 
@@ -169,8 +174,9 @@ def _mode(page: "TiffPage", colors: int, has_alpha: bool) -> str:
     return _MODES["gray" if colors == 1 else "rgb", has_alpha]
 
 
-def _samples(page: "TiffPage", colors: list[int], alpha: int | None, size: int) -> Samples:
+def _samples(page: "TiffPage", colors: list[int], alpha: int | None, size: int, max_pixels: int) -> Samples:
     _expect_whole(page, size)
+    _expect_small_parts(page, max_pixels)
     if int(page.compression) == _LZW:
         _unpack_lzw_by_libtiff()
     array = page.asarray(squeeze=False, maxworkers=1)  # planes, depth, height, width, samples
@@ -247,6 +253,36 @@ def _expect_whole(page: "TiffPage", size: int) -> None:
     ends = [parts[0][0] + page.nbytes] if page.is_contiguous else [offset + count for offset, count in parts]
     if max(ends) > size:
         raise FormatError(f"truncated after {100 * size / max(ends):.0f}%")
+
+
+def _expect_small_parts(page: "TiffPage", max_pixels: int) -> None:
+    """Raise FormatError where a part is an image of a format that has a size of its own, far beyond the page's."""
+    if int(page.compression) not in _JPEG | _JPEG_2000 | _OF_OWN_SIZE:
+        return
+    most = max(4 * max_pixels, page.imagewidth * page.imagelength * page.samplesperpixel)
+    for data, _ in page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts):
+        if (claimed := _claimed_samples(int(page.compression), data or b"")) > most:
+            raise FormatError(f"damaged: a part of its picture claims {claimed:,} samples")
+
+
+def _claimed_samples(compression: int, data: bytes) -> int:
+    """The number of samples by the header of a compressed image, the largest where it has several; 0: unknown."""
+    if compression in _JPEG:
+        sizes = [[int.from_bytes(field, "big") for field in found] for found in _JPEG_SIZE.findall(data)]
+        return max((math.prod(size) for length, *size in sizes if length == 8 + 3 * size[2]), default=0)
+    if compression in _JPEG_2000:
+        found = _JPEG_2000_SIZE.findall(data)
+        return max((math.prod(int.from_bytes(field, "big") for field in size) for size in found), default=0)
+    from tifffile import TIFF
+
+    for kind in ("u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"):
+        # Given a place of another type or shape, a decoder names the one that it needs, and takes no memory.
+        try:
+            TIFF.DECOMPRESSORS[compression](data, out=np.empty((1, 1), kind))
+        except Exception as error:
+            if shape := re.search(r"shape=\(([\d, ]+)\)$", str(error)):
+                return math.prod(map(int, re.findall(r"\d+", shape[1])))
+    return 0
 
 
 def _sample_bytes(page: "TiffPage") -> int:
