@@ -4,13 +4,16 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from twinrun.base.errors import BundleError
 from twinrun.base.files import replacing_folder, write_json
+from twinrun.cli.main import app
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle, weights_hash
 from twinrun.models.predict import probabilities
@@ -39,6 +42,30 @@ def test_a_bundle_comes_back_as_it_was_written(folder: Path) -> None:
     assert bundle.classes == ("a", "b", "c")
     assert bundle.preprocessing == PREPARATION
     assert bundle.weights_hash == json.loads((folder / "model.json").read_bytes())["weights_hash"]
+
+
+def test_a_model_that_was_unpacked_among_the_networks_of_a_project_does_not_consent_to_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, source = Path("networks/nice"), b"from pathlib import Path\nPath('ran').touch()\n"
+    settings: dict[str, Any] = {"architecture": f"{folder}/network.py:build", "classes": ("a", "b")}
+    save_bundle(folder, {"weight": torch.zeros(1)}, preprocessing=PREPARATION, source=source, **settings)
+
+    refused = CliRunner().invoke(app, ["predict", str(folder / "network.py"), "--model", str(folder)])
+
+    assert isinstance(refused.exception, BundleError)
+    assert "holds the source code" in str(refused.exception)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_numbers_are_refused(dtype: torch.dtype, folder: Path) -> None:
+    tensors = {"bias": torch.tensor([1.0, float("nan")], dtype=dtype)}
+    save_bundle(folder, tensors, architecture="mlp", classes=("a", "b"), preprocessing=PREPARATION)
+
+    with pytest.raises(BundleError, match="bias holds NaN or infinity"):
+        load_bundle(folder)
 
 
 @pytest.mark.parametrize(("flip", "shift_px", "views"), [(True, 0, 2), (False, 2, 5), (True, 2, 10)])

@@ -96,6 +96,16 @@ def test_threads_that_answer_compute_with_one_and_change_nothing_for_others(bund
     assert (inside, outside, after) == ({1}, {3}, 3)
 
 
+def test_an_image_for_which_the_network_gives_no_numbers_gets_no_label(bundle: Bundle) -> None:
+    with torch.no_grad():
+        list(bundle.network.parameters())[-1][0] = torch.inf
+
+    (answer,) = ImageClassifier(bundle).answers([0], _image)
+
+    assert answer.probabilities is None
+    assert answer.error == "the outputs of the model for this image are infinite or not numbers"
+
+
 def test_a_limit_of_the_model_names_no_setting(bundle: Bundle, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -44,6 +44,7 @@ _DTYPES: dict[str, tuple[str, str | None]] = {
     "F32": ("torch.float32", "<f4"),
     "F64": ("torch.float64", "<f8"),
 }
+_BF16_EXPONENT = 0x7F80
 TORCH_TYPES = frozenset(name for name, _ in _DTYPES.values())
 
 _Side = Annotated[int, Field(ge=1, le=65_536)]
@@ -198,11 +199,17 @@ def tensors_hash(weights: bytes) -> str:
                 f"{WEIGHTS}: tensor {one_line(name)} has the type {tensor['dtype']}, which is not used here"
             )
         dtype, numbers = _DTYPES[tensor["dtype"]]
-        if numbers and not np.isfinite(np.frombuffer(tensor["data"], numbers)).all():
+        if not _are_finite(tensor["data"], dtype, numbers):
             raise ValueError(f"{WEIGHTS}: tensor {one_line(name)} holds NaN or infinity")
         digest.update(f"{name}|{dtype}|{tuple(tensor['shape'])}|".encode())
         digest.update(tensor["data"])
     return digest.hexdigest()
+
+
+def _are_finite(data: bytes, dtype: str, numbers: str | None) -> bool:
+    if dtype == "torch.bfloat16":  # of which numpy has none: all bits of the exponent are set
+        return not ((np.frombuffer(data, "<u2") & _BF16_EXPONENT) == _BF16_EXPONENT).any()
+    return numbers is None or bool(np.isfinite(np.frombuffer(data, numbers)).all())
 
 
 def _read_files(folder: Path) -> tuple[dict[str, bytes], list[str]]:

@@ -61,7 +61,13 @@ class ImageClassifier:
             except DataError as error:
                 answers.append(Answer(None, _without_setting(str(error))))
         shares = iter(pass_probabilities(self.bundle, np.stack(pixels)) if pixels else ())
-        return [answer or Answer(next(shares)) for answer in answers]
+        return [answer or _answer(next(shares)) for answer in answers]
+
+
+def _answer(shares: npt.NDArray[np.float64]) -> Answer:
+    if np.isfinite(shares).all():
+        return Answer(shares)
+    return Answer(None, "the outputs of the model for this image are infinite or not numbers")
 
 
 def _without_setting(reason: str) -> str:
