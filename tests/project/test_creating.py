@@ -78,8 +78,10 @@ def test_photos_are_copied_and_given_to_dvc(place: Path, photos: Path) -> None:
 def test_in_a_repository_of_ones_own_the_project_is_left_to_commit(place: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
     (place / "demo").mkdir()
+    link = place.parent / "a link from outside"
+    link.symlink_to(place / "demo")
 
-    created = create_project(Path("demo"), "fashion-mnist")
+    created = create_project(link, "fashion-mnist")
 
     assert created.committed is None
     assert not (place / "demo/.git").exists()
@@ -113,6 +115,9 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
     linked = photos.parent / "linked"
     linked.mkdir()
     (linked / "more").symlink_to(photos)
+    broken, odd = photos.parent / "a\nb", photos.parent / "odd.dvc"
+    broken.mkdir()
+    odd.mkdir()
     before = sorted(path.as_posix() for path in place.rglob("*"))
 
     refused: list[tuple[type[TwinrunError], str, tuple[str, str, Path | None, tuple[str, ...]]]] = [
@@ -127,6 +132,8 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
         (SourceError, "has no images in it", ("demo", "photos", place / "empty", ())),
         (SourceError, "brings its own images", ("demo", "digits", photos, ())),
         (SourceError, "is a link to a folder", ("demo", "photos", linked, ())),
+        (SourceError, "has a control character", ("demo", "photos", broken, ())),
+        (SourceError, "ends with .dvc", ("demo", "photos", odd, ())),
         (SourceError, "Make the project elsewhere", ("demo", "photos", place, ())),
     ]
     for kind, message, (name, preset, data, changes) in refused:

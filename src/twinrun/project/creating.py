@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,10 +113,8 @@ def _require_copyable(data: Path, folder: Path, preset: str) -> None:
         raise SourceError(f"The preset {preset} brings its own images. For --data, use --preset photos or folder.")
     if not data.is_dir():
         raise SourceError(f"{data} (--data) {not_a_folder(data)}.")
-    try:
-        data.name.encode()
-    except UnicodeEncodeError:
-        raise SourceError(f"The name of {data} (--data) is not UTF-8, which DVC needs. Rename the folder.") from None
+    if problem := _unfit_name(data.name):
+        raise SourceError(f"The name of {data} (--data) {problem}. Rename the folder.")
     if folder.resolve().is_relative_to(data):
         raise SourceError(f"{folder} lies in {data} (--data), which is copied into it. Make the project elsewhere.")
     empty = True
@@ -130,9 +129,21 @@ def _require_copyable(data: Path, folder: Path, preset: str) -> None:
         raise SourceError(f"{data} (--data) has no images in it. Name a folder of images.")
 
 
+def _unfit_name(name: str) -> str | None:
+    """Why DVC, or the .gitignore that it writes, cannot have the name of a folder."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8, which DVC needs"
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        return "has a control character, such as a line break, with which git would not ignore its photos"
+    return "ends with .dvc, which DVC takes for one of its own files" if name.endswith(".dvc") else None
+
+
 def _git_above(folder: Path) -> Path | None:
     """The git repository that `folder` would lie in."""
-    parent = next(folder_above for folder_above in folder.parents if folder_above.is_dir())
+    parents = folder.resolve().parents  # of where a link leads
+    parent = next(folder_above for folder_above in parents if folder_above.is_dir())
     top = run_git(parent, "rev-parse", "--show-toplevel")
     return None if top.returncode else Path(top.stdout.removesuffix("\n"))
 
