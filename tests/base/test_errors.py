@@ -15,6 +15,17 @@ from twinrun.base.errors import deaf_children, duration
 STOPPED = "\nStopped by Ctrl-C; nothing half-written was left behind.\n"
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_command_whose_output_or_errors_are_closed_does_its_work(closed: int) -> None:
+    script = "import os, sys\nos.close(int(sys.argv[1]))\nos.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    command = [sys.executable, "-c", script, str(closed), "-m", "twinrun", "preset"]
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("twinrun preset photos" in done.stdout) is (closed == 2)
+
+
 def test_a_reader_that_went_away_ends_a_command_without_a_traceback() -> None:
     script = (
         "from twinrun.base.errors import run_main\nrun_main(lambda: [print(line, flush=True) for line in range(10**6)])"

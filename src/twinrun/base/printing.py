@@ -36,6 +36,23 @@ def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: b
     builtins.print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=flush)
 
 
+def open_closed_streams() -> None:
+    """Have stdout and stderr lead nowhere where they are closed (`2>&-`), as the system would of /dev/null.
+
+    Otherwise the next file that is opened has the number of the stream, and gets what libraries in C write there.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
 def draw(renderable: Any) -> None:
     """Print a table or another thing of rich's on stdout. Its strings are text, never markup."""
     console().print(renderable)
