@@ -134,6 +134,24 @@ def test_all_images_broken_is_refused_whatever_the_policy(
     assert 'Class "0" has 0 images in train' in ran.said
 
 
+def test_a_class_that_has_another_name_in_another_split_is_asked_about_and_no_setting_lets_it_pass(
+    project: Project, write_digits: WriteDigits, validated: Stage
+) -> None:
+    for split, names in {"train": ("glass", "metal", "size_1"), "test": ("glas", "Metall", "size_2")}.items():
+        folder = write_digits(each=24, root=f"images/{split}")
+        for digit, name in enumerate(names):
+            for path in sorted((folder / str(digit)).iterdir())[slice(12) if split == "test" else slice(12, None)]:
+                path.unlink()
+            (folder / str(digit)).rename(folder / name)
+
+    stopped = validated(project.set(ingest__source="folder", ingest__path="images"))
+
+    assert '"Metall" has images in test, and "metal" in train and val: are they one class?' in stopped.said
+    assert "Give a class the same name in every split (params.yaml, line" in stopped.said
+    assert "on_classes" not in stopped.said
+    assert "size_1" not in stopped.said.partition(";")[2]
+
+
 def test_every_class_with_too_few_images_is_named_with_the_one_setting_that_lets_it_pass(
     project: Project, write_digits: WriteDigits, validated: Stage
 ) -> None:

@@ -1,13 +1,18 @@
 """Checks of classes: their sizes, balance and names."""
 
 import math
+import re
 from collections.abc import Sequence
-from itertools import islice
+from difflib import SequenceMatcher
+from itertools import combinations, islice
 
 from twinrun.validate.checks.check import TWINS_NAMED, Check, counting, severity_of
 from twinrun.validate.expectations import Rule
 from twinrun.validate.findings import Violation
 from twinrun.validate.subject import Subject
+
+_SIMILAR = 0.8  # ratio of SequenceMatcher from which two names may be one name, written in two ways
+_MOST_COMPARED = 100
 
 
 def of_classes(subject: Subject) -> list[Check]:
@@ -58,6 +63,7 @@ def of_classes(subject: Subject) -> list[Check]:
 def _of_class_sizes(subject: Subject) -> Check:
     params, classes, shown = subject.params, list(subject.counts), list(subject.shown.values())
     fewest = min((images for images in subject.fewest().values() if images is not None), default=0)
+    apart = _names_apart(subject)
     counted = counting(
         f"has fewer than {params.min_images_per_class:,} {_images(params.min_images_per_class)} in a split",
         "class",
@@ -74,14 +80,30 @@ def _of_class_sizes(subject: Subject) -> Check:
             {"column": "fewest_in_a_split", "min_value": params.min_images_per_class},
             severity_of(params.on_classes),
         ),
-        settings=("validate.min_images_per_class",),
-        advice="Add images of these classes, or lower that number",
+        settings=("ingest.path",) if apart else ("validate.min_images_per_class",),
+        advice="Give a class the same name in every split"
+        if apart
+        else "Add images of these classes, or lower that number",
         violations=lambda judgement: (Violation((), _short_of_images(subject, classes[i])) for i in judgement.rows),
         says=lambda rows, violations: (
-            counted(rows, violations) + _too_few_groups(subject, [classes[row] for row in rows])
+            counted(rows, violations) + _too_few_groups(subject, [classes[row] for row in rows]) + "".join(apart[:1])
         ),
-        recommended=_setting_for_classes("min_images_per_class", fewest),
+        recommended=None if apart else _setting_for_classes("min_images_per_class", fewest),
     )
+
+
+def _names_apart(subject: Subject) -> list[str]:
+    """A clause for each two classes with similar names that share no split: they may be one class."""
+    where = {label: {name for name, images in counts.items() if images} for label, counts in subject.counts.items()}
+    some = [label for label in where if where[label] and where[label] != set(subject.splits)][:_MOST_COMPARED]
+    return [
+        f'; "{subject.shown[first]}" has images in {_and(sorted(where[first]))}, and "{subject.shown[second]}" in '
+        f"{_and(sorted(where[second]))}: are they one class?"
+        for first, second in combinations(some, 2)
+        if where[first].isdisjoint(where[second])
+        and re.findall(r"\d+", first) == re.findall(r"\d+", second)
+        and SequenceMatcher(None, first.casefold(), second.casefold()).ratio() >= _SIMILAR
+    ]
 
 
 def _others(subject: Subject, label: str) -> str:
