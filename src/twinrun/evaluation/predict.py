@@ -46,12 +46,20 @@ def outputs_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> t
     import torch
 
     from twinrun.models.architectures import find_head
-    from twinrun.models.predict import channel_tensor, normalised, pass_size, single_threads
+    from twinrun.models.predict import (
+        channel_tensor,
+        normalised,
+        of_this_thread,
+        pass_size,
+        single_threads,
+        with_same_tensors,
+    )
     from twinrun.models.views import plain_network
 
     size = pass_size(images)
     has_views = plain_network(bundle.network) is not bundle.network
-    head = None if has_views else find_head(bundle.network, len(bundle.classes))
+    observed = with_same_tensors(bundle.network)
+    head = None if has_views else find_head(observed, len(bundle.classes))
     mean, std = channel_tensor(bundle.preprocessing.mean), channel_tensor(bundle.preprocessing.std)
     given: dict[int, torch.Tensor] = {}  # by thread
 
@@ -60,7 +68,8 @@ def outputs_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> t
         filled = np.zeros((size, *images.shape[1:]), np.uint8)
         filled[: len(part)] = images[part]
         with torch.inference_mode():
-            logits = bundle.network(normalised(torch.from_numpy(filled), mean, std))[: len(part)].double().numpy()
+            pixels = normalised(torch.from_numpy(filled), mean, std)
+            logits = of_this_thread(observed)(pixels)[: len(part)].double().numpy()
             features = given.get(get_ident())
             if features is None or features.ndim != 2 or len(features) != size:
                 return logits, None
@@ -69,12 +78,9 @@ def outputs_of(bundle: Bundle, images: Pixels, rows: npt.NDArray[np.int64]) -> t
     def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         given[get_ident()] = inputs[0]
 
-    hook = None if head is None else head[1].register_forward_pre_hook(keep)
-    try:
-        passes = list(single_threads().map(one_pass, range(0, len(rows), size)))
-    finally:
-        if hook is not None:
-            hook.remove()
+    if head is not None:
+        head[1].register_forward_pre_hook(keep)
+    passes = list(single_threads().map(one_pass, range(0, len(rows), size)))
     if not passes:
         return np.empty((0, len(bundle.classes))), None
     parts = [features for _, features in passes if features is not None]

@@ -1,13 +1,15 @@
 """From uint8 images to probabilities, the same to the bit whatever other images are in the call."""
 
+import copy
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from twinrun.core.cores import available_cores
 from twinrun.models.bundle import Bundle
@@ -57,7 +59,7 @@ def pass_probabilities(bundle: Bundle, images: NDArray[np.uint8]) -> NDArray[np.
     filled[: len(images)] = images
     mean, std = channel_tensor(bundle.preprocessing.mean), channel_tensor(bundle.preprocessing.std)
     with torch.inference_mode():
-        logits = bundle.network(normalised(torch.from_numpy(filled), mean, std))
+        logits = of_this_thread(bundle.network)(normalised(torch.from_numpy(filled), mean, std))
         return np.asarray(logits[: len(images)].double().softmax(dim=1).numpy())
 
 
@@ -74,6 +76,23 @@ def probabilities(
     parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     passes = list(single_threads().map(lambda part: pass_probabilities(bundle, images[part]), parts))
     return np.concatenate(passes) if passes else np.empty((0, len(bundle.classes)))
+
+
+def of_this_thread(network: nn.Module) -> nn.Module:
+    """A copy of the network for the calling thread alone, the same one at each call.
+
+    A network may keep tensors on itself from one layer to another, where another thread would put its own.
+    """
+    copies: WeakKeyDictionary[nn.Module, nn.Module] = vars(_of_thread).setdefault("copies", WeakKeyDictionary())
+    if network not in copies:
+        copies[network] = with_same_tensors(network)
+    return copies[network]
+
+
+def with_same_tensors(network: nn.Module) -> nn.Module:
+    """A copy of the network with its hooks, which has the same parameters and buffers, not copies of them."""
+    kept = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers(), *kept)})
 
 
 def single_threads() -> ThreadPoolExecutor:
@@ -104,5 +123,6 @@ def _use_one_thread() -> None:
     torch.get_num_threads()  # at its first use a thread takes over the number of the process: now, while that is 1
 
 
+_of_thread = threading.local()
 _pools_lock = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}  # by process: the threads of a parent are not there in its child

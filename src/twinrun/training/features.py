@@ -30,7 +30,7 @@ from twinrun.base.progress import progress
 from twinrun.core.arrays import Pixels
 from twinrun.models.architectures import without_head
 from twinrun.models.bundle import weights_hash
-from twinrun.models.predict import channel_tensor, normalised
+from twinrun.models.predict import channel_tensor, normalised, of_this_thread
 from twinrun.training.interruption import StopRequest
 from twinrun.training.numerics import describe_numerics
 from twinrun.training.shards import Numerics
@@ -126,7 +126,7 @@ class Features:
     def _one(self, image: NDArray[np.uint8]) -> FeatureArray:
         with torch.inference_mode():
             pixels = torch.from_numpy(np.array(image[None])).to(self._device)
-            features = self._backbone(normalised(pixels, self._mean, self._std))
+            features = of_this_thread(self._backbone)(normalised(pixels, self._mean, self._std))
             result: FeatureArray = features.flatten().float().cpu().numpy()
         return result
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from twinrun.base.errors import DataError, DivergedError, ModelError, PausedTraining, TrainingError
 from twinrun.base.printing import print
 from twinrun.core.arrays import FloatArray, Pixels
+from twinrun.core.networks import is_own_file
 from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import Manifest
 from twinrun.models.architectures import find_head
@@ -109,6 +110,7 @@ def in_shards(network: nn.Module, train: SplitImages, params: TrainParams, numer
         seed=params.seed,
         class_weights=class_weights(train) if params.balance == "weights" else None,
         keep_batch_norm=params.freeze == "batch_norm",
+        own_file=params.model if is_own_file(params.model) else None,
     )
 
 
@@ -171,7 +173,7 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
             stop.hold_for_children()
             with starting_others():
                 trainer.fit(module)
-        except RuntimeError as error:
+        except (RuntimeError, ModelError) as error:
             if "deterministic" not in str(error):
                 raise
             raise ModelError(

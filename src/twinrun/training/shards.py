@@ -20,7 +20,7 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
@@ -31,7 +31,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from twinrun.core.cores import available_cores
 from twinrun.core.keyed import keyed_seed
-from twinrun.models.predict import channel_tensor, normalised
+from twinrun.models.own import explained
+from twinrun.models.predict import channel_tensor, normalised, of_this_thread
 from twinrun.training import collectives
 from twinrun.training.batches import shard_slices
 from twinrun.training.depthwise import FastDepthwise, has_depthwise
@@ -91,8 +92,12 @@ class ShardedNetwork:
         seed: int,
         class_weights: Sequence[float] | None = None,
         keep_batch_norm: bool = False,
+        own_file: str | None = None,
     ) -> None:
-        """`class_weights` multiply the losses of each class; `keep_batch_norm` keeps batch normalisation untrained."""
+        """`class_weights` multiply the losses of each class; `keep_batch_norm` keeps batch normalisation untrained.
+
+        `own_file` is the name of a network in a file of the project, whose errors become ModelErrors.
+        """
         self.network = network
         self.shards = shards
         self._numerics = numerics
@@ -107,6 +112,7 @@ class ShardedNetwork:
         self._has_slow_depthwise = on_cpu_in_bfloat16 and has_depthwise(network)
         self._norms = _batch_norms(network)
         self._keep_batch_norm = keep_batch_norm
+        self._own_file = own_file
         if keep_batch_norm:
             for norm in self._norms:
                 norm.requires_grad_(False)
@@ -184,9 +190,10 @@ class ShardedNetwork:
         def score(k: int) -> Tensor:
             with torch.inference_mode():
                 pixels, targets = self._on_device(*load(slices[k]))
-                with self._autocast():
-                    logits = network(normalised(pixels, self._mean, self._std))
-                return _score(cross_entropy(logits.float(), targets, reduction="sum"), logits, targets)
+                with self._explained():
+                    with self._autocast():
+                        logits = of_this_thread(network)(normalised(pixels, self._mean, self._std))
+                    return _score(cross_entropy(logits.float(), targets, reduction="sum"), logits, targets)
 
         results = self.map(score, collectives.share_of(len(slices)))
         gathered = collectives.gather_shards([[result.clone()] for result in results], len(slices))
@@ -196,16 +203,17 @@ class ShardedNetwork:
         replica = self._replicas[k]
         replica.begin(self._statistics, self._deciding_counters, keyed_seed(self._seed, _DROPOUT, step, k))
         pixels, targets = self._on_device(*load(part))
-        with self._autocast(), self._fast_depthwise():
-            logits = replica.network(normalised(pixels, self._mean, self._std))
-        loss = cross_entropy(
-            logits.float(),
-            targets,
-            weight=self._class_weights,
-            reduction="sum",
-            label_smoothing=self._label_smoothing,
-        )
-        gradients = torch.autograd.grad(loss / images, self._parameters, allow_unused=True, materialize_grads=True)
+        with self._explained():
+            with self._autocast(), self._fast_depthwise():
+                logits = replica.network(normalised(pixels, self._mean, self._std))
+            loss = cross_entropy(
+                logits.float(),
+                targets,
+                weight=self._class_weights,
+                reduction="sum",
+                label_smoothing=self._label_smoothing,
+            )
+            gradients = torch.autograd.grad(loss / images, self._parameters, allow_unused=True, materialize_grads=True)
         return _ShardResult(
             list(gradients), [s.clone() for s in replica.statistics], _score(loss.detach(), logits.detach(), targets)
         )
@@ -241,6 +249,9 @@ class ShardedNetwork:
             return nullcontext()
         # Its cache of cast weights is shared between threads and gives nothing here: each weight is used once.
         return torch.autocast(self._numerics.device.type, dtype=dtype, cache_enabled=False)
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._own_file is None else explained(self._own_file)
 
     def _fast_depthwise(self) -> "FastDepthwise | nullcontext[None]":
         return FastDepthwise() if self._has_slow_depthwise else nullcontext()
