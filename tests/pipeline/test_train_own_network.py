@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,12 +17,16 @@ from typer.testing import CliRunner
 from twinrun.base.errors import BundleError, TwinrunError
 from twinrun.cli.main import app
 from twinrun.core.params import load_params
+from twinrun.dataset.pack import open_pack
+from twinrun.evaluation.predict import outputs_of
 from twinrun.evaluation.trial import try_bundle
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import TRUSTED, load_bundle
 from twinrun.models.own import build_from_source
+from twinrun.models.predict import probabilities
 from twinrun.models.stored import read_stored
 
+HISTORY = Path("data/out/train/history.csv")
 AWAY = "http://127.0.0.1:9"
 FILE = Path("networks/mine.py")
 SOURCE = """
@@ -58,6 +63,10 @@ def build(channels, size_px, classes):
 
 
 PLAIN = "return self.head(self.features(images))"
+# Threads that share it would take each other's features.
+KEEPS = network(
+    "self.kept = self.features(images); time.sleep(0 if self.training else 0.001); return self.head(self.kept)"
+).replace("import random\n", "import random, time\n")
 
 
 @pytest.fixture
@@ -75,16 +84,22 @@ def card() -> dict[str, object]:
 
 
 def test_a_network_from_a_file_is_trained_and_the_file_is_in_fingerprint_and_bundle(own: TrainableProject) -> None:
+    FILE.write_text(KEEPS)
     own.set(threads=1).train_here()
-    first, fingerprint = own.weights_hash(), card()["fingerprint"]
+    first, fingerprint, history = own.weights_hash(), card()["fingerprint"], HISTORY.read_text()
     own.set(threads=3).train_here()
     again = own.weights_hash()
+    assert HISTORY.read_text() == history
 
-    FILE.write_text(SOURCE + "# a remark\n")
+    FILE.write_text(KEEPS + "# a remark\n")
     own.train_here()
 
     assert again == first == own.weights_hash()
     assert card()["fingerprint"] != fingerprint
+    bundle, images = load_bundle(Path("data/out/train/bundle")), open_pack(Path("data/out/ingest/images.npy"))[:64]
+    shares = probabilities(bundle, images)
+    assert np.array_equal(shares, np.concatenate([probabilities(bundle, images[i : i + 8]) for i in range(0, 64, 8)]))
+    assert np.allclose(outputs_of(bundle, images, np.arange(64))[0].argmax(axis=1), shares.argmax(axis=1))
     assert Path("data/out/train/bundle/network.py").read_text() == FILE.read_text()
     trial = try_bundle(read_stored(Path("data/out/train/bundle"), "registered"), None)
     assert trial.repeats > 0
@@ -149,6 +164,43 @@ def test_a_model_that_holds_source_is_loaded_by_consent_alone_and_a_changed_sour
         ),
         (network(PLAIN, built="Mine(channels, classes).half()"), "is torch.float16 on cpu"),
         (network(PLAIN, built="Mine(channels, classes).to('meta')"), "is torch.float32 on meta"),
+        (network("return self.head(self.features(images)).detach()"), "depend on none of its weights"),
+        (
+            network("kept = self.features(images).exp(); kept.zero_(); " + PLAIN[:-1] + " + kept)"),
+            "modified by an inplace operation",
+        ),
+        (
+            network("self.seen += self.training; return self.head(self.features(images) * self.seen)", "self.seen = 1"),
+            "gives other logits when it sees the same images again",
+        ),
+        (
+            network(
+                "noise = torch.rand(4, generator=self.drawn) * self.training; "
+                "return self.head(self.features(images) + noise)",
+                "self.drawn = torch.Generator()",
+            ),
+            "gives other logits when it sees the same images again",
+        ),
+        (
+            network("return self.head(self.features(images) @ self.mix)", "self.mix = torch.randn(4, 4)"),
+            "drawn at random and are not in its state_dict()",
+        ),
+        (
+            network("return self.head(self.layers[0](self.features(images)))", "self.layers = [nn.Linear(4, 4)]"),
+            "drawn at random and are not in its state_dict()",
+        ),
+        (
+            network(PLAIN, "self.conv = nn.Sequential(self.conv, nn.BatchNorm2d(4, track_running_stats=False))"),
+            "gives an image other logits beside another image than alone",
+        ),
+        (network("assert len(images) < 20; " + PLAIN), "networks/mine.py, line 15: AssertionError"),
+        (
+            network(
+                "self.seen += 1; images = images + (torch.rand(1) if self.seen > 8 else 0); " + PLAIN,
+                "self.seen = 0",
+            ),
+            "draws random numbers in a way that Twinrun cannot key",
+        ),
         (network("images = images * random.random(); " + PLAIN), "draws random numbers from Python's or NumPy's"),
         (network("images = images * np.random.rand(); " + PLAIN), "draws random numbers from Python's or NumPy's"),
     ],

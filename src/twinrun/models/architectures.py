@@ -30,6 +30,8 @@ from twinrun.core.networks import (
 from twinrun.models.own import build_from_source, explained, own_source
 from twinrun.models.stored import TORCH_TYPES
 
+_ROUNDING = 1e-4  # by which equal logits may differ, as a share of the largest: sums depend on the size of a pass
+
 
 def find_head(network: nn.Module, classes: int) -> tuple[str, nn.Linear] | None:
     """The linear layer that gives the logits, with its path in the network; None where the network ends otherwise."""
@@ -130,8 +132,8 @@ def require_storable(network: nn.Module, name: str) -> None:
 def require_trainable(network: nn.Module, name: str, channels: int, size_px: Size, classes: int) -> None:
     """Raise ModelError where a training of the network would fail, or where its result would lack a part.
 
-    A copy of the network computes two images in training mode. Of the tensors that this changes, training keeps those
-    of batch normalisation alone.
+    A copy of the network computes two images in training mode, twice, and their gradients. Of the tensors that this
+    changes, training keeps those of batch normalisation alone.
     """
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ModelError(f"{name} has no weights that can be trained (params.yaml: train.model).")
@@ -144,10 +146,13 @@ def require_trainable(network: nn.Module, name: str, channels: int, size_px: Siz
             "out of the network."
         ) from error
     before = {place: value.clone() for place, value in copied.state_dict().items()}
-    with _seeded(0), torch.no_grad():
+    with _seeded(0):
         images, unused = torch.randn(2, channels, *size_px), _other_random_states()
+        drawn = torch.get_rng_state()
         try:
-            _require_logits(name, _outputs(copied, name, images), 2, classes)
+            logits = _outputs(copied, name, images.clone())
+            _require_logits(name, logits, 2, classes)
+            _require_gradient(logits, copied, name)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ModelError(
                 f"{name} cannot be trained on images of {size_px[1]} x {size_px[0]} pixels ({_first_line(error)}). "
@@ -158,13 +163,75 @@ def require_trainable(network: nn.Module, name: str, channels: int, size_px: Siz
                 f"{name} draws random numbers from Python's or NumPy's generator in training, so that a second "
                 "training would give other weights (params.yaml: train.model). Draw them with nn.Dropout."
             )
-    norms = tuple(f"{place}." for place, module in copied.named_modules() if isinstance(module, _BatchNorm))
-    if changed := _changed(before, copied.state_dict(), norms):
+        norms = tuple(f"{place}." for place, module in copied.named_modules() if isinstance(module, _BatchNorm))
+        if changed := _changed(before, copied.state_dict(), norms):
+            raise ModelError(
+                f"{changed} of {name} is changed by a pass in training mode, and training keeps such changes of batch "
+                "normalisation alone: the trained model would lack it. Choose another train.model in params.yaml; in a "
+                "network of your own, use batch, group or layer normalisation."
+            )
+        copied.load_state_dict(before)
+        torch.set_rng_state(drawn)
+        if not _are_alike(logits, _outputs(copied, name, images.clone())):
+            raise ModelError(
+                f"{name} gives other logits when it sees the same images again in training mode: it keeps a count, a "
+                "mean or a random generator between passes, which is not in its state_dict(). A training that goes on "
+                "after an interruption would give other weights (params.yaml: train.model). Compute the logits from "
+                "the images and the weights alone, and draw random numbers with nn.Dropout."
+            )
+
+
+def require_same_answers(
+    network: nn.Module, rebuilt: nn.Module, name: str, channels: int, size_px: Size, classes: int
+) -> None:
+    """Raise ModelError where the stored network would give other answers, or an image others beside another image.
+
+    `rebuilt` is the network built again, from another seed: whoever loads a model builds it and puts the tensors in.
+    """
+    rebuilt.load_state_dict(network.state_dict())
+    with _seeded(0):
+        images = torch.randn(2, channels, *size_px)
+    together, alone = _answers(network, name, images), [_answers(network, name, image[None]) for image in images]
+    if not _are_alike(together, _answers(rebuilt, name, images)):
         raise ModelError(
-            f"{changed} of {name} is changed by a pass in training mode, and training keeps such changes of batch "
-            "normalisation alone: the trained model would lack it. Choose another train.model in params.yaml; in a "
-            "network of your own, use batch, group or layer normalisation, or track_running_stats=False."
+            f"{name} has tensors or layers that are drawn at random and are not in its state_dict(), so the trained "
+            "model would give other answers once it is loaded (params.yaml: train.model). Keep tensors with "
+            "self.register_buffer(NAME, TENSOR), and layers in nn.ModuleList or nn.ModuleDict."
         )
+    _require_logits(name, together, 2, classes)
+    if not _are_alike(together, torch.cat(alone)):
+        raise ModelError(
+            f"{name} gives an image other logits beside another image than alone, in evaluation mode (params.yaml: "
+            "train.model), so an answer would depend on the images that happen to be in the same call. Compute no "
+            "means over the batch there: leave out track_running_stats=False, or use group or layer normalisation."
+        )
+
+
+def _answers(network: nn.Module, name: str, images: Tensor) -> Tensor:
+    """What a network gives for images in evaluation mode."""
+    was_training = network.training
+    with torch.no_grad():
+        logits: Tensor = _outputs(network.eval(), name, images.clone())
+    network.train(was_training)
+    return logits
+
+
+def _are_alike(logits: Tensor, others: Tensor) -> bool:
+    """Whether two computations of the same logits differ by no more than rounding."""
+    logits, others = logits.detach().float(), others.detach().float()
+    largest = float(logits.abs().nan_to_num(posinf=0.0).max())
+    return torch.allclose(logits, others, rtol=0, atol=_ROUNDING * largest, equal_nan=True)
+
+
+def _require_gradient(logits: Tensor, network: nn.Module, name: str) -> None:
+    """Raise what PyTorch raises where it cannot compute a gradient; ModelError where no weight has one."""
+    if not logits.requires_grad:
+        raise ModelError(
+            f"{name} gives logits that depend on none of its weights, as far as PyTorch can see (params.yaml: "
+            "train.model). Leave torch.no_grad(), detach() and .data out of forward()."
+        )
+    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
 
 
 def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], norms: tuple[str, ...]) -> str | None:

@@ -23,6 +23,7 @@ from twinrun.models.architectures import (
     build_network,
     ends_in_head,
     find_head,
+    require_same_answers,
     require_size,
     require_storable,
     require_trainable,
@@ -321,6 +322,9 @@ def prepare_job(
     require_storable(network, params.model)
     if params.freeze != "backbone":
         require_trainable(network, params.model, channels, (height, width), classes)
+    if source is not None:
+        rebuilt = initial((params.seed + 1) % 2**63)
+        require_same_answers(network, rebuilt, params.model, channels, (height, width), classes)
     set_first_weights(network, params, images, train.rows, numerics)
     if params.start_size < 1:
         require_size(network, params.model, channels, image_size(0, (height, width), params), classes)

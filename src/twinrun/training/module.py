@@ -178,7 +178,7 @@ class Classifier(pl.LightningModule):
         self._random_state = self._global_random_state()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        if batch_idx == 0 and not torch.equal(self._random_state, self._global_random_state()):
+        if not torch.equal(self._random_state, self._global_random_state()):
             raise ModelError(
                 f"{self._params.model} draws random numbers in a way that Twinrun cannot key to (seed, step, shard), "
                 "so that a second training would give other weights. Choose another train.model."
