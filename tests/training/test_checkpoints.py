@@ -26,6 +26,16 @@ def test_two_are_kept_and_the_newest_comes_back_as_it_was(checkpoints: Checkpoin
     assert sorted(folder.name for folder in checkpoints.folder.iterdir()) == ["epoch-00002", "epoch-00003"]
 
 
+def test_the_newest_of_more_than_99999_epochs_is_kept(checkpoints: Checkpoints) -> None:
+    for epoch in (99_999, 100_000):
+        checkpoints.save(epoch, {"w": torch.zeros(1)}, {})
+
+    newest, _ = checkpoints.newest()
+
+    assert newest is not None
+    assert newest.epoch == 100_000
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 def test_one_with_a_flipped_bit_is_passed_over_with_a_warning(checkpoints: Checkpoints, name: str) -> None:
     file = checkpoints.folder / "epoch-00003" / name

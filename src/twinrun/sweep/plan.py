@@ -211,6 +211,8 @@ def _dimension(name: str, value: Any) -> Range | list[Scalar]:
         meanings = {_meaning(name, each) for each in value}
         if len(meanings) < 2 or len(meanings) != len(value) or any(isinstance(each, dict | list) for each in value):
             raise ValueError(f"a list of choices needs two or more different values, got {json.dumps(value)}")
+        if any(isinstance(each, int) and not _is_finite(each) for each in value):
+            raise ValueError("a choice is an integer of more than 308 digits, which Optuna cannot take")
         return value
     form = "{from: NUMBER, to: NUMBER, scale: linear or log}, or a list of choices"
     if not isinstance(value, dict) or set(value) != {"from", "to", "scale"} or value["scale"] not in ("linear", "log"):
@@ -219,8 +221,8 @@ def _dimension(name: str, value: Any) -> Range | list[Scalar]:
     if not kinds & {int, float}:
         raise ValueError("takes no number; list its choices")
     ends = [value["from"], value["to"]]
-    if any(isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end) for end in ends):
-        raise ValueError(f"from and to must be numbers, got {json.dumps(ends)}")
+    if any(isinstance(end, bool) or not isinstance(end, int | float) or not _is_finite(end) for end in ends):
+        raise ValueError(f"from and to must be finite numbers, got {json.dumps(ends)}")
     if ends[0] >= ends[1]:
         raise ValueError(f"from must be less than to, got {ends[0]:g} and {ends[1]:g}")
     if value["scale"] == "log" and ends[0] <= 0:
@@ -229,6 +231,13 @@ def _dimension(name: str, value: Any) -> Range | list[Scalar]:
     if whole and any(end != int(end) for end in ends):
         raise ValueError(f"takes integers, got {json.dumps(ends)}")
     return Range(float(ends[0]), float(ends[1]), value["scale"], whole)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that is no float
+        return False
 
 
 def _meaning(name: str, choice: Any) -> str:

@@ -127,4 +127,5 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch-*"), reverse=True)
+        """The newest first: by their number, which has more than five digits in a long training."""
+        return sorted(self.folder.glob("epoch-*"), key=lambda folder: (len(folder.name), folder.name), reverse=True)
