@@ -145,11 +145,18 @@ def test_a_source_folder_that_is_missing_is_answered_with_those_that_exist(
     assert "empty" not in str(raised.value)
 
 
-def test_the_command_that_fetches_images_can_be_pasted_where_their_folder_has_a_space(project: Path) -> None:
+def test_the_command_that_fetches_images_can_be_pasted_and_a_remote_is_asked_for_where_there_is_none(
+    project: Path,
+) -> None:
     (project / "data/raw/my bins.dvc").touch()
     change_params(project / "params.yaml", "ingest", {"source": "folder", "path": "data/raw/my bins"})
 
-    with pytest.raises(SourceError, match=r"Fetch them: dvc pull 'data/raw/my bins\.dvc'\n"):
+    (project / ".dvc").mkdir()
+    with pytest.raises(SourceError, match=r"Fetch them: dvc pull 'data/raw/my bins\.dvc'\nBut no remote is set here"):
+        check(["repro"], project)
+
+    (project / ".dvc/config").write_text("[core]\n    remote = nas\n['remote \"nas\"']\n    url = /nas/bins\n")
+    with pytest.raises(SourceError, match=r"Fetch them: dvc pull 'data/raw/my bins\.dvc'\nOr go on"):
         check(["repro"], project)
 
 

@@ -392,12 +392,24 @@ def _require_there(root: Path, path: str, arguments: list[str]) -> None:
         return
     if tracked(root, path) in ("added", "not committed"):
         raise SourceError(
-            f"The images of {path} are not here. Fetch them: dvc pull {shlex.quote(f'{path}.dvc')}\n"
+            f"The images of {path} are not here. Fetch them: dvc pull {shlex.quote(f'{path}.dvc')}{_first(root)}\n"
             "Or go on without them, as long as no stage needs them: dvc repro --allow-missing"
         )
     raise SourceError(
         f"The source folder {path} does not exist (params.yaml: ingest.path).{nearby(root, path)} Put the images "
         "there, one folder for each class, or name another folder."
+    )
+
+
+def _first(root: Path) -> str:
+    """What comes before a pull, where DVC knows no remote to pull from."""
+    from dvc.config import Config
+
+    if not (root / ".dvc").is_dir() or Config(os.fspath(root / ".dvc"), validate=False).get("remote"):
+        return ""
+    return (
+        "\nBut no remote is set here: ask whoever has the images for its address, and run first: "
+        "dvc remote add --default NAME ADDRESS"
     )
 
 
