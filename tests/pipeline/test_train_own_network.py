@@ -164,6 +164,17 @@ def test_a_model_that_holds_source_is_loaded_by_consent_alone_and_a_changed_sour
         ),
         (network(PLAIN, built="Mine(channels, classes).half()"), "is torch.float16 on cpu"),
         (network(PLAIN, built="Mine(channels, classes).to('meta')"), "is torch.float32 on meta"),
+        (
+            network("return self.head(self.all(images))", "self.all = lambda images: self.conv(images).mean((2, 3))"),
+            "computes with layers of the network that it was copied from",
+        ),
+        (
+            network(
+                "return self.head(self.features(images) + self.one(images.flatten(1).long() * 0).mean(1))",
+                "self.one = nn.Embedding(1, 4, sparse=True)",
+            ),
+            "has a sparse gradient",
+        ),
         (network("return self.head(self.features(images)).detach()"), "depend on none of its weights"),
         (
             network("kept = self.features(images).exp(); kept.zero_(); " + PLAIN[:-1] + " + kept)"),
@@ -297,9 +308,13 @@ def test_a_file_that_is_changed_while_its_network_is_trained_gives_no_result_unt
     assert "Resuming after epoch 1 of 1" in capsys.readouterr().out
 
 
-def test_a_network_that_uses_a_weight_twice_is_trained_and_loaded(own: TrainableProject) -> None:
+def test_a_network_that_uses_a_weight_twice_and_filters_of_three_dimensions_is_trained_and_loaded(
+    own: TrainableProject,
+) -> None:
     twice = "self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4); self.second.weight = self.first.weight"
-    FILE.write_text(network("return self.head(self.second(self.first(self.features(images))))", twice))
+    deep = "self.deep = nn.Conv3d(1, 4, (1, 3, 3))"
+    features = "self.features(images) + self.deep(images[:, :, None]).mean((2, 3, 4))"
+    FILE.write_text(network(f"return self.head(self.second(self.first({features})))", f"{twice}; {deep}"))
 
     own.train_here()
 

@@ -100,6 +100,15 @@ def build_network(
     return network
 
 
+def in_channels_last(network: nn.Module) -> nn.Module:
+    """The network, its filters of images in the layout in which they are fastest; others have no such layout."""
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.to(tensor.device, memory_format=torch.channels_last)
+    return network
+
+
 def require_size(network: nn.Module, name: str, channels: int, size_px: Size, classes: int) -> None:
     """Raise ModelError where the network cannot take the smaller images that a training begins with."""
     try:
@@ -152,7 +161,7 @@ def require_trainable(network: nn.Module, name: str, channels: int, size_px: Siz
         try:
             logits = _outputs(copied, name, images.clone())
             _require_logits(name, logits, 2, classes)
-            _require_gradient(logits, copied, name)
+            _require_gradient(logits, copied, network, name)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ModelError(
                 f"{name} cannot be trained on images of {size_px[1]} x {size_px[0]} pixels ({_first_line(error)}). "
@@ -223,15 +232,26 @@ def _are_alike(logits: Tensor, others: Tensor) -> bool:
     return torch.allclose(logits, others, rtol=0, atol=_ROUNDING * largest, equal_nan=True)
 
 
-def _require_gradient(logits: Tensor, network: nn.Module, name: str) -> None:
-    """Raise what PyTorch raises where it cannot compute a gradient; ModelError where no weight has one."""
+def _require_gradient(logits: Tensor, copied: nn.Module, network: nn.Module, name: str) -> None:
+    """Raise what PyTorch raises where it cannot compute a gradient of the logits of `copied`, a copy of `network`.
+
+    ModelError where no weight has one that training can use, or a weight of `network` has one.
+    """
     if not logits.requires_grad:
         raise ModelError(
             f"{name} gives logits that depend on none of its weights, as far as PyTorch can see (params.yaml: "
             "train.model). Leave torch.no_grad(), detach() and .data out of forward()."
         )
-    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
+    weights = [parameter for each in (copied, network) for parameter in each.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(logits.float().sum(), weights, allow_unused=True)
+    if any(gradient is not None for gradient in gradients[len(weights) // 2 :]):
+        raise ModelError(
+            f"A copy of {name} computes with layers of the network that it was copied from, as a lambda that was "
+            "written in __init__() does, so that dropout and batch normalisation in them would not be trained "
+            "(params.yaml: train.model). Write it as a method."
+        )
+    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
+        raise ModelError(f"{name} has a sparse gradient (params.yaml: train.model). Set sparse=False in its layers.")
 
 
 def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor], norms: tuple[str, ...]) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from twinrun.base.errors import BundleError
 from twinrun.base.files import replacing_folder, write_json
 from twinrun.base.printing import one_line
-from twinrun.models.architectures import build_network
+from twinrun.models.architectures import build_network, in_channels_last
 from twinrun.models.stored import FORMAT, MODEL, SOURCE, WEIGHTS, StoredModel, StoredPreprocessing, read_stored
 from twinrun.models.views import with_views
 
@@ -141,7 +141,7 @@ def bundle_of(model: StoredModel, tensors: Mapping[str, Tensor], source: bytes |
     preprocessing = _preprocessing(model.preprocessing)
     return Bundle(
         network=with_views(
-            network.eval().to(memory_format=torch.channels_last),
+            in_channels_last(network.eval()),
             flip=preprocessing.test_flip,
             shift_px=preprocessing.test_shift_px,
         ),

@@ -28,7 +28,7 @@ from torch import nn
 from twinrun.base.files import canonical_json, folder_faults, replacing_folder
 from twinrun.base.progress import progress
 from twinrun.core.arrays import Pixels
-from twinrun.models.architectures import without_head
+from twinrun.models.architectures import in_channels_last, without_head
 from twinrun.models.bundle import weights_hash
 from twinrun.models.predict import channel_tensor, normalised, of_this_thread
 from twinrun.training.interruption import StopRequest
@@ -54,7 +54,7 @@ def backbone_of(network: nn.Module, classes: int) -> nn.Module:
     """
     backbone = copy.deepcopy(network).eval()
     without_head(backbone, classes)
-    return backbone.requires_grad_(False).to(memory_format=torch.channels_last)
+    return in_channels_last(backbone.requires_grad_(False))
 
 
 class Features:

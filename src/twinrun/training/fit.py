@@ -20,7 +20,7 @@ from twinrun.core.arrays import FloatArray, Pixels
 from twinrun.core.networks import is_own_file
 from twinrun.core.params import TrainParams
 from twinrun.dataset.manifest import Manifest
-from twinrun.models.architectures import find_head
+from twinrun.models.architectures import find_head, in_channels_last
 from twinrun.training import collectives
 from twinrun.training.checkpoints import Checkpoint, Checkpoints
 from twinrun.training.folds import OutOfFold
@@ -102,7 +102,7 @@ def fit(
 def in_shards(network: nn.Module, train: SplitImages, params: TrainParams, numerics: Numerics) -> ShardedNetwork:
     """The network on its device, computed in shards as the settings say; to be used as a context."""
     return ShardedNetwork(
-        network.to(numerics.device).to(memory_format=torch.channels_last),
+        in_channels_last(network.to(numerics.device)),
         numerics,
         shards=params.shards,
         threads=thread_count(params.threads),

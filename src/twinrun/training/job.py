@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from twinrun.base.errors import DataError, ModelError, TrainingError
@@ -23,6 +22,7 @@ from twinrun.models.architectures import (
     build_network,
     ends_in_head,
     find_head,
+    in_channels_last,
     require_same_answers,
     require_size,
     require_storable,
@@ -195,7 +195,7 @@ class Job:
         network = self.initial(self.params.seed)
         network.load_state_dict(trained.tensors)
         bundle = Bundle(
-            network=with_views(network.eval().to(memory_format=torch.channels_last), **asdict(self.params.test_views)),
+            network=with_views(in_channels_last(network.eval()), **asdict(self.params.test_views)),
             architecture=self.params.model,
             classes=self.manifest.classes,
             preprocessing=self.preprocessing,
