@@ -328,6 +328,12 @@ def test_a_whitened_first_convolution_gives_maps_of_variance_one_and_is_not_trai
     assert all(first.weight is not p for g in build_optimizer(made.network, settings).param_groups for p in g["params"])
 
 
+@pytest.mark.parametrize("recipe", ["whiten", "identity"])
+def test_a_recipe_for_convolutions_is_refused_for_a_network_without(recipe: str, params: TrainParams) -> None:
+    with pytest.raises(ModelError, match=rf"params\.yaml: train\.{recipe}\)\. Set it to false"):
+        job(replace(params, model="mlp", pretrained=None, **{recipe: True}))
+
+
 def test_the_bias_of_a_whitened_convolution_is_zero_and_is_not_trained(params: TrainParams) -> None:
     network: Any = job(replace(params, model="lenet5", pretrained=None, whiten=True)).network
     first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))

@@ -126,7 +126,8 @@ def check_batch_size(images: int, batch_size: int) -> None:
     if batch_size > images:
         raise DataError(
             f"A batch of {batch_size} images (params.yaml: train.batch_size) is larger than the training split, which "
-            f"has {images}. Set it to {images} or less, or add images."
+            f"has {images}. "
+            + (f"Set it to {images} or less, or add images." if images > 1 else "Training needs two images: add some.")
         )
 
 

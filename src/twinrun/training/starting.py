@@ -22,7 +22,7 @@ def set_first_weights(
     """Give the network the first weights that `train.identity` and `train.whiten` ask for, in place.
 
     `images` are uint8 (N, H, W, C), of which `rows` are trained on. Raises ModelError where there is no convolution to
-    whiten.
+    whiten, or none that can hand its inputs on.
     """
     if params.identity:
         _set_identity(network)
@@ -54,12 +54,17 @@ def _whiten(network: nn.Module, images: Pixels, rows: IntArray, numerics: Numeri
 
 
 def _set_identity(network: nn.Module) -> None:
-    """Have every convolution but the first begin by handing its inputs on, in the first of its outputs."""
-    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    """Have every plain convolution but the first begin by handing its inputs on, in the first of its outputs."""
+    later = [module for module in network.modules() if isinstance(module, nn.Conv2d)][1:]
+    plain = [module for module in later if module.groups == 1]
+    if not plain:
+        raise ModelError(
+            "After its first convolution the network has none that could hand its inputs on (params.yaml: "
+            "train.identity). Set it to false, or train.model: resnet9."
+        )
     with torch.no_grad():
-        for module in convolutions[1:]:
-            if module.groups == 1:
-                nn.init.dirac_(module.weight[: module.weight.shape[1]])
+        for module in plain:
+            nn.init.dirac_(module.weight[: module.weight.shape[1]])
 
 
 def _directions(images: Pixels, patch: tuple[int, int], numerics: Numerics) -> FloatArray:
