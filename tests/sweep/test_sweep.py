@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,6 +219,29 @@ def test_a_study_depends_neither_on_the_number_of_workers_nor_on_the_order_in_wh
 
     assert len(tables) == 1
     assert {row.generation for row in rows} == set(range(6))
+
+
+class Failing(InAnyOrder):
+    """Trains nothing: every trial fails."""
+
+    def ended(self) -> list[tuple[Path, str]]:
+        folder = self.running.pop()
+        write_json({"state": "failed", "reason": "no luck"}, folder / "result.json")
+        return [(folder, "it ended")]
+
+
+def test_where_all_trials_of_a_generation_fail_no_trial_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))  # instead of publishing
+    lines: list[str] = []
+
+    with closing(Journal.create(tmp_path, name="one", experiment="sweeps")) as journal:
+        plan = replace(PLAN, trials=2, width=2)
+        Sweep(tmp_path, plan, params_text("digits", []), Failing(1, 0), journal, lines.append, "again").run()
+
+    assert "generation 0, rung 1 after epoch 1: 2 trials, 2 failed, no trial goes on" in lines
 
 
 def test_a_sweep_that_exists_is_neither_started_again_nor_lost(swept: SweepProject) -> None:

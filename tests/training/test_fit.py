@@ -89,5 +89,5 @@ def test_other_settings_do_not_resume_what_they_did_not_make(params: TrainParams
 def test_a_batch_larger_than_the_split_is_refused_before_anything_is_made(params: TrainParams) -> None:
     with pytest.raises(DataError, match="is larger than the training split"):
         job(replace(params, batch_size=5000), "resume")
-    with pytest.raises(DataError, match="which has 1. Training needs two images: add some"):
+    with pytest.raises(DataError, match=r"which has 1\. Training needs two images: add some"):
         check_batch_size(1, 2)

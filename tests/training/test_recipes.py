@@ -330,8 +330,10 @@ def test_a_whitened_first_convolution_gives_maps_of_variance_one_and_is_not_trai
 
 @pytest.mark.parametrize("recipe", ["whiten", "identity"])
 def test_a_recipe_for_convolutions_is_refused_for_a_network_without(recipe: str, params: TrainParams) -> None:
+    settings = replace(params, model="mlp", pretrained=None, whiten=recipe == "whiten", identity=recipe == "identity")
+
     with pytest.raises(ModelError, match=rf"params\.yaml: train\.{recipe}\)\. Set it to false"):
-        job(replace(params, model="mlp", pretrained=None, **{recipe: True}))
+        job(settings)
 
 
 def test_the_bias_of_a_whitened_convolution_is_zero_and_is_not_trained(params: TrainParams) -> None:

@@ -236,7 +236,8 @@ class Sweep:
         text += f", {failed} failed" if failed else ""
         if stop is not None:
             numbers = ", ".join(map(str, sorted(going_on)))
-            text += f", trial {numbers} goes on" if len(going_on) == 1 else f", trials {numbers} go on"
+            of_several = f", trials {numbers} go on" if numbers else ", no trial goes on"
+            text += f", trial {numbers} goes on" if len(going_on) == 1 else of_several
         text += f"; best so far: {self._number(best.metric)}, trial {best.number}" if best else ""
         self._say(text)
         if best is not None and best.metric is not None:
