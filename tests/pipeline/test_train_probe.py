@@ -174,7 +174,7 @@ def test_features_that_a_stopped_training_had_computed_are_not_computed_again(
 
 
 def test_a_network_of_ones_own_that_computes_otherwise_with_the_same_weights_has_features_of_its_own(
-    probing: TrainableProject, monkeypatch: pytest.MonkeyPatch
+    probing: TrainableProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
     file, name = Path("networks/mine.py"), "networks/mine.py:build"
@@ -204,6 +204,10 @@ def build(channels, size_px, classes):
     probing.train_here()
 
     assert probing.weights_hash() == beside_others
+    file.write_text(source.replace("return self", "assert images.std() < 1e-6 or images.min() < -2; return self"))
+    with pytest.raises(SystemExit):
+        run_stage("train")
+    assert "networks/mine.py, line 9: AssertionError" in capsys.readouterr().err
 
 
 def test_kept_features_that_were_changed_are_computed_again(

@@ -23,7 +23,7 @@ def test_only_folders_that_no_training_used_within_the_hour_make_room(tmp_path: 
     backbone = nn.Sequential(nn.Flatten()).eval()
     numerics = Numerics(torch.device("cpu"), None, (0.5,), (0.5,))
 
-    made = Features(tmp_path, backbone, numerics, {}).of(
+    made = Features(tmp_path, backbone, numerics, {"name": "mlp"}).of(
         lambda number: np.full((2, 2, 1), number, np.uint8), 3, threads=1, stop=StopRequest()
     )
 

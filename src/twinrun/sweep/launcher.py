@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -115,7 +116,8 @@ class Local:
     def close(self) -> None:
         """End them with SIGTERM, after which a training keeps its last finished epoch."""
         for pid in self._running:
-            os.kill(pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # an interruption came when its end was read
+                os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_S
         while self._running and time.monotonic() < deadline:
             for pid in [pid for pid in self._running if self._status(pid) is not None]:
@@ -125,10 +127,13 @@ class Local:
             os.kill(pid, signal.SIGKILL)
 
     def _status(self, pid: int) -> int | None:
-        """The exit code of a process, negative for a signal; None while it runs."""
+        """The exit code of a process, negative for a signal; None while it runs. 0 where it was read before."""
         if pid in self._processes:
             return self._processes[pid].poll()
-        done, status = os.waitpid(pid, os.WNOHANG)
+        try:
+            done, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return 0
         return os.waitstatus_to_exitcode(status) if done else None
 
 

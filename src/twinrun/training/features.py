@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from torch import nn
 from twinrun.base.files import canonical_json, folder_faults, replacing_folder
 from twinrun.base.progress import progress
 from twinrun.core.arrays import Pixels
+from twinrun.core.networks import is_own_file
 from twinrun.models.architectures import in_channels_last, without_head
 from twinrun.models.bundle import weights_hash
+from twinrun.models.own import explained
 from twinrun.models.predict import channel_tensor, normalised, of_this_thread
 from twinrun.training.interruption import StopRequest
 from twinrun.training.numerics import describe_numerics
@@ -74,7 +76,7 @@ class Features:
             "numerics": describe_numerics(numerics),
             "packages": {name: version(name) for name in ("torch", "torchvision", "timm")},
         }
-        self._root = folder
+        self._root, self._name = folder, str(network["name"])
         self._folder = folder / hashlib.sha256(canonical_json(description)).hexdigest()[:32]
         self._backbone = backbone.to(numerics.device)
         self._device = numerics.device
@@ -124,7 +126,7 @@ class Features:
         return computed
 
     def _one(self, image: NDArray[np.uint8]) -> FeatureArray:
-        with torch.inference_mode():
+        with torch.inference_mode(), explained(self._name) if is_own_file(self._name) else nullcontext():
             pixels = torch.from_numpy(np.array(image[None])).to(self._device)
             features = of_this_thread(self._backbone)(normalised(pixels, self._mean, self._std))
             result: FeatureArray = features.flatten().float().cpu().numpy()
