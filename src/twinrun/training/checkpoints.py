@@ -9,6 +9,7 @@ and nothing is to be computed twice.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -127,5 +128,10 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
-        """The newest first: by their number, which has more than five digits in a long training."""
-        return sorted(self.folder.glob("epoch-*"), key=lambda folder: (len(folder.name), folder.name), reverse=True)
+        """The newest first, by number: as text, epoch-100000 comes before epoch-99999. Other names come before all."""
+        return sorted(self.folder.glob("epoch-*"), key=_number, reverse=True)
+
+
+def _number(folder: Path) -> float:
+    digits = folder.name.removeprefix("epoch-")
+    return int(digits) if digits.isdecimal() else math.inf
