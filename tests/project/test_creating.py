@@ -115,9 +115,9 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
     linked = photos.parent / "linked"
     linked.mkdir()
     (linked / "more").symlink_to(photos)
-    broken, odd = photos.parent / "a\nb", photos.parent / "odd.dvc"
-    broken.mkdir()
-    odd.mkdir()
+    broken, odd, spaced = photos.parent / "a\nb", photos.parent / "odd.dvc", photos.parent / "spaced "
+    for folder in (broken, odd, spaced):
+        folder.mkdir()
     before = sorted(path.as_posix() for path in place.rglob("*"))
 
     refused: list[tuple[type[TwinrunError], str, tuple[str, str, Path | None, tuple[str, ...]]]] = [
@@ -134,6 +134,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
         (SourceError, "is a link to a folder", ("demo", "photos", linked, ())),
         (SourceError, "has a control character", ("demo", "photos", broken, ())),
         (SourceError, "ends with .dvc", ("demo", "photos", odd, ())),
+        (SourceError, "ends with a space", ("demo", "photos", spaced, ())),
         (SourceError, "Make the project elsewhere", ("demo", "photos", place, ())),
     ]
     for kind, message, (name, preset, data, changes) in refused:

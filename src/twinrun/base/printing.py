@@ -37,7 +37,7 @@ def print(*values: object, end: str = "\n", file: TextIO | None = None, flush: b
 
 
 def open_closed_streams() -> None:
-    """Have stdout and stderr lead nowhere where they are closed (`2>&-`), as the system would of /dev/null.
+    """Open stdout and stderr on /dev/null where they are closed (`2>&-`), for this process and those it starts.
 
     Otherwise the next file that is opened has the number of the stream, and gets what libraries in C write there.
     """
@@ -49,6 +49,7 @@ def open_closed_streams() -> None:
             if nowhere != number:
                 os.dup2(nowhere, number)
                 os.close(nowhere)
+            os.set_inheritable(number, True)  # for programs that this one starts
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", closefd=False))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PREAMBLE = 128
 _ABOUT_THE_FILE = 2  # the group of elements that are never compressed
-_BYTES_PER_PIXEL = 16  # for each pixel that is allowed
+_BYTES_PER_PIXEL, _BYTES_OF_HEADERS = 16, 16_000_000  # for each pixel that is allowed, and for all else
 # Programs that remove what tells who a patient is leave such elements without a value.
 _MAY_BE_EMPTY = (
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
@@ -49,7 +49,7 @@ def open_dicom(stream: BinaryIO, max_pixels: int, *, windowed: bool) -> DicomHea
         from pydicom import dcmread
     except ImportError:
         raise FormatError("is a DICOM file: to read such files, pip install 'twinrun[dicom]'") from None
-    _expect_small(stream, _BYTES_PER_PIXEL * max_pixels)
+    _expect_small(stream, _BYTES_PER_PIXEL * max_pixels + _BYTES_OF_HEADERS)
     stream.seek(0)
     dataset = dcmread(stream)
     if "PixelData" not in dataset or not dataset.get("Rows") or not dataset.get("Columns"):

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from twinrun.decoding.diagnosis import too_many_scans
 from twinrun.decoding.samples import Color, FormatError, Samples, Values
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ _LZW = 5
 _JPEG = frozenset({6, 7, 34892})
 _JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 _OF_OWN_SIZE = frozenset({22610, 34887, 34927, 34933, 34934, 50001, 50002, 52546})  # JPEG XR and XL, LERC, WebP, PNG
-_JPEG_SIZE = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf](..).(..)(..)(.)", re.DOTALL)
-_JPEG_2000_SIZE = re.compile(rb"\xff\x4f\xff\x51.{4}(.{4})(.{4}).{24}(..)", re.DOTALL)
+# Each looks ahead, so that a header that begins within what looks like another is found too.
+_JPEG_SIZE = re.compile(rb"(?=\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf](..).(..)(..)(.))", re.DOTALL)
+_JPEG_2000_SIZE = re.compile(rb"(?=\xff\x4f\xff\x51.{4}(.{4})(.{4}).{24}(..))", re.DOTALL)
+_SMALL_PART = 4_000_000  # samples that any part may have: a tile may be larger than its picture
 _PREMULTIPLIED, _ALPHA = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _MODES = {("gray", False): "L", ("gray", True): "LA", ("rgb", False): "RGB", ("rgb", True): "RGBA"}
@@ -259,10 +262,12 @@ def _expect_small_parts(page: "TiffPage", max_pixels: int) -> None:
     """Raise FormatError where a part is an image of a format that has a size of its own, far beyond the page's."""
     if int(page.compression) not in _JPEG | _JPEG_2000 | _OF_OWN_SIZE:
         return
-    most = max(4 * max_pixels, page.imagewidth * page.imagelength * page.samplesperpixel)
+    most = max(_SMALL_PART, 4 * max_pixels, page.imagewidth * page.imagelength * page.samplesperpixel)
     for data, _ in page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts):
         if (claimed := _claimed_samples(int(page.compression), data or b"")) > most:
             raise FormatError(f"damaged: a part of its picture claims {claimed:,} samples")
+        if int(page.compression) in _JPEG and (reason := too_many_scans(io.BytesIO(data or b""))):
+            raise FormatError(reason)
 
 
 def _claimed_samples(compression: int, data: bytes) -> int:
@@ -276,7 +281,7 @@ def _claimed_samples(compression: int, data: bytes) -> int:
     from tifffile import TIFF
 
     for kind in ("u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"):
-        # Given a place of another type or shape, a decoder names the one that it needs, and takes no memory.
+        # Given an array of another type or shape, a decoder names the one that it needs, and takes no memory.
         try:
             TIFF.DECOMPRESSORS[compression](data, out=np.empty((1, 1), kind))
         except Exception as error:

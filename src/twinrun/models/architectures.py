@@ -197,7 +197,13 @@ def require_same_answers(
 
     `rebuilt` is the network built again, from another seed: whoever loads a model builds it and puts the tensors in.
     """
-    rebuilt.load_state_dict(network.state_dict())
+    try:
+        rebuilt.load_state_dict(network.state_dict())
+    except RuntimeError as error:
+        raise ModelError(
+            f"{name} has other weights each time it is built ({_first_line(error)}), so the trained model could not be "
+            "loaded (params.yaml: train.model). Draw no sizes at random."
+        ) from error
     with _seeded(0):
         images = torch.randn(2, channels, *size_px)
     together, alone = _answers(network, name, images), [_answers(network, name, image[None]) for image in images]

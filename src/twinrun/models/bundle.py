@@ -155,8 +155,8 @@ def bundle_of(model: StoredModel, tensors: Mapping[str, Tensor], source: bytes |
 def _require_consent(folder: Path, architecture: str, source: bytes) -> None:
     digest = hashlib.sha256(source).hexdigest()
     file = Path(architecture.partition(":")[0])
-    # A bundle that was unpacked into networks/ can name its own file.
-    is_of_project = file.is_file() and not file.samefile(folder / SOURCE) and file.read_bytes() == source
+    # A bundle that was unpacked into networks/ can name its own file, or that of another bundle.
+    is_of_project = file.is_file() and not file.with_name(MODEL).exists() and file.read_bytes() == source
     if is_of_project or os.environ.get(TRUSTED) == digest:
         return
     raise BundleError(

@@ -96,6 +96,8 @@ def explained(name: str, given: str = "") -> Iterator[None]:
     except ModelError:
         raise
     except (Exception, SystemExit) as error:  # code of others may raise anything
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's: of the machine, and not of the network
+            raise
         raise ModelError(f"{path}{_line(error, path)}: {type(error).__name__}: {error} ({_SETTING}){given}") from error
 
 

@@ -160,7 +160,8 @@ def _image_of_list(values: Sequence[Any], paths: bool) -> Given:
 def _as_array(values: Sequence[Any]) -> npt.NDArray[Any]:
     """Nested lists as an array, of objects where there is text: else each would take the bytes of the longest."""
     objects = np.asarray(values, dtype=object)
-    return objects if any(isinstance(value, str | bytes) for value in objects.flat) else np.asarray(values)
+    kinds = set(map(type, objects.flat))
+    return objects if any(issubclass(kind, str | bytes) for kind in kinds) else np.asarray(values)
 
 
 def _image_of_text(text: str, paths: bool) -> Given:

@@ -137,6 +137,8 @@ def _unfit_name(name: str) -> str | None:
         return "is not UTF-8, which DVC needs"
     if any(unicodedata.category(character) == "Cc" for character in name):
         return "has a control character, such as a line break, with which git would not ignore its photos"
+    if name.endswith(" "):
+        return "ends with a space, with which git would not ignore its photos"
     return "ends with .dvc, which DVC takes for one of its own files" if name.endswith(".dvc") else None
 
 

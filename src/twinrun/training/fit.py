@@ -175,7 +175,7 @@ def _run(module: Classifier, progress: "_Progress", params: TrainParams, numeric
             with starting_others():
                 trainer.fit(module)
         except (RuntimeError, ModelError) as error:
-            if "deterministic" not in str(error):
+            if "deterministic" not in str(error.__cause__ or error):  # of a network's own error the name may have it
                 raise
             raise ModelError(
                 f"{params.model} has a part that PyTorch cannot compute twice in the same way on this device: "

@@ -11,7 +11,7 @@ from twinrun.validate.expectations import Rule
 from twinrun.validate.findings import Violation
 from twinrun.validate.subject import Subject
 
-_SIMILAR = 0.8  # ratio of SequenceMatcher from which two names may be one name, written in two ways
+_SIMILAR = 0.85  # ratio of SequenceMatcher from which two names may be one name, written in two ways
 _MOST_COMPARED = 100
 
 
