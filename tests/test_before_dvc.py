@@ -159,6 +159,10 @@ def test_the_command_that_fetches_images_can_be_pasted_and_a_remote_is_asked_for
     with pytest.raises(SourceError, match=r"Fetch them: dvc pull 'data/raw/my bins\.dvc'\nOr go on"):
         check(["repro"], project)
 
+    (project / ".dvc/config").write_text("[core\n")  # of which DVC itself speaks
+    with pytest.raises(SourceError, match=r"Fetch them: dvc pull 'data/raw/my bins\.dvc'\nOr go on"):
+        check(["repro"], project)
+
 
 def test_a_folder_outside_the_project_is_said_not_to_be_shared_and_to_need_its_full_path(project: Path) -> None:
     (project / ".dvc").mkdir()

@@ -26,6 +26,19 @@ def test_a_command_whose_output_or_errors_are_closed_does_its_work(closed: int) 
     assert ("twinrun preset photos" in done.stdout) is (closed == 2)
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_streams_that_are_closed_are_open_in_programs_that_are_started(closed: int) -> None:
+    script = f"""
+import os, subprocess, sys
+from twinrun.base.printing import open_closed_streams
+os.close({closed})
+open_closed_streams()
+sys.exit(subprocess.run([sys.executable, "-c", "import os; os.fstat({closed})"], close_fds=False).returncode)
+"""
+
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+
+
 def test_a_reader_that_went_away_ends_a_command_without_a_traceback() -> None:
     script = (
         "from twinrun.base.errors import run_main\nrun_main(lambda: [print(line, flush=True) for line in range(10**6)])"

@@ -190,6 +190,7 @@ def test_damaged_lzw_costs_an_image_and_not_the_process() -> None:
     ("compression", "packed"),
     [
         (34892, lambda: jpeg8_encode(LARGE)),
+        (34892, lambda: jpeg8_encode(LARGE).replace(b"\xff\xc0", b"\xff\xfe\0\4\xff\xc1\xff\xc0", 1)),
         (34712, lambda: jpeg2k_encode(LARGE, level=0)),
         (34887, lambda: lerc_encode(LARGE)),
         (34887, lambda: lerc_encode(LARGE.astype(np.float32))),
@@ -197,7 +198,7 @@ def test_damaged_lzw_costs_an_image_and_not_the_process() -> None:
         (50001, lambda: webp_encode(np.dstack([LARGE] * 3), lossless=True)),
         (50002, lambda: jpegxl_encode(LARGE.astype(np.uint16), lossless=True, effort=1)),
     ],
-    ids=["JPEG", "JPEG 2000", "LERC", "LERC of floats", "PNG", "WebP", "JPEG XL"],
+    ids=["JPEG", "JPEG whose remark hides its header", "JPEG 2000", "LERC", "LERC of floats", "PNG", "WebP", "JPEG XL"],
 )
 def test_a_part_of_a_tiff_that_claims_more_pixels_than_the_picture_is_not_unpacked(
     compression: int, packed: Any

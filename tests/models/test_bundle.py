@@ -50,13 +50,14 @@ def test_a_model_that_was_unpacked_among_the_networks_of_a_project_does_not_cons
     monkeypatch.chdir(tmp_path)
     folder, source = Path("networks/nice"), b"from pathlib import Path\nPath('ran').touch()\n"
     settings: dict[str, Any] = {"architecture": f"{folder}/network.py:build", "classes": ("a", "b")}
-    save_bundle(folder, {"weight": torch.zeros(1)}, preprocessing=PREPARATION, source=source, **settings)
+    for place in (folder, Path("networks/copy")):
+        save_bundle(place, {"weight": torch.zeros(1)}, preprocessing=PREPARATION, source=source, **settings)
 
-    refused = CliRunner().invoke(app, ["predict", str(folder / "network.py"), "--model", str(folder)])
+        refused = CliRunner().invoke(app, ["predict", str(folder / "network.py"), "--model", str(place)])
 
-    assert isinstance(refused.exception, BundleError)
-    assert "holds the source code" in str(refused.exception)
-    assert not Path("ran").exists()
+        assert isinstance(refused.exception, BundleError)
+        assert "holds the source code" in str(refused.exception)
+        assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -177,6 +177,11 @@ def test_a_model_that_holds_source_is_loaded_by_consent_alone_and_a_changed_sour
         ),
         (network("return self.head(self.features(images)).detach()"), "depend on none of its weights"),
         (
+            network(PLAIN, "self.more = nn.Linear(int(torch.randint(1, 10**6, ())), 1)"),
+            "has other weights each time it is built",
+        ),
+        (network("raise torch.OutOfMemoryError('full')"), "full"),
+        (
             network("kept = self.features(images).exp(); kept.zero_(); " + PLAIN[:-1] + " + kept)"),
             "modified by an inplace operation",
         ),
