@@ -24,6 +24,7 @@ import stat
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -37,7 +38,19 @@ _LIBRARIES = (
     *("great_expectations", "great_expectations.expectations", "great_expectations.render.renderer"),
     *("sklearn.metrics", "sklearn.linear_model", "cleanlab.filter", "matplotlib.figure"),
     *("matplotlib.backends.backend_agg", "onnx", "pandas", "dvc.repo", "dvc.repo.experiments"),
-    *("pyarrow.parquet", "pyarrow.compute", "rich.table", "typer"),
+    *("pyarrow.parquet", "pyarrow.compute", "rich.table", "typer", "timm", "detect_secrets.core.scan"),
+    # Those that DVC's commands import while they run.
+    *(
+        "dvc.cli.parser",
+        "dvc.utils.hydra",
+        "dvc.analytics",
+        "dvc.compare",
+        "dvc.cachemgr",
+        "dvc.data_cloud",
+        "dvc.dirs",
+    ),
+    *("dvc.repo.experiments.queue.celery", "dvc.repo.experiments.executor.local", "networkx", "scmrepo.git"),
+    *("hydra", "pygit2", "dvc_render", "torch.distributed.run"),
 )
 _OF_THE_PROJECT = ("twinrun", "pipeline", "_twinrun", "dvc.cli", "dvc.__main__")
 
@@ -68,7 +81,7 @@ def start():
             start_new_session=True)
 
 server = None
-if module.split(".")[0] in ("dvc", "pipeline", "twinrun"):
+if module.split(".")[0] in ("dvc", "pipeline", "twinrun") or module == "torch.distributed.run":
     server = connected()
     if server is None:  # until it is ready, real ones
         start()
@@ -85,7 +98,8 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
 ended = server.recv(8, socket.MSG_WAITALL)
 code = int.from_bytes(ended, "big", signed=True) if ended else 1
 if code < 0:
-    signal.signal(-code, signal.SIG_DFL)
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
@@ -280,6 +294,8 @@ if __name__ == "__main__":
     for _library in _LIBRARIES:
         importlib.import_module(_library)
     _forget_the_project()
+    for _cleanup in getattr(weakref.finalize, "_registry"):  # noqa: B009 - unknown to mypy
+        _cleanup.atexit = False  # what libraries take apart when Python ends takes each fork a while
     gc.collect()
     gc.freeze()  # or the first search for garbage in each fork would copy all of it
     _run(_serve(sys.argv[1], int(sys.argv[2])))
