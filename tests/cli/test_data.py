@@ -301,7 +301,7 @@ def test_what_a_check_found_can_be_mended_as_its_page_says(photos: Path) -> None
         assert [row["path"] for row in _decisions(photos.parent / file)] == ["cat/page.jpg"]
     assert "DVC watches" not in inside.said
     assert "copy data/decisions/decisions.csv into data/decisions of a project" in inside.said
-    assert "every line takes effect" in inside.said
+    assert "those lines take effect" in inside.said
     assert "DVC watches only data/decisions: move it there, or add other/mine.csv to the deps" in outside.said
     assert refused.code == 1
     assert "photos/cat/page.jpg/a cannot be written: " in refused.said
@@ -349,6 +349,10 @@ def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
 
     assert ran.code == 1
     assert "no column label, which relabels need" in ran.said
+    mine.unlink()
+    shown = run_twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
+    assert "Look at the pictures: index.html." in shown.said
+    assert [(row["action"], row["label"]) for row in _decisions(mine)] == [("keep", "dog")]
     assert mine.read_text() == "path,action\n"
 
 

@@ -28,6 +28,8 @@ DECISIONS = Path("data/decisions/decisions.csv")
 FEEDBACK_DECISIONS = Path("data/decisions/feedback.csv")
 SPLITS_FILE = Path("data/decisions/splits.csv")
 TABLE = Path("data/out/ingest/table.parquet")
+PACK = Path("data/out/ingest/images.npy")
+RELABELS = Path("relabels.html")
 MANIFEST = Path("data/out/validate/manifest.parquet")
 OUT_OF_FOLD = Path("data/out/train/out_of_fold.parquet")
 _NOT_CHECKED = 2  # exit code
@@ -144,6 +146,9 @@ def fix(
     Edit it (the action is drop, relabel or keep) and set validate.decisions in params.yaml to apply it. Run again, this
     command keeps the lines and appends new proposals.
 
+    A label that a model doubts is often right, so its line says keep, with the new label beside it. relabels.html shows
+    the pictures: where you see that the label is wrong, change keep to relabel.
+
     With --by-model, labels are doubted by the models of the last training's cross-validation, each of which had not
     seen the image: on photos they know more than the quick model of validate.
 
@@ -160,16 +165,49 @@ def fix(
     if not new:
         print("Nothing to propose" + (f" beyond {_count(len(before), 'decision')} in {out}." if before else "."))
         return
-    drops = sum(decision.action == "drop" for decision in new)
-    proposals = f"{_count(drops, 'drop')} and {_count(len(new) - drops, 'relabel')} proposed"
+    relabels = [decision for decision in new if decision.action != "drop"]
+    drops = len(new) - len(relabels)
+    proposals = f"{_count(drops, 'drop')} and {_count(len(relabels), 'relabel')} proposed"
     print(f"{out}: {proposals}, {_count(len(before), 'decision')} kept.")
+    if relabels:
+        page = _show_relabels(relabels) if findings == FINDINGS else findings.with_name("index.html")
+        print(
+            f"Look at the pictures: {page}. Usually more than half of these labels are right, so each line says keep."
+        )
+        print(f"Where the label is wrong, change keep to relabel in {out}.")
+    if drops:
+        print("Look at the images to drop first: those lines take effect, unless you set their action to keep.")
     _say_how_to_apply(out)
+
+
+def _show_relabels(relabels: "list[Decision]") -> Path:
+    """Write a page with the picture of each image whose label is doubted, as ingest decoded it."""
+    from twinrun.base.files import write_text
+    from twinrun.dataset.pack import open_pack
+    from twinrun.dataset.table import read_table
+    from twinrun.evaluation.sheet import Tile, picture_of, sheet_html
+
+    pack = open_pack(PACK)
+    rows = {path: row for row, path in enumerate(read_table(TABLE, len(pack))["path"].to_pylist())}
+    tiles = [
+        Tile(
+            name=decision.path,
+            picture=picture_of(pack[rows[decision.path]]) if decision.path in rows else None,
+            error=decision.reason.partition(": ")[2],
+        )
+        for decision in relabels
+    ]
+    notes = [
+        "The most doubtful label comes first. Usually more than half of these labels are right: a model doubts them, "
+        "and it makes mistakes. Change only those that you see to be wrong.",
+    ]
+    write_text(sheet_html(tiles, title=f"{_count(len(tiles), 'label')} to look at", notes=notes), RELABELS)
+    return RELABELS
 
 
 def _say_how_to_apply(out: Path) -> None:
     from twinrun.core.params import PARAMS, load_params
 
-    print("Look at the images first: every line takes effect as it stands, unless you set its action to keep.")
     if not PARAMS.is_file():
         print(f"To apply it, copy {out} into data/decisions of a project and set validate.decisions there to the copy.")
         return
@@ -467,7 +505,7 @@ def _relabels_by_model() -> "list[Decision]":
             f"by model: looks like {names[suggested]}; the probability of {names[given]} is "
             f"{by_model.probabilities[at, given]:.2f}"
         )
-        decisions.append(Decision(paths[at], "relabel", names[suggested], reason, ""))
+        decisions.append(Decision(paths[at], "keep", names[suggested], reason, ""))
     return decisions
 
 

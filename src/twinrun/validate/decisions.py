@@ -10,6 +10,9 @@ Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) 
   pixels or the group, or both sides of a pair of near duplicates. A duplicate is no longer reported once the second
   image is kept.
 
+Where a model doubts a label, the proposal is `keep` with the new label beside it: many such labels are right, and only
+a person who looks can tell. With `keep`, the column `label` has no effect.
+
 An image that cannot be decoded cannot be kept, and `keep` does not change the allowed sizes and modes.
 
 A path is written as the table of facts has it, on one line (`printing.escaped`). How names may be written by hand is
@@ -138,11 +141,14 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
 
 
 def proposed(findings: "pa.Table") -> list[Decision]:
-    """The proposals in a table of findings, one decision for each image: a drop overrides a relabel."""
+    """The proposals in a table of findings, one decision for each image: a drop overrides a label that is doubted."""
     decisions: dict[str, Decision] = {}
+    action: Action
     for row in findings.to_pylist():
-        path, action = row["path"], row["action"]
-        if action is not None and (path not in decisions or (decisions[path].action, action) == ("relabel", "drop")):
+        if row["action"] is None:
+            continue
+        path, action = row["path"], "keep" if row["action"] == "relabel" else "drop"
+        if path not in decisions or (decisions[path].action, action) == ("keep", "drop"):
             decisions[path] = Decision(path, action, row["label"], f"{row['check']}: {row['words']}", "")
     return list(decisions.values())
 
