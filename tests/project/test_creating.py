@@ -64,6 +64,8 @@ def test_photos_are_copied_and_given_to_dvc(place: Path, photos: Path) -> None:
     result = CliRunner().invoke(app, ["init", "demo", "--data", str(photos)], catch_exceptions=False)
 
     assert "preset photos" in result.stdout
+    assert "2 images. " in result.stdout
+    assert "2 classes (cat 1, dog 1)" in result.stdout
     copy = place / "demo/data/raw" / photos.name
     params = (place / "demo/params.yaml").read_text(encoding="utf-8")
     assert f'  path: "data/raw/{photos.name}" ' in params
@@ -118,6 +120,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
     broken, odd, spaced = photos.parent / "a\nb", photos.parent / "odd.dvc", photos.parent / "spaced "
     for folder in (broken, odd, spaced):
         folder.mkdir()
+    flat = photos / "cat"
     before = sorted(path.as_posix() for path in place.rglob("*"))
 
     refused: list[tuple[type[TwinrunError], str, tuple[str, str, Path | None, tuple[str, ...]]]] = [
@@ -135,6 +138,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
         (SourceError, "has a control character", ("demo", "photos", broken, ())),
         (SourceError, "ends with .dvc", ("demo", "photos", odd, ())),
         (SourceError, "ends with a space", ("demo", "photos", spaced, ())),
+        (SourceError, "has no class folders and a classifier needs at least", ("demo", "photos", flat, ())),
         (SourceError, "Make the project elsewhere", ("demo", "photos", place, ())),
     ]
     for kind, message, (name, preset, data, changes) in refused:

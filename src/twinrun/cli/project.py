@@ -33,7 +33,7 @@ def init(
 
     chosen = preset or ("photos" if data else "digits")
     created = create_project(folder, chosen, data, tuple(changes or ()))
-    print(f"{created.folder} is a project with the preset {chosen}.")
+    print("\n".join([f"{created.folder} is a project with the preset {chosen}.", *created.notes]))
     if not created.committed:
         reason = "lies in a git repository of yours" if created.committed is None else "has no commit yet"
         print(f"It {reason}. Commit it, so that its runs can be reproduced: git add . && git commit -m 'Start'")

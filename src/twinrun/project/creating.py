@@ -17,6 +17,7 @@ from typing import Any
 from twinrun.base.errors import OF_THE_TARGET, PublishError, RepositoryError, SourceError, TwinrunError, os_problem
 from twinrun.base.files import explained, write_text
 from twinrun.base.paths import expanded, not_a_folder
+from twinrun.ingest.folders import list_folder, list_trashnet
 from twinrun.project.environment import CODE, refresh
 from twinrun.project.presets import preset_params, quoted, write_preset
 from twinrun.record.card import run_git
@@ -37,10 +38,11 @@ The five stages. Each runs again when its data, its settings, its file in pipeli
 
 @dataclass(frozen=True)
 class Created:
-    """A new project: its folder, and whether git has its first commit; None in an older repository."""
+    """A new project: its folder, whether git has its first commit (None in an older repository), notes on its data."""
 
     folder: Path
     committed: bool | None
+    notes: list[str]
 
 
 def create_project(folder: Path, preset: str, data: Path | None = None, changes: tuple[str, ...] = ()) -> Created:
@@ -48,13 +50,16 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
 
     Sets up git and DVC where they are missing. After an error, nothing is left behind, and a folder that existed is
     empty again. Raises PublishError for a folder that is not empty or cannot be written, SourceError for data that
-    cannot be copied, ParamsError for an unknown preset or setting, RepositoryError where git or DVC fails.
+    cannot be copied or that ingest would refuse, ParamsError for an unknown preset or setting, RepositoryError where
+    git or DVC fails.
     """
     folder = expanded(folder).absolute()
     _require_empty(folder)
+    notes: list[str] = []
     if data is not None:
         data = expanded(data).resolve()
         _require_copyable(data, folder, preset)
+        notes = _notes_on(data, preset, changes)
         changes = (*changes, f"ingest.path={quoted(f'data/raw/{data.name}')}")
     outer = _git_above(folder)
     exists = folder.is_dir()  # then built in it: it may be a mount point, or its parent read-only
@@ -86,7 +91,7 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
             for above in new_above:
                 above.rmdir()
         raise
-    return Created(folder, committed)
+    return Created(folder, committed, notes)
 
 
 def _require_empty(folder: Path) -> None:
@@ -127,6 +132,24 @@ def _require_copyable(data: Path, folder: Path, preset: str) -> None:
             )
     if empty:
         raise SourceError(f"{data} (--data) has no images in it. Name a folder of images.")
+
+
+def _notes_on(data: Path, preset: str, changes: tuple[str, ...]) -> list[str]:
+    """How ingest will read the folder; raises SourceError where it would refuse it, before anything is copied."""
+    settings = preset_params(preset, changes).ingest
+    if settings.source not in ("folder", "trashnet") or settings.splits_file is not None:  # the file is in the copy
+        return []
+    make = list_trashnet if settings.source == "trashnet" else list_folder
+    try:  # the copy has files in place of links
+        listing = make(data, None, settings.levels, settings.leave_out, follow_links=True)
+    except SourceError as error:
+        problem = str(error).replace("params.yaml: ingest.path", "--data").replace("into params.yaml", "with --set")
+        table = shlex.quote(f"ingest.splits_file=data/raw/{data.name}/labels.csv")
+        raise SourceError(
+            f"{problem}\nNo project was created. Settings are given with --set, such as --set 'ingest.levels=[split, "
+            f"label]', or --set {table} for a labels.csv in that folder."
+        ) from None
+    return [f"{len(listing.items):,} images. {listing.notes[0]}", *listing.notes[1:]]
 
 
 def _unfit_name(name: str) -> str | None:

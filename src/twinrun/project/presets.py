@@ -67,9 +67,9 @@ def defaults() -> dict[str, Any]:
     return dict(flat_settings(_load(default_settings())))
 
 
-def preset_params(preset: str) -> Params:
-    """A preset as checked settings; raises ParamsError for an unknown preset."""
-    return parse_params(_load(params_text(preset)), f"preset {preset}")
+def preset_params(preset: str, changes: Iterable[str] = ()) -> Params:
+    """A preset with `changes` as checked settings; raises ParamsError for an unknown preset or setting."""
+    return parse_params(_load(params_text(preset, changes)), f"preset {preset}")
 
 
 def write_preset(folder: Path, preset: str, changes: Iterable[str] = ()) -> Path | None:
