@@ -349,11 +349,11 @@ def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
 
     assert ran.code == 1
     assert "no column label, which relabels need" in ran.said
+    assert mine.read_text() == "path,action\n"
     mine.unlink()
     shown = run_twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
     assert "Look at the pictures: index.html." in shown.said
     assert [(row["action"], row["label"]) for row in _decisions(mine)] == [("keep", "dog")]
-    assert mine.read_text() == "path,action\n"
 
 
 SPLITS = "data/decisions/splits.csv"
