@@ -194,6 +194,14 @@ def test_without_a_registry_the_trained_model_answers_and_the_command_that_regis
     (project / ".dvc").mkdir(exist_ok=True)
     (project / ".dvc/config").write_text("[core]\n    remote = store\n")
     cloned = twinrun("predict", "0.png")
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(re.sub(r"(?m)^  path: \S+", "  path: data/raw/bins", params, count=1))
+    (project / "data/raw").mkdir(parents=True, exist_ok=True)
+    (project / "data/raw/bins.dvc").touch()
+    (project / "dvc.lock").unlink()
+    unrecorded = twinrun("predict", "0.png")
+    (project / ".dvc/config").write_text("")
+    unshared = twinrun("predict", "0.png")
 
     assert (answered.code, evaluated.code, named.code, gone.code) == (0, 0, 2, 2)
     assert answered.out == evaluated.out == before.out
@@ -202,6 +210,8 @@ def test_without_a_registry_the_trained_model_answers_and_the_command_that_regis
     assert "params.yaml: dvc repro -f -s register\n" in evaluated.err
     assert "params.yaml: dvc repro && dvc repro -f -s register\n" in gone.err
     assert "params.yaml: dvc pull && dvc repro -f -s register\n" in cloned.err
+    assert "params.yaml: dvc pull data/raw/bins && dvc repro\n" in unrecorded.err
+    assert "the images (data/raw/bins) are not here, and no DVC remote is set" in unshared.err
 
 
 def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, twinrun: Callable[..., Ended]) -> None:

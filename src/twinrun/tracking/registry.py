@@ -8,6 +8,7 @@ versions are looked up first, while a lock is held.
 import hashlib
 import json
 import re
+import shlex
 import tempfile
 import time
 import uuid
@@ -18,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from twinrun.base.errors import MissingModelError, RegistryError
+from twinrun.base.errors import MissingModelError, ParamsError, RegistryError
 from twinrun.base.files import explained, is_read_only
 from twinrun.base.progress import phase
+from twinrun.core.params import PARAMS, load_params
 from twinrun.models.stored import StoredBundle, read_stored
 from twinrun.record.records import number_from, sha256_from, version_numbers
 from twinrun.tracking.metric_names import (
@@ -541,13 +543,32 @@ def how_to_register(project: Path) -> str:
     """
     if all((project / path).exists() for path in _TO_REGISTER):
         return REGISTER
-    lock = project / "dvc.lock"
-    recorded = lock.is_file() and re.search(r"^  register:", lock.read_text(encoding="utf-8"), re.MULTILINE)
-    if not recorded:
-        return "dvc repro"
     config = project / ".dvc/config"  # the one that git shares, and so a clone has
     shared = config.is_file() and re.search(r"^\s*remote\s*=", config.read_text(encoding="utf-8"), re.MULTILINE)
-    return f"dvc {'pull' if shared else 'repro'} && {REGISTER}"
+    lock = project / "dvc.lock"
+    if lock.is_file() and re.search(r"^  register:", lock.read_text(encoding="utf-8"), re.MULTILINE):
+        commands = f"dvc {'pull' if shared else 'repro'} && {REGISTER}"
+    else:
+        commands = "dvc repro"
+    absent = _absent_images(project)
+    if absent is None or commands.startswith("dvc pull"):
+        return commands
+    if shared:
+        return f"dvc pull {shlex.quote(absent)} && {commands}"
+    return (
+        f"the images ({absent}) are not here, and no DVC remote is set. Copy them there, and run: {commands}. Or share "
+        "them from where they are: dvc remote add --default share FOLDER && dvc push, commit .dvc/config, and here: "
+        f"git pull && dvc pull && {commands}"
+    )
+
+
+def _absent_images(project: Path) -> str | None:
+    """The folder of images that DVC tracks and that is not here, as in a clone before `dvc pull`."""
+    try:
+        path = load_params(project / PARAMS).ingest.path
+    except ParamsError:
+        return None
+    return path if (project / f"{path}.dvc").is_file() and not (project / path).exists() else None
 
 
 def missing_model(tracker: Tracker, name: str, others: Sequence[str] = ()) -> MissingModelError:
