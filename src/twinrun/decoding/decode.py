@@ -34,7 +34,7 @@ from twinrun.decoding.png import (
     without_metadata,
 )
 from twinrun.decoding.samples import FormatError, SampleRules, Samples, Values, sample_range, samples_image
-from twinrun.decoding.tiff import is_read_rightly_by_pillow, open_tiff, silence_tiff_logs
+from twinrun.decoding.tiff import expect_few_scans, is_read_rightly_by_pillow, open_tiff, silence_tiff_logs
 
 Channels = Literal["gray", "rgb"]
 Fit = Literal["pad", "crop"]
@@ -291,7 +291,8 @@ def _all_bits(png: PngPixels) -> Samples:
 
 
 def _loaded_jpeg(image: Image.Image, stream: BinaryIO) -> _Picture:
-    if reason := too_many_scans(stream):
+    stream.seek(0)
+    if reason := too_many_scans([stream.read()]):
         raise FormatError(reason)
     picture = _loaded(image)
     if reason := missing_end(stream):
@@ -337,7 +338,7 @@ def _open_tiff(stream: BinaryIO, max_pixels: int, rules: SampleRules) -> _Opened
     try:
         image = Image.open(stream, formats=("TIFF",))
         if isinstance(image, TiffImageFile) and is_read_rightly_by_pillow(image, has_bands=rules.bands is not None):
-            return _Opened(_header(image), partial(_loaded, image), image)
+            return _Opened(_header(image), partial(_loaded_tiff, image, stream), image)
     except (Image.DecompressionBombError, MemoryError):
         raise
     except Exception:  # Pillow knows fewer layouts than tifffile
@@ -351,6 +352,11 @@ def _open_tiff(stream: BinaryIO, max_pixels: int, rules: SampleRules) -> _Opened
     camera = _camera_named(*map(_printable, tiff.camera))
     header = Header(tiff.width, tiff.height, tiff.mode, "TIFF")
     return _Opened(header, lambda: _Picture(tiff.load(), _valid_orientation(tiff.orientation), camera))
+
+
+def _loaded_tiff(image: TiffImageFile, stream: BinaryIO) -> _Picture:
+    expect_few_scans(image, stream)
+    return _loaded(image)
 
 
 def _is_heic(start: bytes) -> bool:

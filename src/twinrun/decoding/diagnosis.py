@@ -3,7 +3,7 @@
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -69,7 +69,9 @@ _PNG_AROUND_DATA = 12  # length, kind and checksum of a chunk
 _FEWEST_ZEROS = 512  # what was reserved on a disk and never written comes in sectors
 _FEWEST_ZEROS_OF_JPEG = 16
 _END_OF_IMAGE, _SCAN = 0xD9, 0xDA
-_MOST_SCANS = 500
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # headers with the size
+_SCANS_OF_PHOTOS, _MOST_SCANS = 32, 500  # of any size, and of small ones
+_MOST_SCANNED_PIXELS = 2_000_000_000  # in all scans together, which take about 2 s
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _CUT = "truncated: the end of the file is missing"
 
@@ -108,27 +110,38 @@ def missing_end(stream: BinaryIO) -> str | None:
         return None
     stream.seek(0)
     data = stream.read()
-    if _END_OF_IMAGE in _markers(data):
+    if any(marker == _END_OF_IMAGE for marker, _ in _markers(data)):
         return None
     return f"damaged: the last {100 * (1 - len(data.rstrip(bytes(1))) / len(data)):.0f}% of the file are zeros"
 
 
-def too_many_scans(stream: BinaryIO) -> str | None:
-    """What is wrong with a JPEG of so many scans that decoding takes hours: a few bytes make a pass over all pixels.
+def too_many_scans(parts: Iterable[bytes]) -> str | None:
+    """What is wrong with JPEGs, the parts of one picture, of so many scans that decoding takes hours.
 
-    Libjpeg has no limit of its own. Scans of other pictures in the file do not count.
+    A few bytes of a file make a pass over all pixels, and libjpeg has no limit of its own. Scans of other pictures in
+    the file do not count.
     """
-    stream.seek(0)
-    data = stream.read()
-    if data.count(bytes((0xFF, _SCAN))) <= _MOST_SCANS:  # quick; a video behind the picture may hold such bytes too
+    scans = pixels = 0
+    for data in parts:
+        markers = _markers(data)
+        at = next((at for marker, at in markers if marker in _FRAMES), len(data))
+        pixels += int.from_bytes(data[at + 5 : at + 7], "big") * int.from_bytes(data[at + 7 : at + 9], "big")
+        if data.count(bytes((0xFF, _SCAN))) > _SCANS_OF_PHOTOS:  # quick; a video behind the picture may hold such bytes
+            scans = max(scans, sum(marker == _SCAN for marker, _ in markers))
+    most = max(_SCANS_OF_PHOTOS, min(_MOST_SCANS, _MOST_SCANNED_PIXELS // max(1, pixels)))
+    if scans <= most:
         return None
-    if (scans := sum(marker == _SCAN for marker in _markers(data))) <= _MOST_SCANS:
-        return None
-    return f"has {scans:,} scans, and at most {_MOST_SCANS} are decoded: a JPEG has about 10. Save it again"
+    return (
+        f"has {scans:,} scans, and a JPEG of {pixels:,} pixels with more than {most} is not decoded, since that could "
+        "take hours: most have about 10. Save it again"
+    )
 
 
-def _markers(data: bytes) -> Iterator[int]:
-    """Those of the first image of a JPEG file, to its end: segments are passed over, scans searched through."""
+def _markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Those of the first image of a JPEG file, to its end, with their places.
+
+    Segments are passed over, scans searched through.
+    """
     at = 2
     while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
         marker = data[at + 1]
@@ -137,7 +150,7 @@ def _markers(data: bytes) -> Iterator[int]:
         elif marker in _WITHOUT_LENGTH:
             at += 2
         else:
-            yield marker
+            yield marker, at
             if marker == _END_OF_IMAGE:
                 return
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

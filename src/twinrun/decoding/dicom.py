@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from twinrun.decoding.diagnosis import too_many_scans
 from twinrun.decoding.samples import FormatError, Samples, Values
 
 if TYPE_CHECKING:
@@ -78,8 +79,17 @@ def _expect_small(stream: BinaryIO, most_bytes: int) -> None:
 
 
 def _samples(dataset: "Dataset", is_gray: bool, *, windowed: bool) -> Samples:
+    from pydicom.encaps import get_frame
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        tables = [dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+        frame = get_frame(
+            dataset.PixelData, 0, number_of_frames=frames, extended_offsets=(*tables,) if all(tables) else None
+        )
+        if reason := too_many_scans([frame]):
+            raise FormatError(reason)
     values = pixel_array(dataset, index=0)
     if str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _PLANES = 258, 259, 262, 266, 277, 284
+_PLACES = ((273, 279), (324, 325))  # offsets and lengths: of strips, of tiles
 _ORIENTATION, _MAKE, _MODEL, _INK_SET, _EXTRA, _FORMAT, _COLOR_MAP, _DNG = 274, 271, 272, 332, 338, 339, 320, 50706
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = range(7)
 _CFA, _LINEAR_RAW = 32803, 34892
@@ -95,6 +96,22 @@ def is_read_rightly_by_pillow(image: TiffImageFile, *, has_bands: bool) -> bool:
         case 6:
             return samples == 3 and bits == {8} and tags.get(_PLANES, 1) == 1
     return False
+
+
+def expect_few_scans(image: TiffImageFile, stream: BinaryIO) -> None:
+    """Raise FormatError where the JPEGs in a file that Pillow opened have so many scans that decoding takes hours."""
+    tags, before = image.tag_v2, stream.tell()
+    if tags.get(_COMPRESSION) not in _JPEG:
+        return
+    places = [place for tag, length in _PLACES for place in zip(tags.get(tag, ()), tags.get(length, ()), strict=False)]
+    if reason := too_many_scans(_read(stream, *place) for place in places):
+        raise FormatError(reason)
+    stream.seek(before)
+
+
+def _read(stream: BinaryIO, offset: int, length: int) -> bytes:
+    stream.seek(offset)
+    return stream.read(length)
 
 
 def open_tiff(stream: BinaryIO, max_pixels: int, bands: tuple[int, ...] | None) -> TiffHeader:
@@ -263,11 +280,12 @@ def _expect_small_parts(page: "TiffPage", max_pixels: int) -> None:
     if int(page.compression) not in _JPEG | _JPEG_2000 | _OF_OWN_SIZE:
         return
     most = max(_SMALL_PART, 4 * max_pixels, page.imagewidth * page.imagelength * page.samplesperpixel)
-    for data, _ in page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts):
+    read = partial(page.parent.filehandle.read_segments, page.dataoffsets, page.databytecounts)
+    for data, _ in read():
         if (claimed := _claimed_samples(int(page.compression), data or b"")) > most:
             raise FormatError(f"damaged: a part of its picture claims {claimed:,} samples")
-        if int(page.compression) in _JPEG and (reason := too_many_scans(io.BytesIO(data or b""))):
-            raise FormatError(reason)
+    if int(page.compression) in _JPEG and (reason := too_many_scans(data or b"" for data, _ in read())):
+        raise FormatError(reason)
 
 
 def _claimed_samples(compression: int, data: bytes) -> int:
