@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from twinrun.base.errors import ModelError
-from twinrun.models.architectures import build_network
+from twinrun.models.architectures import build_network, ends_in_head, require_same_answers
 from twinrun.models.bundle import weights_hash
 
 SMALL = [
@@ -92,3 +92,20 @@ def test_images_that_are_too_small_are_refused_with_the_setting_to_change(name: 
 def test_a_name_that_names_no_network_as_a_whole_is_not_blamed_on_the_size_of_images(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build_network(name, channels=3, size_px=(64, 64), classes=10, seed=0)
+
+
+def test_a_layer_keeps_the_mode_in_which_a_network_was_built_when_it_is_tried() -> None:
+    source = b"""
+from torch import nn
+def build(channels, size_px, classes):
+    return nn.Sequential(nn.BatchNorm2d(channels).eval(), nn.Flatten(), nn.Linear(64 * channels, classes))
+"""
+    name = "networks/mine.py:build"
+    network, rebuilt = (
+        build_network(name, channels=1, size_px=(8, 8), classes=2, seed=seed, source=source) for seed in (0, 1)
+    )
+
+    require_same_answers(network, rebuilt, name, 1, (8, 8), 2)
+
+    assert ends_in_head(network, 1, (8, 8), 2)
+    assert [module.training for module in network.modules()] == [True, False, True, True]

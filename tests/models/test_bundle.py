@@ -1,10 +1,12 @@
 """A model on disk is loaded only if every byte is what was written."""
 
+import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -197,3 +199,15 @@ def test_requests_at_once_leave_the_number_of_threads_as_it_was(folder: Path) ->
         assert new_thread.submit(torch.get_num_threads).result() == 3
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
     torch.set_num_threads(before)
+
+
+def test_a_model_whose_network_refers_to_itself_is_not_kept_in_memory_once_it_answered(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    network = ref(bundle.network)
+    bundle.network.register_forward_pre_hook(lambda *_, own=bundle.network: own.eval() and None)
+
+    probabilities(bundle, np.zeros((600, 16, 16, 1), np.uint8))
+    del bundle
+    gc.collect()
+
+    assert network() is None

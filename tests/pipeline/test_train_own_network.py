@@ -240,6 +240,20 @@ def test_a_network_that_cannot_be_built_is_refused_with_file_and_line(
     assert message in capsys.readouterr().err
 
 
+def test_the_name_of_a_file_does_not_say_that_pytorch_cannot_compute_its_network_twice(
+    own: TrainableProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("networks/deterministic.py").write_text(network("assert len(images) < 20; " + PLAIN))
+    own.set(model="networks/deterministic.py:build")
+
+    with pytest.raises(SystemExit):
+        run_stage("train")
+
+    said = capsys.readouterr().err
+    assert "networks/deterministic.py, line 15: AssertionError" in said
+    assert "cannot compute twice" not in said
+
+
 def test_the_library_of_python_may_lie_in_the_folder_of_the_project(
     own: TrainableProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Bundle, Preprocessing
 from twinrun.models.predict import probabilities
 from twinrun.prediction.classifier import ImageClassifier
+from twinrun.prediction.inputs import images_in
 
 PREPARATION = Preprocessing(
     size_px=(16, 16), channels="gray", fit="pad", resample="bilinear", max_pixels=1000, mean=(0.3,), std=(0.2,)
@@ -115,3 +116,19 @@ def test_a_limit_of_the_model_names_no_setting(bundle: Bundle, tmp_path: Path) -
     (answer,) = classifier.answers([tmp_path / "large.png"], classifier.read)
 
     assert answer.error == "claims 100 x 100 pixels, and at most 1,000 in all are decoded"
+
+
+def test_each_pixel_of_a_long_list_is_looked_at_by_its_type_alone() -> None:
+    class Level(int):
+        looked_at = 0
+
+        @property  # type: ignore[misc]
+        def __class__(self) -> type:
+            Level.looked_at += 1
+            return Level
+
+    (image,) = images_in([[Level(7)] * 30] * 20, paths=False)
+
+    assert isinstance(image, np.ndarray)
+    assert image.shape == (20, 30)
+    assert Level.looked_at == 0

@@ -49,12 +49,10 @@ def ends_in_head(network: nn.Module, channels: int, size_px: Size, classes: int)
         return False
     seen: list[tuple[torch.Size, Tensor]] = []
     hook = head[1].register_forward_hook(lambda _, given, output: seen.append((given[0].shape, output.clone())))
-    was_training = network.training
     try:
-        with _seeded(0), torch.no_grad():
-            logits = network.eval()(torch.randn(1, channels, *size_px))
+        with _seeded(0), torch.no_grad(), _evaluating(network):
+            logits = network(torch.randn(1, channels, *size_px))
     finally:
-        network.train(was_training)
         hook.remove()
     return len(seen) == 1 and seen[0][0] == (1, head[1].in_features) and torch.equal(seen[0][1], logits)
 
@@ -222,13 +220,22 @@ def require_same_answers(
         )
 
 
-def _answers(network: nn.Module, name: str, images: Tensor) -> Tensor:
+def _answers(network: nn.Module, name: str, images: Tensor) -> Any:
     """What a network gives for images in evaluation mode."""
-    was_training = network.training
-    with torch.no_grad():
-        logits: Tensor = _outputs(network.eval(), name, images.clone())
-    network.train(was_training)
-    return logits
+    with torch.no_grad(), _evaluating(network):
+        return _outputs(network, name, images.clone())
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode; then each of its modules is as it was: some may have their own mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _are_alike(logits: Tensor, others: Tensor) -> bool:
@@ -493,12 +500,7 @@ def _with_input_channels(network: nn.Module, channels: int) -> nn.Module:
 
 def _check_size(network: nn.Module, name: str, channels: int, size_px: Size, classes: int) -> None:
     """Run one image through; raises what the network raises for a size that it cannot take."""
-    was_training = network.training
-    network.eval()
-    with torch.no_grad():
-        logits = _outputs(network, name, torch.zeros(1, channels, *size_px))
-    network.train(was_training)
-    _require_logits(name, logits, 1, classes)
+    _require_logits(name, _answers(network, name, torch.zeros(1, channels, *size_px)), 1, classes)
 
 
 def _outputs(network: nn.Module, name: str, images: Tensor) -> Any:

@@ -4,7 +4,6 @@ import copy
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -83,10 +82,18 @@ def of_this_thread(network: nn.Module) -> nn.Module:
 
     A network may keep tensors on itself from one layer to another, where another thread would put its own.
     """
-    copies: WeakKeyDictionary[nn.Module, nn.Module] = vars(_of_thread).setdefault("copies", WeakKeyDictionary())
-    if network not in copies:
-        copies[network] = with_same_tensors(network)
-    return copies[network]
+    copies: _Copies = vars(network).setdefault("_twinrun_copies", _Copies())
+    thread = threading.get_ident()
+    if thread not in copies:
+        copies[thread] = with_same_tensors(network)
+    return copies[thread]
+
+
+class _Copies(dict[int, nn.Module]):
+    """Those of a network, by thread. The network itself has them: a copy may refer to it, and both go together."""
+
+    def __deepcopy__(self, _: dict[int, object]) -> "_Copies":
+        return _Copies()
 
 
 def with_same_tensors(network: nn.Module) -> nn.Module:
@@ -123,6 +130,5 @@ def _use_one_thread() -> None:
     torch.get_num_threads()  # at its first use a thread takes over the number of the process: now, while that is 1
 
 
-_of_thread = threading.local()
 _pools_lock = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}  # by process: the threads of a parent are not there in its child
