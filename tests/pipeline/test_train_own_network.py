@@ -180,7 +180,6 @@ def test_a_model_that_holds_source_is_loaded_by_consent_alone_and_a_changed_sour
             network(PLAIN, "self.more = nn.Linear(int(torch.randint(1, 10**6, ())), 1)"),
             "has other weights each time it is built",
         ),
-        (network("raise torch.OutOfMemoryError('full')"), "full"),
         (
             network("kept = self.features(images).exp(); kept.zero_(); " + PLAIN[:-1] + " + kept)"),
             "modified by an inplace operation",
@@ -252,6 +251,13 @@ def test_the_name_of_a_file_does_not_say_that_pytorch_cannot_compute_its_network
     said = capsys.readouterr().err
     assert "networks/deterministic.py, line 15: AssertionError" in said
     assert "cannot compute twice" not in said
+
+
+def test_a_machine_whose_memory_is_full_is_no_error_of_the_network_and_sweeps_know_it_by_its_type() -> None:
+    source = b"import torch\ndef build(channels, size_px, classes):\n    raise torch.OutOfMemoryError('full')\n"
+
+    with pytest.raises(torch.OutOfMemoryError, match="^full$"):
+        build_from_source("networks/mine.py:build", source, 1, (32, 32), 10)
 
 
 def test_the_library_of_python_may_lie_in_the_folder_of_the_project(
