@@ -256,7 +256,7 @@ def test_the_name_of_a_file_does_not_say_that_pytorch_cannot_compute_its_network
 def test_a_machine_whose_memory_is_full_is_no_error_of_the_network_and_sweeps_know_it_by_its_type() -> None:
     source = b"import torch\ndef build(channels, size_px, classes):\n    raise torch.OutOfMemoryError('full')\n"
 
-    with pytest.raises(torch.OutOfMemoryError, match="^full$"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"^full$"):
         build_from_source("networks/mine.py:build", source, 1, (32, 32), 10)
 
 

@@ -147,7 +147,7 @@ def test_a_class_that_has_another_name_in_another_split_is_asked_about_and_no_se
     stopped = validated(project.set(ingest__source="folder", ingest__path="images"))
 
     assert '"glas" has images in test, and "glass" in train and val: are they one class?' in stopped.said
-    assert "Give a class the same name in every split (params.yaml, line" in stopped.said
+    assert "Give a class the same name in every split, and add images of the other classes, or lower" in stopped.said
     assert "on_classes" not in stopped.said
     assert not {"size_1", "male"} & set(re.findall(r'"(\w+)"', stopped.said.partition(";")[2].partition("?")[0]))
 
@@ -179,15 +179,18 @@ def test_every_class_with_too_few_images_is_named_with_the_one_setting_that_lets
 def test_a_class_without_any_image_in_a_split_is_named_with_the_policy_that_allows_it(
     project: Project, write_digits: WriteDigits, validated: Stage
 ) -> None:
-    root = write_digits(each=30, classes=(0, 1))
-    for path in sorted((root / "1").iterdir())[3:]:
-        path.unlink()
+    root = write_digits(each=30, classes=(0, 1, 2))
+    for label, name, images in ((0, "0", 30), (1, "glass", 3), (2, "glas", 1)):
+        for path in sorted((root / str(label)).iterdir())[images:]:
+            path.unlink()
+        (root / str(label)).rename(root / name)
     project.set(ingest__source="folder", ingest__path="images", validate__min_images_per_class=2)
 
     ran = validated(project)
 
     assert ran.code == 1
-    assert re.search(r'Class "1" has (0 images in val and 1 in test|1 image in val and 0 in test)', ran.said)
+    assert re.search(r'Class "glass" has (0 images in val and 1 in test|1 image in val and 0 in test)', ran.said)
+    assert "are they one class?" not in ran.said  # no split is the person's
     assert "Add images, or set validate.on_classes: warn (params.yaml, line" in ran.said
 
 

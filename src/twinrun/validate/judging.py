@@ -72,7 +72,8 @@ def judge_table(
     labelled = {split for split, label in zip(facts["split"], facts["label"], strict=True) if label is not None}
     splits = [name for name in SPLITS if draw_splits or name in labelled]
     left_out = _broken(facts, decision.dropped) if params.on_broken == "warn" else []
-    subject = Subject(facts, kept, left_out, counts, splits, evidence, decision.approved, params)
+    splits_are_given = any(split is not None for split in given)
+    subject = Subject(facts, kept, left_out, counts, splits, evidence, decision.approved, params, splits_are_given)
     return Verdict(
         findings=_findings(checks(subject), subject, docs),
         classes=classes,

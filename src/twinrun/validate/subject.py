@@ -44,6 +44,7 @@ class Subject:
     evidence: Evidence
     approved: frozenset[int]
     params: ValidateParams
+    splits_are_given: bool  # by the source
 
     def of(self, name: str) -> list[Any]:
         """A column of the facts, of the kept rows."""

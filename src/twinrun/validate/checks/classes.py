@@ -62,8 +62,15 @@ def of_classes(subject: Subject) -> list[Check]:
 
 def _of_class_sizes(subject: Subject) -> Check:
     params, classes, shown = subject.params, list(subject.counts), list(subject.shown.values())
-    fewest = min((images for images in subject.fewest().values() if images is not None), default=0)
+    fewest = {label: images for label, images in subject.fewest().items() if images is not None}
+    short = {label for label, images in fewest.items() if images < params.min_images_per_class}
     apart = _names_apart(subject)
+    settings: tuple[str, ...] = ("validate.min_images_per_class",)
+    advice = "Add images of these classes, or lower that number"
+    if apart:
+        settings = ("ingest.path", *(settings if short.difference(*apart) else ()))
+        advice = "Give a class the same name in every split"
+        advice += ", and add images of the other classes, or lower that number" if len(settings) > 1 else ""
     counted = counting(
         f"has fewer than {params.min_images_per_class:,} {_images(params.min_images_per_class)} in a split",
         "class",
@@ -80,30 +87,35 @@ def _of_class_sizes(subject: Subject) -> Check:
             {"column": "fewest_in_a_split", "min_value": params.min_images_per_class},
             severity_of(params.on_classes),
         ),
-        settings=("ingest.path",) if apart else ("validate.min_images_per_class",),
-        advice="Give a class the same name in every split"
-        if apart
-        else "Add images of these classes, or lower that number",
+        settings=settings,
+        advice=advice,
         violations=lambda judgement: (Violation((), _short_of_images(subject, classes[i])) for i in judgement.rows),
         says=lambda rows, violations: (
-            counted(rows, violations) + _too_few_groups(subject, [classes[row] for row in rows]) + "".join(apart[:1])
+            counted(rows, violations)
+            + _too_few_groups(subject, [classes[row] for row in rows])
+            + next(iter(apart.values()), "")
         ),
-        recommended=None if apart else _setting_for_classes("min_images_per_class", fewest),
+        recommended=None if apart else _setting_for_classes("min_images_per_class", min(fewest.values(), default=0)),
     )
 
 
-def _names_apart(subject: Subject) -> list[str]:
-    """A clause for each two classes with similar names that share no split: they may be one class."""
+def _names_apart(subject: Subject) -> dict[tuple[str, str], str]:
+    """A clause for each two classes with similar names that share no split of the source: they may be one class."""
+    if not subject.splits_are_given:
+        return {}
     where = {label: {name for name, images in counts.items() if images} for label, counts in subject.counts.items()}
     some = [label for label in where if where[label] and where[label] != set(subject.splits)][:_MOST_COMPARED]
-    return [
-        f'; "{subject.shown[first]}" has images in {_and(sorted(where[first]))}, and "{subject.shown[second]}" in '
+    return {
+        (
+            first,
+            second,
+        ): f'; "{subject.shown[first]}" has images in {_and(sorted(where[first]))}, and "{subject.shown[second]}" in '
         f"{_and(sorted(where[second]))}: are they one class?"
         for first, second in combinations(some, 2)
         if where[first].isdisjoint(where[second])
         and re.findall(r"\d+", first) == re.findall(r"\d+", second)
         and SequenceMatcher(None, first.casefold(), second.casefold()).ratio() >= _SIMILAR
-    ]
+    }
 
 
 def _others(subject: Subject, label: str) -> str:
