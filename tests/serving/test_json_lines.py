@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,18 +57,22 @@ def test_a_window_that_the_disk_cut_off_costs_no_other_window(tmp_path: Path) ->
 def test_a_log_that_was_moved_away_or_removed_is_begun_anew_and_nothing_is_added_to_a_file_in_its_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log, moved = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.1"
+    log, moved = tmp_path / "logs/answers.jsonl", tmp_path / "answers.jsonl.1"
+    log.parent.mkdir()
     app = make_app(ModelInService(digits_engine()), [], host="127.0.0.1", token=None, log=AnswerLog(log))
     with serving(app) as served:
         served.ask("POST", "/classify", digit_png(0))
         log.rename(moved)
         served.ask("POST", "/classify", digit_png(1))
         begun = log.read_bytes()
+        shutil.rmtree(log.parent)
+        served.ask("POST", "/classify", digit_png(3))
+        begun_with_folder = log.read_bytes()
         log.unlink()
         log.write_bytes(b"somebody's")
         status = served.ask("POST", "/classify", digit_png(2))[0]
 
-    assert [len(lines.splitlines()) for lines in (moved.read_bytes(), begun)] == [1, 1]
+    assert [len(lines.splitlines()) for lines in (moved.read_bytes(), begun, begun_with_folder)] == [1] * 3
     assert (status, log.read_bytes()) == (503, b"somebody's")
     assert capsys.readouterr().err == f"Nothing can be added to {log} (--log): another file has its name now.\n"
 

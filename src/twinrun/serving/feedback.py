@@ -52,8 +52,12 @@ class TooMuch(Exception):
 
 @dataclass
 class _Taken:
-    """What the folder holds, and how many more photos may come at once; `counted` is when that was so."""
+    """What the folder holds, and how many more photos may come at once; `counted` is when that was so.
 
+    `lines` are all photos and labels in the table, and `items` those whose photo is there.
+    """
+
+    lines: set[tuple[str, str]]
     items: set[tuple[str, str]]
     bytes: int
     allowance: float
@@ -98,31 +102,33 @@ class Quarantine:
         digest = hashlib.sha256(photo).hexdigest()
         name = digest + suffix
         with self._lock:
-            if not self._lines.is_there:
+            is_there, item = (self._folder / name).exists(), (name, label)
+            if not self._lines.is_there or (item in self._taken.lines and not is_there):
                 self._count()
-            if (name, label) in self._taken.items and (self._folder / name).exists():
-                return digest
-            if not (self._folder / name).exists():
+            if not is_there:
                 with replacing(self._folder / name) as temp:
                     temp.write_bytes(photo)
                 self._taken.bytes += len(photo)
-            model = {field: answer["model"][field] for field in AnsweringModel.model_fields}
-            line = {"file": name, "label": label, "predicted": answer["label"], "model": model}
-            self._lines.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
-            self._taken.items.add((name, label))
+            if item not in self._taken.lines:
+                model = {field: answer["model"][field] for field in AnsweringModel.model_fields}
+                line = {"file": name, "label": label, "predicted": answer["label"], "model": model}
+                self._lines.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **line})
+                self._taken.lines.add(item)
+            self._taken.items.add(item)
         return digest
 
     def _count(self) -> None:
         """Look at what is left: a person removes photos, or all of the folder, while the server runs."""
         with suppress(DataError, OSError):  # a spoiled line, which `twinrun data feedback` names; a file just removed
-            self._taken.items, self._taken.bytes = _held(self._folder)
+            self._taken.lines, self._taken.items, self._taken.bytes = _held(self._folder)
 
 
-def _held(folder: Path) -> tuple[set[tuple[str, str]], int]:
-    """The photos in a folder, each with a label that it was given, and the bytes of all."""
-    items = [item for item in read_feedback(folder) if (folder / item.file).is_file()]
-    sizes = {item.file: (folder / item.file).stat().st_size for item in items}
-    return {(item.file, item.label) for item in items}, sum(sizes.values())
+def _held(folder: Path) -> tuple[set[tuple[str, str]], set[tuple[str, str]], int]:
+    """All photos in the table of a folder, each with a label that it was given; those that are there; their bytes."""
+    lines = {(item.file, item.label) for item in read_feedback(folder)}
+    items = {item for item in lines if (folder / item[0]).is_file()}
+    sizes = {file: (folder / file).stat().st_size for file, _ in items}
+    return lines, items, sum(sizes.values())
 
 
 def read_feedback(folder: Path) -> list[FeedbackItem]:

@@ -50,7 +50,7 @@ class JsonLines:
         """Add one line. Raises OSError where the disk does not take it; what it took of the line stays, by itself.
 
         The first such line is reported on stderr, and so is the next one after others were taken. A file that was
-        removed or moved away meanwhile is begun anew.
+        removed or moved away meanwhile, alone or with its folder, is begun anew.
         """
         data = (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._lock:
@@ -78,6 +78,7 @@ class JsonLines:
 
     def _append(self, data: bytes) -> None:
         if not self.is_there:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 renewed = self._opened()
             except DataError:

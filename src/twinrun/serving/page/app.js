@@ -362,6 +362,7 @@ function listen() {
   });
   addEventListener("paste", event => { if (event.clipboardData.files.length) take(event.clipboardData.files[0]); });
   early = at("file").files[0] || at("camera").files[0]; // chosen before this script was there
+  at("file").value = at("camera").value = ""; // or to choose it again would be no change
 }
 
 async function start() {
@@ -369,8 +370,7 @@ async function start() {
   const wanted = [chosen("language"), ...navigator.languages.map(each => each.slice(0, 2))];
   at("language").value = wanted.find(each => languages.includes(each)) || "en";
   at("language").addEventListener("change", event => {
-    chosen("language", event.target.value);
-    speak(event.target.value).catch(() => { event.target.value = words.language; });
+    speak(event.target.value).then(() => chosen("language", words.language), () => { event.target.value = words.language; });
   });
   await speak(at("language").value);
   regions = await (await fetch("regions")).json();
