@@ -36,6 +36,8 @@ def main() -> None:
     images = open_pack(PACK)
     table, pairs = read_table(TABLE, len(images)), read_pairs(NEAR, len(images))
     decisions = read_decisions(expanded(settings.decisions)) if settings.decisions is not None else []
+    if open_lines := sum(decision.action is None for decision in decisions):
+        print(f"{settings.decisions}: lines without an action have no effect ({open_lines:,}).")
     fixed = read_fixed_splits(expanded(settings.splits)) if settings.splits is not None else []
     reference = find_reference(settings.reference)
     ensure_writable(OUT, 0)

@@ -328,7 +328,7 @@ def test_mend_leaves_the_lines_and_columns_of_a_person_as_they_are(photos: Path)
 
     assert ran.code == 0, ran.said
     assert mine.read_bytes() == before + b"\r\n,drop,cat/page.jpg,\r\n"
-    assert "1 drop and 0 relabels proposed, 2 decisions kept" in ran.said
+    assert "1 drop proposed, 0 labels to look at, 2 decisions kept" in ran.said
 
 
 def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
@@ -353,7 +353,9 @@ def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
     mine.unlink()
     shown = run_twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
     assert "Look at the pictures: index.html." in shown.said
-    assert [(row["action"], row["label"]) for row in _decisions(mine)] == [("keep", "dog")]
+    assert [(row["action"], row["label"]) for row in _decisions(mine)] == [("", "dog")]
+    again = run_twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
+    assert "0 drops proposed, 1 label to look at, 0 decisions kept" in again.said
 
 
 SPLITS = "data/decisions/splits.csv"

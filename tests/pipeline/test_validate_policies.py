@@ -212,12 +212,13 @@ def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project:
     decisions = project.folder / "decisions.csv"
     decisions.write_text(
         "path,action,label,reason\ntrain/cat/003.png,relabel,dog,it barks\ntrain/cat/004.png,drop,,blurred\n"
-        "train/cat/005.png,keep,,\n"
+        "train/cat/005.png,keep,,\ntrain/cat/006.png,,dog,not decided\n"
     )
 
     ran = _validated(project.set(validate__decisions="decisions.csv"))
 
     assert ran.code == 0, ran.said
+    assert "decisions.csv: lines without an action have no effect (1)." in ran.said
     assert photos.is_dir()
     rows = {row["path"]: manifest for row, manifest in zip(project.table(), project.manifest(), strict=True)}
     assert (rows["train/cat/003.png"]["label"], rows["train/cat/003.png"]["given"]) == ("dog", "cat")

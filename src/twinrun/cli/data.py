@@ -143,11 +143,11 @@ def fix(
 ) -> None:
     """Write a CSV of drops and relabels for what the last `dvc repro validate` or `twinrun data check` found.
 
-    Edit it (the action is drop, relabel or keep) and set validate.decisions in params.yaml to apply it. Run again, this
-    command keeps the lines and appends new proposals.
+    Edit it (the action is drop, relabel or keep; without one a line has no effect) and set validate.decisions in
+    params.yaml to apply it. Run again, this command keeps the lines and appends new proposals.
 
-    A label that a model doubts is often right, so its line says keep, with the new label beside it. relabels.html shows
-    the pictures: where you see that the label is wrong, change keep to relabel.
+    A label that a model doubts is often right, so its line has no action, and another label beside it. relabels.html
+    shows the pictures: write relabel where you see that the label is wrong, and keep where it is right.
 
     With --by-model, labels are doubted by the models of the last training's cross-validation, each of which had not
     seen the image: on photos they know more than the quick model of validate.
@@ -162,25 +162,24 @@ def fix(
     if findings != FINDINGS and by_model:
         raise DataError("--findings and --by-model are two sources of proposals. Give one of them.")
     before, new = _add_decisions(_relabels_by_model() if by_model else proposed(_read_findings(findings)), out)
-    if not new:
-        print("Nothing to propose" + (f" beyond {_count(len(before), 'decision')} in {out}." if before else "."))
+    doubted = [decision for decision in (*before, *new) if decision.action is None]
+    decided = len(before) + len(new) - len(doubted)
+    if not new and not doubted:
+        print("Nothing to propose" + (f" beyond {_count(decided, 'decision')} in {out}." if before else "."))
         return
-    relabels = [decision for decision in new if decision.action != "drop"]
-    drops = len(new) - len(relabels)
-    proposals = f"{_count(drops, 'drop')} and {_count(len(relabels), 'relabel')} proposed"
-    print(f"{out}: {proposals}, {_count(len(before), 'decision')} kept.")
-    if relabels:
-        page = _show_relabels(relabels) if findings == FINDINGS else findings.with_name("index.html")
-        print(
-            f"Look at the pictures: {page}. Usually more than half of these labels are right, so each line says keep."
-        )
-        print(f"Where the label is wrong, change keep to relabel in {out}.")
+    drops = sum(decision.action is not None for decision in new)
+    proposals = f"{_count(drops, 'drop')} proposed, {_count(len(doubted), 'label')} to look at"
+    print(f"{out}: {proposals}, {_count(decided - drops, 'decision')} kept.")
+    if doubted:
+        page = _show_doubted(doubted) if findings == FINDINGS else findings.with_name("index.html")
+        print(f"Look at the pictures: {page}. Usually more than half of these labels are right, so nothing is changed")
+        print("until you write the action: relabel where the label is wrong, keep where it is right.")
     if drops:
         print("Look at the images to drop first: those lines take effect, unless you set their action to keep.")
     _say_how_to_apply(out)
 
 
-def _show_relabels(relabels: "list[Decision]") -> Path:
+def _show_doubted(doubted: "list[Decision]") -> Path:
     """Write a page with the picture of each image whose label is doubted, as ingest decoded it."""
     from twinrun.base.files import write_text
     from twinrun.dataset.pack import open_pack
@@ -195,11 +194,11 @@ def _show_relabels(relabels: "list[Decision]") -> Path:
             picture=picture_of(pack[rows[decision.path]]) if decision.path in rows else None,
             error=decision.reason.partition(": ")[2],
         )
-        for decision in relabels
+        for decision in doubted
     ]
     notes = [
         "The most doubtful label comes first. Usually more than half of these labels are right: a model doubts them, "
-        "and it makes mistakes. Change only those that you see to be wrong.",
+        "and it makes mistakes. Relabel only those that you see to be wrong.",
     ]
     write_text(sheet_html(tiles, title=f"{_count(len(tiles), 'label')} to look at", notes=notes), RELABELS)
     return RELABELS
@@ -460,7 +459,7 @@ def _accept_feedback(out: Path, into: Path | None) -> int:
     decisions, items = read_decisions(out), read_feedback(FEEDBACK)
     accepted = accept(FEEDBACK, items, decisions, load_params(), into)
     print(f"{_count(accepted.new, 'photo')} added to {accepted.folder}, {accepted.before:,} were there.")
-    waiting = {item.file for item in items} - {decision.path for decision in decisions}
+    waiting = {item.file for item in items} - {decision.path for decision in decisions if decision.action}
     if waiting:
         print(f"{_count(len(waiting), 'photo')} without a decision stay out: twinrun data feedback")
     if accepted.new and not accepted.is_read:
@@ -505,7 +504,7 @@ def _relabels_by_model() -> "list[Decision]":
             f"by model: looks like {names[suggested]}; the probability of {names[given]} is "
             f"{by_model.probabilities[at, given]:.2f}"
         )
-        decisions.append(Decision(paths[at], "keep", names[suggested], reason, ""))
+        decisions.append(Decision(paths[at], None, names[suggested], reason, ""))
     return decisions
 
 

@@ -262,6 +262,8 @@ def accept(
     folders = _folders(root, is_source=into is None)
     copies: list[tuple[Path, Path]] = []
     for decision in decisions:
+        if decision.action is None:
+            continue
         photo = photos.get(decision.path)
         if decision.action == "drop":
             if photo is not None:

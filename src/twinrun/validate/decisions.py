@@ -1,6 +1,7 @@
 """A person's decisions on single images, in a CSV that `twinrun data fix` proposes and `validate` applies.
 
-Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) and `reason`, which is free text.
+Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) and `reason`, which is free text. A line
+without an action is not decided yet, and has no effect.
 
 `keep` means that a person looked at the image and wants it as it is:
 
@@ -10,8 +11,8 @@ Its columns are `path`, `action` (drop, relabel or keep), `label` (the new one) 
   pixels or the group, or both sides of a pair of near duplicates. A duplicate is no longer reported once the second
   image is kept.
 
-Where a model doubts a label, the proposal is `keep` with the new label beside it: many such labels are right, and only
-a person who looks can tell. With `keep`, the column `label` has no effect.
+Where a model doubts a label, the proposal has no action, and the other label beside it: many such labels are right, and
+only a person who looks can tell. With `keep`, the column `label` has no effect.
 
 An image that cannot be decoded cannot be kept, and `keep` does not change the allowed sizes and modes.
 
@@ -41,10 +42,10 @@ _SETTING = "params.yaml: validate.decisions"
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision on one image; `where` names the line."""
+    """The decision on one image, None while nobody has decided; `where` names the line."""
 
     path: str
-    action: Action
+    action: Action | None
     label: str | None
     reason: str
     where: str
@@ -69,9 +70,10 @@ def read_decisions(path: Path) -> list[Decision]:
 
 def _decision(header: Sequence[str], line: Sequence[str], where: str) -> Decision:
     cells = cells_by_column(header, line, where, DataError)
-    action = _ACTIONS.get(cells.get("action", "").strip().lower())
-    if action is None:
-        raise DataError(f"{where}: the action must be drop, relabel or keep, found {cells.get('action', '')!r}.")
+    written = cells.get("action", "").strip()
+    action = _ACTIONS.get(written.lower())
+    if action is None and written:
+        raise DataError(f"{where}: the action must be drop, relabel or keep, or empty, found {written!r}.")
     label = cells["label"] if cells.get("label", "").strip() else None
     if action == "relabel" and label is None:
         raise DataError(f"{where}: relabel needs the new label in the column label.")
@@ -112,6 +114,7 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
             label=decision.label and (names.find(decision.label) or decision.label),
         )
         for decision in decisions
+        if decision.action is not None
     ]
     for decision in decisions:
         if decision.path not in rows:
@@ -143,12 +146,12 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
 def proposed(findings: "pa.Table") -> list[Decision]:
     """The proposals in a table of findings, one decision for each image: a drop overrides a label that is doubted."""
     decisions: dict[str, Decision] = {}
-    action: Action
     for row in findings.to_pylist():
         if row["action"] is None:
             continue
-        path, action = row["path"], "keep" if row["action"] == "relabel" else "drop"
-        if path not in decisions or (decisions[path].action, action) == ("keep", "drop"):
+        path = row["path"]
+        action: Action | None = "drop" if row["action"] == "drop" else None
+        if path not in decisions or (decisions[path].action is None and action == "drop"):
             decisions[path] = Decision(path, action, row["label"], f"{row['check']}: {row['words']}", "")
     return list(decisions.values())
 
@@ -167,7 +170,7 @@ def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:
     end = "\r\n" if "\r\n" in before else "\n"
     rows: list[list[str]] = [] if before else [list(_COLUMNS)]
     for decision in decisions:
-        values = {**asdict(decision), "label": decision.label or "", "where": ""}
+        values = {**asdict(decision), "action": decision.action or "", "label": decision.label or "", "where": ""}
         rows.append([values.get(column, "") for column in columns])
     return before + (end if before and not before.endswith("\n") else "") + sheet_text(rows, delimiter, end)
 
