@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share stand in modules beside this one."""
 
+import gc
 import os
 import signal
 
@@ -11,6 +12,9 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "_TWINRUN_DEFAUL
 
 # A shell that begins a program with & lets it ignore Ctrl-C, and so what it starts; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The libraries make millions of objects that stay; to look through all of them again and again takes 6% of the time.
+gc.set_threshold(50_000, 20, 20)
 
 # By processor time. Begun last, one of them would be all that runs at the end.
 _LONG = (

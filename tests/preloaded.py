@@ -291,6 +291,7 @@ if __name__ == "__main__":
     _lock = _the_only_one(sys.argv[1])
     _PATH = sys.path[1:]  # without the folder of this file
     sys.path[0] = os.fspath(Path(__file__).parents[1])
+    gc.set_threshold(50_000, 20, 20)  # as in conftest.py
     for _library in _LIBRARIES:
         importlib.import_module(_library)
     _forget_the_project()
