@@ -208,7 +208,20 @@ def test_a_part_of_a_tiff_that_claims_more_pixels_than_the_picture_is_not_unpack
     small = bytearray(tiff(np.zeros((8, 8), np.uint8), photometric="minisblack", rowsperstrip=8))
     file = retagged(small, {259: compression, 273: len(small), 279: len(part)}) + part
 
-    assert "damaged: a part of its picture claims" in why_not(bytes(file), depth="data")
+    assert "damaged: parts of its picture claim" in why_not(bytes(file), depth="data")
+
+
+def test_many_parts_of_a_tiff_that_are_the_same_large_image_are_not_unpacked() -> None:
+    part = jpeg8_encode(LARGE[:1000])
+    small = bytearray(tiff(np.zeros((8, 8), np.uint8), photometric="minisblack", rowsperstrip=1))
+    places = len(small).to_bytes(4, "little") * 8 + len(part).to_bytes(4, "little") * 8
+    at = len(small) + len(part)
+    file = retagged(small, {259: 34892, 273: at, 279: at + 32}) + part + places
+    for code in (273, 279):  # of 32 bits each
+        entry = file.index(struct.pack("<H", code), int.from_bytes(file[4:8], "little"))
+        file[entry + 2 : entry + 8] = struct.pack("<HI", 4, 8)
+
+    assert why_not(bytes(file), depth="data") == "damaged: parts of its picture claim 6,000,000 samples"
 
 
 def test_a_tile_may_be_larger_than_all_pixels_that_are_allowed() -> None:
@@ -564,4 +577,11 @@ def test_a_jpeg_of_thousands_of_scans_inside_another_file_is_refused_before_it_i
     assert pixels(file(scanned(20))).shape == COLORS.shape
     assert re.match(
         r"has 6\d\d scans, and a JPEG of 3,072 pixels with more than 500 is not", why_not(file(scanned(600)))
+    )
+
+
+@pytest.mark.parametrize("encode", [jpeg8_encode, lambda image: jpeg2k_encode(image, level=0)], ids=["JPEG", "2000"])
+def test_a_frame_of_a_dicom_file_that_claims_more_pixels_than_the_file_is_not_decoded(encode: Any) -> None:
+    assert why_not(jpeg_in_dicom(encode(LARGE))) == (
+        "damaged: its frame claims 4,100,000 samples, and the file 3,072 pixels"
     )

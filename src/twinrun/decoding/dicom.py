@@ -9,6 +9,7 @@ import numpy as np
 
 from twinrun.decoding.diagnosis import too_many_scans
 from twinrun.decoding.samples import FormatError, Samples, Values
+from twinrun.decoding.tiff import JPEG, JPEG_2000, claimed_samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _PREAMBLE = 128
+_COMPRESSIONS = {b"\xff\xd8": JPEG, b"\xff\x4f": JPEG_2000, b"\0\0": JPEG_2000}  # by how a frame begins
+_MOST_SAMPLES = 4  # of a pixel
 _ABOUT_THE_FILE = 2  # the group of elements that are never compressed
 _BYTES_PER_PIXEL, _BYTES_OF_HEADERS = 16, 16_000_000  # for each pixel that is allowed, and for all else
 # Programs that remove what tells who a patient is leave such elements without a value.
@@ -90,6 +93,9 @@ def _samples(dataset: "Dataset", is_gray: bool, *, windowed: bool) -> Samples:
         )
         if reason := too_many_scans([frame]):
             raise FormatError(reason)
+        compression, pixels = _COMPRESSIONS.get(frame[:2]), int(dataset.Rows) * int(dataset.Columns)
+        if compression and (claimed := claimed_samples(compression, frame)) > _MOST_SAMPLES * pixels:
+            raise FormatError(f"damaged: its frame claims {claimed:,} samples, and the file {pixels:,} pixels")
     values = pixel_array(dataset, index=0)
     if str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
         values = apply_color_lut(values, dataset)

@@ -37,14 +37,14 @@ _COLORS: dict[int, Color] = {
 _COLOR_SAMPLES: dict[Color, int] = {"gray": 1, "rgb": 3, "cmyk": 4, "ycbcr": 3}
 _OTHER_COLORS = {8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32844: "LogL", 32845: "LogLuv"}
 _OF_LIBTIFF = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
-_LZW = 5
+_LZW, JPEG, JPEG_2000 = 5, 7, 34712
 _JPEG = frozenset({6, 7, 34892})
 _JPEG_2000 = frozenset({33003, 33004, 33005, 34712})
 _OF_OWN_SIZE = frozenset({22610, 34887, 34927, 34933, 34934, 50001, 50002, 52546})  # JPEG XR and XL, LERC, WebP, PNG
 # Each looks ahead, so that a header that begins within what looks like another is found too.
 _JPEG_SIZE = re.compile(rb"(?=\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf](..).(..)(..)(.))", re.DOTALL)
 _JPEG_2000_SIZE = re.compile(rb"(?=\xff\x4f\xff\x51.{4}(.{4})(.{4}).{24}(..))", re.DOTALL)
-_SMALL_PART = 4_000_000  # samples that any part may have: a tile may be larger than its picture
+_FEW_SAMPLES = 4_000_000  # that all parts may have: a tile may be larger than its picture
 _PREMULTIPLIED, _ALPHA = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _MODES = {("gray", False): "L", ("gray", True): "LA", ("rgb", False): "RGB", ("rgb", True): "RGBA"}
@@ -276,19 +276,24 @@ def _expect_whole(page: "TiffPage", size: int) -> None:
 
 
 def _expect_small_parts(page: "TiffPage", max_pixels: int) -> None:
-    """Raise FormatError where a part is an image of a format that has a size of its own, far beyond the page's."""
+    """Raise FormatError where parts are images of formats that have sizes of their own, together far beyond the page's.
+
+    Tiles at its borders may make it four times as large, but many parts may name the same few bytes.
+    """
     if int(page.compression) not in _JPEG | _JPEG_2000 | _OF_OWN_SIZE:
         return
-    most = max(_SMALL_PART, 4 * max_pixels, page.imagewidth * page.imagelength * page.samplesperpixel)
+    most = max(_FEW_SAMPLES, 4 * max_pixels, 4 * page.imagewidth * page.imagelength * page.samplesperpixel)
     read = partial(page.parent.filehandle.read_segments, page.dataoffsets, page.databytecounts)
+    claimed = 0
     for data, _ in read():
-        if (claimed := _claimed_samples(int(page.compression), data or b"")) > most:
-            raise FormatError(f"damaged: a part of its picture claims {claimed:,} samples")
+        claimed += claimed_samples(int(page.compression), data or b"")
+        if claimed > most:
+            raise FormatError(f"damaged: parts of its picture claim {claimed:,} samples")
     if int(page.compression) in _JPEG and (reason := too_many_scans(data or b"" for data, _ in read())):
         raise FormatError(reason)
 
 
-def _claimed_samples(compression: int, data: bytes) -> int:
+def claimed_samples(compression: int, data: bytes) -> int:
     """The number of samples by the header of a compressed image, the largest where it has several; 0: unknown."""
     if compression in _JPEG:
         sizes = [[int.from_bytes(field, "big") for field in found] for found in _JPEG_SIZE.findall(data)]
