@@ -135,6 +135,9 @@ def test_a_model_is_listed_promoted_and_rolled_back_but_never_without_a_record(
     assert HASHES["cd"] in shown
     told = twinrun("history").out.splitlines()
     assert [line.split()[3] for line in told if " done" in line] == ["promote", "promote", "rollback"]
+    assert not any("accuracy passed:" in line for line in told)
+    assert [line.strip() for line in told if "Gates: " in line][-1] == "Gates: 4 passed, 3 not judged"
+    told = twinrun("history", "--all").out.splitlines()
     assert any(line.split()[:2] == ["accuracy", "passed:"] for line in told)  # a line of its own
 
 

@@ -213,14 +213,17 @@ def _before(promotion: "Promotion") -> str:
 
 
 @app.command(rich_help_panel=_MODELS)
-def history(model: Model = None) -> None:
+def history(
+    model: Model = None,
+    show_all: Annotated[bool, typer.Option("--all", help="List all gates, with their numbers.")] = False,
+) -> None:
     """List who made which version the champion, when and why, with refused promotions; the newest last.
 
     The list with the answer of each gate is kept in mlruns/promotions.jsonl. Below it is the number of promotions that
     each test set has decided: the more there are, the more likely a version passed by luck. A champion that was set in
     MLflow's pages or from another machine is listed as "elsewhere".
 
-    Example: twinrun history
+    Examples: twinrun history, twinrun history --all
     """
     from rich.table import Table
 
@@ -236,7 +239,14 @@ def history(model: Model = None) -> None:
         table.add_column(column, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for entry in entries:
-        first, *more = [*filter(None, [entry.reason, *entry.gates, None if entry.gates else entry.detail])] or [""]
+        gates, counts = list(entry.gates), []
+        for answer in () if show_all else ("passed", "not judged"):
+            others = [gate for gate in gates if f" {answer}: " not in gate]
+            if count := len(gates) - len(others):
+                counts.append(f"{count} {answer}")
+            gates = others
+        texts = [entry.reason, *gates, counts and f"Gates: {', '.join(counts)}", None if entry.gates else entry.detail]
+        first, *more = [*filter(None, texts)] or [""]
         numbers = ("" if entry.before is None else str(entry.before), "" if entry.after is None else str(entry.after))
         add_row(table, _local(entry.time), entry.user, entry.action, *numbers, entry.outcome or "interrupted", first)
         for line in more:  # a line of a cell is a row, since a line end in a text is shown as such
