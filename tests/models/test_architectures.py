@@ -69,6 +69,11 @@ def test_first_weights_are_a_function_of_the_seed_and_leave_the_global_generator
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_network_that_is_too_large_for_the_memory_says_so() -> None:
+    with pytest.raises(ModelError, match=r"There is too little memory for mlp on images of 2000000 x 2000000 pixels"):
+        build_network("mlp", channels=1, size_px=(2_000_000, 2_000_000), classes=10, seed=0)
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_or_examples() -> None:
     with pytest.raises(ModelError, match=r'no network is called "resnet81"; did you mean .*resnet18'):
         build_network("resnet81", channels=3, size_px=(32, 32), classes=10, seed=0)
@@ -80,6 +85,17 @@ def test_an_unknown_name_is_refused_with_the_nearest_or_examples() -> None:
 def test_images_that_are_too_small_are_refused_with_the_setting_to_change(name: str, size_px: int) -> None:
     with pytest.raises(ModelError, match=r"(?s)cannot take images of .*ingest.size_px"):
         build_network(name, channels=1, size_px=(size_px, size_px), classes=10, seed=0)
+
+
+@pytest.mark.parametrize(
+    "full", ["raise torch.OutOfMemoryError('full')", "torch.nn.Linear(10**8, 10**8)"], ids=["GPU", "processor"]
+)
+def test_a_lack_of_memory_is_not_taken_for_images_that_are_too_small(full: str) -> None:
+    source = f"import torch\ndef build(channels, size_px, classes):\n    {full}\n".encode()
+
+    with pytest.raises(ModelError, match=r"too little memory|can't allocate memory") as raised:
+        build_network("networks/mine.py:build", channels=1, size_px=(8, 8), classes=10, seed=0, source=source)
+    assert "larger size" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

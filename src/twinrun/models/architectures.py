@@ -30,6 +30,7 @@ from twinrun.core.networks import (
 from twinrun.models.own import build_from_source, explained, own_source
 from twinrun.models.stored import TORCH_TYPES
 
+_NO_MEMORY = "DefaultCPUAllocator"  # begins what PyTorch says where the processor's memory is full
 _ROUNDING = 1e-4  # by which equal logits may differ, as a share of the largest: sums depend on the size of a pass
 
 
@@ -84,11 +85,12 @@ def build_network(
     height, width = size_px
     with _seeded(seed):
         try:
-            if is_own_file(name):
-                network = build_from_source(name, source or own_source(name), channels, size_px, classes)
-            else:
-                network = _build(name, channels, size_px, classes)
-            _check_size(network, name, channels, size_px, classes)
+            with _memory_explained(name, size_px):
+                if is_own_file(name):
+                    network = build_from_source(name, source or own_source(name), channels, size_px, classes)
+                else:
+                    network = _build(name, channels, size_px, classes)
+                _check_size(network, name, channels, size_px, classes)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ModelError(
                 f"{name} cannot take images of {width} x {height} pixels ({_first_line(error)}). "
@@ -110,7 +112,8 @@ def in_channels_last(network: nn.Module) -> nn.Module:
 def require_size(network: nn.Module, name: str, channels: int, size_px: Size, classes: int) -> None:
     """Raise ModelError where the network cannot take the smaller images that a training begins with."""
     try:
-        _check_size(network, name, channels, size_px, classes)
+        with _memory_explained(name, size_px):
+            _check_size(network, name, channels, size_px, classes)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         raise ModelError(
             f"{name} cannot take images of {size_px[1]} x {size_px[0]} pixels, with which a training would begin "
@@ -145,7 +148,10 @@ def require_trainable(network: nn.Module, name: str, channels: int, size_px: Siz
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ModelError(f"{name} has no weights that can be trained (params.yaml: train.model).")
     try:
-        copied = copy.deepcopy(network).train()
+        with _memory_explained(name, size_px):
+            copied = copy.deepcopy(network).train()
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{name} cannot be copied, and each shard of a batch is computed by a copy: {_first_line(error)} "
@@ -157,9 +163,10 @@ def require_trainable(network: nn.Module, name: str, channels: int, size_px: Siz
         images, unused = torch.randn(2, channels, *size_px), _other_random_states()
         drawn = torch.get_rng_state()
         try:
-            logits = _outputs(copied, name, images.clone())
-            _require_logits(name, logits, 2, classes)
-            _require_gradient(logits, copied, network, name)
+            with _memory_explained(name, size_px):
+                logits = _outputs(copied, name, images.clone())
+                _require_logits(name, logits, 2, classes)
+                _require_gradient(logits, copied, network, name)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ModelError(
                 f"{name} cannot be trained on images of {size_px[1]} x {size_px[0]} pixels ({_first_line(error)}). "
@@ -287,6 +294,22 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+@contextmanager
+def _memory_explained(name: str, size_px: Size) -> Iterator[None]:
+    """Turn a lack of memory, for which PyTorch has several errors, into a ModelError that says so."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in str(error)
+        if not of_memory:
+            raise
+        raise ModelError(
+            f"There is too little memory for {name} on images of {size_px[1]} x {size_px[0]} pixels "
+            f"({_first_line(error)}). Close other programs, or choose a smaller train.model or ingest.size_px in "
+            "params.yaml."
+        ) from error
 
 
 def _other_random_states() -> str:
