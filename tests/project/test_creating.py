@@ -121,6 +121,10 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
     for folder in (broken, odd, spaced):
         folder.mkdir()
     flat = photos / "cat"
+    left_out = photos.parent / "sets/mnist"
+    shutil.copytree(photos, left_out)
+    (left_out / "cat-ubyte").mkdir()
+    Image.new("RGB", (20, 20)).save(left_out / "cat-ubyte/1.png")
     before = sorted(path.as_posix() for path in place.rglob("*"))
 
     refused: list[tuple[type[TwinrunError], str, tuple[str, str, Path | None, tuple[str, ...]]]] = [
@@ -138,6 +142,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
         (SourceError, "has a control character", ("demo", "photos", broken, ())),
         (SourceError, "ends with .dvc", ("demo", "photos", odd, ())),
         (SourceError, "ends with a space", ("demo", "photos", spaced, ())),
+        (SourceError, "would not store 1 of the files in", ("demo", "photos", left_out, ())),
         (SourceError, "has no class folders and a classifier needs at least", ("demo", "photos", flat, ())),
         (SourceError, "Make the project elsewhere", ("demo", "photos", place, ())),
     ]

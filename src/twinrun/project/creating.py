@@ -77,6 +77,7 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
             write_text(_DVC_GITIGNORE, unfinished / ".dvc/.gitignore")
             if data is not None:
                 _copy(data, unfinished / "data/raw" / data.name)
+                _require_stored(unfinished, data)
                 _run_dvc(unfinished, "add", f"data/raw/{data.name}")
             committed = _commit(unfinished) if outer is None else None
             if exists:
@@ -239,6 +240,27 @@ def _copy(data: Path, place: Path) -> None:
         raise _not_copied(int(number[1]), source) from None
     except OSError as error:
         raise _not_copied(error.errno or 0, str(data)) from None
+
+
+def _require_stored(project: Path, data: Path) -> None:
+    """Refuse a folder with files that DVC would leave out by .dvcignore, here or in the folder, without a word."""
+    place = Path("data/raw", data.name)
+    files = [str(file.relative_to(project)) for file in (project / place).rglob("*") if not file.is_dir()]
+    seen = [name for name in files if not any(part.startswith(".") for part in Path(name).parts) and "\n" not in name]
+    ran = subprocess.run(
+        [sys.executable, "-m", "dvc", "check-ignore", "--stdin"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        input="\n".join(seen) + "\n",
+    )
+    if ran.returncode == 0 and (left_out := ran.stdout.splitlines()):
+        first = data / Path(left_out[0]).relative_to(place)
+        raise SourceError(
+            f"DVC would not store {len(left_out):,} of the files in {data} (--data), such as {first}: a .dvcignore, "
+            "in that folder or a project's own, leaves them out. Rename the folder or these files."
+        )
 
 
 def _not_copied(number: int, source: str) -> OSError | SourceError:
