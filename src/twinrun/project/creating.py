@@ -246,7 +246,7 @@ def _require_stored(project: Path, data: Path) -> None:
     """Refuse a folder with files that DVC would leave out by .dvcignore, here or in the folder, without a word."""
     place = Path("data/raw", data.name)
     files = [str(file.relative_to(project)) for file in (project / place).rglob("*") if not file.is_dir()]
-    seen = [name for name in files if not any(part.startswith(".") for part in Path(name).parts) and "\n" not in name]
+    seen = [name for name in files if not any(map(_is_of_programs, Path(name).parts)) and "\n" not in name]
     ran = subprocess.run(
         [sys.executable, "-m", "dvc", "check-ignore", "--stdin"],
         cwd=project,
@@ -261,6 +261,10 @@ def _require_stored(project: Path, data: Path) -> None:
             f"DVC would not store {len(left_out):,} of the files in {data} (--data), such as {first}: a .dvcignore, "
             "in that folder or a project's own, leaves them out. Rename the folder or these files."
         )
+
+
+def _is_of_programs(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
 
 
 def _not_copied(number: int, source: str) -> OSError | SourceError:
