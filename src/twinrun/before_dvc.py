@@ -403,12 +403,9 @@ def _require_there(root: Path, path: str, arguments: list[str]) -> None:
 
 def _first(root: Path) -> str:
     """What comes before a pull, where DVC knows no remote to pull from."""
-    from dvc.config import Config, ConfigError
+    from twinrun.record.objects import has_remote
 
-    try:
-        if not (root / ".dvc").is_dir() or Config(os.fspath(root / ".dvc"), validate=False).get("remote"):
-            return ""
-    except ConfigError:  # of which DVC itself will speak
+    if not (root / ".dvc").is_dir() or has_remote(root):
         return ""
     return (
         "\nBut no remote is set here: ask whoever has the images for its address, and run first: "

@@ -402,7 +402,9 @@ def test_findings_that_one_command_fixes_are_one_with_examples_unless_all_are_wa
     assert (short.count("so a twin would lack it"), long.count("so a twin would lack it")) == (3, number)
     more = "      and 6 more with the same fix (twinrun doctor --all lists them)\n"
     assert f"{more}      fix: twinrun sync\n" in short
-    assert [said.count("fix: dvc pull ingest validate train ") for said in (short, long)] == [1, 1]
+    assert [said.count("fix: dvc repro --force ingest validate train") for said in (short, long)] == [1, 1]
+    (trained / ".dvc/config").write_text("[core]\n    remote = s\n['remote \"s\"']\n    url = /nowhere\n")
+    assert all(each.fix.startswith("dvc pull ingest validate train") for each in findings(trained, "data"))
     assert "lists them" not in long
     assert short.splitlines()[-1] == long.splitlines()[-1]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from twinrun.base.errors import RecordError
 from twinrun.doctor.findings import Finding, Result, counted, shown
 from twinrun.record.card import collect_dvc_lock, lock_faults, recorded_size
-from twinrun.record.objects import Objects, file_md5
+from twinrun.record.objects import Objects, file_md5, has_remote
 from twinrun.record.records import folder_members
 
 _UNFINISHED = ".tmp"  # the end of a name to which DVC copies a file that is to be in its cache
-_AGAIN = "dvc pull {0}, or dvc repro --force {0}"
+_COMPUTE = "dvc repro --force {0}"
 
 
 def check(root: Path, deep: bool) -> Result:
@@ -47,7 +47,8 @@ def check(root: Path, deep: bool) -> Result:
         Finding(
             f"{name} in the DVC cache is damaged: its content is not what its name says",
             # Moved and not removed: images may be links to it.
-            f"{_aside(names)}; {_again(stage)}",
+            f"{_aside(names)}; "
+            + ("dvc fetch --all-commits" if stage is None else _again(root).format(shlex.quote(stage))),
         )
         for stage, names in damaged.items()
         for name in names
@@ -131,7 +132,7 @@ def _out_problems(root: Path, cache: Path, out: _Out, deep: bool) -> Iterator[tu
         affected = f"{counted([f'{out.path}/{name}' for name in lost], 'file')}" if lost else f"{out.path} is"
         here = (root / out.path).exists() and not changed
         problem = f"{affected} in dvc.lock and not in the DVC cache, so a twin would lack it"
-        yield "dvc commit {}" if here else _AGAIN, out.stage, problem
+        yield "dvc commit {}" if here else _again(root), out.stage, problem
     elif changed:
         affected = out.path if changed == [""] else f"{out.path} ({counted(changed, 'file').removesuffix(' is')})"
         yield "dvc checkout --force {}", out.path, f"{affected} was changed since {out.stage} wrote it"
@@ -153,7 +154,6 @@ def _cached(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
 
 
-def _again(stage: str | None) -> str:
-    if stage is None:
-        return "dvc fetch --all-commits"
-    return _AGAIN.format(shlex.quote(stage))
+def _again(root: Path) -> str:
+    """The commands that bring a stage's outputs back, with a place for its name."""
+    return f"dvc pull {{0}}, or {_COMPUTE}" if has_remote(root) else _COMPUTE

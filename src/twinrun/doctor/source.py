@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from twinrun.doctor.findings import Finding, Result
+from twinrun.record.objects import has_remote
 
 
 def check(root: Path) -> Result:
@@ -11,7 +12,8 @@ def check(root: Path) -> Result:
 
     ingest = load_params(root / "params.yaml").ingest
     if not (root / ingest.path).exists():
-        remedy = "put the images there, fetch them with dvc pull, or set ingest.path"
+        fetch = ", fetch them with dvc pull," if has_remote(root) else ""
+        remedy = f"put the images there{fetch} or set ingest.path"
         problem = f"{ingest.path} (params.yaml: ingest.path) does not exist.{nearby(root, ingest.path)}".rstrip(".")
         return ingest.path, [Finding(problem, remedy)]
     findings = [Finding(obstacle.problem, obstacle.remedy) for obstacle in obstacles(root / ingest.path)]

@@ -10,6 +10,19 @@ from twinrun.base.errors import RepositoryError
 from twinrun.base.files import replacing
 
 
+def has_remote(root: Path) -> bool:
+    """Whether DVC has a remote to pull from, by the settings of the project and of the machine.
+
+    True where they cannot be read, so that DVC, asked to pull, says why.
+    """
+    from dvc.config import Config, ConfigError
+
+    try:
+        return (root / ".dvc").is_dir() and bool(Config(str(root / ".dvc"), validate=False).get("remote"))
+    except ConfigError:
+        return True
+
+
 @dataclass
 class Found:
     """Where the content with a hash lies, or, if `path` is None, what is wrong in the places where it should be."""

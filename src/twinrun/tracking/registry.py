@@ -24,6 +24,7 @@ from twinrun.base.files import explained, is_read_only
 from twinrun.base.progress import phase
 from twinrun.core.params import PARAMS, load_params
 from twinrun.models.stored import StoredBundle, read_stored
+from twinrun.record.objects import has_remote
 from twinrun.record.records import number_from, sha256_from, version_numbers
 from twinrun.tracking.metric_names import (
     CROSS_VALIDATION_METRICS,
@@ -539,26 +540,24 @@ def how_to_register(project: Path) -> str:
 
     With a trained and evaluated model it is the stage `register`, forced, since DVC may consider it up to date.
     Otherwise it is all stages or, where dvc.lock says that `register` has run, that stage again, forced, after the
-    results were fetched from the project's remote, or computed where it has none.
+    results were fetched from DVC's remote, as far as it has them, and the others computed.
     """
     if all((project / path).exists() for path in _TO_REGISTER):
         return REGISTER
-    config = project / ".dvc/config"  # the one that git shares, and so a clone has
-    shared = config.is_file() and re.search(r"^\s*remote\s*=", config.read_text(encoding="utf-8"), re.MULTILINE)
-    lock = project / "dvc.lock"
-    if lock.is_file() and re.search(r"^  register:", lock.read_text(encoding="utf-8"), re.MULTILINE):
-        commands = f"dvc {'pull' if shared else 'repro'} && {REGISTER}"
-    else:
-        commands = "dvc repro"
+    shared, lock = has_remote(project), project / "dvc.lock"
+    recorded = lock.is_file() and re.search(r"^  register:", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    commands = f"dvc repro && {REGISTER}" if recorded else "dvc repro"
     absent = _absent_images(project)
-    if absent is None or commands.startswith("dvc pull"):
+    if shared and recorded:  # of results that nobody pushed, `dvc repro` computes those that are missing
+        return f"dvc pull --allow-missing && {commands}"
+    if absent is None:
         return commands
     if shared:
         return f"dvc pull {shlex.quote(absent)} && {commands}"
     return (
         f"the images ({absent}) are not here, and no DVC remote is set. Copy them there, and run: {commands}. Or share "
         "them from where they are: dvc remote add --default share FOLDER && dvc push, commit .dvc/config, and here: "
-        f"git pull && dvc pull && {commands}"
+        f"git pull && dvc pull --allow-missing && {commands}"
     )
 
 
