@@ -40,17 +40,9 @@ _LIBRARIES = (
     *("matplotlib.backends.backend_agg", "onnx", "pandas", "dvc.repo", "dvc.repo.experiments"),
     *("pyarrow.parquet", "pyarrow.compute", "rich.table", "typer", "timm", "detect_secrets.core.scan"),
     # Those that DVC's commands import while they run.
-    *(
-        "dvc.cli.parser",
-        "dvc.utils.hydra",
-        "dvc.analytics",
-        "dvc.compare",
-        "dvc.cachemgr",
-        "dvc.data_cloud",
-        "dvc.dirs",
-    ),
+    *("dvc.cli.parser", "dvc.utils.hydra", "dvc.analytics", "dvc.compare", "dvc.cachemgr", "dvc.data_cloud"),
     *("dvc.repo.experiments.queue.celery", "dvc.repo.experiments.executor.local", "networkx", "scmrepo.git"),
-    *("hydra", "pygit2", "dvc_render", "torch.distributed.run"),
+    *("hydra", "pygit2", "dvc_render"),
 )
 _OF_THE_PROJECT = ("twinrun", "pipeline", "_twinrun", "dvc.cli", "dvc.__main__")
 
@@ -81,7 +73,7 @@ def start():
             start_new_session=True)
 
 server = None
-if module.split(".")[0] in ("dvc", "pipeline", "twinrun") or module == "torch.distributed.run":
+if module.split(".")[0] in ("dvc", "pipeline", "twinrun"):
     server = connected()
     if server is None:  # until it is ready, real ones
         start()

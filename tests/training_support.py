@@ -42,10 +42,10 @@ class TrainableProject:
         pq.write_table(table.filter(np.array(table["row"]) % 3 == 0), manifest)
         return self
 
-    def start(self, *launcher: str, python: str = preloaded.REAL, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *launcher: str, **environment: str) -> "subprocess.Popen[str]":
         """Start the stage as real Python in a process group of its own, after a launcher's arguments if need be."""
         return subprocess.Popen(
-            [python, *launcher, "-m", "pipeline.train"],
+            [preloaded.REAL, *launcher, "-m", "pipeline.train"],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}", **environment},
             stdout=subprocess.PIPE,
@@ -56,9 +56,7 @@ class TrainableProject:
 
     def train(self, *launcher: str, **environment: str) -> tuple[int, str]:
         """Run the stage to its end: exit code and what it said."""
-        # Two processes of which neither is a child of the other are no trouble; those that one starts must be real.
-        python = sys.executable if "torch.distributed.run" in launcher else preloaded.REAL
-        process = self.start(*launcher, python=python, **environment)
+        process = self.start(*launcher, **environment)
         said, _ = process.communicate(timeout=240)
         return process.returncode, said
 

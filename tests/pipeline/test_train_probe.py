@@ -78,6 +78,7 @@ def test_a_probe_is_trained_recorded_and_scored_out_of_fold(
     assert card["fingerprint_parts"]["pretrained"]["sha256"] in run.tags["twinrun.pretrained"]
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_a_probe_has_the_same_weights_with_any_number_of_threads_and_processes(
     probing: TrainableProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
