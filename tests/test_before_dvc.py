@@ -152,8 +152,10 @@ def test_the_command_that_fetches_images_can_be_pasted_and_a_remote_is_asked_for
     change_params(project / "params.yaml", "ingest", {"source": "folder", "path": "data/raw/my bins"})
 
     (project / ".dvc").mkdir()
-    with pytest.raises(SourceError, match=r"Fetch them: dvc pull 'data/raw/my bins\.dvc'\nBut no remote is set here"):
-        check(["repro"], project)
+    for config in ("", "['remote \"nas\"']\n    url = /nas/bins\n"):  # one that is not the default is not pulled from
+        (project / ".dvc/config").write_text(config)
+        with pytest.raises(SourceError, match=r"dvc pull 'data/raw/my bins\.dvc'\nBut no default remote is set here"):
+            check(["repro"], project)
 
     (project / ".dvc/config").write_text("[core]\n    remote = nas\n['remote \"nas\"']\n    url = /nas/bins\n")
     with pytest.raises(SourceError, match=r"Fetch them: dvc pull 'data/raw/my bins\.dvc'\nOr go on"):

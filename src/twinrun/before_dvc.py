@@ -408,7 +408,7 @@ def _first(root: Path) -> str:
     if not (root / ".dvc").is_dir() or has_remote(root):
         return ""
     return (
-        "\nBut no remote is set here: ask whoever has the images for its address, and run first: "
+        "\nBut no default remote is set here: ask whoever has the images for its address, and run first: "
         "dvc remote add --default NAME ADDRESS"
     )
 

@@ -6,6 +6,7 @@ import re
 import struct
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pydicom.pixels import apply_voi_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from twinrun.base.errors import DecodeError
+from twinrun.decoding import diagnosis
 from twinrun.decoding.decode import Decoded, Header, decode_image
 from twinrun.decoding.png import PngPixels, pixels_of_png, share_of_rows
 from twinrun.decoding.samples import SampleRules
@@ -211,17 +213,43 @@ def test_a_part_of_a_tiff_that_claims_more_pixels_than_the_picture_is_not_unpack
     assert "damaged: parts of its picture claim" in why_not(bytes(file), depth="data")
 
 
-def test_many_parts_of_a_tiff_that_are_the_same_large_image_are_not_unpacked() -> None:
-    part = jpeg8_encode(LARGE[:1000])
+def of_eight_parts(part: bytes, compression: int, apart: int = 0) -> bytes:
+    """A TIFF of 8 x 8 gray pixels whose eight strips begin `apart` bytes after one another, in one JPEG."""
     small = bytearray(tiff(np.zeros((8, 8), np.uint8), photometric="minisblack", rowsperstrip=1))
-    places = len(small).to_bytes(4, "little") * 8 + len(part).to_bytes(4, "little") * 8
     at = len(small) + len(part)
-    file = retagged(small, {259: 34892, 273: at, 279: at + 32}) + part + places
+    offsets = b"".join((len(small) + number * apart).to_bytes(4, "little") for number in range(8))
+    lengths = b"".join((len(part) - number * apart).to_bytes(4, "little") for number in range(8))
+    file = retagged(small, {259: compression, 273: at, 279: at + 32}) + part + offsets + lengths
     for code in (273, 279):  # of 32 bits each
         entry = file.index(struct.pack("<H", code), int.from_bytes(file[4:8], "little"))
         file[entry + 2 : entry + 8] = struct.pack("<HI", 4, 8)
+    return bytes(file)
 
-    assert why_not(bytes(file), depth="data") == "damaged: parts of its picture claim 6,000,000 samples"
+
+def test_many_parts_of_a_tiff_that_are_the_same_large_image_are_not_unpacked() -> None:
+    file = of_eight_parts(bytes(jpeg8_encode(LARGE[:1000])), 34892)
+
+    assert why_not(file, depth="data") == "damaged: parts of its picture claim 16,000,000 samples"
+
+
+@pytest.mark.parametrize("compression", [7, 34892])
+def test_bytes_that_many_parts_of_a_tiff_share_are_looked_through_once(
+    compression: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, markers = bytes(jpeg8_encode(np.zeros((400, 400), np.uint8))), diagnosis._markers
+    looked: list[int] = []
+
+    def counted(data: bytes) -> Iterator[tuple[int, int]]:
+        looked.append(len(data))
+        return markers(data)
+
+    monkeypatch.setattr(diagnosis, "_markers", counted)
+
+    with contextlib.suppress(DecodeError):
+        read(of_eight_parts(part, compression))
+
+    assert looked == [len(part)]
+    assert why_not(of_eight_parts(part, compression, apart=1)) == "damaged: the parts of its picture overlap"
 
 
 def test_a_tile_may_be_larger_than_all_pixels_that_are_allowed() -> None:

@@ -39,6 +39,14 @@ def test_decisions_are_read_as_they_were_written_and_those_there_are_not_propose
     assert [d.path for d in not_decided(read_decisions(file), before)] == ["d.png"]
 
 
+def test_a_line_without_an_action_hides_no_drop_and_is_not_written_twice() -> None:
+    doubt, drop = Decision("a.png", None, "dog", "", ""), Decision("a.png", "drop", None, "a copy", "")
+
+    assert not_decided([drop], [doubt]) == [drop]
+    assert not_decided([doubt], [doubt]) == not_decided([doubt], [drop]) == []
+    assert not_decided([drop], [doubt, drop]) == []
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -141,7 +141,7 @@ def fix(
         ),
     ] = False,
 ) -> None:
-    """Write a CSV of drops and relabels for what the last `dvc repro validate` or `twinrun data check` found.
+    """Write a CSV of drops, and labels to look at, from what the last `dvc repro validate` or `data check` found.
 
     Edit it (the action is drop, relabel or keep; without one a line has no effect) and set validate.decisions in
     params.yaml to apply it. Run again, this command keeps the lines and appends new proposals.
@@ -172,20 +172,23 @@ def fix(
     print(f"{out}: {proposals}, {_count(decided - drops, 'decision')} kept.")
     if doubted:
         page = _show_doubted(doubted) if findings == FINDINGS else findings.with_name("index.html")
-        print(f"Look at the pictures: {page}. Usually more than half of these labels are right, so nothing is changed")
+        where = f"Look at the pictures: {page}" if page else "Look at the pictures (dvc repro ingest brings them back)"
+        print(f"{where}. Many of these labels are right, so nothing is changed")
         print("until you write the action: relabel where the label is wrong, keep where it is right.")
     if drops:
         print("Look at the images to drop first: those lines take effect, unless you set their action to keep.")
     _say_how_to_apply(out)
 
 
-def _show_doubted(doubted: "list[Decision]") -> Path:
-    """Write a page with the picture of each image whose label is doubted, as ingest decoded it."""
+def _show_doubted(doubted: "list[Decision]") -> Path | None:
+    """Write a page with the picture of each image whose label is doubted; None where what ingest wrote is not here."""
     from twinrun.base.files import write_text
     from twinrun.dataset.pack import open_pack
     from twinrun.dataset.table import read_table
     from twinrun.evaluation.sheet import Tile, picture_of, sheet_html
 
+    if not (PACK.is_file() and TABLE.is_file()):
+        return None
     pack = open_pack(PACK)
     rows = {path: row for row, path in enumerate(read_table(TABLE, len(pack))["path"].to_pylist())}
     tiles = [
@@ -197,8 +200,8 @@ def _show_doubted(doubted: "list[Decision]") -> Path:
         for decision in doubted
     ]
     notes = [
-        "The most doubtful label comes first. Usually more than half of these labels are right: a model doubts them, "
-        "and it makes mistakes. Relabel only those that you see to be wrong.",
+        "Many of these labels are right: a model doubts them, and it makes mistakes. Relabel only those that you see "
+        "to be wrong.",
     ]
     write_text(sheet_html(tiles, title=f"{_count(len(tiles), 'label')} to look at", notes=notes), RELABELS)
     return RELABELS

@@ -292,7 +292,7 @@ def _all_bits(png: PngPixels) -> Samples:
 
 def _loaded_jpeg(image: Image.Image, stream: BinaryIO) -> _Picture:
     stream.seek(0)
-    if reason := too_many_scans([stream.read()]):
+    if reason := too_many_scans([(stream.read(), 1)]):
         raise FormatError(reason)
     picture = _loaded(image)
     if reason := missing_end(stream):

@@ -115,17 +115,17 @@ def missing_end(stream: BinaryIO) -> str | None:
     return f"damaged: the last {100 * (1 - len(data.rstrip(bytes(1))) / len(data)):.0f}% of the file are zeros"
 
 
-def too_many_scans(parts: Iterable[bytes]) -> str | None:
-    """What is wrong with JPEGs, the parts of one picture, of so many scans that decoding takes hours.
+def too_many_scans(parts: Iterable[tuple[bytes, int]]) -> str | None:
+    """What is wrong with JPEGs of so many scans that decoding takes hours: parts of one picture, and how often each.
 
     A few bytes of a file make a pass over all pixels, and libjpeg has no limit of its own. Scans of other pictures in
     the file do not count.
     """
     scans = pixels = 0
-    for data in parts:
+    for data, times in parts:
         markers = _markers(data)
         at = next((at for marker, at in markers if marker in _FRAMES), len(data))
-        pixels += int.from_bytes(data[at + 5 : at + 7], "big") * int.from_bytes(data[at + 7 : at + 9], "big")
+        pixels += times * int.from_bytes(data[at + 5 : at + 7], "big") * int.from_bytes(data[at + 7 : at + 9], "big")
         if data.count(bytes((0xFF, _SCAN))) > _SCANS_OF_PHOTOS:  # quick; a video behind the picture may hold such bytes
             scans = max(scans, sum(marker == _SCAN for marker, _ in markers))
     most = max(_SCANS_OF_PHOTOS, min(_MOST_SCANS, _MOST_SCANNED_PIXELS // max(1, pixels)))

@@ -91,7 +91,7 @@ def _samples(dataset: "Dataset", is_gray: bool, *, windowed: bool) -> Samples:
         frame = get_frame(
             dataset.PixelData, 0, number_of_frames=frames, extended_offsets=(*tables,) if all(tables) else None
         )
-        if reason := too_many_scans([frame]):
+        if reason := too_many_scans([(frame, 1)]):
             raise FormatError(reason)
         compression, pixels = _COMPRESSIONS.get(frame[:2]), int(dataset.Rows) * int(dataset.Columns)
         if compression and (claimed := claimed_samples(compression, frame)) > _MOST_SAMPLES * pixels:

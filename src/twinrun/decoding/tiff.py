@@ -9,6 +9,8 @@ import logging
 import math
 import re
 import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -45,6 +47,7 @@ _OF_OWN_SIZE = frozenset({22610, 34887, 34927, 34933, 34934, 50001, 50002, 52546
 _JPEG_SIZE = re.compile(rb"(?=\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf](..).(..)(..)(.))", re.DOTALL)
 _JPEG_2000_SIZE = re.compile(rb"(?=\xff\x4f\xff\x51.{4}(.{4})(.{4}).{24}(..))", re.DOTALL)
 _FEW_SAMPLES = 4_000_000  # that all parts may have: a tile may be larger than its picture
+_MOST_OVERLAP = 4  # lengths of all different parts, as a multiple of the file's
 _PREMULTIPLIED, _ALPHA = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _MODES = {("gray", False): "L", ("gray", True): "LA", ("rgb", False): "RGB", ("rgb", True): "RGBA"}
@@ -104,14 +107,23 @@ def expect_few_scans(image: TiffImageFile, stream: BinaryIO) -> None:
     if tags.get(_COMPRESSION) not in _JPEG:
         return
     places = [place for tag, length in _PLACES for place in zip(tags.get(tag, ()), tags.get(length, ()), strict=False)]
-    if reason := too_many_scans(_read(stream, *place) for place in places):
+    if reason := too_many_scans(_parts(stream, places)):
         raise FormatError(reason)
     stream.seek(before)
 
 
-def _read(stream: BinaryIO, offset: int, length: int) -> bytes:
-    stream.seek(offset)
-    return stream.read(length)
+def _parts(stream: Any, places: Iterable[tuple[int, int]]) -> Iterator[tuple[bytes, int]]:
+    """Each of the parts at these offsets, of these lengths, and how often it is named.
+
+    Raises FormatError where different parts share so much that together they are far longer than the file.
+    """
+    size = stream.seek(0, 2)
+    counts = Counter((offset, min(length, size - offset)) for offset, length in places if 0 <= offset < size)
+    if sum(length for _, length in counts) > _MOST_OVERLAP * size:
+        raise FormatError("damaged: the parts of its picture overlap")
+    for (offset, length), times in counts.items():
+        stream.seek(offset)
+        yield stream.read(max(0, length)), times
 
 
 def open_tiff(stream: BinaryIO, max_pixels: int, bands: tuple[int, ...] | None) -> TiffHeader:
@@ -283,13 +295,13 @@ def _expect_small_parts(page: "TiffPage", max_pixels: int) -> None:
     if int(page.compression) not in _JPEG | _JPEG_2000 | _OF_OWN_SIZE:
         return
     most = max(_FEW_SAMPLES, 4 * max_pixels, 4 * page.imagewidth * page.imagelength * page.samplesperpixel)
-    read = partial(page.parent.filehandle.read_segments, page.dataoffsets, page.databytecounts)
+    file, places = page.parent.filehandle, list(zip(page.dataoffsets, page.databytecounts, strict=False))
     claimed = 0
-    for data, _ in read():
-        claimed += claimed_samples(int(page.compression), data or b"")
+    for data, times in _parts(file, places):
+        claimed += times * claimed_samples(int(page.compression), data)
         if claimed > most:
             raise FormatError(f"damaged: parts of its picture claim {claimed:,} samples")
-    if int(page.compression) in _JPEG and (reason := too_many_scans(data or b"" for data, _ in read())):
+    if int(page.compression) in _JPEG and (reason := too_many_scans(_parts(file, places))):
         raise FormatError(reason)
 
 

@@ -25,7 +25,7 @@ _LITTER = words_of(
     """.ds_store .directory .gitkeep desktop.ini thumbs.db ehthumbs.db ehthumbs_vista.db .nomedia .picasa.ini picasa.ini
     __macosx @eadir #recycle @recycle @recently-snapshot #snapshot $recycle.bin lost+found __pycache__"""
 ) | {"icon\r", "system volume information"}
-_IMAGE_SUFFIXES = words_of(
+IMAGE_SUFFIXES = words_of(
     """.jpg .jpeg .jpe .jfif .png .apng .gif .bmp .dib .tif .tiff .webp .pbm .pgm .ppm .pnm .pfm .heic .heif .avif .jp2
     .j2k .jpx .jpf .jxl .jxr .ico .cur .tga .pcx .psd .svg .exr .hdr .qoi .sgi .xbm .xpm .dcm .dicom .dng .cr2 .cr3 .crw
     .nef .nrw .arw .orf .rw2 .raf .pef .srw .raw .npy .nii"""
@@ -258,7 +258,7 @@ def _counts(entry: "os.DirEntry[str]") -> bool:
     suffix = _suffix(entry.name)
     if suffix in _UNFINISHED:
         return False
-    if suffix in _IMAGE_SUFFIXES and not entry.name.startswith("."):
+    if suffix in IMAGE_SUFFIXES and not entry.name.startswith("."):
         return True
     start = _start(entry)
     return start is not None and starts_like_an_image(start)

@@ -18,6 +18,7 @@ from twinrun.base.errors import OF_THE_TARGET, PublishError, RepositoryError, So
 from twinrun.base.files import explained, write_text
 from twinrun.base.paths import expanded, not_a_folder
 from twinrun.ingest.folders import list_folder, list_trashnet
+from twinrun.ingest.walking import IMAGE_SUFFIXES
 from twinrun.project.environment import CODE, refresh
 from twinrun.project.presets import preset_params, quoted, write_preset
 from twinrun.record.card import run_git
@@ -246,7 +247,13 @@ def _require_stored(project: Path, data: Path) -> None:
     """Refuse a folder with files that DVC would leave out by .dvcignore, here or in the folder, without a word."""
     place = Path("data/raw", data.name)
     files = [str(file.relative_to(project)) for file in (project / place).rglob("*") if not file.is_dir()]
-    seen = [name for name in files if not any(map(_is_of_programs, Path(name).parts)) and "\n" not in name]
+    seen = [
+        name
+        for name in files
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+        and not any(map(_is_of_programs, Path(name).parts))
+        and "\n" not in name
+    ]
     ran = subprocess.run(
         [sys.executable, "-m", "dvc", "check-ignore", "--stdin"],
         cwd=project,
@@ -259,7 +266,8 @@ def _require_stored(project: Path, data: Path) -> None:
         first = data / Path(left_out[0]).relative_to(place)
         raise SourceError(
             f"DVC would not store {len(left_out):,} of the files in {data} (--data), such as {first}: a .dvcignore, "
-            "in that folder or a project's own, leaves them out. Rename the folder or these files."
+            "in that folder or a project's own, leaves them out. Rename the folder or these files, or "
+            "remove the pattern from the .dvcignore of that folder."
         )
 
 

@@ -11,14 +11,15 @@ from twinrun.base.files import replacing
 
 
 def has_remote(root: Path) -> bool:
-    """Whether DVC has a remote to pull from, by the settings of the project and of the machine.
+    """Whether DVC has a default remote, from which it pulls, by the settings of the project and of the machine.
 
     True where they cannot be read, so that DVC, asked to pull, says why.
     """
     from dvc.config import Config, ConfigError
 
     try:
-        return (root / ".dvc").is_dir() and bool(Config(str(root / ".dvc"), validate=False).get("remote"))
+        config = Config(str(root / ".dvc"), validate=False) if (root / ".dvc").is_dir() else {}
+        return bool(config.get("core", {}).get("remote"))
     except ConfigError:
         return True
 

@@ -123,7 +123,7 @@ def decided(facts: Columns, decisions: Sequence[Decision]) -> Decided:
             known = ", ".join(sorted(map(str, classes))[:20])
             raise DataError(f"{decision.where}: no image has the label {decision.label!r}; there are {known}.")
         other = taken.setdefault(decision.path, decision)
-        if (other.action, other.label) != (decision.action, decision.label):
+        if other.action != decision.action or (decision.action == "relabel" and other.label != decision.label):
             raise DataError(
                 f"{decision.where}: {decision.path} has another decision already, {other.action} ({other.where}). "
                 "Remove one of them."
@@ -176,8 +176,12 @@ def decisions_csv(decisions: Iterable[Decision], before: str = "") -> str:
 
 
 def not_decided(new: Iterable[Decision], before: Iterable[Decision]) -> list[Decision]:
-    """Those of `new` whose image has no decision `before`, in any spelling of its name."""
-    new = list(new)
+    """Those of `new` whose image has no decision `before`, in any spelling of its name.
+
+    A line without an action is none, but the same image is not put in doubt twice.
+    """
+    new, before = list(new), list(before)
     names = Names(decision.path for decision in new)
-    known = {names.find(decision.path) for decision in before}
-    return [decision for decision in new if decision.path not in known]
+    known = {names.find(decision.path): False for decision in before if decision.action is None}
+    known |= {names.find(decision.path): True for decision in before if decision.action is not None}
+    return [d for d in new if d.path not in known or (d.action is not None and not known[d.path])]
