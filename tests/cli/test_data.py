@@ -352,7 +352,7 @@ def test_mend_asks_for_the_column_that_relabels_need(photos: Path) -> None:
     assert mine.read_text() == "path,action\n"
     mine.unlink()
     shown = run_twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
-    assert "Look at the pictures: index.html." in shown.said
+    assert "Look at the images.\n" in shown.said
     assert [(row["action"], row["label"]) for row in _decisions(mine)] == [("", "dog")]
     again = run_twinrun(photos.parent, "data", "fix", "--findings", "findings.parquet", "--out", "decisions.csv")
     assert "0 drops proposed, 1 label to look at, 0 decisions kept" in again.said

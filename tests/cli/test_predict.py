@@ -211,7 +211,7 @@ def test_without_a_registry_the_trained_model_answers_and_the_command_that_regis
     assert "params.yaml: dvc repro && dvc repro -f -s register\n" in gone.err
     assert "params.yaml: dvc pull --allow-missing && dvc repro && dvc repro -f -s register\n" in cloned.err
     assert "params.yaml: dvc pull data/raw/bins && dvc repro\n" in unrecorded.err
-    assert "the images (data/raw/bins) are not here, and no DVC remote is set" in unshared.err
+    assert "the images (data/raw/bins) are not here, and DVC has no default remote" in unshared.err
 
 
 def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, twinrun: Callable[..., Ended]) -> None:

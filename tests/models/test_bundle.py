@@ -1,10 +1,13 @@
 """A model on disk is loaded only if every byte is what was written."""
 
 import gc
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from weakref import ref
 
@@ -18,7 +21,7 @@ from twinrun.base.files import replacing_folder, write_json
 from twinrun.cli.main import app
 from twinrun.models.architectures import build_network
 from twinrun.models.bundle import Preprocessing, load_bundle, save_bundle, weights_hash
-from twinrun.models.predict import probabilities
+from twinrun.models.predict import of_this_thread, probabilities
 
 PREPARATION = Preprocessing(
     size_px=(16, 16), channels="gray", fit="pad", resample="bilinear", max_pixels=1000, mean=(0.3,), std=(0.2,)
@@ -211,3 +214,22 @@ def test_a_model_whose_network_refers_to_itself_is_not_kept_in_memory_once_it_an
     gc.collect()
 
     assert network() is None
+
+
+def test_a_copy_of_a_network_that_answered_has_an_answer_of_its_own_and_threads_that_ended_leave_nothing(
+    folder: Path,
+) -> None:
+    network = load_bundle(folder).network
+    of_this_thread(network)
+    for _ in range(5):
+        thread = Thread(target=of_this_thread, args=(network,))
+        thread.start()
+        thread.join()
+
+    other = copy(network)
+    file = io.BytesIO()
+    torch.save(network, file)
+
+    assert of_this_thread(other) is not of_this_thread(network)
+    assert len(vars(network)["_twinrun_copies"]._by_thread) == 2
+    assert b"twinrun.models.predict" not in file.getvalue()

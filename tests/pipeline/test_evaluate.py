@@ -396,7 +396,7 @@ def test_labels_that_the_models_of_cross_validation_doubt_are_proposed_to_be_cha
     page = Path("relabels.html").read_text()
     assert page.count("<img") == 30
     assert all(path in page for path in decisions)
-    assert "Look at the pictures: relabels.html. Many of these labels are right" in ran.said
+    assert "Look at the pictures: relabels.html\nMany of these labels are right" in ran.said
     assert "30 labels to look at, 0 decisions kept" in run_twinrun(Path(), "data", "fix", "--by-model").said
     text = Path("data/decisions/decisions.csv").read_text()
     Path("data/decisions/decisions.csv").write_text(re.sub(r",,(?=\d,)", ",keep,", text))

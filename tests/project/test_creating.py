@@ -142,7 +142,7 @@ def test_what_cannot_become_a_project_is_refused_and_nothing_is_left(place: Path
         (SourceError, "has a control character", ("demo", "photos", broken, ())),
         (SourceError, "ends with .dvc", ("demo", "photos", odd, ())),
         (SourceError, "ends with a space", ("demo", "photos", spaced, ())),
-        (SourceError, "would not store 1 of the files in", ("demo", "photos", left_out, ())),
+        (SourceError, "would not store 1 of the images in", ("demo", "photos", left_out, ())),
         (SourceError, "has no class folders and a classifier needs at least", ("demo", "photos", flat, ())),
         (SourceError, "Make the project elsewhere", ("demo", "photos", place, ())),
     ]

@@ -137,7 +137,7 @@ def fix(
     by_model: Annotated[
         bool,
         typer.Option(
-            "--by-model", help="Relabels that the last training proposes instead, from its predictions out of fold."
+            "--by-model", help="List labels that the last training doubts instead, from its predictions out of fold."
         ),
     ] = False,
 ) -> None:
@@ -171,40 +171,40 @@ def fix(
     proposals = f"{_count(drops, 'drop')} proposed, {_count(len(doubted), 'label')} to look at"
     print(f"{out}: {proposals}, {_count(decided - drops, 'decision')} kept.")
     if doubted:
-        page = _show_doubted(doubted) if findings == FINDINGS else findings.with_name("index.html")
-        where = f"Look at the pictures: {page}" if page else "Look at the pictures (dvc repro ingest brings them back)"
-        print(f"{where}. Many of these labels are right, so nothing is changed")
-        print("until you write the action: relabel where the label is wrong, keep where it is right.")
+        report = findings.with_name("index.html")
+        first = f": {report} shows the first" if report.is_file() else ""
+        print(_where_to_look(doubted) if findings == FINDINGS else f"Look at the images{first}.")
+        print("Many of these labels are right, so a line has no effect until you write its action: relabel where the")
+        print("label is wrong, keep where it is right.")
     if drops:
         print("Look at the images to drop first: those lines take effect, unless you set their action to keep.")
     _say_how_to_apply(out)
 
 
-def _show_doubted(doubted: "list[Decision]") -> Path | None:
-    """Write a page with the picture of each image whose label is doubted; None where what ingest wrote is not here."""
+def _where_to_look(doubted: "list[Decision]") -> str:
+    """Write a page with the picture of each image whose label is doubted, and name it."""
     from twinrun.base.files import write_text
     from twinrun.dataset.pack import open_pack
     from twinrun.dataset.table import read_table
     from twinrun.evaluation.sheet import Tile, picture_of, sheet_html
+    from twinrun.tables.spelling import Names
 
     if not (PACK.is_file() and TABLE.is_file()):
-        return None
+        return "Look at the images. A page of them needs what ingest wrote: dvc repro ingest, and run this again."
     pack = open_pack(PACK)
     rows = {path: row for row, path in enumerate(read_table(TABLE, len(pack))["path"].to_pylist())}
-    tiles = [
-        Tile(
-            name=decision.path,
-            picture=picture_of(pack[rows[decision.path]]) if decision.path in rows else None,
-            error=decision.reason.partition(": ")[2],
-        )
-        for decision in doubted
-    ]
+    names, tiles = Names(rows), []
+    for decision in doubted:
+        row = rows.get(names.find(decision.path) or "")
+        reason = decision.reason.partition(": ")[2] if row is not None else "no longer an image of the data"
+        picture = None if row is None else picture_of(pack[row])
+        tiles.append(Tile(name=decision.path, picture=picture, error=reason))
     notes = [
         "Many of these labels are right: a model doubts them, and it makes mistakes. Relabel only those that you see "
         "to be wrong.",
     ]
     write_text(sheet_html(tiles, title=f"{_count(len(tiles), 'label')} to look at", notes=notes), RELABELS)
-    return RELABELS
+    return f"Look at the pictures: {RELABELS}"
 
 
 def _say_how_to_apply(out: Path) -> None:

@@ -6,6 +6,7 @@ Whatever is slow to import is imported by the command that needs it, so that `tw
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
@@ -239,14 +240,8 @@ def history(
         table.add_column(column, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for entry in entries:
-        gates, counts = list(entry.gates), []
-        for answer in () if show_all else ("passed", "not judged"):
-            others = [gate for gate in gates if f" {answer}: " not in gate]
-            if count := len(gates) - len(others):
-                counts.append(f"{count} {answer}")
-            gates = others
-        texts = [entry.reason, *gates, counts and f"Gates: {', '.join(counts)}", None if entry.gates else entry.detail]
-        first, *more = [*filter(None, texts)] or [""]
+        gates, counted = _gates(entry.gates, show_all=show_all)
+        first, *more = [*filter(None, [entry.reason, *gates, counted, None if entry.gates else entry.detail])] or [""]
         numbers = ("" if entry.before is None else str(entry.before), "" if entry.after is None else str(entry.after))
         add_row(table, _local(entry.time), entry.user, entry.action, *numbers, entry.outcome or "interrupted", first)
         for line in more:  # a line of a cell is a row, since a line end in a text is shown as such
@@ -254,6 +249,17 @@ def history(
     draw(table)
     for test_set in dict.fromkeys(entry.test_set for entry in entries if entry.test_set):
         print(f"Promotions decided by test set {test_set[:8]}: {registry.uses(test_set)}")
+
+
+def _gates(gates: Sequence[str], *, show_all: bool) -> tuple[list[str], str | None]:
+    """The answers of gates to print, and the number of the others."""
+    from collections import Counter
+
+    answers = [re.search(r" (passed|refused|not judged): ", gate) for gate in gates]
+    harmless = [None if show_all or answer is None or answer[1] == "refused" else answer[1] for answer in answers]
+    counts = Counter(filter(None, harmless))
+    shown = [gate for gate, answer in zip(gates, harmless, strict=True) if answer is None]
+    return shown, f"Gates: {', '.join(f'{count} {answer}' for answer, count in counts.items())}" if counts else None
 
 
 @app.command(rich_help_panel=_MODELS)

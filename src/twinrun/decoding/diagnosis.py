@@ -116,10 +116,11 @@ def missing_end(stream: BinaryIO) -> str | None:
 
 
 def too_many_scans(parts: Iterable[tuple[bytes, int]]) -> str | None:
-    """What is wrong with JPEGs of so many scans that decoding takes hours: parts of one picture, and how often each.
+    """What is wrong with a picture of so many scans that decoding takes hours; None where it has few.
 
-    A few bytes of a file make a pass over all pixels, and libjpeg has no limit of its own. Scans of other pictures in
-    the file do not count.
+    `parts` are its JPEGs, one or many, each with the number of places in the picture that show it. A few bytes of a
+    file make a pass over all pixels, and libjpeg has no limit of its own. Scans of other pictures in the file do not
+    count.
     """
     scans = pixels = 0
     for data, times in parts:

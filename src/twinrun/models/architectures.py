@@ -27,10 +27,9 @@ from twinrun.core.networks import (
     side_by_side,
     unknown_network,
 )
-from twinrun.models.own import build_from_source, explained, own_source
+from twinrun.models.own import build_from_source, explained, is_of_memory, own_source
 from twinrun.models.stored import TORCH_TYPES
 
-_NO_MEMORY = "DefaultCPUAllocator"  # begins what PyTorch says where the processor's memory is full
 _ROUNDING = 1e-4  # by which equal logits may differ, as a share of the largest: sums depend on the size of a pass
 
 
@@ -298,12 +297,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _memory_explained(name: str, size_px: Size) -> Iterator[None]:
-    """Turn a lack of memory, for which PyTorch has several errors, into a ModelError that says so."""
+    """Turn a lack of memory into a ModelError that says so."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY in str(error)
-        if not of_memory:
+        if not is_of_memory(error):
             raise
         raise ModelError(
             f"There is too little memory for {name} on images of {size_px[1]} x {size_px[0]} pixels "

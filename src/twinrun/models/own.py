@@ -87,6 +87,12 @@ def _torch_as_it_was() -> Iterator[None]:
                 torch.set_num_threads(threads)
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full: of the machine and not of the network. PyTorch has several."""
+    named = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and named)
+
+
 @contextmanager
 def explained(name: str, given: str = "") -> Iterator[None]:
     """Turn any error of the code in the file that `name` names into a ModelError with the line; `given` ends it."""
@@ -96,7 +102,7 @@ def explained(name: str, given: str = "") -> Iterator[None]:
     except ModelError:
         raise
     except (Exception, SystemExit) as error:  # code of others may raise anything
-        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's: of the machine, and not of the network
+        if is_of_memory(error):
             raise
         raise ModelError(f"{path}{_line(error, path)}: {type(error).__name__}: {error} ({_SETTING}){given}") from error
 

@@ -82,18 +82,34 @@ def of_this_thread(network: nn.Module) -> nn.Module:
 
     A network may keep tensors on itself from one layer to another, where another thread would put its own.
     """
-    copies: _Copies = vars(network).setdefault("_twinrun_copies", _Copies())
-    thread = threading.get_ident()
-    if thread not in copies:
-        copies[thread] = with_same_tensors(network)
-    return copies[thread]
+    copies = vars(network).get("_twinrun_copies")
+    if not isinstance(copies, _Copies) or copies.network is not network:
+        copies = vars(network)["_twinrun_copies"] = _Copies(network)
+    return copies.of_this_thread()
 
 
-class _Copies(dict[int, nn.Module]):
-    """Those of a network, by thread. The network itself has them: a copy may refer to it, and both go together."""
+class _Copies:
+    """Those of a network, by thread. The network itself has them: a copy may refer to it, and both go together.
 
-    def __deepcopy__(self, _: dict[int, object]) -> "_Copies":
-        return _Copies()
+    A copy of the network, and a file of it, have none of them.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._by_thread: dict[int, nn.Module] = {}
+        self._lock = threading.Lock()
+
+    def of_this_thread(self) -> nn.Module:
+        thread = threading.get_ident()
+        with self._lock:
+            if thread not in self._by_thread:
+                for ended in self._by_thread.keys() - {each.ident for each in threading.enumerate()}:
+                    del self._by_thread[ended]
+                self._by_thread[thread] = with_same_tensors(self.network)
+            return self._by_thread[thread]
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()  # read by pickle and copy alike
 
 
 def with_same_tensors(network: nn.Module) -> nn.Module:

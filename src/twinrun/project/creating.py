@@ -147,10 +147,13 @@ def _notes_on(data: Path, preset: str, changes: tuple[str, ...]) -> list[str]:
     except SourceError as error:
         problem = str(error).replace("params.yaml: ingest.path", "--data").replace("into params.yaml", "with --set")
         table = shlex.quote(f"ingest.splits_file=data/raw/{data.name}/labels.csv")
-        raise SourceError(
-            f"{problem}\nNo project was created. Settings are given with --set, such as --set 'ingest.levels=[split, "
-            f"label]', or --set {table} for a labels.csv in that folder."
-        ) from None
+        advice = (
+            f" Settings are given with --set, such as --set 'ingest.levels=[split, label]', or --set {table} for a "
+            "labels.csv in that folder."
+            if settings.source == "folder"
+            else f" To read a folder as your own photos: --data {shlex.quote(str(data))} --preset photos"
+        )
+        raise SourceError(f"{problem}\nNo project was created.{advice}") from None
     return [f"{len(listing.items):,} images. {listing.notes[0]}", *listing.notes[1:]]
 
 
@@ -244,7 +247,7 @@ def _copy(data: Path, place: Path) -> None:
 
 
 def _require_stored(project: Path, data: Path) -> None:
-    """Refuse a folder with files that DVC would leave out by .dvcignore, here or in the folder, without a word."""
+    """Refuse a folder with images that DVC would leave out by .dvcignore, here or in the folder, without a word."""
     place = Path("data/raw", data.name)
     files = [str(file.relative_to(project)) for file in (project / place).rglob("*") if not file.is_dir()]
     seen = [
@@ -265,7 +268,7 @@ def _require_stored(project: Path, data: Path) -> None:
     if ran.returncode == 0 and (left_out := ran.stdout.splitlines()):
         first = data / Path(left_out[0]).relative_to(place)
         raise SourceError(
-            f"DVC would not store {len(left_out):,} of the files in {data} (--data), such as {first}: a .dvcignore, "
+            f"DVC would not store {len(left_out):,} of the images in {data} (--data), such as {first}: a .dvcignore, "
             "in that folder or a project's own, leaves them out. Rename the folder or these files, or "
             "remove the pattern from the .dvcignore of that folder."
         )

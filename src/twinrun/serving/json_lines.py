@@ -78,7 +78,7 @@ class JsonLines:
 
     def _append(self, data: bytes) -> None:
         if not self.is_there:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(exist_ok=True)  # and none above: a disk that is unmounted lacks those too
             try:
                 renewed = self._opened()
             except DataError:

@@ -555,9 +555,9 @@ def how_to_register(project: Path) -> str:
     if shared:
         return f"dvc pull {shlex.quote(absent)} && {commands}"
     return (
-        f"the images ({absent}) are not here, and no DVC remote is set. Copy them there, and run: {commands}. Or share "
-        "them from where they are: dvc remote add --default share FOLDER && dvc push, commit .dvc/config, and here: "
-        f"git pull && dvc pull --allow-missing && {commands}"
+        f"the images ({absent}) are not here, and DVC has no default remote. Copy them there, and run: {commands}. Or "
+        "share them from where they are: dvc remote add --default share FOLDER && dvc push, commit .dvc/config, and "
+        f"here: git pull && dvc pull --allow-missing && {commands}"
     )
 
 

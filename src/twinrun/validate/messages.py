@@ -24,7 +24,11 @@ def summary(verdict: Verdict, report: str, places: Places | None, most_lines: in
     lines += notes
     if verdict.stopping or verdict.warnings:
         of_images = any(violation.rows for finding in verdict.stopping for violation in finding.violations)
-        fix = "; twinrun data fix proposes what to drop or relabel" if of_images and places is not None else ""
+        fix = (
+            "; twinrun data fix proposes what to drop, and which labels to look at"
+            if of_images and places is not None
+            else ""
+        )
         lines.append(f"The report with pictures: {report}{fix}")
     return "\n".join(lines)
 

@@ -105,16 +105,18 @@ def _names_apart(subject: Subject) -> dict[tuple[str, str], str]:
         return {}
     where = {label: {name for name, images in counts.items() if images} for label, counts in subject.counts.items()}
     some = [label for label in where if where[label] and where[label] != set(subject.splits)][:_MOST_COMPARED]
-    return {
-        (
-            first,
-            second,
-        ): f'; "{subject.shown[first]}" has images in {_and(sorted(where[first]))}, and "{subject.shown[second]}" in '
-        f"{_and(sorted(where[second]))}: are they one class?"
+    pairs = [
+        (first, second)
         for first, second in combinations(some, 2)
         if where[first].isdisjoint(where[second])
         and re.findall(r"\d+", first) == re.findall(r"\d+", second)
         and SequenceMatcher(None, first.casefold(), second.casefold()).ratio() >= _SIMILAR
+    ]
+    place = {label: _and(sorted(splits)) for label, splits in where.items() if splits}
+    return {
+        (first, second): f'; "{subject.shown[first]}" has images in {place[first]}, and "{subject.shown[second]}" in '
+        f"{place[second]}: are they one class?"
+        for first, second in pairs
     }
 
 
