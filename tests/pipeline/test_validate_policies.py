@@ -212,7 +212,7 @@ def test_decisions_of_a_person_are_applied_and_recorded_in_the_manifest(project:
     decisions = project.folder / "decisions.csv"
     decisions.write_text(
         "path,action,label,reason\ntrain/cat/003.png,relabel,dog,it barks\ntrain/cat/004.png,drop,,blurred\n"
-        "train/cat/005.png,keep,,\ntrain/cat/006.png,,dog,not decided\n"
+        "train/cat/005.png,keep,,\ntrain/cat/005.png,keep,dog,\ntrain/cat/006.png,,dog,not decided\n"
     )
 
     ran = _validated(project.set(validate__decisions="decisions.csv"))
