@@ -83,7 +83,7 @@ def test_never_more_lines_than_there_is_room_for(failed: int, warnings: int, unj
     lines = summary(verdict(*findings), "report.html", {}, most_lines).splitlines()
 
     assert len(lines) <= most_lines
-    fix = "; twinrun data fix proposes what to drop or relabel" if failed else ""
+    fix = "; twinrun data fix proposes what to drop, and which labels to look at" if failed else ""
     assert lines[-1] == f"The report with pictures: report.html{fix}"
     assert not unjudged or "Not judged: dim0 images" in lines[-2]
     shown = sum(line.startswith("  bad") for line in lines)
