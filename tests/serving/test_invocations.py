@@ -23,6 +23,8 @@ PHOTO = base64.b64encode(b"\xff\xd8 a photo").decode()
         {"instances": [PHOTO, PHOTO]},
         {"inputs": {"image": [PHOTO, PHOTO]}},
         {"instances": [[[[1]] * 4] * 4] * 2},
+        {"dataframe_split": {"columns": ["image"], "data": [[[[1, 2, 3]] * 3], [[[1, 2, 3]] * 3]]}},
+        {"dataframe_records": [{"image": [[1] * 4] * 4}, {"image": [[1] * 5] * 5}]},
     ],
 )
 def test_every_form_gives_the_images_that_it_holds(content: Any) -> None:
@@ -41,6 +43,10 @@ def test_every_form_gives_the_images_that_it_holds(content: Any) -> None:
         (b'{"dataframe_split": {"columns": ["image", "b"], "data": [["x"]]}}', "cannot be read as images"),
         (b'{"dataframe_records": [1]}', "a list of objects"),
         (json.dumps({"instances": [PHOTO] * 3}).encode(), "There are 3 images, and at most 2"),
+        (json.dumps({"instances": [[[[1]]]] * 3}).encode(), "There are 3 images, and at most 2"),
+        (json.dumps({"dataframe_records": [{"image": PHOTO}] * 3}).encode(), "There are 3 images, and at most 2"),
+        (b'{"inputs": ' + b"[" * 900 + b"0" + b"]" * 900 + b"}", "more than 4 levels"),
+        (b'{"inputs": [[[1, 2], [3]]]}', "rows of different lengths"),
     ],
 )
 def test_a_body_of_another_form_is_refused_with_what_is_wrong(body: bytes, problem: str) -> None:

@@ -11,6 +11,7 @@ import stat
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from twinrun.ingest.walking import starts_like_an_image
 IMAGE_COLUMNS = ("image", "path", "file", "filename")
 _LONGEST_PATH = 4096
 _CHANNELS = (1, 3, 4)
+_MOST_LEVELS = 4  # of lists in lists: (N, H, W, C)
 _SHOWN_TEXT = 80
 _loading = threading.Lock()  # two threads must not load one image, which a list may hold twice
 
@@ -43,24 +45,26 @@ class Unreadable:
 Given = bytes | Path | Image.Image | npt.NDArray[Any] | Unreadable
 
 
-def images_in(data: Any, *, paths: bool) -> list[Given]:
+def images_in(data: Any, *, paths: bool, most_images: int | None = None) -> list[Given]:
     """The images that `data` holds, in order.
 
     It may be a DataFrame, a dict of columns, a Series, a list, a tuple or an array of images, or one image. An image
     is the bytes of its file, their base64 text, a PIL image or a numeric array; where `paths` is true, a path as well.
     What is not an image has its place in the list with the reason. Raises DataError, with an example of what can be
-    passed, where `data` is none of these.
+    passed, where `data` is none of these, and where it holds more than `most_images`, before any of them is looked at.
     """
     if isinstance(data, Mapping):
-        return images_in(_column(list(data), data, "dictionary"), paths=paths)
+        return images_in(_column(list(data), data, "dictionary"), paths=paths, most_images=most_images)
     if hasattr(data, "columns") and hasattr(data, "iloc"):  # a DataFrame; importing pandas takes a second
-        return [] if len(data) == 0 else images_in(_column(list(data.columns), data, "table"), paths=paths)
+        column = [] if len(data) == 0 else _column(list(data.columns), data, "table")
+        return images_in(column, paths=paths, most_images=most_images)
     if hasattr(data, "to_numpy") and hasattr(data, "index"):  # a Series
+        _limit(len(data), most_images)
         return [_image(value, paths) for value in data]
     if isinstance(data, np.ndarray):
-        return _images_of_array(data, paths)
+        return _images_of_array(data, paths, most_images)
     if isinstance(data, list | tuple):
-        return _images_of_list(data, paths)
+        return _images_of_list(data, paths, most_images)
     if isinstance(data, str | bytes | bytearray | memoryview | os.PathLike | Image.Image):
         return [_image(data, paths)]
     raise DataError(f"{_article(type(data).__name__)} is not understood as images. {_examples(paths)}")
@@ -106,23 +110,34 @@ def _column(names: list[Any], columns: Any, container: str) -> Any:
     return columns[named[0]]
 
 
-def _images_of_list(values: Sequence[Any], paths: bool) -> list[Given]:
+def _limit(images: int, most: int | None) -> None:
+    if most is not None and images > most:
+        raise DataError(f"There are {images:,} images, and at most {most} are taken at a time.")
+
+
+def _images_of_list(values: Sequence[Any], paths: bool, most: int | None) -> list[Given]:
     if values and all(isinstance(value, list | tuple | int | float) for value in values):  # an image, or some, as JSON
+        if _levels(values) >= _MOST_LEVELS:
+            _limit(len(values), most)
         try:
-            return _images_of_array(_as_array(values), paths)
-        except ValueError:
-            raise DataError(f"The rows of this list differ in length. {_examples(paths)}") from None
+            array = _as_array(values)
+        except ValueError as error:
+            raise DataError(f"This list has {error}. {_examples(paths)}") from None
+        return _images_of_array(array, paths, most)
+    _limit(len(values), most)
     return [_image(value, paths) for value in values]
 
 
-def _images_of_array(array: npt.NDArray[Any], paths: bool) -> list[Given]:
+def _images_of_array(array: npt.NDArray[Any], paths: bool, most: int | None) -> list[Given]:
     if array.dtype.kind in "OSU" and (array.ndim < 2 or array.shape[1:] == (1,)):  # of objects, bytes or text
+        _limit(len(array) if array.ndim else 1, most)
         return [_image(value, paths) for value in array.reshape(-1).tolist()]
     if array.size == 0:
         return []
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS):
         return [_array(array)]
     if array.ndim == 4 and array.shape[3] in _CHANNELS:
+        _limit(len(array), most)
         return [_array(image) for image in array]
     raise DataError(
         f"An array of shape {array.shape} is not understood as images. It may be (H, W), (H, W, C) or (N, H, W, C), "
@@ -152,16 +167,34 @@ def _image(value: Any, paths: bool) -> Given:
 def _image_of_list(values: Sequence[Any], paths: bool) -> Given:
     try:
         array = _as_array(values)
-    except ValueError:
-        return Unreadable("is a list whose rows differ in length")
+    except ValueError as error:
+        return Unreadable(f"is a list that has {error}")
     return _array(array) if array.dtype.kind in "buif" else Unreadable(f"is a list, not an image. {_examples(paths)}")
 
 
+def _levels(values: Sequence[Any]) -> int:
+    """How deep the first of nested lists is nested; no deeper is looked than a list of images has levels."""
+    levels, first = 1, values[0]
+    while levels < _MOST_LEVELS and isinstance(first, list | tuple) and first:
+        levels, first = levels + 1, first[0]
+    return levels
+
+
 def _as_array(values: Sequence[Any]) -> npt.NDArray[Any]:
-    """Nested lists as an array, of objects where there is text: else each would take the bytes of the longest."""
-    objects = np.asarray(values, dtype=object)
-    kinds = set(map(type, objects.flat))
-    return objects if any(issubclass(kind, str | bytes) for kind in kinds) else np.asarray(values)
+    """Nested lists as an array, of objects where there is text: else each would take the bytes of the longest.
+
+    Raises ValueError with what is wrong with the lists.
+    """
+    innermost, levels = list(values), 1
+    while innermost and set(map(type, innermost)) <= {list, tuple}:
+        if levels == _MOST_LEVELS:
+            raise ValueError(f"more than {_MOST_LEVELS} levels: images are (H, W), (H, W, C) or (N, H, W, C)")
+        innermost, levels = list(chain.from_iterable(innermost)), levels + 1
+    has_text = any(issubclass(kind, str | bytes) for kind in set(map(type, innermost)))
+    try:
+        return np.asarray(values, dtype=object if has_text else None)
+    except ValueError:
+        raise ValueError("rows of different lengths") from None
 
 
 def _image_of_text(text: str, paths: bool) -> Given:
