@@ -434,6 +434,25 @@ def test_an_answer_of_a_model_promoted_meanwhile_is_calibrated_as_that_model_is_
     assert page.text_content("#table td") == "75%"  # 3 to 1: the square root of 9 to 1
 
 
+def test_a_page_that_stays_open_follows_a_promotion_and_its_answer_keeps_its_model(
+    unkept: BrowserContext, server: uvicorn.Server
+) -> None:
+    page = _open(unkept, server)
+    page.click("#examples button >> nth=0")
+    page.wait_for_selector("#details:not([hidden])")
+    before = page.text_content("#model")
+    page.route("**/version", partial(_change, {"name": "bins", "version": 8, "weights_hash": "5" * 64}))
+
+    with page.expect_response("**/model/*.onnx"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    assert page.text_content("#model") == before
+    page.click("#examples button >> nth=1")
+
+    expect(page.locator("#model")).to_contain_text("bins")
+    expect(page.locator("#model")).to_contain_text("5" * 12)
+    page.wait_for_selector("#details:not([hidden])")
+
+
 def test_a_photo_can_be_taken_chosen_pasted_or_dropped_anywhere(
     context: BrowserContext, server: uvicorn.Server
 ) -> None:

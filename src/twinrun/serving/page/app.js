@@ -6,7 +6,7 @@ const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: { failed: "That did not work", "no server": "The server does not answer. Is it still running?" }, language: "en" };
 let spoken = 0, early = null; // languages that were asked for, and a photo that came before the page was ready
-let regions = [], current = null, teaches = false, guarded = false, accepted = false, asked = 0, token = "", agreed = false, device = null, served = null, named = null, reason = "";
+let regions = [], current = null, teaches = false, guarded = false, accepted = false, asked = 0, token = "", agreed = false, device = null, served = null, named = null, reason = "", clearPad;
 const NO_TOKEN = "refused 401"; // the name of a text, and the worker's error where the server keeps the model back
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
@@ -19,7 +19,7 @@ async function openDevice(version) {
   const { name, version: number, weights_hash, onnx_sha256 } = version;
   const model = { ...version, facts: { name, version: number, weights_hash, onnx_sha256 } };
   try { await ask({ kind: "start", model, headers: withToken() }); } catch (error) { worker.terminate(); throw error; }
-  return { classes: version.classes, temperature: version.calibration?.temperature, classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
+  return { close: () => worker.terminate(), classes: version.classes, temperature: version.calibration?.temperature, classify: photo => ask({ kind: "classify", photo }), cover: label => ask({ kind: "cover", label }) };
 }
 
 const withToken = () => token ? { Authorization: `Bearer ${token}` } : {};
@@ -111,6 +111,7 @@ function forget() {
   asked++;
   current = null;
   at("answer").hidden = at("picture").hidden = at("map").hidden = true;
+  showModel(served);
   document.body.classList.remove("answered");
   showPrivacy();
 }
@@ -236,22 +237,19 @@ async function drawWhy() {
   canvas.getContext("2d").drawImage(sheet, ...inner, 0, 0, canvas.width, canvas.height);
 }
 
-// A pad to draw on, where the model tells the digits 0 to 9 apart in gray images.
-function openPad({ classes, preprocessing }) {
-  const digits = [...classes].sort().join() === "0,1,2,3,4,5,6,7,8,9" && preprocessing.channels === "gray";
-  at("draw").hidden = !digits;
-  if (!digits) return;
-  const pad = at("pad"), context = pad.getContext("2d"), style = styleOf(preprocessing.mean[0]), size = preprocessing.size_px;
+// A pad to draw on; gives a function that clears it.
+function openPad() {
+  const pad = at("pad"), context = pad.getContext("2d"), styleNow = () => styleOf(served.preprocessing.mean[0]);
   let strokes = [], pen = null, timer = 0;
   const clear = () => {
     clearTimeout(timer);
     strokes = [];
-    context.fillStyle = style.bright ? "#000" : "#fff";
+    context.fillStyle = styleNow().bright ? "#000" : "#fff";
     context.fillRect(0, 0, pad.width, pad.height);
   };
   const move = event => {
     if (event.pointerId !== pen) return;
-    const box = pad.getBoundingClientRect(), stroke = strokes.at(-1), point = [(event.clientX - box.left) / box.width * pad.width, (event.clientY - box.top) / box.height * pad.height];
+    const style = styleNow(), box = pad.getBoundingClientRect(), stroke = strokes.at(-1), point = [(event.clientX - box.left) / box.width * pad.width, (event.clientY - box.top) / box.height * pad.height];
     stroke.push(point);
     Object.assign(context, { lineWidth: style.stroke * pad.width * .6, lineCap: "round", lineJoin: "round", strokeStyle: style.bright ? "#fff" : "#000" });
     context.beginPath();
@@ -259,7 +257,10 @@ function openPad({ classes, preprocessing }) {
     context.lineTo(...point);
     context.stroke();
   };
-  const look = async () => ask(await pngOf(drawn(strokes, size, style), size), "your drawing");
+  const look = async () => {
+    const { size_px: size } = served.preprocessing;
+    ask(await pngOf(drawn(strokes, size, styleNow()), size), "your drawing");
+  };
   pad.addEventListener("pointerdown", event => {
     if (pen !== null) return;
     clearTimeout(timer);
@@ -274,7 +275,29 @@ function openPad({ classes, preprocessing }) {
     timer = setTimeout(look, 700); // after the last stroke of a 4 or a 5
   });
   at("clear").addEventListener("click", () => { clear(); forget(); });
-  clear();
+  return clear;
+}
+
+const tellsDigits = ({ classes, preprocessing }) => [...classes].sort().join() === "0,1,2,3,4,5,6,7,8,9" && preprocessing.channels === "gray";
+
+// The model that answers from now on. An answer that stands keeps the model that gave it.
+function use(version) {
+  const before = device;
+  served = version;
+  teaches = version.feedback === true;
+  guarded = version.guarded === true;
+  if (!current) showModel(version);
+  at("draw").hidden = !tellsDigits(version);
+  clearPad();
+  reason = "";
+  startDevice();
+  before?.then(here => { if (here && here !== current?.answer?.here && !current?.isLooking) here.close(); });
+}
+
+// A page stays open for weeks on a phone: whether another model was promoted meanwhile.
+async function follow() {
+  const version = await (await fetch("version")).json();
+  if (JSON.stringify(version) !== JSON.stringify(served)) use(version);
 }
 
 // Things that people look for, and where they go: the region's items, then the model's own classes.
@@ -396,14 +419,12 @@ async function start() {
     showPrivacy(true);
   });
   at("find").addEventListener("input", search);
-  const version = await (await fetch("version")).json();
-  showModel(version);
-  openPad(version);
-  teaches = version.feedback === true;
-  guarded = version.guarded === true;
+  clearPad = openPad();
+  await follow();
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
-  served = version;
-  startDevice();
+  const look = () => { if (!document.hidden) follow().catch(() => {}); }; // without a network the model stays
+  document.addEventListener("visibilitychange", look);
+  setInterval(look, 600_000);
   at("picture").addEventListener("error", () => { at("picture").hidden = true; }); // a kind of file that this browser does not show
   document.body.dataset.ready = "yes";
   if (early) ask(early);
