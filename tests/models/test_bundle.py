@@ -14,6 +14,7 @@ from weakref import ref
 import numpy as np
 import pytest
 import torch
+from clock import takes_at_most
 from typer.testing import CliRunner
 
 from twinrun.base.errors import BundleError
@@ -63,6 +64,14 @@ def test_a_model_that_was_unpacked_among_the_networks_of_a_project_does_not_cons
         assert isinstance(refused.exception, BundleError)
         assert "holds the source code" in str(refused.exception)
         assert not Path("ran").exists()
+
+
+def test_a_small_file_that_names_a_huge_network_is_refused_before_the_network_is_built(tmp_path: Path) -> None:
+    huge: dict[str, Any] = {"architecture": "regnet_y_128gf", "classes": ("a", "b")}  # 645 million weights
+    save_bundle(tmp_path / "bundle", {"weight": torch.zeros(1)}, preprocessing=PREPARATION, **huge)
+
+    with takes_at_most(2), pytest.raises(BundleError, match="far more weights"):
+        load_bundle(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

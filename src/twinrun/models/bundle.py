@@ -5,13 +5,16 @@ No pickle is written or read; `stored.py` reads and checks the files. How weight
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from twinrun.base.errors import BundleError
 from twinrun.base.files import replacing_folder, write_json
@@ -22,6 +25,7 @@ from twinrun.models.views import with_views
 
 TRUSTED = "TWINRUN_TRUST_NETWORK"
 _LONGEST_REASON = 500
+_SMALL_NETWORK = 10_000_000  # weights; building replaces layers, so that some are counted twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +132,16 @@ def bundle_of(model: StoredModel, tensors: Mapping[str, Tensor], source: bytes |
 
     Counts of batches may be missing: no answer depends on them. Any error of the libraries is raised as it is.
     """
-    network = build_network(
-        model.architecture,
-        channels=len(model.preprocessing.mean),
-        size_px=(model.preprocessing.size_px[0], model.preprocessing.size_px[1]),
-        classes=len(model.classes),
-        seed=0,
-        source=source,
-    )
+    stored = sum(tensor.numel() for tensor in tensors.values())
+    with _no_more_weights_than(2 * stored + _SMALL_NETWORK) if source is None else nullcontext():
+        network = build_network(
+            model.architecture,
+            channels=len(model.preprocessing.mean),
+            size_px=(model.preprocessing.size_px[0], model.preprocessing.size_px[1]),
+            classes=len(model.classes),
+            seed=0,
+            source=source,
+        )
     counts = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
     network.load_state_dict(counts | dict(tensors))
     preprocessing = _preprocessing(model.preprocessing)
@@ -150,6 +156,28 @@ def bundle_of(model: StoredModel, tensors: Mapping[str, Tensor], source: bytes |
         preprocessing=preprocessing,
         weights_hash=model.weights_hash,
     )
+
+
+@contextmanager
+def _no_more_weights_than(most: int) -> Iterator[None]:
+    """Raise BundleError as soon as a network that this thread builds has more weights, before they take memory.
+
+    A few bytes of a file can name a network of gigabytes.
+    """
+    thread, weights = get_ident(), 0
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal weights
+        if get_ident() == thread and parameter is not None:
+            weights += parameter.numel()
+            if weights > most:
+                raise BundleError("the network that it names has far more weights than the file")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _require_consent(folder: Path, architecture: str, source: bytes) -> None:
