@@ -110,7 +110,8 @@ def _calibrated(
 ) -> AnswerScores | None:
     """Write how the model's answers are made, and score them; None where the validation split is too small."""
     split = manifest.split("val")
-    calibration = calibrate(*outputs_of(bundle, images, split.rows), split.targets, alpha, bundle.weights_hash)
+    outputs, groups = outputs_of(bundle, images, split.rows), numbered(split.units or split.ids)
+    calibration = calibrate(*outputs, split.targets, alpha, bundle.weights_hash, groups)
     if calibration is not None and test.logits is not None:
         rows = manifest.split("test").rows
         sizes = np.stack([facts[name].take(rows).to_numpy() for name in ("height", "width")], axis=1)
@@ -118,7 +119,7 @@ def _calibrated(
     write_json(None if calibration is None else calibration.model_dump(), OUT / "calibration.json")
     if calibration is None or test.logits is None:
         return None
-    behind = independent(numbered(split.units or split.ids), split.targets, len(test.classes))
+    behind = independent(groups, split.targets, len(test.classes))
     return score_answers(
         calibration, test.logits, test.features, test.targets, test.classes, groups=test.groups, calibrated_on=behind
     )

@@ -77,7 +77,7 @@ def test_clips_of_many_frames_give_wide_intervals_that_contain_the_promise(digit
         order = rng.permutation(len(digits[1]))
         known, new = (np.flatnonzero(np.isin(clip, chosen)) for chosen in (order[:300], order[300:600]))
         scores = score_answers(
-            _calibrated(logits[known], targets[known]),
+            _calibrated(logits[known], targets[known], clip[known]),
             logits[new],
             None,
             targets[new],
@@ -88,6 +88,30 @@ def test_clips_of_many_frames_give_wide_intervals_that_contain_the_promise(digit
         missed += any(each.interval[1] < 1 - ALPHA for each in scores.coverage)
 
     assert missed <= 3  # of 60: intervals of 95% for ten classes together
+
+
+def test_photos_in_groups_are_covered_as_promised_and_known_where_another_group_looks_alike(
+    digits: tuple[FloatArray, IntArray],
+) -> None:
+    logits, targets, images = digits[0].repeat(10, axis=0), digits[1].repeat(10), _digits()[0][200:].repeat(10, axis=0)
+    group, rng, covered, unknown = np.arange(len(targets)) // 10, np.random.default_rng(0), [], []
+
+    for at in range(60):
+        order = rng.permutation(len(digits[1]))
+        known, new = np.flatnonzero(np.isin(group, order[:30])), 10 * order[30:600]
+        features = images if at < 5 else None  # which take time
+        own = calibrate(
+            logits[known], None if features is None else features[known], targets[known], ALPHA, "f" * 64, group[known]
+        )
+        assert own is not None
+        assert sum(own.images) == 30
+        scores = score_answers(own, logits[new], None if features is None else features[new], targets[new], CLASSES)
+        covered.append(scores.coverage[0].share)
+        unknown += [scores.unknown] * (features is not None)
+
+    assert np.mean(covered) >= 1 - ALPHA
+    assert np.mean(unknown) < 0.2
+    assert calibrate(logits[:180], None, targets[:180], ALPHA, "f" * 64, group[:180]) is None  # 18 groups
 
 
 def test_one_long_clip_counts_little_beside_single_images_and_much_more_in_the_whole() -> None:
@@ -249,7 +273,7 @@ def _linear(weight: NDArray[np.float32]) -> bytes:
     return bytes(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
 
 
-def _calibrated(logits: FloatArray, targets: IntArray) -> Calibration:
-    found = calibrate(logits, None, targets, ALPHA, "f" * 64)
+def _calibrated(logits: FloatArray, targets: IntArray, groups: IntArray | None = None) -> Calibration:
+    found = calibrate(logits, None, targets, ALPHA, "f" * 64, groups)
     assert found is not None
     return found

@@ -163,12 +163,13 @@ def metrics() -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("evaluated")
-def test_test_images_of_one_group_count_as_less_evidence() -> None:
+def test_images_of_one_group_count_as_less_evidence_in_the_test_split_and_in_the_calibration() -> None:
     before = json.loads((OUT / "metrics.json").read_text())
     manifest = pq.read_table("data/out/validate/manifest.parquet")
     rights = pq.read_table(OUT / "predictions.parquet").to_pylist()
     groups = {row["id"]: f"{row['label']} {row['label'] == row['predicted']}" for row in rights}  # as of one clip
-    units = pa.array([groups.get(name) for name in manifest["id"].to_pylist()], pa.string())
+    clips = {row["id"]: f"clip of {row['label']}" for row in manifest.to_pylist() if row["split"] == "val"}
+    units = pa.array([(groups | clips).get(name) for name in manifest["id"].to_pylist()], pa.string())
     place = manifest.column_names.index("unit")
     pq.write_table(manifest.set_column(place, "unit", units), "data/out/validate/manifest.parquet")
 
@@ -177,6 +178,7 @@ def test_test_images_of_one_group_count_as_less_evidence() -> None:
     after = json.loads((OUT / "metrics.json").read_text())
     assert after["accuracy"] == before["accuracy"]
     assert np.ptp(after["intervals"]["accuracy"]) > 2 * np.ptp(before["intervals"]["accuracy"])
+    assert (OUT / "calibration.json").read_text() == "null\n"  # ten clips guarantee no coverage of 95%
 
 
 def test_metrics_hold_each_headline_number_inside_its_interval_and_say_which_weights_they_are_of(

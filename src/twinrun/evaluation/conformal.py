@@ -2,11 +2,14 @@
 
 Split conformal prediction on the validation split: probabilities are calibrated by a temperature, and a label is named
 where its probability reaches what all but 5% of the validation images of that label reach. The guarantee is for images
-like those of the validation split. An image that looks like none of them has features far from theirs. Pure: no files.
+like those of the validation split. An image that looks like none of them has features far from theirs. Images that show
+one thing are no independent evidence: a group of them counts as one image. Pure: no files.
 
 Guo et al., "On Calibration of Modern Neural Networks", 2017. Vovk, "Conditional Validity of Inductive Conformal
-Predictors", 2012. Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022; Liu et al.,
-"Energy-based Out-of-distribution Detection", 2020, for networks that do not end in a linear layer.
+Predictors", 2012. Dunn, Wasserman and Ramdas, "Distribution-Free Prediction Sets for Two-Layer Hierarchical Models",
+2022, and Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023, for groups. Sun et al.,
+"Out-of-Distribution Detection with Deep Nearest Neighbors", 2022; Liu et al., "Energy-based Out-of-distribution
+Detection", 2020, for networks that do not end in a linear layer.
 """
 
 from base64 import b64decode, b64encode
@@ -44,10 +47,10 @@ class Calibration(BaseModel):
     """The numbers that turn a model's logits into a set of labels.
 
     `least` has for each class the smallest calibrated probability with which it is named, in [0, 1]; `images` the
-    number of its validation images. An image is unlike those of the validation split if its energy is above `energy`
-    or its similarity below `similarity`, which is null for a network without a linear layer at its end. `reference` is
-    base64 of the features that images are compared with, int8 (n, D). `traffic` has the distributions of the test
-    images and their answers; served images are compared with it.
+    number of its validation images, where those of one group count as one. An image is unlike those of the validation
+    split if its energy is above `energy` or its similarity below `similarity`, which is null for a network without a
+    linear layer at its end. `reference` is base64 of the features that images are compared with, int8 (n, D). `traffic`
+    has the distributions of the test images and their answers; served images are compared with it.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -129,40 +132,54 @@ class AnswerScores:
 
 
 def calibrate(
-    logits: FloatArray, features: FloatArray | None, targets: IntArray, alpha: float, weights_hash: str
+    logits: FloatArray,
+    features: FloatArray | None,
+    targets: IntArray,
+    alpha: float,
+    weights_hash: str,
+    groups: IntArray | None = None,
 ) -> Calibration | None:
     """Calibrate on logits (N, C) and features (N, D) of the validation split; None where it is too small.
+
+    `groups` (N,) numbers images that show one thing: a group counts as one image, here and below.
 
     A class with n < 1 / alpha - 1 images has no such quantile: to guarantee its coverage, every answer would have to
     name it. It gets the quantile of all classes or, if less, the smallest probability of its own images, which names it
     for n / (n + 1) of its images on average: 94.4% for 17. A class without images gets the quantile of all classes.
     """
-    if not _enough(len(targets), alpha):
+    groups = np.arange(len(targets)) if groups is None else groups
+    if not _enough(len(np.unique(groups)), alpha):
         return None
     temperature = fit_temperature(logits, targets)
     of_truth = softmax(logits / temperature)[np.arange(len(targets)), targets]
-    together = least_probability(of_truth, alpha)
-    counts = np.bincount(targets, minlength=logits.shape[1]).tolist()
+    together = least_probability(of_truth, alpha, groups)
+    counts = [len(np.unique(groups[targets == label])) for label in range(logits.shape[1])]
     return Calibration(
         weights_hash=weights_hash,
         alpha=alpha,
         temperature=temperature,
         least=[
-            least_probability(of_truth[targets == label], alpha)
+            least_probability(of_truth[targets == label], alpha, groups[targets == label])
             if _enough(counts[label], alpha)
             else float(min([together, *of_truth[targets == label]]))
             for label in range(len(counts))
         ],
         images=counts,
         energy=float(np.quantile(energy(logits), 1 - UNUSUAL_SHARE, method="higher")),
-        **_likeness(features),
+        **_likeness(features, groups),
     )
 
 
-def least_probability(of_truth: FloatArray, alpha: float) -> float:
-    """The conformal quantile of the probabilities (N,) of the true labels: all but a share `alpha` reach it."""
-    rank = len(of_truth) + 1 - floor(alpha * (len(of_truth) + 1) + 1e-9)
-    return float(np.sort(of_truth)[::-1][rank - 1])
+def least_probability(of_truth: FloatArray, alpha: float, groups: IntArray) -> float:
+    """The conformal quantile of the probabilities (N,) of the true labels: all but a share `alpha` reach it.
+
+    Each of the `groups` (N,) has the weight of one image, which its images share.
+    """
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.argsort(of_truth, kind="stable")
+    shares = 1 / sizes[group_of[order]]
+    below = shares.cumsum() - shares
+    return float(of_truth[order][np.flatnonzero(below <= alpha * (len(sizes) + 1) - 1 + 1e-9)[-1]])
 
 
 def fit_temperature(logits: FloatArray, targets: IntArray) -> float:
@@ -328,15 +345,15 @@ def energy(logits: FloatArray) -> FloatArray:
     return result
 
 
-def _likeness(features: FloatArray | None) -> dict[str, Any]:
-    """The fields of a calibration for similarity: each validation image is compared with the others."""
+def _likeness(features: FloatArray | None, groups: IntArray) -> dict[str, Any]:
+    """The fields of a calibration for similarity: each validation image is compared with those of other groups."""
     if features is None or len(features) <= NEIGHBOURS:
         return {}
     rows = np.linspace(0, len(features) - 1, min(len(features), MOST_REFERENCES)).round().astype(np.int64)
     largest = np.abs(features[rows]).max(axis=1, keepdims=True)
     reference = np.rint(features[rows] / np.where(largest > 0, largest, 1) * 127).astype(np.int8)
     cosines = _cosines(features, reference)
-    cosines[rows, np.arange(len(rows))] = -1  # not with itself
+    cosines[groups[:, None] == groups[rows]] = -1  # not with itself
     limit = float(np.quantile(_nearest(cosines), UNUSUAL_SHARE, method="lower"))
     return {"similarity": max(-1.0, min(1.0, limit)), "reference": b64encode(reference.tobytes()).decode()}
 
