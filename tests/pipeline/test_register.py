@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient, MlflowException
 from ruamel.yaml import YAML
 from stage_support import on_terminal
 from tracking_support import AB, CD, REPOSITORY, evaluate, evaluate_really, predict, runs, train, train_really
@@ -338,8 +339,34 @@ def test_gates_that_need_images_which_are_not_here_are_recorded_as_not_judged_wi
     page = (project / "data/out/register/report/index.html").read_text(encoding="utf-8")
     assert "has passed the gates that could be judged" in page
     assert page.count("<b>not judged</b>") == 4
+    _promote_without_what_was_recorded(project, monkeypatch, capsys)
     twinrun(monkeypatch, "promote", "1")
     assert "same answers when loaded not judged: it was not measured when" in capsys.readouterr().out
+
+
+def _promote_without_what_was_recorded(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a store that fails nor a metrics.json without numbers of images lets a version pass unjudged."""
+
+    def fail(*_: object) -> None:
+        raise MlflowException("the disk of the artifacts does not answer")
+
+    metrics, client, run = project / "data/out/evaluate/metrics.json", open_client(find_tracker()), runs(project)[0].id
+    write_json({"accuracy": 0.99}, project / "metrics.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "download_artifacts", fail)
+        twinrun(monkeypatch, "promote", "1")
+    client.log_artifact(run, str(project / "metrics.json"), "evaluation")
+    twinrun(monkeypatch, "promote", "1")
+    client.log_artifact(run, str(metrics), "evaluation")
+
+    said = capsys.readouterr().err
+    assert "failed: the disk of the artifacts does not answer" in said
+    assert (
+        "Refused by the gate “better than guessing”: it is not shown to be better than guessing: metrics.json" in said
+    )
+    assert "champion" not in Registry(find_tracker(), "twinrun-digits").version(1).aliases
 
 
 def twinrun(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.base.errors import DataError, TwinError, TwinrunError
+from twinrun.base.errors import DataError, TrackingError, TwinError, TwinrunError
 from twinrun.core.arrays import IntArray
 from twinrun.evaluation.champion import recorded_results
 from twinrun.evaluation.comparison import Aligned, Contender, Slice, align, slices
@@ -103,7 +104,10 @@ def log_page(tracker: Tracker, run_id: str, text: str) -> None:
 
 
 def _recorded(root: Path, tracker: Tracker, run: RunFacts) -> _RecordedRun:
-    predictions, metrics = ({}, None) if run.is_unpublished else recorded_results(tracker, run.run_id)
+    predictions, metrics = dict[Source, Predictions](), None
+    with suppress(TrackingError):  # this folder may have them
+        if not run.is_unpublished:
+            predictions, metrics = recorded_results(tracker, run.run_id)
     if not predictions or metrics is None:
         with tempfile.TemporaryDirectory() as folder:
             metrics, file = results_of(root, tracker, run, Path(folder))

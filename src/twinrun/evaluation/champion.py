@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from twinrun.base.errors import DataError, TwinrunError
+from twinrun.base.errors import DataError, RecordError, TwinrunError
 from twinrun.core.arrays import IntArray
 from twinrun.core.params import GateParams, RegisterParams
 from twinrun.evaluation.comparison import Contender, align
@@ -127,7 +127,7 @@ def judge_version(
     """
     mine, metrics = ({}, None) if version.run_id is None else recorded_results(tracker, version.run_id)
     gates = (
-        [Gate(name="accuracy", passed=None, sentence="MLflow has no metrics.json of its run")]
+        [Gate(name="accuracy", passed=None, sentence="MLflow has no intact metrics.json of its run")]
         if metrics is None
         else judge_alone(metrics, params.min_accuracy, params.gates)
     )
@@ -280,10 +280,13 @@ def _scored_here(root: Path, tracker: Tracker, champion: Version, mine: Predicti
 
 
 def recorded_results(tracker: Tracker, run_id: str) -> tuple[dict[Source, Predictions], Mapping[str, Any] | None]:
-    """What MLflow has of a run: its predictions, out of fold too where those are its headline, and its metrics.json."""
+    """What MLflow has of a run: its predictions, out of fold too where those are its headline, and its metrics.json.
+
+    Without those that are damaged. Raises TrackingError where MLflow fails.
+    """
     predictions: dict[Source, Predictions] = {}
     metrics: Mapping[str, Any] | None = None
-    with tempfile.TemporaryDirectory() as folder, suppress(TwinrunError):
+    with tempfile.TemporaryDirectory() as folder, suppress(DataError, RecordError):
         place = Path(folder)
         if table := fetch_artifact(tracker, run_id, f"evaluation/{_PREDICTIONS}", place):
             predictions["test"] = read_predictions(table)

@@ -22,6 +22,7 @@ from twinrun.evaluation.conformal import softmax
 from twinrun.evaluation.predictions import Predictions
 from twinrun.evaluation.trial import Trial
 
+GUESSING = "better than guessing"
 LOADED = "same answers when loaded"
 SAME_IN_ONNX = "same answers in ONNX"
 CHANGES = {"shift": "a small shift", "brightness": "a change of light", "mirror": "mirroring"}
@@ -68,7 +69,7 @@ def judge_alone(metrics: Mapping[str, Any], min_accuracy: float, gates: GatePara
     the share of that class among the same images. So a few lucky images never make a candidate, whatever `min_accuracy`
     is.
     """
-    accuracy, images = float(metrics["accuracy"]), int(metrics["images"])
+    accuracy, images = float(metrics["accuracy"]), int(metrics.get("images", 0)) if metrics.get("per_class") else 0
     judged = [
         Gate(
             name="accuracy",
@@ -303,7 +304,9 @@ def metrics_row(
     row: dict[str, float | None] = dict.fromkeys(METRICS)
     row |= {name: metrics[name] for name in METRICS if name in metrics}
     for score in ("precision", "recall", "f1"):
-        known = [one[score] for one in metrics["per_class"] if one.get(score) is not None and one.get("images") != 0]
+        known = [
+            one[score] for one in metrics.get("per_class", []) if one.get(score) is not None and one.get("images") != 0
+        ]
         row[f"worst_{score}"] = min(known, default=None)
     return row | {"latency_ms": latency_ms} | {f"agreement_{change}": share for change, share in shares.items()}
 
@@ -326,6 +329,13 @@ def not_judged(gates: Sequence[Gate]) -> list[str]:
 
 
 def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: int) -> Gate:
+    if not images:
+        reason = "metrics.json does not say how many images there are of each class"
+        return Gate(
+            name=GUESSING,
+            passed=False,
+            sentence=f"it is not shown to be better than guessing: {reason}. Evaluate again: dvc repro -f evaluate",
+        )
     commonest = max(metrics["per_class"], key=lambda row: int(row["images"]))
     share = int(commonest["images"]) / images
     low, high = wilson_interval(accuracy, images)
@@ -337,7 +347,7 @@ def _better_than_guessing(metrics: Mapping[str, Any], accuracy: float, images: i
     )
     passed = low > share
     return Gate(
-        name="better than guessing",
+        name=GUESSING,
         passed=passed,
         sentence=f"it is shown to be better than {guessing}"
         if passed

@@ -83,16 +83,22 @@ def writable_run(tracker: Tracker, run_id: str | None) -> str | None:
 
 
 def fetch_artifact(tracker: Tracker, run_id: str, path: str, folder: Path) -> Path | None:
-    """Put a copy of a run's artifact into `folder`; None where the run has none of that name."""
+    """Put a copy of a run's artifact into `folder`; None where the run has none of that name, or is not there.
+
+    Raises TrackingError where MLflow fails, which says nothing about the run.
+    """
     from mlflow.exceptions import MlflowException
 
-    client = open_client(tracker)
-    try:
-        if not any(entry.path == path for entry in client.list_artifacts(run_id, path.rpartition("/")[0] or None)):
+    with explaining(tracker):
+        client = open_client(tracker)
+        try:
+            if not any(entry.path == path for entry in client.list_artifacts(run_id, path.rpartition("/")[0] or None)):
+                return None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return None
         return Path(client.download_artifacts(run_id, path, str(folder)))
-    except (MlflowException, OSError):
-        return None
 
 
 def add_to_run(
