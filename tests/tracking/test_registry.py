@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -390,6 +391,28 @@ def test_processes_that_promote_at_once_and_are_killed_leave_one_champion_and_a_
     assert len(made) > ROUNDS
     assert [each.before for each in made[1:]] == [each.after for each in made[:-1]]
     assert made[-1].after == champions[0].version
+
+
+def test_each_database_has_its_own_champion_in_the_record(
+    project: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _register(project)
+    shutil.copytree(new_store, project / "other")
+    Registry(find_tracker(), "digits").promote(1)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'other/mlflow.db'}")
+    client, registry = open_client(find_tracker()), Registry(find_tracker(), "digits")
+    client.create_registered_model("digits")
+    for _ in range(2):
+        client.create_model_version("digits", source=str(project / "other"))
+    registry.promote(2, force=True, reason="made by another program")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    Registry(find_tracker(), "digits").history()
+
+    assert [(each.action, each.before, each.after) for each in registry.history()] == [
+        ("promote", None, 1),
+        ("promote", None, 2),
+    ]
 
 
 def test_an_unknown_version_or_run_is_named(project: Path) -> None:

@@ -403,6 +403,43 @@ def test_a_failed_run_that_a_person_deleted_stays_deleted(project: Path) -> None
     assert runs(project) == []
 
 
+def test_runs_that_a_person_deleted_stay_deleted_where_their_experiment_is_needed_again(project: Path) -> None:
+    train(project)
+    sync()
+    client, before = open_client(find_tracker(project)), runs(project)[0]
+    client.delete_experiment(before.info.info.experiment_id)
+
+    evaluate(project)
+    sync()
+    train(project, weights_hash=CD)
+    sync()
+
+    (after,) = runs(project)
+    assert after.id != before.id
+    assert after.info.info.experiment_id == before.info.info.experiment_id
+
+
+def test_a_run_that_a_person_restored_gets_what_was_left_out_while_it_was_deleted(
+    project: Path, tracker: FaultyTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, accuracy in ((tracker.uri, 0.98), ("", 0.97)):  # a server, and the store of the project
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", name)
+        train(project)
+        sync()
+        client = open_client(find_tracker(project))
+        run_id = str(run_of(project, AB))
+        client.delete_run(run_id)
+        evaluate(project, accuracy=accuracy)
+        sync(verify=True)
+
+        client.restore_run(run_id)
+        said = sync(verify=True).lines()
+
+        assert said == ["Added to the run: evaluation."]
+        assert client.get_run(run_id).data.metrics["accuracy"] == accuracy
+        assert sync(verify=True).lines() == []
+
+
 @pytest.mark.parametrize(("dvc", "twinrun", "code"), [(0, 0, 0), (3, 0, 3), (3, 1, 3), (0, 1, 1)])
 def test_make_repro_tells_mlflow_of_a_failure_too_and_fails_as_dvc_does(
     tmp_path: Path, dvc: int, twinrun: int, code: int

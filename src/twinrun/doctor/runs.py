@@ -10,7 +10,7 @@ from twinrun.tracking.store import Tracker, explaining, look_client, require_rea
 def check(tracker: Tracker) -> Result:
     """Runs that the store lost, and RUNNING ones whose process is dead and which have no journal."""
     findings = []
-    if lost := lost_from_database(tracker, published_states(tracker)):
+    if lost := [state for state in lost_from_database(tracker, published_states(tracker)) if not state.deleted]:
         number = len({state.run_id for state in lost})
         runs = "1 run that was" if number == 1 else f"{number} runs that were"
         problem = f"{tracker.shown} lacks {runs} published to it: the database was replaced, or runs were removed"

@@ -1,7 +1,8 @@
-"""What was published to a store and is no longer in it: its database was removed or replaced, or runs were.
+"""What a store lacks of what was published to it: its database was removed or replaced, or runs were.
 
 Only then does what is remembered of the publishing give way, so that everything that is still here is published again.
-A run that a person deleted stays deleted. A local store is asked directly, in milliseconds; a server with its client.
+A run that a person deleted stays deleted, until a person restores it: then it lacks what was left out. A local store is
+asked directly, in milliseconds; a server with its client.
 """
 
 import sqlite3
@@ -23,32 +24,42 @@ def published_states(tracker: Tracker) -> list[Published]:
 
 
 def lost_from_database(tracker: Tracker, states: Iterable[Published]) -> list[Published]:
-    """Those whose run a local store lacks; none where it cannot be read just now, or is a server's."""
-    remembered = [state for state in states if state.run_id is not None and not state.deleted]
+    """Those that a local store lacks; none where it cannot be read just now, or is a server's."""
+    remembered = [state for state in states if state.run_id is not None]
     if tracker.database is None or not remembered:
         return []
     if not tracker.database.is_file() or tracker.database.stat().st_size == 0:
-        return remembered
+        return [state for state in remembered if not state.deleted]
     try:
         with closing(sqlite3.connect(sqlite_to_read(tracker.database), uri=True, timeout=10)) as store:
-            known = {run_id for (run_id,) in store.execute("SELECT run_uuid FROM runs")}
+            stages = dict(store.execute("SELECT run_uuid, lifecycle_stage FROM runs").fetchall())
     except sqlite3.Error:
         return []
-    return [state for state in remembered if state.run_id not in known]
+    return [state for state in remembered if _is_lost(state, stages.get(state.run_id))]
 
 
 def lost_from_server(client: "MlflowClient", states: Iterable[Published]) -> list[Published]:
-    """Those whose run the store says it does not have; a request for each."""
+    """Those that the store says it lacks; a request for each."""
     from mlflow.exceptions import MlflowException
 
     lost = []
     for state in states:
-        if state.run_id is None or state.deleted:
+        if state.run_id is None:
             continue
+        stage: str | None = None
         try:
-            client.get_run(state.run_id)
+            stage = client.get_run(state.run_id).info.lifecycle_stage
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+        if _is_lost(state, stage):
             lost.append(state)
     return lost
+
+
+def _is_lost(state: Published, stage: str | None) -> bool:
+    """Whether a store lacks the run of `state`, or what was left out while that was deleted.
+
+    The run's `stage` in the store is "active", "deleted", or None where there is no such run.
+    """
+    return stage == "active" if state.deleted else stage is None

@@ -284,7 +284,8 @@ class Registry:
     @property
     def _store(self) -> str:
         """The store in the journal; a local one may move with its project."""
-        return "local" if self.tracker.database else self.tracker.shown
+        own = self.tracker.database == self.tracker.home / MLRUNS / DATABASE
+        return "local" if own else self.tracker.shown
 
     def _judgement(self, version: Version, before: int | None, judge: Judge | None) -> Judgement:
         """The results of the present gates for a version; it must also have passed those of its registration."""

@@ -79,6 +79,12 @@ class Published:
         self.offset, self.run_id, self.killed_at, self.refused, self.latest = 0, None, None, 0, None
         self.deleted = self.complete = False
 
+    def revive(self) -> None:
+        """Publish again from the start: a person restored the run that was deleted."""
+        self.offset, self.killed_at, self.refused, self.latest = 0, None, 0, None
+        self.deleted = self.complete = False
+        self.save()
+
     def title(self, name: str) -> str:
         """The title of the run of a journal named `name`: as in MLflow, or just `name` before it is there."""
         return name if self.run_id is None else run_name(name, self.run_id)

@@ -13,7 +13,7 @@ from twinrun.record.records import CardRecord, read_record
 from twinrun.tracking.metric_names import with_current_names
 from twinrun.tracking.presentation import short, titled
 from twinrun.tracking.registry import Registry
-from twinrun.tracking.store import Tracker, explaining, open_client, require_reachable
+from twinrun.tracking.store import Tracker, all_runs, explaining, open_client, require_reachable
 
 CARD = "card.json"
 _PAGE = 1000
@@ -171,15 +171,6 @@ def _all_experiments(client: Any) -> Iterator[Any]:
         token = page.token or None
 
 
-def _all_runs(client: Any, experiments: list[str]) -> Iterator[Any]:
-    """Every run of the experiments, page by page."""
-    token: str | None = ""
-    while token is not None and experiments:
-        page = client.search_runs(experiments, max_results=_PAGE, page_token=token or None)
-        yield from page
-        token = page.token or None
-
-
 def _find_id(client: Any, tracker: Tracker, reference: str, model_name: str) -> str:
     unknown: RegistryError | None = None
     try:
@@ -208,7 +199,7 @@ def _beginning_with(client: Any, tracker: Tracker, reference: str) -> list[str]:
         return []
     with explaining(tracker):
         experiments = [experiment.experiment_id for experiment in _all_experiments(client)]
-        runs = list(_all_runs(client, experiments))
+        runs = list(all_runs(client, experiments))
     return [
         run.info.run_id
         for run in runs

@@ -45,6 +45,7 @@ _QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # read by MLflow itself wherever it opens a store
+_PAGE = 1000  # runs
 _OPENING_S = 120.0  # a new store takes 10 s; a process that is stopped would hold the lock without end
 _OLDEST_SERVER = 3  # earlier ones have no logged models
 _MADE_A_READ = frozenset({301, 302, 303})  # redirections after which a client repeats a POST as a GET
@@ -349,7 +350,11 @@ _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development", RUN_LIS
 
 
 def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:
-    """The experiment's id; it is created where there is none, with its artifacts in the project."""
+    """The experiment's id; it is created where there is none, with its artifacts in the project.
+
+    MLflow keeps the name of a deleted experiment: that one is restored, and its runs stay deleted.
+    """
+    from mlflow.entities import ViewType
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -364,8 +369,20 @@ def experiment_id(client: "MlflowClient", tracker: Tracker, name: str) -> str:
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
+        deleted = [run.info.run_id for run in all_runs(client, [experiment.experiment_id], ViewType.DELETED_ONLY)]
         client.restore_experiment(experiment.experiment_id)
+        for run_id in deleted:  # which MLflow restored as well
+            client.delete_run(run_id)
     return str(experiment.experiment_id)
+
+
+def all_runs(client: "MlflowClient", experiments: list[str], view: int = 1) -> Iterator[Any]:
+    """Every run of the experiments, page by page; `view` is one of MLflow's ViewType, by default the active runs."""
+    token: str | None = ""
+    while token is not None and experiments:
+        page = client.search_runs(experiments, run_view_type=view, max_results=_PAGE, page_token=token or None)
+        yield from page
+        token = page.token or None
 
 
 def _folder_name(name: str) -> str:

@@ -162,10 +162,13 @@ def _states(tracker: Tracker, waiting: list[Path], results: list["_Result"]) -> 
 
 def _forget(lost: list[Published], report: SyncReport) -> None:
     """Forget what the store does not have, so that it is published again."""
+    report.lost += len({state.run_id for state in lost if not state.deleted})
     for state in lost:
         with explained(state.file):
-            state.file.unlink(missing_ok=True)
-    report.lost += len({state.run_id for state in lost})
+            if state.deleted:
+                state.revive()
+            else:
+                state.file.unlink(missing_ok=True)
 
 
 def run_of(workspace: Path, weights_hash: str) -> str | None:
