@@ -203,6 +203,14 @@ def test_one_image_shows_no_difference_at_all(after: float) -> None:
     assert found.mid_p >= 0.5
 
 
+@pytest.mark.parametrize(("images", "fixed", "low"), [(5, 5, 0.3), (30, 30, 0.9), (3, 1, 0.0)])
+def test_a_change_of_few_images_or_of_all_of_them_is_no_certain_difference(images: int, fixed: int, low: float) -> None:
+    found = difference(np.zeros(images), np.r_[np.ones(fixed), np.zeros(images - fixed)])
+
+    assert found.low < low
+    assert found.low < found.value <= found.high == 1
+
+
 def test_holms_correction_is_as_published() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []

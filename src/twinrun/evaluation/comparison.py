@@ -75,7 +75,7 @@ class Difference:
 
     `exact_p` is the p-value of McNemar's exact test (with several seeds or groups, of the permutation test of which it
     is a special case), `mid_p` its mid-p; both two-sided. `low` and `high` are the 95% interval: by the paired
-    bootstrap for all images, adjusted Wald's for a class and where both models are right on the same images.
+    bootstrap for all images, adjusted Wald's for a class and where all images changed alike, or none did.
     `shows_from` is the smallest difference that this number of images detects with a power of 80%.
     """
 
@@ -209,15 +209,16 @@ def difference(
     """
     change = after - before
     exact, mid = permutation_test(change, groups)
-    if change.any():
+    if change.min() < change.max():
         low, high = bootstrap_interval(change, groups, samples=samples, seed=seed)
         from scipy.stats import t
 
-        if groups is not None and (few := len(np.unique(groups))) < FEW_GROUPS:  # which resampled, vary too little
+        few = len(change) if groups is None else len(np.unique(groups))
+        if few < FEW_GROUPS:  # which resampled, vary too little
             quantile = float(t.ppf(1 - ALPHA / 2, max(1, few - 1)))
             ends = adjusted_interval(change, quantile=quantile, groups=groups)
             low, high = min(low, ends[0]), max(high, ends[1])
-    else:  # resampled, no change stays no change, however few the images
+    else:  # resampled, the same change of all images stays the same, however few they are
         low, high = adjusted_interval(change, quantile=_TEST, groups=groups)
     return _difference(before, after, (exact, mid), (low, high), groups)
 
