@@ -48,11 +48,23 @@ def test_every_interval_is_that_of_scikit_learn_on_the_same_resamples() -> None:
     predicted = probabilities.argmax(axis=1)
     assert found["accuracy"] == spread([np.mean(predicted[rows] == targets[rows]) for rows in drawn])
     assert found["log_loss"] == spread([log_loss(targets[r], probabilities[r], labels=range(5)) for r in drawn])
-    assert found["macro_f1"] == spread([f1_score(targets[r], predicted[r], average="macro") for r in drawn])
     assert found["balanced_accuracy"] == spread([balanced_accuracy_score(targets[r], predicted[r]) for r in drawn])
-    resampled = np.array([calibration_error(targets[r], probabilities[r], 10) for r in drawn])
-    centred = resampled - resampled.mean() + calibration_error(targets, probabilities, 10)
-    assert found["calibration_error"] == spread(list(centred))
+    errors = [calibration_error(targets[r], probabilities[r], 10) for r in drawn]
+    f1 = [f1_score(targets[r], predicted[r], average="macro") for r in drawn]
+    whole = calibration_error(targets, probabilities, 10), f1_score(targets, predicted, average="macro")
+    for name, resampled, value in zip(("calibration_error", "macro_f1"), (errors, f1), whole, strict=True):
+        assert found[name] == spread(list(resampled - np.mean(resampled) + value))
+
+
+def test_each_number_lies_in_its_interval_also_where_many_classes_have_few_images() -> None:
+    targets, chosen = np.repeat(np.arange(500), 3), np.random.default_rng(0).integers(0, 500, 1500)
+    predicted = np.where(np.arange(1500) % 4 == 0, targets, chosen)
+    probabilities = np.eye(500)[predicted] * 0.5 + 0.001
+
+    scores = score(targets, probabilities, names(500), bins=15, samples=200, seed=0)
+
+    for name, (low, high) in scores.intervals.items():
+        assert low < scores.headlines()[name] < high
 
 
 def test_an_interval_covers_the_true_accuracy_about_95_times_in_100() -> None:

@@ -166,9 +166,10 @@ def intervals(
     `groups` (N,) numbers images that belong together, as many whole groups are drawn as there are ("cluster bootstrap",
     Davison and Hinkley, "Bootstrap Methods and their Application", 1997). Resamples of fewer than FEW_GROUPS vary too
     little: the intervals then hold those of single images as well. A resample repeats images, which makes its
-    calibration error larger than that of the whole on average; this excess is subtracted, or the interval would lie
-    above the number that it belongs to. A class that a resample lacks is left out of its means. Memory does not grow
-    with `samples` times N. Where accuracies and F1 `vary_little`, their intervals hold Wilson's for as many groups.
+    calibration error larger than that of the whole on average, and a class that it lacks but for predictions has an F1
+    of 0 there. This excess, or lack, is subtracted, or the interval would lie beside the number that it belongs to.
+    Otherwise a class that a resample lacks is left out of its means. Memory does not grow with `samples` times N. Where
+    accuracies and F1 `vary_little`, their intervals hold Wilson's for as many groups.
     """
     names, group_of = np.unique(np.arange(len(targets)) if groups is None else groups, return_inverse=True)
     random = np.random.default_rng(seed)
@@ -178,16 +179,17 @@ def intervals(
     values = np.concatenate([statistics.of(drawn if groups is None else drawn[:, group_of]) for drawn in draws])
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
-    last = HEADLINES.index("calibration_error")
-    excess = values[:, last].mean() - calibration_error(targets, probabilities, bins)
-    low[last], high[last] = max(0.0, low[last] - excess), min(1.0, high[last] - excess)
+    whole = statistics.of(np.ones((1, len(targets))))[0]
+    for at in map(HEADLINES.index, ("macro_f1", "calibration_error")):
+        excess = values[:, at].mean() - whole[at]
+        low[at], high[at] = max(0.0, low[at] - excess), min(1.0, high[at] - excess)
     ends = {name: (float(low[i]), float(high[i])) for i, name in enumerate(HEADLINES)}
     if groups is not None and len(names) < FEW_GROUPS:
         of_images = intervals(targets, probabilities, bins=bins, samples=samples, seed=seed)
         ends = {name: _hull(ends[name], of_images[name]) for name in HEADLINES}
     if vary_little(probabilities.argmax(axis=1) == targets, groups):
-        whole = dict(zip(HEADLINES, statistics.of(np.ones((1, len(targets))))[0].tolist(), strict=True))
-        ends |= {name: _hull(ends[name], wilson_interval(whole[name], len(names))) for name in _SHARES}
+        shares = zip(_SHARES, whole.tolist(), strict=False)
+        ends |= {name: _hull(ends[name], wilson_interval(share, len(names))) for name, share in shares}
     return ends
 
 
