@@ -3,6 +3,7 @@
 import csv
 import io
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,14 @@ def test_class_names_with_commas_and_quotes_survive_the_confusion_csv() -> None:
 
     assert [row["actual"] for row in rows] == [CLASSES[0], CLASSES[0], CLASSES[1], CLASSES[2]]
     assert [row["predicted"] for row in rows] == [CLASSES[0], CLASSES[1], CLASSES[2], CLASSES[1]]
+
+
+def test_a_class_name_from_a_csv_does_not_end_the_script_of_dvcs_page() -> None:
+    named = replace(predictions(), classes=("</script><b>", "<!--", "metal"))
+
+    text = confusion_csv(named)
+
+    assert text.splitlines()[1:3] == ["\\x3c/script><b>,\\x3c/script><b>", "\\x3c/script><b>,\\x3c!--"]
 
 
 def test_predictions_of_many_classes_are_read_without_an_object_for_each_number(tmp_path: Path) -> None:

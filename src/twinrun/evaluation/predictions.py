@@ -206,5 +206,5 @@ def confusion_csv(predictions: Predictions) -> str:
 
 
 def _inert(name: str) -> str:
-    """A name that opens no comment in the script of DVC's page, which would hide the rest of that page."""
-    return name.replace("<!--", "\\x3c!--")
+    """A name that neither ends the script of DVC's page nor opens a comment in it, which would hide the rest of it."""
+    return name.replace("<!--", "\\x3c!--").replace("</", "\\x3c/")
