@@ -15,6 +15,7 @@ from twinrun.core.arrays import Pixels
 from twinrun.dataset.pairs import NearPair
 from twinrun.ingest.copies.nearest import near_duplicates
 from twinrun.ingest.facts import Facts, broken, pixels_sha256
+from twinrun.validate.splits import split_keys
 
 SHOT_TWICE = {(1168, 2063), (2101, 2384), (2407, 2477), (2809, 2862)}
 """Test images of Fashion-MNIST that show one product as published, in other light."""
@@ -191,6 +192,18 @@ def test_of_three_copies_of_one_picture_every_pair_is_named(fashion: Pixels) -> 
 
     group = [(pair.first, pair.second) for pair in found if pair.second >= first]
     assert group == [(9, first), (9, second), (9, third), (first, second), (first, third), (second, third)]
+
+
+def test_the_frames_of_a_still_camera_are_one_unit_and_few_of_their_pairs_are_compared() -> None:
+    view = picture(np.random.default_rng(5).integers(0, 256, (16, 16, 3)).astype(np.uint8)).resize((64, 64))
+    noise = np.random.default_rng(6).integers(-3, 4, (90, 64, 64, 3))
+    frames = (np.asarray(view, np.int64) + noise).clip(0, 255).astype(np.uint8)
+
+    found = pairs(frames)
+
+    keys = split_keys([str(row) for row in range(90)], [None] * 90, [(pair.first, pair.second) for pair in found])
+    assert len(set(keys)) == 1
+    assert len(found) < 90 * 89 / 2 / 3
 
 
 def test_cropped_copies_are_found_between_the_bars_of_padding(fashion: Pixels) -> None:

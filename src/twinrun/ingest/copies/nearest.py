@@ -52,6 +52,7 @@ _ALWAYS_A_COPY = 0.012
 _NEVER_A_COPY = 0.2
 _FAR = 0.35  # from this distance after the rough alignment on, a pair is never a copy
 _NO_RIVAL = 0.3
+_PARTNERS = 16  # of a row whose pairs imply others: a still camera makes a thousand copies, and half a million pairs
 _STILL = 0.03  # windows further than this from the whole are crops
 
 
@@ -202,12 +203,16 @@ def _rival_distances(candidates: _Candidates, distances: Float32Array) -> Float3
 def _within_groups(
     search: _Search, pairs: dict[tuple[int, int], tuple[float, Change]]
 ) -> dict[tuple[int, int], tuple[float, Change]]:
-    """Pairs of copies of the same image: implied by two pairs with a row in common, if they are alike too."""
-    partners: dict[int, set[int]] = {}
-    for first, second in pairs:
-        partners.setdefault(first, set()).add(second)
-        partners.setdefault(second, set()).add(first)
-    implied = {pair for of_row in partners.values() for pair in combinations(sorted(of_row), 2)} - pairs.keys()
+    """Pairs of copies of the same image: implied by two pairs with a row in common, if they are alike too.
+
+    Of a row's partners the nearest count, so that the time grows with the images and not with their square.
+    """
+    partners: dict[int, list[int]] = {}
+    for first, second in sorted(pairs, key=lambda pair: (pairs[pair][0], pair)):
+        partners.setdefault(first, []).append(second)
+        partners.setdefault(second, []).append(first)
+    nearest_ones = (sorted(of_row[:_PARTNERS]) for of_row in partners.values())
+    implied = {pair for of_row in nearest_ones for pair in combinations(of_row, 2)} - pairs.keys()
     if not implied:
         return {}
     both = np.array(sorted(implied), np.int32)
