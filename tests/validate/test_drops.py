@@ -51,6 +51,16 @@ def test_what_a_person_approved_stays() -> None:
     assert copies(LEAK, on_leak="drop", approved=(2,)) == {0: "leak: of 1.png"}
 
 
+def test_no_duplicate_is_left_where_a_person_approved_the_one_that_stays() -> None:
+    table = facts(("a", "cat", "train"), ("b", "cat", "train"), ("a", "cat", "train"))
+    near = NearPair(0, 1, 0.02, "mirrored")
+
+    assert copies(table, near, approved=(0,), on_duplicate="drop") == {
+        1: "duplicate: of 0.png (mirrored, distance 0.020)",
+        2: "duplicate: of 0.png",
+    }
+
+
 def test_identical_images_under_two_labels_go_on_both_sides_and_leave_no_leak() -> None:
     table = facts(("a", "cat", "train"), ("a", "dog", "test"), ("b", "cat", "train"))
 
