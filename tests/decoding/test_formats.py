@@ -398,6 +398,15 @@ def test_deep_samples_of_jpeg_2000_are_read_to_their_last_bit(bits: int) -> None
     assert read(data).used_bits == (bits, bits)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_shallow_samples_of_jpeg_2000_reach_white(bits: int) -> None:
+    values = GRAY >> (8 - bits)
+
+    data = bytes(jpeg2k_encode(values, level=0, reversible=True, bitspersample=bits, codecformat="jp2"))
+
+    assert np.array_equal(pixels(data), rgb(values * np.uint8(255 // ((1 << bits) - 1))))
+
+
 def test_a_palette_of_a_tiff_may_hold_16_bits_or_8() -> None:
     palette = np.random.default_rng(1).integers(0, 256, (3, 256)).astype(np.uint16)
 

@@ -301,13 +301,13 @@ def _loaded_jpeg(image: Image.Image, stream: BinaryIO) -> _Picture:
 
 
 def _loaded_jpeg_2000(image: Image.Image, stream: BinaryIO) -> _Picture:
-    """Samples of more than 8 bits by imagecodecs: Pillow makes 0 of the largest."""
+    """Samples of other than 8 bits by imagecodecs: Pillow makes 0 of the largest, or gray, where they have fewer."""
     picture = _loaded(image)
     stream.seek(0)
     data = stream.read()
     at = data.find(_JPEG_2000_SIZES)
     bits = (data[at + _JPEG_2000_DEPTH] & 0x7F) + 1 if 0 <= at < len(data) - _JPEG_2000_DEPTH else 8
-    if bits <= 8:
+    if bits == 8 or (isinstance(picture.source, Image.Image) and picture.source.mode in ("P", "PA")):
         return picture
     from imagecodecs import jpeg2k_decode
 
