@@ -96,6 +96,13 @@ def test_unknown_facts_labels_of_few_images_and_single_labels_do_no_harm() -> No
     assert find_shortcuts({"width": []}, [], seed=0) == []
 
 
+def test_as_many_labels_as_there_are_pairs_of_images_give_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    labels = [f"{number // 2}" for number in range(120)]
+
+    assert found({"width": [*range(120)], "height": [100] * 120}, labels)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_the_same_seed_gives_the_same_result_and_so_does_a_set_with_more_images_than_are_looked_at() -> None:
     labels = ["a", "b"] * 20_000
     facts: dict[str, list[Any]] = {

@@ -10,6 +10,7 @@ best ("this label or another", chance 0.5). A mark on the images of one label in
 0.2, but the second to 1.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,9 @@ def _predicted(values: FloatArray, classes: IntArray, folds: IntArray, seed: int
         tree = DecisionTreeClassifier(
             max_leaf_nodes=leaves, min_samples_leaf=2, class_weight="balanced", random_state=seed
         )
-        tree.fit(values[folds != fold], classes[folds != fold])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # labels of two images each are none too many
+            tree.fit(values[folds != fold], classes[folds != fold])
         predicted[folds == fold] = tree.predict(values[folds == fold])
     return predicted
 
