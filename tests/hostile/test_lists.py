@@ -121,6 +121,14 @@ NOT_LABELLED: dict[str, tuple[bytes, str]] = {
         "Write each path as it is inside the folder of images, such as c.png.",
     ),
     "no image in a line": (b"path,label\nc.png,cat\n,dog\n", "line 3: no image is named in '', 'dog'. Name it, or rem"),
+    "a comma in a label without quotes": (
+        b"path,label\nc.png,Paris, France\n",
+        "labels.csv, line 2: 3 cells, but the header has 2. Quote cells that hold what separates cells",
+    ),
+    "two columns of labels": (
+        b"path,label,Label\nc.png,cat,dog\n",
+        "labels.csv, line 1: two columns are called label. Rename or remove one of them.",
+    ),
     "UTF-16 without a mark": (
         "path,label\n".encode("utf-16-le"),
         "params.yaml: ingest.splits_file). Save it in UTF-8.",

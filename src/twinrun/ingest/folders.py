@@ -35,7 +35,7 @@ from twinrun.ingest.levels import (
 from twinrun.ingest.listing import Files, Item, Listing, some_names, sorted_listing, source_folder
 from twinrun.ingest.sharing import nearby
 from twinrun.ingest.walking import Walk, walk_folder
-from twinrun.tables.sheet import Line, decoded, read_sheet
+from twinrun.tables.sheet import Line, decoded, expect_no_more_cells, read_sheet
 from twinrun.tables.spelling import Names, told_apart
 
 Levels = Literal["auto"] | Sequence[Level]
@@ -696,7 +696,10 @@ def _read_places(
             columns = _columns_of(cells) if is_sheet else {"path": 0, "split": 1}
             if is_sheet and _is_header(cells):
                 header = cells
+                _expect_named_once(header, columns, f"{path}, line {line.number}")
                 continue
+        if header and not is_comment:
+            expect_no_more_cells(header, cells, f"{path}, line {line.number}", SourceError)
         cell_of = {name: cells[column] if column < len(cells) else "" for name, column in columns.items()}
         written, group = cell_of["path"], cell_of.get("group", "").strip() or None
         its_split = _split_of(cell_of.get("split", "").strip())
@@ -747,6 +750,12 @@ def _is_header(cells: Sequence[str]) -> bool:
     return bool(words & {*_SPLIT_COLUMNS, *_GROUP_COLUMNS}) or (
         bool(words & {*_LABEL_COLUMNS}) and not any(map(_split_of, words))
     )
+
+
+def _expect_named_once(header: Sequence[str], columns: Mapping[str, int], where: str) -> None:
+    names = [cell.strip().lower() for cell in header]
+    if twice := next((names[column] for column in columns.values() if names.count(names[column]) > 1), None):
+        raise SourceError(f"{where}: two columns are called {twice}. Rename or remove one of them.")
 
 
 def _is_guess(header: Sequence[str], columns: Mapping[str, int]) -> bool:

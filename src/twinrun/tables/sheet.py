@@ -105,17 +105,22 @@ def cells_by_column(
 
     Raises `error` where there is text beyond the last column.
     """
+    expect_no_more_cells(names, cells, where, error)
+    return {
+        name or f"column {at}{'' if f'column {at}' not in names else ' without a name'}": cell
+        for at, (name, cell) in enumerate(zip(names, cells, strict=False), 1)
+        if name or cell.strip()
+    }
+
+
+def expect_no_more_cells(names: Sequence[str], cells: Sequence[str], where: str, error: type[TwinrunError]) -> None:
+    """Raise `error` where a line has text beyond the last of the columns that `names` name."""
     texts = [at for at, cell in enumerate(cells, 1) if cell.strip()]
     if texts and texts[-1] > len(names):
         raise error(
             f"{where}: {texts[-1]} cells, but the header has {len(names)}. Quote cells that hold what "
             "separates cells, or name the column in the first line."
         )
-    return {
-        name or f"column {at}{'' if f'column {at}' not in names else ' without a name'}": cell
-        for at, (name, cell) in enumerate(zip(names, cells, strict=False), 1)
-        if name or cell.strip()
-    }
 
 
 def decoded(path: Path, setting: str, error: type[TwinrunError]) -> str:
