@@ -478,6 +478,16 @@ def dicom(**elements: Any) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.parametrize("depth", ["file", "data", 12])
+def test_where_the_lowest_value_is_white_every_depth_gives_the_negative(depth: Any) -> None:
+    deep = GRAY.astype(np.uint16) * 16
+    black, white = (pixels(tiff(deep, photometric=kind), depth=depth) for kind in ("minisblack", "miniswhite"))
+
+    assert np.array_equal(white, 255 - black)
+    negative = pixels(dicom(PhotometricInterpretation="MONOCHROME1"), depth=depth)
+    assert np.array_equal(negative, 255 - pixels(dicom(), depth=depth))
+
+
 def test_elements_of_a_dicom_file_without_a_value_are_as_good_as_absent() -> None:
     plain = pixels(dicom())
 

@@ -102,14 +102,13 @@ def _samples(dataset: "Dataset", is_gray: bool, *, windowed: bool) -> Samples:
     if not is_gray:
         return Samples(values, "rgb", int(values.dtype.itemsize) * 8)
     values = _normalised(values, dataset) if windowed else apply_modality_lut(values, dataset)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":  # the lowest value is white
-        values = (1 - values) if windowed else -values.astype(np.float64)
+    is_negative = dataset.PhotometricInterpretation == "MONOCHROME1"
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise FormatError("is a DICOM file whose values are not numbers once its slope is applied")
     if windowed:
         values, bits = np.rint(values * ((1 << _WINDOW_BITS) - 1)).astype(np.uint16), _WINDOW_BITS
-        return Samples(values[:, :, None], "gray", bits)
-    return Samples(values[:, :, None], "gray", None, unranged="its values have no set range")
+        return Samples(values[:, :, None], "gray", bits, is_negative=is_negative)
+    return Samples(values[:, :, None], "gray", None, unranged="its values have no set range", is_negative=is_negative)
 
 
 def _normalised(values: Values, dataset: "Dataset") -> Values:

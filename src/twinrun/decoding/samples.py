@@ -65,7 +65,8 @@ class Samples:
     """Samples as stored: `values` (H, W, C), and `alpha` (H, W), both of any numeric type.
 
     `bits` is the depth that the file gives its samples, of which zero is black, or None where nothing says how bright a
-    value is; `unranged` says why. `premultiplied`: colours were multiplied by alpha.
+    value is; `unranged` says why. `premultiplied`: colours were multiplied by alpha. `is_negative`: the lowest value is
+    white.
     """
 
     values: Values
@@ -74,6 +75,7 @@ class Samples:
     alpha: Values | None = None
     premultiplied: bool = False
     unranged: str = ""
+    is_negative: bool = False
 
     @property
     def used_bits(self) -> tuple[int, int] | None:
@@ -116,6 +118,8 @@ def sample_range(samples: Samples, depth: Depth) -> Range:
 def samples_image(samples: Samples, top: int, bottom: int, scale: Range) -> Image.Image:
     """Rows `top` to `bottom` as an image of 8 bits: L, LA, RGB, RGBA, CMYK or YCbCr."""
     colors = _to_8_bits(samples.values[top:bottom], scale)
+    if samples.is_negative:
+        colors = 255 - colors
     mode = _MODES[samples.color]
     image = _image(colors[:, :, 0] if samples.color == "gray" else colors, mode)
     if samples.alpha is None:

@@ -253,12 +253,11 @@ def _meant(page: "TiffPage", values: Values, alpha: Values | None) -> Samples:
     if photometric == _PALETTE:
         values, bits = _colors_of(page, values[:, :, 0]), 16
         alpha = None if alpha is None else _as_16_bits(alpha)
-    if photometric == _WHITE_IS_ZERO:
-        values = ((1 << bits) - 1 - values).astype(values.dtype) if bits is not None else -values.astype(np.float64)
     color: Color = "gray" if values.shape[2] == 1 else _COLORS[photometric]
     if (color == "ycbcr" and int(page.compression) in _JPEG) or (color == "gray" and values.shape[2] == 3):
         color = "rgb"
-    return Samples(values, color, bits, alpha, _PREMULTIPLIED in map(int, page.extrasamples), unranged)
+    is_premultiplied = _PREMULTIPLIED in map(int, page.extrasamples)
+    return Samples(values, color, bits, alpha, is_premultiplied, unranged, photometric == _WHITE_IS_ZERO)
 
 
 def _colors_of(page: "TiffPage", indices: Values) -> Values:
