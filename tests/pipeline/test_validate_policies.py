@@ -611,7 +611,7 @@ def test_a_search_for_wrong_labels_that_has_no_time_stops_the_pipeline_but_where
 
     assert photos.is_dir()
     assert ran.code == code, ran.said
-    assert "The search for wrong labels did not finish within 1e-06 s" in ran.said
+    assert "The search for wrong labels does not finish within 1e-06 s" in ran.said
     search = _finding(project, "label_search")
     assert (search["status"], search["stops"]) == ("not judged", bool(code))
     assert project.result()["label_search"] == {"accuracy": 0.0, "finished": False}

@@ -158,7 +158,7 @@ def test_a_budget_that_will_not_do_ends_without_issues(digits: tuple[Pixels, lis
     found = searched(images, labels, budget_s=0.01)
 
     assert found == LabelSearch(
-        [], 0.0, finished=False, unjudged="The search for wrong labels did not finish within 0.01 s"
+        [], 0.0, finished=False, unjudged="The search for wrong labels does not finish within 0.01 s"
     )
 
 

@@ -35,6 +35,12 @@ def test_where_all_is_well_it_is_one_line_with_sizes_and_drops() -> None:
     )
 
 
+def test_a_folder_of_one_image_without_splits_has_one_image() -> None:
+    alone = replace(verdict(PASSED), dropped=[None], counts={})
+
+    assert ". 2 classes; 1 image; dropped: none." in summary(alone, "report.html", None)
+
+
 def test_decisions_of_a_person_are_counted_by_kind() -> None:
     said = summary(verdict(PASSED, decisions=("drop", "drop: dark", None, "relabel: it barks")), "report.html", {})
 

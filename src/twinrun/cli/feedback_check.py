@@ -224,7 +224,7 @@ def _doubted(photos: list[Photo], images: Pixels, data: _Data, params: Params) -
                     apart=len(judged),
                 )
         except OutOfTime:
-            why = f"the search did not finish within {settings.budget_s:g} s (params.yaml: validate.label_errors)"
+            why = f"the search does not finish within {settings.budget_s:g} s (params.yaml: validate.label_errors)"
         else:
             agreement = float((shares[: len(known)].argmax(axis=1) == codes[: len(known)]).mean())
             why = f"the quick model agrees with only {agreement:.0%} of the labels of the data"

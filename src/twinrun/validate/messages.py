@@ -51,8 +51,8 @@ def headline(verdict: Verdict) -> str:
 
 def _passed(verdict: Verdict, most_lines: int) -> list[str]:
     totals = {name: sum(counts[name] for counts in verdict.counts.values()) for name in SPLITS}
-    sizes = (
-        ", ".join(f"{name} {total:,}" for name, total in totals.items() if total) or f"{len(verdict.dropped):,} images"
+    sizes = ", ".join(f"{name} {total:,}" for name, total in totals.items() if total) or _count(
+        len(verdict.dropped), "image", "images"
     )
     counts = sorted(verdict.reasons.items())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts if reason != BY_DECISION)

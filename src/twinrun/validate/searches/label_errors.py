@@ -109,7 +109,7 @@ def find_label_errors(
     try:
         probabilities = out_of_fold(images, judged, codes, folds=folds, budget_s=budget_s, seed=seed, progress=progress)
     except OutOfTime:
-        return LabelSearch([], 0.0, False, f"The search for wrong labels did not finish within {budget_s:g} s")
+        return LabelSearch([], 0.0, False, f"The search for wrong labels does not finish within {budget_s:g} s")
     agreement = float((probabilities.argmax(axis=1) == codes).mean())
     if agreement < LEAST_AGREEMENT:
         agreed = f"The quick model agrees with only {agreement:.0%} of the labels, too few to doubt any"
