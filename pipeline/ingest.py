@@ -32,8 +32,9 @@ def main() -> None:
     TABLE.unlink(missing_ok=True)  # it comes last: a pack without its table is not a result
     with creating_pack(PACK, (len(listing.items), *shape.of_image)) as pack:
         facts = fill_pack(listing, shape, pack, workers)
+    splits = [item.split for item in listing.items]
     with fraction("Searching for near duplicates") as progress:
-        pairs = near_duplicates(open_pack(PACK), facts, progress=progress)
+        pairs = near_duplicates(open_pack(PACK), facts, splits, progress=progress)
     write_table(pairs_table(pairs), NEAR)
     write_table(facts_table(listing, facts), TABLE)
     notes = sample_notes(listing, facts, shape.rules)

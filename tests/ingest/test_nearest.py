@@ -198,12 +198,15 @@ def test_the_frames_of_a_still_camera_are_one_unit_and_few_of_their_pairs_are_co
     view = picture(np.random.default_rng(5).integers(0, 256, (16, 16, 3)).astype(np.uint8)).resize((64, 64))
     noise = np.random.default_rng(6).integers(-3, 4, (90, 64, 64, 3))
     frames = (np.asarray(view, np.int64) + noise).clip(0, 255).astype(np.uint8)
+    splits = ["test" if row in (7, 30) else "train" for row in range(90)]
 
-    found = pairs(frames)
+    found = near_duplicates(frames, facts_of(frames), splits)
 
     keys = split_keys([str(row) for row in range(90)], [None] * 90, [(pair.first, pair.second) for pair in found])
     assert len(set(keys)) == 1
     assert len(found) < 90 * 89 / 2 / 3
+    leaks = {row for pair in found for row in (pair.first, pair.second) if splits[pair.first] != splits[pair.second]}
+    assert leaks == set(range(90))
 
 
 def test_cropped_copies_are_found_between_the_bars_of_padding(fashion: Pixels) -> None:

@@ -183,7 +183,7 @@ def _near_copies(photos: list[Photo], facts: Sequence[Facts], images: Pixels, da
         for width, height, digest, error in zip(*columns, strict=True)
     ]
     with fraction("Searching for near duplicates") as progress:
-        pairs = near_duplicates(images, [*before, *facts], progress=progress)
+        pairs = near_duplicates(images, [*before, *facts], [*data.splits, *[None] * len(facts)], progress=progress)
     found = list(photos)
     for pair in sorted(pairs, key=lambda pair: data.splits[pair.first] != "test" if pair.first < len(before) else True):
         place = pair.second - len(before)

@@ -113,9 +113,9 @@ def check_folder(
         pack = temp / "images.npy"
         with creating_pack(pack, (len(listing.items), *shape.of_image)) as unfinished:
             facts = [_without_setting(fact) for fact in fill_pack(listing, shape, unfinished, available_cores())]
-        images, table = open_pack(pack), facts_table(listing, facts)
+        images, table, splits = open_pack(pack), facts_table(listing, facts), [item.split for item in listing.items]
         with fraction("Searching for near duplicates") as progress:
-            pairs = near_duplicates(images, facts, progress=progress)
+            pairs = near_duplicates(images, facts, splits, progress=progress)
         verdict = judge_table(table, images, pairs, settings, reference=reference, draw_splits=False)
         verdict = replace(
             verdict,

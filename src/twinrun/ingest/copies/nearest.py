@@ -8,10 +8,10 @@ are far nearer to each other than to the next neighbours of either (after Lowe, 
 scale-invariant keypoints", IJCV 2004), so that in a data set whose images all look alike only copies are found.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import combinations
+from itertools import combinations, product
 from typing import TypeVar
 
 import numpy as np
@@ -53,6 +53,7 @@ _NEVER_A_COPY = 0.2
 _FAR = 0.35  # from this distance after the rough alignment on, a pair is never a copy
 _NO_RIVAL = 0.3
 _PARTNERS = 16  # of a row whose pairs imply others: a still camera makes a thousand copies, and half a million pairs
+_ACROSS = 4  # copies in each split that every copy in another split is compared with, where there are many
 _STILL = 0.03  # windows further than this from the whole are crops
 
 
@@ -87,14 +88,20 @@ class _Search:
 
 
 def near_duplicates(
-    images: Pixels, facts: Sequence[Facts], *, progress: Callable[[float], None] | None = None
+    images: Pixels,
+    facts: Sequence[Facts],
+    splits: Sequence[str | None] | None = None,
+    *,
+    progress: Callable[[float], None] | None = None,
 ) -> list[NearPair]:
     """Pairs of rows of `images` (N, H, W, C) that show the same picture, sorted.
 
-    `facts` has one entry for each image: images with an error are left out, only the first of images with the same
-    pixels is used, and width and height tell the picture from the bars of padding. Images with almost no contrast have
-    no near duplicates. `progress` gets the share done, in [0, 1]. The result does not depend on threads or time.
-    Memory: a few hundred bytes for each image, and no copy of the pixels.
+    `facts` has one entry for each image, and `splits` where some images have a split already. Images with an error are
+    left out, only the first of images with the same pixels is used, and width and height tell the picture from the bars
+    of padding. Images with almost no contrast have no near duplicates. Of a picture with more than `_PARTNERS` copies
+    not every pair is listed, but each copy with its nearest ones and with some of each other split. `progress` gets the
+    share done, in [0, 1]. The result does not depend on threads or time. Memory: a few hundred bytes for each image,
+    and no copy of the pixels.
     """
     from threadpoolctl import threadpool_limits
 
@@ -104,7 +111,7 @@ def near_duplicates(
     with threadpool_limits(1), ThreadPoolExecutor(available_cores()) as pool:
         search = _Search(images, boxes, pool, progress or (lambda _: None))
         pairs = _judged(search, _candidates(search, rows)) if len(rows) > 1 else {}
-        pairs |= _within_groups(search, pairs)
+        pairs |= _within_groups(search, pairs, splits or [None] * len(facts))
     search.progress(1.0)
     return [NearPair(*pair, *measured) for pair, measured in sorted(pairs.items())]
 
@@ -201,7 +208,7 @@ def _rival_distances(candidates: _Candidates, distances: Float32Array) -> Float3
 
 
 def _within_groups(
-    search: _Search, pairs: dict[tuple[int, int], tuple[float, Change]]
+    search: _Search, pairs: dict[tuple[int, int], tuple[float, Change]], splits: Sequence[str | None]
 ) -> dict[tuple[int, int], tuple[float, Change]]:
     """Pairs of copies of the same image: implied by two pairs with a row in common, if they are alike too.
 
@@ -212,7 +219,8 @@ def _within_groups(
         partners.setdefault(first, []).append(second)
         partners.setdefault(second, []).append(first)
     nearest_ones = (sorted(of_row[:_PARTNERS]) for of_row in partners.values())
-    implied = {pair for of_row in nearest_ones for pair in combinations(of_row, 2)} - pairs.keys()
+    implied = {pair for of_row in nearest_ones for pair in combinations(of_row, 2)}
+    implied = (implied | _across_splits(partners, splits)) - pairs.keys()
     if not implied:
         return {}
     both = np.array(sorted(implied), np.int32)
@@ -220,6 +228,26 @@ def _within_groups(
     ways = _joined(_Candidates(both[:, i], both[:, 1 - i], view) for i in (0, 1) for view in (plain, flipped))
     verdicts = _aligned(search, ways, 1.0, 1.0)
     return _pairs(ways, verdicts, verdicts.distance < _NEVER_A_COPY)
+
+
+def _across_splits(partners: Mapping[int, Sequence[int]], splits: Sequence[str | None]) -> set[tuple[int, int]]:
+    """Each row of a large group of copies with some of each other split: the nearest of a row may lie in its own."""
+    pairs: set[tuple[int, int]] = set()
+    left = set(partners)
+    while left:
+        group, reached = set[int](), {min(left)}
+        while reached:
+            group |= reached
+            reached = {other for row in reached for other in partners[row]} - group
+        left -= group
+        if len(group) <= _PARTNERS:
+            continue
+        for split in {splits[row] for row in group}:
+            inside = [row for row in group if splits[row] == split]
+            most_alike = sorted(inside, key=lambda row: (-len(partners[row]), row))[:_ACROSS]
+            others = group.difference(inside)
+            pairs |= {(min(pair), max(pair)) for pair in product(others, most_alike)}
+    return pairs
 
 
 def _pairs(
