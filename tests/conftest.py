@@ -3,12 +3,17 @@
 import gc
 import os
 import signal
+import sys
 
 import pytest
 
 # An activated environment names the store of the project that it belongs to; a test has a store of its own.
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_BACKEND_STORE_URI", "_TWINRUN_DEFAULT_URI"):
     os.environ.pop(name, None)
+
+# Where compiled modules are not stored, as in most containers, each of hundreds of processes would compile them anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that begins a program with & lets it ignore Ctrl-C, and so what it starts; tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
