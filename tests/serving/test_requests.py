@@ -217,8 +217,8 @@ def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(
     assert [code for code, _ in said] == [0, 0]
     assert said[0][1].startswith(f"SAME: {answer['label']}, by the weights")
     assert wrong[0] == changed[0] == 4
-    assert "and the answer is for" in wrong[1]
-    assert f"The answer was metal, and the model says {answer['label']}" in changed[1]
+    assert "but the answer is for" in wrong[1]
+    assert f"The answer was metal, but the model now gives {answer['label']}" in changed[1]
     assert none[0] == 1
 
 

@@ -18,7 +18,7 @@ _SHOWN = 3  # names of missing files
 
 @dataclass(frozen=True)
 class ChosenImages:
-    """Paths of images, in order, a sentence for each kind of what was left out, and the CSV files that were read."""
+    """Paths of images in order, a note for each kind of file that was left out, and the CSV files that were read."""
 
     paths: list[Path]
     notes: list[str]
@@ -26,10 +26,10 @@ class ChosenImages:
 
 
 def choose_images(arguments: Sequence[str]) -> ChosenImages:
-    """The images that `arguments` name, in that order; those of a folder, and of all below it, by path.
+    """The images that `arguments` name, in that order; those in a folder and its sub-folders are sorted by path.
 
-    A named file counts as an image whatever it contains. Raises SourceError where there are no images at all, none that
-    is named exists, or a CSV cannot be read.
+    A named file counts as an image whatever it contains. Raises SourceError if there are no images, if none of the
+    named files exists, if no file matches a pattern, or if a CSV cannot be read.
     """
     paths: list[Path] = []
     notes: list[str] = []
@@ -57,17 +57,17 @@ def _none_exists(paths: Sequence[Path], lists: Sequence[Path]) -> str:
     if (more := len(paths) - _SHOWN) > 0:
         names += f" and {more:,} more"
     there = f"There is no file {names}" if len(paths) == 1 else f"None of these {len(paths):,} files exists: {names}"
-    relative = " A CSV names its images as seen from its own folder." if lists else ""
+    relative = " Paths in a CSV are relative to the folder of the CSV." if lists else ""
     return f"{there}. Name images, or folders of images.{relative}"
 
 
 def _expanded(argument: str) -> list[Path]:
-    """The path, or those that match it where it is a pattern that the shell left alone."""
+    """The path itself, or the paths that match it, sorted, if it is a pattern that the shell did not expand."""
     path = expanded(argument)
     if _is(Path.exists, path) or not glob.has_magic(argument):
         return [path]
-    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - of any folder
-    if "**" in path.parts:  # it reaches what is in folders by itself
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - Path.glob takes no absolute pattern
+    if "**" in path.parts:  # matches files in sub-folders too, so searching the folders would repeat them
         matches = [match for match in matches if not _is(Path.is_dir, match)]
     if not matches:
         raise SourceError(f"No file matches {escaped(argument)}.")
@@ -81,14 +81,14 @@ def _images_below(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _paths_of_csv(file: Path) -> list[Path]:
-    """The paths in the column path, image, file or filename, or else in the first; relative to the CSV's folder."""
+    """The paths in the column path, image, file or filename, or else in the first one; relative to the CSV's folder."""
     named = escaped(str(file))
     try:
         rows = [line.cells for line in read_sheet(file, "an argument", SourceError).lines]
     except FileNotFoundError:
         raise SourceError(f"{named} cannot be read: No such file or directory.") from None
     if not rows:
-        raise SourceError(f"{named} is empty. Give it a column called path, a row for each image.")
+        raise SourceError(f"{named} is empty. Write a header with a column named path, then a row for each image.")
     header = [cell.strip().lower() for cell in rows[0]]
     column = next((header.index(name) for name in _COLUMNS if name in header), None)
     if column is None:
@@ -107,14 +107,14 @@ def _cells(file: Path, rows: Iterable[Sequence[str]], column: int) -> Iterator[P
 
 
 def _meant(folder: Path, cell: str) -> Path:
-    """The file that a cell names: as it stands, without spaces around, or in another Unicode form."""
+    """The file that a cell names: as written, without surrounding spaces, or in another Unicode normal form."""
     names = [cell, cell.strip(), *(unicodedata.normalize(form, cell.strip()) for form in ("NFC", "NFD"))]
     paths = [folder / expanded(name) for name in dict.fromkeys(names)]
     return next((path for path in paths if _is(Path.exists, path)), folder / expanded(cell.strip()))
 
 
 def _is(test: Callable[[Path], bool], path: Path) -> bool:
-    """The answer of a test such as Path.is_dir; no for what cannot be looked at: reading it will say why."""
+    """The result of a test such as Path.is_dir; False if the system refuses it, since reading the file reports why."""
     try:
         return test(path)
     except OSError:

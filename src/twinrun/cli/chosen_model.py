@@ -1,4 +1,4 @@
-"""The model that a person names, loaded: for `twinrun predict` and, in Python, `twinrun.load`."""
+"""Loading the model that a person names, for `twinrun predict` and, in Python, `twinrun.load`."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _TRAINED = Path("data/out/train/bundle")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest label with its probability, and those of all classes; or `error`, why the image cannot be read."""
+    """The likeliest label, its probability and those of all classes (0 to 1); or, as `error`, why there is none."""
 
     label: str | None
     probability: float | None
@@ -28,9 +28,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model by a name to print, with a sentence on why it was taken where none was named.
+    """A loaded model, a name to print for it, and a note that says why it was chosen if the person named none.
 
-    `folder` is where its bundle was read; that of the registry's models is removed once they are loaded.
+    `folder` is the folder of its bundle. For a model of the registry it is a copy, which `loaded` removes at its end.
     """
 
     bundle: "Bundle"
@@ -39,12 +39,12 @@ class Model:
     note: str = ""
 
     def predict(self, images: Any) -> Any:
-        """Classify one image, for a Prediction, or several, for a list of them in the same order.
+        """Classify one image, which gives a Prediction, or several, which give a list of Predictions in the same order.
 
         An image is a path, the bytes of a file, base64 text, a PIL image or an array (H, W) or (H, W, C), uint8 or
         floats from 0 to 1; several are a list, an array (N, H, W, C), a Series or a DataFrame with one column. The
-        probabilities are those of `twinrun predict` and `evaluate`, bit for bit, whatever they are classified with.
-        Raises DataError for what cannot be images at all.
+        probabilities are those of `twinrun predict` and `evaluate`, bit for bit, whichever images are classified
+        together. Raises DataError for arguments that cannot be images.
         """
         from twinrun.prediction.classifier import ImageClassifier
         from twinrun.prediction.inputs import images_in
@@ -63,9 +63,9 @@ class Model:
 def load(reference: str | Path | None = None, *, trust: bool = False) -> Model:
     """Load a model: "models:/NAME@champion", "NAME/3", a version's number, or the folder of a bundle.
 
-    Without a reference it is the champion of params.yaml's model, or else the candidate, or else the model that was
-    trained here last. `trust` allows a model that holds the code of its network, and so runs it. Raises BundleError,
-    RegistryError or TrackingError.
+    Without a reference, load the champion of the model in params.yaml, or else its candidate, or else the model that
+    was trained here last. `trust` allows a model that contains the code of its network, and runs that code. Raises
+    BundleError, RegistryError or TrackingError.
     """
     with loaded(None if reference is None else str(reference), trust) as model:
         return model
@@ -73,7 +73,7 @@ def load(reference: str | Path | None = None, *, trust: bool = False) -> Model:
 
 @contextmanager
 def loaded(reference: str | None, trust: bool) -> Iterator[Model]:
-    """The same as a context, at whose end the copy that was fetched from the registry is removed."""
+    """Like `load`, as a context manager: at its end, the copy that was fetched from the registry is removed."""
     folder = expanded(reference) if reference else None
     if folder is not None and folder.is_dir():
         yield _of_folder(folder, "", trust)

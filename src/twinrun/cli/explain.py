@@ -33,7 +33,7 @@ def explain(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The page, one file.")] = Path("explanation.html"),
     similar: Annotated[
-        bool, typer.Option("--similar/--no-similar", help="Show the most similar training images of this folder.")
+        bool, typer.Option("--similar/--no-similar", help="Show the most similar training images in data/out.")
     ] = True,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a model that contains the code of its network, and run that code.")
@@ -48,11 +48,11 @@ def explain(
     """
     if photo.is_dir():
         raise DataError(
-            f"{escaped(str(photo))} is a folder. Name one image of it; to classify them all: "
+            f"{escaped(str(photo))} is a folder. Name one image in it; to classify them all: "
             f"twinrun predict {shlex.quote(escaped(str(photo)))}"
         )
     try:
-        read_regular(photo)  # to open the model takes seconds
+        read_regular(photo)  # before the model is loaded, which takes seconds
     except OSError as error:
         raise DataError(f"{escaped(str(photo))} cannot be read: {error.strerror}. Name an image.") from None
     require_writable(out, (".html", ".htm"), [str(photo)])
@@ -89,8 +89,8 @@ def _explain(photo: Path, model: Model, out: Path, *, similar: bool) -> None:
     neighbours, notes = _neighbours(bundle, pixels) if similar else ([], [])
     if plain_network(bundle.network) is not bundle.network:
         notes.append(
-            "`twinrun predict` answers with the mean over views of an image, mirrored or moved (train.test_views.flip, "
-            "train.test_views.shift_px). This page shows the image itself."
+            "`twinrun predict` answers with the mean over views of an image, mirrored or shifted "
+            "(train.test_views.flip, train.test_views.shift_px). This page shows the image itself."
         )
     maps = found.data["maps"]
     agrees = None if maps is None else agreement(unpacked(maps["maps"])[0], covered, bundle.preprocessing.size_px)
@@ -109,7 +109,7 @@ def _explain(photo: Path, model: Model, out: Path, *, similar: bool) -> None:
 
 
 def _neighbours(bundle: "Bundle", pixels: "Pixels") -> tuple[list["Neighbour"], list[str]]:
-    """The most similar training images of this project, and a sentence where they are none or not the model's."""
+    """The most similar training images of this project, and notes, such as why there are none."""
     from twinrun.dataset.manifest import read_manifest
     from twinrun.dataset.pack import open_pack
     from twinrun.dataset.table import read_table
@@ -144,11 +144,11 @@ def _neighbours(bundle: "Bundle", pixels: "Pixels") -> tuple[list["Neighbour"], 
         return [], ["Similar training images are not shown: this network does not end in a linear layer."]
     notes = []
     if len(some) < len(rows):
-        notes.append(f"Similar images were looked for among {len(some):,} of the {len(rows):,} training images.")
+        notes.append(f"Similar images were searched for among {len(some):,} of the {len(rows):,} training images.")
     try:
         same = read_stored(_TRAINED, "compared").model.weights_hash == bundle.weights_hash
     except DataError:
         same = False
     if not same:
-        notes.append("The similar images are of the training split in data/out now, which may not be this model's.")
+        notes.append("The similar images are from the training split in data/out now. This model may have had others.")
     return neighbours, notes

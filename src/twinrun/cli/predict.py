@@ -112,8 +112,8 @@ def predict(
     """Classify images with the champion, or another model.
 
     The order is kept. Folders are searched with all their sub-folders, sorted by path; files that are not images are
-    left out. With --out, the same command goes on where it was ended. Exit code: 0 all images were classified, 1 some
-    are unreadable (see their rows), 2 none was classified.
+    left out. With --out, the same command continues after an interruption. Exit code: 0 all images were classified, 1
+    some are unreadable (see their rows), 2 none was classified.
 
     Examples: twinrun predict photo.jpg, twinrun predict photos --out labels.csv --show,
     twinrun predict list.csv --model 3 --top 1, twinrun predict photos --out labels.parquet --on ray --workers 8
@@ -197,9 +197,9 @@ def _classify_elsewhere(parts: "Parts", model: "Model", images: int, trust: bool
 def _answered(
     bundle: "Bundle", paths: list[Path], top: int, tiles: int, parts: "Parts | None"
 ) -> tuple[list["Row"], dict[int, str]]:
-    """A row for each path, and the pictures of the first `tiles` that can be read, by their place.
+    """A row for each path, and pictures of the readable images among the first `tiles`, by their position.
 
-    What `parts` have is not classified again, and what is classified is kept there.
+    Rows that `parts` has stored are read from there, except for parts whose pictures are needed; new rows are stored.
     """
     from twinrun.evaluation.sheet import picture_of
     from twinrun.prediction.classifier import ImageClassifier
@@ -242,9 +242,9 @@ def _answered(
 
 
 def require_writable(file: Path, suffixes: tuple[str, ...], images: Sequence[str], option: str = "--out") -> None:
-    """Raise DataError or PublishError where `file` has another suffix, would be lost, or cannot be written.
+    """Raise DataError or PublishError if `file` has another suffix, must not be replaced, or cannot be written.
 
-    It is lost where it is one of the images, or anything but a page or a table of an earlier run.
+    It must not be replaced if it is one of the images, or neither empty nor a page or table that Twinrun wrote.
     """
     from twinrun.base.files import behind_links, ensure_writable, require_replaceable
     from twinrun.tables.page import is_page
@@ -274,7 +274,7 @@ def _is_table(file: Path) -> bool:
 
 
 def _is_same(file: Path, other: Path) -> bool:
-    """Whether two paths name one file, also by links, another spelling, or the case where it does not matter."""
+    """Whether two paths name the same file, even by a link, another spelling, or another case where it is ignored."""
     try:
         return file.samefile(other)
     except OSError:

@@ -232,7 +232,9 @@ def make_app(
                 raise Refused(503, str(error), {"Retry-After": "60"}) from None
         return HTMLResponse(page, headers={"Content-Security-Policy": _EXPLANATION})
 
-    @plain.post("/invocations", openapi_extra=_JSON_BODY, summary="The same in the forms of MLflow's server")
+    @plain.post(
+        "/invocations", openapi_extra=_JSON_BODY, summary="Classify images given in the JSON forms of MLflow's server"
+    )
     async def invocations(request: Request) -> JSONResponse:
         body = await _body(request)
         try:

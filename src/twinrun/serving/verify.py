@@ -1,7 +1,8 @@
-"""Whether an answer that was served is what its model says of a photo, computed again."""
+"""Verifying a served answer: classify the photo again with the same model, and compare label and logits."""
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class _Model(AnsweringModel):
 
 
 class ServedAnswer(BaseModel):
-    """What an answer claims; it has more fields, which are not compared."""
+    """The fields of an answer that are needed to verify it; others are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -42,9 +43,10 @@ class Verdict:
 
 
 def verify_answer(answer: Path, photo: Path, open_engine: Callable[[ServedAnswer], Engine]) -> Verdict:
-    """Compute an answer again. `answer` is what the server sent, or its log, in which the photo's last line counts.
+    """Compute an answer again and compare it.
 
-    Raises DataError where a file cannot be read, and where the engine has other weights than the answer's.
+    `answer` is the file with the server's JSON, or the answer log, in which the last line about the photo counts.
+    Raises DataError if a file cannot be read or has no answer, or if the engine has other weights than the answer.
     """
     try:
         image = read_regular(photo)
@@ -54,36 +56,40 @@ def verify_answer(answer: Path, photo: Path, open_engine: Callable[[ServedAnswer
     served = _read(answer, digest)
     if served.image_sha256 != digest:
         return Verdict(
-            False, f"{photo} has sha256 {digest[:12]}..., and the answer is for {served.image_sha256[:12]}..."
+            False, f"{photo} has the sha256 {digest[:12]}..., but the answer is for {served.image_sha256[:12]}..."
         )
     engine = open_engine(served)
     if engine.model.weights_hash != served.model.weights_hash:
         raise DataError(
-            f"The answer is by the weights {served.model.weights_hash[:12]} of {served.model.name}, and this model has "
-            f"{engine.model.weights_hash[:12]}. Name the version that has them: --model (see them: twinrun models)"
+            f"The answer was given with the weights {served.model.weights_hash[:12]} of {served.model.name}, but this "
+            f"model has {engine.model.weights_hash[:12]}. Name the version with those weights: --model (twinrun models "
+            "lists versions and hashes)"
         )
     found = engine.classify(image)
     if found.label != served.label:
-        return Verdict(False, f"The answer was {served.label}, and the model says {found.label}.")
+        return Verdict(False, f"The answer was {served.label}, but the model now gives {found.label}.")
     if found.logits_sha256 != served.logits_sha256:
         return Verdict(
             False,
-            f"The label is the same, {found.label}, and the logits are not: {found.logits_sha256[:12]}... and not "
+            f"The label is the same, {found.label}, but the logits differ: sha256 {found.logits_sha256[:12]}..., not "
             f"{served.logits_sha256[:12]}.... Another processor or version of ONNX Runtime rounds differently.",
         )
     return Verdict(
-        True, f"{found.label}, by the weights {engine.model.weights_hash[:12]}, logits {found.logits_sha256[:12]}..."
+        True, f"{found.label}, with the weights {engine.model.weights_hash[:12]}, logits {found.logits_sha256[:12]}..."
     )
 
 
 def _read(file: Path, image_sha256: str) -> ServedAnswer:
     try:
         if file.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{file} has more than {_MOST_BYTES:,} bytes, which no answer has.")
+            raise DataError(
+                f"{file} has more than {_MOST_BYTES:,} bytes. Name a smaller file with the answer: "
+                f"grep {image_sha256} {shlex.quote(str(file))} > answer-of-photo.jsonl"
+            )
         content = read_regular(file).strip()
     except OSError as error:
         raise DataError(
-            f"{file} cannot be read: {error.strerror}. Name the JSON that POST /classify sent, or the log of answers."
+            f"{file} cannot be read: {error.strerror}. Name the JSON that POST /classify sent, or the answer log."
         ) from None
     try:
         answers: list[Any] = [json.loads(content)]
@@ -91,10 +97,10 @@ def _read(file: Path, image_sha256: str) -> ServedAnswer:
         try:
             answers = [answer for line in content.splitlines() if (answer := read_line(line)) is not None]
         except ValueError as error:
-            raise DataError(f"{file} is not JSON, nor a log of answers: {error}") from None
-    chosen = [each for each in answers if isinstance(each, dict) and each.get("image_sha256") == image_sha256]
+            raise DataError(f"{file} is neither JSON nor an answer log: {error}") from None
+    of_photo = [row for row in answers if isinstance(row, dict) and row.get("image_sha256") == image_sha256]
     try:
-        return ServedAnswer.model_validate((chosen or answers)[-1])
+        return ServedAnswer.model_validate((of_photo or answers)[-1])
     except (ValidationError, IndexError) as error:
         problem = (
             error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "it is empty, or cut off"}
