@@ -100,7 +100,7 @@ def test_the_folder_of_one_class_is_a_finding(tmp_path: Path) -> None:
     ran = run_twinrun(tmp_path, "data", "check", "photos/cat", "--no-labels")
 
     assert ran.code == 1, ran.said
-    assert "  Warning: There are no two classes, so labels were not checked; a training would stop" in ran.said
+    assert "  Warning: There are fewer than two classes, so labels were not checked; a training would stop" in ran.said
     assert "check the folder above it" in (tmp_path / "twinrun-check/index.html").read_text("utf-8")
 
 
@@ -174,7 +174,7 @@ def test_a_folder_or_a_pipe_in_place_of_a_file_is_one_sentence_that_says_what_to
     (tmp_path / "photo.jpg").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.yaml")
     cases = [
-        (("explain", "some"), "some is a folder. Name one image of it; to classify them all: twinrun predict some"),
+        (("explain", "some"), "some is a folder. Name one image in it; to classify them all: twinrun predict some"),
         (("explain", "no.jpg"), "no.jpg cannot be read: No such file or directory. Name an image."),
         (("sweep", "some"), "some cannot be read: it is a folder. Name a YAML file: twinrun sweep sweep.yaml"),
         (("sweep", "pipe.yaml"), "pipe.yaml cannot be read: it is not a regular file. Name a YAML file: twinrun sweep"),

@@ -414,7 +414,7 @@ def test_labels_are_not_doubted_by_models_that_know_too_little_or_are_not_there(
     poor = run_twinrun(Path(), "data", "fix", "--by-model")
 
     assert (absent.code, poor.code) == (1, 1)
-    assert "no predictions out of fold" in absent.said
+    assert "no out-of-fold predictions" in absent.said
     assert "train.probe.folds" in absent.said
     assert "agree with only 60% of the labels" in poor.said
     assert not Path("data/decisions").exists()

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from twinrun.validate.decisions import Decision
     from twinrun.validate.fixed_splits import FixedSplit
 
-app = typer.Typer(
-    no_args_is_help=True, help="Look at images before anything is trained on them, and fix what is wrong."
-)
+app = typer.Typer(no_args_is_help=True, help="Check images before training, and fix what is wrong with them.")
 
 FINDINGS = Path("data/out/validate/findings.parquet")
 DECISIONS = Path("data/decisions/decisions.csv")
@@ -91,7 +89,7 @@ def check(
     ] = "white",
     bands: Annotated[
         str | None,
-        typer.Option("--bands", help="In files with more than three bands, those for red, green and blue: 4,3,2."),
+        typer.Option("--bands", help="Bands for red, green and blue in files with more than three bands: 4,3,2."),
     ] = None,
 ) -> None:
     """Run all data checks on a folder, without a pipeline. Exit code: 0 clean, 1 findings, 2 not checked.
@@ -99,7 +97,7 @@ def check(
     Looks for unreadable images, duplicates, near duplicates, conflicting and wrong labels, shortcuts, poor images and
     drift, and writes a page with pictures. Nothing in the folder is changed.
 
-    Labels are the names of folders. Where folders name no classes, a CSV may: --splits-file.
+    Labels are the names of folders. If the folders do not name the classes, a CSV can: --splits-file.
 
     Examples: twinrun data check ~/Pictures/bins, twinrun data check photos --levels split,label --out report, twinrun
     data check pets --splits-file pets/train.csv
@@ -137,7 +135,7 @@ def fix(
     by_model: Annotated[
         bool,
         typer.Option(
-            "--by-model", help="List labels that the last training doubts instead, from its predictions out of fold."
+            "--by-model", help="Instead, list labels that contradict the out-of-fold predictions of the last training."
         ),
     ] = False,
 ) -> None:
@@ -146,11 +144,11 @@ def fix(
     Edit it (the action is drop, relabel or keep; without one a line has no effect) and set validate.decisions in
     params.yaml to apply it. Run again, this command keeps the lines and appends new proposals.
 
-    A label that a model doubts is often right, so its line has no action, and another label beside it. relabels.html
-    shows the pictures: write relabel where you see that the label is wrong, and keep where it is right.
+    A label that a model doubts is often right, so its line has no action, only a suggested label. relabels.html shows
+    the pictures: write relabel where you see that the label is wrong, and keep where it is right.
 
-    With --by-model, labels are doubted by the models of the last training's cross-validation, each of which had not
-    seen the image: on photos they know more than the quick model of validate.
+    With --by-model, an image's label is doubted by the model of the last training's cross-validation that had not seen
+    the image. On photos, these models know more than the quick model of validate.
 
     Examples: twinrun data fix, twinrun data fix --by-model, twinrun data fix --findings twinrun-check/findings.parquet
     """
@@ -200,8 +198,8 @@ def _where_to_look(doubted: "list[Decision]") -> str:
         picture = None if row is None else picture_of(pack[row])
         tiles.append(Tile(name=decision.path, picture=picture, error=reason))
     notes = [
-        "Many of these labels are right: a model doubts them, and it makes mistakes. Relabel only those that you see "
-        "to be wrong.",
+        "Many of these labels are right: a model doubts them, and models make mistakes. Relabel only those that "
+        "you can see are wrong.",
     ]
     write_text(sheet_html(tiles, title=f"{_count(len(tiles), 'label')} to look at", notes=notes), RELABELS)
     return f"Look at the pictures: {RELABELS}"
@@ -224,7 +222,7 @@ def _say_how_to_apply(out: Path) -> None:
 
 
 def _add_decisions(decisions: "list[Decision]", out: Path) -> "tuple[list[Decision], list[Decision]]":
-    """Append those of `decisions` whose image has none in `out`; returns the decisions that were there, and the new."""
+    """Append `decisions` on images that have none in `out`; returns the earlier decisions and the new ones."""
     from twinrun.base.files import behind_links, write_text
     from twinrun.tables.sheet import decoded, mark_of
     from twinrun.validate.decisions import decisions_csv, not_decided, read_decisions
@@ -295,7 +293,7 @@ def _drawn_splits(before: "list[FixedSplit]", out: Path) -> "list[FixedSplit]":
     manifest = read_manifest_table(MANIFEST)
     table = read_table(TABLE, len(manifest))
     if table["id"] != manifest["id"]:
-        raise DataError(f"{MANIFEST} is of other images than {TABLE}. Create it again: dvc repro validate")
+        raise DataError(f"{MANIFEST} and {TABLE} are of different images. Create them again: dvc repro validate")
     facts = {name: table[name].to_pylist() for name in ("path", "split", "pixels_sha256")}
     known = fixed_splits(facts, before)
     images, moved = [], []
@@ -325,7 +323,7 @@ def _warn_unless_watched(out: Path) -> None:
 
 
 def _rules(depth: str, ground: str, bands: str | None) -> "SampleRules":
-    """What --depth, --ground and --bands say; raises SourceError where one is something else."""
+    """The rules that --depth, --ground and --bands set; raises SourceError if a value is not valid."""
     from twinrun.decoding.samples import SampleRules
 
     if depth not in ("file", "data") and not (depth.isdecimal() and 1 <= int(depth) <= 32):
@@ -343,7 +341,7 @@ def _rules(depth: str, ground: str, bands: str | None) -> "SampleRules":
 
 
 def _levels(text: str) -> "Levels":
-    """What --levels says; raises SourceError where it is something else."""
+    """The levels that --levels lists; raises SourceError if one is not a level."""
     from typing import get_args
 
     from twinrun.core.params import Level
@@ -397,10 +395,9 @@ def feedback(
 ) -> None:
     """Check the photos that users sent (twinrun serve --feedback), and add those that you accept to the data.
 
-    Proposes to drop what is unreadable, a copy of an image of the data (above all of a test image), or probably
-    labelled wrong.
-    Writes a page with the pictures, and a CSV with a line for each photo: keep, drop or relabel. Edit it, and run again
-    with --accept. Exit code: 0 nothing was held back, 1 some were, 2 not checked.
+    Proposes to drop photos that are unreadable, copies of images in the data (above all of test images), or probably
+    labelled wrong. Writes a page with the pictures, and a CSV with a line for each photo: keep, drop or relabel. Edit
+    it, and run again with --accept. Exit code: 0 no photo was held back, 1 some were, 2 not checked.
 
     Examples: twinrun data feedback, twinrun data feedback --accept
     """
@@ -413,7 +410,7 @@ def feedback(
 
 
 def _check_feedback(out: Path) -> int:
-    """Judge what is in quarantine; the number of photos that are held back."""
+    """Judge the photos in data/feedback, and return how many are held back."""
     from collections import Counter
 
     from twinrun.base.files import write_text
@@ -425,10 +422,10 @@ def _check_feedback(out: Path) -> int:
 
     items = read_feedback(FEEDBACK)
     if not items:
-        print(f"There is no feedback in {FEEDBACK}. Users send some to: twinrun serve --feedback")
+        print(f"There is no feedback in {FEEDBACK}. To collect some from users: twinrun serve --feedback")
         return 0
     if out.exists():
-        read_decisions(out)  # which says what is wrong with it before the photos are judged
+        read_decisions(out)  # raises for an invalid file before the photos are judged, which takes longer
     photos, pixels = check_feedback(FEEDBACK, items, load_params())
     held = Counter(photo.kind for photo in photos if photo.kind is not None)
     _add_decisions([photo.proposal for photo in photos], out)
@@ -476,7 +473,7 @@ def _accept_feedback(out: Path, into: Path | None) -> int:
 
 
 def _relabels_by_model() -> "list[Decision]":
-    """Proposals for labels that the models of cross-validation doubt; raises DataError where there are none."""
+    """Proposals for labels that the models of cross-validation doubt; raises DataError if they made no predictions."""
     from twinrun.dataset.manifest import read_manifest
     from twinrun.dataset.table import read_table
     from twinrun.evaluation.headline import read_out_of_fold
@@ -488,8 +485,8 @@ def _relabels_by_model() -> "list[Decision]":
     scored = read_out_of_fold(OUT_OF_FOLD, manifest)
     if scored is None:
         raise DataError(
-            "The last training has no predictions out of fold. A linear head on pretrained features has them with "
-            "train.probe.folds: 5, any other network with train.folds: 5 (params.yaml). Set it, and run: dvc repro"
+            "The last training has no out-of-fold predictions. In params.yaml, set train.probe.folds: 5 for a linear "
+            "head on pretrained features, or train.folds: 5 for any other network, and run: dvc repro"
         )
     by_model = scored.predictions
     agreement = float((by_model.predicted == by_model.targets).mean())

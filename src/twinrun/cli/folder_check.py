@@ -43,7 +43,7 @@ _MAX_PIXELS = 100_000_000
 _SIDE_PX, _SMALLEST_SIDE_PX = 64, 16
 _HEADERS_READ = 100
 _PLAIN_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # whose headers are small
-# As in the preset `folder`, but that a class may be small: there may be more images elsewhere.
+# As in the preset `folder`, except that a class may have a single image: there may be more elsewhere.
 _SETTINGS = ValidateParams(
     seed=0,
     fractions=SplitFractions(train=0.7, val=0.15, test=0.15),
@@ -75,7 +75,7 @@ _SETTINGS = ValidateParams(
 
 
 def _is_report(out: Path, page: Path) -> bool:
-    """Whether a page is one that this command wrote, also before pages had a mark: then its result is beside it."""
+    """Whether this command wrote the page. One of an early version has no mark, but a result beside it."""
     result = out / _RESULT
     return is_page(page) or (result.is_file() and is_result(result))
 
@@ -95,11 +95,11 @@ def check_folder(
 ) -> tuple[Verdict, list[str]]:
     """Check the images below `folder` and write index.html, result.json and findings.parquet into `out`.
 
-    Labels and splits are those of its folders, where it has such, read as `levels` says; `leave_out` are patterns of
-    paths that are left out; `splits_file`, `follow_links` and `rules` are as in ingest. Wrong labels are searched for
-    where `labels` says so. With a `reference`, drift is measured against it. Returns the verdict and notes for the
-    terminal. Raises SourceError where there is nothing to check, and PublishError where `out` cannot be written or
-    holds another file with one of these names.
+    Images are resized to `size_px` for the checks, by default 64 pixels a side, or less if all are smaller. Labels and
+    splits are read from the names of folders, as `levels` says; `leave_out` has patterns of paths to leave out;
+    `splits_file`, `follow_links` and `rules` are as in ingest. If `labels` is true, wrong labels are searched for. With
+    a `reference`, drift is measured against it. Returns the verdict and notes for the terminal. Raises SourceError if
+    there is nothing to check, and PublishError if `out` cannot be written or has another file with one of these names.
     """
     listing = list_images(folder, out, levels, leave_out, splits_file=splits_file, follow_links=follow_links)
     size_px = size_px or _usual_size(listing)
@@ -128,14 +128,14 @@ def check_folder(
 
 
 def _usual_size(listing: Listing) -> int:
-    """64 pixels, or the longest side of the images where it is smaller: of some of them, by their headers."""
+    """64 pixels, or the longest side in a sample of the images (from their headers) if that is less; at least 16."""
     if isinstance(listing.content, Arrays):
         height, width = listing.content.pixels.shape[1:3]
         return min(_SIDE_PX, max(_SMALLEST_SIDE_PX, int(height), int(width)))
     paths = listing.content.paths
     longest = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is odd about an image is said when it is decoded
+        warnings.simplefilter("ignore")  # problems of an image are reported when it is decoded
         for path in paths[:: max(1, len(paths) // _HEADERS_READ)]:
             with contextlib.suppress(Exception), open_regular(path) as file:
                 longest = max(longest, *Image.open(file, formats=_PLAIN_FORMATS).size)
@@ -146,12 +146,12 @@ def _make_writable(out: Path) -> None:
     try:
         ensure_writable(out, 0)
     except OSError as error:
-        raise PublishError(f"{out} cannot be made a folder: {error.strerror}. Name another one: --out.") from None
+        raise PublishError(f"{out} cannot be used as a folder: {error.strerror}. Name another one: --out.") from None
 
 
 @contextlib.contextmanager
 def _removed_if_empty(folder: Path | None) -> Iterator[None]:
-    """Remove the folder again where an error or Ctrl-C comes before anything was written into it."""
+    """Remove the folder, if one is given, after an error or Ctrl-C that came before anything was written into it."""
     try:
         yield
     except BaseException:
@@ -162,7 +162,7 @@ def _removed_if_empty(folder: Path | None) -> Iterator[None]:
 
 
 def _on_classes(verdict: Verdict) -> list[Finding]:
-    """A finding where there are no labels: a person who names the folder of one class should not take it for a set."""
+    """A warning if there are no labels, so that nobody takes the folder of a single class for a whole data set."""
     if verdict.classes:
         return []
     return [
@@ -171,7 +171,7 @@ def _on_classes(verdict: Verdict) -> list[Finding]:
             meaning="The images lie in folders of two classes or more",
             severity="warning",
             status="warning",
-            found="There are no two classes, so labels were not checked; a training would stop here. "
+            found="There are fewer than two classes, so labels were not checked; a training would stop here. "
             "Labels are the names of folders, or those in a CSV (--splits-file)",
             settings=(),
             advice="If it is one class of a set, check the folder above it",
@@ -181,7 +181,7 @@ def _on_classes(verdict: Verdict) -> list[Finding]:
 
 
 def _without_setting(fact: Facts) -> Facts:
-    """The error of an unreadable image with the option in place of a setting: here there is no params.yaml."""
+    """Name the option in place of the setting in the error of an unreadable image: here there is no params.yaml."""
     if fact.error is None:
         return fact
     error = re.sub(r"\(params\.yaml: ingest\.(depth|bands)\)", r"(--\1)", fact.error)
@@ -189,8 +189,8 @@ def _without_setting(fact: Facts) -> Facts:
 
 
 def _without_settings(finding: Finding, out: Path) -> Finding:
-    """Advice that names no setting: what stands behind its last "or" is to change one."""
+    """Shorten the advice to what needs no setting: what follows its first ", or" is about changing one."""
     advice = finding.advice.partition(", or ")[0].replace("data fix", f"data fix --findings {out / FINDINGS}")
     if finding.name == "label_search" and finding.settings:
-        advice = "Check a part of the images, or leave labels out: --no-labels"
+        advice = "Check only some of the images, or skip the search for wrong labels: --no-labels"
     return replace(finding, settings=(), advice=advice)

@@ -52,7 +52,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="""Train image classifiers that can be trained again: check data, compare, promote and serve models.
+    help="""Train image classifiers reproducibly: check data, and compare, promote and serve models.
 
 [bold]dvc repro[/bold] trains, evaluates and registers a model; these commands are for what comes before and after.
 

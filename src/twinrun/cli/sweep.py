@@ -39,23 +39,28 @@ class Cluster(StrEnum):
 
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, max=1000, help="Trainings at a time; by default one a core, or one on a GPU."),
+    typer.Option(
+        "--workers", min=1, max=1000, help="Trainings at a time; by default one for each core, or one on a GPU."
+    ),
 ]
-On = Annotated[Engine, typer.Option("--on", help="Where they run: processes here, jobs of Slurm, tasks of Ray.")]
+On = Annotated[
+    Engine, typer.Option("--on", help="Where trainings run: in processes here, as jobs of Slurm, as tasks of Ray.")
+]
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="The search space and settings; its name is the sweep's.")] = Path(
-        "sweep.yaml"
-    ),
+    file: Annotated[
+        Path, typer.Argument(help="File of the search space and settings; the sweep takes its name.")
+    ] = Path("sweep.yaml"),
     workers: Workers = None,
     on: On = Engine.local,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted sweep of that name.")] = False,
 ) -> None:
     """Search settings of training: Optuna proposes trials, and the validation images judge them.
 
-    The result is the same for any number of workers and after any kill. Each trial is a run in MLflow, below that of
-    the sweep, and `twinrun reproduce` works on it. Ctrl-C stops; --resume goes on. The test images are never read.
+    The result is the same for any number of workers and after any interruption. Each trial is a run in MLflow, below
+    the run of the sweep, and `twinrun reproduce` works on it. Ctrl-C stops; --resume continues. The test images are
+    never read.
 
     Examples: twinrun sweep, twinrun sweep rates.yaml --workers 2, twinrun sweep --resume --on slurm --workers 20
     """
@@ -84,7 +89,7 @@ def sweep(
         print(line)
     print(f"Page: {target}, table: {outcome.folder / TABLE}")
     if outcome.best is not None:
-        print(f"To take the best settings over: cp {outcome.folder / BEST} params.yaml && dvc repro")
+        print(f"To use the best settings: cp {outcome.folder / BEST} params.yaml && dvc repro")
 
 
 def seeds(workers: Workers = None, on: On = Engine.local) -> None:
@@ -116,7 +121,7 @@ def train(
     on: Annotated[Cluster, typer.Option("--on", help="The cluster: Ray's, which RAY_ADDRESS names.")],
     workers: Annotated[int, typer.Option("--workers", min=1, max=1000, help="Training processes.")] = 2,
 ) -> None:
-    """Train in several processes on the machines of a cluster; `dvc repro` then records and evaluates it.
+    """Train in several processes on the machines of a cluster; `dvc repro` then records and evaluates the model.
 
     On this machine alone, `dvc repro` trains. The weights are those of one process. Several processes on one machine
     need no cluster: set train.devices.
@@ -149,7 +154,7 @@ def _say(text: str) -> None:
 
 
 def _launch(on: Engine, workers: int | None, most: int, params: "Params") -> "Callable[[Path], Launcher]":
-    """What opens the launcher, given a folder for its files."""
+    """A function that opens the launcher, given a folder for its files."""
     from twinrun.record.card import installed_gpus
     from twinrun.sweep.engines import open_launcher
 
