@@ -1,4 +1,4 @@
-"""Creating a project: `twinrun init`. It is built in a temporary folder and takes its place once it is complete."""
+"""Creating a project: `twinrun init`. It is built in a temporary folder, which is moved into place once complete."""
 
 import io
 import os
@@ -28,8 +28,8 @@ GITIGNORE = ".gitignore"
 _HERE = Path(__file__).parent
 _EMPTY = ("data/raw", "mlruns")  # and the folders that stages depend on
 _OF_TWINRUN = "# Development of Twinrun itself"  # what follows in .gitignore and .dvcignore is not copied
-_ROOMS = "src/twinrun/"
-_UNFINISHED = ".creating-"  # not .unfinished-, which a project's .gitignore has: DVC works in no ignored folder
+_PACKAGES = "src/twinrun/"
+_UNFINISHED = ".creating-"  # not .unfinished-, which .gitignore lists: DVC does not work in ignored folders
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 _DVC_GITIGNORE = "/config.local\n/tmp\n/cache\n"
 _DVC_HEADER = f"""\
@@ -39,7 +39,7 @@ The five stages. Each runs again when its data, its settings, its file in pipeli
 
 @dataclass(frozen=True)
 class Created:
-    """A new project: its folder, whether git has its first commit (None in an older repository), notes on its data."""
+    """A new project: its folder, whether git has its first commit (None inside another one), notes on its data."""
 
     folder: Path
     committed: bool | None
@@ -63,7 +63,7 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
         notes = _notes_on(data, preset, changes)
         changes = (*changes, f"ingest.path={quoted(f'data/raw/{data.name}')}")
     outer = _git_above(folder)
-    exists = folder.is_dir()  # then built in it: it may be a mount point, or its parent read-only
+    exists = folder.is_dir()  # then it is built inside: it may be a mount point, or its parent read-only
     unfinished = (folder if exists else folder.parent) / f"{_UNFINISHED}{folder.name}-{uuid.uuid4().hex[:8]}"
     new_above = [above for above in unfinished.parents if not above.exists()]
     try:
@@ -73,7 +73,7 @@ def create_project(folder: Path, preset: str, data: Path | None = None, changes:
             _write_files(unfinished, preset, changes)
             if outer is None:
                 _run_git(unfinished, "init", "--quiet")
-            _run_dvc(unfinished, "init", "--no-scm")  # otherwise it stages files of this folder in git
+            _run_dvc(unfinished, "init", "--no-scm")  # without --no-scm, DVC stages files in git
             write_text(_DVC_CONFIG, unfinished / ".dvc/config")
             write_text(_DVC_GITIGNORE, unfinished / ".dvc/.gitignore")
             if data is not None:
@@ -115,7 +115,7 @@ def _require_empty(folder: Path) -> None:
 
 
 def _require_copyable(data: Path, folder: Path, preset: str) -> None:
-    """Refuse data that cannot be copied, or for a preset that has its own."""
+    """Raise SourceError if the data cannot be copied, or if the preset has images of its own."""
     if preset_params(preset).ingest.source == "digits":
         raise SourceError(f"The preset {preset} brings its own images. For --data, use --preset photos or folder.")
     if not data.is_dir():
@@ -158,21 +158,21 @@ def _notes_on(data: Path, preset: str, changes: tuple[str, ...]) -> list[str]:
 
 
 def _unfit_name(name: str) -> str | None:
-    """Why DVC, or the .gitignore that it writes, cannot have the name of a folder."""
+    """Why DVC, or the .gitignore that it writes, cannot handle the name of a folder; None if it can."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return "is not UTF-8, which DVC needs"
     if any(unicodedata.category(character) == "Cc" for character in name):
-        return "has a control character, such as a line break, with which git would not ignore its photos"
+        return "has a control character, such as a line break, so git would not ignore its photos"
     if name.endswith(" "):
-        return "ends with a space, with which git would not ignore its photos"
+        return "ends with a space, so git would not ignore its photos"
     return "ends with .dvc, which DVC takes for one of its own files" if name.endswith(".dvc") else None
 
 
 def _git_above(folder: Path) -> Path | None:
-    """The git repository that `folder` would lie in."""
-    parents = folder.resolve().parents  # of where a link leads
+    """The root of the git repository that `folder` would lie in; None if there is none."""
+    parents = folder.resolve().parents  # those of its target, if it is a link
     parent = next(folder_above for folder_above in parents if folder_above.is_dir())
     top = run_git(parent, "rev-parse", "--show-toplevel")
     return None if top.returncode else Path(top.stdout.removesuffix("\n"))
@@ -220,9 +220,9 @@ def _stages() -> Any:
     content: Any = YAML(typ="rt", pure=True).load(_template("dvc.yaml").read_text(encoding="utf-8"))
     for stage in content["stages"].values():
         stage["cmd"] = stage["cmd"].removeprefix("PYTHONPATH=src ")
-        rooms = [dep.removeprefix(_ROOMS) for dep in stage["deps"] if dep.startswith(_ROOMS)]
-        stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith(_ROOMS)]
-        stage["params"] = [*stage["params"], {CODE.as_posix(): rooms}]
+        packages = [dep.removeprefix(_PACKAGES) for dep in stage["deps"] if dep.startswith(_PACKAGES)]
+        stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith(_PACKAGES)]
+        stage["params"] = [*stage["params"], {CODE.as_posix(): packages}]
     content.yaml_set_start_comment(_DVC_HEADER)
     return content
 
@@ -236,7 +236,7 @@ def _watched(content: Any) -> list[str]:
 def _copy(data: Path, place: Path) -> None:
     try:
         shutil.copytree(data, place, ignore_dangling_symlinks=True)
-    except shutil.Error as error:  # it has the errors of the files as texts
+    except shutil.Error as error:  # which lists the errors of all files, as texts
         source, _, reason = error.args[0][0]
         number = re.match(r"\[Errno (\d+)\]", reason)
         if number is None:
@@ -247,7 +247,7 @@ def _copy(data: Path, place: Path) -> None:
 
 
 def _require_stored(project: Path, data: Path) -> None:
-    """Refuse a folder with images that DVC would leave out by .dvcignore, here or in the folder, without a word."""
+    """Raise SourceError if DVC would silently leave out images, because of the project's or the folder's .dvcignore."""
     place = Path("data/raw", data.name)
     files = [str(file.relative_to(project)) for file in (project / place).rglob("*") if not file.is_dir()]
     seen = [
@@ -279,7 +279,7 @@ def _is_of_programs(name: str) -> bool:
 
 
 def _not_copied(number: int, source: str) -> OSError | SourceError:
-    """The error of a file of --data: of the disk that is written to where `number` says so, or else of the file."""
+    """The error for a file of --data: the disk's if `number` is an error of the disk written to, else the file's."""
     error = OSError(number, os.strerror(number))
     return error if number in OF_THE_TARGET else SourceError(os_problem(error, source, verb="copied"))
 
@@ -304,13 +304,13 @@ def _expect_success(program: str, arguments: tuple[str, ...], ran: "subprocess.C
 
 
 def _commit(folder: Path) -> bool:
-    """Whether git made the first commit; it makes none without the author's name."""
+    """Make the first commit, and return whether git did: without an author's name it does not."""
     _run_git(folder, "add", "--all")
     return run_git(folder, "commit", "--quiet", "--message", "Start the project").returncode == 0
 
 
 def _move_up(unfinished: Path) -> None:
-    """Move all that is in the folder into the one above; after an error, nothing of it is there."""
+    """Move the content of the folder into its parent; after an error, move it back."""
     folder, names = unfinished.parent, [path.name for path in unfinished.iterdir()]
     try:
         for name in names:

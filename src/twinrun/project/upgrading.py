@@ -1,4 +1,4 @@
-"""Bringing a project's own files up to the installed Twinrun: `twinrun upgrade`."""
+"""Updating a project's own files to the installed version of Twinrun: `twinrun upgrade`."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ Setting = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What was changed: settings that params.yaml lacked, and files of the stages that were replaced; and notes."""
+    """The result: settings that were added to params.yaml, other files that were changed, and notes."""
 
     settings: tuple[str, ...]
     files: tuple[str, ...]
@@ -31,10 +31,10 @@ class Upgrade:
 def upgrade_project(root: Path) -> Upgrade:
     """Add missing settings to params.yaml, with defaults and comments, and replace dvc.yaml and pipeline/*.py.
 
-    What .gitignore lacks is added to it; one that cannot be read is left alone, with a note. The rest of both files
-    stays, byte for byte. Where params.yaml does not describe a run even then, a note says why. Raises RepositoryError,
-    before anything is written, where a file that would change is not committed as it is, so that git has what was
-    there, or leads out of the project; ParamsError for a params.yaml that cannot be read.
+    Patterns that .gitignore lacks are added to it; if it cannot be read, it is left alone, with a note. The rest of
+    both files stays the same, byte for byte. If params.yaml is not valid even then, a note says why. Before anything is
+    written, raises RepositoryError if a file that would change is not committed as it is, or is a link out of the
+    project, and ParamsError if params.yaml cannot be read.
     """
     path = root / PARAMS
     try:
@@ -60,18 +60,18 @@ def upgrade_project(root: Path) -> Upgrade:
 
 
 def _name_of_content(root: Path, name: str) -> str:
-    """The path in the project of the file that is written for `name`, which may be a link to it."""
+    """The path in the project of the file behind `name`, which may be a link; RepositoryError if it is outside."""
     target, home = (root / name).resolve(), root.resolve()
     if not target.is_relative_to(home):
         raise RepositoryError(
             f"{name} would be changed, and it leads to {target}, outside the project, where others may use it. Nothing "
-            "was written. Put a copy in the place of the link, commit it, and run this again."
+            "was written. Replace the link by a copy of the file, commit it, and run this again."
         )
     return target.relative_to(home).as_posix()
 
 
 def _problems(settings: str) -> Iterator[str]:
-    """What is wrong with settings that an earlier version may have had."""
+    """The problems of the settings after the upgrade, such as those that only an earlier version had."""
     try:
         parse_params(read_yaml(settings), PARAMS.as_posix())
     except ParamsError as error:
@@ -79,7 +79,7 @@ def _problems(settings: str) -> Iterator[str]:
 
 
 def _files(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The stages, and the project's .gitignore with the patterns that it lacks at its end; and notes."""
+    """The files of the stages, .gitignore with missing patterns appended, both by path; and notes."""
     own = _text(root / GITIGNORE)
     if own is None and os.path.lexists(root / GITIGNORE):
         return stage_files(), (
@@ -89,7 +89,7 @@ def _files(root: Path) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def with_lines(text: str, lines: list[str]) -> str:
-    """A text file with those of the lines at its end that it lacks; what it holds stays as it is."""
+    """A text with those of `lines` that it lacks appended; the rest of it stays the same."""
     own, end = text.removeprefix("\ufeff").splitlines(), "\r\n" if "\r\n" in text else "\n"
     missing = [line for line in lines if line and line not in own]
     if missing and text and not text.endswith("\n"):
@@ -98,9 +98,10 @@ def with_lines(text: str, lines: list[str]) -> str:
 
 
 def with_missing(text: str, defaults: str) -> tuple[str, list[str]]:
-    """Settings as YAML, with those added that only `defaults` has, each below the one that precedes it there.
+    """Settings as YAML, with those that only `defaults` has added, each below the one that precedes it there.
 
-    Returns the text and the names of what was added, such as `train.seeds`, or `serve` for a whole section.
+    Returns the text and the names of what was added, such as `train.seeds`, or `serve` for a whole section. Raises
+    ParamsError for a setting that cannot be added.
     """
     added: list[str] = []
     while True:
@@ -152,7 +153,7 @@ def _settings(text: str) -> Iterator[tuple[Setting, int]]:
 
 
 def _block(lines: list[str], row: int) -> list[str]:
-    """The lines of a setting, with the comment lines directly above it that no other setting begins on."""
+    """The lines of a setting, with the comment lines directly above it that are indented like it."""
     first = row
     while first and lines[first - 1].lstrip().startswith("#") and _indent(lines[first - 1]) == _indent(lines[row]):
         first -= 1
@@ -160,7 +161,7 @@ def _block(lines: list[str], row: int) -> list[str]:
 
 
 def _end(lines: list[str], row: int) -> int:
-    """The line after the last one of the setting that begins on `row`."""
+    """Index of the line after the setting that begins on line `row`."""
     own, end = _indent(lines[row]), row + 1
     for number, line in enumerate(lines[row + 1 :], row + 1):
         if line.strip() and _indent(line) <= own and not (line.lstrip().startswith("- ") and _indent(line) == own):
@@ -175,7 +176,7 @@ def _indent(line: str) -> int:
 
 
 def _text(path: Path) -> str | None:
-    """The text as it stands, line ends included; None where there is none or it cannot be read."""
+    """The text of a file, with its own line ends; None if it is missing, unreadable or not UTF-8."""
     try:
         return path.read_bytes().decode()
     except (OSError, UnicodeDecodeError):
@@ -183,7 +184,7 @@ def _text(path: Path) -> str | None:
 
 
 def _lines(text: str | None) -> list[str] | None:
-    """Its lines; git may have given them another end in this checkout."""
+    """The lines of a text, whatever line ends git gave it in this checkout."""
     return None if text is None else text.replace("\r\n", "\n").split("\n")
 
 
@@ -198,7 +199,7 @@ def _require_committed(root: Path, names: list[str]) -> None:
     if status.returncode:
         raise RepositoryError(
             f"git cannot tell what has changed: {status.stderr.strip()}. Nothing was written, since {', '.join(names)} "
-            "would be changed. Have git keep what is there: git init && git add . && git commit"
+            "would be changed. Commit the project first: git init && git add . && git commit"
         )
     if uncommitted := [line[3:] for line in status.stdout.splitlines()]:
         raise RepositoryError(
