@@ -210,16 +210,19 @@ def test_the_log_has_hashes_of_every_answer_and_verify_computes_one_again(
     changed = _verify(capsys, file, photo)
     file.write_text("{}")
     none = _verify(capsys, file, photo)
+    os.truncate(file, 100_000_001)
+    large = _verify(capsys, file, photo)
 
     line = json.loads(served.log.read_text().removeprefix(before))
     assert line["model"]["name"] == NAME
     assert {line[name] == answer[name] for name in ("label", "image_sha256", "logits_sha256")} == {True}
     assert [code for code, _ in said] == [0, 0]
-    assert said[0][1].startswith(f"SAME: {answer['label']}, by the weights")
+    assert said[0][1].startswith(f"SAME: {answer['label']}, with the weights")
     assert wrong[0] == changed[0] == 4
     assert "but the answer is for" in wrong[1]
     assert f"The answer was metal, but the model now gives {answer['label']}" in changed[1]
-    assert none[0] == 1
+    assert none[0] == large[0] == 1
+    assert f"grep {answer['image_sha256']} {file} > answer-of-photo.jsonl" in large[1]
 
 
 @pytest.mark.skipif(not (DATA / "hostile-images").is_dir(), reason="TWINRUN_TEST_DATA names no hostile-images/")
