@@ -1,4 +1,4 @@
-"""A training that is ready to start: everything that decides its weights, put together and named by its fingerprint."""
+"""A training that is ready to start: everything that decides its weights, identified by its fingerprint."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -52,10 +52,10 @@ from twinrun.training.starting import set_first_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A network at its first weights, the data and the settings, and where checkpoints and features are kept.
+    """A network with initial weights, data and settings, and the places of checkpoints and features.
 
-    `initial` gives the network anew, for a seed. `source` is the content of the file that the network is from, if it is
-    one of the project.
+    `initial` builds the network again, with the initial weights of a seed. `source` is the content of the file in
+    networks/ that defines the network, or None if Twinrun or a library defines it.
     """
 
     network: nn.Module
@@ -72,7 +72,7 @@ class Job:
     source: bytes | None = None
 
     def require_source(self) -> None:
-        """Raise TrainingError where the file that the network is from is not what it was when the training began."""
+        """Raise TrainingError if the file that defines the network has changed since the training began."""
         name = self.params.model.partition(":")[0]
         with suppress(ModelError):
             if self.source is None or own_source(self.params.model) == self.source:
@@ -84,20 +84,20 @@ class Job:
         )
 
     def bundle_bytes(self) -> int:
-        """What the model needs on disk, about."""
+        """Approximate size of the model on disk, bytes."""
         tensors = self.network.state_dict().values()
         weights: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return weights + 100_000
 
     def checkpoint_bytes(self) -> int:
-        """What the checkpoints need on disk at most: two of each training and one that is being written.
+        """Upper limit for the size of the checkpoints on disk, bytes: two for each training, and one being written.
 
-        Each has weights, best weights and optimizer.
+        Each has weights, best weights and the state of the optimizer.
         """
         return (1 + 2 * (self.params.seeds + self.params.folds)) * 5 * self.bundle_bytes()
 
     def run(self, stop: StopRequest, on_epoch: OnEpoch) -> Trained:
-        """Train, or go on training, once or for each seed and fold; see `fit`, and for a frozen backbone `probe`."""
+        """Train, or resume, once or for each seed and fold: see `fit`, or `probe` for a frozen backbone."""
         if self.params.freeze == "backbone":
             return self._run_probe(stop, on_epoch)
         with starting_others() if self.params.seeds > 1 or self.params.folds else nullcontext():
@@ -108,7 +108,7 @@ class Job:
     def run_part(self, name: str, stop: StopRequest) -> None:
         """Train one of the seeds or folds to its last checkpoint, from which `run` then goes on.
 
-        `name` is seed-SEED or fold-NUMBER, counted from 0.
+        `name` is seed-SEED or fold-NUMBER; folds are counted from 0.
         """
         kind, _, number = name.partition("-")
         if kind == "seed":
@@ -130,7 +130,7 @@ class Job:
         )
 
     def _part(self, name: str, seed: int, manifest: Manifest) -> "Job":
-        """One of several trainings that belong together; normalised by its own training images."""
+        """The job of one seed or fold, normalised by its own training images unless weights are pretrained."""
         numerics = self.numerics
         if self.params.pretrained is None:
             mean, std = pixel_statistics(self.images, manifest.split("train").rows)
@@ -212,7 +212,7 @@ class Job:
         features = Features(self.features, backbone_of(self.network, classes), self.numerics, network)
 
         def of(*splits: Split, views: int = self.params.probe_views) -> FeatureArray:
-            """Features (V, N, D) of the images of the splits, one after the other, in the first `views` views."""
+            """Features (V, N, D) of the first `views` views of the N images of the splits, in that order."""
             images = sum(map(len, splits))
             computed = features.of(self._views(splits), views * images, threads=threads, stop=stop)
             return computed.reshape(views, images, -1)
@@ -250,7 +250,7 @@ class Job:
         )
 
     def _views(self, splits: Sequence[Split]) -> LoadImage:
-        """Images of the splits, one after the other, as they are; then all of them changed, keyed by view and id."""
+        """Loads image view * N + i of the N images of the splits: view 0 unchanged, others augmented by view and id."""
         rows = joined_rows(splits)
         keys = np.concatenate([id_keys(split.ids) for split in splits])
 
@@ -266,7 +266,7 @@ class Job:
 
 
 def median_training(trainings: Sequence[Trained]) -> int:
-    """Which training has the median validation accuracy, of an even number the lower one of the two in the middle."""
+    """Index of the training with the median validation accuracy; of an even number, the lower one in the middle."""
     kept = [trained.history[trained.kept_epoch - 1] for trained in trainings]
     order = sorted(range(len(kept)), key=lambda i: (kept[i].val_accuracy, -kept[i].val_loss, i))
     return order[(len(order) - 1) // 2]
@@ -280,10 +280,10 @@ def _say(line: str) -> None:
 def prepare_job(
     ingest: IngestParams, params: TrainParams, pack: Path, manifest_file: Path, resume_root: Path, features: Path
 ) -> Job:
-    """Put a training together; raises what can be known before the first batch.
+    """Prepare a training, and raise errors that can be detected before the first batch.
 
-    That is DataError for a batch larger than the training set, ModelError for an unknown network or one that cannot
-    take the images, TrainingError for a GPU that is not there.
+    These are DataError for an empty split or a batch larger than the training set, ModelError for an unknown network or
+    one that cannot take the images, and TrainingError for a missing GPU.
     """
     images = open_pack(pack)
     manifest = read_manifest(manifest_file, len(images))

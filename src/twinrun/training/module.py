@@ -30,12 +30,12 @@ from twinrun.training.schedule import image_size, learning_rate
 from twinrun.training.shards import ShardedNetwork
 
 _CPU = torch.device("cpu")
-_GROUPS = 32  # of the steps of an epoch, at most twice as many; a progress bar moves with each
+_GROUPS = 32  # lists of steps in an epoch, at most twice as many; the progress bar moves once for each
 
 
 @dataclass(frozen=True)
 class EpochScores:
-    """What one epoch gave; the learning rate is that of its last step."""
+    """Scores of an epoch, counted from 1: mean losses, accuracy in [0, 1], and the learning rate of its last step."""
 
     epoch: int
     train_loss: float
@@ -45,10 +45,10 @@ class EpochScores:
 
 
 class SplitImages:
-    """The images of one split with their targets and keys: on a GPU in its memory, else read as they are asked for."""
+    """The images of one split with targets and keys: in the memory of the GPU if they fit, else read when needed."""
 
     def __init__(self, images: Pixels, split: Split, classes: int, device: torch.device = _CPU) -> None:
-        """On a `device` without enough free memory too, images are read from the pack, batch by batch."""
+        """If `device` is the CPU or has too little free memory, images are read from the pack, batch by batch."""
         self._images: Pixels | Tensor = images
         self._rows = split.rows
         self.size: tuple[int, int] = (images.shape[1], images.shape[2])
@@ -74,7 +74,7 @@ class SplitImages:
 
 
 class Classifier(pl.LightningModule):
-    """Trains `sharded.network` by manual optimization: the gradient is the shards' and Lightning keeps the loop.
+    """Trains `sharded.network` by manual optimization: the shards compute the gradient, Lightning runs the loop.
 
     After each epoch `scores` holds its EpochScores, and `result_network` the network that validation judged: the moving
     average of the weights where the settings ask for one.
@@ -150,7 +150,7 @@ class Classifier(pl.LightningModule):
         self._losses.append((result.loss, len(batch)))
 
     def load(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Images to train on, and their targets: class indices (n,), or shares of classes (n, C) of mixed ones."""
+        """Images to train on, and their targets: class indices (n,), or class shares (n, C) if mixed."""
         images, params, epoch = self._train_images, self._params, self.current_epoch
         keys = place_keys(images.keys, places)
         pixels, targets = self._augmented(places % len(images), keys)
@@ -213,7 +213,7 @@ class Classifier(pl.LightningModule):
 
 
 class EpochBatches:
-    """The batches of the module's current epoch, anew for each epoch; each is an array of indices."""
+    """The batches of the epoch that the module is in, as arrays of indices."""
 
     def __init__(self, module: Classifier, images: SplitImages, params: TrainParams) -> None:
         self._module, self._images, self._params = module, images, params
@@ -228,7 +228,7 @@ class EpochBatches:
 
 
 def balanced_classes(images: SplitImages, params: TrainParams) -> NDArray[np.int64] | None:
-    """The images' classes (N,) where the settings ask for as many places of each in an epoch; else None."""
+    """The images' class indices (N,) if the settings ask for balanced sampling, else None."""
     return images.targets if params.balance == "sampling" else None
 
 
@@ -239,9 +239,9 @@ def clip_gradient(network: nn.Module, params: TrainParams) -> None:
 
 
 class Grouped:
-    """Batches as lists of `size` of them, the last of which may be shorter.
+    """Batches in lists of `size`; the last list may be shorter.
 
-    Lightning's loop costs as much time as a step of a small network: it runs once for each list.
+    A turn of Lightning's loop takes as long as a step of a small network, so it covers a whole list.
     """
 
     def __init__(self, batches: EpochBatches, size: int) -> None:
@@ -276,10 +276,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, AdamW, or Muon for all matrices and filters but the head.
 
-    Weight decay spares tensors of one dimension: biases and normalisation. Muon's work is shared out by `share_out`,
-    which calls a function with each of several numbers.
+    Weight decay is not applied to tensors of one dimension: biases and normalisation. `share_out` distributes Muon's
+    work: it calls a function with each of several numbers.
 
-    The `share` of a group is its part of the learning rate, which is smaller for all but the `head` where settings say.
+    The `share` of a group is its factor on the learning rate: 1 for the `head`, backbone_learning_rate elsewhere.
     """
     in_head = {id(parameter) for parameter in head}
     groups: list[dict[str, Any]] = []
@@ -306,7 +306,7 @@ def build_optimizer(
 
 
 def _not_compiled(optimizer: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The same optimizer without what PyTorch wraps its methods in for its compiler, whose import takes seconds."""
+    """The optimizer without the wrappers that PyTorch adds for its compiler, whose import takes seconds."""
     wrapped = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
     plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in wrapped}
     step = torch.no_grad()(inspect.unwrap(optimizer.step))

@@ -1,9 +1,8 @@
-"""Augmentation in torch operations, for images in the memory of a GPU: the integers of `augment`, to the last bit.
+"""Augmentation in torch operations, for images in the memory of a GPU: the same integers as `augment`.
 
-What is drawn for each image is drawn on the processor (`augment.draw_changes`), a few numbers an image. Here are the
-pixels alone. Each floating-point operation is written as one that every device rounds alike. A multiplication and an
-addition that the processor does in one rounding, as its bilinear sampling and resizing do, are done in float64 and
-rounded once.
+The random numbers, a few for each image, are drawn on the CPU (`augment.draw_changes`); this module changes the pixels.
+It uses only floating-point operations that every device rounds alike. Where the CPU rounds a multiplication and an
+addition once, as in bilinear sampling and resizing, they are computed in float64 and rounded once.
 """
 
 from functools import cache
@@ -19,12 +18,12 @@ from twinrun.training.augment import LUMA, Changes, Recolouring, draw_changes, d
 
 
 def fits(device: torch.device, needed: int) -> bool:
-    """Whether a split of so many bytes is kept in the memory of `device`: a GPU's, in which it takes at most half."""
+    """Whether a split of `needed` bytes is kept on `device`: a GPU, if it takes at most half of the free memory."""
     return device.type == "cuda" and 2 * needed <= torch.cuda.mem_get_info(device)[0]
 
 
 def copied(images: Pixels, rows: IntArray, device: torch.device) -> Tensor:
-    """Those rows of images, uint8 (N, H, W, C), in the memory of `device`, without a whole copy in the computer's."""
+    """These rows of images, uint8 (N, H, W, C), on `device`; copied in parts, to save memory on the CPU."""
     copy = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8, device=device)
     for part in range(0, len(rows), 1024):
         copy[part : part + 1024] = torch.from_numpy(images[rows[part : part + 1024]])
@@ -104,7 +103,7 @@ def _multiplied_and_added(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _warped(images: Tensor, matrices: Tensor) -> Tensor:
-    """Bilinear, zeros outside, in the order in which grid_sample computes on a processor."""
+    """Warp bilinearly, with zeros outside, in the order in which grid_sample computes on a CPU."""
     count, height, width, channels = images.shape
     places = [
         _multiplied_and_added(place + 1, torch.tensor(length / 2), torch.tensor(-0.5))
@@ -132,7 +131,7 @@ def _warped(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _taken(pixels: Tensor, index: Tensor) -> Tensor:
-    """Of pixels (N, H W, C) those at `index` (N, H, W): (N, H, W, C)."""
+    """The pixels (N, H * W, C) at `index` (N, H, W), as (N, H, W, C)."""
     count, height, width = index.shape
     flat = index.reshape(count, -1, 1).expand(-1, -1, pixels.shape[2])
     return pixels.gather(1, flat).reshape(count, height, width, -1)
@@ -182,5 +181,5 @@ def _inside(images: Tensor, holes: IntArray) -> Tensor:
 
 
 def _like(images: Tensor, values: FloatArray) -> Tensor:
-    """The values, float64, where the images are."""
+    """The values, float64, on the images' device."""
     return torch.from_numpy(values).to(images.device)

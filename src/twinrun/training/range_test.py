@@ -20,28 +20,28 @@ from twinrun.training.interruption import StopRequest
 from twinrun.training.job import Job
 from twinrun.training.module import Classifier, SplitImages, balanced_classes, build_optimizer, clip_gradient
 
-_SMOOTHING = 0.9  # what the mean of the losses before a step counts
+_SMOOTHING = 0.9  # weight of the earlier losses in the moving average
 _DIVERGED = 3.0  # times the lowest smoothed loss so far
 _BELOW_LOWEST = 10.0
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """Learning rates, the loss of each step, and the smoothed losses; each (steps,)."""
+    """Learning rate, loss and smoothed loss of each step; arrays of shape (steps,)."""
 
     rates: FloatArray
     losses: FloatArray
     smoothed: FloatArray
 
     def suggestion(self) -> float:
-        """A learning rate to start from: a tenth of that with the lowest smoothed loss."""
+        """A learning rate to start from: a tenth of the rate with the lowest smoothed loss."""
         return float(self.rates[int(np.argmin(self.smoothed))] / _BELOW_LOWEST)
 
     @property
     def steepest(self) -> float:
-        """The learning rate at which the smoothed loss falls fastest, by the logarithm of the rate.
+        """The learning rate at which the smoothed loss falls fastest against the logarithm of the rate.
 
-        Of those up to the lowest loss: a fall after it is noise of steps that are too large.
+        Only rates up to the lowest loss count: a fall after it is noise from steps that are too large.
         """
         falling = slice(int(np.argmin(self.smoothed)) + 1)
         if falling.stop < 2:
@@ -53,7 +53,7 @@ class RangeTest:
 def range_test(job: Job, *, lowest: float, highest: float, steps: int, stop: StopRequest) -> RangeTest:
     """Train for at most `steps` steps, the rate rising from `lowest` to `highest` by the same factor each step.
 
-    Ends where the loss is not finite or far above its lowest. Raises InterruptedTraining where `stop` asks for it.
+    Ends early if the loss is not finite or far above its lowest. Raises InterruptedTraining if `stop` was requested.
     """
     params = replace(job.params, ema_decay=None)
     train = SplitImages(job.images, job.manifest.split("train"), len(job.manifest.classes), job.numerics.device)
@@ -91,7 +91,7 @@ def _batches(train: SplitImages, job: Job) -> Iterator[IntArray]:
 
 
 def _smoothed(losses: list[float]) -> list[float]:
-    """Exponential means of the losses up to each step, not drawn to the first."""
+    """Exponential moving average of the losses up to each step, with bias correction."""
     mean, means = 0.0, []
     for step, loss in enumerate(losses, 1):
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
