@@ -226,7 +226,7 @@ class Failing(InAnyOrder):
 
     def ended(self) -> list[tuple[Path, str]]:
         folder = self.running.pop()
-        write_json({"state": "failed", "reason": "no luck"}, folder / "result.json")
+        write_json({"state": "failed", "reason": "=no luck"}, folder / "result.json")
         return [(folder, "it ended")]
 
 
@@ -242,6 +242,8 @@ def test_where_all_trials_of_a_generation_fail_no_trial_goes_on(
         Sweep(tmp_path, plan, params_text("digits", []), Failing(1, 0), journal, lines.append, "again").run()
 
     assert "generation 0, rung 1 after epoch 1: 2 trials, 2 failed, no trial goes on" in lines
+    reasons = [line.rpartition(",")[2] for line in (tmp_path / "trials.csv").read_text().splitlines()]
+    assert reasons == ["reason", "'=no luck", "'=no luck"]  # which a spreadsheet does not compute
 
 
 def test_a_sweep_that_exists_is_neither_started_again_nor_lost(swept: SweepProject) -> None:

@@ -1,7 +1,6 @@
 """What is known of a trial from its files, and the table of all trials. Pure, but for reading the files of a trial."""
 
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from twinrun.base.errors import SweepError
 from twinrun.base.files import read_json
 from twinrun.sweep.plan import Scalar
 from twinrun.sweep.worker import read_ending
+from twinrun.tables.sheet import sheet_text
 
 _DONE = ("card.json", "journal.jsonl")  # of a training that went to its end; the journal is written last
 
@@ -97,18 +97,17 @@ def promoted(scores: Mapping[int, float | None], keep: float, *, maximise: bool)
 
 
 def table_csv(rows: Sequence[Row], metric: str) -> str:
-    """The table as CSV; numbers are written so that reading them gives the same numbers, and no time is in it."""
+    """The table as CSV for people, without times; numbers are written so that reading them gives the same numbers."""
     names = list(rows[0].values) if rows else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "generation", "state", "rung", "epochs", metric, *names, "weights_hash", "reason"])
+    lines: list[list[object]] = [
+        ["trial", "generation", "state", "rung", "epochs", metric, *names, "weights_hash", "reason"]
+    ]
     for row in rows:
-        score = "" if row.metric is None else repr(row.metric)
-        values = [value if isinstance(value, str) else json.dumps(value) for value in row.values.values()]
+        values = [value if type(value) in (str, int, float) else json.dumps(value) for value in row.values.values()]
         reason = (row.reason or "").replace("\n", " ")
-        facts = [row.number, row.generation, row.state, row.rung, row.epochs, score]
-        writer.writerow([*facts, *values, row.weights_hash or "", reason])
-    return text.getvalue()
+        facts = [row.number, row.generation, row.state, row.rung, row.epochs, row.metric]
+        lines.append([*facts, *values, row.weights_hash, reason])
+    return sheet_text(lines)
 
 
 def _rank(score: float | None, *, maximise: bool) -> float:
