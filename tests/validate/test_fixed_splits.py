@@ -51,6 +51,15 @@ def test_a_line_speaks_for_a_picture_rather_than_for_a_name(facts: Any, expected
     assert fixed_splits(facts, LINES) == expected
 
 
+def test_two_lines_for_one_image_in_two_spellings_may_not_differ(tmp_path: Path) -> None:
+    (tmp_path / "splits.csv").write_text("path,split\na.png,train\n./a.png,test\n", encoding="utf-8")
+    lines = read_fixed_splits(tmp_path / "splits.csv")
+
+    for use in (lambda: fixed_splits(_facts(a="aa"), lines), lambda: with_images(lines, LINES)):
+        with pytest.raises(DataError, match=r"line 3: './a.png' has the split test, and as 'a.png' \(.*line 2\)"):
+            use()
+
+
 def test_a_line_against_the_split_that_the_source_publishes_is_refused() -> None:
     facts = {**_facts(a="aa", b="bb"), "split": ["test", "test"]}
 

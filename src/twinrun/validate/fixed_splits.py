@@ -64,7 +64,8 @@ def read_with_sheet(path: Path) -> tuple[list[FixedSplit], Sheet]:
 def fixed_splits(facts: Columns, lines: Sequence[FixedSplit]) -> list[SplitName | None]:
     """The split that `lines` fix for each row, or None for a new image.
 
-    Raises DataError where the source now publishes another split for an image than the line has.
+    Raises DataError where the source now publishes another split for an image than the line has, or two lines name one
+    image and different splits.
     """
     by_path = {line.path: line for line in _as_named(lines, facts["path"])}
     by_pixels: dict[str, FixedSplit] = {}
@@ -125,8 +126,15 @@ def fixed_splits_csv(lines: Sequence[FixedSplit], sheet: Sheet | None = None) ->
 
 
 def _as_named(lines: Sequence[FixedSplit], paths: Iterable[str]) -> list[FixedSplit]:
-    """The lines with the paths as the table spells them."""
-    names = Names(paths)
+    """The lines with the paths as the table spells them; raises DataError where two give one image different splits."""
+    names, line_of = Names(paths), dict[str, FixedSplit]()
+    for line in lines:
+        other = line_of.setdefault(names.find(line.path) or line.path, line)
+        if other.split != line.split:
+            raise DataError(
+                f"{line.where}: {line.path!r} has the split {line.split}, and as {other.path!r} ({other.where}) it has "
+                f"{other.split}. Remove one of these lines ({_SETTING})."
+            )
     return [replace(line, path=names.find(line.path) or line.path) for line in lines]
 
 
