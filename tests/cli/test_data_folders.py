@@ -249,7 +249,7 @@ def test_a_flat_folder_is_checked_with_the_labels_of_a_csv(tmp_path: Path) -> No
     ("text", "code", "said"),
     [
         (None, 2, "labels.csv does not exist (--splits-file)."),
-        ("path,label\nnone.png,cat\n", 2, "labels.csv names 1 image that is not there: none.png."),
+        ("path,label\nnone.png,cat\n", 2, "labels.csv names 1 image that is not there: none.png. Remove the line"),
         ("path,label\n0.png,cat\n", 2, "names one class, 'cat', and a classifier needs at least two (--splits-file)."),
         ("path,label\n0.png,\n", 1, "labels.csv names no labels. Put them into a column label of it.\n"),
         ("path,label\n0.png,cat\n1.png,dog\n", 1, "  10 images have no label in the splits file\n"),

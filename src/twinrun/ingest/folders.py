@@ -655,11 +655,13 @@ def _placed(
 
 
 def _meant(absent: Iterable[str], items: Iterable[Item]) -> str:
-    """How to write names that are not there, if an image has the file name of one of them."""
+    """What to do with names that are not there: if an image has the file name of one of them, how to write it."""
     paths = {name.casefold(): item.path for item in items for name in (Path(item.path).stem, Path(item.path).name)}
     names = (re.split(r"[\\/]+", name)[-1].casefold() for name in absent)
     path = next((paths[name] for name in names if name in paths), None)
-    return f" Write each path as it is inside the folder of images, such as {path}." if path is not None else ""
+    if path is not None:
+        return f" Write each path as it is inside the folder of images, such as {path}."
+    return " Remove the lines of images that are not there, or add these images."
 
 
 def _images(count: int) -> str:
