@@ -9,6 +9,7 @@ scale-invariant keypoints", IJCV 2004), so that in a data set whose images all l
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import combinations, product
@@ -111,7 +112,7 @@ def near_duplicates(
     with threadpool_limits(1), ThreadPoolExecutor(available_cores()) as pool:
         search = _Search(images, boxes, pool, progress or (lambda _: None))
         pairs = _judged(search, _candidates(search, rows)) if len(rows) > 1 else {}
-        pairs |= _within_groups(search, pairs, splits or [None] * len(facts))
+        pairs |= _within_groups(search, pairs, _splits_of_pixels(facts, splits or [None] * len(facts)))
     search.progress(1.0)
     return [NearPair(*pair, *measured) for pair, measured in sorted(pairs.items())]
 
@@ -208,7 +209,7 @@ def _rival_distances(candidates: _Candidates, distances: Float32Array) -> Float3
 
 
 def _within_groups(
-    search: _Search, pairs: dict[tuple[int, int], tuple[float, Change]], splits: Sequence[str | None]
+    search: _Search, pairs: dict[tuple[int, int], tuple[float, Change]], splits: Sequence[AbstractSet[str | None]]
 ) -> dict[tuple[int, int], tuple[float, Change]]:
     """Pairs of copies of the same image: implied by two pairs with a row in common, if they are alike too.
 
@@ -230,24 +231,34 @@ def _within_groups(
     return _pairs(ways, verdicts, verdicts.distance < _NEVER_A_COPY)
 
 
-def _across_splits(partners: Mapping[int, Sequence[int]], splits: Sequence[str | None]) -> set[tuple[int, int]]:
+def _across_splits(
+    partners: Mapping[int, Sequence[int]], splits: Sequence[AbstractSet[str | None]]
+) -> set[tuple[int, int]]:
     """Each row of a large group of copies with some of each other split: the nearest of a row may lie in its own."""
     pairs: set[tuple[int, int]] = set()
-    left = set(partners)
-    while left:
-        group, reached = set[int](), {min(left)}
+    seen: set[int] = set()
+    for start in sorted(partners):
+        group, reached = set[int](), {start} - seen
         while reached:
             group |= reached
             reached = {other for row in reached for other in partners[row]} - group
-        left -= group
+        seen |= group
         if len(group) <= _PARTNERS:
             continue
-        for split in {splits[row] for row in group}:
-            inside = [row for row in group if splits[row] == split]
+        for split in set[str | None]().union(*(splits[row] for row in group)):
+            inside = [row for row in group if split in splits[row]]
             most_alike = sorted(inside, key=lambda row: (-len(partners[row]), row))[:_ACROSS]
-            others = group.difference(inside)
-            pairs |= {(min(pair), max(pair)) for pair in product(others, most_alike)}
+            others = [row for row in group if splits[row] - {split}]
+            pairs |= {(min(pair), max(pair)) for pair in product(others, most_alike) if pair[0] != pair[1]}
     return pairs
+
+
+def _splits_of_pixels(facts: Sequence[Facts], splits: Sequence[str | None]) -> list[set[str | None]]:
+    """The splits of all images with the pixels of each row: one row stands for them."""
+    found: dict[str | None, set[str | None]] = {}
+    for fact, split in zip(facts, splits, strict=True):
+        found.setdefault(fact.pixels_sha256, set()).add(split)
+    return [found[fact.pixels_sha256] for fact in facts]
 
 
 def _pairs(
