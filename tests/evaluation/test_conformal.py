@@ -19,6 +19,7 @@ from twinrun.evaluation.conformal import (
     Calibration,
     calibrate,
     independent,
+    kinds_of_answers,
     read_calibration,
     score_answers,
     with_calibration,
@@ -112,6 +113,18 @@ def test_photos_in_groups_are_covered_as_promised_and_known_where_another_group_
     assert np.mean(covered) >= 1 - ALPHA
     assert np.mean(unknown) < 0.2
     assert calibrate(logits[:180], None, targets[:180], ALPHA, "f" * 64, group[:180]) is None  # 18 groups
+
+
+def test_one_long_clip_does_not_decide_which_single_photos_look_like_something_else() -> None:
+    things, rng = np.array([0] * 1000 + list(range(1, 31))), np.random.default_rng(0)
+    sure, photos = np.stack([rng.normal(6, 2, 2000), np.zeros(2000)], axis=1), rng.normal(1, 1, (2000, 8))
+    sure[0], photos[0] = (9, 0), 1  # the clip is more usual than most
+
+    own = calibrate(sure[things], photos[things], np.zeros(1030, np.int64), ALPHA, "f" * 64, things)
+
+    assert own is not None
+    for features in (None, photos):
+        assert np.mean(kinds_of_answers(own, sure, features) == "unknown") < 0.15
 
 
 def test_one_long_clip_counts_little_beside_single_images_and_much_more_in_the_whole() -> None:

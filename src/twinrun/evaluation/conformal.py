@@ -141,7 +141,8 @@ def calibrate(
 ) -> Calibration | None:
     """Calibrate on logits (N, C) and features (N, D) of the validation split; None where it is too small.
 
-    `groups` (N,) numbers images that show one thing: a group counts as one image, here and below.
+    `groups` (N,) numbers images that show one thing: a group counts as one image, here and below, but for the
+    temperature.
 
     A class with n < 1 / alpha - 1 images has no such quantile: to guarantee its coverage, every answer would have to
     name it. It gets the quantile of all classes or, if less, the smallest probability of its own images, which names it
@@ -165,21 +166,14 @@ def calibrate(
             for label in range(len(counts))
         ],
         images=counts,
-        energy=float(np.quantile(energy(logits), 1 - UNUSUAL_SHARE, method="higher")),
+        energy=-_lower_quantile(-energy(logits), groups, UNUSUAL_SHARE * (len(np.unique(groups)) - 1)),
         **_likeness(features, groups),
     )
 
 
 def least_probability(of_truth: FloatArray, alpha: float, groups: IntArray) -> float:
-    """The conformal quantile of the probabilities (N,) of the true labels: all but a share `alpha` reach it.
-
-    Each of the `groups` (N,) has the weight of one image, which its images share.
-    """
-    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    order = np.argsort(of_truth, kind="stable")
-    shares = 1 / sizes[group_of[order]]
-    below = shares.cumsum() - shares
-    return float(of_truth[order][np.flatnonzero(below <= alpha * (len(sizes) + 1) - 1 + 1e-9)[-1]])
+    """The conformal quantile of the probabilities (N,) of the true labels: all but a share `alpha` reach it."""
+    return _lower_quantile(of_truth, groups, alpha * (len(np.unique(groups)) + 1) - 1)
 
 
 def fit_temperature(logits: FloatArray, targets: IntArray) -> float:
@@ -354,7 +348,7 @@ def _likeness(features: FloatArray | None, groups: IntArray) -> dict[str, Any]:
     reference = np.rint(features[rows] / np.where(largest > 0, largest, 1) * 127).astype(np.int8)
     cosines = _cosines(features, reference)
     cosines[groups[:, None] == groups[rows]] = -1  # not with itself
-    limit = float(np.quantile(_nearest(cosines), UNUSUAL_SHARE, method="lower"))
+    limit = _lower_quantile(_nearest(cosines), groups, UNUSUAL_SHARE * (len(np.unique(groups)) - 1))
     return {"similarity": max(-1.0, min(1.0, limit)), "reference": b64encode(reference.tobytes()).decode()}
 
 
@@ -367,6 +361,17 @@ def _cosines(features: FloatArray, reference: NDArray[np.int8]) -> FloatArray:
 def _directions(vectors: FloatArray) -> FloatArray:
     result: FloatArray = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + _NOTHING)
     return result
+
+
+def _lower_quantile(values: FloatArray, groups: IntArray, below: float) -> float:
+    """The largest of `values` (N,) that at most `below` images are less than.
+
+    Each of the `groups` (N,) has the weight of one image, which its images share.
+    """
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.argsort(values, kind="stable")
+    shares = 1 / sizes[group_of[order]]
+    return float(values[order][np.flatnonzero(shares.cumsum() - shares <= below + 1e-9)[-1]])
 
 
 def _nearest(cosines: FloatArray) -> FloatArray:
