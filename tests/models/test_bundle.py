@@ -74,6 +74,17 @@ def test_a_small_file_that_names_a_huge_network_is_refused_before_the_network_is
         load_bundle(tmp_path / "bundle")
 
 
+def test_a_network_of_which_most_is_replaced_while_it_is_built_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twinrun.models.bundle._SMALL_NETWORK", 0)
+    pruned = "timm/efficientnet_b1_pruned"  # the smallest of those that timm builds whole, then prunes
+    network = build_network(pruned, channels=1, size_px=(16, 16), classes=2, seed=5)
+    save_bundle(tmp_path, network.state_dict(), architecture=pruned, classes=("a", "b"), preprocessing=PREPARATION)
+
+    assert load_bundle(tmp_path).classes == ("a", "b")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_are_not_numbers_are_refused(dtype: torch.dtype, folder: Path) -> None:
     tensors = {"bias": torch.tensor([1.0, float("nan")], dtype=dtype)}

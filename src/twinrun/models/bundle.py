@@ -25,7 +25,8 @@ from twinrun.models.views import with_views
 
 TRUSTED = "TWINRUN_TRUST_NETWORK"
 _LONGEST_REASON = 500
-_SMALL_NETWORK = 10_000_000  # weights; building replaces layers, so that some are counted twice
+_SMALL_NETWORK = 10_000_000  # weights
+_MOST_TIMES = 4  # as many weights as stored: layers are replaced while it is built, and "pruned" networks begin whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ def bundle_of(model: StoredModel, tensors: Mapping[str, Tensor], source: bytes |
     Counts of batches may be missing: no answer depends on them. Any error of the libraries is raised as it is.
     """
     stored = sum(tensor.numel() for tensor in tensors.values())
-    with _no_more_weights_than(2 * stored + _SMALL_NETWORK) if source is None else nullcontext():
+    with _no_more_weights_than(_MOST_TIMES * stored + _SMALL_NETWORK) if source is None else nullcontext():
         network = build_network(
             model.architecture,
             channels=len(model.preprocessing.mean),
