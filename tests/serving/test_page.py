@@ -441,7 +441,9 @@ def test_a_page_that_stays_open_follows_a_promotion_and_its_answer_keeps_its_mod
     page.click("#examples button >> nth=0")
     page.wait_for_selector("#details:not([hidden])")
     before = page.text_content("#model")
-    page.route("**/version", partial(_change, {"name": "bins", "version": 8, "weights_hash": "5" * 64}))
+    page.route(
+        "**/version", partial(_change, {"name": "bins", "version": 8, "weights_hash": "5" * 64, "feedback": True})
+    )
 
     with page.expect_response("**/model/*.onnx"):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -451,6 +453,13 @@ def test_a_page_that_stays_open_follows_a_promotion_and_its_answer_keeps_its_mod
     expect(page.locator("#model")).to_contain_text("bins")
     expect(page.locator("#model")).to_contain_text("5" * 12)
     page.wait_for_selector("#details:not([hidden])")
+
+    page.route("**/version", lambda route: route.fulfill(status=503, json={"error": "of a proxy"}))
+    with page.expect_response("**/version"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.click("#examples button >> nth=0")
+    page.wait_for_selector("#details:not([hidden])")
+    page.click("#wrong summary")
 
 
 def test_a_photo_can_be_taken_chosen_pasted_or_dropped_anywhere(

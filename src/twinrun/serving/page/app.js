@@ -296,7 +296,9 @@ function use(version) {
 
 // A page stays open for weeks on a phone: whether another model was promoted meanwhile.
 async function follow() {
-  const version = await (await fetch("version")).json();
+  const response = await fetch("version");
+  if (!response.ok) throw new TypeError(response.statusText); // a proxy answered: the server is away
+  const version = await response.json();
   if (JSON.stringify(version) !== JSON.stringify(served)) use(version);
 }
 
