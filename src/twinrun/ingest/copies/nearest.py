@@ -112,7 +112,7 @@ def near_duplicates(
     with threadpool_limits(1), ThreadPoolExecutor(available_cores()) as pool:
         search = _Search(images, boxes, pool, progress or (lambda _: None))
         pairs = _judged(search, _candidates(search, rows)) if len(rows) > 1 else {}
-        pairs |= _within_groups(search, pairs, _splits_of_pixels(facts, splits or [None] * len(facts)))
+        pairs |= _within_groups(search, pairs, facts, splits or [None] * len(facts))
     search.progress(1.0)
     return [NearPair(*pair, *measured) for pair, measured in sorted(pairs.items())]
 
@@ -209,7 +209,10 @@ def _rival_distances(candidates: _Candidates, distances: Float32Array) -> Float3
 
 
 def _within_groups(
-    search: _Search, pairs: dict[tuple[int, int], tuple[float, Change]], splits: Sequence[AbstractSet[str | None]]
+    search: _Search,
+    pairs: dict[tuple[int, int], tuple[float, Change]],
+    facts: Sequence[Facts],
+    splits: Sequence[str | None],
 ) -> dict[tuple[int, int], tuple[float, Change]]:
     """Pairs of copies of the same image: implied by two pairs with a row in common, if they are alike too.
 
@@ -221,7 +224,7 @@ def _within_groups(
         partners.setdefault(second, []).append(first)
     nearest_ones = (sorted(of_row[:_PARTNERS]) for of_row in partners.values())
     implied = {pair for of_row in nearest_ones for pair in combinations(of_row, 2)}
-    implied = (implied | _across_splits(partners, splits)) - pairs.keys()
+    implied = (implied | _across_splits(partners, facts, _splits_of_pixels(facts, splits))) - pairs.keys()
     if not implied:
         return {}
     both = np.array(sorted(implied), np.int32)
@@ -232,7 +235,7 @@ def _within_groups(
 
 
 def _across_splits(
-    partners: Mapping[int, Sequence[int]], splits: Sequence[AbstractSet[str | None]]
+    partners: Mapping[int, Sequence[int]], facts: Sequence[Facts], splits: Sequence[AbstractSet[str | None]]
 ) -> set[tuple[int, int]]:
     """Each row of a large group of copies with some of each other split: the nearest of a row may lie in its own."""
     pairs: set[tuple[int, int]] = set()
@@ -247,7 +250,7 @@ def _across_splits(
             continue
         for split in set[str | None]().union(*(splits[row] for row in group)):
             inside = [row for row in group if split in splits[row]]
-            most_alike = sorted(inside, key=lambda row: (-len(partners[row]), row))[:_ACROSS]
+            most_alike = sorted(inside, key=lambda row: (-len(partners[row]), facts[row].pixels_sha256 or ""))[:_ACROSS]
             others = [row for row in group if splits[row] - {split}]
             pairs |= {(min(pair), max(pair)) for pair in product(others, most_alike) if pair[0] != pair[1]}
     return pairs
