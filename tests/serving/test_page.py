@@ -442,22 +442,33 @@ def test_a_page_that_stays_open_follows_a_promotion_and_its_answer_keeps_its_mod
     page.wait_for_selector("#details:not([hidden])")
     before = page.text_content("#model")
     page.route(
-        "**/version", partial(_change, {"name": "bins", "version": 8, "weights_hash": "5" * 64, "feedback": True})
+        "**/version*", partial(_change, {"name": "bins", "version": 8, "weights_hash": "5" * 64, "feedback": True})
     )
+    page.route("**/regions", lambda route: route.fulfill(json=[]))
 
+    page.route("**/model/*.onnx", lambda route: route.abort())
+    with page.expect_request_finished(lambda request: "version?now" in request.url), page.expect_event("requestfailed"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.click("#examples button >> nth=1")
+    page.wait_for_selector("#details:not([hidden])")
+    assert page.text_content("#model") == before
+
+    page.unroute("**/model/*.onnx")
     with page.expect_response("**/model/*.onnx"):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_selector("#waste", state="hidden")
     assert page.text_content("#model") == before
-    page.click("#examples button >> nth=1")
+    photo = base64.b64encode((PAGE / "examples/glass.jpg").read_bytes()).decode()
+    page.evaluate(CHOOSE, photo)
 
     expect(page.locator("#model")).to_contain_text("bins")
     expect(page.locator("#model")).to_contain_text("5" * 12)
     page.wait_for_selector("#details:not([hidden])")
 
-    page.route("**/version", lambda route: route.fulfill(status=503, json={"error": "of a proxy"}))
-    with page.expect_response("**/version"):
+    page.route("**/version*", lambda route: route.fulfill(status=503, json={"error": "of a proxy"}))
+    with page.expect_response("**/version?now"):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    page.click("#examples button >> nth=0")
+    page.evaluate(CHOOSE, photo)
     page.wait_for_selector("#details:not([hidden])")
     page.click("#wrong summary")
 

@@ -6,7 +6,8 @@ const at = id => document.getElementById(id);
 const chosen = (key, value) => { try { return value === undefined ? localStorage.getItem(key) : localStorage.setItem(key, value); } catch { return null; } };
 const words = { texts: { failed: "That did not work", "no server": "The server does not answer. Is it still running?" }, language: "en" };
 let spoken = 0, early = null; // languages that were asked for, and a photo that came before the page was ready
-let regions = [], current = null, teaches = false, guarded = false, accepted = false, asked = 0, token = "", agreed = false, device = null, served = null, named = null, reason = "", clearPad;
+let regions = [], current = null, teaches = false, guarded = false, accepted = false, asked = 0, token = "", agreed = false, device = null, served = null, named = null, reason = "", clearPad, isFollowing = false;
+const replaced = []; // models that a promotion replaced, until the answers that they gave are gone
 const NO_TOKEN = "refused 401"; // the name of a text, and the worker's error where the server keeps the model back
 
 // The network on this device, in a worker; `classify` of a photo, or an error that says why it cannot be here.
@@ -89,6 +90,7 @@ const certainty = share => share >= 0.99 ? "very sure" : share >= 0.95 ? "sure" 
 
 async function ask(photo, what = "your photo", look = classify) {
   const number = ++asked;
+  while (replaced.length) replaced.pop().close();
   const picture = at("picture");
   if (picture.src) URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(photo);
@@ -280,9 +282,15 @@ function openPad() {
 
 const tellsDigits = ({ classes, preprocessing }) => [...classes].sort().join() === "0,1,2,3,4,5,6,7,8,9" && preprocessing.channels === "gray";
 
-// The model that answers from now on. An answer that stands keeps the model that gave it.
-function use(version) {
-  const before = device;
+async function read(path) {
+  const response = await fetch(path);
+  if (!response.ok) throw new TypeError(response.statusText); // a proxy answered: the server is away
+  return response.json();
+}
+
+// The model that answers from now on, here if its worker has started. An answer that stands keeps the model that gave it.
+function use(version, here) {
+  device?.then(before => { if (before) replaced.push(before); });
   served = version;
   teaches = version.feedback === true;
   guarded = version.guarded === true;
@@ -290,16 +298,32 @@ function use(version) {
   at("draw").hidden = !tellsDigits(version);
   clearPad();
   reason = "";
-  startDevice();
-  before?.then(here => { if (here && here !== current?.answer?.here && !current?.isLooking) here.close(); });
+  if (here) device = Promise.resolve(here);
+  else startDevice();
 }
 
-// A page stays open for weeks on a phone: whether another model was promoted meanwhile.
+// A page stays open for weeks on a phone: whether another model was promoted meanwhile. If the network goes in the middle,
+// the model before stays, also for a visit without a network: asked with "?now", no version is kept.
 async function follow() {
-  const response = await fetch("version");
-  if (!response.ok) throw new TypeError(response.statusText); // a proxy answered: the server is away
-  const version = await response.json();
-  if (JSON.stringify(version) !== JSON.stringify(served)) use(version);
+  const version = await read("version?now");
+  if (isFollowing || JSON.stringify(version) === JSON.stringify(served)) return;
+  isFollowing = true;
+  try {
+    const here = document.body.dataset.device === "yes" ? await openDevice(version) : null;
+    await showRegions();
+    await read("version");
+    use(version, here);
+    say();
+  } finally { isFollowing = false; }
+}
+
+// The regions whose rules have the model's classes.
+async function showRegions() {
+  regions = await read("regions");
+  at("region").replaceChildren(at("region").options[0], ...regions.map((_, place) => new Option("", place)));
+  const known = regions.findIndex(region => inLanguage(region.name) && region.name.en === chosen("region"));
+  at("region").value = known >= 0 ? known : regions.length === 1 ? 0 : ""; // no bin of somewhere else
+  at("waste").hidden = at("examples").hidden = regions.length === 0;
 }
 
 // Things that people look for, and where they go: the region's items, then the model's own classes.
@@ -398,17 +422,12 @@ async function start() {
     speak(event.target.value).then(() => chosen("language", words.language), () => { event.target.value = words.language; });
   });
   await speak(at("language").value);
-  regions = await (await fetch("regions")).json();
-  at("region").append(...regions.map((_, place) => new Option("", place)));
-  const known = regions.findIndex(region => inLanguage(region.name) && region.name.en === chosen("region"));
-  at("region").value = known >= 0 ? known : regions.length === 1 ? 0 : ""; // no bin of somewhere else
+  await showRegions();
   at("region").addEventListener("change", () => { chosen("region", regions[at("region").value]?.name.en || ""); showRegion(); search(); if (current) showRule(current.label); });
-  at("waste").hidden = regions.length === 0;
   say();
   for (const example of document.querySelectorAll("#examples button")) example.addEventListener("click", async () => {
     try { ask(await (await fetch(example.querySelector("img").src)).blob()); } catch { show(put("failed"), put("no server")); }
   });
-  at("examples").hidden = regions.length === 0;
   at("why").addEventListener("click", drawWhy);
   at("explain").addEventListener("submit", event => {
     if (guarded && !accepted && !askForToken()) { event.preventDefault(); return; }
@@ -422,7 +441,7 @@ async function start() {
   });
   at("find").addEventListener("input", search);
   clearPad = openPad();
-  await follow();
+  use(await read("version"));
   navigator.serviceWorker?.register("sw.js").catch(() => {}); // a browser may forbid it; then there is no page without a network
   const look = () => { if (!document.hidden) follow().catch(() => {}); }; // without a network the model stays
   document.addEventListener("visibilitychange", look);

@@ -11,8 +11,8 @@ self.addEventListener("activate", event => event.waitUntil(self.clients.claim())
 
 // What never changes under its address is taken from here; anything else from the server, and from here where it is away.
 self.addEventListener("fetch", event => {
-  const { request } = event, path = new URL(request.url).pathname;
-  if (request.method !== "GET" || new URL(request.url).origin !== location.origin || path === "/metrics" || path === "/health") return;
+  const { request } = event, { origin, pathname: path, search } = new URL(request.url);
+  if (request.method !== "GET" || origin !== location.origin || search === "?now" || path === "/metrics" || path === "/health") return;
   event.respondWith(caches.open(KEPT).then(async cache => {
     const kept = await cache.match(path === "/" ? "./" : request, { ignoreVary: true });
     if (path.startsWith("/model/") && kept) return kept;
