@@ -163,6 +163,13 @@ def test_groups_whose_changes_cancel_out_change_nothing_and_fewer_groups_show_le
     assert difference(np.ones(100), np.ones(100), np.arange(100) // 5).shows_from > 0.3
 
 
+def test_the_interval_does_not_rise_where_fewer_images_are_fixed() -> None:
+    fixed = {number: difference(np.zeros(12), changes(0, number, 12)) for number in (9, 10, 11, 12)}
+
+    assert [fixed[number].low for number in fixed] == sorted(one.low for one in fixed.values())
+    assert fixed[11].low < 0.6
+
+
 def test_non_inferiority_at_the_margin_itself_is_claimed_in_one_of_twenty() -> None:
     random = np.random.default_rng(1)
     claims = []
