@@ -409,6 +409,11 @@ def test_each_database_has_its_own_champion_in_the_record(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     Registry(find_tracker(), "digits").history()
 
+    lines = map(json.loads, (project / "mlruns/promotions.jsonl").read_text().splitlines())
+    assert {line["tracker"] for line in lines if "tracker" in line} == {
+        "local",
+        "other/mlflow.db",
+    }  # a project may move
     assert [(each.action, each.before, each.after) for each in registry.history()] == [
         ("promote", None, 1),
         ("promote", None, 2),

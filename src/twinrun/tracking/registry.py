@@ -283,9 +283,11 @@ class Registry:
 
     @property
     def _store(self) -> str:
-        """The store in the journal; a local one may move with its project."""
-        own = self.tracker.database == self.tracker.home / MLRUNS / DATABASE
-        return "local" if own else self.tracker.shown
+        """The store in the journal; one inside the project may move with it."""
+        home, database = self.tracker.home, self.tracker.database
+        if database is None or not database.is_relative_to(home):
+            return self.tracker.shown
+        return "local" if database == home / MLRUNS / DATABASE else database.relative_to(home).as_posix()
 
     def _judgement(self, version: Version, before: int | None, judge: Judge | None) -> Judgement:
         """The results of the present gates for a version; it must also have passed those of its registration."""
