@@ -484,6 +484,9 @@ def test_where_the_lowest_value_is_white_every_depth_gives_the_negative(depth: A
     black, white = (pixels(tiff(deep, photometric=kind), depth=depth) for kind in ("minisblack", "miniswhite"))
 
     assert np.array_equal(white, 255 - black)
+    if depth == "data":
+        holed = np.where(np.arange(deep.shape[1]) < 3, np.nan, deep.astype(np.float32)).astype(np.float32)
+        assert not pixels(tiff(holed, photometric="miniswhite"), depth=depth)[:, :3].any()
     negative = pixels(dicom(PhotometricInterpretation="MONOCHROME1"), depth=depth)
     assert np.array_equal(negative, 255 - pixels(dicom(), depth=depth))
 

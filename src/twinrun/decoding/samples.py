@@ -117,9 +117,10 @@ def sample_range(samples: Samples, depth: Depth) -> Range:
 
 def samples_image(samples: Samples, top: int, bottom: int, scale: Range) -> Image.Image:
     """Rows `top` to `bottom` as an image of 8 bits: L, LA, RGB, RGBA, CMYK or YCbCr."""
-    colors = _to_8_bits(samples.values[top:bottom], scale)
+    values = samples.values[top:bottom]
+    colors = _to_8_bits(values, scale)
     if samples.is_negative:
-        colors = 255 - colors
+        colors = np.where(np.isnan(values), 0, 255 - colors) if values.dtype.kind == "f" else 255 - colors
     mode = _MODES[samples.color]
     image = _image(colors[:, :, 0] if samples.color == "gray" else colors, mode)
     if samples.alpha is None:
