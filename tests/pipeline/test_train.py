@@ -25,6 +25,7 @@ from twinrun.tracking.sync import sync
 
 # Of a tracker that is not there, where runs are not what is asked about: importing MLflow takes seconds.
 AWAY = "http://127.0.0.1:9"
+JOURNALS = ".twinrun/journals/*/journal.jsonl"
 LONG: dict[str, Any] = {"epochs": 24, "ema_decay": 0.9, "keep": "last"}
 
 
@@ -153,15 +154,14 @@ def test_two_machines_with_disks_of_their_own_go_on_after_a_stop_with_the_undist
 
 def test_ctrl_c_while_the_processes_still_start_is_a_clean_stop(trainable: TrainableProject) -> None:
     process = trainable.keep_a_third().set(**LONG, devices=2).start(MLFLOW_TRACKING_URI=AWAY)
-    while not _trainers_below(process):
+    while not (_trainers_below(process) and any(trainable.folder.glob(JOURNALS))):
         assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(0.5)
 
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
 
-    (journal,) = trainable.folder.glob(".twinrun/journals/*/journal.jsonl")
+    (journal,) = trainable.folder.glob(JOURNALS)
     assert process.returncode == 130, said
     assert "Training stopped: SIGINT arrived" in said
     assert "Traceback" not in said
