@@ -234,7 +234,7 @@ def test_a_file_that_is_not_there_is_missing_and_not_unreadable(project: Path, t
             2,
             "None of these 5 files exists: 1.jpg, 2.jpg, 3.jpg and 2 more. Name images, or folders of images.",
         ),
-        (["predict", "list.csv"], 2, "There is no file nope.jpg. Name images, or folders of images. A CSV names"),
+        (["predict", "list.csv"], 2, "There is no file nope.jpg. Name images, or folders of images. Paths in a CSV"),
         (["explain", "nope.jpg"], 1, "nope.jpg cannot be read: No such file or directory"),
         (["verify", "answer.json", "nope.jpg"], 1, "nope.jpg cannot be read: No such file or directory"),
     ],
