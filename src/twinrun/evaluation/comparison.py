@@ -75,8 +75,8 @@ class Difference:
 
     `exact_p` is the p-value of McNemar's exact test (with several seeds or groups, of the permutation test of which it
     is a special case), `mid_p` its mid-p; both two-sided. `low` and `high` are the 95% interval: by the paired
-    bootstrap for all images, adjusted Wald's for a class and where all images changed alike, or none did; both together
-    where few of them, or of their groups, changed otherwise than most.
+    bootstrap for all images, adjusted Wald's for a class, and the hull of both where few of the images, or of their
+    groups, changed otherwise than most.
     `shows_from` is the smallest difference that this number of images detects with a power of 80%.
     """
 
@@ -210,19 +210,16 @@ def difference(
     """
     change = after - before
     exact, mid = permutation_test(change, groups)
-    if change.min() < change.max():
-        low, high = bootstrap_interval(change, groups, samples=samples, seed=seed)
+    low, high = bootstrap_interval(change, groups, samples=samples, seed=seed)
+    values, counts = np.unique(change, return_counts=True)
+    units = np.arange(len(change)) if groups is None else groups
+    number, others = (len(np.unique(some)) for some in (units, units[change != values[counts.argmax()]]))
+    if min(number, others) < FEW_GROUPS:  # which resampled, vary too little, or not at all
         from scipy.stats import t
 
-        values, counts = np.unique(change, return_counts=True)
-        units = np.arange(len(change)) if groups is None else groups
-        number, others = (len(np.unique(some)) for some in (units, units[change != values[counts.argmax()]]))
-        if min(number, others) < FEW_GROUPS:  # which resampled, vary too little
-            quantile = float(t.ppf(1 - ALPHA / 2, max(1, number - 1)))
-            ends = adjusted_interval(change, quantile=quantile, groups=groups)
-            low, high = min(low, ends[0]), max(high, ends[1])
-    else:  # resampled, the same change of all images stays the same, however few they are
-        low, high = adjusted_interval(change, quantile=_TEST, groups=groups)
+        quantile = float(t.ppf(1 - ALPHA / 2, max(1, number - 1)))
+        ends = adjusted_interval(change, quantile=quantile, groups=groups)
+        low, high = min(low, ends[0]), max(high, ends[1])
     return _difference(before, after, (exact, mid), (low, high), groups)
 
 
