@@ -359,10 +359,14 @@ def _promote_without_what_was_recorded(
         twinrun(monkeypatch, "promote", "1")
     client.log_artifact(run, str(project / "metrics.json"), "evaluation")
     twinrun(monkeypatch, "promote", "1")
+    (project / "metrics.json").write_text('{"accuracy": 0.9')
+    client.log_artifact(run, str(project / "metrics.json"), "evaluation")
+    twinrun(monkeypatch, "promote", "1")
     client.log_artifact(run, str(metrics), "evaluation")
 
     said = capsys.readouterr().err
     assert "failed: the disk of the artifacts does not answer" in said
+    assert "Refused by the gate “accuracy”: what MLflow has of its run is damaged" in said
     assert (
         "Refused by the gate “better than guessing”: it is not shown to be better than guessing: metrics.json" in said
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twinrun.base.errors import DataError, TrackingError, TwinError, TwinrunError
+from twinrun.base.errors import DataError, RecordError, TrackingError, TwinError, TwinrunError
 from twinrun.core.arrays import IntArray
 from twinrun.evaluation.champion import recorded_results
 from twinrun.evaluation.comparison import Aligned, Contender, Slice, align, slices
@@ -105,7 +105,7 @@ def log_page(tracker: Tracker, run_id: str, text: str) -> None:
 
 def _recorded(root: Path, tracker: Tracker, run: RunFacts) -> _RecordedRun:
     predictions, metrics = dict[Source, Predictions](), None
-    with suppress(TrackingError):  # this folder may have them
+    with suppress(TrackingError, DataError, RecordError):  # this folder may have them
         if not run.is_unpublished:
             predictions, metrics = recorded_results(tracker, run.run_id)
     if not predictions or metrics is None:

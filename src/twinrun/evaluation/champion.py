@@ -125,12 +125,16 @@ def judge_version(
 
     The model is not loaded for it: what was measured when it was registered is judged by the limits of today.
     """
-    mine, metrics = ({}, None) if version.run_id is None else recorded_results(tracker, version.run_id)
-    gates = (
-        [Gate(name="accuracy", passed=None, sentence="MLflow has no intact metrics.json of its run")]
-        if metrics is None
-        else judge_alone(metrics, params.min_accuracy, params.gates)
-    )
+    mine: dict[Source, Predictions] = {}
+    metrics: Mapping[str, Any] | None = None
+    missing = Gate(name="accuracy", passed=None, sentence="MLflow has no metrics.json of its run")
+    try:
+        if version.run_id is not None:
+            mine, metrics = recorded_results(tracker, version.run_id)
+    except (DataError, RecordError) as error:
+        sentence = f"what MLflow has of its run is damaged ({error}). Evaluate it again: dvc repro -f evaluate"
+        missing = replace(missing, passed=False, sentence=sentence)
+    gates = [missing] if metrics is None else judge_alone(metrics, params.min_accuracy, params.gates)
     gates += _judge_measured(tracker, version, metrics, mine.get("test"), params.gates)
     if champion is not None and champion.weights_hash != version.weights_hash:
         gates += _judge(root, tracker, champion, mine, params.gates)
@@ -253,7 +257,10 @@ def _champions(
     root: Path, tracker: Tracker, champion: Version, mine: Mapping[Source, Predictions]
 ) -> dict[Source, Predictions]:
     """The champion's predictions: recorded ones, and computed here where those lack a test image of today."""
-    theirs = {} if champion.run_id is None else recorded_results(tracker, champion.run_id)[0]
+    theirs: dict[Source, Predictions] = {}
+    with suppress(DataError, RecordError):  # damaged ones are computed again
+        if champion.run_id is not None:
+            theirs = recorded_results(tracker, champion.run_id)[0]
     if "cross-validation" in theirs and "cross-validation" in mine:
         return theirs
     if "test" not in mine:
@@ -282,11 +289,11 @@ def _scored_here(root: Path, tracker: Tracker, champion: Version, mine: Predicti
 def recorded_results(tracker: Tracker, run_id: str) -> tuple[dict[Source, Predictions], Mapping[str, Any] | None]:
     """What MLflow has of a run: its predictions, out of fold too where those are its headline, and its metrics.json.
 
-    Without those that are damaged. Raises TrackingError where MLflow fails.
+    Raises DataError or RecordError where one of them is damaged, and TrackingError where MLflow fails.
     """
     predictions: dict[Source, Predictions] = {}
     metrics: Mapping[str, Any] | None = None
-    with tempfile.TemporaryDirectory() as folder, suppress(DataError, RecordError):
+    with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         if table := fetch_artifact(tracker, run_id, f"evaluation/{_PREDICTIONS}", place):
             predictions["test"] = read_predictions(table)
